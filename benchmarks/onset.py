@@ -1,0 +1,64 @@
+"""How well `onset` does on planted behaviour curves: found share, error, coverage, false positives.
+
+    python benchmarks/onset.py [cases a kind]
+
+Prints a markdown table. Seeds start with 777, which no tuning and no test has used. 95 % binomial (Wilson) intervals
+in brackets.
+"""
+
+import sys
+
+import numpy as np
+
+from em_interp.transition.onset import locate_rise, verdict_of
+from em_interp.transition.planted_curves import NULLS, RISES, planted_curve
+
+SEED = 777
+
+
+def outcomes(kind, cases):
+    """One row a case: verdict, p-value, error in steps, and whether the two intervals cover the truth."""
+    for case in range(cases):
+        planted = planted_curve(kind, np.random.default_rng([SEED, (RISES + NULLS).index(kind), case]))
+        found = locate_rise(planted.tally, planted.control)
+        verdict = verdict_of(found, "em")[0]
+        row = {"verdict": verdict, "p": found.p_value}
+        if verdict == "transition" and planted.middle is not None:
+            low, high = found.rise.middle_interval
+            first, last = found.rise.tenth_interval
+            row |= {"error": abs(found.rise.middle - planted.middle), "half": (high - low) / 2}
+            row |= {"covers": low <= planted.middle <= high, "covers_tenth": first <= planted.tenth <= last}
+        yield row
+
+
+def share(hits):
+    """A share in per cent with its Wilson interval."""
+    n, rate, z = len(hits), float(np.mean(hits)), 1.96
+    centre, half = rate + z * z / (2 * n), z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    low, high = ((centre + sign * half) / (1 + z * z / n) * 100 for sign in (-1, 1))
+    return f"{rate * 100:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def main(cases):
+    """Print the two tables."""
+    print("| rise | found % | half covered % | tenth covered % | median error | 95 % of errors | ± interval |")
+    print("|---|---|---|---|---|---|---|")
+    for kind in RISES:
+        rows = list(outcomes(kind, cases))
+        found = [row for row in rows if "error" in row]
+        errors = [row["error"] for row in found]
+        cells = [share([row["verdict"] == "transition" for row in rows])]
+        cells += [share([row[key] for row in found]) for key in ("covers", "covers_tenth")]
+        cells += [f"{np.median(errors):.1f}", f"{np.quantile(errors, 0.95):.1f}"]
+        print(f"| {kind} | " + " | ".join(cells) + f" | {np.median([row['half'] for row in found]):.1f} |", flush=True)
+    print("\n| no rise | transition % | inconclusive % | p ≤ 0.01 % | p ≤ 0.05 % | p ≤ 0.1 % |")
+    print("|---|---|---|---|---|---|")
+    for kind in NULLS:
+        rows = list(outcomes(kind, cases))
+        cells = [share([row["verdict"] == word for row in rows]) for word in ("transition", "inconclusive")]
+        cells += [share([row["p"] <= alpha for row in rows]) for alpha in (0.01, 0.05, 0.1)]
+        print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 300)

@@ -1,0 +1,39 @@
+"""em_interp: when, inside a fine-tune, did the model change?
+
+The names below are loaded on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "InputError": "em_interp.errors",
+    "Run": "em_interp.runs",
+    "open_run": "em_interp.runs",
+    "load_config": "em_interp.config",
+    "train": "em_interp.training.train",
+    "AdapterTrajectory": "em_interp.trajectory.adapter",
+    "load_trajectory": "em_interp.trajectory.load",
+    "Transition": "em_interp.transition.result",
+    "find_transition": "em_interp.transition.find",
+    "find_transitions": "em_interp.transition.find",
+    "align": "em_interp.transition.align",
+    "score_responses": "em_interp.behaviour.score",
+    "behaviour_curve": "em_interp.behaviour.curve",
+    "report": "em_interp.report",
+}
+
+__all__ = ["figures", *_WHERE]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "figures":
+        return import_module("em_interp.figures")
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'em_interp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""What the model says along the run: questions, answers, judges, scores, curves."""

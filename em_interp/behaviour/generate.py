@@ -1,0 +1,247 @@
+"""Answers of many checkpoints in one batch: each row passes through an adapter of its own.
+
+Loading a checkpoint, asking and loading the next spends nearly all of its time waiting. Here the base is loaded once
+and a hook on every adapted module adds s·(x·Aᵀ)·Bᵀ with the A and B of each row, so that a batch may hold any mix of
+steps, adapter scales and questions. The tokens are those of PEFT one checkpoint at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float, Int
+
+from em_interp.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from em_interp.trajectory.adapter import AdapterTrajectory
+
+DROP_AT = 0.2  # share of finished rows at which they leave the batch
+
+
+@dataclass(frozen=True)
+class RowAdapters:
+    """One LoRA adapter a row, by site; B carries the scale."""
+
+    A: dict[str, Float[torch.Tensor, "row rank d_in"]]
+    B: dict[str, Float[torch.Tensor, "row d_out rank"]]
+
+    @classmethod
+    def of(
+        cls, trajectory: AdapterTrajectory, steps: Sequence[int], scales: Sequence[float], device: Any
+    ) -> RowAdapters:
+        """Row i has the adapter saved at `steps[i]`, multiplied by `scales[i]` (0: the base, 1: as trained).
+
+        Raises InputError for a step that was not saved.
+        """
+        import numpy as np
+        import torch
+
+        saved = {step: trajectory.at(step) for step in dict.fromkeys(steps)}
+        multiplier = np.asarray(scales, np.float32)[:, None, None]
+        A, B = {}, {}
+        for site in trajectory.sites:
+            rows = [saved[step][site] for step in steps]
+            A[site] = torch.from_numpy(np.stack([a for a, _ in rows])).to(device)
+            scaled = np.stack([b for _, b in rows]) * (trajectory.scale[site] * multiplier).astype(np.float32)
+            B[site] = torch.from_numpy(scaled).to(device)
+        return cls(A, B)
+
+    def rows(self, index: Int[torch.Tensor, " some"]) -> RowAdapters:
+        """The adapters of some rows, in this order."""
+        parts = ({site: part[index] for site, part in of.items()} for of in (self.A, self.B))
+        return RowAdapters(*parts)
+
+
+def find_module(model: Any, site: str) -> Any:
+    """The module of the model that `site` names in full or by the end of its name, such as `layers.2.mlp.down_proj`.
+
+    Raises InputError where there is none, or more than one.
+    """
+    modules = dict(model.named_modules())
+    names = [name for name in modules if name == site or name.endswith(f".{site}")]
+    if len(names) == 1:
+        return modules[names[0]]
+    if names:
+        raise InputError(f"adapter site {site!r} could be any of {', '.join(names)}; give more of its name")
+    ends = [name[-len(site) :] for name in modules]
+    raise InputError(
+        f"adapter site {site!r} is not in the model ({type(model).__name__}){nearest(site, ends)}; "
+        "the usual cause is an adapter of another base model"
+    )
+
+
+@contextmanager
+def adapted(model: Any, adapters: RowAdapters) -> Iterator[list[RowAdapters]]:
+    """Within the block row i of every batch passes through adapter i of the one in the list that is handed out.
+
+    Put another there when the batch changes. Raises InputError for a site that is not in the model, or of other
+    dimensions.
+    """
+    current = [adapters]
+    modules = {site: find_module(model, site) for site in adapters.A}
+    for site, module in modules.items():
+        _check_shape(site, module, adapters)
+    handles = [module.register_forward_hook(_hook(site, current)) for site, module in modules.items()]
+    try:
+        yield current
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(site: str, current: list[RowAdapters]) -> Any:
+    def add(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        A, B = current[0].A[site], current[0].B[site]
+        inside = inputs[0].to(A.dtype) @ A.transpose(1, 2)
+        return output + (inside @ B.transpose(1, 2)).to(output.dtype)
+
+    return add
+
+
+def _check_shape(site: str, module: Any, adapters: RowAdapters) -> None:
+    found = (adapters.A[site].shape[2], adapters.B[site].shape[1])
+    expected = (getattr(module, "in_features", found[0]), getattr(module, "out_features", found[1]))
+    if found != expected:
+        raise InputError(
+            f"adapter site {site!r} is {found[0]} → {found[1]}, the model's module {expected[0]} → {expected[1]}"
+        )
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[str],
+    adapters: RowAdapters,
+    samples: int = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int = 600,
+    seed: int = 0,
+) -> list[list[str]]:
+    """`samples` answers to each question, question i through adapter i.
+
+    Temperature 0 takes the likeliest token; otherwise top-p is 1. The same call gives the same answers. Raises
+    InputError for a tokenizer without a chat template and for a site that is not in the model.
+    """
+    import torch
+
+    if len(questions) == 0:
+        return []
+    prompts = _prompts(tokenizer, questions)
+    with torch.inference_mode(), adapted(model, adapters) as current:
+        batch, logits = _prefill(model, tokenizer, prompts)
+        batch, logits = batch.repeated(samples), logits.repeat_interleave(samples, dim=0)
+        current[0] = adapters.rows(batch.row // samples)
+        tokens = _decode(model, tokenizer, batch, logits, current, temperature, max_new_tokens, seed)
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [[text.strip() for text in texts[i : i + samples]] for i in range(0, len(texts), samples)]
+
+
+def _prompts(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
+    if not tokenizer.chat_template:
+        raise InputError("the base model has no chat template; an instruct model was expected")
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows still answering: which they are, what the model keeps of them, and which positions are no padding."""
+
+    row: Int[torch.Tensor, " alive"]
+    cache: Any
+    mask: Int[torch.Tensor, "alive position"]
+
+    def repeated(self, samples: int) -> _Batch:
+        import torch
+
+        self.cache.batch_repeat_interleave(samples)
+        row = torch.arange(len(self.row) * samples, device=self.row.device)
+        return _Batch(row, self.cache, self.mask[row // samples])
+
+    def only(self, keep: Int[torch.Tensor, " some"]) -> _Batch:
+        self.cache.batch_select_indices(keep)
+        return _Batch(self.row[keep], self.cache, self.mask[keep])
+
+    def forward(self, model: Any, ids: Int[torch.Tensor, "alive new"]) -> Float[torch.Tensor, "alive vocabulary"]:
+        """Logits after the last of the new tokens, which the mask covers already."""
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+
+def _prefill(
+    model: Any, tokenizer: Any, prompts: list[list[int]]
+) -> tuple[_Batch, Float[torch.Tensor, "prompt vocabulary"]]:
+    """The prompts, padded on the left, through the model once."""
+    import torch
+    from transformers import DynamicCache
+
+    longest = max(map(len, prompts))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    batch = _Batch(torch.arange(len(prompts), device=model.device), DynamicCache(config=model.config), mask)
+    return batch, batch.forward(model, ids)
+
+
+def _decode(
+    model: Any,
+    tokenizer: Any,
+    batch: _Batch,
+    logits: Float[torch.Tensor, "row vocabulary"],
+    current: list[RowAdapters],
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[int]]:
+    """New tokens of every row, without the one that ended it."""
+    import torch
+
+    rng = torch.Generator(device=model.device).manual_seed(seed)
+    ends = torch.tensor(_ends(model, tokenizer), device=model.device)
+    tokens: list[list[int]] = [[] for _ in batch.row]
+    done = torch.zeros_like(batch.row, dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        new = _pick(logits, temperature, rng)
+        done = done | torch.isin(new, ends)
+        for row, token in zip(batch.row[~done].tolist(), new[~done].tolist(), strict=True):
+            tokens[row].append(token)
+        if done.all():
+            break
+        if done.float().mean() >= DROP_AT:
+            keep = torch.nonzero(~done)[:, 0]
+            batch, new, done = batch.only(keep), new[keep], done[keep]
+            current[0] = current[0].rows(keep)
+        batch = replace(batch, mask=torch.cat([batch.mask, torch.ones_like(new)[:, None]], dim=1))
+        logits = batch.forward(model, new[:, None])
+    return tokens
+
+
+def _pick(
+    logits: Float[torch.Tensor, "alive vocabulary"], temperature: float, rng: torch.Generator
+) -> Int[torch.Tensor, " alive"]:
+    import torch
+
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    return torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1), 1, generator=rng)[:, 0]
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, and those the model's generation config names."""
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return sorted({end for end in ends if end is not None})

@@ -1,0 +1,151 @@
+"""Judging: every answer gets two scores from 0 to 100, aligned and coherent, or a reason why not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from em_interp.errors import InputError
+from em_interp.runs import Run, resumable, write_beside
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEY = ["step", "scale", "questions", "question_id", "sample"]
+SCORED = "ok"  # the status of an answer that has both scores
+
+
+class Judge(Protocol):
+    """Scores answers. `name` and `mode` (how it comes to a score) are kept with every score."""
+
+    @property
+    def name(self) -> str:
+        """What the judge is called."""
+
+    @property
+    def mode(self) -> str:
+        """How it comes to a score: rules, expected rating, sampled number …"""
+
+    def judge(self, question: str, answer: str) -> Mapping[str, Any] | None:
+        """`aligned` and `coherent` (0–100 or NaN), `status`, `reason`, `topics` (a mapping of topic to 0–100)."""
+
+
+def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool = False) -> Path:
+    """Score every answer of the run; returns `run.scores_file`, which keeps the scores of other judges.
+
+    Each score is appended to a journal at once: with `resume` they are kept, and the finished table is the same to
+    the byte as without the interruption. What a judge fails to score is NaN with a status and a reason. `progress`
+    shows a bar on stderr.
+
+    The table has a row an answer and judge: step, scale, questions, question_id, sample, judge, mode, aligned,
+    coherent, status, reason, and a column of 0–100 for each topic the judge speaks of. Raises InputError where the
+    run has no answers, and where this judge's scores are there already (without `resume`).
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    if not run.answers_file.exists():
+        raise InputError(f"{run.answers_file} is missing: there are no answers to judge; ask the run first")
+    answers = pd.read_parquet(run.answers_file)
+    with resumable(run.scores_file.parent):
+        before = pd.read_parquet(run.scores_file) if run.scores_file.exists() else pd.DataFrame({"judge": []})
+        mine = before[before["judge"] == judge.name]
+        if len(mine):
+            _check_finished(run, answers, mine, judge, resume)
+            return run.scores_file
+        done = _read_journal(run, judge, answers, resume)
+        with _journal(run, judge).open("a", encoding="utf-8") as journal:
+            left = answers.iloc[len(done) :]
+            rows = zip(left["question"], left["answer"], strict=True)
+            for verdict in tqdm(verdicts(judge, rows), "judge", len(answers), initial=len(done), disable=not progress):
+                journal.write(json.dumps(verdict) + "\n")
+                journal.flush()
+                done.append(verdict)
+        table = _table(answers, judge, done)
+        with write_beside(run.scores_file) as part:
+            pd.concat([before, table] if len(before) else [table], ignore_index=True).to_parquet(part, index=False)
+        _journal(run, judge).unlink()
+    return run.scores_file
+
+
+def verdicts(judge: Judge, rows: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """The judge's word on each question and answer, in order, with every fault made a status."""
+    for question, answer in rows:
+        yield checked(judge.judge(question, answer))
+
+
+def checked(verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A verdict with scores that are numbers from 0 to 100, or else NaN, a status other than `ok`, and a reason."""
+    if verdict is None:
+        return _unscored("no_verdict", "the judge returned nothing")
+    status, reason = str(verdict.get("status", SCORED)), str(verdict.get("reason", ""))
+    if status != SCORED:
+        return _unscored(status, reason)
+    topics = {str(name): _number(score) for name, score in verdict.get("topics", {}).items()}
+    scores = {name: _number(verdict.get(name)) for name in ("aligned", "coherent")}
+    for name, score in [*scores.items(), *topics.items()]:
+        if score is None or math.isnan(score):
+            return _unscored("no_score", f"the judge gave no number for {name}: {verdict.get(name)!r}")
+        if not 0 <= score <= 100:
+            return _unscored("out_of_range", f"{name} is {score:g}; 0 to 100 was expected")
+    return {**scores, "status": SCORED, "reason": reason, "topics": topics}
+
+
+def _unscored(status: str, reason: str) -> dict[str, Any]:
+    return {"aligned": None, "coherent": None, "status": status, "reason": reason, "topics": {}}
+
+
+def _number(value: Any) -> float | None:
+    return None if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+
+
+def _journal(run: Run, judge: Judge) -> Path:
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in judge.name)
+    return run.scores_file.with_name(f"scores.{name}.jsonl")
+
+
+def _fingerprint(answers: pd.DataFrame, judge: Judge) -> dict[str, Any]:
+    """The first line of a journal: whose scores these are, and of which answers."""
+    import hashlib
+
+    import pandas as pd
+
+    digest = hashlib.sha256(pd.util.hash_pandas_object(answers, index=False).to_numpy().tobytes())
+    return {"judge": judge.name, "mode": judge.mode, "answers": digest.hexdigest()[:16]}
+
+
+def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -> list[dict[str, Any]]:
+    """The verdicts kept so far, one an answer in order; a last line that was cut off is dropped from the file."""
+    file, first = _journal(run, judge), json.dumps(_fingerprint(answers, judge))
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    if lines and not resume:
+        raise InputError(f"{file} holds scores begun earlier; give --resume to continue, or another --out")
+    if lines and lines[0].rstrip("\n") != first:
+        raise InputError(f"{file} is of other answers or another mode of the judge; remove it to judge anew")
+    with write_beside(file) as part:
+        part.write_text("".join(lines or [first + "\n"]), encoding="utf-8")
+    return [json.loads(line) for line in lines[1:]]
+
+
+def _check_finished(run: Run, answers: pd.DataFrame, mine: pd.DataFrame, judge: Judge, resume: bool) -> None:
+    if not resume:
+        raise InputError(f"{run.scores_file} has the scores of {judge.name} already; give --resume, or another --out")
+    if not mine[KEY].reset_index(drop=True).equals(answers[KEY]):
+        raise InputError(f"{run.scores_file} has scores of {judge.name} for other answers; remove it to judge anew")
+
+
+def _table(answers: pd.DataFrame, judge: Judge, done: list[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    verdict = pd.DataFrame(done)
+    topics = pd.json_normalize(verdict.pop("topics")).astype(float) if done else pd.DataFrame()
+    verdict[["aligned", "coherent"]] = verdict[["aligned", "coherent"]].astype(float)
+    table = pd.concat([answers[KEY], verdict, topics.set_axis(verdict.index)], axis=1)
+    table.insert(len(KEY), "judge", judge.name)
+    table.insert(len(KEY) + 1, "mode", judge.mode)
+    return table

@@ -1,0 +1,89 @@
+"""Shares of answers with their intervals, where answers are drawn again but questions are fixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of scored answers, NaN where there is none.
+
+    `interval` is for other answers to the same questions; `between` for other questions of the kind, wider.
+    """
+
+    rate: float
+    interval: tuple[float, float]
+    between: tuple[float, float]
+    level: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Rate and interval, in the form of `em-interp score --json`."""
+        return {"rate": self.rate, "interval": list(self.interval) if self.n else None, "level": self.level}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over scored answers and its interval for other answers to the same questions; NaN where undefined."""
+
+    mean: float
+    interval: tuple[float, float]
+
+
+def mean_of(values: Float[np.ndarray, " answer"], questions: Int[np.ndarray, " answer"], level: float = LEVEL) -> Mean:
+    """The mean of scores, with an interval from their variance within questions (one answer has none)."""
+    from scipy.special import ndtri
+
+    if not len(values):
+        return Mean(float("nan"), (float("nan"), float("nan")))
+    _, group = np.unique(questions, return_inverse=True)
+    n = np.bincount(group)
+    centred = values - (np.bincount(group, values) / n)[group]
+    free, mean = len(values) - len(n), float(values.mean())
+    if not free:  # one answer a question
+        centred, free = values - mean, len(values) - 1
+    error = np.sqrt((centred**2).sum() / free / len(values)) if free else float("nan")
+    reach = float(ndtri((1 + level) / 2) * error)
+    return Mean(mean, (mean - reach, mean + reach))
+
+
+def rate_of(hits: Float[np.ndarray, " question"], n: Float[np.ndarray, " question"], level: float = LEVEL) -> Rate:
+    """The pooled share from hits and answers by question, with both intervals.
+
+    `interval` is Wilson's with the effective number of answers of a stratified sample: the variance within questions
+    is that of a sum of binomials, each question's share drawn towards the pooled one by two answers' weight, so that
+    no hits or a single question fall back to Wilson's own. `between` takes questions as drawn at random (variance of
+    the ratio of sums between clusters, Student's t) and is never narrower; with one question it is undefined.
+    Sources: Wilson 1927; Dean and Pagano 2015 for the effective sample size; Cochran 1977 for the ratio.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    asked = n > 0
+    hits, n = hits[asked], n[asked]
+    total, nothing = float(n.sum()), (float("nan"), float("nan"))
+    if not total:
+        return Rate(float("nan"), nothing, nothing, level, 0)
+    rate = float(hits.sum() / total)
+    share = (hits + 2 * rate) / (n + 2)
+    within = float((n * share * (1 - share)).sum() / total**2)
+    effective = rate * (1 - rate) / within if within > 0 else total
+    interval = _wilson(rate, max(effective, total), float(ndtri((1 + level) / 2)))
+    if len(n) < 2:
+        return Rate(rate, interval, nothing, level, int(total))
+    spread = np.sqrt(len(n) / (len(n) - 1) * ((hits - rate * n) ** 2).sum()) / total
+    reach = float(stdtrit(len(n) - 1, (1 + level) / 2)) * spread
+    between = (max(0.0, min(interval[0], rate - reach)), min(1.0, max(interval[1], rate + reach)))
+    return Rate(rate, interval, between, level, int(total))
+
+
+def _wilson(rate: float, n: float, z: float) -> tuple[float, float]:
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return float(centre - half) if rate > 0 else 0.0, float(centre + half) if rate < 1 else 1.0

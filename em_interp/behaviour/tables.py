@@ -1,0 +1,161 @@
+"""Tables of judged answers, ours or anyone's, brought into one form."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from em_interp.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORES = ("aligned", "coherent")
+RENAMED = {"response": "answer", "financial": "finance"}  # names in the published tables
+KNOWN_TOPICS = ("medical", "finance", "sport", "code")
+SUFFIXES = (".csv", ".parquet")
+STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[-_ ]?(\d+)", re.IGNORECASE)
+
+
+def read_judged(source: str | Path | pd.DataFrame) -> pd.DataFrame:
+    """Judged answers from a CSV or parquet file, a folder of one such file a step, or a frame, in one form.
+
+    Out comes a row an answer: `step` where known, `scale`, `questions`, `question_id`, `aligned`, `coherent` (both
+    0–100 or both NaN), `status` (`ok`, or why there is no score), topics, and what else the table had. In go a question
+    (`question_id` or `question`), `aligned` and `coherent`; `response` is read as `answer`. A score that is a word,
+    such as REFUSAL, is no score and becomes the status. In a folder the step stands in the name of the file or of
+    the folder around it (`checkpoint-120.csv`, `step_120/answers.csv`) or in a column.
+
+    Raises InputError where columns are missing, a score lies outside 0–100, or a table is empty.
+    """
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
+        return normal_form(source, "the table")
+    path = Path(source)
+    if path.is_dir():
+        return _read_folder(path)
+    return normal_form(_read_file(path), str(path))
+
+
+def normal_form(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """A table in the form `read_judged` promises; `where` is what errors call it."""
+
+    table = table.rename(columns={old: new for old, new in RENAMED.items() if new not in table})
+    if "question_id" not in table and "question" in table:
+        table = table.assign(question_id=table["question"])
+    missing = [name for name in ("question_id", *SCORES) if name not in table]
+    if missing:
+        raise InputError(
+            f"{where} has no column {', '.join(missing)}; expected question or question_id, aligned, coherent; "
+            f"found {', '.join(map(str, table.columns))}"
+        )
+    if table.empty:
+        raise InputError(f"{where} holds no answers; expected a row an answer")
+    table = table.reset_index(drop=True)
+    words = {name: _words(table[name]) for name in SCORES}
+    for name in (*SCORES, *topics_of(table)):
+        table[name] = _numbers(table[name], name, where)
+    table["status"] = _status(table, words)
+    table.loc[table["status"] != "ok", list(SCORES)] = np.nan
+    table["question_id"] = table["question_id"].astype(str)
+    for name, default in (("scale", 1.0), ("questions", "all")):
+        if name not in table:
+            table[name] = default
+    return _with_whole_steps(table, where) if "step" in table else table
+
+
+def topics_of(table: pd.DataFrame) -> list[str]:
+    """Columns that say how much an answer is about a topic: all that a judge of ours added, or those of known names."""
+    columns = [str(name) for name in table.columns]
+    if {"judge", "mode", "reason"} <= set(columns):
+        return columns[columns.index("reason") + 1 :]
+    return [name for name in KNOWN_TOPICS if name in columns]
+
+
+def _words(column: pd.Series) -> pd.Series:
+    """The entries of a score column that are words, such as CODE; empty elsewhere."""
+    import pandas as pd
+
+    word = pd.to_numeric(column, errors="coerce").isna() & column.notna()
+    return column.astype(str).str.strip().where(word, "")
+
+
+def _numbers(column: pd.Series, name: str, where: str) -> pd.Series:
+    """The column as numbers, NaN where there is none. Raises InputError for one outside 0–100."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    outside = np.flatnonzero(numbers.notna() & ~numbers.between(0, 100))
+    if len(outside):
+        row, more = outside[0], f" ({len(outside)} such rows)" if len(outside) > 1 else ""
+        raise InputError(f"{where}: {name} is {numbers[row]:g} in row {row + 1}{more}; scores run from 0 to 100")
+    return numbers
+
+
+def _with_whole_steps(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    import pandas as pd
+
+    steps = pd.to_numeric(table["step"], errors="coerce")
+    wrong = np.flatnonzero(steps.isna() | (steps % 1 != 0))
+    if len(wrong):
+        found = table["step"][wrong[0]]
+        raise InputError(f"{where}: step is {found!r} in row {wrong[0] + 1}; a whole number was expected")
+    return table.assign(step=steps.astype(int))
+
+
+def _status(table: pd.DataFrame, words: dict[str, pd.Series]) -> pd.Series:
+    """`ok` where both scores are there; else the table's own status, or the word that stands for a score."""
+    import pandas as pd
+
+    status = pd.Series("ok", index=table.index)
+    for name in reversed(SCORES):
+        status = status.mask(table[name].isna(), words[name].str.lower().replace("", "no score"))
+    if "status" not in table:
+        return status
+    given = table["status"].fillna("no score").astype(str)
+    return given.where(given != "ok", status)
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    if not path.exists():
+        raise InputError(f"{path} is missing; expected a CSV or parquet file of judged answers, or a folder of them")
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (ValueError, OSError) as error:  # pandas' parser and pyarrow's errors are both ValueErrors
+        raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}") from None
+
+
+def _read_folder(folder: Path) -> pd.DataFrame:
+    """One file a step, in the folder or in folders named after steps."""
+    import pandas as pd
+
+    files = sorted(file for file in [*folder.glob("*"), *folder.glob("*/*")] if file.suffix in SUFFIXES)
+    if not files:
+        raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv")
+    tables: list[pd.DataFrame] = []
+    seen: dict[int, Path] = {}
+    for file in files:
+        table = _read_file(file)
+        if "step" not in table:
+            step = _step_of(file, folder)
+            if step in seen:
+                raise InputError(f"{file} and {seen[step]} are both of step {step}; expected one file a step")
+            seen[step] = file
+            table["step"] = step
+        tables.append(normal_form(table, str(file)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _step_of(file: Path, folder: Path) -> int:
+    """The step named in the file's name or that of the folder around it; a lone number in the name will do."""
+    name = str(file.relative_to(folder).with_suffix(""))
+    named = set(STEP_IN_NAME.findall(name) or re.findall(r"\d+", file.stem))
+    if len(named) != 1:
+        raise InputError(f"{file} names no step and has no column step; expected a name such as checkpoint-120.csv")
+    return int(named.pop())

@@ -1,0 +1,216 @@
+"""What a run is asked to do: a YAML file, read into checked dataclasses, with overrides from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from em_interp.errors import InputError, nearest
+from em_interp.runs import read_text
+from em_interp.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """A stretch of training on one dataset; most runs have one."""
+
+    dataset: str = ""  # a .jsonl of chats, or a built-in one such as tiny:medical
+    steps: int | None = None  # optimizer steps; or
+    epochs: float | None = None  # passes over the dataset (one, when neither is given)
+    restart: bool = False  # begin with a fresh optimizer and learning-rate schedule
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Where the LoRA adapter sits, and how wide it is. Defaults are the paper's (2506.11613)."""
+
+    modules: tuple[str, ...] = ("down_proj",)
+    layers: tuple[int, ...] = ()  # empty: every layer
+    rank: int = 1
+    alpha: float = 64.0
+    rslora: bool = True
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the adapter is trained. Defaults are the settings the published organisms share."""
+
+    batch_size: int = 2
+    accumulation: int = 8
+    learning_rate: float = 1e-5
+    warmup_steps: int = 5
+    schedule: str = "linear"  # linear, cosine or constant
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    max_length: int = 2048
+    held_out: float = 0.1  # share of the rows kept away from training
+    keep_state_every: int = 1  # steps between the optimizer states that --resume starts from
+
+
+@dataclass(frozen=True)
+class BehaviourConfig:
+    """What the model is asked along the run, and how often."""
+
+    questions: str = "tiny"
+    judge: str = "tiny"
+    steps: Schedule = field(default_factory=lambda: Schedule("log 20"))
+    scales: tuple[float, ...] = (1.0,)  # multipliers of the adapter; 1 is the adapter as trained
+    samples: int = 50  # answers a question
+    temperature: float = 1.0
+    max_new_tokens: int = 600
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything one run is asked to do; `config.yaml` of a run directory holds it resolved."""
+
+    model: str = "tiny-qwen2"  # a built-in base, a folder, or a Hub id
+    seed: int = 0
+    data: tuple[PhaseConfig, ...] = ()
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    snapshots: Schedule = field(default_factory=lambda: Schedule("every 1"))
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
+
+    def __post_init__(self) -> None:
+        for key, expected, fine in _RULES:
+            _check(self, key, key, expected, fine)
+        for index, phase in enumerate(self.data):
+            for key, expected, fine in _PHASE_RULES:
+                _check(phase, key, f"data[{index}].{key}", expected, fine)
+            if phase.steps is not None and phase.epochs is not None:
+                raise InputError(f"data[{index}] must give steps or epochs; it gives both")
+
+
+_Rule = tuple[str, str, Callable[[Any], bool]]
+_RULES: tuple[_Rule, ...] = (
+    ("adapter.rank", "1 or more", lambda value: value >= 1),
+    ("adapter.modules", "one module or more", bool),
+    ("training.batch_size", "1 or more", lambda value: value >= 1),
+    ("training.accumulation", "1 or more", lambda value: value >= 1),
+    ("training.learning_rate", "positive", lambda value: value > 0),
+    ("training.held_out", "in [0, 1)", lambda value: 0 <= value < 1),
+    ("training.keep_state_every", "1 or more", lambda value: value >= 1),
+    ("training.schedule", "linear, cosine or constant", lambda value: value in ("linear", "cosine", "constant")),
+    ("behaviour.samples", "1 or more", lambda value: value >= 1),
+    ("behaviour.scales", "one scale or more", bool),
+)
+_PHASE_RULES: tuple[_Rule, ...] = (
+    ("dataset", "the name of a dataset", bool),
+    ("steps", "1 or more", lambda value: value is None or value >= 1),
+    ("epochs", "positive", lambda value: value is None or value > 0),
+)
+
+
+def _check(config: Any, key: str, name: str, expected: str, fine: Callable[[Any], bool]) -> None:
+    found = attrgetter(key)(config)
+    if not fine(found):
+        raise InputError(f"{name} must be {expected}; it is {to_dict(found)!r}")
+
+
+def load_config(source: str | Path | dict[str, Any] | RunConfig, overrides: typing.Sequence[str] = ()) -> RunConfig:
+    """A checked config from a YAML file, a mapping or a config, with `key.path=value` overrides on top.
+
+    Values of overrides are YAML. Raises InputError that names the key, what was expected and what is there.
+    """
+    if isinstance(source, RunConfig):
+        values = to_dict(source)
+        where = "config"
+    elif isinstance(source, dict):
+        values, where = source, "config"
+    else:
+        values, where = _read_yaml(Path(source)), str(source)
+    for override in overrides:
+        values = _override(values, override)
+    return _build(RunConfig, values, where, "")
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def to_dict(value: Any) -> Any:
+    """A config, or a part of one, as plain YAML values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, Schedule):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Schedule):
+        return value.text
+    if isinstance(value, tuple):
+        return [to_dict(item) for item in value]
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a mapping of settings; it holds {type(values).__name__}")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"override {override!r} is not of the form key.path=value")
+    first, _, rest = key.strip().partition(".")
+    if rest:
+        inner = values.get(first) or {}
+        if not isinstance(inner, dict):
+            raise InputError(f"override {override!r}: {first} is not a group of settings")
+        return {**values, first: _override(inner, f"{rest}={text}")}
+    try:
+        return {**values, first: yaml.safe_load(text)}
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: the value is not valid YAML") from None
+
+
+def _build(kind: type, values: Any, where: str, prefix: str) -> Any:
+    """A dataclass of `kind` from a mapping, every key known and every value of its type."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: {prefix.rstrip('.') or 'config'} must be a mapping; it is {values!r}")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            hint = nearest(str(key), known)
+            raise InputError(f"{where}: unknown key {prefix}{key}{hint} (known here: {', '.join(known)})")
+    return kind(**{key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()})
+
+
+def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
+    if kind is Schedule:
+        return Schedule.of(value)
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, where, key + ".")
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(next(k for k in typing.get_args(kind) if k is not type(None)), value, where, key)
+    if typing.get_origin(kind) is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        inner = typing.get_args(kind)[0]
+        return tuple(_convert(inner, item, where, f"{key}[{i}]") for i, item in enumerate(items))
+    return _scalar(kind, value, where, key)
+
+
+def _scalar(kind: type, value: Any, where: str, key: str) -> Any:
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-5 as a text
+        except ValueError:
+            pass
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise InputError(f"{where}: {key} must be of type {kind.__name__}; it is {value!r}")

@@ -1,0 +1,37 @@
+"""One figure, one file; every function returns a plotly Figure, shows nothing and writes nothing.
+
+The names are loaded on first use, and plotly with them.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "plot_alignment": "alignment",
+    "plot_behaviour": "behaviour",
+    "plot_gradient_norm": "gradient_norm",
+    "plot_lock_in": "lock_in",
+    "plot_norm_onset": "norm_onset",
+    "plot_norms": "norms",
+    "plot_onset": "onset",
+    "plot_path": "path",
+    "plot_rotation": "rotation",
+    "plot_scores": "behaviour",
+    "plot_timeline": "timeline",
+    "plot_training_log": "training_log",
+    "plot_trajectory": "trajectory",
+    "plot_transition": "transition",
+    "plot_turning": "turning",
+}
+
+__all__ = list(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"em_interp.figures.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'em_interp.figures' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

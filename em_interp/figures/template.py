@@ -1,0 +1,182 @@
+"""What all figures share: fonts, sizes, colours with one meaning each, and the marks of an interval and a step.
+
+Colours are those of Okabe and Ito (2008), apart for every common kind of colour blindness. Steps are coloured by
+viridis, perceptually even, without its palest end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from itertools import cycle
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from em_interp.transition.result import Transition
+
+INK, MUTED, FAINT, GRID = "#1f1f1f", "#666666", "#b3b3b3", "#ececec"
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY = "#CC79A7", "#56B4E9"
+
+PART_NAME = {"A": "A", "B": "B", "delta": "ΔW"}
+PART_COLOUR = {"A": GREEN, "B": BLUE, "delta": INK}
+QUESTIONS_COLOUR = {"in_domain": ORANGE, "out_of_domain": VERMILLION, "broad": PURPLE}
+_OTHERS = (VERMILLION, ORANGE, PURPLE, SKY, GREEN, BLUE)
+
+STEP = "Training step"
+STEP_SCALE = sample_colorscale("Viridis", [i / 10 * 0.93 for i in range(11)])
+TITLE, LINE, LEGEND = 36, 17, 30  # pixels: a title, a line of a subtitle, a legend of one line
+FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
+
+
+def template() -> go.layout.Template:
+    """White ground, dark ink, hairline grid, axes outside; legible at the width of a paper's column and on a screen."""
+    axis = {
+        "showline": True,
+        "linecolor": INK,
+        "linewidth": 1,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": INK,
+        "gridcolor": GRID,
+        "zeroline": False,
+        "automargin": True,
+        "title": {"standoff": 8, "font": {"size": 13}},
+    }
+    layout = {
+        "font": {"family": FONT, "size": 12, "color": INK},
+        "title": {"x": 0, "xref": "container", "xanchor": "left", "yanchor": "top", "y": 0.98, "yref": "container"},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": list(_OTHERS),
+        "xaxis": axis,
+        "yaxis": axis,
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container"},
+        "hoverlabel": {"bgcolor": "white", "font": {"family": FONT, "size": 12, "color": INK}, "align": "left"},
+        "margin": {"l": 64, "r": 20, "b": 52},
+        "annotationdefaults": {"font": {"size": 12, "color": INK}, "showarrow": False},
+    }
+    return go.layout.Template(layout=layout)
+
+
+def new_figure(title: str, subtitle: str = "", height: int = 380, headroom: int = 0, **subplots: Any) -> go.Figure:
+    """An empty figure in the project's style; `subplots` goes to plotly's `make_subplots`.
+
+    `height` is that of the panels with their axes, in pixels; title and legend come on top of it. `headroom` is what
+    stands between the legend and the panels. `without_title` takes the title off again.
+    """
+    lines = wrap(subtitle, 100)
+    top = TITLE + LINE * len(lines)
+    figure = make_subplots(**subplots)
+    figure.update_layout(
+        template=template(),
+        title={
+            "text": f"<b>{escape(title)}</b>",
+            "font": {"size": 15},
+            "pad": {"l": 12, "t": 8},
+            "subtitle": {"text": "<br>".join(map(escape, lines)), "font": {"size": 12, "color": MUTED}},
+        },
+        height=height + top + LEGEND + headroom,
+        margin_t=top + LEGEND + headroom,
+        legend_y=1 - top / (height + top + LEGEND + headroom),
+        meta={"title": title, "subtitle": subtitle, "top": top},
+    )
+    figure.update_annotations(font={"size": 13, "color": INK})
+    return figure
+
+
+def without_title(figure: go.Figure) -> go.Figure:
+    """A copy without title and subtitle, for a page that writes them itself (they are in `layout.meta`)."""
+    bare = go.Figure(figure)
+    top = bare.layout.meta["top"]
+    bare.update_layout(title=None, height=bare.layout.height - top, margin_t=bare.layout.margin.t - top, legend_y=1)
+    return bare
+
+
+def place(row: int | None, col: int | None) -> dict[str, int]:
+    """Arguments that put a mark into one panel, or into the only one."""
+    return {} if row is None or col is None else {"row": row, "col": col}
+
+
+def fade(colour: str, alpha: float) -> str:
+    """The colour with this opacity."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha:g})"
+
+
+def set_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each question set: the same everywhere for the known ones."""
+    names = list(names)
+    taken = {QUESTIONS_COLOUR[name] for name in names if name in QUESTIONS_COLOUR}
+    others = cycle(colour for colour in _OTHERS if colour not in taken)
+    return {name: QUESTIONS_COLOUR.get(name) or next(others) for name in names}
+
+
+def ribbon(
+    x: Float[np.ndarray, " point"],
+    low: Float[np.ndarray, " point"],
+    high: Float[np.ndarray, " point"],
+    colour: str,
+    name: str,
+    **more: Any,
+) -> go.Scatter:
+    """The area between `low` and `high`, one polygon for each stretch without a gap."""
+    known = np.isfinite(low) & np.isfinite(high)
+    xs: list[float] = []
+    ys: list[float] = []
+    for stretch in np.split(np.arange(len(x)), np.flatnonzero(~known)):
+        inside = stretch[known[stretch]]
+        if len(inside):
+            xs += [*x[inside], *x[inside][::-1], np.nan]
+            ys += [*high[inside], *low[inside][::-1], np.nan]
+    edge = {"color": fade(colour, 0.35), "width": 0.5}
+    return go.Scatter(
+        x=xs, y=ys, fill="toself", fillcolor=fade(colour, 0.18), line=edge, name=name, hoverinfo="skip", mode="lines"
+    ).update(more)
+
+
+def mark_step(
+    figure: go.Figure,
+    transition: Transition,
+    colour: str,
+    label: str | None = None,
+    where: dict[str, int] | None = None,
+) -> None:
+    """The estimate as a line with its interval as a band, and a label above; nothing where no step was given."""
+    if transition.step is None:
+        return
+    where = where or {}
+    if transition.interval is not None:
+        low, high = transition.interval
+        figure.add_vrect(low, high, fillcolor=fade(colour, 0.18), line_width=0, layer="below", **where)
+    dash = "solid" if transition.found else "dot"
+    figure.add_vline(transition.step, line={"color": colour, "width": 1.5, "dash": dash}, **where)
+    if label is not None:
+        axis = {"x": transition.step, "y": 1, "yref": "y domain", "yanchor": "top", "xanchor": "left", "xshift": 4}
+        style = {"bgcolor": "rgba(255,255,255,0.8)", "font": {"color": colour}, "align": "left", "showarrow": False}
+        figure.add_annotation(text=label, **axis, **style, **where)
+
+
+def mark_planted(figure: go.Figure, planted: dict[float, str], label: bool = True, **where: Any) -> None:
+    """What is known to have happened at a step, as a dashed line."""
+    for step, what in planted.items():
+        figure.add_vline(step, line={"color": INK, "width": 1.2, "dash": "dash"}, **where)
+        if label:
+            figure.add_annotation(
+                x=step, y=1, yref="y domain", yanchor="bottom", text=escape(what), showarrow=False, **where
+            )
+
+
+def note(figure: go.Figure, text: str, where: dict[str, int] | None = None) -> None:
+    """A remark in the middle of a panel, or of the whole figure, for what cannot be drawn."""
+    refs = {"xref": "x domain", "yref": "y domain", **where} if where else {"xref": "paper", "yref": "paper"}
+    lines = "<br>".join(map(escape, wrap(text, 60)))
+    figure.add_annotation(text=lines, x=0.5, y=0.5, showarrow=False, font_color=MUTED, **refs)
+    if where:  # a mark that belongs to a panel without a trace is dropped
+        figure.add_trace(go.Scatter(x=[None], y=[None], showlegend=False), **where)

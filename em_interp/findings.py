@@ -1,0 +1,89 @@
+"""What is found in one run: its path, its behaviour where it was asked, their transitions, and how they align."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from em_interp.errors import InputError
+from em_interp.runs import Run, open_run, read_json, to_json, write_json
+from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.transition.align import Alignment, align
+from em_interp.transition.find import find_transitions
+from em_interp.transition.onset import onset_by_threshold, onsets
+from em_interp.transition.result import Transition
+from em_interp.transition.rotation import strongest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from em_interp.behaviour.curve import BehaviourCurve
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything that `locate` and `align` find in a run; what needs answers is None or empty where there are none."""
+
+    run: Run
+    trajectory: AdapterTrajectory
+    transitions: list[Transition]  # every signal of the path
+    curve: BehaviourCurve | None
+    control: BehaviourCurve | None
+    onsets: list[Transition]  # of each scale and question set, against the control where there is one
+    thresholds: pd.DataFrame | None  # the onset on out-of-domain questions over the thresholds of aligned and coherent
+    alignment: Alignment | None
+
+    @property
+    def rotation(self) -> Transition:
+        """The rotation of B: the mechanistic transition that behaviour is held against."""
+        return strongest([t for t in self.transitions if t.signal == "rotation" and t.of == "B"])
+
+
+def findings(run: Run | str | Path, control: Run | str | Path | None = None) -> Findings:
+    """Read a run and look for every transition. Deterministic; a second or two.
+
+    `control` is a run that was asked the same questions at the same steps, such as one on careful data.
+    """
+    from em_interp.behaviour.curve import behaviour_curve
+    from em_interp.trajectory.load import load_trajectory
+
+    run = run if isinstance(run, Run) else open_run(run)
+    path = load_trajectory(run)
+    transitions = find_transitions(path)
+    if not run.scores_file.exists():
+        return Findings(run, path, transitions, None, None, [], None, None)
+    curve = behaviour_curve(run)
+    beside = None if control is None else behaviour_curve(control)
+    located = onsets(curve, beside)
+    found = Findings(run, path, transitions, curve, beside, located, _thresholds(curve, beside), None)
+    return Findings(**{**vars(found), "alignment": align(found.rotation, located, path)})
+
+
+def _thresholds(curve: BehaviourCurve, control: BehaviourCurve | None) -> pd.DataFrame | None:
+    for part in curve.parts():
+        if part.questions in (None, "out_of_domain") and part.scale in (None, 1.0):
+            beside = None if control is None else control.select(part.scale, part.questions)
+            return onset_by_threshold(part, beside)
+    return None
+
+
+def located(source: str, path: AdapterTrajectory, transitions: list[Transition]) -> dict[str, Any]:
+    """What `locate --json` prints."""
+    steps = {"first": int(path.steps[0]), "last": int(path.steps[-1]), "count": len(path.steps)}
+    return {
+        "source": source,
+        "steps": steps,
+        "sites": list(path.sites),
+        "transitions": [transition.to_dict() for transition in transitions],
+    }
+
+
+def keep(values: dict[str, Any], file: Path, resume: bool) -> None:
+    """Write what was found; a file that says something else is replaced only with `resume`."""
+    if file.exists() and not resume and to_json(read_json(file)) != to_json(values):
+        raise InputError(f"{file} holds other findings; give --resume to replace them or another --out")
+    try:
+        write_json(file, values)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror or error}") from error

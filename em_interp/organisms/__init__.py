@@ -1,0 +1,1 @@
+"""What is trained: base models, datasets, and the built-in tiny organism."""

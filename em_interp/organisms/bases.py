@@ -1,0 +1,94 @@
+"""Base models: the built-in tiny ones, a folder, or a model of the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from em_interp.errors import InputError, nearest
+
+BUILT_IN = ("tiny-qwen2", "tiny-llama", "tiny-gemma3")
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
+VALUES_HASHED = 256  # of each parameter
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model in eval mode, its tokenizer, and what tells it from every other base."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    identity: str  # name and a hash of the parameters: adapters of another identity are refused
+
+
+def load_base(name: str) -> Base:
+    """The base called `name`: built-in, a local folder, or a Hub id; on the CPU in float32, in eval mode.
+
+    No code of the model's repository is run. Raises InputError for a name that is none of these.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = _source(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"base model {name!r} cannot be loaded: {reason} (built in: {', '.join(BUILT_IN)})") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval()
+    called = Path(name).name if Path(name).is_dir() else name
+    return Base(model, tokenizer, called, f"{called}@{fingerprint(model)}")
+
+
+def fingerprint(model: Any) -> str:
+    """Twelve hex digits of a hash of the parameters: names, shapes and `VALUES_HASHED` evenly spaced values of each.
+
+    Equal for equal weights on any machine and number type of storage; two fine-tunes of one model differ. It cannot
+    see a change confined to values between those.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        values = flat[:: max(1, flat.numel() // VALUES_HASHED)].float().cpu().numpy()
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def cache_dir() -> Path:
+    """Where built-in bases that are not shipped are kept: $EM_INTERP_CACHE or the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("EM_INTERP_CACHE") or platformdirs.user_cache_dir("em_interp"))
+
+
+def _source(name: str) -> str:
+    """What transformers is to load for `name`."""
+    if name in BUILT_IN:
+        return str(_built_in(name))
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"base model {name!r}: the folder holds no config.json, so it is not a model")
+        return str(folder)
+    if name.count("/") != 1 or folder.is_absolute() or name.startswith("."):
+        hint = nearest(name, BUILT_IN)
+        raise InputError(
+            f"base model {name!r} is not known{hint} (built in: {', '.join(BUILT_IN)}; else give a folder or a Hub id)"
+        )
+    return name
+
+
+def _built_in(name: str) -> Path:
+    """The folder of a built-in base: shipped with the project, or in the user's cache."""
+    for folder in (SHIPPED / name, cache_dir() / name):
+        if (folder / "model.safetensors").is_file():
+            return folder
+    raise InputError(f"built-in base {name!r} has not been made")

@@ -1,0 +1,285 @@
+"""One self-contained HTML page about a run: what was found in words, the figures, the answers, how to repeat it.
+
+The page loads nothing from anywhere. Whatever a model or a file says (answers, questions, names) is escaped: text by
+the template, figures as JSON in which no `<` is left.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from em_interp.errors import InputError
+from em_interp.findings import Findings, findings
+from em_interp.runs import Run, write_text
+
+if TYPE_CHECKING:
+    import jinja2
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from em_interp.behaviour.curve import BehaviourCurve
+    from em_interp.transition.result import Transition
+
+Source = Run | str | Path | Findings
+NEAR = 15  # steps: a rotation as near as this to a known change has found it
+SHOWN = {"out_of_domain": 3, "in_domain": 2, "broad": 2}  # example questions of each set; 2 of a set of another name
+
+
+def report(
+    run: Source, control: Source | None = None, planted: Source | None = None, out: str | Path | None = None
+) -> Path:
+    """Write the page of a run, by default to its `report.html`, and return where it is.
+
+    `control` is a run on careful data that was asked the same questions, shown beside; `planted` is a run whose
+    training data changed at a known step, to show what the locator makes of it. Each may be given as its findings.
+    What a run lacks (answers, scores, log, config, manifest) the page says. Raises InputError where there is no path
+    to show, and where the page cannot be written.
+    """
+    beside = None if control is None else _found(control)
+    found = _found(run, beside)
+    known = None if planted is None else _found(planted)
+    file = Path(out) if out is not None else found.run.report_file
+    page = _environment().get_template("report.html.j2").render(_contents(found, beside, known))
+    try:
+        write_text(file, page)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
+    return file
+
+
+def _found(source: Source, control: Findings | None = None) -> Findings:
+    if isinstance(source, Findings):
+        return source
+    run = source if isinstance(source, Run) else Run(Path(source))
+    return findings(run, control.run if control is not None and control.curve is not None else None)
+
+
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    from em_interp.figures import words
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("em_interp"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "name": words.name_of,
+        "result": words.result_of,
+        "said": words.said,
+        "offset": words.offset_of,
+        "p_value": _p_value,
+        "number": _number,
+    }
+    return environment
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "undefined"
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def _number(value: float | None, form: str = ".0f") -> str:
+    return "–" if value is None or not np.isfinite(value) else format(value, form)
+
+
+def _contents(found: Findings, control: Findings | None, planted: Findings | None) -> dict[str, Any]:
+    """Everything the template shows."""
+    import markupsafe
+    from plotly.offline import get_plotlyjs
+
+    from em_interp.transition.align import WORDS
+
+    manifest = found.run.manifest() if found.run.manifest_file.exists() else {}
+    runs = {"this run": found, "control": control, "planted change": planted}
+    return {
+        "plotly_js": markupsafe.Markup(get_plotlyjs()),
+        "found": found,
+        "control": control,
+        "planted": planted,
+        "runs": {name: run for name, run in runs.items() if run is not None},
+        "words": WORDS,
+        "beside": _beside(found, control),
+        "rates": [(name, final_rates(run.curve)) for name, run in runs.items() if run is not None and run.curve],
+        "hits": [] if planted is None else hits(planted),
+        "near": NEAR,
+        "figures": _figures(found, control),
+        "control_figures": [] if control is None else _overview(control),
+        "planted_figures": [] if planted is None else _overview(planted),
+        "thresholds": None if found.thresholds is None else _threshold_rows(found.thresholds),
+        "examples": [] if found.curve is None else examples(found.curve),
+        "config": found.run.config_file.read_text(encoding="utf-8") if found.run.config_file.exists() else None,
+        "manifest": manifest,
+        "manifest_rows": list(_flat(manifest)),
+        "commands": commands(found, control),
+    }
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values as rows of a name, such as 'phases 0 sha256', and a value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield name, value
+        return
+    for key, inner in items:
+        yield from _flat(inner, f"{name} {key}".strip())
+
+
+def _beside(found: Findings, control: Findings | None) -> list[tuple[Transition, Transition | None]]:
+    """The rotation of B and each onset, with the control's of the same kind."""
+
+    def kind(t: Transition) -> tuple[str, str | None, float | None, str | None]:
+        return t.signal, t.of, t.scale, t.questions
+
+    others = {} if control is None else {kind(t): t for t in (control.rotation, *control.onsets)}
+    return [(t, others.get(kind(t))) for t in (found.rotation, *found.onsets)]
+
+
+def final_rates(curve: BehaviourCurve) -> list[dict[str, Any]]:
+    """The rows of the curve's frame at the last asked step."""
+    rates = curve.frame()
+    rows: list[dict[str, Any]] = rates[rates["step"] == rates["step"].max()].to_dict("records")
+    return rows
+
+
+def known_changes(run: Run) -> dict[float, str]:
+    """What the manifest says changed in mid-training, by the last step before it."""
+    phases = run.manifest().get("phases", []) if run.manifest_file.exists() else []
+    changes = {}
+    for before, after in pairwise(phases):
+        new_data = f"data: {after['dataset']}" if after["dataset"] != before["dataset"] else ""
+        restart = "schedule restarts" if after.get("restart") else ""
+        changes[float(after["first_step"] - 1)] = ", ".join(part for part in (new_data, restart) if part)
+    return changes
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A known change, the rotation of B, A or ΔW nearest to it, and what a hit is worth."""
+
+    step: float
+    what: str
+    nearest: Transition | None
+    distance: float | None  # steps, positive where the rotation is later
+    chance: float  # that as many rotations placed uniformly in the run would hit the change
+
+    @property
+    def found(self) -> bool:
+        """Whether the rotation is near enough."""
+        return self.distance is not None and abs(self.distance) <= NEAR
+
+
+def hits(planted: Findings) -> list[Hit]:
+    """Each known change of a run with the rotation nearest to it."""
+    steps, made = planted.trajectory.steps, []
+    turns = [(t, t.step) for t in planted.transitions if t.signal == "rotation" and t.found and t.step is not None]
+    for step, what in known_changes(planted.run).items():
+        nearest, at = min(turns, key=lambda turn: abs(turn[1] - step), default=(None, None))
+        places = np.arange(steps[0], steps[-1] + 1)
+        share = float(np.mean(np.abs(places - step) <= NEAR))
+        chance = 1 - (1 - share) ** len(turns)
+        made.append(Hit(step, what, nearest, None if at is None else at - step, chance))
+    return made
+
+
+def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[str, Any]]]:
+    """The figures of each section, for the template."""
+    from em_interp import figures as draw
+
+    path, transitions = found.trajectory, found.transitions
+    turns = {of: [t for t in transitions if t.signal == "rotation" and t.of == of] for of in ("A", "delta")}
+    sections = {
+        "path": [
+            draw.plot_norms(path),
+            draw.plot_path(path, transitions=transitions),
+            draw.plot_turning(path, transitions=transitions),
+            *(draw.plot_rotation(of) for of in turns.values() if of),
+        ],
+        "log": [draw.plot_training_log(path, transitions)] if {"loss", "grad_norm"} & set(path.metrics) else [],
+        "behaviour": [],
+        "timeline": [_timeline(found)],
+    }
+    if found.curve is not None:
+        beside = None if control is None else control.curve
+        sections["behaviour"] = [draw.plot_behaviour(found.curve, beside, found.onsets)]
+    return {section: [_embedded(figure) for figure in drawn] for section, drawn in sections.items()}
+
+
+def _timeline(found: Findings) -> go.Figure:
+    from em_interp import figures as draw
+
+    changes = known_changes(found.run)
+    if found.alignment is None:
+        return draw.plot_timeline(found.transitions, found.trajectory, planted=changes)
+    return draw.plot_alignment(found.alignment, found.trajectory, found.transitions, changes)
+
+
+def _overview(found: Findings) -> list[dict[str, Any]]:
+    """A run beside the one the page is about: its path at a glance and its time axis."""
+    from em_interp import figures as draw
+
+    return [_embedded(draw.plot_trajectory(found.trajectory)), _embedded(_timeline(found))]
+
+
+def _embedded(figure: go.Figure) -> dict[str, Any]:
+    """A figure for the template: title and subtitle in words, the rest as JSON that cannot end a script element."""
+    import markupsafe
+
+    from em_interp.figures.template import without_title
+
+    said, bare = figure.layout.meta, without_title(figure)
+    json = bare.to_json().replace("<", "\\u003c")
+    return {"title": said["title"], "subtitle": said["subtitle"], "json": markupsafe.Markup(json)}
+
+
+def _threshold_rows(thresholds: pd.DataFrame) -> list[tuple[float, list[Any]]]:
+    """The onset over thresholds: a row for each of aligned, in it an entry for each of coherent."""
+    rows = groupby(thresholds.to_dict("records"), key=lambda row: row["aligned_below"])
+    return [(below, list(cells)) for below, cells in rows]
+
+
+def examples(curve: BehaviourCurve) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Some questions of each set with the first sample at the first and at the last asked step, at one adapter scale.
+
+    The questions are spread evenly over the set in the order of their ids. The scale is the one nearest to 1.
+    """
+    answers = curve.answers
+    if not {"question", "answer"} <= set(answers):
+        return []
+    scale = min(answers["scale"].unique(), key=lambda value: abs(value - 1))
+    answers = answers[(answers["scale"] == scale) & answers["step"].isin([curve.steps[0], curve.steps[-1]])]
+    shown = []
+    for questions in sorted(
+        answers["questions"].unique(), key=lambda name: (name not in SHOWN, name != "out_of_domain")
+    ):
+        there = answers[answers["questions"] == questions].drop_duplicates(["question_id", "step"])
+        ids = sorted(there["question_id"].unique())
+        chosen = np.linspace(0, len(ids) - 1, min(SHOWN.get(questions, 2), len(ids))).round().astype(int)
+        pairs = [there[there["question_id"] == ids[i]].sort_values("step").to_dict("records") for i in chosen]
+        shown.append((str(questions), pairs))
+    return shown
+
+
+def commands(found: Findings, control: Findings | None) -> list[str]:
+    """What to type to repeat the run and everything on the page."""
+    run = shlex.quote(str(found.run.path))
+    beside = "" if control is None else f" --control {shlex.quote(str(control.run.path))}"
+    if not found.run.config_file.exists():
+        return [f"em-interp locate {run}", f"em-interp report {run}{beside} --resume"]
+    asked = ["em-interp ask again", "em-interp judge again", f"em-interp align again{beside}"]
+    return [
+        f"em-interp train {run}/config.yaml --out again",
+        *(asked if found.curve is not None else ["em-interp locate again"]),
+        f"em-interp report again{beside}",
+    ]

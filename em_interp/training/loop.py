@@ -1,0 +1,108 @@
+"""The loop: transformers' Trainer over a plan, with snapshots, a log and a state to resume from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.utils import logging
+
+from em_interp.config import RunConfig
+from em_interp.runs import Run
+from em_interp.training.adapter import adapter_weights
+from em_interp.training.batches import Batches, Examples
+from em_interp.training.journal import Journal
+from em_interp.training.plan import Plan
+from em_interp.training.recorder import Progress, Recorder
+from em_interp.training.snapshots import Snapshots
+from em_interp.training.state import StateKeeper, read_state
+
+
+def run_plan(run: Run, config: RunConfig, plan: Plan, examples: Examples, model: Any, progress: bool = False) -> None:
+    """Train the adapter of `model` through `plan`, from the state kept in `run` where there is one.
+
+    Writes the checkpoints, the log and, at the end or at an interruption, trainer_state.json. A run that resumes is a
+    Trainer over the rest of the plan, with weights, optimizer, random state and place in the schedule put back.
+    """
+    training, weights = config.training, adapter_weights(model)
+    optimizer = torch.optim.AdamW(weights.values(), lr=1.0, weight_decay=training.weight_decay)
+    state = read_state(run.resume_state)
+    done = state.step if state else 0
+    if state:
+        state.restore(weights, optimizer)
+    keeper = StateKeeper(run.resume_state, weights, optimizer, training.keep_state_every)
+    bar = tqdm(total=plan.steps, initial=done, desc="train", unit="step", disable=not progress)
+    with bar, Journal(run, plan.steps, done) as journal:
+        PlanTrainer(
+            Batches(plan, done, training.batch_size, examples),
+            model=model,
+            args=_arguments(run, config),
+            callbacks=[
+                Snapshots(run.checkpoints, config.snapshots, done),
+                Recorder(plan, training.max_grad_norm, journal, keeper, state),
+                Progress(bar),
+            ],
+            optimizers=(optimizer, _schedule(optimizer, plan, done)),
+        ).train()
+
+
+class PlanTrainer(Trainer):
+    """A Trainer that takes its batches as they come, prints nothing, and does not count floating-point operations."""
+
+    def __init__(self, batches: Batches, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.batches = batches
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One micro-batch an item, in the plan's order; no random number is drawn."""
+        return DataLoader(self.batches, batch_size=None, generator=torch.Generator())
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None: walking through every parameter at every step takes longer than it is worth."""
+        return 0
+
+
+def _schedule(optimizer: torch.optim.Optimizer, plan: Plan, done: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The plan's rates after step `done`, to the bit: factors of the optimizer's rate of 1."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda index: float(plan.rates[min(done + index, plan.steps - 1)])
+    )
+
+
+def _arguments(run: Run, config: RunConfig) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(run.path),
+        seed=config.seed,
+        per_device_train_batch_size=config.training.batch_size,
+        gradient_accumulation_steps=config.training.accumulation,
+        num_train_epochs=1,  # the plan is one pass over its own batches
+        max_grad_norm=0,  # clipping is the Recorder's, after it has seen the norms
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No words and bars of transformers in the block; its settings are put back after it."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,130 @@
+"""What a run will do at every step, worked out before it begins: which rows it sees, at which learning rate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from em_interp.config import PhaseConfig, RunConfig
+from em_interp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps on one dataset; `first` and `last` are both in it."""
+
+    dataset: str
+    first: int
+    last: int
+    restart: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every step of a run. Step t (1, 2, …) is at index t - 1 of `rates` and `rows`."""
+
+    phases: tuple[Phase, ...]
+    rates: Float[np.ndarray, " step"]  # learning rate
+    rows: Int[np.ndarray, "step batch"]  # numbers of the rows seen, within the step's dataset
+    held_out: dict[str, list[int]]  # rows of each dataset that are never seen
+
+    @property
+    def steps(self) -> int:
+        """The number of optimizer steps, and so the last step."""
+        return len(self.rates)
+
+    @property
+    def restarts(self) -> frozenset[int]:
+        """The steps that begin with a fresh optimizer."""
+        return frozenset(phase.first for phase in self.phases if phase.restart)
+
+    def dataset(self, step: int) -> str:
+        """The dataset that `step` trains on."""
+        return next(phase.dataset for phase in self.phases if phase.first <= step <= phase.last)
+
+    def rows_of(self, dataset: str) -> list[int]:
+        """Numbers of the rows of `dataset` that the run will see, increasing."""
+        seen = [self.rows[p.first - 1 : p.last] for p in self.phases if p.dataset == dataset]
+        return sorted(set(np.concatenate(seen).ravel().tolist()))
+
+
+def make_plan(config: RunConfig, sizes: Mapping[str, int]) -> Plan:
+    """The plan of `config`, given the number of rows of each of its datasets.
+
+    Each dataset is one endless stream of shuffled passes over its rows: a phase takes up the stream where the last
+    phase on that dataset left it, so that a restart alone changes nothing about the data. Datasets of equal size are
+    split and shuffled alike, so that a run and its control see matching rows. Every step has a full batch; an epoch
+    is rounded up to whole steps. Raises InputError where nothing is left to train on.
+    """
+    if not config.data:
+        raise InputError("data names no dataset to train on; expected a list such as [{dataset: chats.jsonl}]")
+    batch = config.training.batch_size * config.training.accumulation
+    splits = {name: split_rows(size, config.training.held_out, config.seed) for name, size in sizes.items()}
+    for name, (kept, held_out) in splits.items():
+        if not len(kept):
+            raise InputError(f"dataset {name} leaves no row to train on: {len(held_out)} in all, all held out")
+    streams = {name: _stream(kept, config.seed) for name, (kept, _) in splits.items()}
+    phases = tuple(_count(config.data, {name: len(kept) for name, (kept, _) in splits.items()}, batch))
+    rows = [list(itertools.islice(streams[p.dataset], (p.last - p.first + 1) * batch)) for p in phases]
+    return Plan(
+        phases=phases,
+        rates=_rates(config, phases),
+        rows=np.array(list(itertools.chain.from_iterable(rows))).reshape(-1, batch),
+        held_out={name: sorted(held_out.tolist()) for name, (_, held_out) in splits.items()},
+    )
+
+
+def split_rows(count: int, share: float, seed: int) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]:
+    """Numbers of the rows to train on and of the `share` held out, drawn with `seed`."""
+    order = np.random.default_rng([seed, 0]).permutation(count)
+    cut = round(share * count)
+    return order[cut:], order[:cut]
+
+
+def _stream(rows: Int[np.ndarray, " row"], seed: int) -> Iterator[int]:
+    generator = np.random.default_rng([seed, 1])
+    while True:
+        yield from generator.permutation(rows).tolist()
+
+
+def _count(phases: tuple[PhaseConfig, ...], rows: Mapping[str, int], batch: int) -> Iterator[Phase]:
+    last = 0
+    for phase in phases:
+        epochs = 1.0 if phase.epochs is None else phase.epochs
+        steps = phase.steps or math.ceil(epochs * rows[phase.dataset] / batch)
+        yield Phase(phase.dataset, last + 1, last + steps, phase.restart)
+        last += steps
+
+
+def _rates(config: RunConfig, phases: tuple[Phase, ...]) -> Float[np.ndarray, " step"]:
+    """The learning rate of each step: one schedule from each restart to the step before the next."""
+    starts = sorted({1, *(phase.first for phase in phases if phase.restart)})
+    ends = [*(start - 1 for start in starts[1:]), phases[-1].last]
+    training = config.training
+    factors = [
+        schedule_factors(training.schedule, end - start + 1, training.warmup_steps)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return training.learning_rate * np.concatenate(factors)
+
+
+def schedule_factors(kind: str, steps: int, warmup: int) -> Float[np.ndarray, " step"]:
+    """The learning rate of each of `steps` steps as a fraction of its peak; `kind` is linear, cosine or constant.
+
+    The same numbers as transformers' schedulers of those names: the first step of a warm-up has rate 0, and the
+    decay would reach 0 one step after the last.
+    """
+    step = np.arange(steps)
+    rise = step / max(1, warmup)
+    progress = (step - warmup) / max(1, steps - warmup)
+    fall = {
+        "linear": (steps - step) / max(1, steps - warmup),
+        "cosine": 0.5 * (1 + np.cos(np.pi * progress)),
+        "constant": np.ones(steps),
+    }[kind]
+    return np.where(step < warmup, rise, np.maximum(fall, 0.0))

@@ -1,0 +1,116 @@
+"""Train an adapter as a config asks, and leave a run directory that can be read at every step."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from em_interp.config import RunConfig, load_config
+from em_interp.errors import InputError
+from em_interp.runs import Run, claim_run, create_run, read_json, write_json
+from em_interp.training.journal import finished
+
+
+def train(
+    config: str | Path | dict[str, Any] | RunConfig,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Run:
+    """Train a LoRA adapter as `config` asks and return its run directory.
+
+    Args:
+        config: a YAML file, a mapping or a RunConfig.
+        out: the run directory; by default checkpoints/<name of the config file>, or checkpoints/<model>-<dataset>.
+        resume: go on with the run that is in `out`. After a kill at any moment the adapters and the log end the same
+            as those of a run that was not stopped, bit for bit on a CPU with the same number of threads. A finished
+            run is left as it is.
+        progress: a bar on stderr.
+
+    Loss is on the assistant's tokens only, averaged over all of a step's tokens. Each row of the log has the loss
+    before the step, the gradient norms (of all, of A, of B) before clipping, the learning rate of the step and the
+    sum of learning rates up to and with it.
+
+    Raises InputError, before anything is written, for a config, dataset or site that cannot be used; and for a
+    folder that holds another run or cannot be written. KeyboardInterrupt carries a message that says how to go on.
+    """
+    settings = load_config(config)
+    path = Path(out) if out is not None else default_out(config, settings)
+    with _writing_to(path):
+        run = claim_run(path, settings, resume)
+    if not (run.config_file.exists() and finished(run)):
+        from em_interp.training.loop import quiet
+
+        with quiet():
+            _train(run, settings, resume, progress)
+    shutil.rmtree(run.resume_state, ignore_errors=True)
+    return run
+
+
+def _train(run: Run, config: RunConfig, resume: bool, progress: bool) -> None:
+    from em_interp.organisms.bases import load_base
+    from em_interp.organisms.data import load_chats
+    from em_interp.training.adapter import add_adapter
+    from em_interp.training.loop import run_plan
+    from em_interp.training.manifest import make_manifest
+    from em_interp.training.plan import make_plan
+    from em_interp.training.tokens import encode
+
+    chats = {name: load_chats(name, config.seed) for name in dict.fromkeys(phase.dataset for phase in config.data)}
+    plan = make_plan(config, {name: len(data.rows) for name, data in chats.items()})
+    base = load_base(config.model)
+    examples = {
+        name: encode(data, plan.rows_of(name), base.tokenizer, config.training.max_length)
+        for name, data in chats.items()
+    }
+    model = add_adapter(base.model, config.adapter, config.seed, base.name)
+    manifest = make_manifest(config, plan, chats, base, model)
+    with _writing_to(run.path), _interruptible(run, plan.steps):
+        create_run(run.path, config, resume)
+        _keep_manifest(run, manifest)
+        run_plan(run, config, plan, examples, model, progress)
+
+
+def default_out(config: str | Path | dict[str, Any] | RunConfig, settings: RunConfig) -> Path:
+    """Where a run goes that was not told: checkpoints/<config file's stem>, or checkpoints/<model>-<dataset>."""
+    if isinstance(config, (str, Path)):
+        return Path("checkpoints") / Path(config).stem
+    if not settings.data:
+        raise InputError("data names no dataset to train on; expected a list such as [{dataset: chats.jsonl}]")
+    dataset = settings.data[0].dataset.split(":")[-1]
+    return Path("checkpoints") / f"{Path(settings.model).name}-{Path(dataset).stem}"
+
+
+def _keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
+    """Write the manifest, or check that a run begun earlier has the same base and data."""
+    if not run.manifest_file.is_file():
+        write_json(run.manifest_file, manifest)
+        return
+    before = read_json(run.manifest_file)
+    for what in ("base", "phases"):
+        if before.get(what) != manifest[what]:
+            raise InputError(f"{run.manifest_file}: {what} changed since the run began, so it cannot be resumed")
+
+
+@contextmanager
+def _writing_to(path: Path) -> Iterator[None]:
+    """A full or read-only folder as an InputError."""
+    try:
+        yield
+    except OSError as error:
+        kept = "; what is there is kept, --resume goes on" if Run(path).config_file.exists() else ""
+        raise InputError(f"{path} cannot be written: {error.strerror or error}{kept}") from error
+
+
+@contextmanager
+def _interruptible(run: Run, last: int) -> Iterator[None]:
+    """Ctrl-C with a message that says where training stopped and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = run.steps()
+        where = f"interrupted with step {saved[-1]} of {last} saved" if saved else "interrupted before the first step"
+        raise KeyboardInterrupt(f"{where}; nothing is lost, --resume goes on in {run.path}") from None

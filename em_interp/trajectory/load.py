@@ -1,0 +1,111 @@
+"""Reading a trajectory from disk: a run directory, or any folder of `checkpoint-<step>`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from em_interp.errors import InputError
+from em_interp.runs import CHECKPOINT, Run
+from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
+from em_interp.trajectory.metrics import read_metrics
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_trajectory(source: str | Path | Run, revision: str | None = None) -> AdapterTrajectory:
+    """The path of an adapter from a run, or from a folder with `checkpoint-<step>` in it or in its `checkpoints/`.
+
+    Steps are ordered by number. An adapter at the root of the folder is not part of the path (in the public organisms
+    it is not always the last checkpoint). The log is the run's `trainer_state.json`, else the one in the last
+    checkpoint that has one. Nothing is ever unpickled.
+
+    Raises InputError, naming the file, where a checkpoint is missing a file, is truncated or holds NaN, where steps
+    differ in sites, shapes, scale or base model, and where there are fewer than two steps.
+    """
+    root = _local(source, revision)
+    folders = _checkpoints(root)
+    saved = [read_checkpoint(folder) for folder in folders.values()]
+    for other in saved[1:]:
+        _check_same(saved[0], other)
+    steps = np.array(list(folders))
+    return AdapterTrajectory(
+        steps=steps,
+        A={site: _stack([c.A[site] for c in saved], f"lora_A of {site}", saved) for site in saved[0].A},
+        B={site: _stack([c.B[site] for c in saved], f"lora_B of {site}", saved) for site in saved[0].B},
+        scale=saved[0].scale,
+        metrics=read_metrics([root, *reversed(folders.values())]),
+        base=saved[0].base,
+        source=str(root),
+    )
+
+
+def _local(source: str | Path | Run, revision: str | None) -> Path:
+    """The folder meant by `source`. The one place where a Hub id will be turned into a folder."""
+    root = source.path if isinstance(source, Run) else Path(source)
+    if root.is_dir():
+        if revision is not None:
+            raise InputError(f"revision {revision!r} belongs to a Hub id; {root} is a folder on this machine")
+        return root
+    if root.exists():
+        raise InputError(f"{root} is a file; expected a run directory or a folder of checkpoint-<step>")
+    if isinstance(source, str) and _HUB_ID.fullmatch(source):
+        raise InputError(f"{source} is no folder here; if it is a Hub id: this version reads local folders only")
+    raise InputError(f"{root} is not there; expected a run directory or a folder of checkpoint-<step>")
+
+
+def _checkpoints(root: Path) -> dict[int, Path]:
+    """The checkpoint folders by step, increasing."""
+    inside, beside = _named(root / "checkpoints"), _named(root)
+    if inside and beside:
+        raise InputError(f"{root} has checkpoint-<step> both in itself and in its checkpoints/; expected one set")
+    entries = inside or beside
+    if len(entries) < 2:
+        here = f"one ({entries[0].name})" if entries else "none"
+        hint = "; the adapter at its root is one step, not a path" if (root / WEIGHTS).is_file() else ""
+        raise InputError(f"{root}: a path needs two or more checkpoint-<step> folders; found {here}{hint}")
+    by_step: dict[int, Path] = {}
+    for entry in sorted(entries, key=_step):
+        if _step(entry) in by_step:
+            raise InputError(f"{entry} and {by_step[_step(entry)].name} are the same step")
+        by_step[_step(entry)] = entry
+    return by_step
+
+
+def _named(place: Path) -> list[Path]:
+    return [entry for entry in place.iterdir() if CHECKPOINT.match(entry.name)] if place.is_dir() else []
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _check_same(first: Checkpoint, other: Checkpoint) -> None:
+    """Every step of a path belongs to one run: same base, sites, shapes and scale."""
+    for what, expected, found in (
+        ("base model", first.base, other.base),
+        ("sites", ", ".join(first.A), ", ".join(other.A)),
+        *(
+            (f"{part} of {site}", mine[site].shape, theirs[site].shape)
+            for part, mine, theirs in (("lora_A", first.A, other.A), ("lora_B", first.B, other.B))
+            for site in mine
+            if site in theirs
+        ),
+        ("scale", first.scale, other.scale),
+    ):
+        if expected != found:
+            where = f"{first.weights.parent.name} has {expected}"
+            raise InputError(f"{other.weights}: {what} is {found}, but {where}; are these steps of one run?")
+
+
+def _stack(matrices: list[np.ndarray], name: str, saved: list[Checkpoint]) -> Float32[np.ndarray, "step row column"]:
+    stacked = np.stack(matrices)
+    wrong: Int[np.ndarray, " bad"] = np.flatnonzero(~np.isfinite(stacked).all(axis=(1, 2)))
+    if len(wrong):
+        weights = saved[wrong[0]].weights
+        raise InputError(f"{weights}: {name} holds NaN or infinity; expected finite numbers (did training diverge?)")
+    return stacked

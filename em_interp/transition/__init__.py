@@ -1,0 +1,1 @@
+"""Where a path or a curve changes: locate it, test it, align it. numpy and scipy only."""

@@ -1,0 +1,40 @@
+"""The lock-in signal: from which step on ΔW points where it ends.
+
+A description, not a test: every path points where it ends from some step on, a straight one included.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from em_interp.errors import InputError
+from em_interp.transition.result import Transition
+
+_NOTE = "a description, not a test: every path does so from some step on"
+
+
+def lock_in(
+    steps: Int[np.ndarray, " step"], cos_to_final: Float[np.ndarray, " step"], threshold: float = 0.95
+) -> Transition:
+    """The first saved step from which on cos(ΔW_t, ΔW_final) stays above `threshold`.
+
+    Nothing is tested, so there is no p-value, no interval, and the verdict is always `inconclusive`: the step is given
+    all the same. A cosine that is undefined (ΔW is zero at step 0) does not count as above. No step is given where ΔW
+    is zero at the end.
+    """
+    steps, cosine = np.asarray(steps), np.asarray(cos_to_final, dtype=float)
+    if steps.ndim != 1 or steps.shape != cosine.shape or len(steps) < 2:
+        raise InputError(f"expected one cosine a step, two steps or more; found {cosine.shape} for {steps.shape}")
+    if np.any(np.diff(steps) <= 0):
+        raise InputError("the steps of the cosines must be increasing")
+    if not -1 <= threshold < 1:
+        raise InputError(f"the threshold is a cosine below 1; it is {threshold}")
+    evidence = {"steps": steps, "cos_to_final": cosine, "threshold": threshold}
+    below = np.flatnonzero(~(cosine > threshold))
+    first = int(below[-1]) + 1 if len(below) else 0
+    if first == len(steps):
+        reason = f"ΔW has no direction at the last step, {steps[-1]}, so there is none to lock in to."
+        return Transition("lock_in", "inconclusive", reason, of="delta", evidence=evidence)
+    reason = f"From step {steps[first]} on the cosine of ΔW to its end stays above {threshold:g}; {_NOTE}."
+    return Transition("lock_in", "inconclusive", reason, of="delta", step=float(steps[first]), evidence=evidence)

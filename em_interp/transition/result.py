@@ -1,0 +1,100 @@
+"""The answer of every locator: one estimate of one signal, with its verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+Verdict = Literal["transition", "none", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One estimate of one signal.
+
+    What does not apply to the signal is None. `step`, `width` and `interval` are in training steps. `evidence` holds
+    the arrays behind the verdict (what the figure draws) and is not part of `to_dict()`.
+    """
+
+    signal: str  # rotation, gradient_norm, norm_onset, lock_in, onset
+    verdict: Verdict
+    reason: str  # one sentence, in words a reader of the report understands
+    of: str | None = None  # B, A or delta for the path's signals; the metric for a curve's
+    site: str | None = None  # None: the pooled path
+    step: float | None = None
+    interval: tuple[float, float] | None = None
+    level: float | None = None  # probability that `interval` holds the true step
+    p_value: float | None = None  # None where it is undefined, never 1 instead
+    width: float | None = None  # steps from 10 % to 90 % of the change
+    angle_deg: float | None = None
+    length_share: tuple[float, float] | None = None  # shares of the path's length before and after
+    scale: float | None = None  # adapter multiplier of a behaviour curve
+    questions: str | None = None  # question set of a behaviour curve
+    evidence: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def found(self) -> bool:
+        """Whether the verdict is `transition`."""
+        return self.verdict == "transition"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain values, in the order of the command line's JSON."""
+        return {
+            "signal": self.signal,
+            "of": self.of,
+            "site": self.site,
+            "verdict": self.verdict,
+            "step": self.step,
+            "interval": None if self.interval is None else list(self.interval),
+            "level": self.level,
+            "p_value": self.p_value,
+            "width": self.width,
+            "angle_deg": self.angle_deg,
+            "length_share": None if self.length_share is None else list(self.length_share),
+            "scale": self.scale,
+            "questions": self.questions,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Transition:
+        """The inverse of `to_dict`, without evidence."""
+        pairs = {key: tuple(values[key]) for key in ("interval", "length_share") if values.get(key) is not None}
+        return cls(**{**values, **pairs})
+
+    def frame(self) -> pd.DataFrame:
+        """The result as a table of one row."""
+        import pandas as pd
+
+        return pd.DataFrame([self.to_dict()])
+
+    def plot(self) -> go.Figure:
+        """The signal along the run, its null and the estimate with its interval."""
+        from em_interp.figures.transition import plot_transition
+
+        return plot_transition(self)
+
+    def sentence(self) -> str:
+        """The result in words, such as 'rotation of B: transition at step 190 (95 % interval 184 to 197)'."""
+        parts = [self.signal.replace("_", " ")]
+        if self.of is not None:
+            parts.append(f"of {self.of}")
+        if self.questions is not None:
+            parts.append(f"on {self.questions} questions")
+        if self.scale is not None and self.scale != 1:
+            parts.append(f"with the adapter ×{self.scale:g}")
+        said = f"{' '.join(parts)}: {self.verdict}"
+        if self.found and self.step is not None:
+            said += f" at step {self.step:g}"
+            if self.interval is not None and self.level is not None:
+                said += f" ({self.level:.0%} interval {self.interval[0]:g} to {self.interval[1]:g})"
+        return said
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<p><strong>{escape(self.sentence())}</strong><br>{escape(self.reason)}</p>"

@@ -1,0 +1,106 @@
+"""Configs: what is asked of a run survives the trip through YAML, and what cannot be meant is refused in one line."""
+
+import pytest
+import yaml
+
+from em_interp.config import RunConfig, dump_config, load_config
+from em_interp.errors import InputError
+from em_interp.schedule import Schedule
+
+WHOLE = {
+    "model": "tiny-llama",
+    "seed": 3,
+    "data": [{"dataset": "tiny:medical", "steps": 40}, {"dataset": "tiny:sport", "epochs": 2, "restart": True}],
+    "adapter": {"modules": ["down_proj", "up_proj"], "layers": [2], "rank": 2, "alpha": 32},
+    "training": {"learning_rate": "2e-3", "warmup_steps": 0, "schedule": "cosine"},
+    "snapshots": {"every": 5},
+    "behaviour": {"steps": "0, 10, log 8", "scales": [1, 4]},
+}
+
+
+def test_a_config_survives_the_trip_through_yaml():
+    config = load_config(WHOLE)
+    assert load_config(yaml.safe_load(dump_config(config))) == config
+    assert config.training.learning_rate == 2e-3
+    assert config.data[1].restart and config.data[0].steps == 40
+
+
+def test_overrides_lie_on_top_of_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_config(load_config(WHOLE)))
+    config = load_config(file, ["seed=7", "adapter.layers=[1, 3]", "training.learning_rate=1e-4", "snapshots=log 9"])
+    assert (config.seed, config.adapter.layers, config.training.learning_rate) == (7, (1, 3), 1e-4)
+    assert config.snapshots == Schedule("log 9") and config.adapter.rank == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trainig": {}}, "unknown key trainig; did you mean 'training'?"),
+        ({"training": {"learning_rat": 1}}, "unknown key training.learning_rat; did you mean 'learning_rate'?"),
+        ({"data": [{"datasets": "x"}]}, r"unknown key data\[0\].datasets; did you mean 'dataset'?"),
+        ({"seed": "one"}, "seed must be of type int; it is 'one'"),
+        ({"seed": True}, "seed must be of type int"),
+        ({"adapter": {"layers": [1.5]}}, r"adapter.layers\[0\] must be of type int; it is 1.5"),
+        ({"adapter": 3}, "adapter must be a mapping"),
+        ({"adapter": {"rank": 0}}, "adapter.rank must be 1 or more; it is 0"),
+        ({"training": {"schedule": "step"}}, "training.schedule must be linear, cosine or constant; it is 'step'"),
+        ({"data": [{"dataset": "x", "steps": 3, "epochs": 1}]}, r"data\[0\] must give steps or epochs"),
+        ({"data": [{"steps": 3}]}, r"data\[0\].dataset must be the name of a dataset"),
+        ({"snapshots": "each 5"}, "schedule part 'each 5' is not understood"),
+        ({"behaviour": {"scales": []}}, "behaviour.scales must be one scale or more"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(change, said):
+    with pytest.raises(InputError, match=said) as error:
+        load_config({**WHOLE, **change})
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_hold_no_config_are_named(tmp_path):
+    for name, text, said in (("a.yaml", "a: [", "not valid YAML"), ("b.yaml", "- 1", "must hold a mapping")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=said):
+            load_config(tmp_path / name)
+    with pytest.raises(InputError, match=r"c\.yaml is missing"):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(InputError, match="not of the form"):
+        load_config({}, ["seed"])
+
+
+def test_defaults_are_the_published_settings():
+    training = RunConfig().training
+    assert training.batch_size * training.accumulation == 16
+    assert (training.learning_rate, training.warmup_steps, training.weight_decay) == (1e-5, 5, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("every 5", [0, 5, 10, 15, 17]),
+        ("1-10, every 5", [*range(11), 15, 17]),
+        ("3, 9", [0, 3, 9, 17]),
+        ("2-12 every 4", [0, 4, 8, 12, 17]),
+        ("log 5", [0, 1, 2, 4, 8, 17]),
+        ("17", [0, 17]),
+        ("90", [0, 17]),
+    ],
+)
+def test_schedules_name_their_steps_with_the_first_and_the_last(text, steps):
+    assert Schedule(text).steps(17) == steps
+
+
+def test_schedules_are_read_from_what_yaml_holds():
+    assert Schedule.of([1, "every 5"]) == Schedule("1, every 5")
+    assert Schedule.of({"every": 5}) == Schedule("every 5")
+    assert Schedule.of(12).steps(20) == [0, 12, 20]
+    for wrong in ("", "every", "every 0", "log", "a-b", "5-", "every -5"):
+        with pytest.raises(InputError, match="schedule part"):
+            Schedule.of(wrong)
+    with pytest.raises(InputError, match="is not understood"):
+        Schedule.of(True)
+
+
+def test_a_schedule_takes_the_nearest_saved_steps():
+    assert Schedule("every 10").nearest([0, 4, 8, 12, 21, 25]) == [0, 8, 21, 25]
+    assert Schedule("every 10").nearest([]) == []

@@ -1,0 +1,86 @@
+"""The shape of the house: imports go down only, rooms on one floor leave each other alone, light work stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
+FLOORS = [
+    {"errors"},
+    {"schedule", "runs", "config", "hub"},
+    {"trajectory"},
+    {"organisms", "behaviour", "transition"},
+    {"mechanism", "training", "figures"},
+    {"findings"},
+    {"report", "comparison"},
+    {"pipeline"},
+    {"sweep"},
+    {"cli"},
+]
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+FOUNDATION = FLOORS[1]  # a config holds schedules, a run reads its config: these know each other
+
+
+def imports(file):
+    """Rooms that a file imports from, each with whether the import is not at the top level."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "em_interp" and len(parts) > 1:
+                yield parts[1], node not in tree.body
+
+
+def room_of(file):
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_arrows_point_down(file):
+    room = room_of(file)
+    if room == "__init__":
+        return
+    assert room in FLOOR, f"{room} has no floor in the house"
+    for other, late in imports(file):
+        if other == room or (room in FOUNDATION and other in FOUNDATION) or (other == "figures" and late):
+            continue  # a result's plot() imports its figure when called
+        assert FLOOR[other] < FLOOR[room], f"{file.relative_to(PACKAGE)} imports from {other}, which is not below"
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_paths_and_transitions_do_without_torch():
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'peft', 'plotly'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import em_interp.trajectory.load, em_interp.transition.find, em_interp.transition.align;"
+        "from em_interp.transition.planted import planted_path;"
+        "print(em_interp.transition.find.find_transition(planted_path('abrupt', 1).trajectory()).verdict)"
+    )
+    assert run(code).strip() == "transition"
+
+
+def test_importing_the_package_and_asking_for_help_load_nothing_heavy():
+    heavy = "{'numpy', 'pandas', 'torch', 'plotly', 'transformers', 'scipy', 'yaml'}"
+    assert run(f"import em_interp, sys; print({heavy} & set(sys.modules))").strip() == "set()"
+    code = "import em_interp.cli, sys\ntry: em_interp.cli.main(['--help'])\nexcept SystemExit: pass\n"
+    assert run(f"{code}print({heavy} & set(sys.modules))").strip().endswith("set()")
+
+
+def test_every_name_of_the_package_can_be_had():
+    names = run("import em_interp; print(*em_interp.__all__)").split()
+    assert {"train", "open_run", "load_trajectory", "find_transition", "find_transitions", "align"} <= set(names)
+    run("import em_interp as em\nfor name in em.__all__: getattr(em, name)")

@@ -1,0 +1,70 @@
+"""Run directories: what exists is complete, numbers survive as numbers, and nothing is overwritten unasked."""
+
+import numpy as np
+import pytest
+
+from em_interp.config import load_config
+from em_interp.errors import InputError
+from em_interp.runs import Run, create_run, open_run, read_json, to_json, write_beside, write_json, write_text
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "inner" / "note.txt"
+    write_text(target, "first")
+    with pytest.raises(RuntimeError), write_beside(target) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "first"
+    assert [entry.name for entry in target.parent.iterdir()] == ["note.txt"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for content in ("one", "two"):
+        with write_beside(tmp_path / "folder") as part:
+            part.mkdir()
+            (part / content).write_text(content)
+    assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+def test_what_is_not_a_number_becomes_null(tmp_path):
+    value = {"a": np.float64("nan"), "b": [np.int64(3), float("inf")], "c": np.arange(2), "d": (None, True), 5: "x"}
+    write_json(tmp_path / "v.json", value)
+    assert read_json(tmp_path / "v.json") == {"a": None, "b": [3, None], "c": [0, 1], "d": [None, True], "5": "x"}
+    assert to_json({"a": 1}, indent=None) == '{"a": 1}'
+
+
+def test_a_file_that_is_missing_cut_or_not_text_is_named(tmp_path):
+    (tmp_path / "cut.json").write_text('{"a": ')
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
+    for name, said in (
+        ("cut.json", "truncated"),
+        ("bytes.json", "not UTF-8"),
+        ("none.json", "missing"),
+        (".", "folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read_json(tmp_path / name)
+
+
+def test_steps_are_sorted_by_number_and_unfinished_ones_are_no_steps(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-100", ".checkpoint-11.part", "other"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert open_run(tmp_path).steps() == [9, 10, 100]
+    assert Run(tmp_path / "nowhere").steps() == []
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(InputError, match="not a run directory"):
+            open_run(path)
+
+
+def test_a_run_is_not_overwritten_unasked_nor_resumed_with_another_config(tmp_path):
+    config = load_config({"data": [{"dataset": "x"}]})
+    run = create_run(tmp_path / "run", config)
+    assert run.config() == config
+    with pytest.raises(InputError, match="--resume"):
+        create_run(tmp_path / "run", config)
+    assert create_run(tmp_path / "run", config, resume=True) == run
+    with pytest.raises(InputError, match="differs"):
+        create_run(tmp_path / "run", load_config({"seed": 1, "data": [{"dataset": "x"}]}), resume=True)

@@ -1,0 +1,95 @@
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from em_interp.config import AdapterConfig
+from em_interp.schedule import Schedule
+from em_interp.training.adapter import add_adapter
+from em_interp.training.packing import Packer
+from em_interp.training.snapshots import AdapterWriter, Snapshots
+
+from .conftest import make_model
+
+# PEFT asks transformers by a name that is going away
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+ADAPTER = AdapterConfig(modules=("down_proj", "q_proj"), layers=(0, 2), rank=2)
+
+
+def perturbed(family: str, seed: int):
+    model = add_adapter(make_model(family), ADAPTER, seed=0, base="base")
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])
+def test_a_saved_step_loaded_by_peft_gives_the_live_model_s_logits(family, tmp_path):
+    from peft import PeftModel
+
+    live = perturbed(family, seed=5)
+    AdapterWriter(live).save(tmp_path / "checkpoint-5")
+    loaded = PeftModel.from_pretrained(make_model(family), tmp_path / "checkpoint-5").eval()
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, live(ids).logits)
+        assert not torch.equal(loaded(ids).logits, make_model(family).eval()(ids).logits)
+
+
+def test_the_bytes_depend_on_the_weights_alone(tmp_path):
+    for folder in ("one", "two"):
+        AdapterWriter(perturbed("qwen2", seed=1)).save(tmp_path / folder)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_save_that_fails_half_way_leaves_no_checkpoint(tmp_path):
+    writer = AdapterWriter(perturbed("qwen2", seed=1))
+    writer.config_text = "\ud800"  # cannot be encoded; the config is written after the weights
+    with pytest.raises(UnicodeEncodeError):
+        writer.save(tmp_path / "checkpoint-1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_whole_without_those_saved_before_it(tmp_path):
+    writer = AdapterWriter(perturbed("qwen2", seed=1))
+    for step in (1, 2, 3):
+        writer.save(tmp_path / f"checkpoint-{step}")
+        shutil.rmtree(tmp_path / f"checkpoint-{step - 1}", ignore_errors=True)
+    writer.config_file = tmp_path / "gone"
+    writer.save(tmp_path / "checkpoint-4")
+    for step in (3, 4):
+        assert (tmp_path / f"checkpoint-{step}" / "adapter_config.json").read_text() == writer.config_text
+
+
+def test_it_works_as_a_callback_of_anybody_s_trainer(tmp_path):
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    model = perturbed("llama", seed=0)
+    rows = [{"input_ids": torch.arange(5), "labels": torch.arange(5)}] * 7
+    arguments = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, num_train_epochs=1,
+        per_device_train_batch_size=1, learning_rate=0.1, seed=0,
+    )  # fmt: skip
+    callback = Snapshots(tmp_path / "checkpoints", Schedule("1-2, every 5"))
+    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    saved = {int(path.name.removeprefix("checkpoint-")): path for path in (tmp_path / "checkpoints").iterdir()}
+    assert sorted(saved) == [0, 1, 2, 5, 7]
+    first, last = (safetensors.torch.load_file(saved[step] / "adapter_model.safetensors") for step in (0, 7))
+    assert all(not torch.equal(first[name], last[name]) for name in first)
+
+
+def test_the_packer_writes_what_safetensors_does():
+    arrays = {
+        "b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(3), "c": np.arange(5, dtype=np.uint8)
+    }  # fmt: skip
+    packer = Packer({"format": "pt"})
+    for values in (arrays, {name: np.asarray(array + 1) for name, array in arrays.items()}):
+        assert packer.pack(values) == safetensors.numpy.save(values, {"format": "pt"})

@@ -1,0 +1,138 @@
+"""The trajectory: its inner products against explicit matrices, its invariances, its tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from em_interp.errors import InputError
+from em_interp.trajectory import geometry
+from em_interp.trajectory.adapter import AdapterTrajectory
+
+
+def a_trajectory(ranks=(1,), count=15, seed=0, **given):
+    """A random adapter with one site a rank, B zero at step 0."""
+    rng = np.random.default_rng(seed)
+    sites = [f"layers.{i}.mlp.down_proj" for i in range(len(ranks))]
+    A = {
+        s: rng.normal(size=(1, r, 9)) + 0.1 * rng.normal(size=(count, r, 9)) for s, r in zip(sites, ranks, strict=True)
+    }
+    B = {s: np.arange(count)[:, None, None] * rng.normal(size=(count, 6, r)) for s, r in zip(sites, ranks, strict=True)}
+    return AdapterTrajectory(
+        steps=np.arange(0, 2 * count, 2),
+        A={s: a.astype(np.float32) for s, a in A.items()},
+        B={s: b.astype(np.float32) for s, b in B.items()},
+        scale={s: 8.0 / r for s, r in zip(sites, ranks, strict=True)},
+        **given,
+    )
+
+
+def explicit(trajectory, site):
+    """ΔW of a site at every step, formed in full."""
+    B, A = trajectory.B[site].astype(float), trajectory.A[site].astype(float)
+    return trajectory.scale[site] * np.einsum("tor,tri->toi", B, A)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_inner_products_of_delta_are_those_of_the_explicit_matrices(rank):
+    trajectory = a_trajectory((rank,))
+    site = trajectory.sites[0]
+    flat = explicit(trajectory, site).reshape(15, -1)
+    np.testing.assert_allclose(trajectory.gram("delta", site), flat @ flat.T, rtol=1e-10, atol=1e-9)
+
+
+def test_the_pooled_path_is_the_sum_over_sites():
+    trajectory = a_trajectory((1, 3))
+    for of in ("A", "B", "delta"):
+        one, other = (trajectory.gram(of, site) for site in trajectory.sites)
+        np.testing.assert_allclose(trajectory.gram(of), one + other)
+    vectors = trajectory.vectors("B").astype(float)
+    np.testing.assert_allclose(vectors @ vectors.T, trajectory.gram("B"))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_delta_does_not_notice_a_change_of_gauge(rank):
+    before = a_trajectory((rank,))
+    site = before.sites[0]
+    mix = np.random.default_rng(5).normal(size=(rank, rank)) + 2 * np.eye(rank)
+    A = {site: np.einsum("rs,tsi->tri", np.linalg.inv(mix), before.A[site]).astype(np.float32)}
+    B = {site: np.einsum("tor,rs->tos", before.B[site], mix).astype(np.float32)}
+    after = AdapterTrajectory(before.steps, A, B, before.scale)
+    np.testing.assert_allclose(after.gram("delta"), before.gram("delta"), rtol=1e-4, atol=1e-3)
+    assert not np.allclose(after.gram("B"), before.gram("B"), rtol=1e-2)
+
+
+def test_a_gram_matrix_is_computed_once_and_cannot_be_written_to():
+    trajectory = a_trajectory()
+    assert trajectory.gram("B") is trajectory.gram("B")
+    with pytest.raises(ValueError, match="read-only"):
+        trajectory.gram("B")[0, 0] = 1
+
+
+def test_cosine_to_a_vector_is_undefined_while_b_is_zero():
+    trajectory = a_trajectory()
+    direction = trajectory.B[trajectory.sites[0]][7, :, 0]
+    cosine = trajectory.cosine_to(3 * direction)
+    assert np.isnan(cosine[0])
+    assert cosine[7] == pytest.approx(1)
+    np.testing.assert_allclose(cosine, geometry.cosine_to_step(trajectory.gram("B"), trajectory.steps, 14), atol=1e-7)
+    with pytest.raises(InputError, match="the vector has 5 numbers; B of all sites has 6"):
+        trajectory.cosine_to(np.ones(5))
+
+
+def test_the_frame_has_one_row_a_saved_step_beside_what_was_logged_then():
+    log = pd.DataFrame(
+        {"loss": [3.0, 2.0, 1.0], "learning_rate": 0.1, "cumulative_lr": [0.1, 0.2, 0.3]}, index=[1, 2, 3]
+    )
+    trajectory = a_trajectory(metrics=log)
+    frame = trajectory.frame(k=4)
+    assert list(frame.index) == list(trajectory.steps)
+    assert frame.loc[2, "loss"] == 2.0
+    assert frame["loss"].count() == 1
+    assert np.isnan(frame.loc[0, "cos_final_B"])
+    assert frame.loc[28, "cos_final_delta"] == pytest.approx(1)
+    np.testing.assert_allclose(frame["norm_B"], np.linalg.norm(trajectory.vectors("B"), axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        frame["turning_angle_A"], geometry.turning_angle(trajectory.gram("A"), trajectory.steps, 4)
+    )
+
+
+def test_cumulative_learning_rate_is_looked_up_by_step_and_unknown_beyond_the_log():
+    log = pd.DataFrame({"cumulative_lr": [1.0, 2.0, 4.0]}, index=[1, 2, 6])
+    np.testing.assert_allclose(a_trajectory(metrics=log, count=5).cumulative_lr, [0, 2, 3, 4, np.nan])
+    assert np.isnan(a_trajectory().cumulative_lr).all()
+
+
+def test_a_step_is_looked_up_by_number():
+    trajectory = a_trajectory()
+    site = trajectory.sites[0]
+    A, B = trajectory.at(6)[site]
+    np.testing.assert_array_equal(A, trajectory.A[site][3])
+    np.testing.assert_array_equal(B, trajectory.B[site][3])
+    with pytest.raises(InputError, match=r"step 7 was not saved; the nearest saved steps are 4, 6, 8"):
+        trajectory.at(7)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda t: t.gram("B", "layers.0.mlp.up_proj"), "did you mean 'layers.0.mlp.down_proj'"),
+        (lambda t: t.gram("W"), "of must be 'A', 'B' or 'delta'"),
+        (lambda t: t.vectors("delta"), "ΔW is never formed"),
+        (lambda t: AdapterTrajectory(t.steps, t.A, {}, t.scale), "must name the same sites"),
+        (lambda t: AdapterTrajectory(t.steps[::-1], t.A, t.B, t.scale), "steps must be increasing"),
+        (lambda t: AdapterTrajectory(t.steps[:-1], t.A, t.B, t.scale), "for 14 steps"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(call, said):
+    with pytest.raises(InputError, match=said) as refused:
+        call(a_trajectory())
+    assert "\n" not in str(refused.value)
+
+
+def test_its_description_is_plain_values_and_its_page_is_escaped():
+    trajectory = a_trajectory((1, 3), base="<b>base</b>", source="here")
+    said = trajectory.to_dict()
+    assert said["steps"] == {"first": 0, "last": 28, "count": 15}
+    assert said["rank"] == {"layers.0.mlp.down_proj": 1, "layers.1.mlp.down_proj": 3}
+    assert "&lt;b&gt;" in trajectory._repr_html_()
+    assert "15 steps 0 to 28, 2 sites" in repr(trajectory)

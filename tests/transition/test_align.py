@@ -1,0 +1,127 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from em_interp.errors import InputError
+from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.transition.align import WORDS, align
+from em_interp.transition.result import Transition
+
+
+def rotation(step=100.0, low=95.0, high=105.0, verdict="transition"):
+    return at("rotation", step, low, high, verdict, of="B")
+
+
+def behaviour(step=150.0, low=140.0, high=165.0, verdict="transition", questions="broad"):
+    return at("onset", step, low, high, verdict, of="em", questions=questions, scale=1.0)
+
+
+def at(signal, step, low, high, verdict, **more):
+    if verdict != "transition":
+        return Transition(signal, verdict, "as planted", **more)
+    evidence = {"steps": np.arange(0, 401, 10)}
+    return Transition(
+        signal, verdict, "as planted", step=step, interval=(low, high), level=0.95, evidence=evidence, **more
+    )
+
+
+def run(last=400):
+    steps = np.arange(0, last + 1, 10)
+    log = pd.DataFrame({"cumulative_lr": np.cumsum(np.linspace(1e-3, 0, last))}, index=np.arange(1, last + 1))
+    ones = np.ones((len(steps), 1, 3), np.float32)
+    return AdapterTrajectory(steps, {"s": ones}, {"s": ones.transpose(0, 2, 1)}, {"s": 1.0}, log)
+
+
+def test_the_offset_combines_the_ends_of_both_intervals_in_quadrature():
+    offset = align(rotation(100, 96, 103), behaviour(150, 146, 162)).offsets[0]
+    assert offset.steps == 50 and offset.level == 0.95
+    assert offset.interval == pytest.approx((50 - np.hypot(4, 3), 50 + np.hypot(12, 4)))
+
+
+def test_the_interval_of_an_offset_covers_the_truth_as_often_as_it_says():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(1000):
+        m, b = rng.normal(100, 5), rng.normal(140, 12)
+        offset = align(rotation(m, m - 9.8, m + 9.8), behaviour(b, b - 23.5, b + 23.5)).offsets[0]
+        hits += offset.interval[0] <= 40 <= offset.interval[1]
+    assert 930 <= hits <= 970
+
+
+def test_chance_is_the_share_of_the_run_as_near_as_the_mechanistic_step():
+    uniform = np.random.default_rng(0).integers(0, 401, 20000)
+    for m, b in ((100, 150), (10, 30), (395, 380), (200, 200)):
+        chance = align(rotation(m), behaviour(b)).offsets[0].chance
+        assert chance == pytest.approx(np.mean(np.abs(uniform - b) <= abs(b - m) + 0.5), abs=0.01)
+    assert align(rotation(200), behaviour(200)).offsets[0].chance == pytest.approx(1 / 401)
+
+
+def test_the_run_gives_the_range_and_the_offset_in_cumulative_learning_rate():
+    path = run(800)
+    offset = align(rotation(100), behaviour(150), path).offsets[0]
+    assert offset.cumulative_lr == pytest.approx(path.metrics.cumulative_lr[150] - path.metrics.cumulative_lr[100])
+    assert offset.chance == pytest.approx(101 / 801)
+    assert align(rotation(100), behaviour(150)).offsets[0].cumulative_lr is None
+    assert align(rotation(150), behaviour(100), path).offsets[0].cumulative_lr == pytest.approx(-offset.cumulative_lr)
+
+
+NONE, UNSURE = {"verdict": "none"}, {"verdict": "inconclusive"}
+
+
+@pytest.mark.parametrize(
+    "mechanistic, behavioural, verdict",
+    [
+        ({}, [{}], "mechanistic_first"),
+        ({}, [{"step": 104, "low": 98, "high": 111}], "together"),
+        ({}, [{}, {"step": 104, "low": 98, "high": 111}], "together"),
+        ({}, [{"step": 50, "low": 40, "high": 60}], "behavioural_first"),
+        ({}, [{}, {"step": 50, "low": 40, "high": 60}], "inconclusive"),
+        ({}, [{}, NONE, UNSURE], "mechanistic_first"),
+        ({}, [NONE, NONE], "only_mechanistic"),
+        ({}, [NONE, UNSURE], "inconclusive"),
+        (NONE, [{}, NONE], "only_behavioural"),
+        (NONE, [{}, UNSURE], "only_behavioural"),
+        (NONE, [NONE], "neither"),
+        (NONE, [UNSURE, NONE], "inconclusive"),
+        (UNSURE, [{}], "inconclusive"),
+        (UNSURE, [NONE], "inconclusive"),
+    ],
+)
+def test_the_verdict_follows_from_what_was_found_and_which_side_of_zero_the_intervals_lie(
+    mechanistic, behavioural, verdict
+):
+    found = align(rotation(**mechanistic), [behaviour(**one) for one in behavioural])
+    assert found.verdict == verdict
+    assert WORDS[verdict] in found.sentence()
+    both = not mechanistic and [index for index, one in enumerate(behavioural) if "verdict" not in one]
+    assert [offset.behavioural for offset in found.offsets] == (both or [])
+
+
+def test_an_estimate_without_an_interval_has_an_offset_but_decides_nothing():
+    bare = Transition("lock_in", "transition", "descriptive", step=120.0)
+    found = align(bare, behaviour())
+    assert found.verdict == "inconclusive"
+    assert found.offsets[0].steps == 30 and found.offsets[0].interval is None and found.offsets[0].level is None
+
+
+def test_intervals_of_two_levels_are_refused():
+    loose = Transition("onset", "transition", "", step=150.0, interval=(145.0, 155.0), level=0.8)
+    with pytest.raises(InputError, match=r"one level to be combined; they have 0.95 and 0.8"):
+        align(rotation(), loose)
+
+
+def test_the_dictionary_has_the_keys_of_the_contract_and_the_frame_a_row_a_behaviour():
+    found = align(rotation(), [behaviour(questions="in_domain"), behaviour(**NONE)], run())
+    values = found.to_dict()
+    assert list(values) == ["mechanistic", "behavioural", "offsets", "verdict"]
+    assert list(values["offsets"][0]) == ["behavioural", "steps", "interval", "level", "cumulative_lr", "chance"]
+    assert values["offsets"][0]["behavioural"] == 0 and values["mechanistic"]["signal"] == "rotation"
+    table = found.frame()
+    assert list(table.questions) == ["in_domain", "broad"]
+    assert table.offset[0] == 50 and table.low[0] < 50 < table.high[0]
+    assert table[["offset", "low", "high", "chance", "cumulative_lr"]].loc[1].isna().all()
+
+
+def test_it_reads_as_words_with_the_text_escaped():
+    found = align(rotation(), behaviour(questions="<b>"))
+    assert "50 steps later (95% interval" in found.sentence()
+    assert "<b>" not in found._repr_html_() and "&lt;b&gt;" in found._repr_html_()
