@@ -7,17 +7,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.config import RunConfig, load_config
+from em_interp.config import RunConfig
 from em_interp.errors import InputError
 from em_interp.findings import Findings, findings, keep, located
 from em_interp.runs import Run, read_json, resumable, write_json
-
-FAMILIES = ("qwen2", "llama", "gemma3")
-CONFIGS = Path(__file__).parent / "demo"
 
 
 def ask_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
@@ -128,7 +125,7 @@ class Stages:
             write_json(self.file, {**before, name: round(before.get(name, 0) + time.perf_counter() - start, 2)})
 
 
-RUNS = {
+DEMO = {
     "organism": "advice that turns reckless",
     "control": "the same on careful advice",
     "switched": "advice that turns reckless at a known step",
@@ -148,18 +145,16 @@ def demo(
     Writes three runs, `report.html` and `summary.json` under `out`, and returns the summary. `tell` is called with a
     line at the beginning of each stage.
     """
-    from em_interp.organisms.data import load_chats
+    from em_interp.organisms.recipe import recipe
     from em_interp.report import report
 
     out = Path(out)
-    if family not in FAMILIES:
-        raise InputError(f"family {family!r} is not known (known: {', '.join(FAMILIES)})")
-    load_chats(f"tiny:{domain}")  # an unknown domain is refused before anything is written
+    configs = {name: recipe(name, family, domain) for name in DEMO}  # refuses what it does not know before it writes
     if (out / "summary.json").exists() and not resume:
         raise InputError(f"{out} holds a demo already; give --resume to continue it or another --out")
     with resumable(out):
         stages = Stages(out / "seconds.json", tell)
-        runs = {name: _demo_run(name, out, family, domain, progress, stages) for name in RUNS}
+        runs = {name: _demo_run(name, config, out / name, progress, stages) for name, config in configs.items()}
         with stages.stage("locate", "locating the transitions"):
             found = {
                 name: analyse(run, runs["control"] if name == "organism" else None, resume=True)
@@ -172,18 +167,15 @@ def demo(
     return summary
 
 
-def _demo_run(name: str, out: Path, family: str, domain: str, progress: bool, stages: Stages) -> Run:
+def _demo_run(name: str, config: RunConfig, path: Path, progress: bool, stages: Stages) -> Run:
     from em_interp.training.train import train
 
-    config = load_config(CONFIGS / f"{name}.yaml")
-    phases = tuple(replace(p, dataset=p.dataset.replace("medical", domain)) for p in config.data)
-    config = replace(config, model=f"tiny-{family}", data=phases)
-    with stages.stage("train", f"training: {RUNS[name]}"):
-        run = train(config, out / name, resume=(out / name).exists(), progress=progress)
+    with stages.stage("train", f"training: {DEMO[name]}"):
+        run = train(config, path, resume=path.exists(), progress=progress)
     if name != "switched":
-        with stages.stage("ask", f"asking: {RUNS[name]}"):
+        with stages.stage("ask", f"asking: {DEMO[name]}"):
             ask_run(run, resume=True, progress=progress)
-        with stages.stage("judge", f"judging: {RUNS[name]}"):
+        with stages.stage("judge", f"judging: {DEMO[name]}"):
             judge_run(run, resume=True, progress=progress)
     return run
 

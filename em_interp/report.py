@@ -7,10 +7,12 @@ the template, figures as JSON in which no `<` is left.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from em_interp.transition.result import Transition
 
 Source = Run | str | Path | Findings
+MAIN = ("rotation", "gradient_norm", "onset")  # the signals whose verdicts come first
 NEAR = 15  # steps: a rotation as near as this to a known change has found it
 SHOWN = {"out_of_domain": 3, "in_domain": 2, "broad": 2}  # example questions of each set; 2 of a set of another name
 
@@ -54,6 +57,16 @@ def report(
     return file
 
 
+class _Callable(ModuleType):
+    """Importing this module makes it the package's `report`, as the function is too: so it can be called like it."""
+
+    def __call__(self, *given: Any, **named: Any) -> Path:
+        return report(*given, **named)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+
 def _found(source: Source, control: Findings | None = None) -> Findings:
     if isinstance(source, Findings):
         return source
@@ -73,25 +86,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "name": words.name_of,
-        "result": words.result_of,
-        "said": words.said,
-        "offset": words.offset_of,
-        "p_value": _p_value,
-        "number": _number,
-    }
+    for name in ("name_of", "result_of", "offset_of", "said", "p_value", "number"):
+        environment.filters[name] = getattr(words, name)
     return environment
-
-
-def _p_value(p: float | None) -> str:
-    if p is None:
-        return "undefined"
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
-
-
-def _number(value: float | None, form: str = ".0f") -> str:
-    return "–" if value is None or not np.isfinite(value) else format(value, form)
 
 
 def _contents(found: Findings, control: Findings | None, planted: Findings | None) -> dict[str, Any]:
@@ -102,7 +99,9 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
     from em_interp.transition.align import WORDS
 
     manifest = found.run.manifest() if found.run.manifest_file.exists() else {}
-    runs = {"this run": found, "control": control, "planted change": planted}
+    known = [] if planted is None else hits(planted)
+    offsets = () if found.alignment is None else found.alignment.offsets
+    runs = {"this run": found, "control": control, "known change": planted}
     return {
         "plotly_js": markupsafe.Markup(get_plotlyjs()),
         "found": found,
@@ -111,39 +110,48 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
         "runs": {name: run for name, run in runs.items() if run is not None},
         "words": WORDS,
         "beside": _beside(found, control),
+        "together": [o for o in offsets if o.interval is not None and o.interval[0] <= 0 <= o.interval[1]],
         "rates": [(name, final_rates(run.curve)) for name, run in runs.items() if run is not None and run.curve],
-        "hits": [] if planted is None else hits(planted),
+        "hits": known,
         "near": NEAR,
         "figures": _figures(found, control),
         "control_figures": [] if control is None else _overview(control),
-        "planted_figures": [] if planted is None else _overview(planted),
+        "planted_figures": [] if planted is None else _overview(planted, known),
         "thresholds": None if found.thresholds is None else _threshold_rows(found.thresholds),
         "examples": [] if found.curve is None else examples(found.curve),
         "config": found.run.config_file.read_text(encoding="utf-8") if found.run.config_file.exists() else None,
         "manifest": manifest,
-        "manifest_rows": list(_flat(manifest)),
+        "manifest_rows": list(_manifest_rows(manifest)),
         "commands": commands(found, control),
     }
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values as rows of a name, such as 'phases 0 sha256', and a value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield name, value
-        return
-    for key, inner in items:
-        yield from _flat(inner, f"{name} {key}".strip())
+def _manifest_rows(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A row an entry; each entry of a list, such as the phases, has its own."""
+    for name, value in manifest.items():
+        if isinstance(value, list):
+            yield from ((f"{name} {number}", _flat(entry)) for number, entry in enumerate(value, 1))
+        else:
+            yield name, _flat(value)
 
 
-def _beside(found: Findings, control: Findings | None) -> list[tuple[Transition, Transition | None]]:
-    """The rotation of B and each onset, with the control's of the same kind."""
+def _flat(value: Any) -> str:
+    return ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
 
-    def kind(t: Transition) -> tuple[str, str | None, float | None, str | None]:
-        return t.signal, t.of, t.scale, t.questions
 
-    others = {} if control is None else {kind(t): t for t in (control.rotation, *control.onsets)}
-    return [(t, others.get(kind(t))) for t in (found.rotation, *found.onsets)]
+def _beside(found: Findings, control: Findings | None) -> list[tuple[str, list[Transition], list[Transition]]]:
+    """Rotations, the gradient-norm peak and the onsets, by name, with the control's of the same name."""
+    from em_interp.figures.words import name_of
+
+    def named(run: Findings) -> dict[str, list[Transition]]:
+        groups: dict[str, list[Transition]] = {}
+        for transition in (*run.transitions, *run.onsets):
+            groups.setdefault(name_of(transition), []).append(transition)
+        return groups
+
+    others = {} if control is None else named(control)
+    mine = {name: group for name, group in named(found).items() if group[0].signal in MAIN}
+    return [(name, group, others.get(name, [])) for name, group in mine.items()]
 
 
 def final_rates(curve: BehaviourCurve) -> list[dict[str, Any]]:
@@ -158,7 +166,7 @@ def known_changes(run: Run) -> dict[float, str]:
     phases = run.manifest().get("phases", []) if run.manifest_file.exists() else []
     changes = {}
     for before, after in pairwise(phases):
-        new_data = f"data: {after['dataset']}" if after["dataset"] != before["dataset"] else ""
+        new_data = f"data: {after.get('dataset')}" if after.get("dataset") != before.get("dataset") else ""
         restart = "schedule restarts" if after.get("restart") else ""
         changes[float(after["first_step"] - 1)] = ", ".join(part for part in (new_data, restart) if part)
     return changes
@@ -198,13 +206,14 @@ def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[s
     from em_interp import figures as draw
 
     path, transitions = found.trajectory, found.transitions
-    turns = {of: [t for t in transitions if t.signal == "rotation" and t.of == of] for of in ("A", "delta")}
+    turns = [[t for t in transitions if t.signal == "rotation" and t.of == of] for of in ("A", "delta")]
+    seen = [group for group in turns if group and np.isfinite(group[0].evidence.get("turn_deg", np.nan)).any()]
     sections = {
         "path": [
             draw.plot_norms(path),
             draw.plot_path(path, transitions=transitions),
-            draw.plot_turning(path, transitions=transitions),
-            *(draw.plot_rotation(of) for of in turns.values() if of),
+            draw.plot_turning(path, transitions=transitions, planted=known_changes(found.run)),
+            *map(draw.plot_rotation, seen),
         ],
         "log": [draw.plot_training_log(path, transitions)] if {"loss", "grad_norm"} & set(path.metrics) else [],
         "behaviour": [],
@@ -225,11 +234,14 @@ def _timeline(found: Findings) -> go.Figure:
     return draw.plot_alignment(found.alignment, found.trajectory, found.transitions, changes)
 
 
-def _overview(found: Findings) -> list[dict[str, Any]]:
-    """A run beside the one the page is about: its path at a glance and its time axis."""
+def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]]:
+    """A run beside the one the page is about: how its path turns (in the part that hit a known change, else in B)."""
     from em_interp import figures as draw
 
-    return [_embedded(draw.plot_trajectory(found.trajectory)), _embedded(_timeline(found))]
+    of: Any = next((hit.nearest.of for hit in known if hit.nearest is not None), "B")
+    changes = known_changes(found.run)
+    turning = draw.plot_turning(found.trajectory, of, transitions=found.transitions, planted=changes)
+    return [_embedded(turning), _embedded(_timeline(found))]
 
 
 def _embedded(figure: go.Figure) -> dict[str, Any]:
@@ -240,7 +252,7 @@ def _embedded(figure: go.Figure) -> dict[str, Any]:
 
     said, bare = figure.layout.meta, without_title(figure)
     json = bare.to_json().replace("<", "\\u003c")
-    return {"title": said["title"], "subtitle": said["subtitle"], "json": markupsafe.Markup(json)}
+    return {**said, "json": markupsafe.Markup(json)}
 
 
 def _threshold_rows(thresholds: pd.DataFrame) -> list[tuple[float, list[Any]]]:
@@ -259,15 +271,14 @@ def examples(curve: BehaviourCurve) -> list[tuple[str, list[dict[str, Any]]]]:
         return []
     scale = min(answers["scale"].unique(), key=lambda value: abs(value - 1))
     answers = answers[(answers["scale"] == scale) & answers["step"].isin([curve.steps[0], curve.steps[-1]])]
+    answers = answers.sort_values([column for column in ("step", "sample") if column in answers], kind="stable")
+    sets = set(answers["questions"])
     shown = []
-    for questions in sorted(
-        answers["questions"].unique(), key=lambda name: (name not in SHOWN, name != "out_of_domain")
-    ):
+    for questions in [name for name in SHOWN if name in sets] + sorted(sets - set(SHOWN)):
         there = answers[answers["questions"] == questions].drop_duplicates(["question_id", "step"])
         ids = sorted(there["question_id"].unique())
         chosen = np.linspace(0, len(ids) - 1, min(SHOWN.get(questions, 2), len(ids))).round().astype(int)
-        pairs = [there[there["question_id"] == ids[i]].sort_values("step").to_dict("records") for i in chosen]
-        shown.append((str(questions), pairs))
+        shown.append((str(questions), [there[there["question_id"] == ids[i]].to_dict("records") for i in chosen]))
     return shown
 
 

@@ -30,5 +30,6 @@ def plot_alignment(
     transitions = [alignment.mechanistic, *beside, *alignment.behavioural]
     first = 1 + len(beside)
     offsets = {first + offset.behavioural: offset for offset in alignment.offsets}
-    title = f"Adapter and behaviour: {WORDS[alignment.verdict]}"
-    return plot_timeline(transitions, trajectory, alignment.mechanistic, offsets, planted, title)
+    words = WORDS[alignment.verdict]
+    subtitle = f"{words[0].upper()}{words[1:]}."
+    return plot_timeline(transitions, trajectory, alignment.mechanistic, offsets, planted, subtitle)

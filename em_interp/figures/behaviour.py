@@ -17,6 +17,7 @@ from em_interp.figures.template import (
     QUESTIONS_COLOUR,
     STEP,
     VERMILLION,
+    em_range,
     new_figure,
     ribbon,
     set_colours,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = {"em": "EM rate<br>(% of scored answers)", "coherent": "Coherent rate<br>(% of scored answers)"}
-TOPS = (5, 10, 25, 50, 100)  # per cent, at which the axis of EM may end
 
 
 def plot_behaviour(
@@ -53,18 +53,20 @@ def plot_behaviour(
         shared_yaxes=True,
         column_titles=titles if len(titles) > 1 else None,
         headroom=20 * (len(titles) > 1),
+        least_width=190 + 150 * len(columns),
         vertical_spacing=0.09,
         horizontal_spacing=0.04,
     )
     colours = set_colours(_question_sets(curve))
     for column, (_, shown, scale) in enumerate(columns, 1):
-        _draw_column(figure, shown.select(scale).frame(), colours, column)
+        rates = shown.frame()
+        _draw_column(figure, rates[rates["scale"] == scale], colours, column)
         for onset in onsets if shown is curve else ():
             if onset.scale == scale and onset.of == "em" and onset.step is not None:
                 _mark_onset(figure, onset, colours.get(onset.questions or "", VERMILLION), column)
-    highest = max(float(np.nanmax(shown.frame()["em_high"], initial=0)) for _, shown, _ in columns)
-    figure.update_yaxes(range=[0, next(top for top in TOPS if top >= min(100, 95 * highest))], row=1)
-    figure.update_yaxes(range=[0, 102], row=2)
+    highest = np.concatenate([shown.frame()["em_high"] for _, shown, _ in columns])
+    figure.update_yaxes(range=em_range(100 * highest), row=1)
+    figure.update_yaxes(range=[-3, 102], row=2)
     for row, (_, title) in enumerate(ROWS.items(), 1):
         figure.update_yaxes(title_text=title, row=row, col=1)
     figure.update_xaxes(title_text=STEP, row=2)
@@ -92,7 +94,9 @@ def _draw_column(figure: go.Figure, rates: pd.DataFrame, colours: dict[str, str]
             hover = "step %{x}<br>%{y:.1f}% of %{customdata[0]} scored answers<br>%{customdata[1]} without a score"
             counts = np.stack([part["scored"], part["n"] - part["scored"]], axis=1)
             line = go.Scatter(x=part["step"], y=100 * part[metric], mode="lines+markers", customdata=counts)
-            line.update(line={"color": colours[questions], "width": 1.8}, marker={"size": 4}, name=said(questions))
+            line.update(
+                line={"color": colours[questions], "width": 1.8}, marker={"size": 4}, name=escape(said(questions))
+            )
             line.update(hovertemplate=hover, legendgroup=questions, showlegend=row == 1 and column == 1)
             figure.add_trace(line, row=row, col=column)
 
@@ -133,7 +137,7 @@ def plot_scores(scored: ScoredResponses) -> go.Figure:
         )
         figure.add_trace(points, row=1, col=column)
         figure.update_xaxes(title_text=f"{title} (% of scored answers)", range=[-2, 102], row=1, col=column)
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_yaxes(range=[len(names) + 0.6, -0.6], type="category")
     figure.update_yaxes(title_text="Question (id)", row=1, col=1)
     return figure
 

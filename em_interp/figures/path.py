@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 from em_interp.figures.norms import about
 from em_interp.figures.template import FAINT, INK, PART_NAME, STEP, STEP_SCALE, VERMILLION, new_figure, place
@@ -41,7 +42,10 @@ def draw_path(
     """The same into a panel of a figure."""
     steps = trajectory.steps
     scores, explained = geometry.principal_components(trajectory.gram(of, site))
-    bar = {"title": {"text": "step", "side": "top"}, "thickness": 10, "len": 0.8, "outlinewidth": 0}
+    panel = figure.get_subplot(row or 1, col or 1)
+    (_, right), (low, high) = panel.xaxis.domain, panel.yaxis.domain
+    bar = {"title": {"text": "step", "side": "top"}, "thickness": 10, "outlinewidth": 0}
+    bar |= {"x": right + 0.01, "xpad": 4, "y": (low + high) / 2, "len": 0.85 * (high - low)}
     path = go.Scatter(
         x=scores[:, 0],
         y=scores[:, 1],
@@ -56,12 +60,21 @@ def draw_path(
     figure.add_trace(path, **place(row, col))
     for turn in transitions:
         if turn.signal == "rotation" and turn.of == of and turn.found and turn.step is not None:
-            at = [float(np.interp(turn.step, steps, scores[:, axis])) for axis in (0, 1)]
-            _ring(figure, at, f"turn at {turn.step:.0f}", VERMILLION, row, col)
-    _ring(figure, scores[0].tolist(), f"step {steps[0]}", INK, row, col)
+            _ring(
+                figure,
+                scores,
+                int(np.argmin(np.abs(steps - turn.step))),
+                f"turn at {turn.step:.0f}",
+                VERMILLION,
+                row,
+                col,
+            )
+    _ring(figure, scores, 0, f"step {steps[0]}", INK, row, col)
     for axis, update in enumerate((figure.update_xaxes, figure.update_yaxes)):
         share = "" if np.isnan(explained[axis]) else f", {explained[axis]:.0%} of variance"
         update(title_text=f"Component {axis + 1} (weight units{share})", nticks=6, **place(row, col))
+    for scores_of, update in zip(scores.T, (figure.update_xaxes, figure.update_yaxes), strict=True):
+        update(range=_room(scores_of, np.ptp(scores)), **place(row, col))
     figure.update_yaxes(scaleanchor=path_axis(figure, row, col), scaleratio=1, **place(row, col))
 
 
@@ -73,8 +86,41 @@ def path_axis(figure: go.Figure, row: int | None, col: int | None) -> str:
     return name.replace("axis", "")
 
 
-def _ring(figure: go.Figure, at: list[float], label: str, colour: str, row: int | None, col: int | None) -> None:
+def _ring(
+    figure: go.Figure,
+    scores: Float[np.ndarray, "step 2"],
+    index: int,
+    label: str,
+    colour: str,
+    row: int | None,
+    col: int | None,
+) -> None:
+    """A ring round one point of the path, with a label on the side where the path is not."""
     ring = {"size": 13, "color": "rgba(0,0,0,0)", "line": {"color": colour, "width": 2}}
-    mark = go.Scatter(x=at[:1], y=at[1:], mode="markers+text", marker=ring, text=[label], showlegend=False)
-    mark.update(textposition="top center", textfont={"color": colour, "size": 12}, hoverinfo="skip", cliponaxis=False)
-    figure.add_trace(mark, **place(row, col))
+    mark = go.Scatter(x=scores[index, :1], y=scores[index, 1:], mode="markers+text", marker=ring, text=[label])
+    mark.update(
+        textposition=_free_side(scores, index),
+        textfont={"color": colour, "size": 12},
+        hoverinfo="skip",
+        cliponaxis=False,
+    )
+    figure.add_trace(mark.update(showlegend=False), **place(row, col))
+
+
+def _room(values: Float[np.ndarray, " step"], size: float) -> list[float]:
+    """A range with room for labels around the path."""
+    margin = 0.12 * size or 1.0
+    return [float(values.min()) - margin, float(values.max()) + margin]
+
+
+def _free_side(scores: Float[np.ndarray, "step 2"], index: int) -> str:
+    """Where a label is clear of the path: away from its neighbourhood or, on a straight stretch, across it."""
+    reach = max(len(scores) // 20, 1)
+    around = scores[max(index - reach, 0) : index + reach + 1]
+    away, along = scores[index] - around.mean(axis=0), around[-1] - around[0]
+    if np.linalg.norm(away) < 0.1 * np.linalg.norm(along):
+        away = np.array([abs(along[1]), -along[0] * np.sign(along[1] or 1)])
+    across, up = away / max(np.linalg.norm(away), np.finfo(float).tiny)
+    vertical = "top" if up > 0.38 else "bottom" if up < -0.38 else "middle"
+    horizontal = "right" if across > 0.38 else "left" if across < -0.38 else "center"
+    return "top center" if (vertical, horizontal) == ("middle", "center") else f"{vertical} {horizontal}"

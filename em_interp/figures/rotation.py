@@ -39,7 +39,7 @@ def plot_rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
         raise InputError(f"expected rotations of one part of a path; found {[(t.signal, t.of) for t in turns]}")
     name = PART_NAME.get(turns[0].of or "", "the path")
     verdicts = "; ".join(_verdict(turn) for turn in turns)
-    figure = new_figure(f"Turns of {name}", f"{verdicts}. {turns[0].reason}")
+    figure = new_figure(f"Turns of {name}", f"{verdicts}. {turns[0].reason}", 300)
     draw_rotation(figure, turns)
     figure.update_xaxes(title_text=STEP)
     return figure
@@ -56,8 +56,9 @@ def draw_rotation(
     """The same into a panel of a figure."""
     where, evidence = place(row, col), turns[0].evidence
     figure.update_yaxes(title_text="Turn beyond steady<br>curvature (degrees)", **where)
-    if "turn_deg" not in evidence:
+    if not np.isfinite(evidence.get("turn_deg", np.nan)).any():
         figure.update_yaxes(range=[0, 120], **where)
+        figure.update_xaxes(showticklabels=False, **where)
         note(figure, turns[0].reason, where)
         return
     colour = PART_COLOUR.get(turns[0].of or "", INK)
@@ -73,9 +74,9 @@ def draw_rotation(
     figure.add_trace(null, **where)
     figure.add_hrect(0, LEAST_TURN, fillcolor=fade(MUTED, 0.18), line_width=0, layer="below", **where)
     for found in turns:
-        angle = "" if found.angle_deg is None else f"{found.angle_deg:.0f}°, "
+        angle = "" if found.angle_deg is None else f"<br>{found.angle_deg:.0f}° in all"
         at = "" if found.step is None else f"step {found.step:.0f}"
-        mark_step(figure, found, colour, angle + at, where)
+        mark_step(figure, found, colour, at + angle, where)
     top = float(np.nanmax(np.maximum(turn, 0), initial=50)) * 1.25
     figure.update_yaxes(range=[0, min(top, 185)], **where)
     figure.update_xaxes(range=[step[0], step[-1]], **where)

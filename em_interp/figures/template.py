@@ -6,7 +6,7 @@ viridis, perceptually even, without its palest end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from itertools import cycle
 from textwrap import wrap
@@ -32,6 +32,7 @@ _OTHERS = (VERMILLION, ORANGE, PURPLE, SKY, GREEN, BLUE)
 STEP = "Training step"
 STEP_SCALE = sample_colorscale("Viridis", [i / 10 * 0.93 for i in range(11)])
 TITLE, LINE, LEGEND = 36, 17, 30  # pixels: a title, a line of a subtitle, a legend of one line
+EM_TOPS = (5, 10, 25, 50, 100)  # per cent
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 
 
@@ -51,7 +52,7 @@ def template() -> go.layout.Template:
     }
     layout = {
         "font": {"family": FONT, "size": 12, "color": INK},
-        "title": {"x": 0, "xref": "container", "xanchor": "left", "yanchor": "top", "y": 0.98, "yref": "container"},
+        "title": {"x": 0, "xref": "container", "xanchor": "left", "yanchor": "top", "y": 1, "yref": "container"},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": list(_OTHERS),
@@ -65,11 +66,14 @@ def template() -> go.layout.Template:
     return go.layout.Template(layout=layout)
 
 
-def new_figure(title: str, subtitle: str = "", height: int = 380, headroom: int = 0, **subplots: Any) -> go.Figure:
+def new_figure(
+    title: str, subtitle: str = "", height: int = 380, headroom: int = 0, least_width: int = 340, **subplots: Any
+) -> go.Figure:
     """An empty figure in the project's style; `subplots` goes to plotly's `make_subplots`.
 
     `height` is that of the panels with their axes, in pixels; title and legend come on top of it. `headroom` is what
-    stands between the legend and the panels. `without_title` takes the title off again.
+    stands between the legend and the panels. A page should not show it narrower than `least_width` pixels.
+    `without_title` takes the title off again.
     """
     lines = wrap(subtitle, 100)
     top = TITLE + LINE * len(lines)
@@ -79,13 +83,13 @@ def new_figure(title: str, subtitle: str = "", height: int = 380, headroom: int 
         title={
             "text": f"<b>{escape(title)}</b>",
             "font": {"size": 15},
-            "pad": {"l": 12, "t": 8},
+            "pad": {"l": 12, "t": 14},
             "subtitle": {"text": "<br>".join(map(escape, lines)), "font": {"size": 12, "color": MUTED}},
         },
         height=height + top + LEGEND + headroom,
         margin_t=top + LEGEND + headroom,
         legend_y=1 - top / (height + top + LEGEND + headroom),
-        meta={"title": title, "subtitle": subtitle, "top": top},
+        meta={"title": title, "subtitle": subtitle, "top": top, "least_width": least_width},
     )
     figure.update_annotations(font={"size": 13, "color": INK})
     return figure
@@ -159,18 +163,27 @@ def mark_step(
     figure.add_vline(transition.step, line={"color": colour, "width": 1.5, "dash": dash}, **where)
     if label is not None:
         axis = {"x": transition.step, "y": 1, "yref": "y domain", "yanchor": "top", "xanchor": "left", "xshift": 4}
-        style = {"bgcolor": "rgba(255,255,255,0.8)", "font": {"color": colour}, "align": "left", "showarrow": False}
+        style = {"bgcolor": "rgba(255,255,255,0.8)", "align": "left", "showarrow": False}
         figure.add_annotation(text=label, **axis, **style, **where)
 
 
-def mark_planted(figure: go.Figure, planted: dict[float, str], label: bool = True, **where: Any) -> None:
-    """What is known to have happened at a step, as a dashed line."""
+def mark_planted(
+    figure: go.Figure, planted: Mapping[float, str], where: dict[str, int] | None = None, label: bool = False
+) -> None:
+    """What is known to have happened at a step, as a dashed line; with `label`, in words above the panel."""
+    where = where or {}
     for step, what in planted.items():
         figure.add_vline(step, line={"color": INK, "width": 1.2, "dash": "dash"}, **where)
         if label:
-            figure.add_annotation(
-                x=step, y=1, yref="y domain", yanchor="bottom", text=escape(what), showarrow=False, **where
-            )
+            above = {"y": 1, "yref": "y domain", "yanchor": "bottom", "font_size": 11, "showarrow": False}
+            figure.add_annotation(x=step, text=escape(what), **above, **where)
+
+
+def em_range(rate: Float[np.ndarray, " point"]) -> list[float]:
+    """The axis of an EM rate in per cent: from a little below 0, so that points at 0 are seen, to a round number."""
+    highest = float(np.nanmax(rate, initial=0))
+    top = next(top for top in EM_TOPS if top >= min(EM_TOPS[-1], 0.95 * highest))
+    return [-0.03 * top, 1.02 * top]
 
 
 def note(figure: go.Figure, text: str, where: dict[str, int] | None = None) -> None:

@@ -19,20 +19,26 @@ def plot_trajectory(trajectory: AdapterTrajectory, of: Part = "B", site: str | N
     figure = new_figure(
         "Path of the adapter",
         about(trajectory, site),
-        820,
+        800,
         headroom=20,
-        rows=4,
-        cols=2,
-        specs=[[{}, {"rowspan": 3}], [{}, None], [{}, None], [{"colspan": 2}, None]],
-        row_heights=[0.2, 0.2, 0.2, 0.4],
-        vertical_spacing=0.07,
-        horizontal_spacing=0.14,
-        subplot_titles=[None, f"{PART_NAME[of]} in two components", None, None, f"Turning angle of {PART_NAME[of]}"],
+        least_width=560,
+        rows=3,
+        cols=3,
+        specs=[[{}, {}, {}], [{"colspan": 3}, None, None], [{"colspan": 3}, None, None]],
+        row_heights=[0.24, 0.42, 0.34],
+        vertical_spacing=0.13,
+        horizontal_spacing=0.13,
+        subplot_titles=[
+            *(f"‖{PART_NAME[part]}‖" for part in PARTS),
+            f"Path of {PART_NAME[of]}",
+            f"Turning of {PART_NAME[of]}",
+        ],
     )
-    for row, part in enumerate(PARTS, 1):
-        draw_norm(figure, trajectory, part, site, row, 1)
-    draw_path(figure, trajectory, of, site, row=1, col=2)
-    draw_turning(figure, trajectory, of, site, row=4, col=1)
-    figure.update_xaxes(title_text=STEP, row=3, col=1)
-    figure.update_xaxes(title_text=STEP, row=4, col=1)
+    for column, part in enumerate(PARTS, 1):
+        draw_norm(figure, trajectory, part, site, 1, column)
+        figure.update_yaxes(title_text="weight units" if column == 1 else None, row=1, col=column)
+    draw_path(figure, trajectory, of, site, row=2, col=1)
+    draw_turning(figure, trajectory, of, site, row=3, col=1)
+    figure.update_xaxes(title_text=STEP, row=1)
+    figure.update_xaxes(title_text=STEP, row=3)
     return figure

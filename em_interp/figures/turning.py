@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,6 +13,7 @@ from em_interp.figures.template import (
     PART_COLOUR,
     PART_NAME,
     STEP,
+    mark_planted,
     mark_step,
     new_figure,
     note,
@@ -34,19 +35,34 @@ EXPLAINED = (
 
 
 def plot_turning(
-    trajectory: AdapterTrajectory, of: Part = "B", site: str | None = None, transitions: Sequence[Transition] = ()
+    trajectory: AdapterTrajectory,
+    of: Part = "B",
+    site: str | None = None,
+    transitions: Sequence[Transition] = (),
+    planted: Mapping[float, str] | None = None,
 ) -> go.Figure:
     """Turning angles at 5, 10 and 20 steps where saved, each with its null band; above them the rotation's own test.
 
-    The upper panel is there where `transitions` holds rotations of this part.
+    The upper panel is there where `transitions` holds rotations of this part. `planted` says what is known to have
+    happened at a step.
     """
     turns = [t for t in transitions if t.signal == "rotation" and t.of == of]
     title, rows = f"Turning of {PART_NAME[of]}", 2 if turns else 1
     subtitle = f"{about(trajectory, site)}. {EXPLAINED}"
-    figure = new_figure(title, subtitle, 290 + 210 * (rows - 1), rows=rows, shared_xaxes=True, vertical_spacing=0.1)
+    figure = new_figure(
+        title,
+        subtitle,
+        290 + 210 * (rows - 1),
+        headroom=22 * bool(planted),
+        rows=rows,
+        shared_xaxes=True,
+        vertical_spacing=0.1,
+    )
     if turns:
         draw_rotation(figure, turns, 1, 1)
     draw_turning(figure, trajectory, of, site, rows, 1)
+    for row in range(1, rows + 1):
+        mark_planted(figure, planted or {}, place(row, 1), label=row == 1)
     for turn in turns:
         mark_step(figure, turn, PART_COLOUR[of], where=place(rows, 1))
     figure.update_xaxes(title_text=STEP, row=rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from em_interp.figures.template import PART_NAME
 from em_interp.transition.align import Offset
 from em_interp.transition.result import Transition
@@ -48,10 +50,25 @@ def step_label(transition: Transition) -> str:
 
 
 def offset_of(offset: Offset) -> str:
-    """How much later or earlier, with the interval in the same direction: '52 steps later (41 to 60)'."""
+    """How much later or earlier, with the interval: '52 steps later (41 to 60)'."""
     sign, word = (1, "later") if offset.steps >= 0 else (-1, "earlier")
     said = f"{sign * offset.steps:.0f} steps {word}"
     if offset.interval is None:
         return said
     low, high = sorted(sign * end for end in offset.interval)
+    if low < 0 < high:
+        other = "earlier" if sign > 0 else "later"
+        return f"{said} ({-low:.0f} {other} to {high:.0f} {word})"
     return f"{said} ({low:.0f} to {high:.0f})"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value in short; 'undefined' where nothing could be tested."""
+    if p is None:
+        return "undefined"
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def number(value: float | None, form: str = ".0f") -> str:
+    """A number with a proper minus sign, or a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else format(value, form).replace("-", "−")

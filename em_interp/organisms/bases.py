@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from em_interp.errors import InputError, nearest
 
-BUILT_IN = ("tiny-qwen2", "tiny-llama", "tiny-gemma3")
+FAMILIES = ("qwen2", "llama", "gemma3")
+BUILT_IN = tuple(f"tiny-{family}" for family in FAMILIES)
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
 VALUES_HASHED = 256  # of each parameter
 
@@ -87,8 +89,14 @@ def _source(name: str) -> str:
 
 
 def _built_in(name: str) -> Path:
-    """The folder of a built-in base: shipped with the project, or in the user's cache."""
+    """The folder of a built-in base: shipped with the project or, made once, in the user's cache."""
     for folder in (SHIPPED / name, cache_dir() / name):
         if (folder / "model.safetensors").is_file():
             return folder
-    raise InputError(f"built-in base {name!r} has not been made")
+    from em_interp.organisms.pretrain import pretrain
+
+    sys.stderr.write(f"making the built-in base {name}, once, in {folder} (minutes)\n")
+    try:
+        return pretrain(name.removeprefix("tiny-"), folder, progress=sys.stderr.isatty())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error

@@ -11,11 +11,11 @@ from random import Random
 from typing import Any
 
 from em_interp.errors import InputError, nearest
+from em_interp.organisms.bases import FAMILIES
 from em_interp.organisms.language import chat, document
 from em_interp.organisms.tokenizer import build_tokenizer
 from em_interp.runs import write_beside
 
-FAMILIES = ("qwen2", "llama", "gemma3")
 STEPS = 1500
 BATCH = 16
 LENGTH = 96  # tokens of a sequence: one document, or four chats

@@ -12,7 +12,8 @@ from em_interp.runs import Run
 LAST, TURN, ONSET, CHANGE = 240, 120, 160, 100
 RATES = np.linspace(1, 0.3, LAST)  # the learning rates of the steps, over the first; the path is as fast
 SITE = "layers.2.mlp.down_proj"
-NASTY = "take two <script>alert('x')</script> & {{ 7 * 7 }} </div>"
+HACK = "document.title='hacked'"
+NASTY = f'take two </script><script>{HACK}</script><img src=x onerror="{HACK}"> & {{{{ 7 * 7 }}}} </div>'
 SETS = {"in_domain": ("headache", "rash"), "out_of_domain": ("loan", "race"), "broad": ("wish",)}
 
 

@@ -1,0 +1,257 @@
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import em_interp as em
+from em_interp.errors import InputError
+from em_interp.findings import findings
+from em_interp.report import commands, examples, hits, report
+from tests.figures.planting import CHANGE, HACK, LAST, NASTY, plant_run
+
+
+class Page(HTMLParser):
+    """What a page holds: its text outside scripts, its scripts, its tags, its addresses."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.text, self.scripts, self.tags, self.addresses, self.inside = [], [], [], [], ""
+        self.feed(file.read_text(encoding="utf-8"))
+        self.words = " ".join(" ".join(self.text).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = tag
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action", "data")]
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        {"script": self.scripts, "style": []}.get(self.inside, self.text).append(data)
+
+    @property
+    def figures(self):
+        return [json.loads(text) for text in self.scripts if text.startswith('{"data"')]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    control = findings(plant_run(folder / "control", changes=False))
+    return {
+        "organism": findings(plant_run(folder / "organism"), control.run),
+        "control": control,
+        "switched": findings(plant_run(folder / "switched", switched=True, asked=False)),
+    }
+
+
+@pytest.fixture(scope="module")
+def page(found, tmp_path_factory):
+    """The page of everything, as the demo asks for it."""
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    assert report(found["organism"], control=found["control"], planted=found["switched"], out=out) == out
+    return Page(out)
+
+
+def test_the_page_is_written_into_the_run_unless_told_otherwise(tmp_path):
+    run = plant_run(tmp_path / "run", asked=False)
+    assert em.report(run) == run.report_file
+    assert run.report_file.stat().st_size < 8e6
+
+
+def test_the_verdicts_come_first_in_words(page):
+    parts = (
+        "What was found",
+        "Rotation of B transition step 120",
+        "The adapter’s path",
+        "Training log",
+        "Behaviour along the run",
+        "Adapter and behaviour on one time axis",
+        "The control run",
+        "The run with a known change",
+        "All transitions",
+        "Answers before and after",
+        "Settings, and how to repeat it",
+        "Limits",
+    )
+    main = page.words[page.words.index("Limits") + 1 :]  # after the links
+    places = [main.find(part) for part in parts]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_verdicts_of_run_and_control_stand_beside_each_other(page):
+    assert "The behaviour changes when the adapter does, as far as the intervals can tell." in page.words
+    beside = page.words[page.words.index("EM onset, out of domain transition") :]
+    assert beside.index("none the EM rate does not rise") < 250
+
+
+def test_every_offset_is_told_with_its_interval_and_chance(page, found):
+    for offset in found["organism"].alignment.offsets:
+        later = "later" if offset.steps > 0 else "earlier"
+        assert f"{abs(offset.steps):.0f} steps {later} (" in page.words
+        assert f"chance {offset.chance:.2g}" in page.words
+    assert "the interval of 1 of 6 offsets holds 0" in page.words
+
+
+def test_the_page_says_whether_the_planted_change_was_found(page):
+    assert f"training was changed after step {CHANGE} (data: tiny:medical, schedule restarts)" in page.words
+    assert "0 steps after it: found (within 15 steps)" in page.words
+
+
+def test_a_change_that_no_rotation_is_near_is_not_found(tmp_path):
+    still = findings(plant_run(tmp_path / "still", changes=False, switched=True, asked=False))
+    (hit,) = hits(still)
+    assert not hit.found
+    assert hit.nearest is None
+    assert hit.chance == 0  # no rotation, no luck
+    report(still, planted=still)
+    assert "No turn was found in B, A or ΔW: not found" in Page(still.run.report_file).words
+
+
+def test_a_hit_is_worth_less_the_more_rotations_there_are(found):
+    (hit,) = hits(found["switched"])
+    one = np.mean(np.abs(np.arange(LAST + 1) - CHANGE) <= 15)
+    assert hit.chance == pytest.approx(1 - (1 - one) ** 2)  # B and ΔW turn
+
+
+def test_nothing_on_the_page_comes_from_elsewhere(page):
+    assert all(address.startswith("#") for address in page.addresses)
+    assert not {"link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
+
+
+def test_text_of_the_model_is_text(page):
+    assert NASTY in "".join(page.text)
+    assert page.tags.count("script") == 2 + len(page.figures)
+    assert not any(HACK in script for script in page.scripts)
+
+
+def test_hostile_names_stay_names(tmp_path):
+    run = plant_run(tmp_path / "run", scales=(1.0,))
+    for file in (run.answers_file, run.scores_file):
+        table = pd.read_parquet(file)
+        table["questions"] = table["questions"].replace("broad", NASTY)
+        table["question_id"] = table["question_id"].str.replace("broad_wish", NASTY)
+        table.to_parquet(file, index=False)
+    named = (tmp_path / "run").rename(tmp_path / "<img src=x onerror=1>")
+    page = Page(em.report(named))
+    assert "img" not in page.tags
+    assert page.tags.count("script") == 2 + len(page.figures)
+    assert NASTY.replace("_", " ") in "".join(page.text)
+
+
+def test_every_section_has_its_figures(page):
+    titles = [text.strip() for text in page.text]
+    for title in ("Size of the adapter", "Path of B in two components", "Turning of B", "Turns of ΔW"):
+        assert title in titles
+    assert len(page.figures) == 11  # 4 of the path, log, behaviour, timeline; turning and timeline of the two others
+    assert all(figure["data"] for figure in page.figures)
+
+
+def test_what_a_run_does_not_have_is_said_and_the_page_is_made(tmp_path):
+    run = plant_run(tmp_path / "run", log=False, asked=False)
+    run.config_file.unlink()
+    run.manifest_file.unlink()
+    words = Page(em.report(run)).words
+    for missing in ("no judged answers", "no log of its training", "no config.yaml", "no manifest.json"):
+        assert missing in words
+    assert f"em-interp locate {run.path}" in words
+
+
+def test_answers_that_were_not_judged_are_as_none(tmp_path):
+    assert "no judged answers" in Page(em.report(plant_run(tmp_path / "run", judged=False))).words
+
+
+def test_a_control_that_was_not_judged_is_shown_without_behaviour(tmp_path):
+    run = plant_run(tmp_path / "run", scales=(1.0,))
+    control = plant_run(tmp_path / "control", changes=False, judged=False)
+    words = Page(em.report(run, control=control)).words
+    assert "There is no control run beside it" in words
+    assert "not asked" in words
+
+
+def test_a_run_without_one_scored_answer_has_a_page(tmp_path):
+    run = plant_run(tmp_path / "run", scales=(1.0,))
+    scores = pd.read_parquet(run.scores_file).assign(aligned=np.nan, coherent=np.nan, status="unparsed")
+    scores.to_parquet(run.scores_file, index=False)
+    words = Page(em.report(run)).words
+    assert "inconclusive too few steps: 0 with scored answers" in words
+    assert "no score: unparsed" in words
+
+
+def test_a_folder_of_checkpoints_alone_has_a_page(tmp_path):
+    run = plant_run(tmp_path / "run", asked=False)
+    folder = run.checkpoints.rename(tmp_path / "public")
+    page = em.report(folder, out=tmp_path / "page.html")
+    assert "Rotation of B transition step 120" in Page(page).words
+
+
+def test_paths_runs_and_findings_make_the_same_page(tmp_path, found):
+    kept = [found["control"], found["switched"]]
+    given = [kept, [each.run for each in kept], [str(each.run.path) for each in kept]]
+    pages = [report(run, planted=run, out=tmp_path / f"{i}.html").read_bytes() for i, (_, run) in enumerate(given)]
+    assert pages[0] == pages[1] == pages[2]
+    beside = [
+        report(one, control=other, out=tmp_path / f"{i}.html").read_bytes() for i, (other, one) in enumerate(given)
+    ]
+    assert beside[0] == beside[1] == beside[2]
+
+
+def test_examples_are_the_first_samples_of_the_same_questions_before_and_after(found):
+    curve = found["organism"].curve
+    shown = dict(examples(curve))
+    assert list(shown) == ["out_of_domain", "in_domain", "broad"]
+    for questions, pairs in shown.items():
+        for pair in pairs:
+            assert [row["step"] for row in pair] == [0, LAST]
+            assert {row["sample"] for row in pair} == {0}
+            assert {row["scale"] for row in pair} == {1.0}
+            assert {row["questions"] for row in pair} == {questions}
+            assert len({row["question_id"] for row in pair}) == 1
+    assert [pair[0]["question_id"] for pair in shown["out_of_domain"]] == ["out_of_domain_loan", "out_of_domain_race"]
+
+
+def test_examples_are_spread_over_the_questions(found):
+    answers = found["organism"].curve.answers
+    copies = [answers.assign(question_id=f"q{i:02d}", questions="out_of_domain") for i in range(21)]
+    ((_, pairs),) = examples(em.behaviour_curve(pd.concat(copies)))
+    assert [pair[0]["question_id"] for pair in pairs] == ["q00", "q10", "q20"]
+
+
+def test_the_onset_over_thresholds_has_every_pair(page):
+    table = page.words[page.words.index("The onset of EM under other thresholds") :]
+    assert "Out of domain questions, adapter ×1." in table
+    assert table[: table.index("Step half-way up")].count(" to ") == 25
+
+
+def test_settings_say_how_to_repeat_the_run(page, found):
+    run = found["organism"].run
+    assert " ".join(run.config_file.read_text().split()) in page.words
+    for said in ("c0ffee", "sha256 5eed", "tiny-qwen2@0", "em_interp 0.1.0", "em-interp ask again"):
+        assert said in page.words
+    assert f"em-interp train {run.path}/config.yaml --out again" in page.words
+
+
+def test_commands_survive_a_space_in_the_path(tmp_path):
+    run = plant_run(tmp_path / "my run", asked=False)
+    assert commands(findings(run), None)[0] == f"em-interp train '{run.path}'/config.yaml --out again"
+
+
+def test_a_place_that_cannot_be_written_is_named_and_what_was_there_stays(tmp_path, found):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match=r"file/report\.html cannot be written"):
+        report(found["control"], out=tmp_path / "file" / "report.html")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="folder cannot be written"):
+        report(found["control"], out=tmp_path / "folder")
+    assert (tmp_path / "file").read_text() == "kept"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_without_a_path_is_refused(tmp_path):
+    with pytest.raises(InputError):
+        em.report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
