@@ -9,6 +9,7 @@ in brackets.
 import sys
 
 import numpy as np
+from table import share
 
 from em_interp.transition.onset import locate_rise, verdict_of
 from em_interp.transition.planted_curves import NULLS, RISES, planted_curve
@@ -29,14 +30,6 @@ def outcomes(kind, cases):
             row |= {"error": abs(found.rise.middle - planted.middle), "half": (high - low) / 2}
             row |= {"covers": low <= planted.middle <= high, "covers_tenth": first <= planted.tenth <= last}
         yield row
-
-
-def share(hits):
-    """A share in per cent with its Wilson interval."""
-    n, rate, z = len(hits), float(np.mean(hits)), 1.96
-    centre, half = rate + z * z / (2 * n), z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    low, high = ((centre + sign * half) / (1 + z * z / n) * 100 for sign in (-1, 1))
-    return f"{rate * 100:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def main(cases):
