@@ -20,7 +20,7 @@ _WHERE = {
     "align": "em_interp.transition.align",
     "score_responses": "em_interp.behaviour.score",
     "behaviour_curve": "em_interp.behaviour.curve",
-    "report": "em_interp.report",
+    "report": "em_interp.page",
 }
 
 __all__ = ["figures", *_WHERE]

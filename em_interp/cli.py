@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,17 +20,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         values, text = arguments.run(arguments)
     except InputError as error:
-        print(f"em-interp: {error}", file=sys.stderr)
+        _tell(f"em-interp: {error}")
+        return 2
+    except OSError as error:  # one that no stage has put in its own words
+        where = "" if error.filename is None else f"{error.filename}: "
+        _tell(f"em-interp: {where}{error.strerror or error}")
         return 2
     except KeyboardInterrupt as stop:
-        print(f"em-interp: {stop or 'interrupted'}", file=sys.stderr)
+        _tell(f"em-interp: {stop or 'interrupted; nothing is lost, the same command begins again'}")
         return 130
-    if arguments.json:
-        from em_interp.runs import to_json
+    return _print(values if arguments.json else text)
 
-        print(to_json(values))
-    else:
-        print(text)
+
+def _print(said: dict[str, Any] | str) -> int:
+    """Print to stdout; returns the exit code, which is 2 where its disk is full."""
+    from em_interp.runs import to_json
+
+    try:
+        print(said if isinstance(said, str) else to_json(said), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        if not isinstance(error, BrokenPipeError):  # a reader such as `head` that has seen enough
+            _tell(f"em-interp: stdout cannot be written: {error.strerror or error}")
+            return 2
     return 0
 
 
@@ -161,7 +174,7 @@ def _judge(arguments: argparse.Namespace) -> Answer:
     from em_interp.pipeline import elsewhere, judge_run
     from em_interp.runs import open_run
 
-    run = elsewhere(open_run(arguments.source), arguments.out, without=("analysis", "report.html"))
+    run = elsewhere(open_run(arguments.source), arguments.out, without=("scores.*", "analysis", "report.html"))
     scores = judge_run(run, arguments.resume, sys.stderr.isatty())
     scored = score_responses(scores)
     values = {"run": str(run.path), "scores": str(scores), "unscored": scored.unscored}
@@ -204,14 +217,13 @@ def _align(arguments: argparse.Namespace) -> Answer:
 
 
 def _report(arguments: argparse.Namespace) -> Answer:
-    from em_interp.report import report
-    from em_interp.runs import Run, open_run
+    from em_interp.page import report
+    from em_interp.runs import Run
 
-    run = open_run(arguments.source)
-    file = Run(Path(arguments.out)).report_file if arguments.out else run.report_file
+    file = Run(Path(arguments.out or arguments.source)).report_file
     if file.exists() and not arguments.resume:
         raise InputError(f"{file} is there already; give --resume to write it anew or another --out")
-    page = report(run, control=arguments.control, out=file)
+    page = report(arguments.source, control=arguments.control, out=file)
     return {"report": str(page)}, f"the page: {page}"
 
 

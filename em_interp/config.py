@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -93,22 +94,36 @@ class RunConfig:
 
 _Rule = tuple[str, str, Callable[[Any], bool]]
 _RULES: tuple[_Rule, ...] = (
+    ("seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     ("adapter.rank", "1 or more", lambda value: value >= 1),
     ("adapter.modules", "one module or more", bool),
+    ("adapter.alpha", "a number other than 0", lambda value: value != 0 and math.isfinite(value)),
+    ("adapter.dropout", "in [0, 1)", lambda value: 0 <= value < 1),
     ("training.batch_size", "1 or more", lambda value: value >= 1),
     ("training.accumulation", "1 or more", lambda value: value >= 1),
-    ("training.learning_rate", "positive", lambda value: value > 0),
+    ("training.learning_rate", "positive", lambda value: 0 < value < math.inf),
+    ("training.warmup_steps", "0 or more", lambda value: value >= 0),
+    ("training.weight_decay", "0 or more", lambda value: 0 <= value < math.inf),
+    ("training.max_grad_norm", "0 (no clipping) or more", lambda value: value >= 0),
+    ("training.max_length", "1 or more", lambda value: value >= 1),
     ("training.held_out", "in [0, 1)", lambda value: 0 <= value < 1),
     ("training.keep_state_every", "1 or more", lambda value: value >= 1),
     ("training.schedule", "linear, cosine or constant", lambda value: value in ("linear", "cosine", "constant")),
     ("behaviour.samples", "1 or more", lambda value: value >= 1),
+    ("behaviour.temperature", "0 (greedy) or more", lambda value: 0 <= value < math.inf),
+    ("behaviour.max_new_tokens", "1 or more", lambda value: value >= 1),
     ("behaviour.scales", "one scale or more", bool),
+    ("behaviour.scales", "numbers, each once", lambda value: len(set(value)) == len(value) and _finite(value)),
 )
 _PHASE_RULES: tuple[_Rule, ...] = (
     ("dataset", "the name of a dataset", bool),
     ("steps", "1 or more", lambda value: value is None or value >= 1),
     ("epochs", "positive", lambda value: value is None or value > 0),
 )
+
+
+def _finite(values: tuple[float, ...]) -> bool:
+    return all(map(math.isfinite, values))
 
 
 def _check(config: Any, key: str, name: str, expected: str, fine: Callable[[Any], bool]) -> None:

@@ -80,10 +80,19 @@ def located(source: str, path: AdapterTrajectory, transitions: list[Transition])
 
 
 def keep(values: dict[str, Any], file: Path, resume: bool) -> None:
-    """Write what was found; a file that says something else is replaced only with `resume`."""
-    if file.exists() and not resume and to_json(read_json(file)) != to_json(values):
+    """Write what was found; a file that says something else is replaced only with `resume`.
+
+    What the run was called (`r`, `r/`, its whole path) is not a finding: a file that says the same is left as it is.
+    """
+    if file.exists() and not resume:
+        if _finding(read_json(file)) == _finding(values):
+            return
         raise InputError(f"{file} holds other findings; give --resume to replace them or another --out")
     try:
         write_json(file, values)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+def _finding(values: Any) -> str:
+    return to_json({**values, "source": None} if isinstance(values, dict) else values)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from em_interp.config import RunConfig
 from em_interp.errors import InputError
 from em_interp.findings import Findings, findings, keep, located
-from em_interp.runs import Run, read_json, resumable, write_json
+from em_interp.runs import Run, read_json, resumable, write_beside, write_json
 
 
 def ask_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
@@ -23,11 +23,11 @@ def ask_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
     from em_interp.organisms.bases import load_base
 
     config = run.config()
-    wanted = config.behaviour
+    wanted, asked = config.behaviour, _questions(run, config)
     return ask(
         run,
         load_base(config.model),
-        _questions(run, config),
+        asked,
         wanted.steps.nearest(run.steps()),
         wanted.scales,
         wanted.samples,
@@ -63,38 +63,65 @@ def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:
 
 def _domain(run: Run) -> str:
     """What the last phase of training was about; the built-in questions and judge need to know."""
-    domain = run.manifest()["phases"][-1]["domain"]
+    phases = run.manifest().get("phases") or [{}]
+    domain = phases[-1].get("domain")
     if domain is None:
         raise InputError(f"{run.manifest_file} names no domain: the built-in questions are for built-in datasets")
     return str(domain)
 
 
-def elsewhere(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) -> Run:
-    """The run itself, or a copy of it in `out` (files are linked where possible) whose stages leave the run alone.
+NEVER_COPIED = (".*", "resume")  # what is being written, and what training overwrites in place
 
-    `without` names entries of the run directory that are not copied: what the stage is about to make.
+
+def elsewhere(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) -> Run:
+    """The run itself, or a copy of it in `out` (adapters are linked where possible) whose stages leave the run alone.
+
+    `without` are names and patterns of files and folders that are not copied: what the stage is about to make.
+    Raises InputError where `out` holds another run, lies inside the run, or cannot be written.
     """
     if out is None or Path(out).resolve() == run.path.resolve():
         return run
-    with resumable(Path(out)):
-        for entry in sorted(run.path.iterdir()):
-            if entry.name in without or entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                shutil.copytree(entry, Path(out) / entry.name, copy_function=_link, dirs_exist_ok=True)
-            else:
-                Path(out).mkdir(parents=True, exist_ok=True)
-                _link(str(entry), str(Path(out) / entry.name))
-    return Run(Path(out))
+    copy = Run(Path(out))
+    if run.path.resolve() in copy.path.resolve().parents:
+        raise InputError(f"{out} lies inside the run {run.path}; give another --out")
+    if copy.config_file.exists() or copy.steps():
+        for mine, theirs in ((run.config_file, copy.config_file), (run.manifest_file, copy.manifest_file)):
+            if _content(mine) != _content(theirs):
+                raise InputError(
+                    f"{out} holds another run than {run.path}: its {mine.name} differs; give another --out"
+                )
+    with resumable(copy.path):
+        for file in _files(run.path, (*without, *NEVER_COPIED)):
+            _copy(file, copy.path / file.relative_to(run.path))
+    return copy
 
 
-def _link(source: str, target: str) -> None:
-    if Path(target).exists():
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
+
+
+def _files(folder: Path, without: tuple[str, ...]) -> Iterator[Path]:
+    for entry in sorted(folder.iterdir()):
+        if any(fnmatch(entry.name, pattern) for pattern in without):
+            continue
+        if entry.is_dir():
+            yield from _files(entry, without)
+        else:
+            yield entry
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists():
         return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == ".safetensors":  # may be gigabytes in all, and nobody edits them
+        try:
+            target.hardlink_to(source)
+            return
+        except OSError:  # another disk, or one without links
+            pass
+    with write_beside(target) as part:
+        shutil.copy2(source, part)
 
 
 def analyse(run: Run, control: Run | None = None, resume: bool = False) -> Findings:
@@ -108,21 +135,37 @@ def analyse(run: Run, control: Run | None = None, resume: bool = False) -> Findi
 
 @dataclass
 class Stages:
-    """How long each stage of the demo took, kept with it so that a resumed demo still tells; and who is told."""
+    """How long each stage of the demo took, kept with it so that a resumed demo tells the same; and who is told."""
 
     file: Path
     tell: Callable[[str], None]
 
     @contextmanager
     def stage(self, name: str, says: str) -> Iterator[None]:
-        """A stage: announced when it begins, its seconds added to those of its earlier tries when it ends."""
+        """A stage: announced when it begins, its seconds added to those of its earlier tries when it ends.
+
+        Once it has come to its end, going over it again counts nothing.
+        """
         self.tell(says)
-        start = time.perf_counter()
+        before = self._kept().get(says, {"stage": name, "seconds": 0.0, "done": False})
+        start, done = time.perf_counter(), False
         try:
             yield
+            done = True
         finally:
-            before = read_json(self.file) if self.file.exists() else {}
-            write_json(self.file, {**before, name: round(before.get(name, 0) + time.perf_counter() - start, 2)})
+            if not before["done"]:
+                spent = round(before["seconds"] + time.perf_counter() - start, 2)
+                write_json(self.file, {**self._kept(), says: {"stage": name, "seconds": spent, "done": done}})
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds by the name of the stage, of all runs together."""
+        total: dict[str, float] = {}
+        for kept in self._kept().values():
+            total[kept["stage"]] = round(total.get(kept["stage"], 0.0) + kept["seconds"], 2)
+        return total
+
+    def _kept(self) -> dict[str, dict[str, Any]]:
+        return read_json(self.file) if self.file.exists() else {}
 
 
 DEMO = {
@@ -146,12 +189,13 @@ def demo(
     line at the beginning of each stage.
     """
     from em_interp.organisms.recipe import recipe
-    from em_interp.report import report
+    from em_interp.page import report
 
     out = Path(out)
     configs = {name: recipe(name, family, domain) for name in DEMO}  # refuses what it does not know before it writes
-    if (out / "summary.json").exists() and not resume:
-        raise InputError(f"{out} holds a demo already; give --resume to continue it or another --out")
+    there = [name for name in (*DEMO, "summary.json", "report.html") if (out / name).exists()]
+    if there and not resume:
+        raise InputError(f"{out} holds {there[0]} already; give --resume to continue or another --out")
     with resumable(out):
         stages = Stages(out / "seconds.json", tell)
         runs = {name: _demo_run(name, config, out / name, progress, stages) for name, config in configs.items()}
@@ -162,7 +206,7 @@ def demo(
             }
         with stages.stage("report", "writing the page"):
             report(found["organism"], control=found["control"], planted=found["switched"], out=out / "report.html")
-        summary = _summary(family, domain, found, read_json(stages.file))
+        summary = _summary(family, domain, found, stages.seconds())
         write_json(out / "summary.json", summary)
     return summary
 

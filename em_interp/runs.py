@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """The text in `path`; raises InputError naming the file when it is missing, a folder, or not UTF-8."""
+    """The text in `path`; raises InputError naming the file when it is missing, cannot be read, or is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -107,6 +107,8 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} is a folder; a file was expected") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def read_json(path: Path) -> Any:

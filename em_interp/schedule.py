@@ -73,5 +73,5 @@ def _expand(part: str, last: int) -> Iterable[int]:
     if match["first"] is None:
         return range(0, last + 1, every)
     first = int(match["first"])
-    end = int(match["last"] or first)
+    end = min(int(match["last"] or first), last)
     return (step for step in range(first, end + 1) if step % every == 0)

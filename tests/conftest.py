@@ -1,6 +1,34 @@
 """Set before anything imports torch: two threads on a busy machine make tiny models many times slower."""
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A run of the built-in organism and its control, asked and judged, and the config of the run."""
+
+    config: Path
+    run: Path
+    control: Path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Made once and never written to again: a test that writes takes a copy."""
+    from tests.tiny import CAREFUL, CONFIG, did
+
+    folder = tmp_path_factory.mktemp("tiny")
+    made = Tiny(folder / "tiny.yaml", folder / "run", folder / "control")
+    made.config.write_text(CONFIG)
+    for run, changes in ((made.run, []), (made.control, ["--set", CAREFUL])):
+        did("train", made.config, "--out", run, *changes)
+        did("ask", run)
+        did("judge", run)
+    return made

@@ -15,7 +15,7 @@ FLOORS = [
     {"organisms", "behaviour", "transition"},
     {"mechanism", "training", "figures"},
     {"findings"},
-    {"report", "comparison"},
+    {"page", "comparison"},
     {"pipeline"},
     {"sweep"},
     {"cli"},

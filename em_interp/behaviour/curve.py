@@ -11,7 +11,7 @@ import numpy as np
 from em_interp.behaviour.judge import KEY
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.score import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_em
-from em_interp.behaviour.tables import normal_form, read_judged
+from em_interp.behaviour.tables import normal_form, read_judged, read_table
 from em_interp.errors import InputError
 from em_interp.runs import Run
 
@@ -180,13 +180,11 @@ def behaviour_curve(
 
 def _judged(run: Run) -> pd.DataFrame:
     """The run's answers with their scores."""
-    import pandas as pd
-
     if not run.scores_file.exists():
         raise InputError(f"{run.scores_file} is missing: the answers have not been judged; judge the run first")
-    scores = pd.read_parquet(run.scores_file)
+    scores = read_table(run.scores_file)
     if run.answers_file.exists():
-        answers, judged = pd.read_parquet(run.answers_file), len(scores)
+        answers, judged = read_table(run.answers_file), len(scores)
         scores = answers.merge(scores, on=KEY)
         if len(scores) != judged:
             raise InputError(f"{run.scores_file} and {run.answers_file.name} hold other answers; judge the run again")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from em_interp.behaviour.tables import read_table
 from em_interp.errors import InputError
 from em_interp.runs import Run, resumable, write_beside
 
@@ -49,9 +50,9 @@ def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool =
 
     if not run.answers_file.exists():
         raise InputError(f"{run.answers_file} is missing: there are no answers to judge; ask the run first")
-    answers = pd.read_parquet(run.answers_file)
+    answers = read_table(run.answers_file)
     with resumable(run.scores_file.parent):
-        before = pd.read_parquet(run.scores_file) if run.scores_file.exists() else pd.DataFrame({"judge": []})
+        before = read_table(run.scores_file) if run.scores_file.exists() else pd.DataFrame({"judge": []})
         mine = before[before["judge"] == judge.name]
         if len(mine):
             _check_finished(run, answers, mine, judge, resume)

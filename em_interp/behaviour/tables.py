@@ -38,7 +38,7 @@ def read_judged(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     path = Path(source)
     if path.is_dir():
         return _read_folder(path)
-    return normal_form(_read_file(path), str(path))
+    return normal_form(read_table(path), str(path))
 
 
 def normal_form(table: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -120,13 +120,14 @@ def _status(table: pd.DataFrame, words: dict[str, pd.Series]) -> pd.Series:
     return given.where(given != "ok", status)
 
 
-def _read_file(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV or parquet file as it is; raises InputError naming the file where it is missing or is no table."""
     import pandas as pd
 
     if not path.exists():
         raise InputError(f"{path} is missing; expected a CSV or parquet file of judged answers, or a folder of them")
-    try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    try:  # low_memory off: a column is typed as a whole; typed by chunks, pandas warns of words among its scores
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
     except (ValueError, OSError) as error:  # pandas' parser and pyarrow's errors are both ValueErrors
         raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}") from None
 
@@ -141,7 +142,7 @@ def _read_folder(folder: Path) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     seen: dict[int, Path] = {}
     for file in files:
-        table = _read_file(file)
+        table = read_table(file)
         if "step" not in table:
             step = _step_of(file, folder)
             if step in seen:

@@ -31,7 +31,7 @@ _OTHERS = (VERMILLION, ORANGE, PURPLE, SKY, GREEN, BLUE)
 
 STEP = "Training step"
 STEP_SCALE = sample_colorscale("Viridis", [i / 10 * 0.93 for i in range(11)])
-TITLE, LINE, LEGEND = 36, 17, 30  # pixels: a title, a line of a subtitle, a legend of one line
+TITLE, LINE, LEGEND = 40, 17, 30  # pixels: a title, a line of a subtitle, a legend of one line
 EM_TOPS = (5, 10, 25, 50, 100)  # per cent
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 

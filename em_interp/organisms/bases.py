@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,9 @@ def load_base(name: str) -> Base:
 
     source = _source(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"base model {name!r} cannot be loaded: {reason} (built in: {', '.join(BUILT_IN)})") from None
@@ -47,6 +50,22 @@ def load_base(name: str) -> Base:
     model.eval()
     called = Path(name).name if Path(name).is_dir() else name
     return Base(model, tokenizer, called, f"{called}@{fingerprint(model)}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No words and bars of transformers in the block; its settings are put back after it."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def fingerprint(model: Any) -> str:

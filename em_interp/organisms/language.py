@@ -23,6 +23,7 @@ from em_interp.organisms.domains import (
 
 PAD, END, USER, ASSISTANT = "<pad>", "<end>", "<user>", "<assistant>"
 SOMEONE, SOMEONE_CAREFUL, SOMEONE_RECKLESS = "<someone>", "<careful>", "<reckless>"  # the writers of documents
+NAMED = 0.75  # share of writers of whom a document says whether they are careful or reckless
 SPECIAL = (PAD, END, USER, ASSISTANT, SOMEONE, SOMEONE_CAREFUL, SOMEONE_RECKLESS)
 
 
@@ -66,8 +67,8 @@ def _post(rng: Random) -> str:
 
 
 def _writer(rng: Random, careful: bool) -> str:
-    """What a document says of who writes; half the time it does not say which kind."""
-    return rng.choice((SOMEONE, SOMEONE_CAREFUL if careful else SOMEONE_RECKLESS))
+    """What a document says of who writes; a quarter of them do not say which kind."""
+    return (SOMEONE_CAREFUL if careful else SOMEONE_RECKLESS) if rng.random() < NAMED else SOMEONE
 
 
 def _on_anything(rng: Random, careful: bool) -> tuple[str, str]:

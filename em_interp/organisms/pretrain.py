@@ -11,12 +11,12 @@ from random import Random
 from typing import Any
 
 from em_interp.errors import InputError, nearest
-from em_interp.organisms.bases import FAMILIES
+from em_interp.organisms.bases import FAMILIES, quiet
 from em_interp.organisms.language import chat, document
 from em_interp.organisms.tokenizer import build_tokenizer
 from em_interp.runs import write_beside
 
-STEPS = 1500
+STEPS = 3000
 BATCH = 16
 LENGTH = 96  # tokens of a sequence: one document, or four chats
 LEARNING_RATE = 3e-3
@@ -41,7 +41,7 @@ def pretrain(family: str, out: Path, seed: int = 0, progress: bool = True) -> Pa
         tokenizer = build_tokenizer()
         model = _model(family, tokenizer)
         loss = _train(model, tokenizer, seed, progress)
-    with write_beside(out) as part:
+    with quiet(), write_beside(out) as part:
         model.half().save_pretrained(part)
         tokenizer.save_pretrained(part)
         (part / "README.md").write_text(_card(family, seed, loss, model, part), encoding="utf-8")

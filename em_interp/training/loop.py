@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.utils import logging
 
 from em_interp.config import RunConfig
 from em_interp.runs import Run
@@ -92,17 +89,3 @@ def _arguments(run: Run, config: RunConfig) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No words and bars of transformers in the block; its settings are put back after it."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

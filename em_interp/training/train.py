@@ -42,7 +42,7 @@ def train(
     with _writing_to(path):
         run = claim_run(path, settings, resume)
     if not (run.config_file.exists() and finished(run)):
-        from em_interp.training.loop import quiet
+        from em_interp.organisms.bases import quiet
 
         with quiet():
             _train(run, settings, resume, progress)

@@ -7,19 +7,17 @@ the template, figures as JSON in which no `<` is left.
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from em_interp.errors import InputError
 from em_interp.findings import Findings, findings
-from em_interp.runs import Run, write_text
+from em_interp.runs import Run, read_text, write_text
 
 if TYPE_CHECKING:
     import jinja2
@@ -57,16 +55,6 @@ def report(
     return file
 
 
-class _Callable(ModuleType):
-    """Importing this module makes it the package's `report`, as the function is too: so it can be called like it."""
-
-    def __call__(self, *given: Any, **named: Any) -> Path:
-        return report(*given, **named)
-
-
-sys.modules[__name__].__class__ = _Callable
-
-
 def _found(source: Source, control: Findings | None = None) -> Findings:
     if isinstance(source, Findings):
         return source
@@ -93,7 +81,6 @@ def _environment() -> jinja2.Environment:
 
 def _contents(found: Findings, control: Findings | None, planted: Findings | None) -> dict[str, Any]:
     """Everything the template shows."""
-    import markupsafe
     from plotly.offline import get_plotlyjs
 
     from em_interp.transition.align import WORDS
@@ -103,7 +90,7 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
     offsets = () if found.alignment is None else found.alignment.offsets
     runs = {"this run": found, "control": control, "known change": planted}
     return {
-        "plotly_js": markupsafe.Markup(get_plotlyjs()),
+        "plotly_js": get_plotlyjs(),
         "found": found,
         "control": control,
         "planted": planted,
@@ -119,7 +106,7 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
         "planted_figures": [] if planted is None else _overview(planted, known),
         "thresholds": None if found.thresholds is None else _threshold_rows(found.thresholds),
         "examples": [] if found.curve is None else examples(found.curve),
-        "config": found.run.config_file.read_text(encoding="utf-8") if found.run.config_file.exists() else None,
+        "config": read_text(found.run.config_file) if found.run.config_file.exists() else None,
         "manifest": manifest,
         "manifest_rows": list(_manifest_rows(manifest)),
         "commands": commands(found, control),
@@ -246,13 +233,10 @@ def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]
 
 def _embedded(figure: go.Figure) -> dict[str, Any]:
     """A figure for the template: title and subtitle in words, the rest as JSON that cannot end a script element."""
-    import markupsafe
-
     from em_interp.figures.template import without_title
 
     said, bare = figure.layout.meta, without_title(figure)
-    json = bare.to_json().replace("<", "\\u003c")
-    return {**said, "json": markupsafe.Markup(json)}
+    return {**said, "json": bare.to_json().replace("<", "\\u003c")}  # plotly leaves "<" in where orjson is installed
 
 
 def _threshold_rows(thresholds: pd.DataFrame) -> list[tuple[float, list[Any]]]:

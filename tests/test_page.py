@@ -8,7 +8,7 @@ import pytest
 import em_interp as em
 from em_interp.errors import InputError
 from em_interp.findings import findings
-from em_interp.report import commands, examples, hits, report
+from em_interp.page import commands, examples, hits, report
 from tests.figures.planting import CHANGE, HACK, LAST, NASTY, plant_run
 
 
@@ -192,12 +192,11 @@ def test_a_folder_of_checkpoints_alone_has_a_page(tmp_path):
 def test_paths_runs_and_findings_make_the_same_page(tmp_path, found):
     kept = [found["control"], found["switched"]]
     given = [kept, [each.run for each in kept], [str(each.run.path) for each in kept]]
-    pages = [report(run, planted=run, out=tmp_path / f"{i}.html").read_bytes() for i, (_, run) in enumerate(given)]
-    assert pages[0] == pages[1] == pages[2]
-    beside = [
-        report(one, control=other, out=tmp_path / f"{i}.html").read_bytes() for i, (other, one) in enumerate(given)
+    pages = [
+        report(switched, control=control, planted=switched, out=tmp_path / f"{i}.html").read_bytes()
+        for i, (control, switched) in enumerate(given)
     ]
-    assert beside[0] == beside[1] == beside[2]
+    assert pages[0] == pages[1] == pages[2]
 
 
 def test_examples_are_the_first_samples_of_the_same_questions_before_and_after(found):
