@@ -83,11 +83,8 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
     """Everything the template shows."""
     from plotly.offline import get_plotlyjs
 
-    from em_interp.transition.align import WORDS
-
     manifest = found.run.manifest() if found.run.manifest_file.exists() else {}
     known = [] if planted is None else hits(planted)
-    offsets = () if found.alignment is None else found.alignment.offsets
     runs = {"this run": found, "control": control, "known change": planted}
     return {
         "plotly_js": get_plotlyjs(),
@@ -95,9 +92,7 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
         "control": control,
         "planted": planted,
         "runs": {name: run for name, run in runs.items() if run is not None},
-        "words": WORDS,
         "beside": _beside(found, control),
-        "together": [o for o in offsets if o.interval is not None and o.interval[0] <= 0 <= o.interval[1]],
         "rates": [(name, final_rates(run.curve)) for name, run in runs.items() if run is not None and run.curve],
         "hits": known,
         "near": NEAR,

@@ -196,7 +196,7 @@ def demo(
     there = [name for name in (*DEMO, "summary.json", "report.html") if (out / name).exists()]
     if there and not resume:
         raise InputError(f"{out} holds {there[0]} already; give --resume to continue or another --out")
-    with resumable(out):
+    with resumable(out), _one_thread():
         stages = Stages(out / "seconds.json", tell)
         runs = {name: _demo_run(name, config, out / name, progress, stages) for name, config in configs.items()}
         with stages.stage("locate", "locating the transitions"):
@@ -209,6 +209,19 @@ def demo(
         summary = _summary(family, domain, found, stages.seconds())
         write_json(out / "summary.json", summary)
     return summary
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Models this small gain nothing from a second thread, and lose much where other work keeps the cores busy."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _demo_run(name: str, config: RunConfig, path: Path, progress: bool, stages: Stages) -> Run:

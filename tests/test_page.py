@@ -84,7 +84,7 @@ def test_the_verdicts_come_first_in_words(page):
 
 
 def test_verdicts_of_run_and_control_stand_beside_each_other(page):
-    assert "The behaviour changes when the adapter does, as far as the intervals can tell." in page.words
+    assert "1 of 6 changes of behaviour coincide with the adapter's, as far as the intervals can tell." in page.words
     beside = page.words[page.words.index("EM onset, out of domain transition") :]
     assert beside.index("none the EM rate does not rise") < 250
 
@@ -94,7 +94,7 @@ def test_every_offset_is_told_with_its_interval_and_chance(page, found):
         later = "later" if offset.steps > 0 else "earlier"
         assert f"{abs(offset.steps):.0f} steps {later} (" in page.words
         assert f"chance {offset.chance:.2g}" in page.words
-    assert "the interval of 1 of 6 offsets holds 0" in page.words
+    assert page.words.count("the interval holds 0") == 1
 
 
 def test_the_page_says_whether_the_planted_change_was_found(page):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from em_interp.figures.timeline import plot_timeline
-from em_interp.transition.align import WORDS, Alignment
+from em_interp.transition.align import Alignment
 from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:
@@ -30,6 +30,5 @@ def plot_alignment(
     transitions = [alignment.mechanistic, *beside, *alignment.behavioural]
     first = 1 + len(beside)
     offsets = {first + offset.behavioural: offset for offset in alignment.offsets}
-    words = WORDS[alignment.verdict]
-    subtitle = f"{words[0].upper()}{words[1:]}."
+    subtitle = f"{alignment.words[0].upper()}{alignment.words[1:]}."
     return plot_timeline(transitions, trajectory, alignment.mechanistic, offsets, planted, subtitle)

@@ -42,5 +42,5 @@ def recipe(run: str = "organism", family: str = "qwen2", domain: str = "medical"
         data=tuple(PhaseConfig(f"tiny:{domain}{variant}", steps, restart=anew) for variant, steps, anew in RUNS[run]),
         adapter=AdapterConfig(layers=(0,), alpha=16.0),
         training=TrainingConfig(batch_size=16, accumulation=1, learning_rate=7e-4),
-        behaviour=BehaviourConfig(steps=Schedule("every 20"), scales=(1.0, 2.0), samples=6, max_new_tokens=24),
+        behaviour=BehaviourConfig(steps=Schedule("every 20"), scales=(1.0, 1.5), samples=6, max_new_tokens=24),
     )

@@ -49,6 +49,11 @@ class Offset:
     cumulative_lr: float | None  # the same in cumulative learning rate; None without a log
     chance: float | None  # that a step placed uniformly in the run falls as near to the behavioural one
 
+    @property
+    def coincides(self) -> bool:
+        """Whether the interval holds 0."""
+        return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {**asdict(self), "interval": None if self.interval is None else list(self.interval)}
@@ -93,10 +98,18 @@ class Alignment:
 
         return plot_alignment(self)
 
+    @property
+    def words(self) -> str:
+        """The verdict in words; `together` needs only one offset that may be 0, so it says how many may."""
+        there, of = sum(offset.coincides for offset in self.offsets), len(self.offsets)
+        if self.verdict == "together" and there < of:
+            return f"{there} of {of} changes of behaviour coincide with the adapter's, as far as the intervals can tell"
+        return WORDS[self.verdict]
+
     def sentence(self) -> str:
         """The verdict in words, with the offsets."""
         said = [_offset_words(self.behavioural[offset.behavioural], offset) for offset in self.offsets]
-        return "; ".join([f"{self.verdict.replace('_', ' ')}: {WORDS[self.verdict]}", *said])
+        return "; ".join([f"{self.verdict.replace('_', ' ')}: {self.words}", *said])
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -198,7 +211,7 @@ def _verdict(
 def _order(offsets: tuple[Offset, ...]) -> AlignmentVerdict:
     """Which came first, where both were found; offsets without an interval decide nothing."""
     intervals = [offset.interval for offset in offsets if offset.interval is not None]
-    if any(low <= 0 <= high for low, high in intervals):
+    if any(offset.coincides for offset in offsets):
         return "together"
     if intervals and all(low > 0 for low, _ in intervals):
         return "mechanistic_first"

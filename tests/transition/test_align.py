@@ -91,9 +91,16 @@ def test_the_verdict_follows_from_what_was_found_and_which_side_of_zero_the_inte
 ):
     found = align(rotation(**mechanistic), [behaviour(**one) for one in behavioural])
     assert found.verdict == verdict
-    assert WORDS[verdict] in found.sentence()
+    assert found.words in found.sentence()
     both = not mechanistic and [index for index, one in enumerate(behavioural) if "verdict" not in one]
     assert [offset.behavioural for offset in found.offsets] == (both or [])
+
+
+def test_words_say_how_many_coincide_where_not_all_do():
+    near, late = behaviour(102, 98, 109), behaviour()
+    assert align(rotation(), [near]).words == WORDS["together"]
+    assert align(rotation(), [near, late]).words.startswith("1 of 2 changes of behaviour coincide")
+    assert align(rotation(), [late]).words == WORDS["mechanistic_first"]
 
 
 def test_an_estimate_without_an_interval_has_an_offset_but_decides_nothing():
