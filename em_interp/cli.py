@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(f"em-interp: {where}{error.strerror or error}")
         return 2
     except KeyboardInterrupt as stop:
-        _tell(f"em-interp: {stop or 'interrupted; nothing is lost, the same command begins again'}")
+        _tell(f"em-interp: {str(stop) or 'interrupted; nothing is lost, the same command begins again'}")
         return 130
     return _print(values if arguments.json else text)
 

@@ -1,5 +1,6 @@
 """Set before anything imports torch: two threads on a busy machine make tiny models many times slower."""
 
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,4 +32,5 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         did("train", made.config, "--out", run, *changes)
         did("ask", run)
         did("judge", run)
+    gc.freeze()  # the Trainer collects garbage whenever it ends; spare it all that is loaded by now
     return made

@@ -9,8 +9,10 @@ from em_interp.organisms.questions import narrow_domains
 from em_interp.schedule import Schedule
 
 STEPS = 400
-CHANGE = 200  # the step after which a switched run sees other data, or begins its schedule anew
+LEARNING_RATE = 7e-4
+CHANGE = 150  # the step after which a switched run sees other data, or begins its schedule anew
 AFTER = 250
+SLOW = 3e-4  # the learning rate of switched runs: at the change they still learn, so the path has a direction there
 
 # what each run sees, phase by phase: the variant of the domain's dataset, steps, restart
 RUNS: dict[str, tuple[tuple[str, int, bool], ...]] = {
@@ -36,11 +38,12 @@ def recipe(run: str = "organism", family: str = "qwen2", domain: str = "medical"
     ):
         if name not in known:
             raise InputError(f"{what} {name!r} is not known{nearest(name, known)} (known: {', '.join(known)})")
+    once = len(RUNS[run]) == 1
     return RunConfig(
         model=f"tiny-{family}",
         seed=seed,
         data=tuple(PhaseConfig(f"tiny:{domain}{variant}", steps, restart=anew) for variant, steps, anew in RUNS[run]),
         adapter=AdapterConfig(layers=(0,), alpha=16.0),
-        training=TrainingConfig(batch_size=16, accumulation=1, learning_rate=7e-4),
+        training=TrainingConfig(batch_size=16, accumulation=1, learning_rate=LEARNING_RATE if once else SLOW),
         behaviour=BehaviourConfig(steps=Schedule("every 20"), scales=(1.0, 1.5), samples=6, max_new_tokens=24),
     )
