@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pretrain = _command(commands, _pretrain, "pretrain", "make a base of the built-in language (minutes)")
     pretrain.add_argument("--family", required=True, help="qwen2, llama or gemma3")
-    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--seed", type=int, help="by default that of the base kept with the project")
     _writes(pretrain, "checkpoints/tiny-<family>", resume=False)
 
     train = _command(commands, _train, "train", "train an adapter and save its path")
