@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Verdict = Literal["transition", "none", "inconclusive"]
+WORDS = {"delta": "ΔW", "em": "EM"}
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,16 @@ class Transition:
         """The result in words, such as 'rotation of B: transition at step 190 (95 % interval 184 to 197)'."""
         parts = [self.signal.replace("_", " ")]
         if self.of is not None:
-            parts.append(f"of {self.of}")
+            parts.append(f"of {WORDS.get(self.of, self.of.replace('_', ' '))}")
         if self.questions is not None:
-            parts.append(f"on {self.questions} questions")
+            parts.append(f"on {self.questions.replace('_', '-')} questions")
         if self.scale is not None and self.scale != 1:
             parts.append(f"with the adapter ×{self.scale:g}")
         said = f"{' '.join(parts)}: {self.verdict}"
         if self.found and self.step is not None:
-            said += f" at step {self.step:g}"
+            said += f" at step {self.step:.0f}"
             if self.interval is not None and self.level is not None:
-                said += f" ({self.level:.0%} interval {self.interval[0]:g} to {self.interval[1]:g})"
+                said += f" ({self.level:.0%} interval {self.interval[0]:.0f} to {self.interval[1]:.0f})"
         return said
 
     def _repr_html_(self) -> str:
