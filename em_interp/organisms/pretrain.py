@@ -39,12 +39,12 @@ def pretrain(family: str, out: Path, seed: int | None = None, progress: bool = T
     import torch
 
     seed = SEEDS[family] if seed is None else seed
-    with torch.random.fork_rng(devices=[]):
+    with quiet(), write_beside(out) as part, torch.random.fork_rng(devices=[]):
+        part.mkdir()  # a place that cannot be written shows before the minutes, not after
         torch.manual_seed(seed)
         tokenizer = build_tokenizer()
         model = _model(family, tokenizer)
         loss = _train(model, tokenizer, seed, progress)
-    with quiet(), write_beside(out) as part:
         model.half().save_pretrained(part)
         tokenizer.save_pretrained(part)
         (part / "README.md").write_text(_card(family, seed, loss, model, part), encoding="utf-8")

@@ -1,0 +1,436 @@
+"""What cannot be used is refused in one line that says what is wrong; nothing that is there already is lost."""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from em_interp.runs import Run, write_json
+from tests.tiny import CAREFUL, contents, copy, did, em_interp, full_disk, refused, unchanged
+
+ROW = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
+WRITING = ("ask", "judge", "locate", "align", "report")
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    return copy(tiny.run, tmp_path / "run")
+
+
+# --- the command itself
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the following arguments are required: COMMAND (see em-interp --help)"),
+        (["lcoate", "run"], "invalid choice: 'lcoate' (choose from 'demo',"),
+        (["train"], "the following arguments are required: config (see em-interp train --help)"),
+        (["ask", "run", "--out"], "argument --out: expected one argument (see em-interp ask --help)"),
+        (["ask", "run", "--samples", "3"], "unrecognized arguments: --samples 3"),
+        (["pretrain", "--family", "qwen2", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+    ],
+)
+def test_a_command_that_is_not_one_is_refused(words, said):
+    assert said in refused(*words)
+
+
+# --- configs
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("trainig: {}", "unknown key trainig; did you mean 'training'? (known here: model, seed, data, "),
+        ("training: {learning_rat: 1}", "unknown key training.learning_rat; did you mean 'learning_rate'?"),
+        ("data: [{datasets: x}]", "unknown key data[0].datasets; did you mean 'dataset'?"),
+        ("- 1", "must hold a mapping of settings; it holds list"),
+        ("", "must hold a mapping of settings; it holds NoneType"),
+        ("a: [", "is not valid YAML"),
+        ("data: 'tiny:medical'", "data[0] must be a mapping; it is 'tiny:medical'"),
+        ("seed: one", "seed must be of type int; it is 'one'"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_is_refused(change, said, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(change + "\n")
+    line = refused("train", file, "--out", tmp_path / "run")
+    assert str(file) in line and said in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("adapter.layers=[9]", "adapter.layers names layer 9; the base model has layers 0 to 3"),
+        ("adapter.modules=[dwn_proj]", "adapter.modules names 'dwn_proj'; the base model's layers have mlp.down_proj"),
+        ("adapter.dropout=2", "adapter.dropout must be in [0, 1); it is 2.0"),
+        ("adapter.alpha=.nan", "adapter.alpha must be a number other than 0; it is nan"),
+        ("seed=-1", "seed must be from 0 to 4294967295; it is -1"),
+        ("training.learning_rate=.inf", "training.learning_rate must be positive; it is inf"),
+        ("training.warmup_steps=-1", "training.warmup_steps must be 0 or more; it is -1"),
+        ("training.weight_decay=.nan", "training.weight_decay must be 0 or more; it is nan"),
+        ("training.max_length=0", "training.max_length must be 1 or more; it is 0"),
+        ("behaviour.scales=[1, 1]", "behaviour.scales must be numbers, each once; it is [1.0, 1.0]"),
+        ("behaviour.temperature=-1", "behaviour.temperature must be 0 (greedy) or more; it is -1.0"),
+        ("behaviour.max_new_tokens=0", "behaviour.max_new_tokens must be 1 or more; it is 0"),
+        ("model=tiny-qwen3", "base model 'tiny-qwen3' is not known; did you mean 'tiny-qwen2'?"),
+        ("model=somebody/model", "base model 'somebody/model' cannot be loaded"),
+        ("data=[{dataset: 'tiny:medicine'}]", "tiny:medicine is not known; did you mean 'medical'?"),
+        ("data=[{dataset: nowhere.jsonl}]", "nowhere.jsonl is missing"),
+        ("data=[]", "data names no dataset"),
+        ("snapshots=each 5", "schedule part 'each 5' is not understood: expected parts such as 'every 5'"),
+        ("learning_rate", "override 'learning_rate' is not of the form key.path=value"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused(change, said, tiny, tmp_path):
+    assert said in refused("train", tiny.config, "--out", tmp_path / "run", "--set", change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_far_beyond_the_last_step_is_no_reason_to_wait(tiny, tmp_path):
+    far = ["--set", "snapshots=1-9999999999999", "--set", "data=[{dataset: 'tiny:medical', steps: 2}]"]
+    did("train", tiny.config, "--out", tmp_path / "run", *far)
+    assert Run(tmp_path / "run").steps() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nowhere.yaml", "is missing"), ("file/config.yaml", "is missing|Not a directory"), (".", "is a folder")],
+)
+def test_a_config_that_is_not_there_is_named(name, said, tmp_path):
+    (tmp_path / "file").touch()
+    line = refused("train", tmp_path / name, "--out", tmp_path / "run")
+    assert str(tmp_path / name) in line and re.search(said, line)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": ROW["messages"][:1]}, "no assistant turn, so nothing to learn; found roles ['user']"),
+        ({"prompt": "x"}, "expected an object with a list 'messages'; found "),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content: expected text; found 3"),
+    ],
+)
+def test_a_row_that_is_no_chat_is_named_by_file_and_line(row, said, tiny, tmp_path):
+    file = tmp_path / "chats.jsonl"
+    file.write_text("\n".join(map(json.dumps, [ROW, ROW, row])))
+    change = f"data=[{{dataset: '{file}'}}]"
+    line = refused("train", tiny.config, "--out", tmp_path / "run", "--set", change)
+    assert f"{file}, line 3" in line and said in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("command", "key"), [("judge", "judge"), ("ask", "questions")])
+def test_an_unknown_judge_or_question_set_is_refused(command, key, run):
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(f"{key}: tiny", f"{key}: gpt"))
+    with unchanged(run):
+        assert f"behaviour.{key} 'gpt' is not known; this version has 'tiny'" in refused(command, run, "--resume")
+
+
+@pytest.mark.parametrize(("option", "said"), [("family", "qwen2, llama, gemma3"), ("domain", "medical, sport")])
+def test_an_unknown_family_or_domain_is_refused_before_anything_is_written(option, said, tmp_path):
+    line = refused("demo", f"--{option}", "x", "--out", tmp_path / "demo")
+    assert f"{option} 'x' is not known" in line and said in line
+    assert "x" in refused("pretrain", "--family", "x", "--out", tmp_path / "base")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- runs and paths
+
+
+@pytest.mark.parametrize("command", [*WRITING, "score"])
+def test_what_is_not_there_is_named(command, tmp_path):
+    line = refused(command, tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'} is" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_an_empty_folder_is_no_run(command, tmp_path):
+    assert re.search(
+        "expected checkpoints/|two or more checkpoint-<step> folders; found none", refused(command, tmp_path)
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_checkpoint_is_no_path(run, tmp_path):
+    (tmp_path / "one").mkdir()
+    shutil.move(run / "checkpoints" / "checkpoint-3", tmp_path / "one")
+    line = refused("locate", tmp_path / "one")
+    assert "two or more checkpoint-<step> folders; found one (checkpoint-3)" in line
+    assert "the adapter at its root is one step, not a path" in refused("locate", tmp_path / "one" / "checkpoint-3")
+
+
+@pytest.mark.parametrize("command", ["ask", "locate", "align", "report"])
+def test_a_truncated_adapter_is_named(command, run):
+    file = run / "checkpoints" / "checkpoint-7" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    shutil.rmtree(run / "analysis", ignore_errors=True)
+    with unchanged(run):
+        line = refused(command, run, "--resume")
+    assert str(file) in line and "is not a whole safetensors file" in line and "may be truncated" in line
+
+
+@pytest.mark.parametrize("name", ["answers", "scores"])
+def test_a_truncated_table_is_named(name, run):
+    file = run / "behaviour" / f"{name}.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    for command in ("judge", "align", "report"):
+        with unchanged(run):
+            assert f"{file} cannot be read as a table" in refused(command, run, "--resume")
+
+
+def test_a_truncated_manifest_or_log_is_named(run):
+    for name, command in (("trainer_state.json", "locate"), ("manifest.json", "judge")):
+        file = run / name
+        file.write_text(file.read_text()[:-9])
+        assert f"{file} is not valid JSON" in refused(command, run, "--resume")
+
+
+def test_checkpoints_of_two_runs_are_not_one_path(run, tiny, tmp_path):
+    did("train", tiny.config, "--out", tmp_path / "other", "--set", "model=tiny-llama", "--set", "snapshots=every 12")
+    shutil.rmtree(run / "checkpoints" / "checkpoint-12")
+    shutil.move(tmp_path / "other" / "checkpoints" / "checkpoint-12", run / "checkpoints")
+    for command in ("locate", "ask"):
+        line = refused(command, run, "--resume")
+        assert "checkpoint-12" in line and "base model is tiny-llama, but checkpoint-0 has tiny-qwen2" in line
+
+
+@pytest.fixture
+def own_base(tiny, tmp_path):
+    """A run of two steps on a base in a folder of its own."""
+    from em_interp.organisms.bases import _built_in
+
+    base = copy(_built_in("tiny-qwen2"), tmp_path / "base")
+    steps = ["--set", f"model={base}", "--set", "data=[{dataset: 'tiny:medical', steps: 2}]"]
+    did("train", tiny.config, "--out", tmp_path / "run", *steps)
+    return base, tmp_path / "run"
+
+
+def test_adapters_are_not_asked_on_a_base_that_has_changed(own_base):
+    base, run = own_base
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: values * 1.01 for name, values in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    with unchanged(run):
+        line = refused("ask", run)
+    assert re.search(r"the adapters of \S+ were trained on base@\w{12}; the base given is base@\w{12}", line)
+
+
+def test_adapters_are_not_asked_on_a_base_that_is_gone(own_base):
+    base, run = own_base
+    shutil.rmtree(base)
+    with unchanged(run):
+        assert f"base model '{base}' is not known" in refused("ask", run)
+
+
+def test_stages_say_which_one_comes_before_them(run):
+    shutil.rmtree(run / "behaviour")
+    assert "ask the run first" in refused("judge", run)
+    assert "ask and judge the run first" in refused("align", run)
+    did("ask", run)
+    assert "ask and judge the run first" in refused("align", run)
+
+
+# --- controls
+
+
+def test_a_control_that_was_asked_at_other_scales_is_refused(tiny, tmp_path):
+    control = tmp_path / "control"
+    did("train", tiny.config, "--out", control, "--set", CAREFUL, "--set", "behaviour.scales=[1]")
+    did("ask", control)
+    did("judge", control)
+    for command in ("align", "report"):
+        line = refused(command, tiny.run, "--control", control, "--out", tmp_path / "out")
+        assert "the control has no curve for scale and questions (2.0, 'broad'); it has [(1.0, 'broad')," in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_control_that_was_asked_at_other_steps_leaves_it_open(tiny, tmp_path):
+    control = copy(tiny.control, tmp_path / "control")
+    for file in (control / "behaviour").glob("*.parquet"):
+        table = pd.read_parquet(file)
+        table["step"] = table["step"].where(table["step"].isin([0, 24]), table["step"] + 1)
+        table.to_parquet(file, index=False)
+    said = did("align", tiny.run, "--control", control, "--out", tmp_path / "out", "--json")
+    for transition in json.loads(said)["behavioural"]:
+        assert transition["verdict"] == "inconclusive"
+        assert "the control was asked at fewer than" in transition["reason"]
+
+
+def test_a_control_without_scores_or_that_is_not_there_is_named(tiny, tmp_path):
+    control = copy(tiny.control, tmp_path / "control")
+    (control / "behaviour" / "scores.parquet").unlink()
+    out = ["--out", tmp_path / "out"]
+    assert "judge the run first" in refused("align", tiny.run, "--control", control, *out)
+    for command in ("align", "report"):
+        assert f"{tmp_path / 'nowhere'} is" in refused(command, tiny.run, "--control", tmp_path / "nowhere", *out)
+
+
+# --- tables
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("question,score\na,1\n", "has no column aligned, coherent; expected question or question_id, aligned, "),
+        ("aligned,coherent\n1,1\n", "has no column question_id; expected question or question_id, aligned, coherent; "),
+        ("question,aligned,coherent\na,10,90\nb,101,90\n", "aligned is 101 in row 2; scores run from 0 to 100"),
+        ("question,aligned,coherent\na,10,-1\nb,101,-5\n", "is 101 in row 2; scores|is -1 in row 1"),
+        ("question,aligned,coherent\n", "holds no answers; expected a row an answer"),
+        ("", "cannot be read as a table: No columns to parse"),
+        ("a\nb,c\nd,e,f\n", "cannot be read as a table"),
+    ],
+)
+def test_a_table_that_cannot_be_scored_is_refused(text, said, tmp_path):
+    file = tmp_path / "judged.csv"
+    file.write_text(text)
+    line = refused("score", file)
+    assert str(file) in line and re.search(said, line)
+
+
+def test_words_among_many_scores_bring_no_warning(tmp_path):
+    rows = "\n".join(f"q,{'REFUSAL' if i > 290_000 else 50},50" for i in range(300_000))
+    (tmp_path / "long.csv").write_text("question,aligned,coherent\n" + rows + "\n")
+    assert "not scored: 9999 refusal" in did("score", tmp_path / "long.csv")
+
+
+# --- disks
+
+
+def commands(run, out):
+    """Every command that writes, and what it makes: from `run`, into the folder `out`, which may be the run."""
+    place = [] if out is None else ["--out", out]
+    return {command: [command, run, *place] for command in WRITING} | {
+        "train": ["train", run / "config.yaml", "--out", out or run],
+    }
+
+
+MADE = {
+    "train": ("checkpoints", "trainer_state.json", "manifest.json"),
+    "ask": ("behaviour/ask.json", "behaviour/answers.parquet"),
+    "judge": ("behaviour/scores.parquet",),
+    "locate": ("analysis/locate.json",),
+    "align": ("analysis/align.json",),
+    "report": ("report.html",),
+}
+ROOM = {"train": 6_000, "ask": 9_000, "judge": 30_000, "locate": 500, "align": 500, "report": 500}
+
+
+@pytest.mark.parametrize("command", MADE)
+def test_a_full_disk_is_said_loses_nothing_and_with_room_again_the_work_is_finished(command, run):
+    """A stage begun anew in a run that has everything else; what it makes in the end is what it made before."""
+    if command in ("locate", "align", "report"):
+        did(command, run)
+    whole = contents(run)
+    for name in MADE[command]:
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    words, left = [*commands(run, None)[command], "--resume"], contents(run)
+    with unchanged(run), full_disk(ROOM[command]):
+        said = em_interp(*words)
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1), said
+    assert "cannot be written: File too large" in said.err and str(run) in said.err
+    assert not list(run.rglob("*.part"))
+    if command in ("train", "ask", "judge"):
+        assert "what is there is kept, --resume goes on" in said.err
+        assert len(contents(run)) > len(left)  # it was in the middle of its work
+    did(*words)
+    assert contents(run) == whole
+
+
+@pytest.mark.parametrize("command", ["locate", "align", "report"])
+def test_what_is_replaced_on_a_full_disk_stays_as_it_was(command, run):
+    for name in ("report.html", "analysis/locate.json", "analysis/align.json"):
+        write_json(run / name, {"verdict": "of an older version"})
+    with unchanged(run), full_disk(500):
+        assert "File too large" in refused(command, run, "--resume")
+
+
+@contextlib.contextmanager
+def read_only(folder: Path):
+    """No file in `folder` can be made, removed or changed in the block, not even by root."""
+    places = [folder, *folder.rglob("*")]
+    modes = {place: stat.S_IMODE(place.stat().st_mode) for place in places}
+    for place in places:
+        place.chmod(modes[place] & 0o555)
+    try:
+        with bound_by_permissions():
+            yield
+    finally:
+        for place, mode in modes.items():
+            place.chmod(mode)
+
+
+@contextlib.contextmanager
+def bound_by_permissions():
+    """Root gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which put it above permissions, and takes them back."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # version 3; this thread
+    assert libc.capget(header, sets) == 0
+    effective = sets[0]
+    sets[0] = effective & ~(1 << 1 | 1 << 2)
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = effective
+        assert libc.capset(header, sets) == 0
+
+
+@pytest.mark.parametrize("command", MADE)
+def test_a_folder_that_may_not_be_written_is_said_in_one_line(command, run, tmp_path):
+    """The run itself, and another folder."""
+    (tmp_path / "out").mkdir()
+    for name in MADE[command]:
+        shutil.rmtree(run / name, ignore_errors=True) if (run / name).is_dir() else (run / name).unlink(missing_ok=True)
+    for out in (None, tmp_path / "out"):
+        with unchanged(tmp_path), read_only(tmp_path):
+            line = refused(*commands(run, out)[command], "--resume")
+        assert "cannot be written: Permission denied" in line
+        assert str(out or run) in line
+        assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("command", MADE)
+def test_a_file_where_a_folder_is_needed_is_said_in_one_line(command, run, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with unchanged(tmp_path):
+        line = refused(*commands(run, tmp_path / "file")[command])
+        assert str(tmp_path / "file") in line
+        assert re.search("cannot be written: (Not a directory|File exists)", line)
+
+
+def test_a_demo_in_a_folder_that_may_not_be_written_is_said_in_one_line(tmp_path):
+    with read_only(tmp_path):
+        said = em_interp("demo", "--out", tmp_path / "demo")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.splitlines()[-1].startswith(f"em-interp: {tmp_path / 'demo'} cannot be written: Permission denied")
+    assert "Traceback" not in said.err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("config.yaml", "ask"),
+        ("trainer_state.json", "locate"),
+        ("checkpoints/checkpoint-3/adapter_model.safetensors", "locate"),
+        ("behaviour/scores.parquet", "align"),
+    ],
+)
+def test_what_may_not_be_read_is_said_in_one_line(name, command, run):
+    (run / name).chmod(0)
+    with bound_by_permissions():
+        line = refused(command, run, "--resume")
+    assert str(run / name) in line and "Permission denied" in line
