@@ -11,7 +11,7 @@ from em_interp.runs import Run, open_run, read_json, to_json, write_json
 from em_interp.trajectory.adapter import AdapterTrajectory
 from em_interp.transition.align import Alignment, align
 from em_interp.transition.find import find_transitions
-from em_interp.transition.onset import onset_by_threshold, onsets
+from em_interp.transition.onset import onset, onset_by_threshold, onsets
 from em_interp.transition.result import Transition
 from em_interp.transition.rotation import strongest
 
@@ -32,12 +32,13 @@ class Findings:
     control: BehaviourCurve | None
     onsets: list[Transition]  # of each scale and question set, against the control where there is one
     thresholds: pd.DataFrame | None  # the onset on out-of-domain questions over the thresholds of aligned and coherent
+    aligned: Transition | None  # the onset of their mean aligned score, in which there is no threshold
     alignment: Alignment | None
 
     @property
     def rotation(self) -> Transition:
         """The rotation of B: the mechanistic transition that behaviour is held against."""
-        return strongest([t for t in self.transitions if t.signal == "rotation" and t.of == "B"])
+        return strongest_rotation(self.transitions)
 
 
 def findings(run: Run | str | Path, control: Run | str | Path | None = None) -> Findings:
@@ -52,19 +53,27 @@ def findings(run: Run | str | Path, control: Run | str | Path | None = None) -> 
     path = load_trajectory(run)
     transitions = find_transitions(path)
     if not run.scores_file.exists():
-        return Findings(run, path, transitions, None, None, [], None, None)
+        return Findings(run, path, transitions, None, None, [], None, None, None)
     curve = behaviour_curve(run)
     beside = None if control is None else behaviour_curve(control)
     located = onsets(curve, beside)
-    found = Findings(run, path, transitions, curve, beside, located, _thresholds(curve, beside), None)
-    return Findings(**{**vars(found), "alignment": align(found.rotation, located, path)})
+    main, of_control = _out_of_domain(curve), None if beside is None else _out_of_domain(beside)
+    thresholds = None if main is None else onset_by_threshold(main, of_control)
+    aligned = None if main is None else onset(main, of_control, "aligned_mean")
+    alignment = align(strongest_rotation(transitions), located, path)
+    return Findings(run, path, transitions, curve, beside, located, thresholds, aligned, alignment)
 
 
-def _thresholds(curve: BehaviourCurve, control: BehaviourCurve | None) -> pd.DataFrame | None:
+def strongest_rotation(transitions: list[Transition], of: str = "B") -> Transition:
+    """The clearest rotation of one part of the adapter, or the answer that there is none."""
+    return strongest([t for t in transitions if t.signal == "rotation" and t.of == of])
+
+
+def _out_of_domain(curve: BehaviourCurve) -> BehaviourCurve | None:
+    """The curve of the adapter as trained, on out-of-domain questions or where questions come in no sets."""
     for part in curve.parts():
         if part.questions in (None, "out_of_domain") and part.scale in (None, 1.0):
-            beside = None if control is None else control.select(part.scale, part.questions)
-            return onset_by_threshold(part, beside)
+            return part
     return None
 
 

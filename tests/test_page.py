@@ -9,7 +9,7 @@ import em_interp as em
 from em_interp.errors import InputError
 from em_interp.findings import findings
 from em_interp.page import commands, examples, hits, report
-from tests.figures.planting import CHANGE, HACK, LAST, NASTY, plant_run
+from tests.figures.planting import CHANGE, HACK, LAST, NASTY, ONSET, plant_run
 
 
 class Page(HTMLParser):
@@ -218,6 +218,13 @@ def test_examples_are_spread_over_the_questions(found):
     copies = [answers.assign(question_id=f"q{i:02d}", questions="out_of_domain") for i in range(21)]
     ((_, pairs),) = examples(em.behaviour_curve(pd.concat(copies)))
     assert [pair[0]["question_id"] for pair in pairs] == ["q00", "q10", "q20"]
+
+
+def test_the_onset_without_a_threshold_stands_below_those_with(page, found):
+    aligned = found["organism"].aligned
+    assert aligned.of == "aligned_mean" and aligned.found
+    assert aligned.step == pytest.approx(ONSET, abs=15)
+    assert f"there is no threshold: transition, step {aligned.step:.0f}" in page.words
 
 
 def test_the_onset_over_thresholds_has_every_pair(page):
