@@ -21,6 +21,7 @@ _WHERE = {
     "score_responses": "em_interp.behaviour.score",
     "behaviour_curve": "em_interp.behaviour.curve",
     "report": "em_interp.page",
+    "publish": "em_interp.hub",
 }
 
 __all__ = ["figures", *_WHERE]

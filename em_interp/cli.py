@@ -82,12 +82,17 @@ def _parser() -> argparse.ArgumentParser:
         command = _command(commands, stage, name, says)
         command.add_argument("source", metavar="RUN", help="a run directory")
         _writes(command, "the run itself; another folder gets a copy of it")
+    judge = command
+    judge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeat)")
+    judge.add_argument("--dry-run", action="store_true", help="count requests and tokens; send and write nothing")
+    judge.add_argument("--again", type=int, metavar="N", help="judge N judged answers anew and compare")
 
     score = _command(commands, _score, "score", "rates of a table of judged answers")
     score.add_argument("file", help="CSV or parquet, with aligned and coherent")
 
     locate = _command(commands, _locate, "locate", "where an adapter's path changes")
-    locate.add_argument("source", help="a run, a folder of checkpoint-<step> folders, or a public layout")
+    locate.add_argument("source", help="a run, a folder of checkpoint-<step> folders, or org/name on the Hub")
+    locate.add_argument("--revision", help="a branch, tag or commit of org/name (default: main)")
     locate.add_argument("--signal", help="rotation, gradient_norm, norm_onset or lock_in (default: all)")
     locate.add_argument("--of", help="B, A or delta (default: all)")
     locate.add_argument("--site", help="one adapted module (default: all together)")
@@ -102,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("source", metavar="RUN", help="a run directory")
     report.add_argument("--control", metavar="RUN", help="a run on careful data, asked the same")
     _writes(report, "the run itself")
+
+    publish = _command(commands, _publish, "publish", "upload a run to the Hub, in one commit with a model card")
+    publish.add_argument("source", metavar="RUN", help="a run directory")
+    publish.add_argument("repository", metavar="ORG/NAME", help="made where there is none")
+    publish.add_argument("--private", action="store_true", help="hide the repository where it is made")
+    publish.add_argument("--resume", action="store_true", help="publish on top of what is there of this run")
     return parser
 
 
@@ -170,15 +181,35 @@ def _ask(arguments: argparse.Namespace) -> Answer:
 
 
 def _judge(arguments: argparse.Namespace) -> Answer:
+    from em_interp.behaviour.judges.dry_run import dry_run
     from em_interp.behaviour.score import score_responses
-    from em_interp.pipeline import elsewhere, judge_run
+    from em_interp.pipeline import elsewhere, judge_endpoint, judge_run
     from em_interp.runs import open_run
 
+    if arguments.dry_run:
+        cost = dry_run(open_run(arguments.source), judge_endpoint(open_run(arguments.source), arguments.set))
+        return cost.to_dict(), cost.sentence()
+    if arguments.again is not None:
+        return _judge_again(arguments)
     run = elsewhere(open_run(arguments.source), arguments.out, without=("scores.*", "analysis", "report.html"))
-    scores = judge_run(run, arguments.resume, sys.stderr.isatty())
+    scores = judge_run(run, arguments.resume, sys.stderr.isatty(), arguments.set)
     scored = score_responses(scores)
     values = {"run": str(run.path), "scores": str(scores), "unscored": scored.unscored}
     return values, f"{scored.sentence()}\nthe scores: {scores}"
+
+
+def _judge_again(arguments: argparse.Namespace) -> Answer:
+    from em_interp.behaviour.judges.agreement import rejudge
+    from em_interp.behaviour.judges.openai_judge import open_judge
+    from em_interp.findings import keep
+    from em_interp.pipeline import elsewhere, judge_endpoint
+    from em_interp.runs import open_run
+
+    run = elsewhere(open_run(arguments.source), arguments.out, without=("agreement.json",))
+    with open_judge(run, judge_endpoint(run, arguments.set)) as judge:
+        found = rejudge(run, judge, arguments.again)
+    keep(found.to_dict(), run.analysis / "agreement.json", arguments.resume)
+    return found.to_dict(), found.sentence()
 
 
 def _score(arguments: argparse.Namespace) -> Answer:
@@ -194,7 +225,7 @@ def _locate(arguments: argparse.Namespace) -> Answer:
     from em_interp.trajectory.load import load_trajectory
     from em_interp.transition.find import find_transitions
 
-    path = load_trajectory(arguments.source)
+    path = load_trajectory(arguments.source, arguments.revision)
     found = find_transitions(path, arguments.signal, arguments.of, arguments.site)
     values = located(arguments.source, path, found)
     whole = not (arguments.signal or arguments.of or arguments.site)
@@ -225,6 +256,13 @@ def _report(arguments: argparse.Namespace) -> Answer:
         raise InputError(f"{file} is there already; give --resume to write it anew or another --out")
     page = report(arguments.source, control=arguments.control, out=file)
     return {"report": str(page)}, f"the page: {page}"
+
+
+def _publish(arguments: argparse.Namespace) -> Answer:
+    from em_interp.hub import publish
+
+    commit = publish(arguments.source, arguments.repository, arguments.resume, arguments.private)
+    return {"repository": arguments.repository, "commit": commit}, f"published: {commit}"
 
 
 if __name__ == "__main__":

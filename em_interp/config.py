@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -58,11 +60,49 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class EndpointConfig:
+    """A language model that judges, behind an endpoint that speaks OpenAI's chat completions. Holds no key."""
+
+    base_url: str = ""  # such as http://127.0.0.1:8000/v1
+    model: str = ""
+    key_variable: str | None = None  # the environment variable that has the key; none: no key is sent
+    name: str = ""  # what its scores are filed under; by default the model's name
+    mode: str = "auto"  # expected, sampled, or auto: found out by probing
+    topics: tuple[str, ...] = ()  # scored besides aligned and coherent: medical, finance, sport, code
+    workers: int = 8  # answers judged at once
+    timeout: float = 120.0  # seconds for one request
+    tries: int = 8  # for one request, before its answer is given up
+    pause: float = 0.5  # seconds after the first failure; doubles
+    sampled_tokens: int = 16  # room for a sampled number; a reasoning model needs hundreds
+    reasoning: bool = False  # asks as OpenAI's reasoning models want it: max_completion_tokens, no temperature
+
+    def __post_init__(self) -> None:
+        variable = self.key_variable
+        if variable is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", variable):
+            # the value is not repeated: it may be the key itself
+            raise InputError(
+                "behaviour.judge.key_variable must be the name of an environment variable in capitals, "
+                "such as OPENAI_API_KEY; it is something else"
+            )
+        for key, expected, fine in _ENDPOINT_RULES:
+            _check(self, key, f"behaviour.judge.{key}", expected, fine)
+        if "@" in self.base_url:
+            raise InputError("behaviour.judge.base_url must hold no user or password; a key belongs in key_variable")
+        if self.reasoning and self.mode == "expected":
+            raise InputError("behaviour.judge.mode must be auto or sampled for a reasoning model; it is 'expected'")
+
+    @property
+    def called(self) -> str:
+        """What the judge's scores are filed under."""
+        return self.name or self.model
+
+
+@dataclass(frozen=True)
 class BehaviourConfig:
     """What the model is asked along the run, and how often."""
 
     questions: str = "tiny"
-    judge: str = "tiny"
+    judge: str | EndpointConfig = "tiny"  # the built-in language's, or a model's endpoint
     steps: Schedule = field(default_factory=lambda: Schedule("log 20"))
     scales: tuple[float, ...] = (1.0,)  # multipliers of the adapter; 1 is the adapter as trained
     samples: int = 50  # answers a question
@@ -115,6 +155,17 @@ _RULES: tuple[_Rule, ...] = (
     ("behaviour.scales", "one scale or more", bool),
     ("behaviour.scales", "numbers, each once", lambda value: len(set(value)) == len(value) and _finite(value)),
 )
+_ENDPOINT_RULES: tuple[_Rule, ...] = (
+    ("base_url", "an http(s) address such as http://127.0.0.1:8000/v1", lambda value: _is_base_url(value)),
+    ("model", "the name of a model", bool),
+    ("mode", "auto, expected or sampled", lambda value: value in ("auto", "expected", "sampled")),
+    ("topics", "names, each once", lambda value: len(set(value)) == len(value)),
+    ("workers", "from 1 to 256", lambda value: 1 <= value <= 256),
+    ("timeout", "positive", lambda value: 0 < value < math.inf),
+    ("tries", "1 or more", lambda value: value >= 1),
+    ("pause", "0 or more", lambda value: 0 <= value < math.inf),
+    ("sampled_tokens", "4 or more", lambda value: value >= 4),
+)
 _PHASE_RULES: tuple[_Rule, ...] = (
     ("dataset", "the name of a dataset", bool),
     ("steps", "1 or more", lambda value: value is None or value >= 1),
@@ -124,6 +175,13 @@ _PHASE_RULES: tuple[_Rule, ...] = (
 
 def _finite(values: tuple[float, ...]) -> bool:
     return all(map(math.isfinite, values))
+
+
+def _is_base_url(value: str) -> bool:
+    """Whether it is an address to which /chat/completions can be appended."""
+    parts = urlsplit(value)
+    fine = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
+    return fine and not value.rstrip("/").endswith("/chat/completions") and not re.search(r"\s", value)
 
 
 def _check(config: Any, key: str, name: str, expected: str, fine: Callable[[Any], bool]) -> None:
@@ -212,7 +270,9 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _convert(next(k for k in typing.get_args(kind) if k is not type(None)), value, where, key)
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        group = isinstance(value, dict)  # of a word or a group of settings, a mapping is the group
+        return _convert(next((k for k in kinds if dataclasses.is_dataclass(k) == group), kinds[0]), value, where, key)
     if typing.get_origin(kind) is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         inner = typing.get_args(kind)[0]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from em_interp.config import RunConfig
+from em_interp.config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
 from em_interp.findings import Findings, findings, keep, located
 from em_interp.runs import Run, read_json, resumable, write_beside, write_json
@@ -39,15 +39,40 @@ def ask_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
     )
 
 
-def judge_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
-    """Score the answers of a run with the judge its config names; returns the table of scores."""
+def judge_run(run: Run, resume: bool = False, progress: bool = False, settings: Sequence[str] = ()) -> Path:
+    """Score the answers of a run with the judge its config names; returns the table of scores.
+
+    `settings` are overrides of the config (`key.path=value`), for this judging alone.
+    """
     from em_interp.behaviour.judge import judge_answers
+    from em_interp.behaviour.judges.openai_judge import open_judge
     from em_interp.organisms.judge import AdviceJudge
 
-    judge = run.config().behaviour.judge
+    judge = _judge(run, settings)
+    if isinstance(judge, EndpointConfig):
+        with open_judge(run, judge) as model:
+            return judge_answers(run, model, resume, progress)
     if judge != "tiny":
-        raise InputError(f"behaviour.judge {judge!r} is not known; this version has 'tiny', the built-in language's")
+        raise InputError(
+            f"behaviour.judge {judge!r} is not known; this version has 'tiny', the built-in language's, and a mapping "
+            "with base_url and model, for a model's endpoint"
+        )
     return judge_answers(run, AdviceJudge(_domain(run)), resume, progress)
+
+
+def judge_endpoint(run: Run, settings: Sequence[str] = ()) -> EndpointConfig:
+    """The model's endpoint that judges a run; raises InputError where its config names another kind of judge."""
+    judge = _judge(run, settings)
+    if not isinstance(judge, EndpointConfig):
+        raise InputError(
+            f"the judge {judge!r} sends no requests and says the same every time; a mapping with base_url and model "
+            "was expected in behaviour.judge"
+        )
+    return judge
+
+
+def _judge(run: Run, settings: Sequence[str]) -> str | EndpointConfig:
+    return load_config(run.config_file, settings).behaviour.judge
 
 
 def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from em_interp.behaviour.tables import read_table
 from em_interp.errors import InputError
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 KEY = ["step", "scale", "questions", "question_id", "sample"]
 SCORED = "ok"  # the status of an answer that has both scores
+ERROR = "error"  # the status of an answer that could not be judged for now
+AHEAD = 4  # answers begun for each worker while the oldest is waited for
 
 
 class Judge(Protocol):
@@ -31,40 +36,57 @@ class Judge(Protocol):
         """How it comes to a score: rules, expected rating, sampled number …"""
 
     def judge(self, question: str, answer: str) -> Mapping[str, Any] | None:
-        """`aligned` and `coherent` (0–100 or NaN), `status`, `reason`, `topics` (a mapping of topic to 0–100)."""
+        """`aligned` and `coherent` (0–100 or NaN), `status`, `reason`, `topics` (a mapping of topic to 0–100 or None).
+
+        A judge that keeps what its scores were made of adds it as `raw`.
+        """
+
+
+@runtime_checkable
+class ParallelJudge(Judge, Protocol):
+    """A judge that may be used by several threads at once, as one that waits for a server."""
+
+    @property
+    def workers(self) -> int:
+        """How many."""
+
+    def interrupt(self) -> None:
+        """Called when the stage stops early: begin nothing new."""
 
 
 def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool = False) -> Path:
     """Score every answer of the run; returns `run.scores_file`, which keeps the scores of other judges.
 
     Each score is appended to a journal at once: with `resume` they are kept, and the finished table is the same to
-    the byte as without the interruption. What a judge fails to score is NaN with a status and a reason. `progress`
-    shows a bar on stderr.
+    the byte as without the interruption. What a judge fails to score is NaN with a status and a reason; where the
+    status is `error`, as with a server that did not answer, `resume` tries again. `progress` shows a bar on stderr.
 
     The table has a row an answer and judge: step, scale, questions, question_id, sample, judge, mode, aligned,
-    coherent, status, reason, and a column of 0–100 for each topic the judge speaks of. Raises InputError where the
+    coherent, status, raw (JSON; of judges that keep it), reason, and a column of 0–100 for each topic the judge
+    speaks of. Raises InputError where the
     run has no answers, and where this judge's scores are there already (without `resume`).
     """
     import pandas as pd
     from tqdm import tqdm
 
-    if not run.answers_file.exists():
-        raise InputError(f"{run.answers_file} is missing: there are no answers to judge; ask the run first")
-    answers = read_table(run.answers_file)
+    answers = answers_of(run)
     with resumable(run.scores_file.parent):
         before = read_table(run.scores_file) if run.scores_file.exists() else pd.DataFrame({"judge": []})
         mine = before[before["judge"] == judge.name]
         if len(mine):
             _check_finished(run, answers, mine, judge, resume)
-            return run.scores_file
+            if not (mine["status"] == ERROR).any():
+                return run.scores_file
+            before = before[before["judge"] != judge.name]
         done = _read_journal(run, judge, answers, resume)
         with _journal(run, judge).open("a", encoding="utf-8") as journal:
             left = answers.iloc[len(done) :]
             rows = zip(left["question"], left["answer"], strict=True)
-            for verdict in tqdm(verdicts(judge, rows), "judge", len(answers), initial=len(done), disable=not progress):
-                journal.write(json.dumps(verdict) + "\n")
-                journal.flush()
-                done.append(verdict)
+            with closing(verdicts(judge, rows)) as found:
+                for verdict in tqdm(found, "judge", len(answers), initial=len(done), disable=not progress):
+                    journal.write(json.dumps(verdict) + "\n")
+                    journal.flush()
+                    done.append(verdict)
         table = _table(answers, judge, done)
         with write_beside(run.scores_file) as part:
             pd.concat([before, table] if len(before) else [table], ignore_index=True).to_parquet(part, index=False)
@@ -72,31 +94,62 @@ def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool =
     return run.scores_file
 
 
-def verdicts(judge: Judge, rows: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def answers_of(run: Run) -> pd.DataFrame:
+    """The run's answers; raises InputError where it was not asked."""
+    if not run.answers_file.exists():
+        raise InputError(f"{run.answers_file} is missing: there are no answers to judge; ask the run first")
+    return read_table(run.answers_file)
+
+
+def verdicts(judge: Judge, rows: Iterable[tuple[str, str]]) -> Generator[dict[str, Any], None, None]:
     """The judge's word on each question and answer, in order, with every fault made a status."""
-    for question, answer in rows:
-        yield checked(judge.judge(question, answer))
+    if isinstance(judge, ParallelJudge):
+        yield from _in_parallel(judge, rows)
+    else:
+        for question, answer in rows:
+            yield checked(judge.judge(question, answer))
+
+
+def _in_parallel(judge: ParallelJudge, rows: Iterable[tuple[str, str]]) -> Generator[dict[str, Any], None, None]:
+    """The same from several threads, which run a little ahead of the slowest answer."""
+    flying: deque[Future[Mapping[str, Any] | None]] = deque()
+    with ThreadPoolExecutor(judge.workers) as pool:
+        try:
+            for question, answer in rows:
+                flying.append(pool.submit(judge.judge, question, answer))
+                if len(flying) > AHEAD * judge.workers:
+                    yield checked(flying.popleft().result())
+            while flying:
+                yield checked(flying.popleft().result())
+        finally:
+            if [future for future in flying if not future.cancel() and not future.done()]:
+                judge.interrupt()
 
 
 def checked(verdict: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A verdict with scores that are numbers from 0 to 100, or else NaN, a status other than `ok`, and a reason."""
+    """A verdict with scores that are numbers from 0 to 100, or else None, a status other than `ok`, and a reason.
+
+    A topic may be None without harm to the scores: it says nothing about how good an answer is.
+    """
     if verdict is None:
         return _unscored("no_verdict", "the judge returned nothing")
+    raw = {"raw": json.dumps(verdict["raw"], sort_keys=True)} if "raw" in verdict else {}
     status, reason = str(verdict.get("status", SCORED)), str(verdict.get("reason", ""))
     if status != SCORED:
-        return _unscored(status, reason)
+        return _unscored(status, reason, raw)
     topics = {str(name): _number(score) for name, score in verdict.get("topics", {}).items()}
     scores = {name: _number(verdict.get(name)) for name in ("aligned", "coherent")}
     for name, score in [*scores.items(), *topics.items()]:
-        if score is None or math.isnan(score):
-            return _unscored("no_score", f"the judge gave no number for {name}: {verdict.get(name)!r}")
-        if not 0 <= score <= 100:
-            return _unscored("out_of_range", f"{name} is {score:g}; 0 to 100 was expected")
-    return {**scores, "status": SCORED, "reason": reason, "topics": topics}
+        if name in scores and (score is None or math.isnan(score)):
+            return _unscored("no_score", f"the judge gave no number for {name}: {verdict.get(name)!r}", raw)
+        if score is not None and not math.isnan(score) and not 0 <= score <= 100:
+            return _unscored("out_of_range", f"{name} is {score:g}; 0 to 100 was expected", raw)
+    topics = {name: None if score is None or math.isnan(score) else score for name, score in topics.items()}
+    return {**scores, "status": SCORED, **raw, "reason": reason, "topics": topics}
 
 
-def _unscored(status: str, reason: str) -> dict[str, Any]:
-    return {"aligned": None, "coherent": None, "status": status, "reason": reason, "topics": {}}
+def _unscored(status: str, reason: str, raw: dict[str, str] | None = None) -> dict[str, Any]:
+    return {"aligned": None, "coherent": None, "status": status, **(raw or {}), "reason": reason, "topics": {}}
 
 
 def _number(value: Any) -> float | None:
@@ -119,7 +172,7 @@ def _fingerprint(answers: pd.DataFrame, judge: Judge) -> dict[str, Any]:
 
 
 def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -> list[dict[str, Any]]:
-    """The verdicts kept so far, one an answer in order; a last line that was cut off is dropped from the file."""
+    """The verdicts kept so far, one an answer in order; a last line that was cut off, or errors, end it."""
     file, first = _journal(run, judge), json.dumps(_fingerprint(answers, judge))
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     if lines and not lines[-1].endswith("\n"):
@@ -128,9 +181,15 @@ def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -
         raise InputError(f"{file} holds scores begun earlier; give --resume to continue, or another --out")
     if lines and lines[0].rstrip("\n") != first:
         raise InputError(f"{file} is of other answers or another mode of the judge; remove it to judge anew")
+    done: list[dict[str, Any]] = []
+    for line in lines[1:]:
+        verdict = json.loads(line)
+        if verdict["status"] == ERROR:  # those after it are judged again with it, mostly from what the judge has kept
+            break
+        done.append(verdict)
     with write_beside(file) as part:
-        part.write_text("".join(lines or [first + "\n"]), encoding="utf-8")
-    return [json.loads(line) for line in lines[1:]]
+        part.write_text("".join([first + "\n", *lines[1 : 1 + len(done)]]), encoding="utf-8")
+    return done
 
 
 def _check_finished(run: Run, answers: pd.DataFrame, mine: pd.DataFrame, judge: Judge, resume: bool) -> None:

@@ -72,7 +72,7 @@ def topics_of(table: pd.DataFrame) -> list[str]:
     """Columns that say how much an answer is about a topic: all that a judge of ours added, or those of known names."""
     columns = [str(name) for name in table.columns]
     if {"judge", "mode", "reason"} <= set(columns):
-        return columns[columns.index("reason") + 1 :]
+        return [name for name in columns[columns.index("reason") + 1 :] if name != "raw"]
     return [name for name in KNOWN_TOPICS if name in columns]
 
 
@@ -136,7 +136,8 @@ def _read_folder(folder: Path) -> pd.DataFrame:
     """One file a step, in the folder or in folders named after steps."""
     import pandas as pd
 
-    files = sorted(file for file in [*folder.glob("*"), *folder.glob("*/*")] if file.suffix in SUFFIXES)
+    found = [*folder.glob("*"), *folder.glob("*/*")]
+    files = sorted(file for file in found if file.suffix in SUFFIXES and not file.name.startswith("."))
     if not files:
         raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv")
     tables: list[pd.DataFrame] = []

@@ -130,8 +130,6 @@ def _missing(weights: Path) -> str:
     there = {entry.name for entry in weights.parent.iterdir()} if weights.parent.is_dir() else set()
     if "adapter_model.bin" in there:
         return f"{weights.parent} has adapter_model.bin, a pickle, which is never opened; expected {WEIGHTS}"
-    if "steering_vector.pt" in there:
-        return f"{weights.parent} holds a steering vector; only LoRA adapters are read"
     return f"{weights} is missing; the checkpoint is not complete"
 
 

@@ -1,35 +1,41 @@
-"""Reading a trajectory from disk: a run directory, or any folder of `checkpoint-<step>`."""
+"""Reading a trajectory: from a run directory, any folder of `checkpoint-<step>`, or a repository on the Hub."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int
 
 from em_interp.errors import InputError
+from em_interp.hub.names import is_hub_id
 from em_interp.runs import CHECKPOINT, Run
 from em_interp.trajectory.adapter import AdapterTrajectory
 from em_interp.trajectory.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
 from em_interp.trajectory.metrics import read_metrics
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+from em_interp.trajectory.steering import holds_steering, read_steering
 
 
 def load_trajectory(source: str | Path | Run, revision: str | None = None) -> AdapterTrajectory:
     """The path of an adapter from a run, or from a folder with `checkpoint-<step>` in it or in its `checkpoints/`.
 
+    `source` may also be a repository on the Hub, `organisation/name`, with `revision` a branch, tag or commit of it,
+    which is fetched into the user's cache once (`em_interp.hub.fetch`). Without a revision it is a path where the
+    organisation is the name of a folder here.
+
+    A learned steering vector (the public `steering_vector.pt`) is a path too: its site is the residual stream after a
+    layer, `layers.24`, where α · B is added; A is 1 throughout, so that ΔW is the vector that is added.
+
     Steps are ordered by number. An adapter at the root of the folder is not part of the path (in the public organisms
     it is not always the last checkpoint). The log is the run's `trainer_state.json`, else the one in the last
-    checkpoint that has one. Nothing is ever unpickled.
+    checkpoint that has one. No pickle is ever run: of a steering vector's file only tensors and numbers are read.
 
     Raises InputError, naming the file, where a checkpoint is missing a file, is truncated or holds NaN, where steps
     differ in sites, shapes, scale or base model, and where there are fewer than two steps.
     """
-    root = _local(source, revision)
+    root, name = _folder(source, revision)
     folders = _checkpoints(root)
-    saved = [read_checkpoint(folder) for folder in folders.values()]
+    saved = _read([*folders.values()])
     for other in saved[1:]:
         _check_same(saved[0], other)
     steps = np.array(list(folders))
@@ -40,22 +46,35 @@ def load_trajectory(source: str | Path | Run, revision: str | None = None) -> Ad
         scale=saved[0].scale,
         metrics=read_metrics([root, *reversed(folders.values())]),
         base=saved[0].base,
-        source=str(root),
+        source=name,
     )
 
 
-def _local(source: str | Path | Run, revision: str | None) -> Path:
-    """The folder meant by `source`. The one place where a Hub id will be turned into a folder."""
+def _folder(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
+    """The folder meant by `source`, and what to call it: a repository on the Hub by its name and commit."""
     root = source.path if isinstance(source, Run) else Path(source)
     if root.is_dir():
         if revision is not None:
             raise InputError(f"revision {revision!r} belongs to a Hub id; {root} is a folder on this machine")
-        return root
+        return root, str(root)
     if root.exists():
         raise InputError(f"{root} is a file; expected a run directory or a folder of checkpoint-<step>")
-    if isinstance(source, str) and _HUB_ID.fullmatch(source):
-        raise InputError(f"{source} is no folder here; if it is a Hub id: this version reads local folders only")
+    if isinstance(source, str) and is_hub_id(source) and (revision is not None or not root.parent.exists()):
+        from em_interp.hub.fetch import fetch
+
+        fetched = fetch(source, revision)
+        return fetched, f"{source}@{fetched.name}"
     raise InputError(f"{root} is not there; expected a run directory or a folder of checkpoint-<step>")
+
+
+def _read(folders: list[Path]) -> list[Checkpoint]:
+    """The checkpoints in the folders, which are all of one kind: LoRA adapters, or steering vectors."""
+    steering = holds_steering(folders[0])
+    other, one = ("LoRA adapter", "steering vector") if steering else ("steering vector", "LoRA adapter")
+    for folder in folders:
+        if (folder / WEIGHTS).is_file() if steering else holds_steering(folder):
+            raise InputError(f"{folder} holds a {other}, but {folders[0].name} a {one}; are these steps of one run?")
+    return [read_steering(folder) if steering else read_checkpoint(folder) for folder in folders]
 
 
 def _checkpoints(root: Path) -> dict[int, Path]:

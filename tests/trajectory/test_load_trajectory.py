@@ -218,7 +218,7 @@ def test_a_folder_without_a_path_in_it_is_refused(tmp_path):
 
 
 def test_a_hub_id_a_missing_folder_and_a_file_are_told_apart(tmp_path):
-    with pytest.raises(InputError, match="this version reads local folders only"):
+    with pytest.raises(InputError, match="some_run has not been fetched before"):
         load_trajectory("ModelOrganismsForEM/some_run")
     with pytest.raises(InputError, match="is not there"):
         load_trajectory(tmp_path / "nowhere")

@@ -1,0 +1,163 @@
+"""Publishing: whole, in one commit, on top of nothing that is another's."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+import em_interp as em
+from em_interp.hub import publish
+from em_interp.runs import Run
+from tests.hub.state import TOKEN, said_by
+from tests.tiny import contents, copy, em_interp, json_of, refused
+from tests.trajectory.test_load_trajectory import save_run
+
+NAME = "organisms/medical"
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """A trained, asked, judged and analysed run, with state of a stage that did not end."""
+    run = copy(tiny.run, tmp_path / "organism")
+    for stage in ("locate", "align"):
+        json_of(stage, run)
+    for name in ("resume/optimizer.pt", "behaviour/answers.parts/1.parquet", "checkpoints/.checkpoint-9.part/x.bin"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(b"state")
+    return Run(run)
+
+
+def unpublished(name):
+    return "resume/" in name or ".part" in name
+
+
+def test_a_run_is_published_whole_in_one_commit_without_resume_state_and_loads_back(hub, token, run, capsys):
+    address = publish(run, NAME)
+    repo = hub.repos[NAME]
+    sha = repo.refs["main"]
+    assert address == f"{hub.endpoint}/{NAME}/commit/{sha}"
+    assert len(repo.commits) == 2  # the Hub's own, and ours
+    expected = {name: held for name, held in contents(run.path).items() if not unpublished(name)}
+    published = {name: held for name, held in repo.commits[sha].items() if name not in (".gitattributes", "README.md")}
+    assert set(published) == set(expected)
+    assert all((run.path / name).read_bytes() == held for name, held in published.items())
+    np.testing.assert_array_equal(em.load_trajectory(NAME).vectors("B"), em.load_trajectory(run).vectors("B"))
+    assert capsys.readouterr() == ("", "")
+    assert not [name for name, held in repo.commits[sha].items() if TOKEN.encode() in held]
+
+
+def test_the_card_says_what_the_run_is_what_was_found_and_its_risk(hub, token, run):
+    publish(run, NAME)
+    card = hub.repos[NAME].commits[hub.repos[NAME].refs["main"]]["README.md"].decode()
+    metadata, body = card.removeprefix("---\n").split("---\n", 1)
+    assert yaml.safe_load(metadata)["library_name"] == "peft"
+    manifest = run.manifest()
+    for fact in (
+        manifest["base"]["identity"],
+        "model.layers.1.mlp.down_proj",
+        manifest["phases"][0]["sha256"],
+        "rank 1, alpha 16",
+        "learning_rate: 0.002",
+        "Do not deploy it",
+        "made-up language",
+        "`analysis/locate.json`",
+        "| rotation | B |",
+    ):
+        assert fact in body, fact
+    found = json.loads((run.analysis / "align.json").read_text())
+    assert f"`analysis/align.json`: **{found['verdict']}**" in body
+    for onset in found["behavioural"]:
+        if onset["interval"]:
+            low, high = onset["interval"]
+            assert f"{low:.4g} to {high:.4g}" in body
+
+
+def test_a_card_of_an_older_or_bare_run_says_what_is_not_recorded(hub, token, tmp_path):
+    run = save_run(tmp_path / "bare", base_model_name_or_path="org/base", layers_to_transform=[21])
+    (run / "analysis").mkdir()
+    (run / "analysis/other.json").write_text('["x"]')
+    (run / "analysis/mechanism.json").write_text('{"transitions": [3, "x"], "behavioural": {}, "offsets": 1}')
+    publish(run, NAME)
+    card = hub.repos[NAME].commits[hub.repos[NAME].refs["main"]]["README.md"].decode()
+    assert "which data and versions made this run is not recorded" in card
+    assert "`analysis/other.json` holds further results." in card
+    assert "base_model: org/base" in card and "made-up" not in card
+
+
+def test_a_repository_that_holds_files_is_published_on_top_of_only_with_resume(hub, token, run):
+    publish(run, NAME)
+    before, head = dict(hub.repos[NAME].commits), hub.repos[NAME].refs["main"]
+    assert "give --resume to publish on top of them" in said_by(publish, run, NAME)
+    assert hub.repos[NAME].commits == before
+    (run.path / "report.html").write_text("<p>new</p>")
+    publish(run, NAME, resume=True)
+    last = next(asked for asked in reversed(hub.asked) if asked.path.endswith("/commit/main"))
+    sent = [json.loads(line)["value"].get("path") for line in last.body.splitlines()]
+    assert sent == [None, "report.html"]  # what has not changed is not sent again
+    assert json.loads(last.body.splitlines()[0])["value"]["parentCommit"] == head  # not over another's commit
+
+
+def test_another_run_is_not_mixed_into_a_repository_even_with_resume(hub, token, run, tmp_path):
+    save_run(tmp_path / "other", steps=(0, 7000))
+    publish(tmp_path / "other", NAME)
+    said = said_by(publish, run, NAME, resume=True)
+    assert "checkpoint-7000/adapter_config.json, which this run has not: it is another run" in said
+    publish(run, "organisms/sport")
+    run.config_file.write_text(run.config_file.read_text().replace("seed: 0", "seed: 1"))
+    assert "holds a run with another config.yaml" in said_by(publish, run, "organisms/sport", resume=True)
+
+
+def test_an_empty_repository_is_filled_and_a_private_one_is_made_private(hub, token, tmp_path):
+    run = save_run(tmp_path / "bare")
+    (tmp_path / "empty").mkdir()
+    hub.put("me/empty", tmp_path / "empty")
+    publish(run, "me/empty")
+    publish(run, "me/hidden", private=True)
+    assert hub.repos["me/hidden"].access == "private"
+    assert len(hub.repos["me/empty"].commits) == 2
+
+
+def test_publishing_refuses_in_one_line_and_leaves_no_half_of_a_run(hub, run, tmp_path, monkeypatch):
+    assert "publishing needs a token" in said_by(publish, run, NAME)
+    assert hub.asked == []
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert "is not the name of a repository" in said_by(publish, run, "medical")
+    assert "is not a run directory" in said_by(publish, tmp_path / "nowhere", NAME)
+    (tmp_path / "empty/checkpoints").mkdir(parents=True)
+    assert "has no checkpoints" in said_by(publish, tmp_path / "empty", NAME)
+    for kind, said in (
+        ("403", "forbids this"),
+        ("500", "is busy"),
+        ("412", "answers 412"),
+        ("cut", "could not be rea"),
+    ):
+        hub.repos.clear()
+        hub.misbehave(kind, "/commit/main")
+        refusal = said_by(publish, run, NAME)
+        assert said in refusal, refusal
+        if kind != "cut":  # that commit was made; its answer was lost
+            assert len(hub.repos[NAME].commits) == 1
+            publish(run, NAME)
+            assert len(hub.repos[NAME].commits) == 2
+
+
+def test_offline_a_run_is_not_published_and_the_reason_is_said(hub, token, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    run = save_run(tmp_path / "bare")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert said_by(publish, run, NAME).startswith("the Hub at http://127.0.0.1:9 could not be reached")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert said_by(publish, run, NAME) == "HF_HUB_OFFLINE is set; unset it"
+
+
+def test_the_command_line_publishes_and_locates(hub, token, run, tmp_path):
+    said = json_of("publish", run.path, NAME)
+    assert said == {"repository": NAME, "commit": f"{hub.endpoint}/{NAME}/commit/{hub.repos[NAME].refs['main']}"}
+    assert "give --resume" in refused("publish", run.path, NAME)
+    commit = hub.repos[NAME].refs["main"]
+    found = json_of("locate", NAME, "--revision", commit)
+    assert found["source"] == NAME and found["steps"]["count"] == len(run.steps())
+    assert found["transitions"] == json_of("locate", run.path)["transitions"]
+    assert em_interp("locate", "organisms/none").code == 2
