@@ -18,6 +18,8 @@ _WHERE = {
     "find_transition": "em_interp.transition.find",
     "find_transitions": "em_interp.transition.find",
     "align": "em_interp.transition.align",
+    "compare": "em_interp.comparison.compare",
+    "DirectionComparison": "em_interp.comparison.result",
     "score_responses": "em_interp.behaviour.score",
     "behaviour_curve": "em_interp.behaviour.curve",
     "report": "em_interp.page",

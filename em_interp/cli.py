@@ -103,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     align.add_argument("--control", metavar="RUN", help="a run on careful data, asked the same")
     _writes(align, "the run's analysis folder")
 
+    compare = _command(commands, _compare, "compare", "directions and transition steps of several runs of one base")
+    compare.add_argument("sources", metavar="RUN", nargs="+", help="two or more: a run, or org/name on the Hub")
+    compare.add_argument("--same-base", action="store_true", help="bases of different names are the same weights")
+    _writes(compare, "nothing is written; with it, a page, comparison.json and tables")
+
     report = _command(commands, _report, "report", "one page about a run")
     report.add_argument("source", metavar="RUN", help="a run directory")
     report.add_argument("--control", metavar="RUN", help="a run on careful data, asked the same")
@@ -245,6 +250,17 @@ def _align(arguments: argparse.Namespace) -> Answer:
     keep(values, Run(Path(arguments.out or arguments.source)).analysis / "align.json", arguments.resume)
     said = [found.rotation, *found.onsets]
     return values, "\n".join([*(transition.sentence() for transition in said), found.alignment.sentence()])
+
+
+def _compare(arguments: argparse.Namespace) -> Answer:
+    from em_interp.comparison.compare import compare
+    from em_interp.comparison.page import write_comparison
+
+    comparison = compare(arguments.sources, arguments.same_base)
+    said = comparison.sentence()
+    if arguments.out:
+        said += f"\nthe page: {write_comparison(comparison, arguments.out, arguments.resume)}"
+    return comparison.to_dict(), said
 
 
 def _report(arguments: argparse.Namespace) -> Answer:

@@ -7,16 +7,21 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
+    "plot_agreement": "agreement",
     "plot_alignment": "alignment",
     "plot_behaviour": "behaviour",
+    "plot_common_plane": "common_plane",
+    "plot_direction_matrix": "direction_matrix",
     "plot_gradient_norm": "gradient_norm",
     "plot_lock_in": "lock_in",
     "plot_norm_onset": "norm_onset",
     "plot_norms": "norms",
     "plot_onset": "onset",
     "plot_path": "path",
+    "plot_presence": "presence",
     "plot_rotation": "rotation",
     "plot_scores": "behaviour",
+    "plot_step_cosines": "step_cosines",
     "plot_timeline": "timeline",
     "plot_training_log": "training_log",
     "plot_trajectory": "trajectory",

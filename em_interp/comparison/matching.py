@@ -1,0 +1,114 @@
+"""Which runs can be compared at all: one base, the same dimensions, and the sites that all of them adapt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from em_interp.errors import InputError
+from em_interp.runs import Run
+from em_interp.trajectory.adapter import AdapterTrajectory
+
+Source = str | Path | Run | AdapterTrajectory
+MEANINGLESS = "raw cosines across bases mean nothing: each has its own coordinates"
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """Runs that share a base, and the sites they have in common."""
+
+    names: tuple[str, ...]  # short and different from each other
+    paths: tuple[AdapterTrajectory, ...]
+    runs: tuple[Run | None, ...]  # the directory of each, where it was given as one
+    sites: tuple[str, ...]  # adapted by every run
+    unmatched: dict[str, tuple[str, ...]]  # by run: its sites that some other run does not adapt, not compared
+    base: str | None
+
+
+def match(sources: Sequence[Source], same_base: bool = False) -> Matched:
+    """Open the runs and find what they share.
+
+    With `same_base` the caller vouches that different names of the base (a mirror, a folder) mean the same weights.
+    Raises InputError in one line for fewer than two runs, for runs of different bases (by the identity in their
+    manifests, else by the name in their adapters), of different dimensions at a shared site, and without any.
+    """
+    if isinstance(sources, (str, Path, Run, AdapterTrajectory)):
+        sources = [sources]
+    if len(sources) < 2:
+        raise InputError(f"a comparison is of two runs or more; {'one' if sources else 'none'} was given")
+    opened = [_open(source) for source in sources]
+    paths, runs = tuple(path for path, _ in opened), tuple(run for _, run in opened)
+    names = _names(paths)
+    shared = tuple(site for site in paths[0].sites if all(site in path.sites for path in paths[1:]))
+    for name, path in zip(names[1:], paths[1:], strict=True):
+        _check_dimensions(names[0], paths[0], name, path)
+    if not same_base:
+        _check_bases(names, paths, runs)
+    if not shared:
+        found = "; ".join(f"{name}: {', '.join(path.sites)}" for name, path in zip(names, paths, strict=True))
+        raise InputError(f"no site is adapted by every run, so there is nothing to compare ({found})")
+    rest = {name: tuple(s for s in path.sites if s not in shared) for name, path in zip(names, paths, strict=True)}
+    base = next((path.base for path in paths if path.base), None)
+    return Matched(names, paths, runs, shared, {name: sites for name, sites in rest.items() if sites}, base)
+
+
+def _open(source: Source) -> tuple[AdapterTrajectory, Run | None]:
+    if isinstance(source, AdapterTrajectory):
+        return source, None
+    from em_interp.trajectory.load import load_trajectory
+
+    path = load_trajectory(source)
+    folder = source.path if isinstance(source, Run) else Path(source)
+    return path, Run(folder) if folder.is_dir() else None
+
+
+def _names(paths: Sequence[AdapterTrajectory]) -> tuple[str, ...]:
+    """The last part of where each run came from, with the part before it or a number where two are alike."""
+    whole = [path.source or f"run {number}" for number, path in enumerate(paths, 1)]
+    parts = [Path(name).parts[-2:] or (name,) for name in whole]
+    if any(count > 1 for count in Counter(part[-1] for part in parts).values()):
+        names = ["/".join(part) for part in parts]
+    else:
+        names = [part[-1] for part in parts]
+    seen: Counter[str] = Counter()
+    made = []
+    for name in names:
+        seen[name] += 1
+        made.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return tuple(made)
+
+
+def _check_dimensions(first: str, one: AdapterTrajectory, second: str, other: AdapterTrajectory) -> None:
+    for site in one.sites:
+        if site not in other.sites:
+            continue
+        mine, theirs = ((p.B[site].shape[1], p.A[site].shape[2]) for p in (one, other))
+        if mine != theirs:
+            bases = f" (bases: {one.base or 'unknown'}, {other.base or 'unknown'})"
+            sizes = f"{mine[0]} × {mine[1]} in {first} and {theirs[0]} × {theirs[1]} in {second}{bases}"
+            raise InputError(f"ΔW of {site} is {sizes}; {MEANINGLESS}; compare runs of one base")
+
+
+def _check_bases(names: Sequence[str], paths: Sequence[AdapterTrajectory], runs: Sequence[Run | None]) -> None:
+    identities = [_identity(run) for run in runs]
+    for name, path, identity in zip(names[1:], paths[1:], identities[1:], strict=True):
+        if identities[0] is not None and identity is not None:
+            if identities[0] == identity:
+                continue
+            found = f"{names[0]} has {paths[0].base} ({identities[0][:12]}) and {name} {path.base} ({identity[:12]})"
+        elif not paths[0].base or not path.base or paths[0].base.rstrip("/") == path.base.rstrip("/"):
+            continue
+        else:
+            found = f"{names[0]} was trained on {paths[0].base} and {name} on {path.base}"
+        raise InputError(f"{found}; {MEANINGLESS}; if these are the same weights, say same_base (--same-base)")
+
+
+def _identity(run: Run | None) -> str | None:
+    """The identity of the base in the run's manifest, where it has one."""
+    if run is None or not run.manifest_file.is_file():
+        return None
+    base = run.manifest().get("base")
+    found = base.get("identity") if isinstance(base, dict) else None
+    return found if isinstance(found, str) and found else None

@@ -1,0 +1,188 @@
+"""The answer of `compare`: directions of several runs of one base, beside what chance would give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from em_interp.comparison.matching import Matched
+from em_interp.comparison.plane import CommonPlane
+from em_interp.comparison.pooled import Agreement
+from em_interp.comparison.presence import Presence
+from em_interp.comparison.tables import Table, agreement_table, plane_table, presence_table, steps_table
+from em_interp.comparison.tables import transitions_table as transitions
+from em_interp.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+POOLED = "all shared sites"
+TABLES: tuple[str, ...] = get_args(Table)
+NAMES = {"B": "|cos B|", "A": "|cos A|", "delta": "cos ΔW", "composition": "composition score"}
+
+
+@dataclass(frozen=True, eq=False)
+class PairGrid:
+    """A measure between every looked-at step of one run and every one of another, pooled over the shared sites."""
+
+    measure: str  # B, A or delta
+    run: str
+    other: str
+    steps: Int[np.ndarray, " left"]
+    other_steps: Int[np.ndarray, " right"]
+    values: Float[np.ndarray, "left right"]
+    random_band: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DirectionComparison:
+    """Runs of one base beside each other. Every number is the same in every gauge and for every sign.
+
+    What it can show: that two adapters write along, read from, or amount to the same directions beyond what random
+    directions of the same norms would, and from which step on. What it cannot: that they do so for the same reason, nor
+    that unlike directions do unlike things; and runs that share their initial A are alike in A from the start.
+    """
+
+    matched: Matched
+    level: float
+    pairs: pd.DataFrame  # a row for each pair, measure and site, at the last steps
+    angles: pd.DataFrame  # a row for each principal angle, by pair, measure (B or A) and site
+    grids: tuple[PairGrid, ...]
+    presence: tuple[Presence, ...]
+    planes: tuple[CommonPlane, ...]
+    agreements: tuple[Agreement, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the runs are called here."""
+        return self.matched.names
+
+    def matrix(self, of: str, site: str = POOLED) -> pd.DataFrame:
+        """The measure (`B`, `A`, `delta` or `composition`) of every two runs at their last steps; 1 on the diagonal."""
+        chosen = self.pairs[(self.pairs["measure"] == of) & (self.pairs["site"] == site)]
+        if chosen.empty:
+            there = ", ".join(f"{m} at {s}" for m, s in self.pairs[["measure", "site"]].drop_duplicates().to_numpy())
+            raise InputError(f"there is no measure {of!r} at site {site!r} (there are: {there})")
+        square = pd.DataFrame(np.eye(len(self.names)), index=list(self.names), columns=list(self.names))
+        for run, other, value in chosen[["run", "other", "value"]].itertuples(index=False):
+            square.loc[run, other] = square.loc[other, run] = value
+        return square
+
+    def frame(self, table: Table = "pairs") -> pd.DataFrame:
+        """A tidy table: `pairs`, `angles`, `steps`, `presence`, `plane`, `transitions` or `agreement`."""
+        if table not in TABLES:
+            raise InputError(f"there is no table {table!r}{nearest(table, TABLES)} (there are: {', '.join(TABLES)})")
+        if table == "pairs":
+            return self.pairs.copy()
+        if table == "angles":
+            return self.angles.copy()
+        if table == "steps":
+            return steps_table(self.grids)
+        if table == "presence":
+            return presence_table(self.presence)
+        if table == "plane":
+            return plane_table(self.planes)
+        return transitions(self.agreements) if table == "transitions" else agreement_table(self.agreements)
+
+    def plot(self, table: Table = "pairs", of: str = "B", signal: str = "rotation") -> go.Figure:
+        """The figure of a table: `pairs` (or `angles`, the default), `steps`, `presence`, `plane`, `agreement`.
+
+        `of` is the measure of steps, presence and plane; `signal` that of `agreement` (or `transitions`).
+        """
+        from em_interp import figures as draw
+
+        if table in ("pairs", "angles"):
+            return draw.plot_direction_matrix(self.pairs, self.level, self.about())
+        if table in ("agreement", "transitions"):
+            held = next((one for one in self.agreements if one.signal == signal), None)
+            if held is None:
+                known = ", ".join(one.signal for one in self.agreements)
+                raise InputError(f"there is no agreement on {signal!r} (there is: {known})")
+            interval = None if held.pooled is None else held.pooled.interval
+            mean = None if held.pooled is None else held.pooled.mean
+            return draw.plot_agreement(held.names, held.transitions, mean, interval, held.level, held.sentence())
+        rows = self.frame(table)
+        rows = rows[rows["measure"] == of]
+        if rows.empty:
+            why = "; a plane of B is drawn at rank 1 only" if table == "plane" and of == "B" else ""
+            raise InputError(f"the table {table!r} has no measure {of!r}{why}")
+        if table == "plane":
+            return draw.plot_common_plane(rows, self.about())
+        return (draw.plot_presence if table == "presence" else draw.plot_step_cosines)(rows, self.level, self.about())
+
+    def about(self) -> str:
+        """What is compared: how many runs, of which base, at which sites, and what was left out."""
+        sites = self.matched.sites
+        where = sites[0] if len(sites) == 1 else f"{len(sites)} shared sites"
+        left = [f"{name} {', '.join(sites)}" for name, sites in self.matched.unmatched.items()]
+        out = f"; not compared, for some other run lacks it: {'; '.join(left)}" if left else ""
+        return f"{len(self.names)} runs of {self.matched.base or 'an unnamed base'} at {where}{out}"
+
+    def sentence(self) -> str:
+        """The result in words, a line each: what was compared, each measure against chance, each signal's step."""
+        measures = [self._said(of) for of in NAMES if (self.pairs["measure"] == of).any()]
+        return "\n".join([self.about(), *measures, *(agreement.sentence() for agreement in self.agreements)])
+
+    def _said(self, of: str) -> str:
+        rows = self.pairs[(self.pairs["measure"] == of) & (self.pairs["site"] == POOLED)].dropna(subset=["value"])
+        if rows.empty:
+            return f"{NAMES[of]}: undefined, for an adapter is zero at the end"
+        low, high = rows["value"].min(), rows["value"].max()
+        values = f"{low:.2g}" if len(rows) == 1 else f"{low:.2g} to {high:.2g}"
+        bands = rows["random_band"].dropna()
+        if bands.empty:
+            return f"{NAMES[of]} at the end: {values} (no band: too many columns)"
+        edges = [f"{bands.min():.2g}", f"{bands.max():.2g}"]
+        band = edges[1] if edges[0] == edges[1] else " to ".join(edges)
+        beyond = int((holm(rows["p_random"].to_numpy()) <= 1 - self.level).sum())
+        pairs = "the pair is" if len(rows) == 1 else f"{beyond} of {len(rows)} pairs are"
+        verdict = "" if len(rows) > 1 or beyond else "not "
+        chance = f"{pairs} {verdict}beyond chance (random directions stay below {band} in {self.level:.0%}"
+        return f"{NAMES[of]} at the end: {values}; {chance}{'; Holm' if len(rows) > 1 else ''})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the runs, the table of pairs, angles, when a final direction is present, and the agreements."""
+        runs = [
+            {"name": name, "sites_not_compared": list(self.matched.unmatched.get(name, ())), **path.to_dict()}
+            for name, path in zip(self.names, self.matched.paths, strict=True)
+        ]
+        pairs, angles = (one.astype(object).where(one.notna(), None) for one in (self.pairs, self.angles))
+        seen = ("final_of", "inside", "of", "band", "first_step")
+        return {
+            "base": self.matched.base,
+            "sites": list(self.matched.sites),
+            "level": self.level,
+            "runs": runs,
+            "pairs": pairs.to_dict("records"),
+            "angles": angles.to_dict("records"),
+            "presence": [{key: getattr(one, key) for key in seen} for one in self.presence],
+            "agreements": [agreement.to_dict() for agreement in self.agreements],
+            "sentence": self.sentence(),
+        }
+
+    def __repr__(self) -> str:
+        return f"DirectionComparison({self.about()})"
+
+    def _repr_html_(self) -> str:
+        lines = "<br>".join(map(escape, self.sentence().splitlines()))
+        pooled = self.pairs[self.pairs["site"] == POOLED].drop(columns="site")
+        next_calls = (
+            "<code>.plot('steps')</code>, <code>'presence'</code>, <code>'plane'</code>, <code>'agreement'</code>"
+        )
+        table = pooled.to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
+        calls = f"Pictures: <code>.plot()</code>, {next_calls}; numbers: <code>.frame(…)</code>."
+        return f"<p>{lines}</p>{table}<p>{calls}</p>"
+
+
+def holm(p_values: Float[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]:
+    """P-values adjusted so that among all pairs the chance of any false one is kept (Holm 1979)."""
+    order = np.argsort(p_values)
+    stepped = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted

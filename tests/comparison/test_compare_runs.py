@@ -1,0 +1,150 @@
+"""Comparing runs on disk: what is refused, what is written, and what it says."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import em_interp as em
+from em_interp.errors import InputError
+from em_interp.runs import open_run, write_json
+from tests.comparison.planting import SITE, adapter
+from tests.figures.planting import TURN, plant_run
+from tests.tiny import contents, did, json_of, refused
+
+KEYS = ["base", "sites", "level", "runs", "pairs", "angles", "presence", "agreements", "sentence"]
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Three runs that turn at TURN and one in which nothing changes; all were asked and judged."""
+    folder = tmp_path_factory.mktemp("seeds")
+    return [plant_run(folder / f"seed{k}", changes=k < 3, seed=k).path for k in range(4)]
+
+
+@pytest.fixture(scope="module")
+def compared(seeds):
+    return em.compare(seeds)
+
+
+def test_the_planted_step_is_in_the_pooled_interval_and_the_run_without_one_is_counted(compared):
+    turns = next(one for one in compared.agreements if one.signal == "rotation")
+    low, high = turns.pooled.interval
+    assert low <= TURN <= high
+    assert turns.counts["none"] == 1
+    assert "over three of four runs" in compared.sentence() and "1 with none" in compared.sentence()
+    assert [one.signal for one in compared.agreements] == ["rotation", "gradient_norm", "norm_onset", "onset"]
+
+
+def test_the_same_runs_give_the_same_numbers_however_they_are_given(compared, seeds):
+    opened = [open_run(seeds[0]), em.load_trajectory(seeds[1]), str(seeds[2]), seeds[3]]
+    assert em.compare(opened).pairs.equals(compared.pairs)
+
+
+def test_a_run_compared_with_itself_is_identical_and_says_so(seeds):
+    found = em.compare([seeds[0], seeds[0]])
+    assert len(set(found.names)) == 2 and all("seed0" in name for name in found.names)
+    np.testing.assert_allclose(found.pairs["value"], 1, atol=1e-6)
+    np.testing.assert_allclose(found.angles["degrees"], 0, atol=1e-6)
+    assert "|cos B| at the end: 1; the pair is beyond chance" in found.sentence()
+
+
+def test_runs_of_one_name_in_different_folders_are_told_apart(tmp_path):
+    paths = [adapter(k, name=f"{tmp_path}/{folder}/run") for k, folder in enumerate(("a", "b"))]
+    assert em.compare(paths, permutations=9).names == ("a/run", "b/run")
+
+
+def test_a_comparison_shows_itself_and_nothing_in_it_can_pass_for_markup(compared):
+    html = compared._repr_html_()
+    assert "transition is at" in html and ".plot(" in html
+    hostile = em.compare([adapter(1, name="<b onclick=x>"), adapter(2, name="</script>")], permutations=9)
+    assert "<b onclick" not in hostile._repr_html_()
+    assert "4 runs of tiny-qwen2" in repr(compared)
+
+
+# --- refused
+
+
+def test_other_dimensions_are_refused_in_one_line_that_says_why():
+    with pytest.raises(InputError) as refusal:
+        em.compare([adapter(1, base="qwen"), adapter(2, d_out=41, base="llama")])
+    said = str(refusal.value)
+    assert f"ΔW of {SITE} is 40 × 24 in seed1 and 41 × 24 in seed2 (bases: qwen, llama)" in said
+    assert "raw cosines across bases mean nothing" in said
+    assert "\n" not in said
+
+
+def test_another_base_of_the_same_dimensions_is_refused_unless_the_caller_vouches_for_it():
+    runs = [adapter(1, base="Qwen/Qwen2.5"), adapter(2, base="meta/llama")]
+    with pytest.raises(InputError, match=r"trained on Qwen/Qwen2.5 and seed2 on meta/llama; raw cosines across bases"):
+        em.compare(runs)
+    assert len(em.compare(runs, same_base=True, permutations=9).pairs)
+    assert len(em.compare([adapter(1, base=None), adapter(2)], permutations=9).pairs)  # not known to differ
+
+
+def test_a_base_is_known_by_its_identity_where_the_manifests_have_one(tmp_path):
+    runs = [plant_run(tmp_path / name, seed=k, asked=False) for k, name in enumerate(("one", "two"))]
+    for run, identity in zip(runs, ("5eed" * 8, "f00d" * 8), strict=True):
+        write_json(run.manifest_file, {"base": {"name": "tiny-qwen2", "identity": identity}})
+    with pytest.raises(InputError, match=r"one has tiny-qwen2 \(5eed5eed5eed\) and two tiny-qwen2 \(f00df00df00d\)"):
+        em.compare(runs)
+
+
+def test_what_is_no_comparison_is_refused():
+    for runs, given in (([], "none"), ([adapter(1)], "one"), (adapter(1), "one"), ("runs/seed1", "one")):
+        with pytest.raises(InputError, match=f"of two runs or more; {given} was given"):
+            em.compare(runs)
+    with pytest.raises(InputError, match=r"no site is adapted by every run.*layers\.9"):
+        em.compare([adapter(1), adapter(2, sites=("layers.9.mlp.down_proj",))])
+    with pytest.raises(InputError, match="level 2"):
+        em.compare([adapter(1), adapter(2)], level=2)
+
+
+# --- the command line
+
+
+def test_the_command_prints_the_words_and_writes_nothing_unasked(seeds, compared):
+    before = [contents(run) for run in seeds]
+    assert did("compare", *seeds).strip() == compared.sentence()
+    assert [contents(run) for run in seeds] == before
+
+
+def test_json_is_one_object_with_every_part(seeds):
+    values = json_of("compare", *seeds[:2])
+    assert list(values) == KEYS
+    assert [run["name"] for run in values["runs"]] == ["seed0", "seed1"]
+    assert {row["measure"] for row in values["pairs"]} == {"B", "A", "delta", "composition"}
+    assert len(values["presence"]) == 2 * 3
+
+
+def test_out_gets_the_page_the_json_and_every_table_and_is_not_overwritten_unasked(seeds, tmp_path):
+    out = tmp_path / "out"
+    said = did("compare", *seeds[:2], "--out", out)
+    assert said.endswith(f"the page: {out / 'comparison.html'}\n")
+    assert list(json.loads((out / "comparison.json").read_text())) == KEYS
+    assert len(pd.read_csv(out / "pairs.csv")) == 4
+    names = {file.stem for file in out.glob("*.csv")}
+    assert names == {"pairs", "angles", "steps", "presence", "plane", "transitions", "agreement"}
+    before = contents(out)
+    did("compare", *seeds[:2], "--out", out)  # the same again is no harm
+    assert contents(out) == before
+    assert "give --resume" in refused("compare", *seeds[1:3], "--out", out)
+    assert contents(out) == before
+    did("compare", *seeds[1:3], "--out", out, "--resume")
+    assert contents(out) != before
+
+
+def test_the_page_holds_every_figure_and_needs_nothing_from_outside(compared):
+    from em_interp.comparison.page import comparison_page, figures
+
+    page = comparison_page(compared)
+    drawn = figures(compared)
+    assert page.count("Plotly.newPlot('f") == len(drawn) == 11
+    assert "<script src" not in page and "Comparison of runs" in page
+    assert all(line.replace("'", "&#x27;") in page for line in compared.sentence().splitlines())
+
+
+def test_bad_input_to_the_command_is_one_line(seeds, tmp_path):
+    assert "two runs or more" in refused("compare", seeds[0])
+    assert "is not there" in refused("compare", seeds[0], tmp_path / "nowhere")

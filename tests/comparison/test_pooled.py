@@ -1,0 +1,100 @@
+"""Transition steps over seeds: the interval holds its truth, and what cannot be pooled is said."""
+
+import numpy as np
+import pytest
+
+from em_interp.comparison.pooled import pool_steps, random_effects
+from em_interp.errors import InputError
+from em_interp.transition.result import Transition
+
+
+def turn(step, half=8.0, verdict="transition"):
+    if verdict != "transition":
+        return Transition("rotation", verdict, "planted", of="B")
+    return Transition(
+        "rotation", verdict, "planted", of="B", step=step, interval=(step - half, step + half), level=0.95
+    )
+
+
+def names(count):
+    return [f"seed{number}" for number in range(count)]
+
+
+@pytest.mark.parametrize("runs, between", [(3, 0.0), (5, 0.0), (5, 10.0), (10, 10.0), (4, 30.0)])
+def test_the_interval_holds_the_planted_mean_at_the_stated_rate(runs, between):
+    rng = np.random.default_rng([runs, int(between)])
+    held = []
+    for _ in range(400):
+        errors = rng.uniform(2, 8, runs)
+        values = 190 + rng.normal(0, between, runs) + rng.normal(0, errors)
+        low, high = random_effects(values, errors).interval
+        held.append(low <= 190 <= high)
+    assert np.mean(held) >= 0.93  # 0.95 less two standard errors of 400; more where no run differs
+    assert np.mean(held) <= 0.985
+
+
+def test_the_spread_between_runs_is_found():
+    rng = np.random.default_rng(0)
+    errors = rng.uniform(2, 8, 400)
+    values = 190 + rng.normal(0, 12, 400) + rng.normal(0, errors)
+    found = random_effects(values, errors)
+    assert found.between == pytest.approx(12, rel=0.12)
+    assert found.mean == pytest.approx(190, abs=2)
+
+
+def test_with_equal_errors_and_wide_spread_it_is_the_t_interval_of_the_values():
+    values = np.array([150.0, 190.0, 240.0, 205.0])
+    found = random_effects(values, np.full(4, 1e-3))
+    half = 3.182446 * values.std(ddof=1) / 2
+    assert found.mean == pytest.approx(values.mean())
+    assert found.interval == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-5)
+
+
+def test_runs_that_agree_exactly_do_not_make_an_interval_of_no_width():
+    found = random_effects(np.full(5, 190.0), np.full(5, 4.0))
+    assert found.between == 0
+    half = 1.959964 * 4 / np.sqrt(5)
+    assert found.interval == pytest.approx((190 - half, 190 + half), rel=1e-5)
+
+
+def test_five_seeds_are_told_in_one_sentence():
+    found = pool_steps(names(5), [turn(step) for step in (180, 186, 190, 194, 200)])
+    assert found.sentence().startswith("rotation of B: the transition is at 190 ± 9 (95% interval) over five runs")
+    assert found.to_dict()["mean"] == pytest.approx(190)
+    assert found.to_dict()["pooled_runs"] == 5
+
+
+def test_runs_with_none_or_an_open_answer_are_counted_and_not_pooled():
+    found = pool_steps(names(4), [turn(188), turn(0, verdict="none"), turn(192), turn(0, verdict="inconclusive")])
+    assert found.counts == {"transition": 2, "none": 1, "inconclusive": 1, "without_interval": 0}
+    assert found.pooled.mean == pytest.approx(190)
+    assert "over two of four runs" in found.sentence()
+    assert found.sentence().endswith("; 1 with none, 1 inconclusive")
+
+
+def test_one_run_with_a_transition_or_none_at_all_is_said_and_nothing_pooled():
+    one = pool_steps(names(3), [turn(188), turn(0, verdict="none"), turn(0, verdict="none")])
+    assert one.pooled is None and one.to_dict()["interval"] is None
+    assert "one run of three has a transition with an interval (seed0, at step 188), so nothing can be pooled" in (
+        one.sentence()
+    )
+    none = pool_steps(names(2), [turn(0, verdict="none"), turn(0, verdict="none")])
+    assert none.sentence() == (
+        "rotation of B: none of two runs has a transition, so there is no step to agree on; 2 with none"
+    )
+
+
+def test_a_transition_without_an_interval_is_counted():
+    bare = Transition("rotation", "transition", "planted", of="B", step=100.0)
+    found = pool_steps(names(3), [turn(188), turn(192), bare])
+    assert found.counts["without_interval"] == 1
+    assert found.sentence().endswith("1 without an interval")
+
+
+def test_what_cannot_be_pooled_is_refused():
+    with pytest.raises(InputError, match="one signal were expected"):
+        pool_steps(names(2), [turn(188), Transition("gradient_norm", "none", "")])
+    with pytest.raises(InputError, match="one transition for each run"):
+        pool_steps(names(2), [turn(188)])
+    with pytest.raises(InputError, match="two values or more, each with a positive error"):
+        random_effects(np.array([1.0, 2.0]), np.array([1.0, 0.0]))
