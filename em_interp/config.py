@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-import types
-import typing
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
-from em_interp.errors import InputError, nearest
-from em_interp.runs import read_text
+from em_interp.errors import InputError
 from em_interp.schedule import Schedule
+from em_interp.settings import Rule, build, check, override, read_yaml, to_dict
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class EndpointConfig:
                 "such as OPENAI_API_KEY; it is something else"
             )
         for key, expected, fine in _ENDPOINT_RULES:
-            _check(self, key, f"behaviour.judge.{key}", expected, fine)
+            check(self, key, f"behaviour.judge.{key}", expected, fine)
         if "@" in self.base_url:
             raise InputError("behaviour.judge.base_url must hold no user or password; a key belongs in key_variable")
         if self.reasoning and self.mode == "expected":
@@ -124,16 +120,15 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for key, expected, fine in _RULES:
-            _check(self, key, key, expected, fine)
+            check(self, key, key, expected, fine)
         for index, phase in enumerate(self.data):
             for key, expected, fine in _PHASE_RULES:
-                _check(phase, key, f"data[{index}].{key}", expected, fine)
+                check(phase, key, f"data[{index}].{key}", expected, fine)
             if phase.steps is not None and phase.epochs is not None:
                 raise InputError(f"data[{index}] must give steps or epochs; it gives both")
 
 
-_Rule = tuple[str, str, Callable[[Any], bool]]
-_RULES: tuple[_Rule, ...] = (
+_RULES: tuple[Rule, ...] = (
     ("seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     ("adapter.rank", "1 or more", lambda value: value >= 1),
     ("adapter.modules", "one module or more", bool),
@@ -155,7 +150,7 @@ _RULES: tuple[_Rule, ...] = (
     ("behaviour.scales", "one scale or more", bool),
     ("behaviour.scales", "numbers, each once", lambda value: len(set(value)) == len(value) and _finite(value)),
 )
-_ENDPOINT_RULES: tuple[_Rule, ...] = (
+_ENDPOINT_RULES: tuple[Rule, ...] = (
     ("base_url", "an http(s) address such as http://127.0.0.1:8000/v1", lambda value: _is_base_url(value)),
     ("model", "the name of a model", bool),
     ("mode", "auto, expected or sampled", lambda value: value in ("auto", "expected", "sampled")),
@@ -166,7 +161,7 @@ _ENDPOINT_RULES: tuple[_Rule, ...] = (
     ("pause", "0 or more", lambda value: 0 <= value < math.inf),
     ("sampled_tokens", "4 or more", lambda value: value >= 4),
 )
-_PHASE_RULES: tuple[_Rule, ...] = (
+_PHASE_RULES: tuple[Rule, ...] = (
     ("dataset", "the name of a dataset", bool),
     ("steps", "1 or more", lambda value: value is None or value >= 1),
     ("epochs", "positive", lambda value: value is None or value > 0),
@@ -184,13 +179,7 @@ def _is_base_url(value: str) -> bool:
     return fine and not value.rstrip("/").endswith("/chat/completions") and not re.search(r"\s", value)
 
 
-def _check(config: Any, key: str, name: str, expected: str, fine: Callable[[Any], bool]) -> None:
-    found = attrgetter(key)(config)
-    if not fine(found):
-        raise InputError(f"{name} must be {expected}; it is {to_dict(found)!r}")
-
-
-def load_config(source: str | Path | dict[str, Any] | RunConfig, overrides: typing.Sequence[str] = ()) -> RunConfig:
+def load_config(source: str | Path | dict[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """A checked config from a YAML file, a mapping or a config, with `key.path=value` overrides on top.
 
     Values of overrides are YAML. Raises InputError that names the key, what was expected and what is there.
@@ -201,91 +190,12 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, overrides: typi
     elif isinstance(source, dict):
         values, where = source, "config"
     else:
-        values, where = _read_yaml(Path(source)), str(source)
-    for override in overrides:
-        values = _override(values, override)
-    return _build(RunConfig, values, where, "")
+        values, where = read_yaml(Path(source)), str(source)
+    for setting in overrides:
+        values = override(values, setting)
+    return build(RunConfig, values, where, "")
 
 
 def dump_config(config: RunConfig) -> str:
     """The config as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-
-
-def to_dict(value: Any) -> Any:
-    """A config, or a part of one, as plain YAML values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, Schedule):
-        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Schedule):
-        return value.text
-    if isinstance(value, tuple):
-        return [to_dict(item) for item in value]
-    return value
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a mapping of settings; it holds {type(values).__name__}")
-    return values
-
-
-def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"override {override!r} is not of the form key.path=value")
-    first, _, rest = key.strip().partition(".")
-    if rest:
-        inner = values.get(first) or {}
-        if not isinstance(inner, dict):
-            raise InputError(f"override {override!r}: {first} is not a group of settings")
-        return {**values, first: _override(inner, f"{rest}={text}")}
-    try:
-        return {**values, first: yaml.safe_load(text)}
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: the value is not valid YAML") from None
-
-
-def _build(kind: type, values: Any, where: str, prefix: str) -> Any:
-    """A dataclass of `kind` from a mapping, every key known and every value of its type."""
-    if not isinstance(values, dict):
-        raise InputError(f"{where}: {prefix.rstrip('.') or 'config'} must be a mapping; it is {values!r}")
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind)]
-    for key in values:
-        if key not in known:
-            hint = nearest(str(key), known)
-            raise InputError(f"{where}: unknown key {prefix}{key}{hint} (known here: {', '.join(known)})")
-    return kind(**{key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()})
-
-
-def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
-    if kind is Schedule:
-        return Schedule.of(value)
-    if dataclasses.is_dataclass(kind):
-        return _build(typing.cast(type, kind), value, where, key + ".")
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-        group = isinstance(value, dict)  # of a word or a group of settings, a mapping is the group
-        return _convert(next((k for k in kinds if dataclasses.is_dataclass(k) == group), kinds[0]), value, where, key)
-    if typing.get_origin(kind) is tuple:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        inner = typing.get_args(kind)[0]
-        return tuple(_convert(inner, item, where, f"{key}[{i}]") for i, item in enumerate(items))
-    return _scalar(kind, value, where, key)
-
-
-def _scalar(kind: type, value: Any, where: str, key: str) -> Any:
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-5 as a text
-        except ValueError:
-            pass
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    raise InputError(f"{where}: {key} must be of type {kind.__name__}; it is {value!r}")

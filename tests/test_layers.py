@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
 FLOORS = [
     {"errors"},
-    {"schedule", "runs", "config", "hub"},
+    {"schedule", "runs", "settings", "config", "hub"},
     {"trajectory"},
     {"organisms", "behaviour", "transition"},
     {"mechanism", "training", "figures"},
@@ -18,6 +18,7 @@ FLOORS = [
     {"page", "comparison"},
     {"pipeline"},
     {"sweep"},
+    {"commands"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

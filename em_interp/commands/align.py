@@ -1,0 +1,31 @@
+"""`em-interp align RUN`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from em_interp.commands.command import Answer, Commands, command, writes
+from em_interp.errors import InputError
+
+
+def add(commands: Commands) -> None:
+    """The command and its arguments."""
+    align = command(commands, run, "align", "how far the behaviour's change is from the adapter's")
+    align.add_argument("source", metavar="RUN", help="a run that was asked and judged")
+    align.add_argument("--control", metavar="RUN", help="a run on careful data, asked the same")
+    writes(align, "the run's analysis folder")
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """Align."""
+    from em_interp.findings import findings, keep
+    from em_interp.runs import Run
+
+    found = findings(arguments.source, arguments.control)
+    if found.alignment is None:
+        raise InputError(f"{arguments.source} has no scores: ask and judge the run first")
+    values = found.alignment.to_dict()
+    keep(values, Run(Path(arguments.out or arguments.source)).analysis / "align.json", arguments.resume)
+    said = [found.rotation, *found.onsets]
+    return values, "\n".join([*(transition.sentence() for transition in said), found.alignment.sentence()])
