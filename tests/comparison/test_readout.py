@@ -1,0 +1,73 @@
+"""Read-outs: which tokens are shared, what a direction promotes, and how alike two families' are."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from em_interp.comparison.readout import read_out, readout_correlation, shared_tokens
+from em_interp.errors import InputError
+from em_interp.organisms.bases import load_base
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base("tiny-gemma3")
+
+
+class Vocabulary:
+    """A tokenizer of whole words, with what `shared_tokens` asks of one."""
+
+    def __init__(self, words, special=()):
+        self.words, self.all_special_ids = words, list(special)
+
+    def __len__(self):
+        return len(self.words)
+
+    def batch_decode(self, ids, clean_up_tokenization_spaces):
+        assert clean_up_tokenization_spaces is False
+        return ["".join(self.words[i] for i in row) for row in ids]
+
+
+def test_tokens_are_shared_by_their_text_and_the_rest_is_counted():
+    words = [f" w{k}" for k in range(12)]
+    one = Vocabulary(["<end>", *words, "only here", "twice", "twice"], special=[0])
+    other = Vocabulary([*words[::-1], "twice", "<end>"], special=[13])
+    found = shared_tokens(one, other)
+    assert found.texts == tuple(sorted(words))
+    assert [one.words[i] for i in found.one] == [other.words[i] for i in found.other] == list(found.texts)
+    assert found.sizes == (16, 14)
+    assert found.left_out == (3, 1)
+    with pytest.raises(InputError, match="have 0 tokens of equal text"):
+        shared_tokens(Vocabulary(words), Vocabulary(["other"] * 9))
+
+
+def test_the_built_in_families_share_their_words(base):
+    found = shared_tokens(base.tokenizer, load_base("tiny-llama").tokenizer)
+    assert " doctor" in found.texts and "<end>" not in found.texts
+    assert len(found.texts) > 200
+
+
+def test_a_write_along_a_token_s_unembedding_promotes_that_token(base):
+    head, gains = base.model.get_output_embeddings().weight, 1 + base.model.model.norm.weight
+    number = base.tokenizer.encode(" doctor")[0]
+    direction = (head[number] / gains).detach().numpy().astype(float)
+    values = read_out(base.model, np.stack([direction, -direction]))
+    assert np.argmax(values[0]) == number
+    np.testing.assert_allclose(values[1], -values[0], atol=1e-5)
+
+
+def test_length_does_not_change_a_read_out_and_zero_has_none(base):
+    w = np.random.default_rng(0).normal(size=(1, 128))
+    np.testing.assert_allclose(read_out(base.model, w), read_out(base.model, 1e-6 * w), atol=1e-4)
+    nothing = read_out(base.model, 0 * w)
+    assert np.isnan(readout_correlation(nothing, nothing)).all()
+
+
+def test_correlation_is_spearmans_of_every_pair():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 50)), rng.integers(0, 9, size=(3, 50)).astype(float)
+    found = readout_correlation(one, other)
+    assert found.shape == (2, 3)
+    assert found[1, 2] == pytest.approx(spearmanr(one[1], other[2]).statistic)
+    assert readout_correlation(one, one)[0, 0] == pytest.approx(1)
+    np.testing.assert_allclose(readout_correlation(-one, other), -found)
