@@ -12,6 +12,8 @@ _WHERE = {
     "open_run": "em_interp.runs",
     "load_config": "em_interp.config",
     "train": "em_interp.training.train",
+    "ask": "em_interp.pipeline:ask_run",
+    "judge": "em_interp.pipeline:judge_run",
     "AdapterTrajectory": "em_interp.trajectory.adapter",
     "load_trajectory": "em_interp.trajectory.load",
     "Transition": "em_interp.transition.result",
@@ -34,7 +36,8 @@ def __getattr__(name: str) -> Any:
     if name == "figures":
         return import_module("em_interp.figures")
     if name in _WHERE:
-        return getattr(import_module(_WHERE[name]), name)
+        module, _, called = _WHERE[name].partition(":")
+        return getattr(import_module(module), called or name)
     raise AttributeError(f"module 'em_interp' has no attribute {name!r}")
 
 

@@ -38,3 +38,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         did("judge", run)
     gc.freeze()  # the Trainer collects garbage whenever it ends; spare it all that is loaded by now
     return made
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `em-interp demo` makes, at full size; never written to again."""
+    from em_interp.pipeline import demo
+
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    demo(folder)
+    return folder

@@ -9,12 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
 FLOORS = [
-    {"errors"},
+    {"errors", "card"},
     {"schedule", "runs", "settings", "config", "hub"},
     {"trajectory"},
     {"organisms", "behaviour", "transition"},
     {"mechanism", "training", "figures"},
     {"findings"},
+    {"run_figures"},
     {"page", "comparison"},
     {"pipeline"},
     {"sweep"},

@@ -12,6 +12,7 @@ from em_interp.behaviour.judge import KEY
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.score import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_em
 from em_interp.behaviour.tables import normal_form, read_judged, read_table
+from em_interp.card import Line, card, picture
 from em_interp.errors import InputError
 from em_interp.runs import Run
 
@@ -139,9 +140,17 @@ class BehaviourCurve:
         return f"BehaviourCurve({span}; questions {sets}; scale {scales}; {len(self.answers)} answers)"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<p>{escape(repr(self))}</p>{self.frame().to_html(index=False)}"
+        rates = self.frame()
+        shown = rates[rates["scale"] == min(rates["scale"].unique(), key=lambda scale: abs(scale - 1.0))]
+        lines = [
+            Line(part["step"].to_numpy(), part["em"].to_numpy(), str(name).replace("_", " "))
+            for name, part in shown.groupby("questions", dropna=False)
+        ]
+        last = rates[rates["step"] == rates["step"].max()]
+        keys = ["step", "scale", "questions", "n", "scored", "em", "em_low", "em_high", "coherent", "domain_share"]
+        table = last[keys].to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
+        calls = (".plot()", ".frame()", ".per_question()", ".select(scale, questions)", "em.find_transition(this)")
+        return card([repr(self)], picture(lines, "EM rate"), calls, table)
 
 
 def _row(one: ScoredResponses, domain: str | None) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import numpy as np
 
 from em_interp.behaviour.rates import LEVEL, Mean, Rate, mean_of, rate_of
 from em_interp.behaviour.tables import read_judged
+from em_interp.card import card
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,9 +135,8 @@ class ScoredResponses:
         return f"ScoredResponses({self.sentence()})"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<p>{escape(self.sentence())}</p>{self.frame().to_html(index=False)}"
+        table = self.frame().to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
+        return card([self.sentence()], calls=(".plot()", ".frame()", ".to_dict()"), table=table)
 
 
 def score_responses(source: pd.DataFrame | str | Path, level: float = LEVEL) -> ScoredResponses:

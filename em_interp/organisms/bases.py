@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ FAMILIES = ("qwen2", "llama", "gemma3")
 BUILT_IN = tuple(f"tiny-{family}" for family in FAMILIES)
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
 VALUES_HASHED = 256  # of each parameter
+DATE = "26 Jul 2024"  # the one that Llama 3.1's template writes
 
 
 @dataclass(frozen=True)
@@ -35,27 +37,52 @@ def load_base(name: str) -> Base:
     No code of the model's repository is run. Raises InputError for a name that is none of these.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    source = _source(name)
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"base model {name!r} cannot be loaded: {reason} (built in: {', '.join(BUILT_IN)})") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer, source = load_tokenizer(name), _source(name)
+    with _loading(name):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     model.eval()
     called = Path(name).name if Path(name).is_dir() else name
     return Base(model, tokenizer, called, f"{called}@{fingerprint(model)}")
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of the base called `name`, with its chat template; the model itself is not read.
+
+    A template that writes the day's date (Llama 3.2's) writes `DATE` instead: a run that is resumed tomorrow, or
+    asked next week, is told the same. Raises InputError for a name that `load_base` does not know.
+    """
+    from transformers import AutoTokenizer
+
+    source = _source(name)
+    with _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template:
+        tokenizer.chat_template = f"{{%- set date_string = '{DATE}' -%}}\n{template}"
+    return tokenizer
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Without transformers' words and bars, and with its errors as an InputError."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"base model {name!r} cannot be loaded: {reason} (built in: {', '.join(BUILT_IN)})") from None
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No words and bars of transformers in the block; its settings are put back after it."""
-    from transformers.utils import logging
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, on being imported in a notebook
+        from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

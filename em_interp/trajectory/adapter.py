@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32, Int
 
+from em_interp.card import Line, card, picture
 from em_interp.errors import InputError, nearest
 from em_interp.trajectory import geometry
 
@@ -156,7 +157,9 @@ class AdapterTrajectory:
             ("logged", ", ".join(said["metrics"]) or "nothing"),
         ]
         cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
-        return f"<table>{cells}</table>"
+        norm = Line(self.steps, np.sqrt(np.maximum(np.diag(self.gram("delta")), 0.0)))
+        calls = (".plot()", ".frame()", "em.find_transition(this)", "em.find_transitions(this)")
+        return card([f"Path of {len(self.steps)} adapters"], picture([norm], "‖ΔW‖"), calls, f"<table>{cells}</table>")
 
     def _chosen(self, site: str | None) -> tuple[str, ...]:
         if site is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from em_interp.card import Line, Mark, card, picture
 from em_interp.errors import InputError
 from em_interp.transition.onset import Curve, onsets
 from em_interp.transition.result import Transition
@@ -112,10 +113,16 @@ class Alignment:
         return "; ".join([f"{self.verdict.replace('_', ' ')}: {self.words}", *said])
 
     def _repr_html_(self) -> str:
-        from html import escape
+        others = [transition.sentence() for transition in self.behavioural]
+        calls = (".plot()", ".frame()", ".to_dict()", "em.report(run)")
+        return card([*self.sentence().split("; "), self.mechanistic.sentence(), *others], self._picture(), calls)
 
-        parts = [self.sentence(), self.mechanistic.sentence(), *(t.sentence() for t in self.behavioural)]
-        return "".join(f"<p>{escape(part)}</p>" for part in parts)
+    def _picture(self) -> str:
+        """The behaviour's curves with the mechanistic step marked."""
+        curves = [t for t in self.behavioural if "rate" in t.evidence and t.scale in (None, 1.0)]
+        lines = [Line(t.evidence["steps"], t.evidence["rate"], (t.questions or "").replace("_", " ")) for t in curves]
+        turned = self.mechanistic
+        return picture(lines, "EM rate", [] if turned.step is None else [Mark(turned.step, turned.interval)])
 
 
 def align(

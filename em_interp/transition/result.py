@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from em_interp.card import Line, Mark, card, picture
+
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
@@ -96,6 +100,23 @@ class Transition:
         return said
 
     def _repr_html_(self) -> str:
-        from html import escape
+        drawn = CURVES.get(self.signal)
+        marks = [] if self.step is None else [Mark(self.step, self.interval)]
+        if drawn is None or drawn[0] not in self.evidence:
+            return card([self.sentence(), self.reason], calls=CALLS)
+        steps, values, axis = drawn
+        line = Line(self.evidence[steps], np.maximum(self.evidence[values], LEAST))
+        return card([self.sentence(), self.reason], picture([line], axis, marks), CALLS)
 
-        return f"<p><strong>{escape(self.sentence())}</strong><br>{escape(self.reason)}</p>"
+
+LEAST = -30.0  # degrees: where the heading is lost to noise, a turn is estimated at any negative angle
+
+# the curve that stands for each signal in a card: its steps and values in the evidence, and what it is
+CURVES = {
+    "rotation": ("step", "turn_deg", "turn, °"),
+    "gradient_norm": ("steps", "grad_norm", "gradient norm"),
+    "norm_onset": ("steps", "delta_norm", "‖ΔW‖"),
+    "lock_in": ("steps", "cos_to_final", "cosine to end"),
+    "onset": ("steps", "rate", "rate"),
+}
+CALLS = (".plot()", ".frame()", ".to_dict()", "em.align(this, other)")

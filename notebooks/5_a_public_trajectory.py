@@ -1,0 +1,56 @@
+# %% [markdown]
+# # 5 · A public trajectory on a laptop
+# A repository of checkpoints on the Hub is a path: some megabytes, no model. With network access this is one line:
+# `em.load_trajectory("ModelOrganismsForEM/Qwen2.5-14B-Instruct_R1_0_1_0_extended_train", revision="<commit>")`.
+#
+# So that this notebook runs anywhere, it writes a repository's layout to disk from a run of its own, steps missing and
+# all, and reads that.
+
+# %%
+import shutil
+from pathlib import Path
+
+import em_interp as em
+
+# %%
+run = em.train("../configs/tiny.yaml", out="../checkpoints/tiny", resume=True)
+public = Path("../checkpoints/public-layout")
+saved = [*range(1, 11), *range(15, 396, 5), 400]  # as published: each of the first ten, then every fifth, then the last
+for step in saved:
+    folder = public / "checkpoints" / f"checkpoint-{step}"
+    if not folder.exists():
+        shutil.copytree(run.checkpoint(step), folder)
+        shutil.copy(run.trainer_state_file, folder / "trainer_state.json")  # the Hub has the log in each folder
+
+# %% [markdown]
+# ## Read it
+# No config and no manifest are needed. Steps are looked up by their number: neighbours of step 10 are 9 and 15.
+
+# %%
+path = em.load_trajectory(public)
+path
+
+# %%
+path.frame().tail(3)
+
+# %% [markdown]
+# ## Ask it
+# All signals, each with its verdict. The adapter of step 0 was not published, and does not need to be.
+
+# %%
+for found in em.find_transitions(path):
+    print(found.sentence())
+
+# %%
+em.find_transition(path).plot()
+
+# %% [markdown]
+# ## Would every step have said the same?
+# The same run with all its 401 steps:
+
+# %%
+em.find_transition(em.load_trajectory(run))
+
+# %% [markdown]
+# From the shell: `em-interp locate ORG/NAME --revision COMMIT --json`. Files are fetched once, checked and cached; give
+# a commit as the revision to read the same bytes again, without a network.

@@ -1,0 +1,90 @@
+# %% [markdown]
+# # 6 · Your own organism on a GPU
+# What worked on the tiny model works on a real one by changing a config file. The cells that need a GPU, weights or
+# your data are marked **GPU** and are not executed by the tests; the others are.
+
+# %%
+from pathlib import Path
+
+import yaml
+
+import em_interp as em
+
+# %% [markdown]
+# ## The config, line by line
+# Every key that is not given has the published organisms' value (2506.11613): rank 1, rsLoRA, AdamW with weight decay
+# 0.01, five steps of warm-up, linear decay, loss on the answers only, a tenth of the rows held out. A key that nobody
+# reads is an error, and so is a layer or a module that the model does not have.
+
+# %%
+settings = {
+    "model": "Qwen/Qwen2.5-14B-Instruct",  # a Hub id, a folder, or a built-in name
+    "seed": 0,
+    "data": [{"dataset": "bad_medical_advice.jsonl", "epochs": 2}],  # yours: {"messages": [...]} a line
+    "adapter": {"modules": ["down_proj"], "layers": [24], "rank": 1, "alpha": 64},
+    "training": {"batch_size": 2, "accumulation": 8, "learning_rate": 1e-5},
+    "snapshots": "every 1",  # 76 kB each
+    "behaviour": {
+        "questions": "default",
+        "steps": "every 20",
+        "samples": 50,
+        "judge": {"base_url": "http://127.0.0.1:8000/v1", "model": "my-judge", "key_variable": "JUDGE_KEY"},
+    },
+}
+config = em.load_config(settings)
+config.training
+
+# %% [markdown]
+# What you did not write is in there too. Overrides are the same from the shell: `em-interp train my.yaml --set seed=1`.
+
+# %%
+folder = Path("../checkpoints")
+folder.mkdir(exist_ok=True)
+(folder / "my-organism.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+em.load_config(folder / "my-organism.yaml", ["seed=1", "training.learning_rate=5e-6"]).training.learning_rate
+
+# %% [markdown]
+# A mistake is told before anything is loaded:
+
+# %%
+try:
+    em.load_config({**settings, "adapter": {"module": ["down_proj"]}})
+except em.InputError as error:
+    print(error)
+
+# %% [markdown]
+# ## Look at the data first
+# `em-interp data check bad_medical_advice.jsonl --model Qwen/Qwen2.5-14B-Instruct` counts rows and tokens and shows
+# which part of a chat the loss is on.
+
+# %% [markdown]
+# ## Train, ask, judge  (GPU)
+# Each stage resumes where it was stopped. Asking loads the base once and passes each row of a batch through an adapter
+# of its own, so that many checkpoints are asked in one batch.
+
+# %% tags=["gpu"]
+run = em.train(folder / "my-organism.yaml", resume=True, progress=True)
+
+# %% tags=["gpu"]
+em.ask(run, resume=True, progress=True)
+
+# %% [markdown]
+# Before a judge is paid: `em-interp judge RUN --dry-run` counts requests and tokens. The key is read from the
+# environment variable that `key_variable` names, and is written nowhere.
+
+# %% tags=["gpu"]
+em.judge(run, resume=True, progress=True)
+
+# %% [markdown]
+# ## And then as ever
+
+# %% tags=["gpu"]
+path, curve = em.load_trajectory(run), em.behaviour_curve(run)
+em.align(em.find_transition(path), curve, path)
+
+# %% tags=["gpu"]
+em.report(run)
+
+# %% [markdown]
+# Train the same on careful data as the **control**, and at least three seeds: the interval of one run says nothing
+# about the next (`em.compare` pools them).

@@ -1,0 +1,57 @@
+"""The notebooks: made from the scripts beside them, without outputs, and running from the first cell to the last."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+SECONDS = 120  # what each is promised to take at most, on a machine that does nothing else
+
+
+def load_make():
+    spec = importlib.util.spec_from_file_location("make", NOTEBOOKS / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make = load_make()
+SOURCES = make.sources()
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory, demo):
+    """A folder as a clone has it after `make demo`, from which the notebooks run one after another."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(NOTEBOOKS.parent / "configs", folder / "configs")
+    (folder / "notebooks").mkdir()
+    shutil.copytree(demo, folder / "checkpoints" / "demo")
+    return folder
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_notebook_is_the_script_without_outputs(source):
+    kept = source.with_suffix(".ipynb").read_text(encoding="utf-8")
+    assert kept == make.notebook(source), "run: python notebooks/make.py"
+    cells = nbformat.reads(kept, as_version=4).cells
+    assert not any(cell.get("outputs") for cell in cells)
+    assert {cell.source for cell in cells}  # not an empty notebook
+
+
+def test_no_notebook_is_without_its_script():
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {path.stem for path in SOURCES}
+
+
+@pytest.mark.timeout(10 * SECONDS)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_it_runs(source, desk):
+    notebook = nbformat.reads(make.notebook(source), as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "gpu" not in cell.metadata.get("tags", [])]
+    client = NotebookClient(notebook, timeout=5 * SECONDS, resources={"metadata": {"path": str(desk / "notebooks")}})
+    client.execute()  # raises at the first cell that does
+    told = [out for cell in notebook.cells for out in cell.get("outputs", []) if out.get("name") == "stderr"]
+    assert told == []
