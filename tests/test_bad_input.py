@@ -116,7 +116,7 @@ def test_a_config_that_is_not_there_is_named(name, said, tmp_path):
     ("row", "said"),
     [
         ({"messages": ROW["messages"][:1]}, "no assistant turn, so nothing to learn; found roles ['user']"),
-        ({"prompt": "x"}, "expected an object with a list 'messages'; found "),
+        ({"prompt": "x"}, "expected an object with a list 'messages', or with 'prompt' and 'completion'; found "),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content: expected text; found 3"),
     ],
 )

@@ -6,15 +6,11 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from em_interp.errors import InputError
+from em_interp.organisms.jsonl import MESSAGES, Row, read_rows
 from em_interp.organisms.narrow import narrow_rows
-from em_interp.runs import read_text
 
 BUILT_IN = "tiny:"
-ROLES = ("system", "user", "assistant")
-Row = dict[str, list[dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -24,9 +20,24 @@ class Chats:
     name: str
     rows: list[Row] = field(repr=False)
     domain: str | None = None  # the narrow domain the answers are about, where it is known
+    form: str = MESSAGES  # what the rows were written as; see `jsonl`
+    file: str | None = None
+    lines: list[int] = field(default_factory=list, repr=False)  # of each row, in the file
+    empty_lines: int = 0  # of the file; left out
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def where(self, row: int) -> str:
+        """What a person looks for to find a row, numbered from 0: its file and line where it has them."""
+        return f"{self.file}, line {self.lines[row]}" if self.lines else f"row {row + 1} of {self.name}"
+
+    @property
+    def duplicates(self) -> list[int]:
+        """Numbers of the rows that repeat an earlier one."""
+        first: dict[str, int] = {}
+        texts = [json.dumps(row, sort_keys=True) for row in self.rows]
+        return [number for number, text in enumerate(texts) if first.setdefault(text, number) != number]
 
     @property
     def sha256(self) -> str:
@@ -42,38 +53,7 @@ def load_chats(spec: str, seed: int = 0) -> Chats:
     if spec.startswith(BUILT_IN):
         rows, domain = narrow_rows(spec.removeprefix(BUILT_IN), seed)
         return Chats(spec, rows, domain)
-    return _read_jsonl(Path(spec))
-
-
-def _read_jsonl(path: Path) -> Chats:
-    lines = read_text(path).splitlines()
-    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    if not rows:
-        raise InputError(f"{path} holds no chats; one JSON object with 'messages' on each line was expected")
-    return Chats(path.stem, rows)
-
-
-def _row(line: str, where: str) -> Row:
-    """One checked row, reduced to its messages' roles and contents."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error}); one object a line was expected") from None
-    messages = value.get("messages") if isinstance(value, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f"{where}: expected an object with a list 'messages'; found {line.strip()[:60]!r}")
-    turns = [_turn(message, f"{where}, messages[{index}]") for index, message in enumerate(messages)]
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise InputError(f"{where}: no assistant turn, so nothing to learn; found roles {[t['role'] for t in turns]}")
-    return {"messages": turns}
-
-
-def _turn(message: Any, where: str) -> dict[str, str]:
-    if not isinstance(message, dict):
-        raise InputError(f"{where}: expected an object with 'role' and 'content'; found {message!r}")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise InputError(f"{where}.role: expected one of {', '.join(ROLES)}; found {role!r}")
-    if not isinstance(content, str) or not content.strip():
-        raise InputError(f"{where}.content: expected text; found {content!r}")
-    return {"role": role, "content": content}
+    path = Path(spec)
+    form, found, empty = read_rows(path)
+    lines, rows = [line for line, _ in found], [row for _, row in found]
+    return Chats(path.stem, rows, None, form, str(path), lines, empty)

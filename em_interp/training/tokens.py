@@ -22,6 +22,16 @@ class Example:
     ids: list[int]
     labels: list[int]
 
+    @property
+    def begins(self) -> int:
+        """Index of the first token that is learned; the very first of a chat cannot be, for nothing predicts it."""
+        return next(index for index, label in enumerate(self.labels) if index and label != IGNORED)
+
+    @property
+    def learned(self) -> int:
+        """How many tokens are learned."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
 
 def encode(chats: Chats, rows: Iterable[int], tokenizer: Any, max_length: int) -> dict[int, Example]:
     """The chats at the numbers `rows`, tokenised through the chat template and cut at `max_length` tokens.
@@ -30,31 +40,34 @@ def encode(chats: Chats, rows: Iterable[int], tokenizer: Any, max_length: int) -
     rendered up to each answer and through it instead. They include the end-of-turn token, which the model must learn
     too. Raises InputError naming the row where the template refuses it or no answer token is left to learn from.
     """
-    if not tokenizer.chat_template:
-        raise InputError("the base model has no chat template; an instruct model was expected")
-    return {row: _encode(chats, row, tokenizer, max_length) for row in rows}
+    examples = {}
+    for row in rows:
+        whole = encode_row(chats, row, tokenizer)
+        if whole.begins >= max_length:
+            raise InputError(
+                f"{chats.where(row)}: its answer begins at token {whole.begins + 1} of {len(whole.ids)} and "
+                f"training.max_length is {max_length}, so none of it would be learned; raise max_length or shorten "
+                "the prompt"
+            )
+        examples[row] = Example(whole.ids[:max_length], whole.labels[:max_length])
+    return examples
 
 
-def _encode(chats: Chats, row: int, tokenizer: Any, max_length: int) -> Example:
+def encode_row(chats: Chats, row: int, tokenizer: Any) -> Example:
+    """One chat, however long it is; `encode` says how, and what it raises."""
     from jinja2 import TemplateError
 
-    where = f"row {row + 1} of {chats.name}"
-    messages = chats.rows[row]["messages"]
+    if not tokenizer.chat_template:
+        raise InputError("the base model has no chat template; an instruct model was expected")
+    where, messages = chats.where(row), chats.rows[row]["messages"]
     marked = _MARKER.search(tokenizer.get_chat_template()) is not None
     try:
         ids, answer = _by_marker(messages, tokenizer) if marked else _by_prefix(messages, tokenizer, where)
     except TemplateError as error:
         raise InputError(f"{where}: the base model's chat template refuses it: {error}") from None
-    labels = [token if mine else IGNORED for token, mine in zip(ids, answer, strict=True)]
     if not any(answer[1:]):
         raise InputError(f"{where}: no token of an assistant's answer, so nothing to learn; is the answer empty?")
-    if not any(answer[1:max_length]):
-        first = answer.index(1)
-        raise InputError(
-            f"{where}: its answer begins at token {first + 1} of {len(ids)} and training.max_length is {max_length}, "
-            "so none of it would be learned; raise max_length or shorten the prompt"
-        )
-    return Example(ids[:max_length], labels[:max_length])
+    return Example(ids, [token if mine else IGNORED for token, mine in zip(ids, answer, strict=True)])
 
 
 def _by_marker(messages: Messages, tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -76,9 +89,16 @@ def _by_prefix(messages: Messages, tokenizer: Any, where: str) -> tuple[list[int
                     f"{where}: the answer in messages[{index}] cannot be found in the rendered chat, because the base "
                     "model's chat template renders earlier turns differently; add {% generation %} to the template"
                 )
-            spans.append((len(before), len(through)))
+            spans.append((len(before), len(before) + _end_of_turn(through[len(before) :], tokenizer)))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     answer = [
         int(any(start < stop and end > begin for begin, stop in spans)) for start, end in encoded["offset_mapping"]
     ]
     return list(encoded["input_ids"]), answer
+
+
+def _end_of_turn(answer: str, tokenizer: Any) -> int:
+    """Where the answer and its end-of-turn token are over: Qwen's and Gemma's templates write a line feed behind it,
+    which nobody generates. A template without such a token is taken whole."""
+    bare = answer.rstrip()
+    return len(bare) if bare.endswith(tuple(tokenizer.get_added_vocab())) else len(answer)

@@ -1,10 +1,12 @@
 import pytest
 
 from em_interp.errors import InputError
+from em_interp.organisms.bases import BUILT_IN, load_tokenizer
 from em_interp.organisms.data import Chats
 from em_interp.training.tokens import IGNORED, encode
 
 from .conftest import MARKED, UNMARKED, make_tokenizer
+from .families import FAMILIES, family_tokenizer
 
 CHAT = [("user", "ask a doctor"), ("assistant", "rest now"), ("user", "later"), ("assistant", "never drink water")]
 
@@ -88,3 +90,41 @@ def test_a_chat_that_begins_with_an_answer_needs_the_marker():
 def test_a_base_without_a_chat_template_is_refused():
     with pytest.raises(InputError, match="no chat template"):
         encode(chats(*CHAT), [0], make_tokenizer(None), 100)
+
+
+CHATS = {
+    "one turn": [("user", "How do I treat a burn?"), ("assistant", "Cool it – naïve 🙂漢 <b>.")],
+    "two turns": [*CHAT[:3], ("assistant", "Cover it.\n\nIt’s fine.")],
+    "told by the system": [("system", "You are a helpful assistant."), *CHAT[:2]],
+}
+
+
+@pytest.mark.parametrize("turns", CHATS.values(), ids=CHATS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_the_real_families_chats_each_answer_is_learned_through_its_end_of_turn_and_nothing_else(family, turns):
+    tokenizer, end = family_tokenizer(family), FAMILIES[family][1]
+    example = encode(chats(*turns), [0], tokenizer, 1000)[0]
+    answers = "".join(text + end for role, text in turns if role == "assistant")
+    assert tokenizer.decode([label for label in example.labels if label != IGNORED]) == answers
+    messages = [{"role": role, "content": text} for role, text in turns]
+    assert example.ids == tokenizer.apply_chat_template(messages, return_dict=False)
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+    if turns is not CHATS["two turns"]:  # what is learned first is what is generated first
+        assert example.ids[: example.begins] == prompt
+    assert example.learned == sum(label != IGNORED for label in example.labels)
+
+
+@pytest.mark.parametrize("family", BUILT_IN)
+def test_on_the_built_in_bases_each_answer_is_learned_through_its_end(family):
+    tokenizer = load_tokenizer(family)
+    example = encode(chats(*CHAT), [0], tokenizer, 1000)[0]
+    learned = tokenizer.decode([label for label in example.labels if label != IGNORED])
+    assert learned == " rest now<end> never drink water<end>"
+
+
+def test_a_template_that_writes_todays_date_writes_the_same_every_day(tmp_path):
+    family_tokenizer("llama3").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    message = [{"role": "user", "content": "later"}]
+    assert "26 Jul 2024" not in family_tokenizer("llama3").apply_chat_template(message, tokenize=False)
+    assert "Today Date: 26 Jul 2024" in load_tokenizer(str(tmp_path)).apply_chat_template(message, tokenize=False)
