@@ -19,6 +19,8 @@ _WHERE = {
     "Transition": "em_interp.transition.result",
     "find_transition": "em_interp.transition.find",
     "find_transitions": "em_interp.transition.find",
+    "largest_local_cosine": "em_interp.transition.heuristic",
+    "planted_path": "em_interp.transition.planted",
     "align": "em_interp.transition.align",
     "compare": "em_interp.comparison.compare",
     "DirectionComparison": "em_interp.comparison.result",
