@@ -221,7 +221,7 @@ def demo(
     there = [name for name in (*DEMO, "summary.json", "report.html") if (out / name).exists()]
     if there and not resume:
         raise InputError(f"{out} holds {there[0]} already; give --resume to continue or another --out")
-    with resumable(out), _one_thread():
+    with resumable(out), one_thread():
         stages = Stages(out / "seconds.json", tell)
         runs = {name: _demo_run(name, config, out / name, progress, stages) for name, config in configs.items()}
         with stages.stage("locate", "locating the transitions"):
@@ -237,8 +237,8 @@ def demo(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second thread, and lose much where other work keeps the cores busy."""
+def one_thread() -> Iterator[None]:
+    """Torch on one thread in the block: models this small gain nothing from a second, and lose much on busy cores."""
     import torch
 
     threads = torch.get_num_threads()

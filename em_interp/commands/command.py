@@ -17,7 +17,7 @@ def command(
     """A new command that `run` carries out and `says` describes."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=says, description=says.capitalize() + ".")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, code=0)
     return parser
 
 

@@ -22,6 +22,7 @@ _WHERE = {
     "plot_rotation": "rotation",
     "plot_scores": "behaviour",
     "plot_step_cosines": "step_cosines",
+    "plot_sweep": "sweep",
     "plot_timeline": "timeline",
     "plot_training_log": "training_log",
     "plot_trajectory": "trajectory",

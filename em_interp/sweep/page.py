@@ -1,0 +1,87 @@
+"""A sweep on disk: `sweep.json`, a CSV for each table, and one self-contained page that compares the runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from em_interp.runs import read_text, resumable, write_json, write_text
+from em_interp.sweep.result import SIGNALS, TABLES, TITLES, CellResult, Sweep
+from em_interp.sweep.within import WithinBase
+
+if TYPE_CHECKING:
+    import jinja2
+    import plotly.graph_objects as go
+
+    from em_interp.transition.result import Transition
+
+
+def write_sweep(found: Sweep) -> None:
+    """Write what was found into the sweep's folder, in place of what an earlier part of it had found."""
+    with resumable(found.out):
+        write_json(found.out / "sweep.json", found.to_dict())
+        for table in TABLES:
+            write_text(found.out / f"{table}.csv", found.frame(table).to_csv(index=False, float_format="%.9g"))  # type: ignore[arg-type]
+        write_text(found.page, sweep_page(found))
+
+
+def sweep_page(found: Sweep) -> str:
+    """The page: counts, every run's steps as a figure, pooled steps, every run's numbers, why some have none."""
+    from plotly.offline import get_plotlyjs
+
+    return (
+        _environment()
+        .get_template("sweep.html.j2")
+        .render(
+            found=found,
+            titles=TITLES,
+            plotly_js=get_plotlyjs(),
+            grid=_embedded(found.plot()),
+            pooled=found.pooled(),
+            without=list(_without(found)),
+            within=[(one, [_embedded(figure) for figure in _figures(one)]) for one in found.within],
+            asked=read_text(found.out / "sweep.yaml"),
+            folder=shlex.quote(str(found.out)),
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    from em_interp.figures import words
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("em_interp"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": words.number, "said": words.said}
+    return environment
+
+
+def _without(found: Sweep) -> Iterator[tuple[CellResult, str, Transition]]:
+    """Every signal that a run does not have, with its verdict and reason."""
+    for one in found.cells:
+        for name in SIGNALS:
+            signal = one.signals.get(name)
+            if signal is not None and not signal.found:
+                yield one, TITLES[name], signal
+
+
+def _figures(one: WithinBase) -> list[go.Figure]:
+    """Of the runs of a base: their directions at the end against chance, and their paths in one plane."""
+    if one.comparison is None:
+        return []
+    return [one.comparison.plot("pairs"), one.comparison.plot("plane", one.comparison.planes[0].of)]
+
+
+def _embedded(figure: go.Figure) -> dict[str, Any]:
+    """A figure for the template: title and subtitle in words, the rest as JSON that cannot end a script element."""
+    from em_interp.figures.template import without_title
+
+    said, bare = figure.layout.meta, without_title(figure)
+    return {**said, "json": bare.to_json().replace("<", "\\u003c")}

@@ -1,0 +1,120 @@
+"""`em-interp sweep`: every run of a grid trained, asked, judged, located and aligned, then told on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from em_interp.errors import InputError
+from em_interp.organisms.bases import BUILT_IN
+from em_interp.runs import claim_run, resumable, write_text
+from em_interp.sweep.grid import Cell, Grid, load_sweep
+from em_interp.sweep.page import write_sweep
+from em_interp.sweep.parallel import Backend, cores, workers
+from em_interp.sweep.result import CellResult, Sweep, read_cell
+from em_interp.sweep.within import within_bases
+from em_interp.sweep.work import Outcome, analyse_run, is_analysed, is_made, make_run, run_path
+
+
+def sweep(
+    config: str | Path | dict[str, Any],
+    out: str | Path | None = None,
+    resume: bool = False,
+    jobs: int | None = None,
+    backend: Backend = "loky",
+    progress: bool = False,
+    tell: Callable[[str], None] = lambda says: None,
+) -> Sweep:
+    """Carry out every run of a grid and compare what they found; see `grid.load_sweep` for what `config` may hold.
+
+    Writes to `out`, by default checkpoints/<name of the config file>: a folder for each run in `runs`, `sweep.yaml`,
+    `sweep.html`, `sweep.json` and a CSV for each table. `jobs` runs are carried out at a time, each on one thread; by
+    default one for each core where all bases are built in, else one. With `resume` what is complete is kept, and the
+    grid may have grown; what is made is the same to the byte whatever `jobs`, `backend` and interruptions.
+
+    A run that fails ends alone: it is among `failures` of the result, with its traceback in `failures/`, and is tried
+    again with `resume`. Raises InputError, before anything runs, for a config that cannot be used, a folder that holds
+    a sweep already (without `resume`) or other runs of the same names, and a backend that is not there.
+    """
+    grid = load_sweep(config)
+    out = Path(out or Path("checkpoints") / (Path(config).stem if not isinstance(config, dict) else "sweep")).resolve()
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs must be 1 or more; it is {jobs}")
+    jobs = min(jobs or _default_jobs(grid), len(grid.runs))
+    with resumable(out):
+        _claim(grid, out, resume)
+        for line in plan(grid, out, jobs, backend):
+            tell(line)
+        with workers(backend, jobs) as do:
+            write_text(out / "sweep.yaml", grid.to_yaml())
+            errors = _make_all(grid, out, do, progress)
+            errors |= _analyse_all(grid, out, do, errors, progress)
+        found = _gather(grid, out, errors)
+        write_sweep(found)
+    return found
+
+
+def _default_jobs(grid: Grid) -> int:
+    """Other bases may need all the memory there is, or the one GPU."""
+    return cores() if all(cell.config.model in BUILT_IN for cell in grid.runs) else 1
+
+
+def _claim(grid: Grid, out: Path, resume: bool) -> None:
+    """Raise InputError where the folder holds a sweep already, or other runs under the names of these."""
+    there = [name for name in ("sweep.yaml", "runs", "sweep.html") if (out / name).exists()]
+    if there and not resume:
+        raise InputError(f"{out} holds {there[0]} already; give --resume to continue or another --out")
+    for cell in grid.runs:
+        claim_run(run_path(out, cell.name), cell.config, resume=True)
+
+
+def plan(grid: Grid, out: Path, jobs: int, backend: str) -> list[str]:
+    """What a sweep is about to do, in words."""
+    axes = " × ".join(f"{len(values)} {key}" for key, values in grid.axes.items())
+    done = sum(is_made(out, cell.name, cell.config) for cell in grid.runs)
+    kept = sorted({_checkpoints(cell) for cell in grid.runs})
+    return [
+        f"{len(grid.cells)} runs ({axes}) and {len(grid.controls)} controls; {done} of them are made already",
+        f"each writes {run_path(out, '<name>')}: {' or '.join(kept)}, the answers to its questions and their scores, "
+        "and what is found in them",
+        f"{jobs} at a time through {backend}, one thread each; then {out / 'sweep.html'}, sweep.json and tables as CSV",
+    ]
+
+
+def _checkpoints(cell: Cell) -> str:
+    steps = [phase.steps for phase in cell.config.data]
+    if not steps or None in steps:
+        return f"checkpoints ({cell.config.snapshots.text})"
+    return f"{len(cell.config.snapshots.steps(sum(step or 0 for step in steps)))} checkpoints"
+
+
+def _make_all(grid: Grid, out: Path, do: Callable[..., list[Outcome]], progress: bool) -> dict[str, str]:
+    """Train, ask and judge what is not there; returns why, for each that failed."""
+    tasks = [(c.name, c.config, out) for c in grid.runs if not is_made(out, c.name, c.config)]
+    return _errors(do(make_run, tasks, "train, ask, judge", progress))
+
+
+def _analyse_all(
+    grid: Grid, out: Path, do: Callable[..., list[Outcome]], failed: dict[str, str], progress: bool
+) -> dict[str, str]:
+    """Locate and align what was made and is not analysed beside its control; one that failed is done without."""
+    wanted = {c.name: None if c.control in failed else c.control for c in grid.runs if c.name not in failed}
+    tasks = [(name, control, out) for name, control in wanted.items() if not is_analysed(out, name, control)]
+    return _errors(do(analyse_run, tasks, "locate, align", progress))
+
+
+def _errors(outcomes: list[Outcome]) -> dict[str, str]:
+    return {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}
+
+
+def _gather(grid: Grid, out: Path, errors: dict[str, str]) -> Sweep:
+    cells, controls = (
+        tuple(read_cell(cell, out, errors.get(cell.name)) for cell in group) for group in (grid.cells, grid.controls)
+    )
+    compared = [(_base(one), one.path) for one in cells if one.told]
+    return Sweep(out, cells, controls, within_bases(compared), tuple(grid.axes))
+
+
+def _base(one: CellResult) -> str:
+    return str(one.told.get("base") or one.cell.config.model)

@@ -1,0 +1,53 @@
+"""Runs of one base beside each other: their directions against chance, as `em.compare` has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from em_interp.comparison.compare import compare
+from em_interp.comparison.result import DirectionComparison
+from em_interp.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class WithinBase:
+    """The runs of one base, or why their directions are not compared."""
+
+    base: str
+    runs: tuple[str, ...]
+    comparison: DirectionComparison | None
+    reason: str | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """What the comparison says of directions; steps are pooled by group, not over everything on a base."""
+        if self.comparison is None:
+            return [self.reason or ""]
+        agreements = {agreement.sentence() for agreement in self.comparison.agreements}
+        return [line for line in self.comparison.sentence().splitlines() if line not in agreements]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the runs, the words, and every pair's cosines with their bands."""
+        pairs = None if self.comparison is None else self.comparison.to_dict()["pairs"]
+        return {"base": self.base, "runs": list(self.runs), "said": self.lines, "pairs": pairs}
+
+
+def within_bases(runs: Sequence[tuple[str, Path]]) -> tuple[WithinBase, ...]:
+    """The runs of each base compared; `runs` are the identity of the base and the run's folder."""
+    groups: dict[str, list[Path]] = {}
+    for base, path in runs:
+        groups.setdefault(base, []).append(path)
+    return tuple(_within(base, paths) for base, paths in groups.items())
+
+
+def _within(base: str, paths: list[Path]) -> WithinBase:
+    names = tuple(path.name for path in paths)
+    if len(paths) < 2:
+        return WithinBase(base, names, None, "one run of this base: nothing to compare it with")
+    try:
+        return WithinBase(base, names, compare(paths))
+    except InputError as error:  # such as adapters at sites that no two runs share
+        return WithinBase(base, names, None, str(error))

@@ -1,0 +1,147 @@
+"""What is done for one run of a sweep, by whichever worker: train, ask and judge it; then find its transitions.
+
+A worker is told everything by its arguments and answers with an `Outcome`: an error of one run ends that run alone.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from em_interp.config import RunConfig, dump_config
+from em_interp.errors import InputError
+from em_interp.findings import Findings
+from em_interp.runs import Run, read_json, write_json, write_text
+from em_interp.transition.result import Transition
+
+FINDINGS = "cell.json"  # in a run's analysis folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went with one run."""
+
+    name: str
+    seconds: float
+    error: str | None = None  # one line
+
+
+def run_path(out: Path, name: str) -> Path:
+    """Where a run of the sweep in `out` lies."""
+    return out / "runs" / name
+
+
+def failure_file(out: Path, name: str) -> Path:
+    """Where the traceback of a run that failed lies."""
+    return out / "failures" / f"{name}.txt"
+
+
+def is_made(out: Path, name: str, config: RunConfig) -> bool:
+    """Whether the run was trained, asked and judged with this config."""
+    run = Run(run_path(out, name))
+    files = (run.scores_file, run.answers_file, run.manifest_file, run.config_file)
+    return all(file.exists() for file in files) and run.config_file.read_text(encoding="utf-8") == dump_config(config)
+
+
+def is_analysed(out: Path, name: str, control: str | None) -> bool:
+    """Whether its transitions were looked for, beside this control."""
+    file = Run(run_path(out, name)).analysis / FINDINGS
+    return file.exists() and read_json(file).get("control") == control
+
+
+def make_run(name: str, config: RunConfig, out: Path) -> Outcome:
+    """Train, ask and judge one run; what is there of it is not done again."""
+
+    def work() -> None:
+        from em_interp.pipeline import ask_run, judge_run
+        from em_interp.training.train import train
+
+        run = train(config, run_path(out, name), resume=True)
+        ask_run(run, resume=True)
+        judge_run(run, resume=True)
+        (run.analysis / FINDINGS).unlink(missing_ok=True)  # it may be of answers that are no longer there
+
+    return _guarded(name, out, work)
+
+
+def analyse_run(name: str, control: str | None, out: Path) -> Outcome:
+    """Locate and align one run beside its control, and keep what the sweep tells of it."""
+
+    def work() -> None:
+        from em_interp.pipeline import analyse
+
+        run = Run(run_path(out, name))
+        found = analyse(run, None if control is None else Run(run_path(out, control)), resume=True)
+        write_json(run.analysis / FINDINGS, {"control": control, **told(found)})
+
+    return _guarded(name, out, work)
+
+
+def _guarded(name: str, out: Path, work: Callable[[], None]) -> Outcome:
+    """Do the work on one thread; an error is told in one line and kept in full beside the runs."""
+    from em_interp.pipeline import one_thread
+
+    start, error = time.perf_counter(), None
+    try:
+        if not out.is_dir():
+            raise InputError(f"{out} is not there for this worker; expected a folder that all machines share")
+        with one_thread():
+            work()
+        failure_file(out, name).unlink(missing_ok=True)
+    except InputError as mistake:
+        error = str(mistake)
+        _keep_traceback(out, name)
+    except Exception as mistake:
+        error = f"{type(mistake).__name__}: {' '.join(str(mistake).split()) or 'no message'}"
+        _keep_traceback(out, name)
+    return Outcome(name, round(time.perf_counter() - start, 2), error)
+
+
+def _keep_traceback(out: Path, name: str) -> None:
+    with suppress(OSError):  # a full disk may be why the run failed; the line that says so is told all the same
+        write_text(failure_file(out, name), traceback.format_exc())
+
+
+def told(found: Findings) -> dict[str, Any]:
+    """What the sweep tells of one run, as plain values: its signals, their offset, and how it ends."""
+    onset, index = main_onset(found)
+    peaks = [t for t in found.transitions if t.signal == "gradient_norm"]
+    alignment = found.alignment
+    offsets = [] if alignment is None else [o for o in alignment.offsets if o.behavioural == index]
+    manifest = found.run.manifest() if found.run.manifest_file.exists() else {}
+    return {
+        "base": (manifest.get("base") or {}).get("identity"),
+        "steps": [int(found.trajectory.steps[0]), int(found.trajectory.steps[-1])],
+        "rotation": found.rotation.to_dict(),
+        "gradient_norm": peaks[0].to_dict(),
+        "onset": onset.to_dict(),
+        "offset": offsets[0].to_dict() if offsets else None,
+        "verdict": None if alignment is None else alignment.verdict,
+        "onsets": [one.to_dict() for one in found.onsets],
+        "final": _final(found, onset),
+    }
+
+
+def main_onset(found: Findings) -> tuple[Transition, int | None]:
+    """The onset of EM on out-of-domain questions with the adapter as trained, and its place among the onsets."""
+    for index, onset in enumerate(found.onsets):
+        if onset.questions in (None, "out_of_domain") and onset.scale in (None, 1.0):
+            return onset, index
+    why = "It was not asked out-of-domain questions with the adapter as trained (scale 1)."
+    return Transition("onset", "inconclusive", why, of="em"), None
+
+
+def _final(found: Findings, onset: Transition) -> dict[str, Any] | None:
+    """EM and coherent rates with their intervals at the last asked step, on the questions of the onset."""
+    if found.curve is None or onset.scale is None:
+        return None
+    rows = found.curve.select(onset.scale, onset.questions).frame()
+    last = rows.sort_values("step").iloc[-1]
+    names = ("em", "coherent")
+    rates = {name: {"rate": last[name], "interval": [last[f"{name}_low"], last[f"{name}_high"]]} for name in names}
+    return {"step": int(last["step"]), "answers": int(last["scored"]), **rates}
