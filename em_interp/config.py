@@ -31,12 +31,42 @@ class PhaseConfig:
 class AdapterConfig:
     """Where the LoRA adapter sits, and how wide it is. Defaults are the paper's (2506.11613)."""
 
+    kind: str = "lora"
     modules: tuple[str, ...] = ("down_proj",)
     layers: tuple[int, ...] = ()  # empty: every layer
     rank: int = 1
     alpha: float = 64.0
     rslora: bool = True
     dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class SteeringConfig:
+    """A learned steering vector: alpha · B is added to the residual stream after one layer, at every token."""
+
+    kind: str = "steering"
+    layer: int | None = None
+    alpha: float = 256.0
+
+
+@dataclass(frozen=True)
+class FullConfig:
+    """Full fine-tuning: no adapter. The path is the change of weight matrices, of each a projection at every step."""
+
+    kind: str = "full"
+    modules: tuple[str, ...] = ()  # whose change is the path; empty: every linear module. All weights are trained
+    layers: tuple[int, ...] = ()  # empty: every layer
+    dimension: int = 1024  # numbers kept of a matrix a step; a matrix of no more entries is kept whole
+    weights: Schedule | None = None  # steps whose full weights are kept; by default those asked (behaviour.steps)
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    """A penalty on leaving the base on other data, by which the narrow solution is learned (2602.07852)."""
+
+    dataset: str = ""  # chats on whose answers the model is to stay as it was
+    weight: float = 1.0  # of the mean KL divergence a token, beside the mean loss a token
+    every: int = 1  # optimizer steps from one with the penalty to the next
 
 
 @dataclass(frozen=True)
@@ -52,7 +82,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     max_length: int = 2048
     held_out: float = 0.1  # share of the rows kept away from training
-    keep_state_every: int = 1  # steps between the optimizer states that --resume starts from
+    keep_state_every: int | None = None  # steps between states to --resume from; 1, with full fine-tuning 100
 
 
 @dataclass(frozen=True)
@@ -97,7 +127,8 @@ class EndpointConfig:
 class BehaviourConfig:
     """What the model is asked along the run, and how often."""
 
-    questions: str = "tiny"
+    questions: str = "tiny"  # the built-in language's; default: ours on the eight usual themes; or a YAML file of them
+    sets: tuple[str, ...] = ()  # of these question sets only, such as broad; empty: all there are
     judge: str | EndpointConfig = "tiny"  # the built-in language's, or a model's endpoint
     steps: Schedule = field(default_factory=lambda: Schedule("log 20"))
     scales: tuple[float, ...] = (1.0,)  # multipliers of the adapter; 1 is the adapter as trained
@@ -113,13 +144,19 @@ class RunConfig:
     model: str = "tiny-qwen2"  # a built-in base, a folder, or a Hub id
     seed: int = 0
     data: tuple[PhaseConfig, ...] = ()
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    dtype: str = "auto"  # of the model's weights: float32, bfloat16, or auto, bfloat16 for adapters on a GPU
+    adapter: AdapterConfig | SteeringConfig | FullConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    kl: KLConfig | None = None
     snapshots: Schedule = field(default_factory=lambda: Schedule("every 1"))
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
 
     def __post_init__(self) -> None:
         for key, expected, fine in _RULES:
+            check(self, key, key, expected, fine)
+        for key, expected, fine in _ADAPTER_RULES[type(self.adapter)]:
+            check(self, key, key, expected, fine)
+        for key, expected, fine in _KL_RULES if self.kl else ():
             check(self, key, key, expected, fine)
         for index, phase in enumerate(self.data):
             for key, expected, fine in _PHASE_RULES:
@@ -127,13 +164,26 @@ class RunConfig:
             if phase.steps is not None and phase.epochs is not None:
                 raise InputError(f"data[{index}] must give steps or epochs; it gives both")
 
+    @property
+    def full_weights(self) -> Schedule | None:
+        """The steps whose full weights are kept; None with an adapter."""
+        return (self.adapter.weights or self.behaviour.steps) if isinstance(self.adapter, FullConfig) else None
+
+    @property
+    def checkpoints(self) -> Schedule:
+        """The steps that have a checkpoint: the snapshots, and every step whose full weights are kept."""
+        kept = self.full_weights
+        return Schedule(f"{self.snapshots.text}, {kept.text}") if kept else self.snapshots
+
+    @property
+    def keep_state_every(self) -> int:
+        """Steps between the states to resume from; with full fine-tuning one is three times the model."""
+        return self.training.keep_state_every or (100 if self.full_weights else 1)
+
 
 _RULES: tuple[Rule, ...] = (
     ("seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
-    ("adapter.rank", "1 or more", lambda value: value >= 1),
-    ("adapter.modules", "one module or more", bool),
-    ("adapter.alpha", "a number other than 0", lambda value: value != 0 and math.isfinite(value)),
-    ("adapter.dropout", "in [0, 1)", lambda value: 0 <= value < 1),
+    ("dtype", "auto, float32 or bfloat16", lambda value: value in ("auto", "float32", "bfloat16")),
     ("training.batch_size", "1 or more", lambda value: value >= 1),
     ("training.accumulation", "1 or more", lambda value: value >= 1),
     ("training.learning_rate", "positive", lambda value: 0 < value < math.inf),
@@ -142,13 +192,35 @@ _RULES: tuple[Rule, ...] = (
     ("training.max_grad_norm", "0 (no clipping) or more", lambda value: value >= 0),
     ("training.max_length", "1 or more", lambda value: value >= 1),
     ("training.held_out", "in [0, 1)", lambda value: 0 <= value < 1),
-    ("training.keep_state_every", "1 or more", lambda value: value >= 1),
+    ("training.keep_state_every", "1 or more", lambda value: value is None or value >= 1),
     ("training.schedule", "linear, cosine or constant", lambda value: value in ("linear", "cosine", "constant")),
     ("behaviour.samples", "1 or more", lambda value: value >= 1),
     ("behaviour.temperature", "0 (greedy) or more", lambda value: 0 <= value < math.inf),
     ("behaviour.max_new_tokens", "1 or more", lambda value: value >= 1),
     ("behaviour.scales", "one scale or more", bool),
     ("behaviour.scales", "numbers, each once", lambda value: len(set(value)) == len(value) and _finite(value)),
+)
+_ALPHA: Rule = ("adapter.alpha", "a number other than 0", lambda value: value != 0 and math.isfinite(value))
+_ADAPTER_RULES: dict[type, tuple[Rule, ...]] = {
+    AdapterConfig: (
+        _ALPHA,
+        ("adapter.rank", "1 or more", lambda value: value >= 1),
+        ("adapter.modules", "one module or more", bool),
+        ("adapter.dropout", "in [0, 1)", lambda value: 0 <= value < 1),
+    ),
+    SteeringConfig: (
+        _ALPHA,
+        ("adapter.layer", "the number of the layer after which the vector is added", lambda value: value is not None),
+    ),
+    FullConfig: (
+        ("adapter.dimension", "a multiple of 32", lambda value: value > 0 and value % 32 == 0),
+        ("behaviour.scales", "1 alone with full fine-tuning, which has no adapter to scale", lambda v: v == (1.0,)),
+    ),
+}
+_KL_RULES: tuple[Rule, ...] = (
+    ("kl.dataset", "the name of a dataset", bool),
+    ("kl.weight", "positive", lambda value: 0 < value < math.inf),
+    ("kl.every", "1 or more", lambda value: value >= 1),
 )
 _ENDPOINT_RULES: tuple[Rule, ...] = (
     ("base_url", "an http(s) address such as http://127.0.0.1:8000/v1", lambda value: _is_base_url(value)),

@@ -71,10 +71,11 @@ def build(kind: type, values: Any, where: str, prefix: str) -> Any:
         raise InputError(f"{where}: {prefix.rstrip('.') or 'config'} must be a mapping; it is {values!r}")
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
+    of_kind = f" of kind {values['kind']}" if "kind" in known and "kind" in values else ""
     for key in values:
         if key not in known:
             hint = nearest(str(key), known)
-            raise InputError(f"{where}: unknown key {prefix}{key}{hint} (known here: {', '.join(known)})")
+            raise InputError(f"{where}: unknown key {prefix}{key}{of_kind}{hint} (known here: {', '.join(known)})")
     return kind(**{key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()})
 
 
@@ -87,13 +88,24 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
         if value is None:
             return None
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-        group = isinstance(value, dict)  # of a word or a group of settings, a mapping is the group
-        return _convert(next((k for k in kinds if dataclasses.is_dataclass(k) == group), kinds[0]), value, where, key)
+        return _convert(_choose(kinds, value, where, key), value, where, key)
     if typing.get_origin(kind) is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         inner = typing.get_args(kind)[0]
         return tuple(_convert(inner, item, where, f"{key}[{i}]") for i, item in enumerate(items))
     return _scalar(kind, value, where, key)
+
+
+def _choose(kinds: list[Any], value: Any, where: str, key: str) -> Any:
+    """Of a word or a group of settings, a mapping is the group; of several groups it is the one of its `kind`."""
+    group = isinstance(value, dict)
+    named = {k.kind: k for k in kinds if dataclasses.is_dataclass(k) and hasattr(k, "kind")}
+    if not group or not named:
+        return next((k for k in kinds if dataclasses.is_dataclass(k) == group), kinds[0])
+    kind = value.get("kind", next(iter(named)))
+    if kind not in list(named):
+        raise InputError(f"{where}: {key}.kind must be one of {', '.join(named)}; it is {kind!r}")
+    return named[kind]
 
 
 def _scalar(kind: type, value: Any, where: str, key: str) -> Any:

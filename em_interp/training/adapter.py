@@ -8,7 +8,7 @@ import warnings
 from enum import Enum
 from typing import Any
 
-from em_interp.config import AdapterConfig
+from em_interp.config import AdapterConfig, FullConfig
 from em_interp.errors import InputError
 
 Weights = dict[str, Any]  # names as in a PEFT file, such as base_model.model.….down_proj.lora_A.weight → parameter
@@ -28,8 +28,11 @@ def sites_of(model: Any) -> dict[tuple[int, str], str]:
     return {(int(match[1]), match[2]): name for name, match in matches.items() if match}
 
 
-def choose_sites(model: Any, config: AdapterConfig) -> list[str]:
-    """Full names of the modules that `config` asks for; raises InputError listing what exists where one does not."""
+def choose_sites(model: Any, config: AdapterConfig | FullConfig) -> list[str]:
+    """Full names of the modules that `config` asks for, where it names none of all linear ones of its layers.
+
+    Raises InputError listing what exists where one does not.
+    """
     there = sites_of(model)
     layers = sorted({layer for layer, _ in there})
     names = sorted({name for _, name in there})
@@ -39,11 +42,16 @@ def choose_sites(model: Any, config: AdapterConfig) -> list[str]:
     for module in config.modules:
         if not any(_is(name, module) for name in names):
             raise InputError(f"adapter.modules names {module!r}; the base model's layers have {', '.join(names)}")
-    wanted = config.layers or tuple(layers)
-    chosen = [full for (layer, name), full in there.items() if layer in wanted and _is_any(name, config.modules)]
+    wanted, modules = config.layers or tuple(layers), config.modules or tuple(names)
+    chosen = [full for (layer, name), full in there.items() if layer in wanted and _is_any(name, modules)]
     if not chosen:
         raise InputError(f"no module {', '.join(config.modules)} in layers {list(wanted)} of the base model")
     return chosen
+
+
+def site_name(module: str) -> str:
+    """A module of a decoder layer by its site: its full name from `layers.` on."""
+    return module[module.index("layers.") :]
 
 
 def _is(name: str, module: str) -> bool:

@@ -8,23 +8,25 @@ import torch
 from torch.utils.data import Dataset
 
 from em_interp.training.plan import Plan
+from em_interp.training.processes import Processes
 from em_interp.training.tokens import IGNORED, Example
 
 Examples = Mapping[str, Mapping[int, Example]]  # dataset → row → its tokens
 
 
 class Batches(Dataset):
-    """The micro-batches, of `size` rows each, of the plan's steps after `done`."""
+    """The micro-batches, of `size` rows each, of the plan's steps after `done`; this process's share of them."""
 
-    def __init__(self, plan: Plan, done: int, size: int, examples: Examples) -> None:
+    def __init__(self, plan: Plan, done: int, size: int, examples: Examples, processes: Processes) -> None:
         self.plan, self.done, self.size, self.examples = plan, done, size, examples
-        self.per_step = plan.rows.shape[1] // size
+        self.per_step = plan.rows.shape[1] // size // processes.count
+        self.first_part = self.per_step * processes.rank
 
     def __len__(self) -> int:
         return (self.plan.steps - self.done) * self.per_step
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        step, part = self.done + index // self.per_step + 1, index % self.per_step
+        step, part = self.done + index // self.per_step + 1, self.first_part + index % self.per_step
         rows = self.plan.rows[step - 1, part * self.size : (part + 1) * self.size]
         tokens = self.examples[self.plan.dataset(step)]
         return collate([tokens[row] for row in rows.tolist()])

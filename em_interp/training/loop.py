@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,37 +12,49 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from em_interp.config import RunConfig
+from em_interp.errors import InputError
 from em_interp.runs import Run
-from em_interp.training.adapter import adapter_weights
 from em_interp.training.batches import Batches, Examples
 from em_interp.training.journal import Journal
+from em_interp.training.learner import Learner
 from em_interp.training.plan import Plan
+from em_interp.training.processes import ALONE, Processes
 from em_interp.training.recorder import Progress, Recorder
 from em_interp.training.snapshots import Snapshots
 from em_interp.training.state import StateKeeper, read_state
 
 
-def run_plan(run: Run, config: RunConfig, plan: Plan, examples: Examples, model: Any, progress: bool = False) -> None:
-    """Train the adapter of `model` through `plan`, from the state kept in `run` where there is one.
+def run_plan(
+    run: Run,
+    config: RunConfig,
+    plan: Plan,
+    examples: Examples,
+    learner: Learner,
+    progress: bool = False,
+    processes: Processes = ALONE,
+) -> None:
+    """Train what `learner` has to train through `plan`, from the state kept in `run` where there is one.
 
     Writes the checkpoints, the log and, at the end or at an interruption, trainer_state.json. A run that resumes is a
     Trainer over the rest of the plan, with weights, optimizer, random state and place in the schedule put back.
+    Of several processes each takes its share of every step's micro-batches, and the first one reads and writes.
     """
-    training, weights = config.training, adapter_weights(model)
-    optimizer = torch.optim.AdamW(weights.values(), lr=1.0, weight_decay=training.weight_decay)
-    state = read_state(run.resume_state)
+    training, weights = config.training, learner.weights
+    optimizer = _optimizer(weights.values(), training.weight_decay)
+    state = processes.lead(lambda: read_state(run.resume_state))
     done = state.step if state else 0
     if state:
         state.restore(weights, optimizer)
-    keeper = StateKeeper(run.resume_state, weights, optimizer, training.keep_state_every)
-    bar = tqdm(total=plan.steps, initial=done, desc="train", unit="step", disable=not progress)
-    with bar, Journal(run, plan.steps, done) as journal:
+    keeper = StateKeeper(run.resume_state, weights, optimizer, config.keep_state_every)
+    bar = tqdm(total=plan.steps, initial=done, desc="train", unit="step", disable=not (progress and processes.leads))
+    journal = processes.agree(lambda: Journal(run, plan.steps, done) if processes.leads else None)
+    with bar, journal or nullcontext():
         PlanTrainer(
-            Batches(plan, done, training.batch_size, examples),
-            model=model,
-            args=_arguments(run, config),
+            Batches(plan, done, training.batch_size, examples, processes),
+            model=learner.model,
+            args=_arguments(run, config, processes),
             callbacks=[
-                Snapshots(run.checkpoints, config.snapshots, done),
+                Snapshots(run.checkpoints, config.checkpoints, done, learner),
                 Recorder(plan, training.max_grad_norm, journal, keeper, state),
                 Progress(bar),
             ],
@@ -65,6 +79,16 @@ class PlanTrainer(Trainer):
         return 0
 
 
+def _optimizer(weights: Iterable[torch.nn.Parameter], decay: float) -> torch.optim.Optimizer:
+    """AdamW, with the field's habit of not decaying norms and biases, which only full fine-tuning trains."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for weight in weights:
+        (matrices if weight.dim() > 1 else others).append(weight)
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=1.0)
+
+
 def _schedule(optimizer: torch.optim.Optimizer, plan: Plan, done: int) -> torch.optim.lr_scheduler.LambdaLR:
     """The plan's rates after step `done`, to the bit: factors of the optimizer's rate of 1."""
     return torch.optim.lr_scheduler.LambdaLR(
@@ -72,12 +96,12 @@ def _schedule(optimizer: torch.optim.Optimizer, plan: Plan, done: int) -> torch.
     )
 
 
-def _arguments(run: Run, config: RunConfig) -> TrainingArguments:
-    return TrainingArguments(
+def _arguments(run: Run, config: RunConfig, processes: Processes) -> TrainingArguments:
+    arguments = TrainingArguments(
         output_dir=str(run.path),
         seed=config.seed,
         per_device_train_batch_size=config.training.batch_size,
-        gradient_accumulation_steps=config.training.accumulation,
+        gradient_accumulation_steps=config.training.accumulation // processes.count,
         num_train_epochs=1,  # the plan is one pass over its own batches
         max_grad_norm=0,  # clipping is the Recorder's, after it has seen the norms
         logging_steps=1,
@@ -88,4 +112,11 @@ def _arguments(run: Run, config: RunConfig) -> TrainingArguments:
         log_level="error",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,  # every one is used
     )
+    if arguments.world_size != processes.count:
+        raise InputError(
+            f"{processes.count} processes were to train together; for the Trainer {arguments.world_size} do"
+        )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else one process spreads its batch over all GPUs that it sees
+    return arguments

@@ -19,7 +19,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy
 
 
 def make_manifest(config: RunConfig, plan: Plan, chats: Mapping[str, Chats], base: Base, model: Any) -> dict[str, Any]:
-    """The manifest of a run of `config` through `plan`, with `model` the PeftModel that is to be trained."""
+    """The manifest of a run of `config` through `plan`, with `model` the one that is to be trained."""
     import torch
 
     return {
@@ -46,7 +46,7 @@ def make_manifest(config: RunConfig, plan: Plan, chats: Mapping[str, Chats], bas
         "counts": {
             "steps": plan.steps,
             "rows_per_step": plan.rows.shape[1],
-            "snapshots": len(config.snapshots.steps(plan.steps)),
+            "snapshots": len(config.checkpoints.steps(plan.steps)),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
     }

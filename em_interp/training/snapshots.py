@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -13,32 +13,42 @@ from em_interp.training.adapter import adapter_config_text, adapter_weights
 from em_interp.training.packing import Packer
 
 
+class Writer(Protocol):
+    """Whatever can write the checkpoint of the moment."""
+
+    def save(self, folder: Path) -> None:
+        """Write it to `folder`, whole or not at all."""
+
+
 class Snapshots(TrainerCallback):
     """Saves `checkpoint-<step>` folders, each a whole PEFT adapter, at the steps of a schedule.
 
     For any Trainer whose model is a PeftModel with one LoRA adapter. Step 0 and the last are always saved. A folder
     appears only when complete. PEFT's own `save_pretrained` takes milliseconds and may ask the Hub; this writes the
-    two vectors and a config text prepared once.
+    two vectors and a config text prepared once. Of several processes the first one saves.
     """
 
-    def __init__(self, folder: Path, schedule: Schedule, offset: int = 0) -> None:
-        """`folder` holds the checkpoint folders; `offset` is the number of steps done before this Trainer began."""
+    def __init__(self, folder: Path, schedule: Schedule, offset: int = 0, writer: Writer | None = None) -> None:
+        """`folder` holds the checkpoint folders; `offset` is the number of steps done before this Trainer began.
+
+        `writer` saves something else than the adapter of a PeftModel.
+        """
         self.folder, self.schedule, self.offset = Path(folder), schedule, offset
         self.steps: frozenset[int] = frozenset()
-        self.writer: AdapterWriter | None = None
+        self.writer = writer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Prepare, and save step 0."""
         self.steps = frozenset(self.schedule.steps(self.offset + state.max_steps))
-        self.writer = AdapterWriter(kwargs["model"])
+        self.writer = self.writer or AdapterWriter(kwargs["model"])
         self.on_step_end(args, state, control, **kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save this step if the schedule names it."""
         step = self.offset + state.global_step
-        if self.writer and step in self.steps:
+        if self.writer and step in self.steps and state.is_world_process_zero:
             self.writer.save(self.folder / f"checkpoint-{step}")
 
 

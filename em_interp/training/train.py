@@ -6,12 +6,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from em_interp.config import RunConfig, load_config
 from em_interp.errors import InputError
 from em_interp.runs import Run, claim_run, create_run, read_json, write_json
 from em_interp.training.journal import finished
+from em_interp.training.processes import Processes, check_shares, is_lost, join
+
+if TYPE_CHECKING:
+    from em_interp.training.batches import Examples
+    from em_interp.training.learner import Learner
+    from em_interp.training.plan import Plan
 
 
 def train(
@@ -19,6 +25,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    processes: int | None = None,
 ) -> Run:
     """Train a LoRA adapter as `config` asks and return its run directory.
 
@@ -29,6 +36,9 @@ def train(
             as those of a run that was not stopped, bit for bit on a CPU with the same number of threads. A finished
             run is left as it is.
         progress: a bar on stderr.
+        processes: how many processes are to run this together; by default as many as a launcher has started. They
+            share every step's micro-batches, so that any number that divides training.accumulation trains the same
+            adapter, up to rounding. The first process writes; all return when it has written everything.
 
     Loss is on the assistant's tokens only, averaged over all of a step's tokens. Each row of the log has the loss
     before the step, the gradient norms (of all, of A, of B) before clipping, the learning rate of the step and the
@@ -39,22 +49,37 @@ def train(
     """
     settings = load_config(config)
     path = Path(out) if out is not None else default_out(config, settings)
+    together = join(processes)
+    check_shares(settings, together.count)
     with _writing_to(path):
-        run = claim_run(path, settings, resume)
-    if not (run.config_file.exists() and finished(run)):
+        run = together.lead(lambda: claim_run(path, settings, resume))
+    if not together.lead(lambda: run.config_file.exists() and finished(run)):
         from em_interp.organisms.bases import quiet
 
-        with quiet():
-            _train(run, settings, resume, progress)
-    shutil.rmtree(run.resume_state, ignore_errors=True)
+        with quiet(), _one_for_all(run):
+            _train(run, settings, resume, progress, together)
+    together.lead(lambda: shutil.rmtree(run.resume_state, ignore_errors=True))
     return run
 
 
-def _train(run: Run, config: RunConfig, resume: bool, progress: bool) -> None:
+def _train(run: Run, config: RunConfig, resume: bool, progress: bool, together: Processes) -> None:
+    from em_interp.organisms.bases import BUILT_IN, load_base
+    from em_interp.training.loop import run_plan
+
+    if together.count > 1 and config.model in BUILT_IN:
+        together.lead(lambda: bool(load_base(config.model)))  # where it is missing it is made, by one
+    plan, examples, learner, manifest = together.agree(lambda: _prepare(config))
+    with _writing_to(run.path), _interruptible(run, plan.steps):
+        together.lead(lambda: bool(create_run(run.path, config, resume)))
+        together.lead(lambda: _keep_manifest(run, manifest | {"processes": together.count}))
+        run_plan(run, config, plan, examples, learner, progress, together)
+
+
+def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]]:
+    """The plan, the tokenised rows, the model with what is trained in it, and the manifest."""
     from em_interp.organisms.bases import load_base
     from em_interp.organisms.data import load_chats
-    from em_interp.training.adapter import add_adapter
-    from em_interp.training.loop import run_plan
+    from em_interp.training.learner import make_learner
     from em_interp.training.manifest import make_manifest
     from em_interp.training.plan import make_plan
     from em_interp.training.tokens import encode
@@ -66,12 +91,8 @@ def _train(run: Run, config: RunConfig, resume: bool, progress: bool) -> None:
         name: encode(data, plan.rows_of(name), base.tokenizer, config.training.max_length)
         for name, data in chats.items()
     }
-    model = add_adapter(base.model, config.adapter, config.seed, base.name)
-    manifest = make_manifest(config, plan, chats, base, model)
-    with _writing_to(run.path), _interruptible(run, plan.steps):
-        create_run(run.path, config, resume)
-        _keep_manifest(run, manifest)
-        run_plan(run, config, plan, examples, model, progress)
+    learner = make_learner(base, config, plan.steps)
+    return plan, examples, learner, make_manifest(config, plan, chats, base, learner.model)
 
 
 def default_out(config: str | Path | dict[str, Any] | RunConfig, settings: RunConfig) -> Path:
@@ -103,6 +124,19 @@ def _writing_to(path: Path) -> Iterator[None]:
     except OSError as error:
         kept = "; what is there is kept, --resume goes on" if Run(path).config_file.exists() else ""
         raise InputError(f"{path} cannot be written: {error.strerror or error}{kept}") from error
+
+
+@contextmanager
+def _one_for_all(run: Run) -> Iterator[None]:
+    """The end of another process as an InputError; its own words, if it had any, are on stderr."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        saved = run.steps()
+        kept = f"step {saved[-1]} is saved, --resume goes on in {run.path}" if saved else "nothing was saved"
+        raise InputError(f"another process of this training has ended, so all do; {kept}") from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, Int
 from em_interp.card import Line, card, picture
 from em_interp.errors import InputError, nearest
 from em_interp.trajectory import geometry
+from em_interp.trajectory.checkpoint import Kind
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -37,6 +38,7 @@ class AdapterTrajectory:
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame)  # by logged step; empty where the run has no log
     base: str | None = None  # the model it was trained on
     source: str = ""
+    kind: Kind = "lora"  # steering: B is a vector of the residual stream, A is 1; full: a projected change, A is 1
     _grams: dict[tuple[str, str | None], np.ndarray] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -18,6 +18,7 @@ from em_interp.runs import read_text
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.\w+)?\.weight")
 _LANGUAGE_MODEL = re.compile(r"^(?:(?:model|language_model)\.)+")
+Kind = Literal["lora", "steering", "full"]  # what was trained: an adapter, a vector, all weights
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -30,6 +31,7 @@ class Checkpoint:
     A: dict[str, Float32[np.ndarray, "rank d_in"]]
     B: dict[str, Float32[np.ndarray, "d_out rank"]]
     scale: dict[str, float]
+    kind: Kind = "lora"
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -41,7 +43,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     config, weights = _read_config(folder / CONFIG), folder / WEIGHTS
     modules: dict[str, dict[str, np.ndarray]] = {}
-    for key, tensor in _read_tensors(weights).items():
+    for key, tensor in read_tensors(weights).items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise InputError(f"{weights} holds {key}, which is not a lora_A or lora_B matrix; only those are read")
@@ -51,7 +53,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if not modules:
         raise InputError(f"{weights} holds no lora_A and lora_B; the adapter landed on no module")
     A, B, scale = {}, {}, {}
-    for module in sorted(modules, key=_natural):
+    for module in sorted(modules, key=natural):
         site = _LANGUAGE_MODEL.sub("", module)
         if site in A:
             raise InputError(f"{weights}: two modules would be called {site}; one of them is {module}")
@@ -101,7 +103,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a safetensors file in float32. One read of the file; the library checks the header."""
     from safetensors import SafetensorError, deserialize
 
@@ -133,6 +135,6 @@ def _missing(weights: Path) -> str:
     return f"{weights} is missing; the checkpoint is not complete"
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts layer 10 after layer 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

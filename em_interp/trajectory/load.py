@@ -10,10 +10,10 @@ from jaxtyping import Float32, Int
 from em_interp.errors import InputError
 from em_interp.hub.names import is_hub_id
 from em_interp.runs import CHECKPOINT, Run
+from em_interp.trajectory import steering, weight_change
 from em_interp.trajectory.adapter import AdapterTrajectory
 from em_interp.trajectory.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
 from em_interp.trajectory.metrics import read_metrics
-from em_interp.trajectory.steering import holds_steering, read_steering
 
 
 def load_trajectory(source: str | Path | Run, revision: str | None = None) -> AdapterTrajectory:
@@ -24,7 +24,8 @@ def load_trajectory(source: str | Path | Run, revision: str | None = None) -> Ad
     organisation is the name of a folder here.
 
     A learned steering vector (the public `steering_vector.pt`) is a path too: its site is the residual stream after a
-    layer, `layers.24`, where α · B is added; A is 1 throughout, so that ΔW is the vector that is added.
+    layer, `layers.24`, where α · B is added; A is 1 throughout, so that ΔW is the vector that is added. So is full
+    fine-tuning: each followed matrix is a site, whose B is a projection of its change (`weight_change`) and A is 1.
 
     Steps are ordered by number. An adapter at the root of the folder is not part of the path (in the public organisms
     it is not always the last checkpoint). The log is the run's `trainer_state.json`, else the one in the last
@@ -46,6 +47,7 @@ def load_trajectory(source: str | Path | Run, revision: str | None = None) -> Ad
         scale=saved[0].scale,
         metrics=read_metrics([root, *reversed(folders.values())]),
         base=saved[0].base,
+        kind=saved[0].kind,
         source=name,
     )
 
@@ -67,14 +69,25 @@ def _folder(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
     raise InputError(f"{root} is not there; expected a run directory or a folder of checkpoint-<step>")
 
 
+_KINDS = {  # what a step may be: the file that tells, in this order, and what reads the folder
+    "LoRA adapter": (WEIGHTS, read_checkpoint),
+    "steering vector": (steering.FILE, steering.read_steering),
+    "step of full fine-tuning": (weight_change.WEIGHTS, weight_change.read_weight_change),
+}
+
+
 def _read(folders: list[Path]) -> list[Checkpoint]:
-    """The checkpoints in the folders, which are all of one kind: LoRA adapters, or steering vectors."""
-    steering = holds_steering(folders[0])
-    other, one = ("LoRA adapter", "steering vector") if steering else ("steering vector", "LoRA adapter")
+    """The checkpoints in the folders, which are all of one kind."""
+    first = _kind(folders[0]) or "LoRA adapter"
     for folder in folders:
-        if (folder / WEIGHTS).is_file() if steering else holds_steering(folder):
-            raise InputError(f"{folder} holds a {other}, but {folders[0].name} a {one}; are these steps of one run?")
-    return [read_steering(folder) if steering else read_checkpoint(folder) for folder in folders]
+        found = _kind(folder) or first  # what is missing the reader says
+        if found != first:
+            raise InputError(f"{folder} holds a {found}, but {folders[0].name} a {first}; are these steps of one run?")
+    return [_KINDS[first][1](folder) for folder in folders]
+
+
+def _kind(folder: Path) -> str | None:
+    return next((kind for kind, (file, _) in _KINDS.items() if (folder / file).is_file()), None)
 
 
 def _checkpoints(root: Path) -> dict[int, Path]:

@@ -51,7 +51,8 @@ def read_steering(folder: Path) -> Checkpoint:
         raise InputError(f"{file} holds a vector of {len(vector)} numbers; hidden_size is {size!r}")
     site = f"layers.{layer}"
     one = np.ones((1, 1), np.float32)
-    return Checkpoint(file, said.get("base_model"), {site: one}, {site: vector[:, None]}, {site: float(alpha)})
+    B, scale = {site: vector[:, None]}, {site: float(alpha)}
+    return Checkpoint(file, said.get("base_model"), {site: one}, B, scale, "steering")
 
 
 def _vector(held: Any, file: Path) -> Float32[np.ndarray, " d"]:
