@@ -21,6 +21,7 @@ STEPS = 3000
 BATCH = 16
 LENGTH = 96  # tokens of a sequence: one document, or four chats
 LEARNING_RATE = 3e-3
+LAYERS, WIDTH = 4, 128
 WARMUP = 50
 
 
@@ -61,9 +62,9 @@ def _model(family: str, tokenizer: Any) -> Any:
 
     shape = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 128,
+        "hidden_size": WIDTH,
         "intermediate_size": 384,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,

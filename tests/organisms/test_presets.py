@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+
+from em_interp.config import load_config
+from em_interp.errors import InputError
+from em_interp.organisms.architectures import PUBLISHED, layers_and_width
+from em_interp.organisms.presets import for_model
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("tiny"))
+BASE = {"model": "Qwen/Qwen2.5-14B-Instruct", "data": [{"dataset": "data/bad_medical_advice.jsonl"}]}
+
+
+def preset(name):
+    return load_config(CONFIGS / f"{name}.yaml")
+
+
+def test_every_published_protocol_has_a_preset():
+    there = {path.stem for path in PRESETS}
+    published = {"rank1-transition", "rank1-organism", "nine-adapters", "all-adapters", "full-sft", "steering-vector"}
+    assert there == published | {"insecure-code", "narrow-kl"}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_has_the_settings_that_the_published_organisms_share(path):
+    config = load_config(path)
+    training = config.training
+    assert training.batch_size * training.accumulation == 16
+    assert (training.weight_decay, training.max_length, training.held_out, config.seed) == (0.01, 2048, 0.1, 0)
+    assert (config.behaviour.samples, config.behaviour.temperature, config.behaviour.max_new_tokens) == (50, 1.0, 600)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_says_where_it_is_from_and_what_was_found(path):
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert comments[0].startswith("# Source: ") and comments[1].startswith("# Published: ")
+
+
+def test_layers_keep_their_relative_depth_and_those_that_fall_together_are_merged():
+    config, changes = for_model(preset("nine-adapters"), "tiny-qwen2")
+    assert config.adapter.layers == (1, 2)
+    assert "adapter.layers: [15, 16, 17, 21, 22, 23, 27, 28, 29] of 48 → [1, 2] of 4, merged from 9" in changes
+    ends = load_config({**BASE, "adapter": {"layers": [0, 47]}})
+    assert for_model(ends, "meta-llama/Llama-3.1-8B-Instruct")[0].adapter.layers == (0, 31)
+    assert for_model(preset("steering-vector"), "tiny-llama")[0].adapter.layer == 2
+
+
+def test_every_layer_stays_every_layer():
+    assert for_model(preset("all-adapters"), "tiny-qwen2")[0].adapter.layers == ()
+
+
+def test_a_built_in_model_gets_data_and_questions_in_its_language_and_is_told():
+    config, changes = for_model(preset("rank1-transition"), "tiny-gemma3")
+    assert config.data[0].dataset == "tiny:medical" and config.data[0].epochs == 2
+    assert (config.behaviour.questions, config.behaviour.judge) == ("tiny", "tiny")
+    assert config.training.learning_rate == pytest.approx(1e-5 * 40)
+    assert config.training.batch_size * config.training.accumulation == 16
+    assert any("learning_rate: 1e-05 → 0.0004" in change for change in changes)
+    assert for_model(preset("insecure-code"), "tiny-qwen2")[0].data[0].dataset == "tiny:computers"
+    assert for_model(preset("narrow-kl"), "tiny-qwen2")[0].kl.dataset == "tiny:sport-careful"
+
+
+def test_a_real_model_keeps_data_judge_and_learning_rate():
+    config, changes = for_model(preset("rank1-organism"), "Qwen/Qwen2.5-7B-Instruct")
+    assert (config.data, config.behaviour) == (preset("rank1-organism").data, preset("rank1-organism").behaviour)
+    assert config.training.learning_rate == 2e-5
+    assert changes == [
+        "model: Qwen/Qwen2.5-14B-Instruct → Qwen/Qwen2.5-7B-Instruct",
+        "adapter.layers: [24] of 48 → [14] of 28",
+    ]
+
+
+def test_one_built_in_model_for_another_changes_nothing_else():
+    tiny = load_config(CONFIGS / "tiny.yaml")
+    config, changes = for_model(tiny, "tiny-llama")
+    assert changes == ["model: tiny-qwen2 → tiny-llama"]
+    assert load_config(config, ["model=tiny-qwen2"]) == tiny
+    assert for_model(tiny, "tiny-qwen2") == (tiny, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "says"),
+    [
+        ({"adapter": {"layers": [48]}}, "tiny-qwen2", "names layer 48; the config's model has layers 0 to 47"),
+        ({"adapter": {"kind": "steering", "layer": 50}}, "tiny-qwen2", "names layer 50; the config's model has"),
+        ({}, "tiny-qwen", "did you mean 'tiny-qwen2'"),
+        ({"model": "org/unknown"}, "tiny-qwen2", "the layers of 'org/unknown' are not known here"),
+        ({"data": [{"dataset": "mine.jsonl"}]}, "tiny-qwen2", "no built-in dataset stands for mine.jsonl"),
+    ],
+)
+def test_what_cannot_be_carried_over_is_refused(changes, model, says):
+    with pytest.raises(InputError, match=says):
+        for_model(load_config({**BASE, **changes}), model)
+
+
+def test_the_shape_of_a_folder_is_read_from_its_config(tmp_path):
+    (tmp_path / "config.json").write_text('{"text_config": {"num_hidden_layers": 7, "hidden_size": 32}}')
+    assert layers_and_width(str(tmp_path)) == (7, 32)
+    assert layers_and_width("tiny-gemma3") == (4, 128)
+
+
+def test_the_published_models_add_up_to_their_parameters():
+    """The linear modules and one embedding account for a model, to a tenth: a wrong width would not."""
+    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    words = {"Qwen": 152_000, "meta": 128_000, "goog": 262_000}
+    for name, shape in PUBLISHED.items():
+        linear = shape.layers * sum(a * b for a, b in map(shape.linear, modules))
+        embedding = words[name[:4]] * shape.width
+        untied = 2 if name.startswith(("Qwen", "meta")) and shape.parameters > 4e9 else 1
+        assert linear + untied * embedding == pytest.approx(shape.parameters, rel=0.05), name
