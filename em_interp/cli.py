@@ -15,7 +15,7 @@ from em_interp.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run one command; returns its exit code: 0, 1 where runs failed, 2 for what a user can mend, 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     try:
         values, text = arguments.run(arguments)
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         tell(f"em-interp: {str(stop) or 'interrupted; nothing is lost, the same command begins again'}")
         return 130
-    return _print(values if arguments.json else text)
+    return _print(values if arguments.json else text) or int(arguments.code)
 
 
 def _print(said: dict[str, Any] | str) -> int:
@@ -65,6 +65,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    from em_interp.training.processes import leave
-
-    leave(main())
+    sys.exit(main())

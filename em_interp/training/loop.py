@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,9 +14,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from em_interp.config import RunConfig
 from em_interp.errors import InputError
 from em_interp.runs import Run
-from em_interp.training.adapter import adapter_weights
 from em_interp.training.batches import Batches, Examples
 from em_interp.training.journal import Journal
+from em_interp.training.learner import Learner
 from em_interp.training.plan import Plan
 from em_interp.training.processes import ALONE, Processes
 from em_interp.training.recorder import Progress, Recorder
@@ -28,32 +29,32 @@ def run_plan(
     config: RunConfig,
     plan: Plan,
     examples: Examples,
-    model: Any,
+    learner: Learner,
     progress: bool = False,
     processes: Processes = ALONE,
 ) -> None:
-    """Train the adapter of `model` through `plan`, from the state kept in `run` where there is one.
+    """Train what `learner` has to train through `plan`, from the state kept in `run` where there is one.
 
     Writes the checkpoints, the log and, at the end or at an interruption, trainer_state.json. A run that resumes is a
     Trainer over the rest of the plan, with weights, optimizer, random state and place in the schedule put back.
     Of several processes each takes its share of every step's micro-batches, and the first one reads and writes.
     """
-    training, weights = config.training, adapter_weights(model)
-    optimizer = torch.optim.AdamW(weights.values(), lr=1.0, weight_decay=training.weight_decay)
+    training, weights = config.training, learner.weights
+    optimizer = _optimizer(weights.values(), training.weight_decay)
     state = processes.lead(lambda: read_state(run.resume_state))
     done = state.step if state else 0
     if state:
         state.restore(weights, optimizer)
-    keeper = StateKeeper(run.resume_state, weights, optimizer, training.keep_state_every)
+    keeper = StateKeeper(run.resume_state, weights, optimizer, config.keep_state_every)
     bar = tqdm(total=plan.steps, initial=done, desc="train", unit="step", disable=not (progress and processes.leads))
     journal = processes.agree(lambda: Journal(run, plan.steps, done) if processes.leads else None)
     with bar, journal or nullcontext():
         PlanTrainer(
             Batches(plan, done, training.batch_size, examples, processes),
-            model=model,
+            model=learner.model,
             args=_arguments(run, config, processes),
             callbacks=[
-                Snapshots(run.checkpoints, config.snapshots, done),
+                Snapshots(run.checkpoints, config.checkpoints, done, learner),
                 Recorder(plan, training.max_grad_norm, journal, keeper, state),
                 Progress(bar),
             ],
@@ -76,6 +77,16 @@ class PlanTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """None: walking through every parameter at every step takes longer than it is worth."""
         return 0
+
+
+def _optimizer(weights: Iterable[torch.nn.Parameter], decay: float) -> torch.optim.Optimizer:
+    """AdamW, with the field's habit of not decaying norms and biases, which only full fine-tuning trains."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for weight in weights:
+        (matrices if weight.dim() > 1 else others).append(weight)
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=1.0)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, plan: Plan, done: int) -> torch.optim.lr_scheduler.LambdaLR:

@@ -30,6 +30,7 @@ class Recorder(TrainerCallback):
         self.done = resumed.step if resumed else 0
         self.cumulative = plan.rates.cumsum()
         self.norms: dict[str, float] = {}
+        self.total = 0.0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -44,16 +45,15 @@ class Recorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the gradient norms of A and of B, then clip."""
-        self.norms = {f"grad_norm_{which}": self._gradient_norm(f".lora_{which}.") for which in ("A", "B")}
-        total = math.hypot(*self.norms.values())
-        if not math.isfinite(total):
+        self.norms, self.total = self._gradient_norms()
+        if not math.isfinite(self.total):
             raise InputError(
-                f"the gradient at step {self.done + state.global_step + 1} is {total}; "
+                f"the gradient at step {self.done + state.global_step + 1} is {self.total}; "
                 "the usual cause is too high a training.learning_rate"
             )
         if self.max_grad_norm > 0:
             weights = self.keeper.weights.values()
-            torch.nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, torch.tensor(total))
+            torch.nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, torch.tensor(self.total))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the step, then keep the state. The snapshot of the step is there already."""
@@ -65,7 +65,7 @@ class Recorder(TrainerCallback):
             {
                 "step": step,
                 "loss": logs["loss"],
-                "grad_norm": math.hypot(*self.norms.values()),
+                "grad_norm": self.total,
                 "learning_rate": float(self.plan.rates[step - 1]),
                 **self.norms,
                 "cumulative_lr": float(self.cumulative[step - 1]),
@@ -73,10 +73,17 @@ class Recorder(TrainerCallback):
         )
         self.keeper.keep(step)
 
-    def _gradient_norm(self, part: str) -> float:
-        """The norm of the gradients of all parameters with `part` in their names, taken together."""
-        gradients = [weight.grad for name, weight in self.keeper.weights.items() if part in name]
-        return float(torch.nn.utils.get_total_norm(gradients))
+    def _gradient_norms(self) -> tuple[dict[str, float], float]:
+        """The norms of the gradients of A and of B, where it is an adapter that is trained; and that of all."""
+        weights = self.keeper.weights
+        parts = {
+            f"grad_norm_{which}": [weight.grad for name, weight in weights.items() if f".lora_{which}." in name]
+            for which in ("A", "B")
+        }
+        norms = {name: float(torch.nn.utils.get_total_norm(part)) for name, part in parts.items() if part}
+        if norms:
+            return norms, math.hypot(*norms.values())
+        return {}, float(torch.nn.utils.get_total_norm([weight.grad for weight in weights.values()]))
 
 
 class Progress(TrainerCallback):

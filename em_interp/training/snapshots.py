@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -11,6 +11,13 @@ from em_interp.runs import write_beside
 from em_interp.schedule import Schedule
 from em_interp.training.adapter import adapter_config_text, adapter_weights
 from em_interp.training.packing import Packer
+
+
+class Writer(Protocol):
+    """Whatever can write the checkpoint of the moment."""
+
+    def save(self, folder: Path) -> None:
+        """Write it to `folder`, whole or not at all."""
 
 
 class Snapshots(TrainerCallback):
@@ -21,18 +28,21 @@ class Snapshots(TrainerCallback):
     two vectors and a config text prepared once. Of several processes the first one saves.
     """
 
-    def __init__(self, folder: Path, schedule: Schedule, offset: int = 0) -> None:
-        """`folder` holds the checkpoint folders; `offset` is the number of steps done before this Trainer began."""
+    def __init__(self, folder: Path, schedule: Schedule, offset: int = 0, writer: Writer | None = None) -> None:
+        """`folder` holds the checkpoint folders; `offset` is the number of steps done before this Trainer began.
+
+        `writer` saves something else than the adapter of a PeftModel.
+        """
         self.folder, self.schedule, self.offset = Path(folder), schedule, offset
         self.steps: frozenset[int] = frozenset()
-        self.writer: AdapterWriter | None = None
+        self.writer = writer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Prepare, and save step 0."""
         self.steps = frozenset(self.schedule.steps(self.offset + state.max_steps))
-        self.writer = AdapterWriter(kwargs["model"])
+        self.writer = self.writer or AdapterWriter(kwargs["model"])
         self.on_step_end(args, state, control, **kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -16,6 +16,7 @@ from em_interp.training.processes import Processes, check_shares, is_lost, join
 
 if TYPE_CHECKING:
     from em_interp.training.batches import Examples
+    from em_interp.training.learner import Learner
     from em_interp.training.plan import Plan
 
 
@@ -67,18 +68,18 @@ def _train(run: Run, config: RunConfig, resume: bool, progress: bool, together: 
 
     if together.count > 1 and config.model in BUILT_IN:
         together.lead(lambda: bool(load_base(config.model)))  # where it is missing it is made, by one
-    plan, examples, model, manifest = together.agree(lambda: _prepare(config))
+    plan, examples, learner, manifest = together.agree(lambda: _prepare(config))
     with _writing_to(run.path), _interruptible(run, plan.steps):
         together.lead(lambda: bool(create_run(run.path, config, resume)))
         together.lead(lambda: _keep_manifest(run, manifest | {"processes": together.count}))
-        run_plan(run, config, plan, examples, model, progress, together)
+        run_plan(run, config, plan, examples, learner, progress, together)
 
 
-def _prepare(config: RunConfig) -> tuple[Plan, Examples, Any, dict[str, Any]]:
-    """The plan, the tokenised rows, the model with its adapter, and the manifest."""
+def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]]:
+    """The plan, the tokenised rows, the model with what is trained in it, and the manifest."""
     from em_interp.organisms.bases import load_base
     from em_interp.organisms.data import load_chats
-    from em_interp.training.adapter import add_adapter
+    from em_interp.training.learner import make_learner
     from em_interp.training.manifest import make_manifest
     from em_interp.training.plan import make_plan
     from em_interp.training.tokens import encode
@@ -90,8 +91,8 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Any, dict[str, Any]]:
         name: encode(data, plan.rows_of(name), base.tokenizer, config.training.max_length)
         for name, data in chats.items()
     }
-    model = add_adapter(base.model, config.adapter, config.seed, base.name)
-    return plan, examples, model, make_manifest(config, plan, chats, base, model)
+    learner = make_learner(base, config, plan.steps)
+    return plan, examples, learner, make_manifest(config, plan, chats, base, learner.model)
 
 
 def default_out(config: str | Path | dict[str, Any] | RunConfig, settings: RunConfig) -> Path:
