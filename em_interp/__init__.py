@@ -27,6 +27,7 @@ _WHERE = {
     "score_responses": "em_interp.behaviour.score",
     "behaviour_curve": "em_interp.behaviour.curve",
     "report": "em_interp.page",
+    "export_run": "em_interp.run_figures",
     "publish": "em_interp.hub",
 }
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from em_interp.errors import InputError
-from em_interp.findings import Findings, findings
-from em_interp.runs import Run, read_text, write_text
+from em_interp.findings import Findings
+from em_interp.run_figures import Source, found_in, known_changes, timeline
+from em_interp.runs import read_text, write_text
 
 if TYPE_CHECKING:
     import jinja2
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from em_interp.behaviour.curve import BehaviourCurve
     from em_interp.transition.result import Transition
 
-Source = Run | str | Path | Findings
 MAIN = ("rotation", "gradient_norm", "onset")  # the signals whose verdicts come first
 NEAR = 15  # steps: a rotation as near as this to a known change has found it
 SHOWN = {"out_of_domain": 3, "in_domain": 2, "broad": 2}  # example questions of each set; 2 of a set of another name
@@ -43,9 +43,9 @@ def report(
     What a run lacks (answers, scores, log, config, manifest) the page says. Raises InputError where there is no path
     to show, and where the page cannot be written.
     """
-    beside = None if control is None else _found(control)
-    found = _found(run, beside)
-    known = None if planted is None else _found(planted)
+    beside = None if control is None else found_in(control)
+    found = found_in(run, beside)
+    known = None if planted is None else found_in(planted)
     file = Path(out) if out is not None else found.run.report_file
     page = _environment().get_template("report.html.j2").render(_contents(found, beside, known))
     try:
@@ -53,13 +53,6 @@ def report(
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
     return file
-
-
-def _found(source: Source, control: Findings | None = None) -> Findings:
-    if isinstance(source, Findings):
-        return source
-    run = source if isinstance(source, Run) else Run(Path(source))
-    return findings(run, control.run if control is not None and control.curve is not None else None)
 
 
 def _environment() -> jinja2.Environment:
@@ -143,17 +136,6 @@ def final_rates(curve: BehaviourCurve) -> list[dict[str, Any]]:
     return rows
 
 
-def known_changes(run: Run) -> dict[float, str]:
-    """What the manifest says changed in mid-training, by the last step before it."""
-    phases = run.manifest().get("phases", []) if run.manifest_file.exists() else []
-    changes = {}
-    for before, after in pairwise(phases):
-        new_data = f"data: {after.get('dataset')}" if after.get("dataset") != before.get("dataset") else ""
-        restart = "schedule restarts" if after.get("restart") else ""
-        changes[float(after["first_step"] - 1)] = ", ".join(part for part in (new_data, restart) if part)
-    return changes
-
-
 @dataclass(frozen=True)
 class Hit:
     """A known change, the rotation of B, A or ΔW nearest to it, and what a hit is worth."""
@@ -199,21 +181,12 @@ def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[s
         ],
         "log": [draw.plot_training_log(path, transitions)] if {"loss", "grad_norm"} & set(path.metrics) else [],
         "behaviour": [],
-        "timeline": [_timeline(found)],
+        "timeline": [timeline(found)],
     }
     if found.curve is not None:
         beside = None if control is None else control.curve
         sections["behaviour"] = [draw.plot_behaviour(found.curve, beside, found.onsets)]
     return {section: [_embedded(figure) for figure in drawn] for section, drawn in sections.items()}
-
-
-def _timeline(found: Findings) -> go.Figure:
-    from em_interp import figures as draw
-
-    changes = known_changes(found.run)
-    if found.alignment is None:
-        return draw.plot_timeline(found.transitions, found.trajectory, planted=changes)
-    return draw.plot_alignment(found.alignment, found.trajectory, found.transitions, changes)
 
 
 def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]]:
@@ -223,7 +196,7 @@ def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]
     of: Any = next((hit.nearest.of for hit in known if hit.nearest is not None), "B")
     changes = known_changes(found.run)
     turning = draw.plot_turning(found.trajectory, of, transitions=found.transitions, planted=changes)
-    return [_embedded(turning), _embedded(_timeline(found))]
+    return [_embedded(turning), _embedded(timeline(found))]
 
 
 def _embedded(figure: go.Figure) -> dict[str, Any]:

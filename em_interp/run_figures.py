@@ -145,7 +145,7 @@ def setting_of(found: Findings) -> str:
         f"Base {path.base or 'not recorded'}",
         f"{len(path.sites)} adapted site{'s' * (len(path.sites) > 1)} ({', '.join(sites)})",
         f"rank {', '.join(map(str, ranks))}",
-        "alpha not recorded" if alpha is None else f"alpha {alpha:g}{rslora}",
+        alpha,
         f"scale {', '.join(scales)}",
         "seed not recorded" if config is None else f"seed {config.seed}",
         *([] if config is None else [f"data {', then '.join(phase.dataset for phase in config.data)}"]),

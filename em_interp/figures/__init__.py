@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
+    "caption": "files",
+    "export": "files",
+    "export_all": "files",
+    "numbers": "tables",
     "plot_agreement": "agreement",
     "plot_alignment": "alignment",
     "plot_behaviour": "behaviour",

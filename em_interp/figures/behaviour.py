@@ -89,7 +89,7 @@ def _draw_column(figure: go.Figure, rates: pd.DataFrame, colours: dict[str, str]
         for questions, part in parts.items():
             low, high = (100 * part[metric + end].to_numpy() for end in ("_low", "_high"))
             band = ribbon(part["step"].to_numpy(), low, high, colours[questions], "interval", showlegend=False)
-            figure.add_trace(band, row=row, col=column)
+            figure.add_trace(band.update(legendgroup=questions), row=row, col=column)
         for questions, part in parts.items():
             hover = "step %{x}<br>%{y:.1f}% of %{customdata[0]} scored answers<br>%{customdata[1]} without a score"
             counts = np.stack([part["scored"], part["n"] - part["scored"]], axis=1)

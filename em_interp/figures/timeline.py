@@ -30,9 +30,12 @@ from em_interp.transition.result import Transition
 if TYPE_CHECKING:
     from em_interp.trajectory.adapter import AdapterTrajectory
 
-HEIGHTS = {"log": 90, "behaviour": 150}  # pixels
+HEIGHTS = {"log": 110, "behaviour": 150}  # pixels
 LANE = 42
-LOGGED = (("grad_norm", "Gradient norm", "solid"), ("loss", "Loss (nats)", "dot"))
+LOGGED = (
+    ("grad_norm", "Gradient norm<br>(nats a weight unit)", "solid"),
+    ("loss", "Loss<br>(nats a token)", "dot"),
+)
 
 
 def plot_timeline(
