@@ -65,4 +65,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from em_interp.training.processes import leave
+
+    leave(main())
