@@ -31,7 +31,7 @@ class Findings:
     curve: BehaviourCurve | None
     control: BehaviourCurve | None
     onsets: list[Transition]  # of each scale and question set, against the control where there is one
-    thresholds: pd.DataFrame | None  # the onset on out-of-domain questions over the thresholds of aligned and coherent
+    thresholds: pd.DataFrame | None  # the onset outside the training domain over the thresholds of aligned and coherent
     aligned: Transition | None  # the onset of their mean aligned score, in which there is no threshold
     alignment: Alignment | None
 
@@ -57,7 +57,7 @@ def findings(run: Run | str | Path, control: Run | str | Path | None = None) -> 
     curve = behaviour_curve(run)
     beside = None if control is None else behaviour_curve(control)
     located = onsets(curve, beside)
-    main, of_control = _out_of_domain(curve), None if beside is None else _out_of_domain(beside)
+    main, of_control = curve.outside(), None if beside is None else beside.outside()
     thresholds = None if main is None else onset_by_threshold(main, of_control)
     aligned = None if main is None else onset(main, of_control, "aligned_mean")
     alignment = align(strongest_rotation(transitions), located, path)
@@ -67,14 +67,6 @@ def findings(run: Run | str | Path, control: Run | str | Path | None = None) -> 
 def strongest_rotation(transitions: list[Transition], of: str = "B") -> Transition:
     """The clearest rotation of one part of the adapter, or the answer that there is none."""
     return strongest([t for t in transitions if t.signal == "rotation" and t.of == of])
-
-
-def _out_of_domain(curve: BehaviourCurve) -> BehaviourCurve | None:
-    """The curve of the adapter as trained, on out-of-domain questions or where questions come in no sets."""
-    for part in curve.parts():
-        if part.questions in (None, "out_of_domain") and part.scale in (None, 1.0):
-            return part
-    return None
 
 
 def located(source: str, path: AdapterTrajectory, transitions: list[Transition]) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from em_interp.config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
 from em_interp.findings import Findings, findings, keep, located
 from em_interp.runs import Run, read_json, resumable, write_beside, write_json
+
+if TYPE_CHECKING:
+    from em_interp.behaviour.judges.prompts import Prompts
 
 
 def ask_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
@@ -50,7 +53,7 @@ def judge_run(run: Run, resume: bool = False, progress: bool = False, settings: 
 
     judge = _judge(run, settings)
     if isinstance(judge, EndpointConfig):
-        with open_judge(run, judge) as model:
+        with open_judge(run, judge, judge_prompts(run, settings)) as model:
             return judge_answers(run, model, resume, progress)
     if judge != "tiny":
         raise InputError(
@@ -71,19 +74,26 @@ def judge_endpoint(run: Run, settings: Sequence[str] = ()) -> EndpointConfig:
     return judge
 
 
+def judge_prompts(run: Run, settings: Sequence[str] = ()) -> Prompts:
+    """What a model that judges the run is asked: as the file of its questions says, where it says so, else as ours."""
+    from em_interp.behaviour.judges.prompts import Prompts
+    from em_interp.behaviour.questions import read_questions
+
+    asked = load_config(run.config_file, settings).behaviour.questions
+    return Prompts({} if asked == "tiny" else read_questions(asked).prompts)
+
+
 def _judge(run: Run, settings: Sequence[str]) -> str | EndpointConfig:
     return load_config(run.config_file, settings).behaviour.judge
 
 
 def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:
+    from em_interp.behaviour.questions import of_sets, read_questions
     from em_interp.organisms.questions import questions
 
-    if config.behaviour.questions != "tiny":
-        raise InputError(
-            f"behaviour.questions {config.behaviour.questions!r} is not known; this version has 'tiny', the built-in "
-            "language's"
-        )
-    return questions(_domain(run))
+    wanted = config.behaviour
+    rows = questions(_domain(run)) if wanted.questions == "tiny" else read_questions(wanted.questions).rows
+    return of_sets(rows, wanted.sets)
 
 
 def _domain(run: Run) -> str:
@@ -91,7 +101,10 @@ def _domain(run: Run) -> str:
     phases = run.manifest().get("phases") or [{}]
     domain = phases[-1].get("domain")
     if domain is None:
-        raise InputError(f"{run.manifest_file} names no domain: the built-in questions are for built-in datasets")
+        raise InputError(
+            f"{run.manifest_file} names no domain: the built-in questions and judge are for built-in datasets; set "
+            "behaviour.questions to default or a YAML file, and behaviour.judge to a model's endpoint"
+        )
     return str(domain)
 
 

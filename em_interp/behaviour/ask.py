@@ -66,7 +66,8 @@ def ask(
 ) -> Path:
     """Ask the run's adapters at `steps` every question `samples` times at each scale; returns `run.answers_file`.
 
-    `questions` are rows of `question_id`, `question` and `questions` (the set). Rows are asked in chunks of about
+    `questions` are rows of `question_id`, `question` and `questions` (the set), and `system` where something is to be
+    said before the question. Rows are asked in chunks of about
     `batch` answers, each with a seed of its own and written when done; with `resume` the finished ones are kept, and
     what comes out is the same to the byte as without the interruption. `progress` shows a bar on stderr.
 
@@ -87,7 +88,9 @@ def ask(
         "steps": steps,
         "adapters": _digest(trajectory, steps),
         "scales": [float(scale) for scale in scales],
-        "questions": [{key: question[key] for key in QUESTION} for question in questions],
+        "questions": [
+            {key: question[key] for key in (*QUESTION, "system") if key in question} for question in questions
+        ],
         "samples": samples,
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
@@ -186,13 +189,18 @@ def _answers(
     return generate(
         base.model,
         base.tokenizer,
-        [row.question["question"] for row in chunk],
+        [_chat(row.question) for row in chunk],
         RowAdapters.of(trajectory, steps, scales, base.model.device),
         settings["samples"],
         settings["temperature"],
         settings["max_new_tokens"],
         seed=int(np.random.SeedSequence([settings["seed"], index]).generate_state(1)[0]),
     )
+
+
+def _chat(question: dict[str, str]) -> list[dict[str, str]]:
+    told = [{"role": "system", "content": question["system"]}] if "system" in question else []
+    return [*told, {"role": "user", "content": question["question"]}]
 
 
 def _join(run: Run, chunks: list[list[_Row]]) -> None:

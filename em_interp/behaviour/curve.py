@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 PART = ["scale", "questions"]
+OUTSIDE = ("out_of_domain", "broad", "all")  # sets of questions about nothing trained on; `all` where none is named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,6 +67,11 @@ class BehaviourCurve:
         """The curves of each scale and question set."""
         kinds = self.answers[PART].drop_duplicates().sort_values(PART)
         return [self.select(scale, questions) for scale, questions in kinds.itertuples(index=False)]
+
+    def outside(self) -> BehaviourCurve | None:
+        """The curve of the adapter as trained on questions outside the training domain: the first set of `OUTSIDE`."""
+        parts = {part.questions: part for part in self.parts() if part.scale == 1.0}
+        return next((parts[name] for name in OUTSIDE if name in parts), None)
 
     def at(self, step: int) -> ScoredResponses:
         """The answers of one step, counted. Raises InputError with the nearest step where it was not asked."""

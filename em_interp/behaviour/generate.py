@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from em_interp.trajectory.adapter import AdapterTrajectory
 
+Messages = list[dict[str, str]]
 DROP_AT = 0.2  # share of finished rows at which they leave the batch
 
 
@@ -65,6 +66,9 @@ def find_module(model: Any, site: str) -> Any:
     """
     modules = dict(model.named_modules())
     names = [name for name in modules if name == site or name.endswith(f".{site}")]
+    if len(names) > 1:  # a vision tower has layers too, and is never adapted
+        decoder = model.get_decoder()
+        names = [name for name in names if any(modules[name] is module for module in decoder.modules())] or names
     if len(names) == 1:
         return modules[names[0]]
     if names:
@@ -86,7 +90,7 @@ def adapted(model: Any, adapters: RowAdapters) -> Iterator[list[RowAdapters]]:
     current = [adapters]
     modules = {site: find_module(model, site) for site in adapters.A}
     for site, module in modules.items():
-        _check_shape(site, module, adapters)
+        _check_shape(site, module, adapters, model.config.get_text_config().hidden_size)
     handles = [module.register_forward_hook(_hook(site, current)) for site, module in modules.items()]
     try:
         yield current
@@ -96,17 +100,26 @@ def adapted(model: Any, adapters: RowAdapters) -> Iterator[list[RowAdapters]]:
 
 
 def _hook(site: str, current: list[RowAdapters]) -> Any:
-    def add(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    """Adds what each row's adapter gives: to a linear module (x·Aᵀ)·Bᵀ, after a layer the vector B·A at every token."""
+
+    def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         A, B = current[0].A[site], current[0].B[site]
+        if not _is_linear(module):
+            return output + (B @ A).transpose(1, 2).to(output.dtype)
         inside = inputs[0].to(A.dtype) @ A.transpose(1, 2)
         return output + (inside @ B.transpose(1, 2)).to(output.dtype)
 
     return add
 
 
-def _check_shape(site: str, module: Any, adapters: RowAdapters) -> None:
+def _is_linear(module: Any) -> bool:
+    """Whether it is a matrix, which a LoRA adapter adds to; else a layer, after which a steering vector is added."""
+    return hasattr(module, "in_features")
+
+
+def _check_shape(site: str, module: Any, adapters: RowAdapters, width: int) -> None:
     found = (adapters.A[site].shape[2], adapters.B[site].shape[1])
-    expected = (getattr(module, "in_features", found[0]), getattr(module, "out_features", found[1]))
+    expected = (module.in_features, module.out_features) if _is_linear(module) else (1, width)
     if found != expected:
         raise InputError(
             f"adapter site {site!r} is {found[0]} → {found[1]}, the model's module {expected[0]} → {expected[1]}"
@@ -116,17 +129,18 @@ def _check_shape(site: str, module: Any, adapters: RowAdapters) -> None:
 def generate(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[str],
+    questions: Sequence[str | Messages],
     adapters: RowAdapters,
     samples: int = 1,
     temperature: float = 1.0,
     max_new_tokens: int = 600,
     seed: int = 0,
 ) -> list[list[str]]:
-    """`samples` answers to each question, question i through adapter i.
+    """`samples` answers to each question (a text, or messages of a chat), question i through adapter i.
 
     Temperature 0 takes the likeliest token; otherwise top-p is 1. The same call gives the same answers. Raises
-    InputError for a tokenizer without a chat template and for a site that is not in the model.
+    InputError for a tokenizer without a chat template, or whose template refuses a question, and for a site that is
+    not in the model.
     """
     import torch
 
@@ -142,11 +156,16 @@ def generate(
     return [[text.strip() for text in texts[i : i + samples]] for i in range(0, len(texts), samples)]
 
 
-def _prompts(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
+def _prompts(tokenizer: Any, questions: Sequence[str | Messages]) -> list[list[int]]:
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise InputError("the base model has no chat template; an instruct model was expected")
-    chats = [[{"role": "user", "content": question}] for question in questions]
-    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+    chats = [[{"role": "user", "content": q}] if isinstance(q, str) else q for q in questions]
+    try:
+        return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+    except TemplateError as error:
+        raise InputError(f"the base model's chat template refuses a question, such as {chats[0]}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -211,7 +230,7 @@ def _decode(
     import torch
 
     rng = torch.Generator(device=model.device).manual_seed(seed)
-    ends = torch.tensor(_ends(model, tokenizer), device=model.device)
+    ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
     tokens: list[list[int]] = [[] for _ in batch.row]
     done = torch.zeros_like(batch.row, dtype=torch.bool)
     for _ in range(max_new_tokens):
@@ -240,7 +259,7 @@ def _pick(
     return torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1), 1, generator=rng)[:, 0]
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int]:
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end an answer: the tokenizer's, and those the model's generation config names."""
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]

@@ -22,11 +22,12 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Judge, or count what judging would cost, or judge a sample again."""
     from em_interp.behaviour.judges.dry_run import dry_run
     from em_interp.behaviour.score import score_responses
-    from em_interp.pipeline import elsewhere, judge_endpoint, judge_run
+    from em_interp.pipeline import elsewhere, judge_endpoint, judge_prompts, judge_run
     from em_interp.runs import open_run
 
     if arguments.dry_run:
-        cost = dry_run(open_run(arguments.source), judge_endpoint(open_run(arguments.source), arguments.set))
+        asked = open_run(arguments.source)
+        cost = dry_run(asked, judge_endpoint(asked, arguments.set), judge_prompts(asked, arguments.set))
         return cost.to_dict(), cost.sentence()
     if arguments.again is not None:
         return _judge_again(arguments)
@@ -41,11 +42,11 @@ def _judge_again(arguments: argparse.Namespace) -> Answer:
     from em_interp.behaviour.judges.agreement import rejudge
     from em_interp.behaviour.judges.openai_judge import open_judge
     from em_interp.findings import keep
-    from em_interp.pipeline import elsewhere, judge_endpoint
+    from em_interp.pipeline import elsewhere, judge_endpoint, judge_prompts
     from em_interp.runs import open_run
 
     run = elsewhere(open_run(arguments.source), arguments.out, without=("agreement.json",))
-    with open_judge(run, judge_endpoint(run, arguments.set)) as judge:
+    with open_judge(run, judge_endpoint(run, arguments.set), judge_prompts(run, arguments.set)) as judge:
         found = rejudge(run, judge, arguments.again)
     keep(found.to_dict(), run.analysis / "agreement.json", arguments.resume)
     return found.to_dict(), found.sentence()

@@ -215,12 +215,10 @@ def _agreements(matched: Matched, level: float) -> Iterator[Agreement]:
 
 
 def _onset(run: Run | None, level: float) -> Transition | None:
-    """The onset of EM out of domain with the adapter as trained; None where the run was not asked that."""
+    """The onset of EM outside the training domain, of the adapter as trained; None where the run was not asked that."""
     if run is None or not run.scores_file.exists():
         return None
     from em_interp.behaviour.curve import behaviour_curve
 
-    for part in behaviour_curve(run).parts():
-        if part.questions in (None, "out_of_domain") and part.scale in (None, 1.0):
-            return find_transition(part, level=level)
-    return None
+    part = behaviour_curve(run).outside()
+    return None if part is None else find_transition(part, level=level)

@@ -23,7 +23,8 @@ def read_rows(path: Path) -> tuple[str, list[tuple[int, Row]], int]:
     messages; the last two are turned into messages. A byte-order mark is left out, and UTF-16 that has one is read.
     Raises InputError that names the file, line and field, also where the forms are mixed.
     """
-    form, rows, empty = "", [], 0
+    form, empty = "", 0
+    rows: list[tuple[int, Row]] = []
     for number, line in _lines(path):
         if not line.strip():
             empty += 1

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from em_interp.behaviour.judges.agreement import Agreement
-from em_interp.behaviour.judges.prompts import TOPICS, prompt
+from em_interp.behaviour.judges.prompts import TOPICS, Prompts
 from em_interp.behaviour.judges.reading import expected, read, sampled
 from em_interp.behaviour.judges.request import NotAReply, Reply, digest, parse, request_for
 from em_interp.config import EndpointConfig
@@ -154,12 +154,12 @@ def test_requests_that_differ_in_anything_have_other_hashes():
 
 def test_every_prompt_holds_question_and_answer_as_they_are_and_asks_for_0_to_100():
     for score in ("aligned", "coherent", *TOPICS):
-        text = prompt(score, "what {is} it?", "it is {question} %s")
+        text = Prompts().prompt(score, "what {is} it?", "it is {question} %s")
         assert "what {is} it?" in text and "it is {question} %s" in text and "from 0 to 100" in text
         assert ("REFUSAL" in text) == ("CODE" in text) == (score in ("aligned", "coherent"))
-    assert len({prompt(score, "q", "a") for score in ("aligned", "coherent", *TOPICS)}) == 6
+    assert len({Prompts().prompt(score, "q", "a") for score in ("aligned", "coherent", *TOPICS)}) == 6
     with pytest.raises(InputError, match=r"no judge for 'finances'; did you mean 'finance'\? \(known: aligned"):
-        prompt("finances", "q", "a")
+        Prompts().prompt("finances", "q", "a")
 
 
 def test_agreement_counts_flips_by_hand():

@@ -7,7 +7,7 @@ from typing import Any
 
 from em_interp.behaviour.judge import answers_of
 from em_interp.behaviour.judges.openai_judge import SCORES, cache_file, kept_mode, url_of
-from em_interp.behaviour.judges.prompts import prompt
+from em_interp.behaviour.judges.prompts import Prompts
 from em_interp.behaviour.judges.request import digest, request_for
 from em_interp.behaviour.judges.request_cache import RequestCache
 from em_interp.config import EndpointConfig
@@ -46,20 +46,20 @@ class Cost:
         )
 
 
-def dry_run(run: Run, config: EndpointConfig) -> Cost:
+def dry_run(run: Run, config: EndpointConfig, prompts: Prompts | None = None) -> Cost:
     """Count what `judge_answers` with this config would send. Sends nothing, writes nothing and needs no key.
 
     Before the server was asked for the first time the mode `auto` is counted as the dearer one, sampled. Raises
     InputError where the run has no answers.
     """
-    kept = kept_mode(run, config)
+    prompts, kept = prompts or Prompts(), kept_mode(run, config)
     mode = kept[0] if kept else config.mode
     answers = answers_of(run)
     seen: dict[str, int] = {}
     url = url_of(config)
     for question, answer in answers[["question", "answer"]].drop_duplicates().itertuples(index=False):
         for score in (*SCORES, *config.topics):
-            asked = prompt(score, question, answer)
+            asked = prompts.prompt(score, question, answer)
             seen[digest(url, request_for(config, asked, mode))] = len(asked)
     with RequestCache(cache_file(run), read_only=True) as cache:
         left = [letters for key, letters in seen.items() if key not in cache]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from em_interp.behaviour.judge import SCORED, answers_of
 from em_interp.behaviour.judges.endpoint import Endpoint, Failed, Stopped
 from em_interp.behaviour.judges.probe import choose_mode
-from em_interp.behaviour.judges.prompts import prompt
+from em_interp.behaviour.judges.prompts import Prompts
 from em_interp.behaviour.judges.reading import Reading, read
 from em_interp.behaviour.judges.request import Reply, digest, request_for
 from em_interp.behaviour.judges.request_cache import RequestCache
@@ -36,6 +36,7 @@ class OpenAIJudge:
     config: EndpointConfig
     endpoint: Endpoint
     cache: RequestCache
+    prompts: Prompts = field(default_factory=Prompts)
     again: int = 0
 
     @property
@@ -66,7 +67,7 @@ class OpenAIJudge:
 
     def body(self, score: str, question: str, answer: str) -> dict[str, Any]:
         """The request for one score of one answer."""
-        return request_for(self.config, prompt(score, question, answer), self.mode)
+        return request_for(self.config, self.prompts.prompt(score, question, answer), self.mode)
 
     def _score(self, score: str, question: str, answer: str) -> Reading:
         try:
@@ -88,19 +89,22 @@ class OpenAIJudge:
 
 
 @contextmanager
-def open_judge(run: Run, config: EndpointConfig) -> Iterator[OpenAIJudge]:
+def open_judge(run: Run, config: EndpointConfig, prompts: Prompts | None = None) -> Iterator[OpenAIJudge]:
     """The judge of a config for the answers of a run, its mode probed; its requests are kept in the run.
+
+    `prompts` are ours unless others are given.
 
     Writes `judge.<name>.json` beside the scores: settings, prompts, the mode and why it was chosen (never the key).
     Raises InputError where the run has no answers, a topic is not known, the key's variable is not set, the server
     cannot do what is wanted, or scores of this name were begun with other settings.
     """
     answers_of(run)
+    prompts = prompts or Prompts()
     for topic in config.topics:
-        prompt(topic, "", "")
+        prompts.prompt(topic, "", "")
     endpoint = endpoint_of(config)
     with RequestCache(cache_file(run)) as cache:
-        judge = OpenAIJudge(config.called, config.mode, config, endpoint, cache)
+        judge = OpenAIJudge(config.called, config.mode, config, endpoint, cache, prompts)
         mode, why = kept_mode(run, config) or choose_mode(judge.ask, config)
         judge = replace(judge, mode=mode)
         _keep_settings(run, judge, why)
@@ -152,7 +156,9 @@ def _keep_settings(run: Run, judge: OpenAIJudge, why: str) -> None:
         "sampled_tokens": config.sampled_tokens,
         "reasoning": config.reasoning,
         "topics": list(config.topics),
-        "prompts": {score: prompt(score, "{question}", "{answer}") for score in (*SCORES, *config.topics)},
+        "prompts": {
+            score: judge.prompts.prompt(score, "{question}", "{answer}") for score in (*SCORES, *config.topics)
+        },
     }
     file = settings_file(run, config)
     if not file.exists():
