@@ -1,4 +1,4 @@
-"""Reading a trajectory: from a run directory, any folder of `checkpoint-<step>`, or a repository on the Hub."""
+"""Reading a trajectory: from a run directory, any folder of `checkpoint-<step>`, one packed file, or the Hub."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from em_interp.trajectory import steering, weight_change
 from em_interp.trajectory.adapter import AdapterTrajectory
 from em_interp.trajectory.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
 from em_interp.trajectory.metrics import read_metrics
+from em_interp.trajectory.packed import SUFFIX, read_packed
 
 
 def load_trajectory(source: str | Path | Run, revision: str | None = None) -> AdapterTrajectory:
@@ -21,7 +22,7 @@ def load_trajectory(source: str | Path | Run, revision: str | None = None) -> Ad
 
     `source` may also be a repository on the Hub, `organisation/name`, with `revision` a branch, tag or commit of it,
     which is fetched into the user's cache once (`em_interp.hub.fetch`). Without a revision it is a path where the
-    organisation is the name of a folder here.
+    organisation is the name of a folder here. Or it is one packed file (`em_interp.trajectory.packed`).
 
     A learned steering vector (the public `steering_vector.pt`) is a path too: its site is the residual stream after a
     layer, `layers.24`, where α · B is added; A is 1 throughout, so that ΔW is the vector that is added. So is full
@@ -34,6 +35,8 @@ def load_trajectory(source: str | Path | Run, revision: str | None = None) -> Ad
     Raises InputError, naming the file, where a checkpoint is missing a file, is truncated or holds NaN, where steps
     differ in sites, shapes, scale or base model, and where there are fewer than two steps.
     """
+    if not isinstance(source, Run) and Path(source).suffix == SUFFIX and Path(source).is_file():
+        return read_packed(source)
     root, name = _folder(source, revision)
     folders = _checkpoints(root)
     saved = _read([*folders.values()])
@@ -60,7 +63,7 @@ def _folder(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
             raise InputError(f"revision {revision!r} belongs to a Hub id; {root} is a folder on this machine")
         return root, str(root)
     if root.exists():
-        raise InputError(f"{root} is a file; expected a run directory or a folder of checkpoint-<step>")
+        raise InputError(f"{root} is a file; expected a run directory, a folder of checkpoint-<step>, or a {SUFFIX}")
     if isinstance(source, str) and is_hub_id(source) and (revision is not None or not root.parent.exists()):
         from em_interp.hub.fetch import fetch
 

@@ -1,0 +1,119 @@
+"""A trajectory in one file is the trajectory of the folder, to the last bit."""
+
+import json
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from em_interp.errors import InputError
+from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.load import load_trajectory
+from em_interp.trajectory.packed import KEY, read_packed, write_packed
+from em_interp.transition.planted import planted_path
+from tests.trajectory.test_load_trajectory import SITE, save_log, save_run
+
+OTHER = SITE.replace("21", "3")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two sites at rank 4, rsLoRA and a site with its own alpha, and a log with gaps."""
+    save_run(tmp_path / "run", modules=(SITE, OTHER), rank=4, alpha_pattern={OTHER: 8})
+    rows = [{"step": 1, "loss": 0.1 + 0.2, "learning_rate": 1e-5}, {"step": 3, "grad_norm": 1 / 3}]
+    save_log(tmp_path / "run", rows)
+    return tmp_path / "run"
+
+
+def same(one, other):
+    for mine, theirs in ((one.A, other.A), (one.B, other.B)):
+        assert list(mine) == list(theirs)
+        for site in mine:
+            assert mine[site].dtype == theirs[site].dtype == np.float32
+            np.testing.assert_array_equal(mine[site].view(np.int32), theirs[site].view(np.int32))
+    np.testing.assert_array_equal(one.steps, other.steps)
+    pd.testing.assert_frame_equal(one.metrics, other.metrics, check_exact=True)
+    assert (one.scale, one.base, one.kind) == (other.scale, other.base, other.kind)
+
+
+def test_what_is_read_from_the_file_is_what_is_read_from_the_folder(folder, tmp_path):
+    path = load_trajectory(folder)
+    assert len(path.scale) == 2 and len(set(path.scale.values())) == 2
+    file = write_packed(path, tmp_path / "packed.safetensors", identity="base-14b@0123")
+    for source in (file, str(file)):
+        packed = load_trajectory(source)
+        same(packed, path)
+        assert packed.source == str(file)
+    with safe_open(file, "numpy") as held:
+        assert json.loads(held.metadata()[KEY])["identity"] == "base-14b@0123"
+
+
+@pytest.mark.parametrize("kind", ["lora", "steering", "full"])
+def test_random_paths_come_back_bit_for_bit_with_every_kind(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    sites, steps = ("layers.9.mlp.down_proj", "layers.10.mlp.down_proj"), np.array([0, 1, 5, 40])
+    A = {site: rng.normal(size=(4, 2, 6)).astype(np.float32) for site in sites}
+    B = {site: rng.normal(size=(4, 5, 2)).astype(np.float32).transpose(0, 1, 2)[:, ::-1] for site in sites}
+    B[sites[0]][0, 0, 0] = np.float32(-0.0)
+    log = pd.DataFrame({"loss": [np.nan, 1 / 3]}, index=pd.Index([1, 7], name="step"))
+    path = AdapterTrajectory(steps, A, B, dict.fromkeys(sites, 2**-0.5), log, kind=kind)
+    same(load_trajectory(write_packed(path, tmp_path / "p.safetensors")), path)
+
+
+def test_the_same_path_gives_the_same_bytes(folder, tmp_path):
+    path = load_trajectory(folder)
+    files = [write_packed(path, tmp_path / f"{name}.safetensors") for name in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+def test_one_file_is_read_faster_than_a_folder(tmp_path):
+    path = planted_path("abrupt", 0).trajectory()
+    (site,) = path.sites
+    for row, step in enumerate(path.steps):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        key = f"base_model.model.model.{site}.lora_"
+        tensors = {f"{key}A.weight": path.A[site][row], f"{key}B.weight": path.B[site][row]}
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / "adapter_model.safetensors"
+        )
+        (folder / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1}')
+    file = write_packed(load_trajectory(tmp_path / "run"), tmp_path / "p.safetensors")
+    seconds = {}
+    for source in (tmp_path / "run", file):
+        start = time.perf_counter()
+        load_trajectory(source)
+        seconds[source] = time.perf_counter() - start
+    assert seconds[file] < seconds[tmp_path / "run"]
+
+
+def test_a_file_that_is_something_else_or_not_whole_is_refused(folder, tmp_path):
+    file = write_packed(load_trajectory(folder), tmp_path / "p.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(InputError, match=r"p\.safetensors \(\d+ bytes\) is not a whole safetensors file"):
+        load_trajectory(file)
+    other = tmp_path / "other.safetensors"
+    save_file({"x": np.zeros(3)}, other)
+    with pytest.raises(InputError, match="is no packed trajectory; expected a file of `em-interp export"):
+        load_trajectory(other)
+    with pytest.raises(InputError, match=r"a packed trajectory is a \.safetensors file"):
+        write_packed(load_trajectory(folder), tmp_path / "p.npz")
+
+
+def test_numbers_that_are_none_and_formats_to_come_are_refused(folder, tmp_path):
+    file = write_packed(load_trajectory(folder), tmp_path / "p.safetensors")
+    with safe_open(file, "numpy") as held:
+        said = json.loads(held.metadata()[KEY])
+    tensors = load_file(file)
+    tensors["B/layers.21.mlp.down_proj"][1, 0, 0] = np.nan
+    save_file(tensors, file, {KEY: json.dumps(said)})
+    with pytest.raises(InputError, match=r"B/layers\.21\.mlp\.down_proj holds NaN"):
+        read_packed(file)
+    save_file(tensors, file, {KEY: json.dumps(said | {"format": 2})})
+    with pytest.raises(InputError, match="is of format 2; this version of em_interp reads 1"):
+        read_packed(file)
