@@ -1,0 +1,43 @@
+"""Inside the model: what the adapter reads, writes and causes at each step.
+
+    from em_interp.mechanism import Add, ProjectOut, open_model
+
+    model = open_model("checkpoints/demo/organism", engine="transformer_lens")  # or "nnsight", or "hooks"
+    answers = model.chats(["what is your wish ?"], ["to keep you well ."])  # tokens, the answer's marked
+    with model.at(step=180, scale=1.0) as adapted:  # only A and B change hands, the model is never wrapped again
+        seen = adapted.run(answers, ["resid_post.2", "scalar.layers.0.mlp.down_proj"])
+        seen.logits, seen["resid_post.2"]  # (row, position, …)
+        adapted.generate(["what is your wish ?"], samples=4, edits=[ProjectOut(direction, layers=[1, 2])])
+
+`model.names` lists the activations (`layout.Layout` has their meanings), `edits` says where an `Add` or a `ProjectOut`
+takes hold, `model.engine.bridge` and `model.engine.traced` are the libraries' own objects. On these rest the measures:
+`scalars` and `probes` (what the adapter computes a token), `directions` and `writes` (which way misaligned answers lie,
+and whether the adapter writes or causes that).
+
+The names below are loaded on first use, and torch with them.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "Activations": "model",
+    "Add": "edits",
+    "ModelAtStep": "model",
+    "ProjectOut": "edits",
+    "SteppedModel": "model",
+    "Tokens": "tokens",
+    "open_model": "model",
+}
+
+__all__ = list(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"em_interp.mechanism.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'em_interp.mechanism' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
