@@ -1,0 +1,194 @@
+"""What a dataset comes to when it is trained on: its rows, their lengths in tokens, what is learned of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from em_interp.config import RunConfig
+from em_interp.errors import InputError
+from em_interp.organisms.data import Chats, load_chats
+from em_interp.organisms.jsonl import is_garbled
+from em_interp.training.plan import make_plan
+from em_interp.training.tokens import IGNORED, Example, encode_row
+
+QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+SHOWN = 600  # characters of one part of the preview that a person is shown
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows something is the case with, and where the first is."""
+
+    count: int
+    first: str | None
+
+    @classmethod
+    def of(cls, places: Sequence[str]) -> Rows:
+        """The rows in these places."""
+        return cls(len(places), places[0] if places else None)
+
+    def words(self, what: str) -> list[str]:
+        """A line about them, where there are any."""
+        return [f"rows that {what}: {self.count} (the first: {self.first})"] if self.count else []
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """The rows in the tokens of one base model, through its chat template."""
+
+    model: str
+    max_length: int
+    row: dict[str, float]  # quantiles of the tokens a row has
+    learned: dict[str, float]  # of those on which the loss is
+    total: int  # tokens of all rows, before cutting
+    cut: int  # rows longer than max_length
+    nothing_left: Rows  # of these, whose answer begins beyond it; training refuses them
+    refused: Rows  # by the chat template, with what it has against the first; training refuses them
+    preview: list[tuple[str, bool]]  # the first row not refused as text, in parts: is each learned?
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What `check_data` found. Steps are of one epoch with the config's batch, on the rows that are not held out."""
+
+    source: str
+    form: str
+    rows: int
+    turns: dict[int, int]  # rows by their number of turns
+    roles: dict[str, int]  # turns by role
+    empty_lines: int
+    duplicates: Rows  # that repeat an earlier one
+    garbled: Rows  # whose text was decoded wrongly before it was saved
+    held_out: int
+    held_out_seen: int  # of the held-out rows, those of which a copy is trained on
+    batch: int
+    steps: int
+    sha256: str  # what the run's manifest will hold
+    tokens: TokenCounts | None  # None where no model was named
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as plain values; the preview's parts are `{"text", "learned"}`."""
+        values = asdict(self)
+        if self.tokens is not None:
+            values["tokens"]["preview"] = [{"text": text, "learned": mine} for text, mine in self.tokens.preview]
+        return values
+
+    def sentence(self) -> str:
+        """The findings in words, several lines; nothing in them steers a terminal, whatever the texts hold."""
+        turns = ", ".join(f"{count} of {number} turns" for number, count in self.turns.items())
+        roles = ", ".join(f"{count} {role}" for role, count in self.roles.items())
+        lines = [
+            f"{self.source}: {self.rows} rows of {self.form} ({turns}; turns: {roles}), sha256 {self.sha256[:12]}",
+            *([f"empty lines left out: {self.empty_lines}"] if self.empty_lines else []),
+            *self.duplicates.words("repeat an earlier one"),
+            *([f"held-out rows of which a copy is trained on: {self.held_out_seen}"] if self.held_out_seen else []),
+            *self.garbled.words("hold text that was decoded wrongly before it was saved"),
+            f"held out: {self.held_out} rows, so an epoch is {self.steps} steps of {self.batch} rows",
+        ]
+        return "\n".join(lines + (["tokens are counted with --model"] if self.tokens is None else _words(self.tokens)))
+
+
+def check_data(config: RunConfig) -> DataCheck:
+    """Look at the first dataset of a config as training would; in tokens where a model is named, without its weights.
+
+    Nothing is written. A row that training would refuse because of the model (its template, its length) is counted;
+    raises InputError, with file, line and field, for a file that cannot be read as chats.
+    """
+    if not config.data:
+        raise InputError("data names no dataset to look at")
+    source = config.data[0].dataset
+    chats = load_chats(source, config.seed)
+    plan = make_plan(config, {phase.dataset: len(chats) for phase in config.data})
+    held_out = set(plan.held_out[source])
+    texts = [" ".join(turn["content"] for turn in row["messages"]) for row in chats.rows]
+    trained = {repr(row) for number, row in enumerate(chats.rows) if number not in held_out}
+    return DataCheck(
+        source=source,
+        form=chats.form,
+        rows=len(chats),
+        turns=dict(sorted(Counter(len(row["messages"]) for row in chats.rows).items())),
+        roles=dict(Counter(turn["role"] for row in chats.rows for turn in row["messages"])),
+        empty_lines=chats.empty_lines,
+        duplicates=Rows.of([chats.where(row) for row in chats.duplicates]),
+        garbled=Rows.of([chats.where(row) for row, text in enumerate(texts) if is_garbled(text)]),
+        held_out=len(held_out),
+        held_out_seen=sum(repr(chats.rows[row]) in trained for row in held_out),
+        batch=plan.rows.shape[1],
+        steps=plan.steps,
+        sha256=chats.sha256,
+        tokens=count_tokens(chats, config.model, config.training.max_length) if config.model else None,
+    )
+
+
+def count_tokens(chats: Chats, model: str, max_length: int) -> TokenCounts:
+    """The rows through the chat template of a base model, of which the tokenizer alone is read."""
+    from em_interp.organisms.bases import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    if not tokenizer.chat_template:
+        raise InputError(f"the base model {model} has no chat template; an instruct model was expected")
+    examples: dict[int, Example] = {}
+    refused = []
+    for row in range(len(chats)):
+        try:
+            examples[row] = encode_row(chats, row, tokenizer)
+        except InputError as error:
+            refused.append(str(error))
+    lengths = [len(example.ids) for example in examples.values()]
+    return TokenCounts(
+        model=model,
+        max_length=max_length,
+        row=_quantiles(lengths),
+        learned=_quantiles([example.learned for example in examples.values()]),
+        total=sum(lengths),
+        cut=sum(length > max_length for length in lengths),
+        nothing_left=Rows.of([chats.where(row) for row, one in examples.items() if one.begins >= max_length]),
+        refused=Rows.of(refused),
+        preview=_parts(next(iter(examples.values())), tokenizer) if examples else [],
+    )
+
+
+def _quantiles(counts: Sequence[int]) -> dict[str, float]:
+    values = np.quantile(counts, list(QUANTILES.values())) if counts else np.full(len(QUANTILES), np.nan)
+    return dict(zip(QUANTILES, values.tolist(), strict=True))
+
+
+def _parts(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
+    pairs = zip(example.ids, example.labels, strict=True)
+    runs = [(mine, [token for token, _ in run]) for mine, run in groupby(pairs, lambda pair: pair[1] != IGNORED)]
+    return [(tokenizer.decode(ids, clean_up_tokenization_spaces=False), mine) for mine, ids in runs]
+
+
+def _words(tokens: TokenCounts) -> list[str]:
+    return [
+        f"tokens a row ({tokens.model}): {_spread(tokens.row)}; {tokens.total} in all",
+        f"of these learned: {_spread(tokens.learned)}",
+        f"rows longer than max_length {tokens.max_length}, and so cut: {tokens.cut}",
+        *tokens.nothing_left.words("have nothing left to learn"),
+        *tokens.refused.words("are refused"),
+        *(["what the model sees; what is learned of it stands between ⟦ and ⟧:"] if tokens.preview else []),
+        *([_shown(tokens.preview)] if tokens.preview else []),
+    ]
+
+
+def _spread(quantiles: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.0f}" for name, value in quantiles.items())
+
+
+def _shown(preview: Sequence[tuple[str, bool]]) -> str:
+    text = "".join(f"⟦{_visible(text)}⟧" if mine else _visible(text) for text, mine in preview)
+    return "\n".join(f"    {line}" for line in text.rstrip("\n").split("\n"))
+
+
+def _visible(text: str) -> str:
+    """Every character that is not seen written as its escape; a line feed breaks the line as well."""
+    if len(text) > SHOWN:
+        text = f"{text[: SHOWN // 2]} … {len(text) - SHOWN} characters … {text[-SHOWN // 2 :]}"
+    seen = (letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(letter + "\n" if letter == "\\n" else letter for letter in seen)
