@@ -26,6 +26,7 @@ _WHERE = {
     "plot_rotation": "rotation",
     "plot_scores": "behaviour",
     "plot_step_cosines": "step_cosines",
+    "plot_step_map": "step_map",
     "plot_sweep": "sweep",
     "plot_timeline": "timeline",
     "plot_training_log": "training_log",

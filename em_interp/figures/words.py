@@ -9,6 +9,8 @@ from em_interp.transition.align import Offset
 from em_interp.transition.result import Transition
 
 _SIGNALS = {"gradient_norm": "gradient-norm peak", "norm_onset": "norm onset", "lock_in": "lock-in"}
+_SIGNALS |= {f"sufficient_{one}": f"{one} that suffices" for one in ("direction", "size", "A", "B")}
+_SIGNALS |= {"shown": "EM shown as trained"}
 
 
 def said(name: str) -> str:
