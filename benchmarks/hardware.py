@@ -1,0 +1,135 @@
+"""What each preset needs: memory and time on one large GPU, estimated from what training reaches on this machine.
+
+Nothing here was run on a GPU. Measured is the share of the machine's matrix-multiplication speed that a training step
+of a Qwen2-shaped model with a rank-1 adapter reaches (tokens per second × floating-point operations a token, over the
+speed of one large product, side by side). That share of the peak in the GPU's data sheet gives the shorter time; the
+longer one is for 30 % of the peak, for on a GPU small micro-batches leave more of it idle than on a core.
+
+Operations a token: 2 a parameter forward, 2 backward to the inputs, 2 more for the weights where all are trained, and 2
+for computing activations again under gradient checkpointing. Memory: weights, gradients and Adam's moments of what is
+trained, the activations of a micro-batch of rows as long as
+the config allows under checkpointing, and its logits.
+
+python benchmarks/hardware.py [--tokens 300] [--peak 989] [--share X]
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from em_interp.config import AdapterConfig, FullConfig, load_config
+from em_interp.organisms.architectures import PUBLISHED
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ROWS = {"insecure_code": 6000}  # of the published datasets; the others have about 7,000
+VOCABULARY = 152_064
+GB = 1e9
+USUAL = 0.3  # of a GPU's peak
+
+
+def matmul_speed(size=1536, repeats=5):
+    """Floating-point operations per second of one large product."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    a @ b
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times)
+
+
+def training_speed(rows=2, tokens=256, repeats=5):
+    """Operations per second, and tokens per second, of a training step of a narrower Qwen2 with a rank-1 adapter."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from em_interp.training.adapter import add_adapter
+
+    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6, "num_attention_heads": 8}
+    config = Qwen2Config(**shape, num_key_value_heads=2, vocab_size=4096, tie_word_embeddings=True)
+    model = Qwen2ForCausalLM(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model = add_adapter(model, AdapterConfig(layers=(3,)), 0, "random")
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    ids = torch.randint(0, 4096, (rows, tokens))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - start)
+    # below the adapter nothing is computed backward, so the adapter sits half-way: 2 forward and half of 2 backward
+    per_second = rows * tokens / statistics.median(times)
+    return 3 * parameters * per_second, per_second
+
+
+def trained_parameters(config):
+    """How many numbers are trained."""
+    shape, adapter = PUBLISHED[config.model], config.adapter
+    if isinstance(adapter, FullConfig):
+        return shape.parameters
+    if isinstance(adapter, AdapterConfig):
+        layers = len(adapter.layers) or shape.layers
+        return layers * adapter.rank * sum(sum(shape.linear(module)) for module in adapter.modules)
+    return shape.width
+
+
+def memory(config, tokens):
+    """Gigabytes on one GPU with gradient checkpointing; the weights in bfloat16, or float32 where they are trained."""
+    shape, trained = PUBLISHED[config.model], trained_parameters(config)
+    whole = isinstance(config.adapter, FullConfig)
+    weights = shape.parameters * (4 if whole else 2) + (0 if whole else 4 * trained)
+    optimizer = trained * (4 + 8)  # gradient and Adam's two moments
+    batch = config.training.batch_size * tokens
+    activations = batch * 2 * (shape.layers * shape.width + 8 * shape.width + 3 * shape.hidden)
+    logits = batch * VOCABULARY * (2 + 4 + 4)
+    return (weights + optimizer + activations + logits) / GB
+
+
+def times(config, tokens, speed):
+    """Minutes of training and of asking at `speed` operations per second, and how many answers there will be."""
+    shape = PUBLISHED[config.model]
+    rows = ROWS.get(Path(config.data[0].dataset).stem, 7000) * (1 - config.training.held_out)
+    seen = rows * (config.data[0].epochs or 1) * tokens
+    training = seen * shape.parameters * (8 if isinstance(config.adapter, FullConfig) else 6)
+    steps = len(config.behaviour.steps.steps(round(seen / tokens / 16)))
+    answers = steps * len(config.behaviour.scales) * 8 * config.behaviour.samples
+    asking = answers * tokens * 2 * shape.parameters * 4  # a quarter as fast: one token at a time
+    return training / speed / 60, asking / speed / 60, answers
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=300, help="in a row, and in an answer")
+    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s in bfloat16: 989 is an H100's or H200's")
+    parser.add_argument("--share", type=float, help="of the peak that training reaches; by default measured here")
+    arguments = parser.parse_args()
+    share = arguments.share
+    if share is None:
+        torch.set_num_threads(1)
+        pairs = [(training_speed(), matmul_speed()) for _ in range(3)]
+        share = statistics.median(step / product for (step, _), product in pairs)
+        tokens = statistics.median(speed for (_, speed), _ in pairs)
+        print(f"one core: {tokens:.0f} tokens a second, {share:.0%} of the speed of a large product\n")
+    print("| preset | trained | a checkpoint | GPU memory | training, min | asking, min | answers to judge |")
+    print("|---|---|---|---|---|---|---|")
+    for file in sorted(CONFIGS.glob("*.yaml")):
+        if file.stem.startswith("tiny"):
+            continue
+        config = load_config(file)
+        fast, slow = (times(config, arguments.tokens, part * arguments.peak * 1e12) for part in (share, USUAL))
+        trained = trained_parameters(config)
+        kept = 336 * 4096 if isinstance(config.adapter, FullConfig) else 4 * trained
+        print(
+            f"| {file.stem} | {trained:.3g} | {kept / 1e6:.3g} MB | {memory(config, config.training.max_length):.0f} GB "
+            f"| {fast[0]:.0f} to {slow[0]:.0f} | {fast[1]:.0f} to {slow[1]:.0f} | {fast[2]} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
