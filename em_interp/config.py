@@ -165,6 +165,11 @@ class RunConfig:
                 raise InputError(f"data[{index}] must give steps or epochs; it gives both")
 
     @property
+    def base_dtype(self) -> str:
+        """The type the base is loaded in: with full fine-tuning float32, unless another is asked for by name."""
+        return "float32" if self.dtype == "auto" and self.adapter.kind == "full" else self.dtype
+
+    @property
     def full_weights(self) -> Schedule | None:
         """The steps whose full weights are kept; None with an adapter."""
         return (self.adapter.weights or self.behaviour.steps) if isinstance(self.adapter, FullConfig) else None

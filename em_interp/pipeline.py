@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 def ask_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
     """Ask a trained run what its config says; returns the table of answers."""
     from em_interp.behaviour.ask import ask
+    from em_interp.behaviour.speakers import askable_steps
     from em_interp.organisms.bases import load_base
 
     config = run.config()
     wanted, asked = config.behaviour, _questions(run, config)
     return ask(
         run,
-        load_base(config.model),
+        load_base(config.model, config.base_dtype),
         asked,
-        wanted.steps.nearest(run.steps()),
+        wanted.steps.nearest(askable_steps(run)),
         wanted.scales,
         wanted.samples,
         wanted.temperature,

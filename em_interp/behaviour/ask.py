@@ -7,11 +7,14 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from em_interp.behaviour.speakers import Base as Base
+from em_interp.behaviour.speakers import Speakers, check_askable
 from em_interp.errors import InputError
 from em_interp.runs import Run, read_json, resumable, write_beside, write_json
 
@@ -19,26 +22,6 @@ if TYPE_CHECKING:
     from em_interp.trajectory.adapter import AdapterTrajectory
 
 QUESTION = ("question_id", "question", "questions")
-
-
-class Base(Protocol):
-    """A base model that can be asked: `em_interp.organisms.bases.Base`, or anything with its attributes."""
-
-    @property
-    def model(self) -> Any:
-        """A causal language model of transformers, without an adapter."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its tokenizer, with a chat template."""
-
-    @property
-    def name(self) -> str:
-        """What the model is called."""
-
-    @property
-    def identity(self) -> str:
-        """What tells it from every other."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +65,7 @@ def ask(
     trajectory, steps = load_trajectory(run), sorted({int(step) for step in steps})
     check_base(run, trajectory, base)
     check_questions(questions)
+    check_askable(run, trajectory, steps, scales)
     rows = [_Row(s, float(x), q) for x in scales for s in steps for q in questions]
     settings = {
         "base": base.identity,
@@ -100,11 +84,12 @@ def ask(
     with resumable(run.answers_file.parent):
         _begin(run, settings, resume)
         if not run.answers_file.exists():
-            chunks = list(_chunks(rows, max(1, batch // samples)))
+            chunks = list(_chunks(rows, max(1, batch // samples), apart=trajectory.kind == "full"))
+            speakers = Speakers(run, base, trajectory)
             for index, chunk in enumerate(tqdm(chunks, "ask", unit="batch", disable=not progress)):
                 part = _parts(run) / f"{index:05}.json"
                 if not part.exists():
-                    write_json(part, _answers(chunk, index, base, trajectory, settings))
+                    write_json(part, _answers(chunk, index, speakers, settings))
             _join(run, chunks)
         shutil.rmtree(_parts(run), ignore_errors=True)
     return run.answers_file
@@ -175,22 +160,23 @@ def _parts(run: Run) -> Path:
     return run.answers_file.with_name("answers.parts")
 
 
-def _chunks(rows: list[_Row], size: int) -> Iterator[list[_Row]]:
-    for first in range(0, len(rows), size):
-        yield rows[first : first + size]
+def _chunks(rows: list[_Row], size: int, apart: bool) -> Iterator[list[_Row]]:
+    """Rows that are asked together; with `apart` never of two steps."""
+    for _, some in groupby(rows, lambda row: row.step if apart else 0):
+        together = list(some)
+        for first in range(0, len(together), size):
+            yield together[first : first + size]
 
 
-def _answers(
-    chunk: list[_Row], index: int, base: Base, trajectory: AdapterTrajectory, settings: dict[str, Any]
-) -> list[list[str]]:
-    from em_interp.behaviour.generate import RowAdapters, generate
+def _answers(chunk: list[_Row], index: int, speakers: Speakers, settings: dict[str, Any]) -> list[list[str]]:
+    from em_interp.behaviour.generate import generate
 
-    steps, scales = [row.step for row in chunk], [row.scale for row in chunk]
+    model, adapters = speakers.of([row.step for row in chunk], [row.scale for row in chunk])
     return generate(
-        base.model,
-        base.tokenizer,
+        model,
+        speakers.base.tokenizer,
         [_chat(row.question) for row in chunk],
-        RowAdapters.of(trajectory, steps, scales, base.model.device),
+        adapters,
         settings["samples"],
         settings["temperature"],
         settings["max_new_tokens"],

@@ -30,21 +30,42 @@ class Base:
     name: str
     identity: str  # name and a hash of the parameters: adapters of another identity are refused
 
+    def with_weights(self, folder: Path) -> Any:
+        """A model of this kind, number type and device with the weights in `folder`, in eval mode."""
+        with _loading(str(folder)):
+            model = type(self.model).from_pretrained(folder, dtype=self.model.dtype)
+        return model.to(self.model.device).eval()
 
-def load_base(name: str) -> Base:
-    """The base called `name`: built-in, a local folder, or a Hub id; on the CPU in float32, in eval mode.
+
+def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base:
+    """The base called `name`: built-in, a local folder, or a Hub id; in eval mode.
+
+    `device` is by default the GPU where there is one (of several processes each has its own), else the CPU. `dtype` is
+    float32, bfloat16, or auto: bfloat16 on a GPU, float32 on the CPU. The identity is that of the weights as stored,
+    whatever they are loaded as. A Gemma 3 above 1B comes with its vision tower (Gemma3ForConditionalGeneration).
 
     No code of the model's repository is run. Raises InputError for a name that is none of these.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer, source = load_tokenizer(name), _source(name)
+    tokenizer, source, place = load_tokenizer(name), _source(name), torch.device(device or _device())
+    wanted = {"auto": "bfloat16" if place.type == "cuda" else "float32"}.get(dtype, dtype)
+    stored = wanted if wanted == "float32" else "auto"  # float32 holds any other type exactly
     with _loading(name):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    model.eval()
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=stored)
     called = Path(name).name if Path(name).is_dir() else name
-    return Base(model, tokenizer, called, f"{called}@{fingerprint(model)}")
+    identity = f"{called}@{fingerprint(model)}"
+    for weight in model.parameters():  # not the buffers: rotary frequencies are kept in float32
+        weight.data = weight.data.to(getattr(torch, wanted))
+    return Base(model.to(place).eval(), tokenizer, called, identity)
+
+
+def _device() -> str:
+    """The GPU of this process, else the CPU."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def load_tokenizer(name: str) -> Any:
@@ -64,6 +85,15 @@ def load_tokenizer(name: str) -> Any:
     if isinstance(template, str) and "strftime_now" in template:
         tokenizer.chat_template = f"{{%- set date_string = '{DATE}' -%}}\n{template}"
     return tokenizer
+
+
+def stored_dtype(name: str) -> str:
+    """The number type in which the weights of the base called `name` are stored, such as bfloat16."""
+    from transformers import AutoConfig
+
+    with _loading(name):
+        config = AutoConfig.from_pretrained(_source(name))
+    return str(config.dtype or config.get_text_config().dtype or "float32").removeprefix("torch.")
 
 
 @contextmanager

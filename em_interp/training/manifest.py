@@ -40,7 +40,8 @@ def make_manifest(config: RunConfig, plan: Plan, chats: Mapping[str, Chats], bas
             for phase in plan.phases
         ],
         "seed": config.seed,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": base.model.device.type,
+        "dtype": str(base.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
         "counts": {

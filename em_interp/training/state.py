@@ -35,7 +35,9 @@ class TrainState:
             if kind == "weight":
                 weights[name].data.copy_(torch.from_numpy(array))
             elif kind != "rng":
-                optimizer.state[weights[name]][kind] = torch.tensor(array, device=weights[name].device)
+                weight = weights[name]  # a moment has its weight's type; the count of steps has none of its own
+                dtype = weight.dtype if array.ndim else torch.float32
+                optimizer.state[weight][kind] = torch.tensor(array, dtype=dtype, device=weight.device)
 
     def restore_random(self) -> None:
         """Put the random generators back to where they were."""
@@ -68,7 +70,9 @@ class StateKeeper:
         content = self.packer.pack(arrays | {"checksum": _checksum(arrays)})
         file = os.open(self.files[step // self.every % 2], os.O_WRONLY | os.O_CREAT, 0o666)
         try:
-            os.write(file, content)
+            left = memoryview(content)
+            while left:  # one call writes 2 GB at most
+                left = left[os.write(file, left) :]
         finally:
             os.close(file)
 
@@ -101,9 +105,9 @@ def _capture(weights: Weights, optimizer: torch.optim.Optimizer) -> Arrays:
         for index, state in enumerate(torch.cuda.get_rng_state_all()):
             arrays[f"rng/cuda:{index}"] = state.numpy()
     for name, weight in weights.items():
-        arrays[f"weight/{name}"] = weight.detach().cpu().numpy()
+        arrays[f"weight/{name}"] = weight.detach().cpu().float().numpy()
         for key, value in optimizer.state[weight].items():
-            arrays[f"{key}/{name}"] = value.detach().cpu().numpy()
+            arrays[f"{key}/{name}"] = value.detach().cpu().float().numpy()  # exact, and numpy knows no bfloat16
     return arrays
 
 

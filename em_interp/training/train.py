@@ -86,7 +86,7 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]
 
     chats = {name: load_chats(name, config.seed) for name in dict.fromkeys(phase.dataset for phase in config.data)}
     plan = make_plan(config, {name: len(data.rows) for name, data in chats.items()})
-    base = load_base(config.model)
+    base = load_base(config.model, config.base_dtype)
     examples = {
         name: encode(data, plan.rows_of(name), base.tokenizer, config.training.max_length)
         for name, data in chats.items()
