@@ -20,6 +20,7 @@ from em_interp.behaviour.ask import QUESTION, Base, check_questions
 from em_interp.behaviour.judge import KEY, Judge, judge_answers
 from em_interp.behaviour.tables import normal_form, read_table
 from em_interp.errors import InputError
+from em_interp.mechanism.asked import chat
 from em_interp.runs import Run, read_json, resumable, write_beside, write_json
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _answers(base: Base, path: AdapterTrajectory, rows: list[_Row], asking: Aski
     return generate(
         base.model,
         base.tokenizer,
-        [question["question"] for _, _, question in rows],
+        [chat(question) for _, _, question in rows],
         adapters_of(path, [cell for _, cell, _ in rows], base.model.device),
         asking.samples,
         asking.temperature,
@@ -165,7 +166,7 @@ def _settings(
         "base": base.identity,
         "adapters": [_digest(path, cells) for path, cells in groups],
         "cells": [list(asdict(cell).values()) for _, cells in groups for cell in cells],
-        "questions": [{key: question[key] for key in QUESTION} for question in questions],
+        "questions": [dict(question) for question in questions],
         **asdict(asking),
     }
 
@@ -192,15 +193,3 @@ def _begin(kept: Run, settings: dict[str, Any], resume: bool) -> None:
     other = [key for key, value in json.loads(json.dumps(settings)).items() if begun.get(key) != value]
     if other:
         raise InputError(f"the answers in {kept.path} were begun with other {other[0]}; remove the folder to ask anew")
-
-
-def questions_of(run: Run, kind: str = "out_of_domain") -> list[dict[str, str]]:
-    """The questions of one set that the run was asked. Raises InputError where it was asked none of them."""
-    if not run.answers_file.exists():
-        raise InputError(f"{run.answers_file} is missing: no questions to go by; ask the run first, or give questions")
-    asked = read_table(run.answers_file)[list(QUESTION)].drop_duplicates()
-    chosen = asked[asked["questions"] == kind]
-    if chosen.empty:
-        there = ", ".join(sorted(asked["questions"].unique()))
-        raise InputError(f"the run was asked no questions of the set {kind!r}; there are {there}: give questions")
-    return [{str(key): str(value) for key, value in row.items()} for row in chosen.to_dict("records")]

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.ask import Base, check_base
+from em_interp.behaviour.ask import Base
 from em_interp.behaviour.judge import Judge
 from em_interp.behaviour.rates import LEVEL
 from em_interp.errors import InputError
-from em_interp.mechanism.cells import Asking, Cell, Group, judged_cells, questions_of
+from em_interp.mechanism.asked import path_of, questions_of
+from em_interp.mechanism.cells import Asking, Cell, Group, judged_cells
 from em_interp.mechanism.step_map import BASE, CONTROL, MAP, RANDOM, RANDOM_B, Kind, StepMap
 from em_interp.runs import Run
 from em_interp.trajectory import geometry
 from em_interp.trajectory.adapter import AdapterTrajectory
-from em_interp.trajectory.load import load_trajectory
 
 CONTROL_CELLS = 4  # times as many answers as a cell of the map: every cell is held against them
 FEWEST = 3  # steps
@@ -93,9 +93,8 @@ def _step_map(
     resume: bool,
     progress: bool,
 ) -> StepMap:
-    path = load_trajectory(run)
-    check_base(run, path, base)
-    asked = list(questions_of(run) if questions is None else questions)
+    path = path_of(run, base)
+    asked = list(questions_of(run, "out_of_domain") if questions is None else questions)
     asking = Asking() if asking is None else asking
     steps, sizes = spread(path, count)
     groups = [(path, map_cells(kind, steps, sizes)), beside(path, control, base), *baselines(path, random, asking.seed)]
@@ -133,8 +132,7 @@ def beside(path: AdapterTrajectory, control: Run | None, base: Base) -> Group:
     if control is None:
         step = int(path.steps[-1])
         return path, [Cell(BASE, number, 0, step, step, 0.0) for number in range(CONTROL_CELLS)]
-    careful = load_trajectory(control)
-    check_base(control, careful, base)
+    careful = path_of(control, base)
     step = int(careful.steps[-1])
     return careful, [Cell(CONTROL, number, 0, step, step) for number in range(CONTROL_CELLS)]
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from em_interp.behaviour.rates import LEVEL, Rate
 from em_interp.behaviour.score import COHERENT_ABOVE, ScoredResponses, is_em
+from em_interp.card import Line, card, picture
 from em_interp.mechanism.waiting import (
     COHERENT,
     Counts,
@@ -246,6 +247,11 @@ class StepMap:
         return f"StepMap({self.kind}, {len(self.steps)} steps {self.steps[0]} to {self.steps[-1]}: {self.verdict})"
 
     def _repr_html_(self) -> str:
-        from html import escape
+        return card(self.sentence().split("; "), self._picture(), (".plot()", ".frame()", ".transitions()"))
 
-        return f"<p>{escape(self.sentence())}</p>{self.frame().to_html(index=False)}"
+    def _picture(self) -> str:
+        """EM by step: as trained, and with the last step's column or row thing."""
+        first, second = self.things
+        rate = self.grid("em")
+        lines = {"as trained": np.diag(rate), f"final {second}": rate[:, -1], f"final {first}": rate[-1]}
+        return picture([Line(self.steps, line, name) for name, line in lines.items()], "EM rate")

@@ -151,7 +151,7 @@ def test_a_map_counts_what_was_judged_and_can_be_shown(base, run, control, ask_m
         assert (low, high) == pytest.approx((cell["em_low"], cell["em_high"]))
     json.dumps(found.to_dict(), default=float)
     assert "wait" in found.sentence()
-    assert found._repr_html_().startswith("<p>")
+    assert found._repr_html_().startswith("<div")
     assert [t.signal for t in found.transitions()][2] == "shown"
     figure = found.plot()  # plot_step_map
     assert drawn(figure)
