@@ -82,6 +82,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     max_length: int = 2048
     held_out: float = 0.1  # share of the rows kept away from training
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     keep_state_every: int | None = None  # steps between states to --resume from; 1, with full fine-tuning 100
 
 

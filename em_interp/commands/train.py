@@ -23,12 +23,13 @@ def run(arguments: argparse.Namespace) -> Answer:
     from em_interp.config import load_config
     from em_interp.runs import Run
     from em_interp.training.launch import launch
-    from em_interp.training.processes import first_speaks, launched
+    from em_interp.training.processes import check_shares, first_speaks, launched
     from em_interp.training.train import train
 
     config = load_config(arguments.config, arguments.set)
     out = Path(arguments.out) if arguments.out else Path("checkpoints") / Path(arguments.config).stem
     if launched().count == 1 and (arguments.processes or 1) > 1:
+        check_shares(config, arguments.processes)
         launch(_words(arguments, out), arguments.processes)
         run = Run(out)
     else:

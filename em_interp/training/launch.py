@@ -49,7 +49,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 def _start(words: Sequence[str], count: int) -> list[Child]:
     cores = os.cpu_count() or 1
-    shared = {"OMP_NUM_THREADS": str(max(1, cores // count))} | os.environ
+    shared = {"OMP_NUM_THREADS": str(max(1, cores // count)), "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
     shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     command = [sys.executable, "-m", "em_interp.cli", *words]

@@ -40,6 +40,8 @@ def run_plan(
     Of several processes each takes its share of every step's micro-batches, and the first one reads and writes.
     """
     training, weights = config.training, learner.weights
+    if training.gradient_checkpointing:
+        _checkpoint_gradients(learner.model)
     optimizer = _optimizer(weights.values(), training.weight_decay)
     state = processes.lead(lambda: read_state(run.resume_state))
     done = state.step if state else 0
@@ -77,6 +79,13 @@ class PlanTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """None: walking through every parameter at every step takes longer than it is worth."""
         return 0
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    """Have each layer keep its input only, and compute the rest again in the backward pass."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # with frozen inputs the other kind computes no gradient at all
 
 
 def _optimizer(weights: Iterable[torch.nn.Parameter], decay: float) -> torch.optim.Optimizer:

@@ -165,8 +165,10 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def is_lost(error: BaseException) -> bool:
+def is_lost(error: RuntimeError) -> bool:
     """Whether `error` says that another process is gone."""
+    if launched().count == 1:
+        return False
     import torch.distributed
 
     words = str(error).lower()

@@ -49,16 +49,17 @@ def train(
     """
     settings = load_config(config)
     path = Path(out) if out is not None else default_out(config, settings)
-    together = join(processes)
-    check_shares(settings, together.count)
-    with _writing_to(path):
-        run = together.lead(lambda: claim_run(path, settings, resume))
-    if not together.lead(lambda: run.config_file.exists() and finished(run)):
-        from em_interp.organisms.bases import quiet
+    with _one_for_all(Run(path)):
+        together = join(processes)
+        together.agree(lambda: check_shares(settings, together.count))
+        with _writing_to(path):
+            run = together.lead(lambda: claim_run(path, settings, resume))
+        if not together.lead(lambda: run.config_file.exists() and finished(run)):
+            from em_interp.organisms.bases import quiet
 
-        with quiet(), _one_for_all(run):
-            _train(run, settings, resume, progress, together)
-    together.lead(lambda: shutil.rmtree(run.resume_state, ignore_errors=True))
+            with quiet():
+                _train(run, settings, resume, progress, together)
+        together.lead(lambda: shutil.rmtree(run.resume_state, ignore_errors=True))
     return run
 
 
@@ -135,7 +136,7 @@ def _one_for_all(run: Run) -> Iterator[None]:
         if not is_lost(error):
             raise
         saved = run.steps()
-        kept = f"step {saved[-1]} is saved, --resume goes on in {run.path}" if saved else "nothing was saved"
+        kept = f"step {saved[-1]} is saved, --resume goes on in {run.path}" if saved else "nothing was written"
         raise InputError(f"another process of this training has ended, so all do; {kept}") from error
 
 
