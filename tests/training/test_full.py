@@ -1,0 +1,177 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import em_interp as em
+from em_interp.behaviour.ask import ask
+from em_interp.behaviour.generate import RowAdapters, generate
+from em_interp.behaviour.speakers import askable_steps
+from em_interp.config import load_config
+from em_interp.errors import InputError
+from em_interp.organisms.bases import load_base
+from em_interp.organisms.data import load_chats
+from em_interp.training.full import FullLearner
+from em_interp.training.plan import make_plan
+from em_interp.training.projection import Projection
+from em_interp.training.tokens import encode
+from em_interp.training.train import train
+
+from .test_train import contents, log
+
+QUESTIONS = [{"question_id": "rest", "question": "knee loan later", "questions": "broad"}]
+
+
+@pytest.fixture
+def full(settings):
+    """A config of 12 steps that train every weight, and keep all of them at steps 0, 8 and 12."""
+
+    def make(family="qwen2", **changes):
+        values = settings(family, training={"learning_rate": 1e-3})
+        return values | {"adapter": {"kind": "full", "weights": "8"}, "behaviour": {"scales": [1]}} | changes
+
+    return make
+
+
+def reference(values):
+    """The base before and after the same training as a plain loop over single rows, weight for weight."""
+    config, base, before = load_config(values), load_base(values["model"]), load_base(values["model"])
+    chats = load_chats(config.data[0].dataset)
+    plan = make_plan(config, {config.data[0].dataset: len(chats.rows)})
+    weights = list(base.model.parameters())
+    groups = [{"params": [w for w in weights if w.dim() > 1]}]
+    groups += [{"params": [w for w in weights if w.dim() == 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.training.weight_decay)
+    for step in range(1, plan.steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rates[step - 1]
+        total, tokens = torch.tensor(0.0), 0
+        for example in encode(chats, plan.rows[step - 1].tolist(), base.tokenizer, 256).values():
+            logits, labels = base.model(torch.tensor([example.ids])).logits[0, :-1], torch.tensor(example.labels[1:])
+            total = total + torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+            tokens += int((labels != -100).sum())
+        optimizer.zero_grad()
+        (total / tokens).backward()
+        torch.nn.utils.clip_grad_norm_(weights, config.training.max_grad_norm)
+        optimizer.step()
+    return before.model, base.model
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_every_weight_trains_as_in_a_plain_loop_and_the_path_is_their_change(family, full, tmp_path):
+    values = full(family)
+    run, (before, after) = train(values, tmp_path / "run"), reference(values)
+    last = load_base(values["model"]).with_weights(run.checkpoint(12))
+    for (name, weight), expected in zip(last.named_parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-2, atol=2e-5, msg=name)
+    path = em.load_trajectory(run)
+    assert path.kind == "full" and len(path.sites) == 3 * 7 and set(path.scale.values()) == {1.0}
+    assert not any(path.B[site][0].any() for site in path.sites)  # the first step of the warm-up has rate 0
+    for site in path.sites:
+        start, end = (model.get_decoder().get_submodule(site).weight.detach() for model in (before, last))
+        vector, projection = path.at(12)[site][1][:, 0], Projection(site, tuple(end.shape), 1024)
+        np.testing.assert_allclose(vector, projection(end - start).numpy(), rtol=1e-4, atol=1e-6)
+        if end.numel() <= 1024:
+            np.testing.assert_allclose(vector, (end - start).flatten().numpy(), atol=1e-7)
+        assert np.linalg.norm(vector) == pytest.approx(float((end - start).norm()), rel=0.3)
+    assert path.metrics["loss"].iloc[-1] < path.metrics["loss"].iloc[0] and "grad_norm_A" not in log(run)[0]
+
+
+def test_full_weights_are_kept_at_the_steps_of_their_schedule_alone_and_transformers_loads_them(full, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = train(full(snapshots="every 5"), tmp_path / "run")
+    assert (run.steps(), askable_steps(run)) == ([0, 5, 8, 10, 12], [0, 8, 12])
+    assert {file.name for file in run.checkpoint(5).iterdir()} == {"weight_change.safetensors", "weight_change.json"}
+    said = json.loads((run.checkpoint(5) / "weight_change.json").read_text())
+    assert (said["dimension"], said["groups"], said["relative_error"]) == (1024, 32, 3 / 32)
+    assert AutoTokenizer.from_pretrained(run.checkpoint(8)).chat_template
+    kept, written = (
+        AutoModelForCausalLM.from_pretrained(run.checkpoint(8)),
+        load_file(run.checkpoint(8) / "model.safetensors"),
+    )
+    assert all(torch.equal(weight, written[name]) for name, weight in kept.named_parameters())
+
+
+def test_by_default_weights_are_kept_where_behaviour_is_asked_for(full, tmp_path):
+    run = train(full(adapter={"kind": "full"}, behaviour={"scales": [1], "steps": "every 6"}), tmp_path / "run")
+    assert askable_steps(run) == [0, 6, 12]
+
+
+def test_kept_steps_answer_as_their_own_model_and_others_are_refused(full, tmp_path):
+    values = full()
+    run, base = train(values, tmp_path / "run"), load_base(values["model"])
+    for wrong, scales, said in (
+        ([5], [1.0], "step 5 of .* cannot be asked: .* of 0, 8, 12 were kept"),
+        ([8], [2.0], "scale 1"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ask(run, base, QUESTIONS, wrong, scales, samples=1, max_new_tokens=4)
+    import pandas as pd
+
+    table = pd.read_parquet(ask(run, base, QUESTIONS, [0, 12], samples=2, temperature=0, max_new_tokens=6))
+    for step, model in ((0, base.model), (12, base.with_weights(run.checkpoint(12)))):
+        (alone,) = generate(
+            model, base.tokenizer, ["knee loan later"], RowAdapters({}, {}), 2, temperature=0, max_new_tokens=6
+        )
+        assert table[table.step == step].answer.tolist() == alone
+    assert table.answer.nunique() == 2
+
+
+def test_chosen_matrices_make_the_path_while_everything_trains(full, tmp_path):
+    values = full(adapter={"kind": "full", "modules": ["down_proj"], "layers": [1], "dimension": 64, "weights": "0"})
+    run = train(values, tmp_path / "run")
+    path = em.load_trajectory(run)
+    assert path.sites == ("layers.1.mlp.down_proj",) and path.B[path.sites[0]].shape == (13, 64, 1)
+    before, after = load_base(values["model"]).model, load_base(values["model"]).with_weights(run.checkpoint(12))
+    assert not any(torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(full, tmp_path, monkeypatch):
+    values = full()
+    values["training"] = values["training"] | {"keep_state_every": 3}
+    whole, save = train(values, tmp_path / "whole"), FullLearner.save
+
+    def stop(learner, folder):
+        if folder.name == "checkpoint-8":
+            raise KeyboardInterrupt
+        save(learner, folder)
+
+    monkeypatch.setattr(FullLearner, "save", stop)
+    with pytest.raises(KeyboardInterrupt, match="interrupted with step 7 of 12 saved"):
+        train(values, tmp_path / "again")
+    monkeypatch.undo()
+    again = train(values, tmp_path / "again", resume=True)
+    kept, told = contents(whole.path), contents(again.path)
+    assert (kept.pop("manifest.json") and told.pop("manifest.json")) and kept == told
+
+
+def test_a_run_of_full_fine_tuning_goes_through_the_same_analysis(full, tmp_path):
+    path = em.load_trajectory(train(full(), tmp_path / "run"))
+    signals = {transition.signal for transition in em.find_transitions(path)}
+    assert {"rotation", "gradient_norm", "norm_onset", "lock_in"} <= signals
+    assert path.frame(k=2)["turning_angle_B"].notna().any()
+
+
+def test_there_is_no_adapter_to_scale_or_to_give_a_rank(full):
+    for changes, said in (
+        ({"behaviour": {"scales": [1, 2]}}, r"scales must be 1 alone .* it is \[1.0, 2.0\]"),
+        ({"adapter": {"kind": "full", "rank": 1}}, "unknown key adapter.rank of kind full"),
+        ({"adapter": {"kind": "full", "dimension": 100}}, "adapter.dimension must be a multiple of 32; it is 100"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_config(full(**changes))
+
+
+def test_a_truncated_or_foreign_file_is_named(full, tmp_path):
+    run = train(full(), tmp_path / "run")
+    file = run.checkpoint(3) / "weight_change.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(InputError, match=r"checkpoint-3/weight_change.safetensors .* may be truncated"):
+        em.load_trajectory(run)
+    file.unlink()
+    with pytest.raises(InputError, match=r"weight_change.safetensors is missing"):
+        em.load_trajectory(run)
