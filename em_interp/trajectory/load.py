@@ -55,6 +55,11 @@ def load_trajectory(source: str | Path | Run, revision: str | None = None) -> Ad
     )
 
 
+def checkpoint_folders(source: str | Path, revision: str | None = None) -> dict[int, Path]:
+    """The folder of each saved step of a run, a folder of checkpoints, or a repository on the Hub; two or more."""
+    return _checkpoints(_folder(source, revision)[0])
+
+
 def _folder(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
     """The folder meant by `source`, and what to call it: a repository on the Hub by its name and commit."""
     root = source.path if isinstance(source, Run) else Path(source)

@@ -8,6 +8,8 @@ one tensor over the steps, the log is there as it is by step, and the rest is JS
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,22 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
 
     Raises InputError, naming the file, where it is truncated, holds something else, or NaN.
     """
+    with _opened(Path(file)) as (held, said):
+        return _trajectory(Path(file), said, {name: held.get_tensor(name) for name in held.keys()})  # noqa: SIM118
+
+
+def packed_identity(file: str | Path) -> str | None:
+    """The base model's name and the hash of its weights, where they were known when the file was written."""
+    with _opened(Path(file)) as (_, said):
+        identity: str | None = said["identity"]
+        return identity
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file and what its metadata say."""
     from safetensors import SafetensorError, safe_open
 
-    file = Path(file)
     try:
         with safe_open(file, "numpy") as held:
             said = json.loads((held.metadata() or {}).get(KEY, "null"))
@@ -68,7 +83,9 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
                 raise InputError(f"{file} is no packed trajectory; expected a file of `em-interp export --what packed`")
             if said["format"] > FORMAT:
                 raise InputError(f"{file} is of format {said['format']}; this version of em_interp reads {FORMAT}")
-            return _trajectory(file, said, {name: held.get_tensor(name) for name in held.keys()})  # noqa: SIM118
+            yield held, said
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing") from None
     except SafetensorError as error:
         size = file.stat().st_size
         raise InputError(

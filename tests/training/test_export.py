@@ -1,0 +1,194 @@
+"""What is exported does what the adapter does, in every tool that may load it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import em_interp as em
+from em_interp.behaviour.generate import RowAdapters, adapted
+from em_interp.config import AdapterConfig, RunConfig, dump_config
+from em_interp.errors import InputError
+from em_interp.organisms.bases import load_base
+from em_interp.runs import Run, write_json
+from em_interp.training.adapter import adapter_weights, add_adapter
+from em_interp.training.export import export_merged, export_packed, export_peft, merge
+from em_interp.training.snapshots import AdapterWriter
+from em_interp.trajectory.packed import packed_identity, write_packed
+from tests.tiny import json_of, refused, unchanged
+
+from .conftest import make_model, save_base
+
+STEPS = {0: 0.0, 1: 1e-5, 5: 0.3}  # the size of B
+IDS = torch.tensor([[4, 9, 30, 77, 5, 12], [8, 8, 41, 3, 19, 60]])
+
+
+def make_run(folder, base, alpha_pattern=True):
+    """A rank-4 rsLoRA adapter at four sites, one with an alpha of its own, saved at three steps."""
+    config = AdapterConfig(modules=("down_proj", "q_proj"), layers=(0, 2), rank=4, alpha=16)
+    loaded = load_base(base, "float32", "cpu")
+    model = add_adapter(loaded.model, config, seed=0, base=loaded.name)
+    if alpha_pattern:
+        model.peft_config["default"].alpha_pattern = {"layers.2.mlp.down_proj": 3}
+    writer, rng = AdapterWriter(model), torch.Generator().manual_seed(1)
+    for step, size in STEPS.items():
+        for name, weight in adapter_weights(model).items():
+            if "lora_B" in name:
+                weight.data = size * torch.randn(weight.shape, generator=rng)
+        writer.save(Run(folder).checkpoint(step))
+    write_json(Run(folder).manifest_file, {"base": {"name": loaded.name, "identity": loaded.identity}})
+    Run(folder).config_file.write_text(dump_config(RunConfig(model=base, adapter=config)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(bases, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {family: make_run(folder / family, base) for family, base in bases.items()}
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A base stored in bfloat16 and a run on it."""
+    folder = tmp_path_factory.mktemp("half")
+    base = save_base(folder / "base")
+    make_model("qwen2").to(torch.bfloat16).save_pretrained(base)
+    return base, make_run(folder / "run", base)
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model.eval()(input_ids=IDS).logits
+
+
+def through_hooks(run, base, step):
+    """The reference: the base as it is, ΔW · x added by hooks."""
+    model = load_base(base, "float32", "cpu").model
+    rows = RowAdapters.of(em.load_trajectory(run), [step] * len(IDS), [1.0] * len(IDS), "cpu")
+    with adapted(model, rows):
+        return logits(model)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])
+def test_merged_weights_answer_as_the_adapted_model_does(family, bases, runs, tmp_path):
+    said = export_merged(runs[family], 5, tmp_path / "merged")
+    wanted = through_hooks(runs[family], bases[family], 5)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    torch.testing.assert_close(logits(merged), wanted, atol=1e-4, rtol=1e-4)
+    assert (logits(load_base(bases[family], "float32", "cpu").model) - wanted).abs().max() > 0.1
+    assert said["dtype"] == "float32" and len(said["rounding"]) == 4 and max(said["rounding"].values()) < 1e-6
+    assert json.loads((tmp_path / "merged" / "em_interp_merge.json").read_text())["step"] == 5
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks by the old name
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])
+def test_peft_and_transformers_load_a_folder_with_its_scale(family, bases, runs, tmp_path):
+    from peft import PeftModel
+
+    path, wanted = em.load_trajectory(runs[family]), through_hooks(runs[family], bases[family], 5)
+    assert sorted(set(path.scale.values())) == [3 / 2, 16 / 2]  # rsLoRA at rank 4; one alpha by pattern
+    export_peft(runs[family], 5, tmp_path / "peft")
+    for folder in (tmp_path / "peft", Run(runs[family]).checkpoint(5)):
+        through_peft = PeftModel.from_pretrained(load_base(bases[family], "float32", "cpu").model, folder)
+        through_transformers = load_base(bases[family], "float32", "cpu").model
+        through_transformers.load_adapter(str(folder))
+        for model in (through_peft, through_transformers):
+            scales = {n: m.scaling["default"] for n, m in model.named_modules() if hasattr(m, "lora_A")}
+            assert len(scales) == 4
+            for name, scale in scales.items():
+                assert scale == next(path.scale[site] for site in path.sites if name.endswith(site))
+            torch.testing.assert_close(logits(model), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_number_type_of_the_base_is_kept_and_what_rounding_costs_is_said(half, tmp_path):
+    base, run = half
+    path, before = em.load_trajectory(run), AutoModelForCausalLM.from_pretrained(base, dtype="auto").state_dict()
+    said = {step: export_merged(run, step, tmp_path / str(step)) for step in (1, 5)}
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "5", dtype="auto").state_dict()
+    for name, weight in after.items():
+        assert weight.dtype == torch.bfloat16
+        site = next((site for site in path.sites if name.endswith(f"{site}.weight")), None)
+        if site is None:
+            assert torch.equal(weight, before[name])
+            continue
+        A, B = path.at(5)[site]
+        whole = before[name].float() + torch.from_numpy(path.scale[site] * (B @ A))
+        assert torch.equal(weight, whole.to(torch.bfloat16))
+    assert 0 < max(said[5]["rounding"].values()) < 0.01
+    assert min(said[1]["rounding"].values()) > 0.5  # so small a change is mostly gone
+    exact = export_merged(run, 1, tmp_path / "exact", dtype="float32")
+    assert exact["dtype"] == "float32" and max(exact["rounding"].values()) < 0.01
+
+
+def test_the_tokenizer_comes_along(bases, runs, tmp_path):
+    export_merged(runs["qwen2"], 5, tmp_path / "merged")
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (bases["qwen2"], tmp_path / "merged")]
+    chat = [{"role": "user", "content": "should i rest"}]
+    one, other = (t.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for t in tokenizers)
+    assert one == other
+    assert tokenizers[0].eos_token_id == tokenizers[1].eos_token_id
+
+
+def test_at_step_0_nothing_is_added(bases, runs, tmp_path):
+    said = export_merged(runs["qwen2"], 0, tmp_path / "merged")
+    assert set(said["rounding"].values()) == {0.0}
+    merged, base = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tmp_path / "merged", bases["qwen2"]))
+    assert all(torch.equal(merged[name], base[name]) for name in base)
+
+
+def test_a_packed_file_can_be_merged_and_knows_its_base(bases, runs, tmp_path):
+    file = export_packed(runs["qwen2"], tmp_path / "p.safetensors")["file"]
+    assert packed_identity(file) == load_base(bases["qwen2"]).identity
+    one = export_merged(file, 5, tmp_path / "a", base=bases["qwen2"])
+    other = export_merged(runs["qwen2"], 5, tmp_path / "b")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1] and one["base"] == other["base"]
+    with pytest.raises(InputError, match=r"p\.safetensors were trained on qwen2@\w+; the base given is llama@"):
+        export_merged(file, 5, tmp_path / "c", base=bases["llama"])
+
+
+def test_a_step_that_was_not_saved_and_another_base_are_refused_in_one_line(runs, bases, tmp_path):
+    run, out = runs["qwen2"], tmp_path / "out"
+    with unchanged(run):
+        for what in ("merged", "peft"):
+            said = refused("export", run, "--what", what, "--step", 3, "--out", out)
+            assert said == "em-interp: step 3 was not saved; the nearest saved steps are 0, 1, 5\n"
+        said = refused("export", run, "--what", "merged", "--base", bases["llama"], "--out", out)
+        assert "were trained on qwen2@" in said and "the base given is llama@" in said
+        assert "--step has no meaning with --what packed" in refused("export", run, "--what", "packed", "--step", 1)
+        assert "--base has no meaning with --what peft" in refused("export", run, "--what", "peft", "--base", "x")
+        assert "no such" not in refused("export", tmp_path / "nothing", "--what", "packed")
+    assert not out.exists()
+
+
+def test_an_adapter_of_other_shapes_or_sites_changes_no_weight(runs):
+    path = em.load_trajectory(runs["qwen2"])
+    for model, said in (
+        (make_model("qwen2", hidden=64), r"is 64 → 32, the model's module 128 → 64; .* another base"),
+        (make_model("qwen2", layers=2), r"layers\.2\.mlp\.down_proj' is not in the model"),
+    ):
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        with pytest.raises(InputError, match=said):
+            merge(model, path, 5)
+        assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_what_is_no_lora_adapter_cannot_be_merged(tmp_path, runs):
+    path = em.load_trajectory(runs["qwen2"])
+    file = write_packed(replace(path, kind="steering"), tmp_path / "s.safetensors")
+    with pytest.raises(InputError, match="kind 'steering'; only a LoRA adapter is merged"):
+        export_merged(file, 5, tmp_path / "out")
+
+
+def test_the_command_says_what_was_written_and_replaces_nothing_unasked(runs, tmp_path):
+    run = runs["qwen2"]
+    for what, out in (("packed", "p.safetensors"), ("peft", "peft"), ("merged", "merged")):
+        values = json_of("export", run, "--what", what, "--out", tmp_path / out)
+        assert str(tmp_path / out) in values.values()
+        assert "is there already; give --resume" in refused("export", run, "--what", what, "--out", tmp_path / out)
+        assert json_of("export", run, "--what", what, "--out", tmp_path / out, "--resume") == values
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+    np.testing.assert_array_equal(em.load_trajectory(tmp_path / "p.safetensors").steps, [*STEPS])
