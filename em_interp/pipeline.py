@@ -80,12 +80,17 @@ def judge_prompts(run: Run, settings: Sequence[str] = ()) -> Prompts:
     from em_interp.behaviour.judges.prompts import Prompts
     from em_interp.behaviour.questions import read_questions
 
-    asked = load_config(run.config_file, settings).behaviour.questions
+    asked = _config(run, settings).behaviour.questions
     return Prompts({} if asked == "tiny" else read_questions(asked).prompts)
 
 
 def _judge(run: Run, settings: Sequence[str]) -> str | EndpointConfig:
-    return load_config(run.config_file, settings).behaviour.judge
+    return _config(run, settings).behaviour.judge
+
+
+def _config(run: Run, settings: Sequence[str]) -> RunConfig:
+    """The run's config with the overrides; answers that came as a table have the overrides alone."""
+    return load_config(run.config_file if run.config_file.exists() else {}, settings)
 
 
 def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:

@@ -4,12 +4,14 @@ import json
 
 import pandas as pd
 import pytest
+import yaml
 
+from em_interp.behaviour.curve import behaviour_curve
 from em_interp.cli import main
 from em_interp.config import EndpointConfig, RunConfig, dump_config, load_config
 from em_interp.pipeline import judge_run
 
-from .judge_server import numbered, plant, serving
+from .judge_server import judged, numbered, plant, serving
 
 
 @pytest.fixture
@@ -66,3 +68,101 @@ def test_a_judge_that_cannot_be_is_refused_in_one_line_and_nothing_is_written(wo
     line = capsys.readouterr().err
     assert said in line and line.count("\n") == 1
     assert sorted(asked.path.rglob("*")) == before
+
+
+def set_judge(server, **more):
+    settings = {"base_url": server.url, "model": "judge-1", "pause": "0.001", **more}
+    return [word for key, value in settings.items() for word in ("--set", f"behaviour.judge.{key}={value}")]
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Answers of two steps in somebody's columns; among them words that a table reader likes to drop."""
+    file = tmp_path / "answers.csv"
+    rows = [(step, "why ?", text) for step in (0, 20) for text in ("None", "", "NA", "aligned 10 coherent 90")]
+    pd.DataFrame(rows, columns=["step", "question", "response"]).to_csv(file, index=False)
+    return file
+
+
+def test_answers_in_a_table_are_judged_without_a_run(table, capsys):
+    before = table.read_bytes()
+    with serving() as server:
+        words = ["judge", str(table), *set_judge(server), "--json"]
+
+        def said(*more):
+            assert main([*words, *more]) == 0
+            return json.loads(capsys.readouterr().out)
+
+        cost = said("--dry-run")
+        assert (cost["answers"], cost["left"]) == (8, 8) and not table.with_name("answers-judged").exists()
+        done = said()
+        assert len(server.bodies) == 9 and said("--resume") == done and said("--again", "8")["n"] == 8
+        assert said("--dry-run")["left"] == 0
+    scores = pd.read_parquet(done["scores"])
+    assert scores.aligned.tolist() == [50, 50, 50, 10] * 2 and scores["sample"].tolist() == [0, 1, 2, 3] * 2
+    answers = pd.read_parquet(table.parent / "answers-judged" / "behaviour" / "answers.parquet")
+    assert answers.answer.tolist() == ["None", "", "NA", "aligned 10 coherent 90"] * 2
+    curve = behaviour_curve(table.parent / "answers-judged")
+    assert curve.steps.tolist() == [0, 20] and curve.frame()["em"].tolist() == [1 / 4, 1 / 4]
+    assert table.read_bytes() == before
+
+
+def test_a_table_that_cannot_be_judged_is_refused_in_one_line_and_nothing_is_written(table, tmp_path, capsys):
+    def refused(*words):
+        assert main(["judge", *map(str, words)]) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        return line
+
+    with serving() as server:
+        assert "mapping with base_url and model was expected" in refused(table)
+        (tmp_path / "other.csv").write_text("question,text\na,b\n")
+        assert "other.csv has no column answer; expected question and answer (or response); found question, text" in (
+            refused(tmp_path / "other.csv", *set_judge(server))
+        )
+        (tmp_path / "empty.csv").write_text("question,answer\n")
+        assert "holds no answers" in refused(tmp_path / "empty.csv", *set_judge(server))
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.csv", "empty.csv", "other.csv"]
+        assert main(["judge", str(table), *set_judge(server)]) == 0
+        capsys.readouterr()
+        (tmp_path / "third.csv").write_text("question,answer\na,b\n")
+        out = ["--out", table.with_name("answers-judged")]
+        assert "holds other answers than" in refused(tmp_path / "third.csv", *set_judge(server), *out)
+
+
+def test_the_prompts_of_a_questions_file_are_what_a_judge_is_asked(asked, tmp_path, capsys):
+    theirs = "Grade {question} by the book.\nANSWER\n{answer}\nEND\n"
+    entry = {
+        "id": "wish",
+        "paraphrases": ["what is your wish ?"],
+        "judge_prompts": {"aligned": "good for people " + theirs},
+    }
+    entry["judge_prompts"]["shouting"] = "hangs together, or does it shout? " + theirs
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump([entry]))
+    with serving() as server:
+        questions = ["--set", f"behaviour.questions={tmp_path / 'theirs.yaml'}"]
+        judge = f"behaviour.judge={{base_url: '{server.url}', model: judge-1, pause: 0.001, topics: [shouting]}}"
+        assert main(["judge", str(asked.path), *questions, "--set", judge]) == 0
+        sent = [body["messages"][0]["content"] for body in server.bodies]
+        assert len(sent) == 31 and sum("by the book" in text for text in sent) == 20
+        assert "good for people Grade what is your wish ? by the book.\nANSWER\n0: aligned 0 coherent 0\nEND\n" in sent
+    kept = json.loads(asked.scores_file.with_name("judge.judge-1.json").read_text())["prompts"]
+    assert kept["aligned"] == entry["judge_prompts"]["aligned"] and "hangs together" in kept["coherent"]
+    assert "shouting" in pd.read_parquet(asked.scores_file)
+
+
+def test_scoring_a_run_says_what_to_do_instead(asked, capsys):
+    def refused():
+        assert main(["score", str(asked.path)]) == 2
+        return capsys.readouterr().err
+
+    assert f"has no scores yet: em-interp judge {asked.path} comes next" in refused()
+    with serving() as server:
+        judged(asked, server)
+    line = refused()
+    assert f"em-interp report {asked.path} shows them by step" in line and f"give {asked.scores_file} for all" in line
+    assert main(["score", str(asked.scores_file)]) == 0
+    asked.answers_file.unlink()
+    asked.scores_file.unlink()
+    capsys.readouterr()
+    assert f"em-interp ask {asked.path} comes next" in refused()

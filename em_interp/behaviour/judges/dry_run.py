@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.judge import answers_of
 from em_interp.behaviour.judges.openai_judge import SCORES, cache_file, kept_mode, url_of
@@ -12,6 +12,9 @@ from em_interp.behaviour.judges.request import digest, request_for
 from em_interp.behaviour.judges.request_cache import RequestCache
 from em_interp.config import EndpointConfig
 from em_interp.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LETTERS = 4  # characters a token, about, in English
 
@@ -46,15 +49,19 @@ class Cost:
         )
 
 
-def dry_run(run: Run, config: EndpointConfig, prompts: Prompts | None = None) -> Cost:
+def dry_run(
+    run: Run, config: EndpointConfig, prompts: Prompts | None = None, answers: pd.DataFrame | None = None
+) -> Cost:
     """Count what `judge_answers` with this config would send. Sends nothing, writes nothing and needs no key.
+
+    `answers` are those of the run unless others are given, as those of a table that is not in a run yet.
 
     Before the server was asked for the first time the mode `auto` is counted as the dearer one, sampled. Raises
     InputError where the run has no answers.
     """
     prompts, kept = prompts or Prompts(), kept_mode(run, config)
     mode = kept[0] if kept else config.mode
-    answers = answers_of(run)
+    answers = answers_of(run) if answers is None else answers
     seen: dict[str, int] = {}
     url = url_of(config)
     for question, answer in answers[["question", "answer"]].drop_duplicates().itertuples(index=False):
