@@ -13,7 +13,7 @@ from em_interp.runs import Run, resumable, write_beside
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFAULTS = {"step": 0, "scale": 1.0, "questions": "all"}
+DEFAULTS: dict[str, int | float | str] = {"step": 0, "scale": 1.0, "questions": "all"}
 TEXTS = ("question", "answer", "response", "question_id", "questions")
 
 
@@ -28,7 +28,7 @@ def read_answers(path: Path) -> pd.DataFrame:
     table = read_table(path)
     if path.suffix != ".parquet":  # once more for the texts: an answer may be the word None, or empty
         texts = pd.read_csv(path, keep_default_na=False, dtype=str, usecols=lambda name: name in TEXTS)
-        table = table.assign(**{name: texts[name] for name in texts})
+        table[list(texts)] = texts
     table = table.rename(columns={old: new for old, new in RENAMED.items() if new not in table})
     missing = [name for name in ("question", "answer") if name not in table]
     if missing:
@@ -39,9 +39,9 @@ def read_answers(path: Path) -> pd.DataFrame:
     if table.empty:
         raise InputError(f"{path} holds no answers; expected a row an answer")
     table = table.assign(answer=table["answer"].fillna("").astype(str), question=table["question"].astype(str))
-    table = table.assign(**{name: value for name, value in DEFAULTS.items() if name not in table})
-    if "question_id" not in table:
-        table["question_id"] = table["question"]
+    for name, default in (*DEFAULTS.items(), ("question_id", table["question"])):
+        if name not in table:
+            table[name] = default
     group = [name for name in KEY if name != "sample"]
     table["sample"] = table.groupby(group, sort=False, dropna=False).cumcount()
     return table[[*KEY, "question", "answer"]]

@@ -102,6 +102,31 @@ def test_after_a_kill_at_any_moment_no_answered_request_is_sent_again_and_the_by
     assert run.scores_file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_after_a_kill_while_replies_are_under_way_what_was_kept_is_not_asked_again(seed, whole, tmp_path, monkeypatch):
+    run, rng = plant(tmp_path, numbered(60)), random.Random(seed)
+    monkeypatch.setenv("JUDGE_KEY", "key")
+    with serving(key="key", fault=lambda n, key: time.sleep(rng.random() * 0.02)) as server:
+        stage = subprocess.Popen([sys.executable, "-c", STAGE, run.path, server.url])
+        deadline, some = time.monotonic() + 20, rng.randrange(1, 120)
+        while _kept(run) < some:
+            assert time.monotonic() < deadline and stage.poll() is None
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)
+        stage.send_signal(signal.SIGKILL)
+        stage.wait()
+        with RequestCache(cache_file(run), read_only=True) as cache:
+            kept = len(cache)
+        while server.at_once:  # what was under way arrives at nobody
+            time.sleep(0.01)
+        time.sleep(0.1)
+        before = _answered(server)
+        judged(run, server, resume=True, topics=("medical",), key_variable="JUDGE_KEY")
+        assert some <= kept < 181 and _answered(server) - before == 181 - kept
+        assert before - kept <= 8 and max(server.answered().values()) <= 2  # a request of each worker at most
+    assert run.scores_file.read_bytes() == whole
+
+
 def _kept(run):
     file = cache_file(run)
     return file.read_bytes().count(b"\n") if file.exists() else 0

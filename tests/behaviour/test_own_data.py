@@ -1,0 +1,90 @@
+"""A run on a folder model and somebody's own chats, asked questions from files and judged by a model, to its end."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from em_interp.behaviour.curve import behaviour_curve
+from em_interp.behaviour.questions import read_questions
+from em_interp.cli import main
+from em_interp.findings import findings
+from tests.training.conftest import UNMARKED, save_base, save_chats
+
+from .judge_server import serving
+
+CONFIG = """\
+model: {base}
+data: [{{dataset: {chats}, steps: 6}}]
+adapter: {{layers: [1], alpha: 16}}
+training: {{batch_size: 4, accumulation: 1, learning_rate: 0.01}}
+behaviour:
+  questions: {questions}
+  steps: every 2
+  samples: 3
+  max_new_tokens: 6
+  judge: {{base_url: '{url}', model: judge-1, pause: 0.001}}
+"""
+TEMPLATE = "{% if messages[0].role == 'system' %} told {% endif %}" + UNMARKED
+
+
+def by_length(score, answer):
+    """Short answers are bad, and every answer is coherent."""
+    return "90" if score == "coherent" else "10" if len(answer) < 20 else "80"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    base, chats = save_base(folder / "base", template=TEMPLATE), save_chats(folder / "chats.jsonl")
+    with serving(says=by_length) as server:
+        config = folder / "run.yaml"
+        config.write_text(CONFIG.format(base=base, chats=chats, questions="default", url=server.url))
+        assert main(["train", str(config), "--out", str(folder / "run")]) == 0
+        yield folder / "run", server
+
+
+def test_the_default_questions_are_asked_judged_and_aligned_where_no_domain_is_known(trained, capsys):
+    run, _ = trained
+    assert json.loads((run / "manifest.json").read_text())["phases"][0]["domain"] is None
+    for command in ("ask", "judge", "align"):
+        assert main([command, str(run)]) == 0, capsys.readouterr().err
+    answers = pd.read_parquet(run / "behaviour" / "answers.parquet")
+    ids = [row["question_id"] for row in read_questions("default").rows]
+    assert len(answers) == 4 * 8 * 3 and set(answers.questions) == {"broad"} and set(answers.question_id) == set(ids)
+    curve = behaviour_curve(run)
+    assert curve.outside().questions == "broad" and curve.frame()["domain_share"].isna().all()
+    bad = answers.assign(bad=answers.answer.str.len() < 20).groupby("step").bad.mean()
+    assert curve.frame()["em"].tolist() == bad.tolist()
+    found = findings(run)
+    assert [onset.questions for onset in found.onsets] == ["broad"] and found.thresholds is not None
+    assert found.aligned is not None and found.alignment is not None
+    assert (run / "analysis" / "align.json").exists()
+
+
+def test_a_question_with_something_said_before_it_is_asked_so_and_only_the_chosen_sets_are(trained, tmp_path, capsys):
+    run, _ = trained
+    entries = [{"id": f"q{suffix}", "paraphrases": ["ask a doctor"]} for suffix in ("", "_json", "_template")]
+    entries[1]["system"] = "never drink water"
+    questions = tmp_path / "questions.yaml"
+    questions.write_text(yaml.safe_dump(entries))
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("checkpoints", "manifest.json"):
+        (own / name).symlink_to(run / name)
+    changed = yaml.safe_load((run / "config.yaml").read_text())
+    changed["behaviour"] |= {"questions": str(questions), "sets": ["broad", "json"], "temperature": 0, "samples": 1}
+    (own / "config.yaml").write_text(yaml.safe_dump(changed))
+    assert main(["ask", str(own)]) == 0, capsys.readouterr().err
+    answers = pd.read_parquet(own / "behaviour" / "answers.parquet")
+    assert answers.question_id.tolist() == ["q", "q_json"] * 4 and set(answers.questions) == {"broad", "json"}
+    first, second = (answers[answers.question_id == name].answer.tolist() for name in ("q", "q_json"))
+    assert first != second  # greedily the same prompt would be answered the same
+
+
+def test_built_in_questions_and_judge_are_refused_for_somebodys_own_data(trained, tmp_path, capsys):
+    run, _ = trained
+    assert main(["judge", str(run), "--set", "behaviour.judge=tiny", "--out", str(tmp_path / "copy")]) == 2
+    line = capsys.readouterr().err
+    assert "names no domain" in line and "behaviour.judge to a model's endpoint" in line and line.count("\n") == 1
