@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from em_interp.commands.command import Answer, Commands, command, writes
+from em_interp.commands.command import Answer, Commands, command, tell, writes
+from em_interp.runs import Run
+
+if TYPE_CHECKING:
+    from em_interp.config import RunConfig
 
 
 def add(commands: Commands) -> None:
@@ -14,33 +19,55 @@ def add(commands: Commands) -> None:
     train = command(commands, run, "train", "train an adapter and save its path")
     train.add_argument("config", help="a YAML file; see configs/")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeat)")
+    train.add_argument("--model", help="another base, such as tiny-qwen2: layers are mapped by depth, changes told")
     train.add_argument("--processes", type=int, metavar="N", help="train in N processes, one a GPU (default: 1)")
     writes(train, "checkpoints/<name of the config>")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Train."""
-    from em_interp.config import load_config
-    from em_interp.runs import Run
     from em_interp.training.launch import launch
     from em_interp.training.processes import check_shares, first_speaks, launched
     from em_interp.training.train import train
 
-    config = load_config(arguments.config, arguments.set)
-    out = Path(arguments.out) if arguments.out else Path("checkpoints") / Path(arguments.config).stem
-    if launched().count == 1 and (arguments.processes or 1) > 1:
-        check_shares(config, arguments.processes)
-        launch(_words(arguments, out), arguments.processes)
-        run = Run(out)
-    else:
-        with first_speaks():
-            run = train(config, out, arguments.resume, sys.stderr.isatty(), arguments.processes)
+    with first_speaks():
+        config = _config(arguments)
+        run = Run(Path(arguments.out or Path("checkpoints") / Path(arguments.config).stem))
+        if launched().count == 1 and (arguments.processes or 1) > 1:
+            check_shares(config, arguments.processes)
+            launch(_command(arguments, run), arguments.processes)
+        else:
+            train(config, run.path, arguments.resume, sys.stderr.isatty(), arguments.processes)
     steps = run.steps()
     return {"run": str(run.path), "steps": steps}, f"{len(steps)} checkpoints, the last at step {steps[-1]}: {run.path}"
 
 
-def _words(arguments: argparse.Namespace, out: Path) -> list[str]:
-    """The same command for each of several processes."""
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    """The config with its overrides; those come last, but for the data, which another model's are chosen by."""
+    from em_interp.config import load_config
+    from em_interp.organisms.presets import for_model
+
+    if arguments.model is None:
+        return load_config(arguments.config, arguments.set)
+    data = [setting for setting in arguments.set if setting.startswith("data")]
+    config, changes = for_model(load_config(arguments.config, data), arguments.model)
+    for change in changes:
+        tell(change)
+    return load_config(config, arguments.set)
+
+
+def _command(arguments: argparse.Namespace, run: Run) -> list[str]:
+    """The same again, for each of several processes."""
     settings = [word for setting in arguments.set for word in ("--set", setting)]
-    words = ["train", arguments.config, *settings, "--out", str(out), "--processes", str(arguments.processes)]
-    return [*words, "--resume"] if arguments.resume else words
+    model = [] if arguments.model is None else ["--model", arguments.model]
+    words = [
+        "train",
+        arguments.config,
+        *model,
+        *settings,
+        "--out",
+        str(run.path),
+        "--processes",
+        str(arguments.processes),
+    ]
+    return [sys.executable, "-m", "em_interp.cli", *words, *(["--resume"] if arguments.resume else [])]

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -19,14 +18,14 @@ GRACE = 10.0  # seconds in which the others may notice that one has ended
 Child = subprocess.Popen[bytes]
 
 
-def launch(words: Sequence[str], count: int) -> None:
-    """Run `em-interp` with `words` in `count` processes, and wait for all of them.
+def launch(command: Sequence[str], count: int) -> None:
+    """Run `command` in `count` processes that can find each other, and wait for all of them.
 
     The first process says what is to be said. When one fails, all end: SystemExit with its exit code, or InputError
     where it could say nothing itself. Ctrl-C goes to the first, which keeps what is there and says how to go on.
     """
     before = signal.signal(signal.SIGTERM, _terminated)
-    children = _start(words, count)
+    children = _start(command, count)
     try:
         failed = _first_failure(children)
     finally:
@@ -47,12 +46,11 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _start(words: Sequence[str], count: int) -> list[Child]:
+def _start(command: Sequence[str], count: int) -> list[Child]:
     cores = os.cpu_count() or 1
     shared = {"OMP_NUM_THREADS": str(max(1, cores // count)), "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
     shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    command = [sys.executable, "-m", "em_interp.cli", *words]
     return [
         subprocess.Popen(
             command,
