@@ -49,9 +49,9 @@ def shared_tokens(one: Any, other: Any) -> SharedTokens:
         raise InputError(
             f"the two vocabularies have {len(texts)} tokens of equal text in common; at least {LEAST} are needed"
         )
-    numbers = (np.array([table[text] for text in texts]) for table in (mine, theirs))
+    numbers = [np.array([table[text] for text in texts]) for table in (mine, theirs)]
     sizes = len(one), len(other)
-    return SharedTokens(texts, *numbers, sizes, (sizes[0] - len(mine), sizes[1] - len(theirs)))
+    return SharedTokens(texts, numbers[0], numbers[1], sizes, (sizes[0] - len(mine), sizes[1] - len(theirs)))
 
 
 def _by_text(tokenizer: Any) -> dict[str, int]:

@@ -59,7 +59,7 @@ class DirectionMap:
         seen = np.linalg.norm(given @ self.span)
         if not length > 0 or not np.linalg.norm(moved) > 1e-12 * length:
             raise InputError("the direction is zero, or no text varies along it, so it cannot be carried")
-        return Carried(moved / np.linalg.norm(moved), float(min(seen / length, 1.0)))
+        return Carried(moved / np.linalg.norm(moved), min(float(seen / length), 1.0))
 
 
 def fit_map(
