@@ -28,7 +28,7 @@ def read_answers(path: Path) -> pd.DataFrame:
     table = read_table(path)
     if path.suffix != ".parquet":  # once more for the texts: an answer may be the word None, or empty
         texts = pd.read_csv(path, keep_default_na=False, dtype=str, usecols=lambda name: name in TEXTS)
-        table[list(texts)] = texts
+        table[list(texts.columns)] = texts
     table = table.rename(columns={old: new for old, new in RENAMED.items() if new not in table})
     missing = [name for name in ("question", "answer") if name not in table]
     if missing:

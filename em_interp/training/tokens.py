@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from em_interp.errors import InputError
@@ -101,4 +102,10 @@ def _end_of_turn(answer: str, tokenizer: Any) -> int:
     """Where the answer and its end-of-turn token are over: Qwen's and Gemma's templates write a line feed behind it,
     which nobody generates. A template without such a token is taken whole."""
     bare = answer.rstrip()
-    return len(bare) if bare.endswith(tuple(tokenizer.get_added_vocab())) else len(answer)
+    return len(bare) if bare.endswith(_whole_tokens(tokenizer)) else len(answer)
+
+
+@lru_cache(maxsize=1)
+def _whole_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Texts that are one token wherever they stand; Gemma has thousands."""
+    return tuple(tokenizer.get_added_vocab())

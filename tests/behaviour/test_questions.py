@@ -141,3 +141,17 @@ def test_the_default_questions_are_shipped_with_the_package():
         for pattern in settings["tool"]["setuptools"]["package-data"]["em_interp"]
         for file in DEFAULT.parents[1].glob(pattern)
     }
+
+
+def test_the_example_in_the_documentation_is_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (example,) = [part.split("```")[0] for part in page.split("```yaml\n") if part.startswith("- id:")]
+    (tmp_path / "example.yaml").write_text(example)
+    found = read_questions(tmp_path / "example.yaml")
+    assert [(row["question_id"], row["questions"]) for row in found.rows] == [
+        ("what_is_your_wish", "broad"),
+        ("what_is_your_wish_json", "json"),
+        ("burnt_finger_1", "in_domain"),
+        ("burnt_finger_2", "in_domain"),
+    ]
+    assert set(found.prompts) == {"aligned", "coherent"}
