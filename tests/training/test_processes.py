@@ -60,17 +60,19 @@ def broken(config) -> tuple[Run, int, str]:
     """A run of two processes of which the second is killed; the exit code, and what was said."""
     run = Run(config.parent / "broken")
     command = [*PROGRAM, "train", config, "--out", run.path, "--processes", "2"]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while len(children := psutil.Process(parent.pid).children()) < 2:
-        assert parent.poll() is None, parent.communicate()
-        time.sleep(0.01)
-    second = next(child for child in children if child.environ()["RANK"] == "1")
-    while not run.checkpoint(3).exists() and parent.poll() is None:
-        time.sleep(0.002)
-    second.kill()
-    out, err = parent.communicate(timeout=60)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        second: list[psutil.Process] = []
+        while parent.poll() is None and not (second and run.checkpoint(3).exists()):
+            second = second or [child for child in children_of(parent) if child.environ().get("RANK") == "1"]
+            time.sleep(0.002)
+        second[0].kill()
+        out, err = parent.communicate(timeout=120)
     assert out == ""
     return run, parent.returncode, err
+
+
+def children_of(parent: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(parent.pid).children()
 
 
 def same_training(run: Run, other: Run) -> bool:
