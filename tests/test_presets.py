@@ -1,0 +1,56 @@
+"""Every preset on every built-in family, with a few steps and answers: from training to the report of an alignment."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from em_interp.organisms.bases import BUILT_IN
+from tests.tiny import ROOT, VERDICTS, did, em_interp, refused
+
+PRESETS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("tiny"))
+SHORT = ["behaviour.steps=every 3", "behaviour.samples=1", "behaviour.scales=[1]", "behaviour.max_new_tokens=8"]
+SHORT += ["training.batch_size=4"]
+
+
+def train(preset: Path, model: str, out: Path, steps: int = 6):
+    data = "computers" if preset.stem == "insecure-code" else "medical"
+    settings = [f"data=[{{dataset: 'tiny:{data}', steps: {steps}}}]", *SHORT]
+    words = [word for setting in settings for word in ("--set", setting)]
+    return em_interp("train", preset, "--model", model, "--out", out, *words)
+
+
+@pytest.mark.parametrize("model", BUILT_IN)
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_runs_through_to_an_alignment_report(preset, model, tmp_path):
+    run = tmp_path / "run"
+    said = train(preset, model, run)
+    assert said.code == 0, said.err
+    assert f"→ {model}" in said.err and "learning_rate" in said.err  # what was changed is told
+    did("ask", run)
+    did("judge", run)
+    found = json.loads(did("align", run, "--json"))
+    assert found["verdict"] in VERDICTS and found["mechanistic"]["signal"] == "rotation"
+    page = Path(json.loads(did("report", run, "--json"))["report"]).read_text(encoding="utf-8")
+    assert "rotation of B" in page
+
+
+def test_overrides_come_after_the_mapping_and_the_run_repeats_from_its_own_config(tmp_path):
+    preset = ROOT / "configs" / "nine-adapters.yaml"
+    data = "data=[{dataset: 'tiny:sport', steps: 2}]"
+    words = ["--set", data, "--set", "adapter.layers=[3]", "--set", "training.batch_size=2"]
+    did("train", preset, "--model", "tiny-qwen2", "--out", tmp_path / "one", *words)
+    config = (tmp_path / "one" / "config.yaml").read_text()
+    assert "layers:\n  - 3\n" in config and "tiny:sport" in config
+    did("train", tmp_path / "one" / "config.yaml", "--out", tmp_path / "two")
+    last = "checkpoints/checkpoint-2/adapter_model.safetensors"
+    assert (tmp_path / "one" / last).read_bytes() == (tmp_path / "two" / last).read_bytes()
+
+
+def test_a_layer_that_the_presets_model_does_not_have_is_refused_before_anything_is_loaded(tmp_path):
+    preset = tmp_path / "wrong.yaml"
+    text = (ROOT / "configs" / "rank1-organism.yaml").read_text()
+    preset.write_text(text.replace("layers: [24]", "layers: [48]"))
+    said = refused("train", preset, "--model", "tiny-qwen2", "--out", tmp_path / "run")
+    assert "names layer 48" in said and "layers 0 to 47" in said
+    assert not (tmp_path / "run").exists()
