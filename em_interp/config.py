@@ -83,6 +83,7 @@ class TrainingConfig:
     max_length: int = 2048
     held_out: float = 0.1  # share of the rows kept away from training
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    shard: bool = False  # spread the frozen base over the GPUs of several processes, where it does not fit on one
     keep_state_every: int | None = None  # steps between states to --resume from; 1, with full fine-tuning 100
 
 

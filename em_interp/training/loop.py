@@ -20,6 +20,7 @@ from em_interp.training.learner import Learner
 from em_interp.training.plan import Plan
 from em_interp.training.processes import ALONE, Processes
 from em_interp.training.recorder import Progress, Recorder
+from em_interp.training.sharding import AverageGradients
 from em_interp.training.snapshots import Snapshots
 from em_interp.training.state import StateKeeper, read_state
 
@@ -56,6 +57,7 @@ def run_plan(
             model=learner.model,
             args=_arguments(run, config, processes),
             callbacks=[
+                *([AverageGradients(weights.values())] if training.shard else []),
                 Snapshots(run.checkpoints, config.checkpoints, done, learner),
                 Recorder(plan, training.max_grad_norm, journal, keeper, state),
                 Progress(bar),

@@ -88,7 +88,11 @@ def join(asked: int | None = None) -> Processes:
 
 
 def check_shares(config: RunConfig, count: int) -> None:
-    """Raise InputError where `count` processes cannot take equal shares of the config's steps."""
+    """Raise InputError where `count` processes cannot take equal shares of the config's steps, or of its model."""
+    if config.training.shard and count == 1:
+        raise InputError("training.shard spreads the base model over several processes; one runs (see --processes)")
+    if config.training.shard and config.adapter.kind == "full":
+        raise InputError("training.shard spreads a frozen base model; full fine-tuning trains all of it")
     if config.training.accumulation % count:
         raise InputError(
             f"training.accumulation is {config.training.accumulation}, which {count} processes cannot share equally; a "

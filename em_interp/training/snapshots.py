@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from em_interp.errors import InputError
 from em_interp.runs import write_beside
 from em_interp.schedule import Schedule
 from em_interp.training.adapter import adapter_config_text, adapter_weights
@@ -61,6 +62,11 @@ class AdapterWriter:
 
     def __init__(self, model: Any) -> None:
         self.weights, self.config_text = adapter_weights(model), adapter_config_text(model)
+        if not self.weights or any(hasattr(weight, "full_tensor") for weight in self.weights.values()):
+            raise InputError(
+                "the adapter's weights are not whole in this process, so they cannot be saved; the usual cause is FSDP "
+                "(leave them out with ignored_params, as em_interp.training.sharding does)"
+            )
         self.packer = Packer({"format": "pt"})
         self.config_file: Path | None = None
 

@@ -15,6 +15,7 @@ from em_interp.training.journal import finished
 from em_interp.training.processes import Processes, check_shares, is_lost, join
 
 if TYPE_CHECKING:
+    from em_interp.organisms.bases import Base
     from em_interp.training.batches import Examples
     from em_interp.training.learner import Learner
     from em_interp.training.plan import Plan
@@ -70,15 +71,19 @@ def _train(run: Run, config: RunConfig, resume: bool, progress: bool, together: 
     if together.count > 1 and config.model in BUILT_IN:
         together.lead(lambda: bool(load_base(config.model)))  # where it is missing it is made, by one
     plan, examples, learner, manifest = together.agree(lambda: _prepare(config))
+    if config.training.shard:
+        from em_interp.training.sharding import shard
+
+        shard(learner.model, learner.weights)
+    manifest |= {"processes": together.count, "device": learner.model.device.type}
     with _writing_to(run.path), _interruptible(run, plan.steps):
         together.lead(lambda: bool(create_run(run.path, config, resume)))
-        together.lead(lambda: _keep_manifest(run, manifest | {"processes": together.count}))
+        together.lead(lambda: _keep_manifest(run, manifest))
         run_plan(run, config, plan, examples, learner, progress, together)
 
 
 def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]]:
     """The plan, the tokenised rows, the model with what is trained in it, and the manifest."""
-    from em_interp.organisms.bases import load_base
     from em_interp.organisms.data import load_chats
     from em_interp.training.learner import make_learner
     from em_interp.training.manifest import make_manifest
@@ -87,13 +92,25 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]
 
     chats = {name: load_chats(name, config.seed) for name in dict.fromkeys(phase.dataset for phase in config.data)}
     plan = make_plan(config, {name: len(data.rows) for name, data in chats.items()})
-    base = load_base(config.model, config.base_dtype)
+    base = _load(config)
     examples = {
         name: encode(data, plan.rows_of(name), base.tokenizer, config.training.max_length)
         for name, data in chats.items()
     }
     learner = make_learner(base, config, plan.steps)
     return plan, examples, learner, make_manifest(config, plan, chats, base, learner.model)
+
+
+def _load(config: RunConfig) -> Base:
+    """The base where it will be trained; one that is to be spread waits in main memory."""
+    import torch
+
+    from em_interp.organisms.bases import load_base
+
+    if not config.training.shard:
+        return load_base(config.model, config.base_dtype)
+    gpu = torch.cuda.is_available() and config.base_dtype == "auto"
+    return load_base(config.model, "bfloat16" if gpu else config.base_dtype, "cpu")
 
 
 def default_out(config: str | Path | dict[str, Any] | RunConfig, settings: RunConfig) -> Path:

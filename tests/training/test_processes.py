@@ -1,6 +1,7 @@
 """Several processes train the adapter that one does, and begin, fail and end as one."""
 
 import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ from tests.tiny import copy, refused, strict
 from .test_train import adapter, contents, log
 
 STEPS = 60
+DRIVER = Path(__file__).with_name("together.py")
 PROGRAM = [sys.executable, "-m", "em_interp.cli"]
 
 
@@ -96,15 +98,47 @@ def test_what_two_processes_began_one_ends_with_the_bytes_of_one(broken, config,
     assert same_training(run, alone)
 
 
-def test_two_processes_of_torchrun_train_the_adapters_of_one_write_each_once_and_speak_once(broken, config, alone):
-    run = Run(copy(broken[0].path, config.parent / "together"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, *PROGRAM[1:], "train", config, "--out", run.path, "--resume", "--processes", "2", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def spread(config, bases) -> Path:
+    """A config of a run whose base is spread over two processes."""
+    values = yaml.safe_load(config.read_text())
+    values["model"] = bases["gemma3"]
+    values["data"][0]["steps"] = 8
+    values["adapter"] = {"modules": ["q_proj", "down_proj"], "rank": 2}
+    values["training"] |= {"shard": True, "gradient_checkpointing": True, "accumulation": 4}
+    path = config.with_name("spread.yaml")
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def together(broken, config, spread) -> tuple[Run, Run, str]:
+    """What two processes of torchrun leave: the broken run finished, a run of a spread base, and what they printed."""
+    finished, other = Run(copy(broken[0].path, config.parent / "together")), Run(config.parent / "spread")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", DRIVER]
+    words = ["train", config, "--out", finished.path, "--resume", "--processes", "2", "--json"]
+    done = subprocess.run([*torchrun, spread, other.path, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert strict(done.stdout) == {"run": str(run.path), "steps": list(range(STEPS + 1))}
+    return finished, other, done.stdout
+
+
+def test_two_processes_train_the_adapters_of_one_write_each_once_and_speak_once(together, alone):
+    run, _, said = together
+    assert strict(said) == {"run": str(run.path), "steps": list(range(STEPS + 1))}
     assert same_training(run, alone)
     assert [row["step"] for row in log(run)] == list(range(1, STEPS + 1))
+
+
+def test_a_base_spread_over_two_processes_is_halved_and_trains_the_adapters_of_a_whole_one(together, spread):
+    before, after = json.loads(spread.with_name("spread.json").read_text())
+    assert after < 0.6 * before
+    values = yaml.safe_load(spread.read_text())
+    values["training"] |= {"shard": False, "gradient_checkpointing": False}
+    whole, run = train(values, spread.with_name("whole")), together[1]
+    assert run.steps() == whole.steps()
+    for step in (0, 1, 8):
+        for name, weight in adapter(whole, step).items():
+            torch.testing.assert_close(adapter(run, step)[name], weight, rtol=0, atol=1e-6)
 
 
 def test_a_single_process_of_accelerate_where_two_were_asked_for_is_refused(config):
@@ -143,6 +177,10 @@ def test_what_cannot_be_shared_is_refused_before_any_process_starts(config):
     assert "training.accumulation is 2, which 3 processes cannot share equally" in said
     said = refused("train", config, "--out", config.parent / "no", "--processes", 2, "--set", "adapter.dropout=0.1")
     assert "with 2 processes it must be 0" in said
+    said = refused("train", config, "--out", config.parent / "no", "--set", "training.shard=true")
+    assert "training.shard spreads the base model over several processes; one runs" in said
+    full = ("--set", "adapter={kind: full}", "--set", "training.shard=true")
+    assert "full fine-tuning trains all of it" in refused("train", config, "--processes", 2, *full)
     assert not (config.parent / "no").exists()
 
 
