@@ -61,6 +61,15 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
     return Base(model.to(place).eval(), tokenizer, called, identity)
 
 
+def skeleton(name: str) -> Any:
+    """The base called `name` without its weights, which are not read: modules and shapes, from its config alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _loading(name), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_source(name)))
+
+
 def _device() -> str:
     """The GPU of this process, else the CPU."""
     import torch

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from em_interp.config import AdapterConfig, RunConfig, SteeringConfig
-from em_interp.organisms.bases import Base
-from em_interp.training.adapter import Weights, adapter_weights, add_adapter
+from em_interp.organisms.bases import Base, skeleton
+from em_interp.training.adapter import Weights, adapter_weights, add_adapter, choose_sites
 from em_interp.training.full import FullLearner
 from em_interp.training.snapshots import AdapterWriter
-from em_interp.training.steering import SteeringLearner
+from em_interp.training.steering import SteeringLearner, steered_layer
 
 
 class Learner(Protocol):
@@ -68,3 +68,12 @@ def make_learner(base: Base, config: RunConfig, steps: int) -> Learner:
     kept = config.full_weights
     assert kept is not None  # of a config of this kind
     return FullLearner(base, chosen, frozenset(kept.steps(steps)), copied=config.kl is not None)
+
+
+def check_place(config: RunConfig) -> None:
+    """Raise InputError for a layer or module that the base does not have, before its weights are read."""
+    model = skeleton(config.model)
+    if isinstance(config.adapter, SteeringConfig):
+        steered_layer(model, config.adapter)
+    else:
+        choose_sites(model, config.adapter)

@@ -32,9 +32,7 @@ class SteeringLearner:
 
         Raises InputError for a layer that the model does not have.
         """
-        layers = model.get_decoder().layers
-        if config.layer is None or not 0 <= config.layer < len(layers):
-            raise InputError(f"adapter.layer is {config.layer}; the base model has layers 0 to {len(layers) - 1}")
+        layer = steered_layer(model, config)
         size = model.get_input_embeddings().embedding_dim
         self.model, self.alpha, self.on = model.requires_grad_(False), config.alpha, True
         self.vector = torch.nn.Parameter(torch.zeros(size, 1, device=model.device))  # a column, as B of an adapter
@@ -46,7 +44,6 @@ class SteeringLearner:
             "hidden_size": size,
             "base_model": base,
         }
-        layer = layers[config.layer]
         layer.register_parameter("steering_vector", self.vector)  # so that it moves with the model, and is shared out
         layer.register_forward_hook(self._add)
 
@@ -70,3 +67,11 @@ class SteeringLearner:
             yield self.model
         finally:
             self.on = True
+
+
+def steered_layer(model: Any, config: SteeringConfig) -> Any:
+    """The decoder layer after which the vector is added; raises InputError where the model does not have it."""
+    layers = model.get_decoder().layers
+    if config.layer is None or not 0 <= config.layer < len(layers):
+        raise InputError(f"adapter.layer is {config.layer}; the base model has layers 0 to {len(layers) - 1}")
+    return layers[config.layer]

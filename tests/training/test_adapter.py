@@ -1,11 +1,14 @@
 import json
+import shutil
 
 import pytest
 import torch
 
 from em_interp.config import AdapterConfig
 from em_interp.errors import InputError
+from em_interp.organisms.bases import SHIPPED
 from em_interp.training.adapter import adapter_config_text, adapter_weights, add_adapter, choose_sites
+from em_interp.training.train import train
 
 from .conftest import make_model
 
@@ -78,3 +81,24 @@ def test_the_config_text_is_what_peft_writes_with_sets_in_order(tmp_path):
     assert ours.pop("target_modules") == sorted(theirs.pop("target_modules"))
     assert ours == theirs
     assert ours["base_model_name_or_path"] == "base" and ours["lora_alpha"] == 64
+
+
+@pytest.mark.parametrize(
+    ("adapter", "says"),
+    [
+        ({"layers": [9]}, "adapter.layers names layer 9; the base model has layers 0 to 3"),
+        ({"modules": ["up"]}, "adapter.modules names 'up'; the base model's layers have"),
+        ({"kind": "full", "layers": [4]}, "adapter.layers names layer 4"),
+        ({"kind": "steering", "layer": 7}, "adapter.layer is 7; the base model has layers 0 to 3"),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused_before_any_weight_is_read(adapter, says, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(SHIPPED / "tiny-gemma3", folder)
+    (folder / "model.safetensors").write_bytes(b"no weights here")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "hi", "completion": "there"}\n' * 4)
+    config = {"model": str(folder), "data": [{"dataset": str(rows)}], "adapter": adapter}
+    with pytest.raises(InputError, match=says):
+        train({**config, "training": {"accumulation": 1}}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
