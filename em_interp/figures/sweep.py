@@ -58,7 +58,7 @@ def plot_sweep(signals: pd.DataFrame, pooled: pd.DataFrame) -> go.Figure:
     middle = {group: np.mean([heights[group, run] for run in _runs(signals, group)]) for group in groups}
     style = {"tickvals": list(middle.values()), "ticktext": [escape(group) for group in groups], "showgrid": False}
     figure.update_yaxes(range=[max(heights.values()) + 1.2, -1.2], ticks="", **style)
-    return figure.update_yaxes(title_text="Group of runs (each line a seed)", col=1)
+    return figure.update_yaxes(title_text="Group", col=1)
 
 
 def _runs(signals: pd.DataFrame, group: str) -> list[str]:
@@ -106,19 +106,24 @@ def _draw_panel(
     name, where = runs["signal"].iloc[0], place(1, number)
     span = ends[1] - ends[0]
     aside = ends[0] - 0.14 * span  # where runs without a step stand
+    edges = (ends[0] - 0.07 * span, ends[1] + 0.06 * span)
     for verdict in SYMBOLS:
         rows = runs[runs["verdict"] == verdict]
         if len(rows):
             _draw_runs(figure, rows, heights, aside, PANELS[name][1], where)
     for row in pooled[np.isfinite(pooled["mean"].astype(float))].itertuples(index=False):
-        _draw_pooled(figure, row, heights[row.group, ""], where)
-    figure.add_vline(ends[0] - 0.07 * span, line={"color": GRID, "width": 1}, **where)
+        _draw_pooled(figure, row, heights[str(row.group), ""], edges, where)
+    figure.add_vline(edges[0], line={"color": GRID, "width": 1}, **where)
     if name == "offset":
         figure.add_vline(0, line={"color": FAINT, "width": 1, "dash": "dot"}, **where)
     ticks = _ticks(*ends)
     title = "Steps later" if name == "offset" else STEP
-    style = {"tickvals": [aside, *ticks], "ticktext": ["no step", *(f"{tick:g}".replace("-", "−") for tick in ticks)]}
-    figure.update_xaxes(range=[aside - 0.08 * span, ends[1] + 0.06 * span], title_text=title, **style, **where)
+    style = {
+        "tickvals": [aside, *ticks],
+        "tickangle": 0,
+        "ticktext": ["no<br>step", *(f"{tick:g}".replace("-", "−") for tick in ticks)],
+    }
+    figure.update_xaxes(range=[aside - 0.08 * span, edges[1]], title_text=title, **style, **where)
 
 
 def _draw_runs(
@@ -167,12 +172,15 @@ def _said(step: float, low: float, high: float) -> str:
     return f" at {step:.0f}" + (f" ({low:.0f} to {high:.0f})" if np.isfinite(low) else "")
 
 
-def _draw_pooled(figure: go.Figure, row: Any, height: float, where: dict[str, int]) -> None:
+def _draw_pooled(figure: go.Figure, row: Any, height: float, edges: tuple[float, float], where: dict[str, int]) -> None:
+    """A diamond over the pooled interval, as far as the panel shows it: that of two seeds may be wider than the run."""
     mean, low, high = row.mean, row.low, row.high
     hover = f"{escape(row.group)}<br>pooled over {row.pooled_runs} runs{_said(mean, low, high)}<extra></extra>"
+    left, right = max(low, edges[0]), min(high, edges[1])
+    cut = [0.35 * (1 - (mean - left) / (mean - low)), 0.35 * (1 - (right - mean) / (high - mean))]
     shape = go.Scatter(
-        x=[low, mean, high, mean, low],
-        y=[height, height - 0.35, height, height + 0.35, height],
+        x=[left, mean, right, right, mean, left, left],
+        y=[height + rise for rise in (-cut[0], -0.35, -cut[1], cut[1], 0.35, cut[0], -cut[0])],
         fill="toself",
         mode="lines",
         line={"color": MUTED, "width": 1},

@@ -177,15 +177,16 @@ def _of_control(control: dict, cell: Cell, where: str) -> Iterator[tuple[str, An
 
 def _check_questions(cell: Cell, control: RunConfig, where: str) -> None:
     """A run can be held against its control only where both are asked the same."""
-    mine, theirs = (
-        (config.behaviour.questions, config.behaviour.steps, config.behaviour.scales, _domain(config))
-        for config in (cell.config, control)
-    )
-    if mine != theirs:
+    if _asked(cell.config) != _asked(control):
         raise InputError(
-            f"{where}: {cell.name} and its control would be asked other questions ({mine} and {theirs}); give each "
-            "dataset its own: control: {data: {tiny:medical: tiny:medical-careful, …}}"
+            f"{where}: {cell.name} and its control would be asked other questions, or at other steps or scales; give "
+            "each dataset its own control, such as {data: {tiny:medical: tiny:medical-careful, …}}"
         )
+
+
+def _asked(config: RunConfig) -> tuple[Any, ...]:
+    """What a run will be asked; who judges it, and how often it is asked, may differ."""
+    return replace(config.behaviour, judge="tiny", samples=1), _domain(config)
 
 
 def _domain(config: RunConfig) -> str | None:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from em_interp.comparison.page import LIMITS
 from em_interp.runs import read_text, resumable, write_json, write_text
 from em_interp.sweep.result import SIGNALS, TABLES, TITLES, CellResult, Sweep
 from em_interp.sweep.within import WithinBase
@@ -41,7 +42,8 @@ def sweep_page(found: Sweep) -> str:
             pooled=found.pooled(),
             without=list(_without(found)),
             within=[(one, [_embedded(figure) for figure in _figures(one)]) for one in found.within],
-            asked=read_text(found.out / "sweep.yaml"),
+            limits=LIMITS,
+        asked=read_text(found.out / "sweep.yaml"),
             folder=shlex.quote(str(found.out)),
         )
     )

@@ -31,6 +31,8 @@ TITLES = {
 }
 Table = Literal["cells", "pooled", "signals"]
 TABLES: tuple[str, ...] = get_args(Table)
+POOLED = ["group", "signal", "mean", "low", "high", "level", "between_runs_sd", "pooled_runs"]
+POOLED += ["transition", "none", "inconclusive", "without_interval"]  # runs by verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +136,7 @@ class Sweep:
         if table not in TABLES:
             raise InputError(f"there is no table {table!r}{nearest(table, TABLES)} (there are: {', '.join(TABLES)})")
         rows = {"cells": self._cell_rows, "signals": self._signal_rows, "pooled": self._pooled_rows}[table]
-        return pd.DataFrame(list(rows()))
+        return pd.DataFrame(list(rows()), columns=POOLED if table == "pooled" else None)
 
     def _cell_rows(self) -> Iterator[dict[str, Any]]:
         for one in self.cells:

@@ -44,9 +44,9 @@ def sweep(
     jobs = min(jobs or _default_jobs(grid), len(grid.runs))
     with resumable(out):
         _claim(grid, out, resume)
-        for line in plan(grid, out, jobs, backend):
-            tell(line)
         with workers(backend, jobs) as do:
+            for line in plan(grid, out, jobs, backend):
+                tell(line)
             write_text(out / "sweep.yaml", grid.to_yaml())
             errors = _make_all(grid, out, do, progress)
             errors |= _analyse_all(grid, out, do, errors, progress)

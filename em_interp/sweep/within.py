@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from em_interp.comparison.compare import compare
 from em_interp.comparison.result import DirectionComparison
 from em_interp.errors import InputError
+from em_interp.trajectory.load import load_trajectory
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,14 @@ def _within(base: str, paths: list[Path]) -> WithinBase:
     if len(paths) < 2:
         return WithinBase(base, names, None, "one run of this base: nothing to compare it with")
     try:
-        return WithinBase(base, names, compare(paths))
+        loaded = zip(_short(names), map(load_trajectory, paths), strict=True)
+        return WithinBase(base, names, compare([replace(path, source=name) for name, path in loaded]))
     except InputError as error:  # such as adapters at sites that no two runs share
         return WithinBase(base, names, None, str(error))
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """The names without what they all begin with, such as that of the base; there is little room in figures."""
+    parts = [name.split("_") for name in names]
+    same = next((k for k, of_all in enumerate(zip(*parts, strict=False)) if len(set(of_all)) > 1), 0)
+    return ["_".join(rest[same:]) for rest in parts]

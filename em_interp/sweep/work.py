@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from em_interp.config import RunConfig, dump_config
@@ -84,8 +85,11 @@ def analyse_run(name: str, control: str | None, out: Path) -> Outcome:
 
 def _guarded(name: str, out: Path, work: Callable[[], None]) -> Outcome:
     """Do the work on one thread; an error is told in one line and kept in full beside the runs."""
+    from tqdm import tqdm
+
     from em_interp.pipeline import one_thread
 
+    tqdm.set_lock(RLock())  # its own is shared between processes, and is left behind where a worker is stopped
     start, error = time.perf_counter(), None
     try:
         if not out.is_dir():

@@ -1,0 +1,132 @@
+"""What a sweep is asked to do: every combination once, under a name that says which, and mistakes before any work."""
+
+import pytest
+import yaml
+
+from em_interp.config import dump_config, load_config
+from em_interp.errors import InputError
+from em_interp.organisms.recipe import recipe
+from em_interp.sweep.grid import load_sweep
+from em_interp.sweep.paths import put
+from tests.tiny import ROOT
+
+BASE = {"model": "tiny-qwen2", "data": [{"dataset": "tiny:medical", "steps": 8}], "adapter": {"layers": [1]}}
+CAREFUL = {"tiny:medical": "tiny:medical-careful", "tiny:sport": "tiny:sport-careful"}
+
+
+def asked(**changes):
+    return {"base": BASE, "grid": {"seed": [0, 1]}, **changes}
+
+
+def refusal(values):
+    with pytest.raises(InputError) as error:
+        load_sweep(values)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_sweep_of_the_built_in_organism_is_its_recipe_over_families_domains_and_seeds():
+    grid = load_sweep(ROOT / "configs" / "tiny-sweep.yaml")
+    assert (len(grid.cells), len(grid.controls)) == (27, 9)
+    assert len({cell.name for cell in grid.runs}) == 36 and len({cell.group for cell in grid.cells}) == 9
+    cell = next(cell for cell in grid.cells if cell.name == "tiny-llama_sport_seed2")
+    full = recipe("organism", "llama", "sport", 2)
+    assert cell.config == load_config(full, ["behaviour.scales=[1]"])
+    control = next(one for one in grid.controls if one.name == cell.control)
+    assert control.config == load_config(recipe("control", "llama", "sport", 0), ["behaviour.scales=[1]"])
+
+
+def test_every_combination_is_one_run_and_its_name_says_which():
+    grid = {"model": ["tiny-qwen2", "some/where/tiny-llama"], "adapter.rank": [1, 4], "seed": [0, 3]}
+    grid |= {"training.learning_rate": ["1e-3", 0.02], "adapter.layers": [[0], [1, 2]]}
+    cells = load_sweep(asked(grid=grid)).cells
+    assert len(cells) == len({cell.name for cell in cells}) == 32
+    cell = next(cell for cell in cells if cell.name == "tiny-llama_rank4_seed3_learning_rate0.02_layers1-2")
+    config = cell.config
+    assert (config.model, config.adapter.rank, config.seed) == ("some/where/tiny-llama", 4, 3)
+    assert (config.training.learning_rate, config.adapter.layers) == (0.02, (1, 2))
+    assert cell.group == "tiny-llama_rank4_learning_rate0.02_layers1-2"
+    assert cell.values["adapter.layers"] == [1, 2]
+
+
+def test_values_that_end_alike_are_told_apart():
+    data = ["mine/advice.jsonl", "yours/advice.jsonl"]
+    names = [cell.name for cell in load_sweep(asked(grid={"data": data})).cells]
+    assert names == ["mine-advice.jsonl", "yours-advice.jsonl"]
+    odd = [cell.name for cell in load_sweep(asked(grid={"data": ["???", "../../!!"]})).cells]
+    assert len(set(odd)) == 2 and all(name.strip(".") and "/" not in name for name in odd)
+
+
+def test_a_base_is_found_beside_the_file_and_settings_lie_on_top_of_it(tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**BASE, "behaviour": {"samples": 7, "scales": [1, 2]}}))
+    file = tmp_path / "sweep.yaml"
+    settings = {"behaviour": {"scales": [3]}, "data[0].steps": 5, "data": "tiny:sport"}
+    file.write_text(yaml.safe_dump({"base": "run.yaml", "settings": settings, "grid": {"seed": [4]}}))
+    (cell,) = load_sweep(file).cells
+    assert cell.config.behaviour.samples == 7 and cell.config.behaviour.scales == (3.0,)
+    assert (cell.config.data[0].dataset, cell.config.data[0].steps, cell.config.seed) == ("tiny:sport", 5, 4)
+    missing = file.read_text().replace("run.yaml", "rum.yaml")
+    file.write_text(missing)
+    assert f"base 'rum.yaml' is not there; looked for {tmp_path / 'rum.yaml'} and rum.yaml" in refusal(file)
+
+
+def test_what_is_kept_of_a_sweep_asks_for_the_same(tmp_path):
+    grid = load_sweep(ROOT / "configs" / "tiny-sweep.yaml")
+    (tmp_path / "sweep.yaml").write_text(grid.to_yaml())
+    again = load_sweep(tmp_path / "sweep.yaml")
+    assert [(c.name, c.config, c.control) for c in again.runs] == [(c.name, c.config, c.control) for c in grid.runs]
+    assert again.to_yaml() == grid.to_yaml()
+
+
+def test_runs_that_come_to_the_same_control_share_it():
+    values = {"data": ["tiny:medical", "tiny:sport"], "model": ["tiny-qwen2", "tiny-llama"], "seed": [5, 6]}
+    grid = load_sweep(asked(grid=values, control={"data": CAREFUL}))
+    assert (len(grid.cells), len(grid.controls)) == (8, 4)
+    controls = {one.name: one.config for one in grid.controls}
+    for cell in grid.cells:
+        control = controls[cell.control]
+        assert control.data[0].dataset == f"{cell.config.data[0].dataset}-careful"
+        assert (control.model, control.seed) == (cell.config.model, 5)
+    one = load_sweep(asked(control={"data": "tiny:medical-careful"}))
+    assert [cell.control for cell in one.cells] == ["control_medical-careful"] * 2
+    assert [cell.control for cell in load_sweep(asked()).cells] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"grids": {}}, "unknown key grids; did you mean 'grid'?"),
+        ({"grid": {}}, "grid names nothing that varies"),
+        ({"grid": {"seed": 3}}, "grid.seed must be a list of one value or more; it is 3"),
+        ({"grid": {"seed": []}}, "grid.seed must be a list of one value or more"),
+        ({"grid": {"training.learning_rat": [1]}}, "unknown key training.learning_rat; did you mean"),
+        ({"grid": {"trainig": [1]}}, "unknown key trainig; did you mean 'training'?"),
+        ({"grid": {"adapter.rank": [1, 0]}}, "adapter.rank must be 1 or more; it is 0"),
+        ({"grid": {"data[3].dataset": ["x"]}}, "setting 'data[3].dataset': no entry [3] in what is there (1)"),
+        ({"grid": {"data[.dataset": ["x"]}}, "setting 'data[.dataset' is not understood"),
+        ({"grid": {"seed.deep": [1]}}, "setting 'seed.deep': 'deep' was to be one of a group of settings; found 0"),
+        ({"grid": {"training.learning_rate": ["1e-3", 0.001]}}, "are the same run; name each value"),
+        ({"settings": {"behaviour.sample": 1}}, "settings: unknown key behaviour.sample; did you mean 'samples'?"),
+        ({"base": {"modell": "x"}}, "unknown key modell; did you mean 'model'?"),
+        ({"grid": {"data": list(CAREFUL)}, "control": {"data": "tiny:sport-careful"}}, "be asked other questions"),
+        ({"grid": {"data": ["tiny:law"]}, "control": {"data": CAREFUL}}, "control.data has no entry for 'tiny:law'"),
+        ({"control": {"training.held": 0}}, "control: unknown key training.held; did you mean 'held_out'?"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(changes, said):
+    assert said in refusal(asked(**changes))
+
+
+def test_a_setting_is_put_where_its_path_leads_and_nothing_else_changes():
+    before = {"a": {"b": [{"c": 1, "d": 2}, {"c": 3}]}, "e": None}
+    assert put(before, "a.b[1].c", 9) == {"a": {"b": [{"c": 1, "d": 2}, {"c": 9}]}, "e": None}
+    assert put(before, "a.b[2]", 5)["a"]["b"][2] == 5
+    assert put(before, "e.f.g", 1)["e"] == {"f": {"g": 1}}
+    assert put({"a": {"b": 1, "c": {"d": 2}}}, "a", {"c": {"e": 3}}) == {"a": {"b": 1, "c": {"d": 2, "e": 3}}}
+    assert put({"a": {"rank": 1}}, "a", {"kind": "other"}) == {"a": {"kind": "other"}}
+    assert before == {"a": {"b": [{"c": 1, "d": 2}, {"c": 3}]}, "e": None}
+
+
+def test_a_run_of_a_sweep_is_a_config_like_any_other():
+    cell = load_sweep(asked()).cells[1]
+    assert load_config(yaml.safe_load(dump_config(cell.config))) == cell.config
