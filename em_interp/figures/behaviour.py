@@ -120,7 +120,9 @@ def plot_scores(scored: ScoredResponses) -> go.Figure:
     lost = sum(scored.unscored.values())
     subtitle = f"{scored.n} answers, {lost} without a score. Bars: {scored.level:.0%} intervals."
     height = 80 + 24 * (len(table) + 1)
-    figure = new_figure("Scores by question", subtitle, height, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
+    figure = new_figure(
+        "Scores by question", subtitle, height, least_width=560, cols=2, shared_yaxes=True, horizontal_spacing=0.05
+    )
     names = [escape(_short(str(name))) for name in table["question"]]
     for column, (metric, colour, title) in enumerate(
         (("em", VERMILLION, "EM rate"), ("coherent", BLUE, "Coherent rate")), 1

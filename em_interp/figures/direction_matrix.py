@@ -14,7 +14,7 @@ from em_interp.figures.words import number
 
 TITLES = {"B": "|cos B|", "A": "|cos A|", "delta": "cos ΔW", "composition": "composition score"}
 SCALE = ("#2166ac", "#92c5de", "#f7f7f7", "#fdb863", "#b35806")  # blue below zero, orange above
-CELL = 64  # pixels
+CELL, GAP = 64, 110  # pixels
 MOST = 12  # runs up to which the numbers are written
 
 
@@ -37,13 +37,13 @@ def plot_direction_matrix(
     figure = new_figure(
         "Final directions of the runs",
         f"{about}. {grey}" if about else grey,
-        down * (panel + 70) + 60,
+        down * panel + (down - 1) * GAP + 90,
         least_width=480,
         rows=down,
         cols=across,
         subplot_titles=[_title(rows[rows["measure"] == name], name, level) for name in measures],
         horizontal_spacing=0.16,
-        vertical_spacing=0.28 / down,
+        vertical_spacing=GAP / (down * panel + (down - 1) * GAP),
     )
     for panel_number, name in enumerate(measures):
         where = place(panel_number // across + 1, panel_number % across + 1)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import plotly.graph_objects as go
 
-from em_interp.figures.template import FAINT, INK, MUTED, STEP, mark_step, new_figure, note
+from em_interp.figures.nulls import NULL_LINE, valley
+from em_interp.figures.template import FAINT, HEADROOM, INK, MUTED, STEP, mark_step, new_figure, note
 from em_interp.figures.words import step_label
 from em_interp.transition.result import Transition
 from em_interp.transition.series import SKIPPED
 
 
 def plot_gradient_norm(transition: Transition) -> go.Figure:
-    """The log, its smooth trend, the part left out at the start, and the peak with its interval where one was found."""
+    """The log, smoothed, the part left out at the start, and the peak with its interval where one was found.
+
+    Dotted is the nearest trend of the null, which has no hump.
+    """
     figure = new_figure("Gradient norm", f"{transition.verdict}. {transition.reason}")
     figure.update_xaxes(title_text=STEP)
     figure.update_yaxes(title_text="Gradient norm (nats a weight unit)", rangemode="tozero")
@@ -27,6 +32,9 @@ def plot_gradient_norm(transition: Transition) -> go.Figure:
     if "smooth" in seen:
         smooth = go.Scatter(x=seen["smooth_steps"], y=seen["smooth"], mode="lines", line={"color": INK, "width": 2})
         figure.add_trace(smooth.update(name="smoothed", hovertemplate=hover))
+        null = {"x": seen["smooth_steps"], "y": valley(seen["smooth"]), "mode": "lines", "hoverinfo": "skip"}
+        figure.add_trace(go.Scatter(**null, line=NULL_LINE, name="null: no hump"))
     if transition.step is not None:
+        figure.update_yaxes(range=[0, HEADROOM * float(np.nanmax(seen["grad_norm"]))])
         mark_step(figure, transition, MUTED, step_label(transition))
     return figure

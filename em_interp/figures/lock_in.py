@@ -17,7 +17,7 @@ def plot_lock_in(transition: Transition) -> go.Figure:
     figure.add_trace(cosine.update(name="cosine", showlegend=False))
     figure.add_hline(seen["threshold"], line={"color": MUTED, "width": 1, "dash": "dot"})
     label = None if transition.step is None else f"step {transition.step:.0f}<br>(descriptive, no interval)"
-    mark_step(figure, transition, colour, label)
+    mark_step(figure, transition, colour, label, rising=True)
     figure.update_xaxes(title_text=STEP)
     figure.update_yaxes(title_text="Cosine of ΔW to its end (no unit)", range=[None, 1.02])
     return figure

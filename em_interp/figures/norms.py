@@ -13,7 +13,9 @@ PARTS: tuple[Part, ...] = ("B", "A", "delta")
 
 def plot_norms(trajectory: AdapterTrajectory, site: str | None = None) -> go.Figure:
     """‖B‖, ‖A‖ and ‖ΔW‖ by step, each on its own axis; of all sites together where `site` is None."""
-    figure = new_figure("Size of the adapter", about(trajectory, site), 420, rows=3, shared_xaxes=True)
+    figure = new_figure(
+        "Size of the adapter", about(trajectory, site), 380, rows=3, shared_xaxes=True, vertical_spacing=0.1
+    )
     for row, of in enumerate(PARTS, 1):
         draw_norm(figure, trajectory, of, site, row, 1)
     figure.update_xaxes(title_text=STEP, row=3)

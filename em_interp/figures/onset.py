@@ -76,8 +76,14 @@ def draw_onset(figure: go.Figure, transition: Transition, row: int | None = None
 
 
 def _bars(rate: Float[np.ndarray, " step"], answers: Float[np.ndarray, " step"], colour: str) -> dict[str, Any]:
-    """95 % intervals of pooled shares."""
-    bounds = [rate_of(np.array([share * n]), np.array([n])).interval for share, n in zip(rate, answers, strict=True)]
-    low, high = 100 * np.array(bounds).T
+    low, high = 100 * rate_intervals(rate, answers).T
     bars = {"array": high - 100 * rate, "arrayminus": 100 * rate - low, "symmetric": False}
     return {**bars, "color": colour, "thickness": 1, "width": 0}
+
+
+def rate_intervals(
+    rate: Float[np.ndarray, " step"], answers: Float[np.ndarray, " step"]
+) -> Float[np.ndarray, "step 2"]:
+    """95 % intervals of pooled shares: the lower and the upper end at each step."""
+    pooled = (rate_of(np.array([share * n]), np.array([n])) for share, n in zip(rate, answers, strict=True))
+    return np.array([one.interval for one in pooled])

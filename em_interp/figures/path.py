@@ -14,6 +14,8 @@ from em_interp.trajectory import geometry
 from em_interp.trajectory.adapter import AdapterTrajectory, Part
 from em_interp.transition.result import Transition
 
+MARGIN = 0.12  # of the path's size, around it
+LABEL = np.array([0.1, 0.025])  # half the width and height of a label, in the path's size
 NO_EVIDENCE = "A bend and a large share of variance in this plane are no evidence of a turn: any smooth path has both."
 
 
@@ -109,18 +111,21 @@ def _ring(
 
 def _room(values: Float[np.ndarray, " step"], size: float) -> list[float]:
     """A range with room for labels around the path."""
-    margin = 0.12 * size or 1.0
+    margin = MARGIN * size or 1.0
     return [float(values.min()) - margin, float(values.max()) + margin]
 
 
 def _free_side(scores: Float[np.ndarray, "step 2"], index: int) -> str:
-    """Where a label is clear of the path: away from its neighbourhood or, on a straight stretch, across it."""
-    reach = max(len(scores) // 20, 1)
-    around = scores[max(index - reach, 0) : index + reach + 1]
-    away, along = scores[index] - around.mean(axis=0), around[-1] - around[0]
-    if np.linalg.norm(away) < 0.1 * np.linalg.norm(along):
-        away = np.array([abs(along[1]), -along[0] * np.sign(along[1] or 1)])
-    across, up = away / max(np.linalg.norm(away), np.finfo(float).tiny)
-    vertical = "top" if up > 0.38 else "bottom" if up < -0.38 else "middle"
-    horizontal = "right" if across > 0.38 else "left" if across < -0.38 else "center"
-    return "top center" if (vertical, horizontal) == ("middle", "center") else f"{vertical} {horizontal}"
+    """Where a label is clear of the path and of the frame, as far as it can be."""
+    size = np.ptp(scores) or 1.0
+    points, low, high = scores / size, scores.min(axis=0) / size - MARGIN, scores.max(axis=0) / size + MARGIN
+
+    def clearance(side: tuple[int, int]) -> float:
+        """Distances to the middle of the label, in units of its half width and half height."""
+        middle = points[index] + [0.02 * side[0], 0.03 * side[1]] + LABEL * side
+        to_path = np.max(np.abs(points - middle) / LABEL, axis=1).min()
+        return float(min(to_path, *((middle - low) / LABEL), *((high - middle) / LABEL)))
+
+    sides = [(across, up) for up in (1, -1, 0) for across in (0, 1, -1) if across or up]
+    across, up = max(sides, key=clearance)
+    return f"{('middle', 'top', 'bottom')[up]} {('center', 'right', 'left')[across]}"

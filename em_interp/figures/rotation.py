@@ -73,10 +73,10 @@ def draw_rotation(
     figure.add_trace(line.update(name="turn", line_color=colour, hovertemplate=hover), **where)
     figure.add_trace(null, **where)
     figure.add_hrect(0, LEAST_TURN, fillcolor=fade(MUTED, 0.18), line_width=0, layer="below", **where)
-    for found in turns:
+    for number, found in enumerate(turns):
         angle = "" if found.angle_deg is None else f"<br>{found.angle_deg:.0f}° in all"
         at = "" if found.step is None else f"step {found.step:.0f}"
-        mark_step(figure, found, colour, at + angle, where)
+        mark_step(figure, found, colour, at + angle, where, under=number)
     top = float(np.nanmax(np.maximum(turn, 0), initial=50)) * 1.25
     figure.update_yaxes(range=[0, min(top, 185)], **where)
     figure.update_xaxes(range=[step[0], step[-1]], **where)

@@ -87,7 +87,7 @@ def _of_trace(trace: Any) -> pd.DataFrame | None:
         return _cells(trace) if trace.type == "heatmap" else None
     if trace.x is None or trace.y is None or not any(value is not None for value in trace.x):
         return None
-    if trace.fill == "toself" and trace.mode == "lines":
+    if trace.fill == "toself":
         return _band(np.asarray(trace.x, float), np.asarray(trace.y, float))
     rows = pd.DataFrame({"kind": "values", "x": _plain(trace.x), "y": _plain(trace.y)})
     for axis in ("x", "y"):
@@ -112,7 +112,13 @@ def _plain(values: Any) -> list[Any]:
 
 
 def _band(x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
-    """A ribbon's polygons, each there along its upper edge and back along its lower one, as intervals again."""
+    """A ribbon's polygons, each there along its upper edge and back along its lower one, as intervals again.
+
+    Another shape, such as the diamond of a pooled estimate, is a region.
+    """
+    if np.isfinite(x).all():
+        ends = {"x_low": x.min(), "x_high": x.max(), "y_low": y.min(), "y_high": y.max()}
+        return pd.DataFrame([{"kind": "region", **ends}])
     rows = []
     for stretch in np.split(np.arange(len(x)), np.flatnonzero(~np.isfinite(x))):
         inside = stretch[np.isfinite(x[stretch])]

@@ -32,6 +32,7 @@ _OTHERS = (VERMILLION, ORANGE, PURPLE, SKY, GREEN, BLUE)
 STEP = "Training step"
 STEP_SCALE = sample_colorscale("Viridis", [i / 10 * 0.93 for i in range(11)])
 TITLE, LINE, LEGEND = 40, 17, 30  # pixels: a title, a line of a subtitle, a legend of one line
+HEADROOM = 1.3  # room for a label above what is drawn, as a share of its height
 EM_TOPS = (5, 10, 25, 50, 100)  # per cent
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 
@@ -47,6 +48,7 @@ def template() -> go.layout.Template:
         "tickcolor": INK,
         "gridcolor": GRID,
         "zeroline": False,
+        "exponentformat": "power",
         "automargin": True,
         "title": {"standoff": 8, "font": {"size": 13}},
     }
@@ -151,8 +153,14 @@ def mark_step(
     colour: str,
     label: str | None = None,
     where: dict[str, int] | None = None,
+    rising: bool = False,
+    under: int = 0,
 ) -> None:
-    """The estimate as a line with its interval as a band, and a label above; nothing where no step was given."""
+    """The estimate as a line with its interval as a band, and a label beside; nothing where no step was given.
+
+    The label stands at the top, on the side with more room, `under` so many others; where what is drawn is `rising`, on
+    the right it stands at the foot.
+    """
     if transition.step is None:
         return
     where = where or {}
@@ -162,21 +170,34 @@ def mark_step(
     dash = "solid" if transition.found else "dot"
     figure.add_vline(transition.step, line={"color": colour, "width": 1.5, "dash": dash}, **where)
     if label is not None:
-        axis = {"x": transition.step, "y": 1, "yref": "y domain", "yanchor": "top", "xanchor": "left", "xshift": 4}
-        style = {"bgcolor": "rgba(255,255,255,0.8)", "align": "left", "showarrow": False}
-        figure.add_annotation(text=label, **axis, **style, **where)
+        low, high = transition.interval or (transition.step, transition.step)
+        right = low + high <= sum(_ends(figure))
+        at = {"x": high, "xanchor": "left", "xshift": 4} if right else {"x": low, "xanchor": "right", "xshift": -4}
+        foot = {"y": 0, "yanchor": "bottom"} if rising and right else {"y": 1, "yanchor": "top"}
+        style = {"bgcolor": "rgba(255,255,255,0.8)", "align": at["xanchor"], "showarrow": False, "yref": "y domain"}
+        figure.add_annotation(text=label, yshift=-2 * LINE * under, **at, **foot, **style, **where)
+
+
+def _ends(figure: go.Figure) -> tuple[float, float]:
+    """The first and the last step drawn."""
+    steps = [np.asarray(trace.x, float) for trace in figure.data if trace.x is not None]
+    there = np.concatenate([np.empty(0), *(x[np.isfinite(x)] for x in steps)])
+    return (float(there.min()), float(there.max())) if len(there) else (0.0, 0.0)
 
 
 def mark_planted(
     figure: go.Figure, planted: Mapping[float, str], where: dict[str, int] | None = None, label: bool = False
 ) -> None:
-    """What is known to have happened at a step, as a dashed line; with `label`, in words above the panel."""
+    """What is known to have happened at a step, as a dashed line; with `label`, in words beside it."""
     where = where or {}
     for step, what in planted.items():
         figure.add_vline(step, line={"color": INK, "width": 1.2, "dash": "dash"}, **where)
         if label:
-            above = {"y": 1, "yref": "y domain", "yanchor": "bottom", "font_size": 11, "showarrow": False}
-            figure.add_annotation(x=step, text=escape(what), **above, **where)
+            first, last = _ends(figure)
+            early = step < first + 0.3 * (last - first)
+            beside = {"xanchor": "left", "xshift": 4} if early else {"xanchor": "right", "xshift": -4}
+            style = {"y": 1, "yref": "y domain", "yanchor": "top", "font_size": 11, "showarrow": False}
+            figure.add_annotation(x=step, text=escape(what), **style, **beside, **where)
 
 
 def em_range(rate: Float[np.ndarray, " point"]) -> list[float]:

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from em_interp.figures.lanes import draw_lanes, make_lanes
-from em_interp.figures.onset import colour_of
+from em_interp.figures.onset import colour_of, rate_intervals
 from em_interp.figures.template import (
     FAINT,
     INK,
@@ -22,6 +22,7 @@ from em_interp.figures.template import (
     mark_planted,
     new_figure,
     place,
+    ribbon,
 )
 from em_interp.figures.words import said
 from em_interp.transition.align import Offset
@@ -114,7 +115,11 @@ def _draw_behaviour(figure: go.Figure, curves: Sequence[Transition], row: int) -
         name = escape(said(curve.questions or "this run"))
         points = {"x": seen["steps"], "y": 100 * seen["rate"], "customdata": seen["answers"]}
         hover = f"step %{{x}}<br>{name}: %{{y:.1f}}% of %{{customdata}} answers<extra></extra>"
+        low, high = 100 * rate_intervals(seen["rate"], seen["answers"]).T
+        band = ribbon(seen["steps"], low, high, colour, "95% interval", showlegend=False, legendgroup=name)
+        figure.add_trace(band, row=row, col=1)
         trace = go.Scatter(**points, mode="lines+markers", name=name, hovertemplate=hover, cliponaxis=False)
+        trace.update(legendgroup=name)
         figure.add_trace(trace.update(line={"color": colour, "width": 1.6}, marker_size=4), row=row, col=1)
     rates = np.concatenate([curve.evidence["rate"] for curve in curves])
     figure.update_yaxes(title_text="EM rate (%)", range=em_range(100 * rates), nticks=5, row=row, col=1)

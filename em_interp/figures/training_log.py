@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from em_interp.figures.norms import about
-from em_interp.figures.template import MUTED, STEP, mark_step, new_figure, note, place
+from em_interp.figures.template import HEADROOM, MUTED, STEP, mark_step, new_figure, note, place
 from em_interp.trajectory.adapter import AdapterTrajectory
 from em_interp.transition.result import Transition
 
@@ -22,7 +22,12 @@ def plot_training_log(trajectory: AdapterTrajectory, transitions: Sequence[Trans
     """Loss, gradient norm and learning rate by step; a gradient-norm peak among `transitions` is marked."""
     there = [name for name in LOGGED if name in trajectory.metrics]
     figure = new_figure(
-        "Training log", about(trajectory), 100 + 130 * max(len(there), 1), rows=max(len(there), 1), shared_xaxes=True
+        "Training log",
+        about(trajectory),
+        100 + 130 * max(len(there), 1),
+        rows=max(len(there), 1),
+        shared_xaxes=True,
+        vertical_spacing=0.1,
     )
     if not there:
         note(figure, "This run has no log of its training.")
@@ -33,6 +38,7 @@ def plot_training_log(trajectory: AdapterTrajectory, transitions: Sequence[Trans
             for peak in (t for t in transitions if t.signal == "gradient_norm"):
                 label = None if peak.step is None else f"peak at {peak.step:.0f}"
                 mark_step(figure, peak, MUTED, label, place(row, 1))
+                figure.update_yaxes(range=[0, HEADROOM * trajectory.metrics[name].max()], **place(row, 1))
     figure.update_xaxes(range=[float(trajectory.steps[0]), float(trajectory.steps[-1])])
     figure.update_xaxes(title_text=STEP, row=max(len(there), 1))
     return figure

@@ -20,7 +20,6 @@ def plot_trajectory(trajectory: AdapterTrajectory, of: Part = "B", site: str | N
         "Path of the adapter",
         about(trajectory, site),
         800,
-        headroom=20,
         least_width=560,
         rows=3,
         cols=3,
@@ -28,15 +27,10 @@ def plot_trajectory(trajectory: AdapterTrajectory, of: Part = "B", site: str | N
         row_heights=[0.24, 0.42, 0.34],
         vertical_spacing=0.13,
         horizontal_spacing=0.13,
-        subplot_titles=[
-            *(f"‖{PART_NAME[part]}‖" for part in PARTS),
-            f"Path of {PART_NAME[of]}",
-            f"Turning of {PART_NAME[of]}",
-        ],
+        subplot_titles=["", "", "", f"Path of {PART_NAME[of]}", f"Turning of {PART_NAME[of]}"],
     )
     for column, part in enumerate(PARTS, 1):
         draw_norm(figure, trajectory, part, site, 1, column)
-        figure.update_yaxes(title_text="weight units" if column == 1 else None, row=1, col=column)
     draw_path(figure, trajectory, of, site, row=2, col=1)
     draw_turning(figure, trajectory, of, site, row=3, col=1)
     figure.update_xaxes(title_text=STEP, row=1)

@@ -53,7 +53,6 @@ def plot_turning(
         title,
         subtitle,
         290 + 210 * (rows - 1),
-        headroom=22 * bool(planted),
         rows=rows,
         shared_xaxes=True,
         vertical_spacing=0.1,

@@ -1,5 +1,7 @@
 """What was planted is marked where it was planted, and nothing else is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -147,3 +149,39 @@ def test_spacings_that_were_not_saved_are_left_out(organism, kept, shown):
     figure = em.figures.plot_turning(sparse)
     assert {t.name for t in figure.data if t.name and t.name.startswith("k =")} == shown
     assert ("No steps were saved" in texts(figure)) == (not shown)
+
+
+def test_labels_of_two_turns_stand_under_one_another_and_outside_the_intervals(organism):
+    (turn, *_) = [t for t in organism.transitions if t.signal == "rotation" and t.of == "B"]
+    later = replace(turn, step=turn.step + 30, interval=(turn.step + 25, turn.step + 35))
+    labels = [a for a in em.figures.plot_rotation([turn, later]).layout.annotations if a.text.startswith("step")]
+    assert labels[0].yshift - labels[1].yshift >= 30
+    for label, found in zip(labels, (turn, later), strict=True):
+        low, high = found.interval
+        assert label.x == (high if label.xanchor == "left" else low)
+
+
+def test_a_label_on_a_path_is_clear_of_it_and_of_the_frame(organism):
+    figure = em.figures.plot_path(organism.trajectory, transitions=organism.transitions)
+    scores = principal_components(organism.trajectory.gram("B")).scores
+    size = np.ptp(scores)
+    (low, high), labels = figure.layout.xaxis.range, [t for t in figure.data if t.text is not None]
+    assert len(labels) == 2
+    for label in labels:
+        vertical, horizontal = label.textposition.split()
+        middle = np.array([label.x[0], label.y[0]])
+        middle += size * 0.1 * np.array([("left", "center", "right").index(horizontal) - 1, 0])
+        middle += size * 0.05 * np.array([0, ("bottom", "middle", "top").index(vertical) - 1])
+        away = np.abs(scores - middle) / size
+        assert np.maximum(away[:, 0] / 0.09, away[:, 1] / 0.02).min() > 0.9
+        assert low < middle[0] - 0.09 * size and middle[0] + 0.09 * size < high
+
+
+def test_the_rates_on_the_time_axis_have_their_intervals(organism):
+    onset = next(t for t in organism.onsets if t.questions == "in_domain" and t.scale == 1)
+    figure = em.figures.plot_timeline([onset])
+    band, line = trace(figure, "95% interval"), trace(figure, "in domain")
+    half = len(line.y)
+    high, low = np.array(band.y[:half]), np.array(band.y[half : 2 * half])[::-1]
+    inside = np.array(line.y)
+    assert (low <= inside).all() and (inside <= high).all() and (high - low > 5).all()
