@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ from em_interp.errors import InputError, nearest
 
 OF_LAYER = ("resid_post", "mlp_out")
 OF_SITE = ("site_in", "site_out", "scalar")
+POST_NORM = {"down_proj": "post_feedforward_layernorm", "o_proj": "post_attention_layernorm"}  # in Gemma
 
 
 class Place(NamedTuple):
@@ -18,6 +20,13 @@ class Place(NamedTuple):
 
     module: Any
     side: Literal["input", "output"]
+
+
+class Written(NamedTuple):
+    """How a site's output reaches the residual stream: after which layer it is there, and through which norm if any."""
+
+    layer: int
+    norm: Any | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,3 +101,12 @@ class Layout:
         if kind == "resid_post":
             return Place(layer, "output")
         return Place(getattr(layer, "post_feedforward_layernorm", layer.mlp), "output")  # Gemma norms before it adds
+
+    def written(self, site: str) -> Written | None:
+        """Where and how a site's output is added to the residual stream; None where it is not (`q_proj`, `up_proj`)."""
+        match = re.match(r"(?:.*\.)?layers\.(\d+)\.(?:.*\.)?(\w+)$", site)
+        if match is None or match[2] not in POST_NORM:
+            return None
+        block = self.decoder.layers[int(match[1])]
+        normed = hasattr(block, "post_feedforward_layernorm")
+        return Written(int(match[1]), getattr(block, POST_NORM[match[2]]).forward if normed else None)
