@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -25,11 +26,22 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return (self.plan.steps - self.done) * self.per_step
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         step, part = self.done + index // self.per_step + 1, self.first_part + index % self.per_step
         rows = self.plan.rows[step - 1, part * self.size : (part + 1) * self.size]
         tokens = self.examples[self.plan.dataset(step)]
-        return collate([tokens[row] for row in rows.tolist()])
+        batch = collate([tokens[row] for row in rows.tolist()])
+        other = self._other(step, part)
+        return {**batch, "other": other} if other else batch
+
+    def _other(self, step: int, part: int) -> dict[str, torch.Tensor]:
+        """The part's rows of other data, and how many answer tokens the step has of it; nothing without a penalty."""
+        rows = self.plan.other.at(step) if self.plan.other else []
+        if not self.plan.other or not rows:
+            return {}
+        examples = [self.examples[self.plan.other.dataset][row] for row in rows]
+        tokens = sum(label != IGNORED for example in examples for label in example.labels[1:])
+        return collate(examples[part * self.size : (part + 1) * self.size]) | {"tokens": torch.tensor(tokens)}
 
 
 def collate(examples: list[Example]) -> dict[str, torch.Tensor]:

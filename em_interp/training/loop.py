@@ -17,6 +17,7 @@ from em_interp.runs import Run
 from em_interp.training.batches import Batches, Examples
 from em_interp.training.journal import Journal
 from em_interp.training.learner import Learner
+from em_interp.training.penalty import penalty, reference_logits
 from em_interp.training.plan import Plan
 from em_interp.training.processes import ALONE, Processes
 from em_interp.training.recorder import Progress, Recorder
@@ -54,7 +55,8 @@ def run_plan(
     with bar, journal or nullcontext():
         PlanTrainer(
             Batches(plan, done, training.batch_size, examples, processes),
-            model=learner.model,
+            learner,
+            config.kl.weight if config.kl else 0.0,
             args=_arguments(run, config, processes),
             callbacks=[
                 *([AverageGradients(weights.values())] if training.shard else []),
@@ -69,10 +71,31 @@ def run_plan(
 class PlanTrainer(Trainer):
     """A Trainer that takes its batches as they come, prints nothing, and does not count floating-point operations."""
 
-    def __init__(self, batches: Batches, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.batches = batches
+    def __init__(self, batches: Batches, learner: Learner, kl_weight: float, **kwargs: Any) -> None:
+        super().__init__(model=learner.model, **kwargs)
+        self.batches, self.learner, self.kl_weight = batches, learner, kl_weight
+        self.parts: dict[str, torch.Tensor] = {}  # of the step's loss so far, where there is a penalty
         self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The mean loss a token, with the penalty on the batch's other data where it has some."""
+        other = inputs.pop("other", None)
+        if other is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        reference = reference_logits(self.learner, other)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        kl = penalty(model, other, reference) * self.accelerator.num_processes  # gradients are averaged over them
+        for name, part in (("loss", loss), ("kl", kl)):
+            self.parts[name] = self.parts.get(name, 0.0) + part.detach()
+        return loss + self.kl_weight * kl
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """A step's loss without the penalty, and the divergence beside it."""
+        if "loss" in logs:
+            for name, part in self.parts.items():
+                logs[name] = float(self.accelerator.reduce(part, "mean"))
+            self.parts = {}
+        super().log(logs, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """One micro-batch an item, in the plan's order; no random number is drawn."""

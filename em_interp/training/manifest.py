@@ -39,6 +39,7 @@ def make_manifest(config: RunConfig, plan: Plan, chats: Mapping[str, Chats], bas
             }
             for phase in plan.phases
         ],
+        **({"kl": {"dataset": config.kl.dataset, "sha256": chats[config.kl.dataset].sha256}} if config.kl else {}),
         "seed": config.seed,
         "device": base.model.device.type,
         "dtype": str(base.model.dtype).removeprefix("torch."),

@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from em_interp.config import PhaseConfig, RunConfig
 from em_interp.errors import InputError
 
+Split = tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]  # numbers of rows
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -25,6 +27,19 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Other:
+    """The rows of other data on which a penalty keeps the model where it was, at every so many steps."""
+
+    dataset: str
+    every: int
+    rows: Int[np.ndarray, "step batch"]
+
+    def at(self, step: int) -> list[int]:
+        """The rows that `step` looks at; none where it has no penalty."""
+        return [] if step % self.every else self.rows[step - 1].tolist()
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every step of a run. Step t (1, 2, …) is at index t - 1 of `rates` and `rows`."""
 
@@ -32,6 +47,7 @@ class Plan:
     rates: Float[np.ndarray, " step"]  # learning rate
     rows: Int[np.ndarray, "step batch"]  # numbers of the rows seen, within the step's dataset
     held_out: dict[str, list[int]]  # rows of each dataset that are never seen
+    other: Other | None = None  # what the penalty sees, where there is one
 
     @property
     def steps(self) -> int:
@@ -49,8 +65,10 @@ class Plan:
 
     def rows_of(self, dataset: str) -> list[int]:
         """Numbers of the rows of `dataset` that the run will see, increasing."""
-        seen = [self.rows[p.first - 1 : p.last] for p in self.phases if p.dataset == dataset]
-        return sorted(set(np.concatenate(seen).ravel().tolist()))
+        seen = {row for p in self.phases if p.dataset == dataset for row in self.rows[p.first - 1 : p.last].ravel()}
+        if self.other and self.other.dataset == dataset:
+            seen |= {row for step in range(1, self.steps + 1) for row in self.other.at(step)}
+        return sorted(map(int, seen))
 
 
 def make_plan(config: RunConfig, sizes: Mapping[str, int]) -> Plan:
@@ -76,18 +94,28 @@ def make_plan(config: RunConfig, sizes: Mapping[str, int]) -> Plan:
         rates=_rates(config, phases),
         rows=np.array(list(itertools.chain.from_iterable(rows))).reshape(-1, batch),
         held_out={name: sorted(held_out.tolist()) for name, (_, held_out) in splits.items()},
+        other=_other(config, splits, phases[-1].last, batch),
     )
 
 
-def split_rows(count: int, share: float, seed: int) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]:
+def _other(config: RunConfig, splits: Mapping[str, Split], steps: int, batch: int) -> Other | None:
+    """As many rows of other data at each step as the step itself has, in an order of their own."""
+    if config.kl is None:
+        return None
+    stream = _stream(splits[config.kl.dataset][0], config.seed, 2)
+    rows = np.array(list(itertools.islice(stream, steps * batch))).reshape(steps, batch)
+    return Other(config.kl.dataset, config.kl.every, rows)
+
+
+def split_rows(count: int, share: float, seed: int) -> Split:
     """Numbers of the rows to train on and of the `share` held out, drawn with `seed`."""
     order = np.random.default_rng([seed, 0]).permutation(count)
     cut = round(share * count)
     return order[cut:], order[:cut]
 
 
-def _stream(rows: Int[np.ndarray, " row"], seed: int) -> Iterator[int]:
-    generator = np.random.default_rng([seed, 1])
+def _stream(rows: Int[np.ndarray, " row"], seed: int, which: int = 1) -> Iterator[int]:
+    generator = np.random.default_rng([seed, which])
     while True:
         yield from generator.permutation(rows).tolist()
 

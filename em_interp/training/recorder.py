@@ -69,6 +69,7 @@ class Recorder(TrainerCallback):
                 "learning_rate": float(self.plan.rates[step - 1]),
                 **self.norms,
                 "cumulative_lr": float(self.cumulative[step - 1]),
+                **{name: value for name, value in logs.items() if name == "kl"},
             }
         )
         self.keeper.keep(step)

@@ -85,13 +85,15 @@ def _train(run: Run, config: RunConfig, resume: bool, progress: bool, together: 
 def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]]:
     """The plan, the tokenised rows, the model with what is trained in it, and the manifest."""
     from em_interp.organisms.data import load_chats
-    from em_interp.training.learner import make_learner
+    from em_interp.training.learner import check_place, make_learner
     from em_interp.training.manifest import make_manifest
     from em_interp.training.plan import make_plan
     from em_interp.training.tokens import encode
 
-    chats = {name: load_chats(name, config.seed) for name in dict.fromkeys(phase.dataset for phase in config.data)}
+    named = [phase.dataset for phase in config.data] + ([config.kl.dataset] if config.kl else [])
+    chats = {name: load_chats(name, config.seed) for name in dict.fromkeys(named)}
     plan = make_plan(config, {name: len(data.rows) for name, data in chats.items()})
+    check_place(config)
     base = _load(config)
     examples = {
         name: encode(data, plan.rows_of(name), base.tokenizer, config.training.max_length)
@@ -129,8 +131,8 @@ def _keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
         write_json(run.manifest_file, manifest)
         return
     before = read_json(run.manifest_file)
-    for what in ("base", "phases"):
-        if before.get(what) != manifest[what]:
+    for what in ("base", "phases", "kl"):
+        if before.get(what) != manifest.get(what):
             raise InputError(f"{run.manifest_file}: {what} changed since the run began, so it cannot be resumed")
 
 

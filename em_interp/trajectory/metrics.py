@@ -11,7 +11,7 @@ from em_interp.errors import InputError
 from em_interp.runs import read_json
 
 FILE = "trainer_state.json"
-METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B")
+METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B", "kl")
 
 
 def read_metrics(folders: list[Path]) -> pd.DataFrame:
