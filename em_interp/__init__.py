@@ -24,6 +24,8 @@ _WHERE = {
     "align": "em_interp.transition.align",
     "compare": "em_interp.comparison.compare",
     "DirectionComparison": "em_interp.comparison.result",
+    "compare_families": "em_interp.comparison.families",
+    "FamilyComparison": "em_interp.comparison.family_result",
     "score_responses": "em_interp.behaviour.score",
     "behaviour_curve": "em_interp.behaviour.curve",
     "report": "em_interp.page",

@@ -52,7 +52,6 @@ def u_centred(points: Float[np.ndarray, "case text d"]) -> Float[np.ndarray, "ca
     gram[:, place, place] = 0
     rows = gram.sum(axis=2, keepdims=True) / (n - 2)
     gram += rows.sum(axis=1, keepdims=True) / (n - 1) - rows - rows.transpose(0, 2, 1)
-    gram[:, place, place] = 0
-    flat = gram.reshape(len(gram), -1)
+    flat = gram[:, *np.triu_indices(n, 1)]  # symmetric, and zero on the diagonal
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     return np.divide(flat, length, out=np.full_like(flat, np.nan), where=length > 0)

@@ -12,7 +12,11 @@ from em_interp.runs import Run
 from em_interp.trajectory.adapter import AdapterTrajectory
 
 Source = str | Path | Run | AdapterTrajectory
-MEANINGLESS = "raw cosines across bases mean nothing: each has its own coordinates"
+MEANINGLESS = "raw cosines across bases mean nothing, for each has its own coordinates: use em.compare_families"
+
+
+class OtherBases(InputError):
+    """The runs are of different bases; `em_interp.comparison.families` compares those."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +42,9 @@ def match(sources: Sequence[Source], same_base: bool = False) -> Matched:
         sources = [sources]
     if len(sources) < 2:
         raise InputError(f"a comparison is of two runs or more; {'one' if sources else 'none'} was given")
-    opened = [_open(source) for source in sources]
+    opened = [open_source(source) for source in sources]
     paths, runs = tuple(path for path, _ in opened), tuple(run for _, run in opened)
-    names = _names(paths)
+    names = names_of(paths)
     shared = tuple(site for site in paths[0].sites if all(site in path.sites for path in paths[1:]))
     for name, path in zip(names[1:], paths[1:], strict=True):
         _check_dimensions(names[0], paths[0], name, path)
@@ -54,7 +58,8 @@ def match(sources: Sequence[Source], same_base: bool = False) -> Matched:
     return Matched(names, paths, runs, shared, {name: sites for name, sites in rest.items() if sites}, base)
 
 
-def _open(source: Source) -> tuple[AdapterTrajectory, Run | None]:
+def open_source(source: Source) -> tuple[AdapterTrajectory, Run | None]:
+    """The path of a run, and its directory where it was given as one."""
     if isinstance(source, AdapterTrajectory):
         return source, None
     from em_interp.trajectory.load import load_trajectory
@@ -64,7 +69,7 @@ def _open(source: Source) -> tuple[AdapterTrajectory, Run | None]:
     return path, Run(folder) if folder.is_dir() else None
 
 
-def _names(paths: Sequence[AdapterTrajectory]) -> tuple[str, ...]:
+def names_of(paths: Sequence[AdapterTrajectory]) -> tuple[str, ...]:
     """The last part of where each run came from, with the part before it or a number where two are alike."""
     whole = [path.source or f"run {number}" for number, path in enumerate(paths, 1)]
     parts = [Path(name).parts[-2:] or (name,) for name in whole]
@@ -88,7 +93,8 @@ def _check_dimensions(first: str, one: AdapterTrajectory, second: str, other: Ad
         if mine != theirs:
             bases = f" (bases: {one.base or 'unknown'}, {other.base or 'unknown'})"
             sizes = f"{mine[0]} × {mine[1]} in {first} and {theirs[0]} × {theirs[1]} in {second}{bases}"
-            raise InputError(f"ΔW of {site} is {sizes}; {MEANINGLESS}; compare runs of one base")
+            error = OtherBases if one.base and other.base and one.base != other.base else InputError
+            raise error(f"ΔW of {site} is {sizes}; {MEANINGLESS}")
 
 
 def _check_bases(names: Sequence[str], paths: Sequence[AdapterTrajectory], runs: Sequence[Run | None]) -> None:
@@ -102,7 +108,7 @@ def _check_bases(names: Sequence[str], paths: Sequence[AdapterTrajectory], runs:
             continue
         else:
             found = f"{names[0]} was trained on {paths[0].base} and {name} on {path.base}"
-        raise InputError(f"{found}; {MEANINGLESS}; if these are the same weights, say same_base (--same-base)")
+        raise OtherBases(f"{found}; {MEANINGLESS}; if these are the same weights, say same_base (--same-base)")
 
 
 def _identity(run: Run | None) -> str | None:

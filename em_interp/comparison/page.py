@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,12 +42,20 @@ def write_comparison(comparison: DirectionComparison, folder: str | Path, resume
 def comparison_page(comparison: DirectionComparison) -> str:
     """One self-contained HTML page: the words, the table of pairs and every figure."""
     title, *lines = comparison.sentence().splitlines()
-    said = "".join(f"<li>{escape(line)}</li>" for line in lines)
     table = comparison.frame("pairs").to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
-    head = f'<meta charset="utf-8"><title>Comparison of runs</title><style>{STYLE}</style>{_plotly()}'
-    parts = [f"<h1>Comparison of runs</h1><p>{escape(title)}</p><ul>{said}</ul><p>{escape(LIMITS)}</p>"]
-    parts += [_embedded(figure, number) for number, figure in enumerate(figures(comparison))]
-    body = "\n".join([*parts, f"<h2>Every pair and site at the last steps</h2>{table}"])
+    tables = f"<h2>Every pair and site at the last steps</h2>{table}"
+    return page_of("Comparison of runs", title, lines, LIMITS, figures(comparison), tables)
+
+
+def page_of(
+    heading: str, title: str, lines: Sequence[str], limits: str, drawn: Sequence[go.Figure], tables: str
+) -> str:
+    """A self-contained page: what was compared, what was found line by line, the figures, and HTML of tables."""
+    said = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    head = f'<meta charset="utf-8"><title>{heading}</title><style>{STYLE}</style>{_plotly()}'
+    parts = [f"<h1>{heading}</h1><p>{escape(title)}</p><ul>{said}</ul><p>{escape(limits)}</p>"]
+    parts += [_embedded(figure, number) for number, figure in enumerate(drawn)]
+    body = "\n".join([*parts, tables])
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 

@@ -38,11 +38,20 @@ def procrustes_similarity(
     if len(one) != len(other) or len(one) < max(LEAST, folds):
         found = f"{len(one)} and {len(other)}"
         raise InputError(f"Procrustes needs the same {max(LEAST, folds)} texts or more in both spaces; found {found}")
-    most = (len(one) - -(-len(one) // folds)) // 2  # fewer than the texts that the map is fitted on
-    X, Y = (principal_scores(points, most) for points in (one, other))
+    most = most_components(len(one), folds)
+    return held_out_cosine(principal_scores(one, most), principal_scores(other, most), folds)
+
+
+def most_components(texts: int, folds: int = FOLDS) -> int:
+    """Half as many as there are texts to fit the map on, so that it is never fitted through them exactly."""
+    return (texts - -(-texts // folds)) // 2
+
+
+def held_out_cosine(X: Float[np.ndarray, "text k"], Y: Float[np.ndarray, "text l"], folds: int = FOLDS) -> float:
+    """The cosine of carried and true vectors over all held-out texts, from principal scores."""
     inner, squares = 0.0, np.zeros(2)
-    for held in fold_rows(len(one), folds):
-        rest = np.ones(len(one), bool)
+    for held in fold_rows(len(X), folds):
+        rest = np.ones(len(X), bool)
         rest[held] = False
         means = X[rest].mean(axis=0), Y[rest].mean(axis=0)
         turn = rotation(X[rest] - means[0], Y[rest] - means[1])

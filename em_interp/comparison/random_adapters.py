@@ -16,19 +16,20 @@ from jaxtyping import Float
 from em_interp.comparison.subspace import Snapshots
 from em_interp.errors import InputError
 from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.geometry import index_of
 
 SEED = 20250611
 
 
 def random_adapters(
-    path: AdapterTrajectory, count: int, key: Sequence[int] = (), step: int | None = None
+    path: AdapterTrajectory, draws: Sequence[int], key: Sequence[int] = (), step: int | None = None
 ) -> AdapterTrajectory:
-    """`count` random adapters with the norms of the one at `step` (the last by default), as steps 1 to `count`.
+    """Random adapters with the norms of the one at `step` (the last by default); their steps are the draws' numbers.
 
-    `key` makes draws of different runs independent; the first ones are the same whatever the count. Raises InputError
-    where the adapter is zero, which has no norm to match.
+    A draw is the same whichever others are drawn with it; `key` makes those of different runs independent. Raises
+    InputError where the adapter is zero, which has no norm to match.
     """
-    row = len(path.steps) - 1 if step is None else int(np.flatnonzero(path.steps == step)[0])
+    row = index_of(path.steps, int(path.steps[-1] if step is None else step))
     A, B = {}, {}
     for number, site in enumerate(path.sites):
         real = Snapshots.of(path, site, np.array([row]))
@@ -36,13 +37,13 @@ def random_adapters(
         if not values[0] > 0:
             raise InputError(f"{path.source or 'the adapter'} is zero at {site}, so no random one can match its norm")
         drawn = []
-        for draw in range(count):
+        for draw in draws:
             rng = np.random.default_rng([SEED, *key, number, draw])
             drawn.append([_orthonormal(rng, size, len(values)) for size in (real.B.shape[1], real.A.shape[2])])
         B[site] = np.stack([out * values / path.scale[site] for out, _ in drawn]).astype(np.float32)
         A[site] = np.stack([into.T for _, into in drawn]).astype(np.float32)
-    made = f"{count} random adapters with the norm of {path.source or 'another'}"
-    return AdapterTrajectory(np.arange(1, count + 1), A, B, dict(path.scale), base=path.base, source=made)
+    made = f"random adapters with the norm of {path.source or 'another'}"
+    return AdapterTrajectory(np.array(draws), A, B, dict(path.scale), base=path.base, source=made)
 
 
 def _orthonormal(rng: np.random.Generator, d: int, rank: int) -> Float[np.ndarray, "d rank"]:

@@ -24,12 +24,13 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.comparison.procrustes import FOLDS, fold_rows, rotation
+from em_interp.comparison.procrustes import FOLDS, fold_rows
 from em_interp.errors import InputError, nearest
 
 Kind = Literal["orthogonal", "ridge"]
 KINDS: tuple[str, ...] = get_args(Kind)
 LEAST = 10  # texts
+_RANK = 1e-6  # a direction with less than this share of the largest spread is rounding
 PENALTIES = np.logspace(-6, 2, 9)  # of ridge, times the mean variance of a direction times the texts
 
 
@@ -45,19 +46,20 @@ class DirectionMap:
     """A linear map between two residual streams, and how well it does on texts it was not fitted on."""
 
     kind: Kind
-    weights: Float[np.ndarray, "d e"]
+    into: Float[np.ndarray, "d k"]  # the map is their product, which may be too large to hold
+    out: Float[np.ndarray, "k e"]
     held_out_r2: float  # share of the other's variance explained, over held-out texts
     texts: int
-    span: Float[np.ndarray, "d k"]  # an orthonormal basis of what the texts vary along
+    span: Float[np.ndarray, "d m"]  # an orthonormal basis of what the texts vary along
 
     def carry(self, direction: Float[np.ndarray, " d"]) -> Carried:
         """The direction in the other stream. Raises InputError for other dimensions, and where the map sees none."""
         given = np.asarray(direction, np.float64)
-        if given.shape != (len(self.weights),):
-            raise InputError(f"the map carries vectors of {len(self.weights)} numbers; found shape {given.shape}")
-        length, moved = np.linalg.norm(given), given @ self.weights
+        if given.shape != (len(self.into),):
+            raise InputError(f"the map carries vectors of {len(self.into)} numbers; found shape {given.shape}")
+        length, moved = np.linalg.norm(given), (given @ self.into) @ self.out
         seen = np.linalg.norm(given @ self.span)
-        if not length > 0 or not np.linalg.norm(moved) > 1e-12 * length:
+        if not length > 0 or not seen > 1e-9 * length or not np.linalg.norm(moved) > 0:
             raise InputError("the direction is zero, or no text varies along it, so it cannot be carried")
         return Carried(moved / np.linalg.norm(moved), min(float(seen / length), 1.0))
 
@@ -87,26 +89,38 @@ def fit_map(
         rest = np.ones(len(X), bool)
         rest[held] = False
         means = X[rest].mean(axis=0), Y[rest].mean(axis=0)
-        for row, weights in enumerate(_weights(X[rest] - means[0], Y[rest] - means[1], kind, penalties)):
-            errors[row] += float(np.sum((Y[held] - means[1] - (X[held] - means[0]) @ weights) ** 2))
+        fitted = _Fitted.of(X[rest] - means[0], Y[rest] - means[1])
+        for row, penalty in enumerate(penalties):
+            into, out = fitted.factors(kind, penalty)
+            errors[row] += float(np.sum((Y[held] - means[1] - ((X[held] - means[0]) @ into) @ out) ** 2))
     best = int(np.argmin(errors))
-    centred = X - X.mean(axis=0)
-    (weights,) = _weights(centred, Y - Y.mean(axis=0), kind, penalties[best : best + 1])
-    return DirectionMap(kind, weights, float(1 - errors[best] / spread[1]), len(X), _span(centred))
+    whole = _Fitted.of(X - X.mean(axis=0), Y - Y.mean(axis=0))
+    into, out = whole.factors(kind, penalties[best])
+    return DirectionMap(kind, into, out, float(1 - errors[best] / spread[1]), len(X), whole.span[0])
 
 
-def _weights(
-    X: Float[np.ndarray, "text d"], Y: Float[np.ndarray, "text e"], kind: Kind, penalties: Float[np.ndarray, " penalty"]
-) -> list[Float[np.ndarray, "d e"]]:
-    """The map of centred texts, for each penalty."""
-    if kind == "orthogonal":
-        turn = rotation(X, Y)
-        return [turn * (float(((X @ turn) * Y).sum()) / float((X**2).sum()))]
-    left, values, right = np.linalg.svd(X, full_matrices=False)
-    inside, scale = left.T @ Y, float(np.mean(values**2))
-    return [right.T @ ((values / (values**2 + penalty * scale))[:, None] * inside) for penalty in penalties]
+class _Fitted(NamedTuple):
+    """Centred texts on both sides, each as left · values · spanᵀ: nothing of size d × d is formed."""
 
+    left: tuple[np.ndarray, np.ndarray]
+    values: tuple[np.ndarray, np.ndarray]
+    span: tuple[np.ndarray, np.ndarray]
 
-def _span(centred: Float[np.ndarray, "text d"]) -> Float[np.ndarray, "d k"]:
-    _, values, right = np.linalg.svd(centred, full_matrices=False)
-    return np.asarray(right[values > 1e-6 * values[0]].T)
+    @classmethod
+    def of(cls, X: Float[np.ndarray, "text d"], Y: Float[np.ndarray, "text e"]) -> _Fitted:
+        parts = []
+        for points in (X, Y):
+            left, values, right = np.linalg.svd(points, full_matrices=False)
+            kept = values > _RANK * values[0]
+            parts.append((left[:, kept], values[kept], right[kept].T))
+        return cls(*zip(*parts, strict=True))
+
+    def factors(self, kind: Kind, penalty: float) -> tuple[Float[np.ndarray, "d k"], Float[np.ndarray, "k e"]]:
+        """The map as two factors."""
+        (mine, theirs), inner = self.values, self.left[0].T @ self.left[1]
+        if kind == "orthogonal":
+            turn, values, back = np.linalg.svd(mine[:, None] * inner * theirs, full_matrices=False)
+            scale = float(values.sum() / (mine**2).sum())
+            return self.span[0] @ turn, scale * back @ self.span[1].T
+        shrunk = mine / (mine**2 + penalty * float(np.mean(mine**2)))
+        return self.span[0], shrunk[:, None] * (inner * theirs) @ self.span[1].T

@@ -1,0 +1,52 @@
+"""A comparison of families on disk: `families.json`, one HTML page with every figure, and the tables as CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from em_interp.comparison.family_result import TABLES, FamilyComparison
+from em_interp.comparison.page import page_of
+from em_interp.findings import keep
+from em_interp.runs import resumable, write_text
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+LIMITS = (
+    "Across bases only what needs no common coordinates is compared. Likeness beyond the nulls says that two adapters "
+    "change the same texts alike or favour the same words more than random adapters of their norms do, not that they "
+    "do so by the same mechanism, nor that other training data would not have done the same."
+)
+
+
+def write_families(comparison: FamilyComparison, folder: str | Path, resume: bool = False) -> Path:
+    """Write `families.json`, `families.html` and a CSV for each table into `folder`; returns the page.
+
+    Raises InputError where the folder holds another comparison (without `resume`) and where it cannot be written.
+    """
+    folder = Path(folder)
+    page = folder / "families.html"
+    keep(comparison.to_dict(), folder / "families.json", resume)
+    with resumable(folder):
+        for table in TABLES:
+            rows = comparison.frame(table)  # type: ignore[arg-type]
+            if len(rows):
+                write_text(folder / f"{table}.csv", rows.to_csv(index=False, float_format="%.9g"))
+        write_text(page, families_page(comparison))
+    return page
+
+
+def families_page(comparison: FamilyComparison) -> str:
+    """One self-contained HTML page: the words, every figure and the table of likeness."""
+    title, *lines = comparison.sentence().splitlines()
+    table = comparison.frame("likeness").to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
+    tables = f"<h2>Every pair, measure and depth</h2>{table}"
+    return page_of("Comparison of families", title, lines, LIMITS, figures(comparison), tables)
+
+
+def figures(comparison: FamilyComparison) -> list[go.Figure]:
+    """Every figure of a comparison, in the order of the page."""
+    drawn = [comparison.plot("likeness"), comparison.plot("tokens", "final"), comparison.plot("tokens", "write")]
+    used = [comparison.plot("use")] if len(comparison.use) else []
+    return [*drawn, *used, comparison.plot("profiles")]
