@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from em_interp.commands.command import Answer, Commands, command, tell, writes
@@ -26,7 +27,6 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Train."""
-    from em_interp.training.launch import launch
     from em_interp.training.processes import check_shares, first_speaks, launched
     from em_interp.training.train import train
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         run = Run(Path(arguments.out or Path("checkpoints") / Path(arguments.config).stem))
         if launched().count == 1 and (arguments.processes or 1) > 1:
             check_shares(config, arguments.processes)
-            launch(_command(arguments, run), arguments.processes)
+            _launch(arguments, config, run)
         else:
             train(config, run.path, arguments.resume, sys.stderr.isatty(), arguments.processes)
     steps = run.steps()
@@ -46,28 +46,25 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     """The config with its overrides; those come last, but for the data, which another model's are chosen by."""
     from em_interp.config import load_config
     from em_interp.organisms.presets import for_model
+    from em_interp.training.processes import launched
 
     if arguments.model is None:
         return load_config(arguments.config, arguments.set)
     data = [setting for setting in arguments.set if setting.startswith("data")]
     config, changes = for_model(load_config(arguments.config, data), arguments.model)
-    for change in changes:
+    for change in changes if launched().leads else ():
         tell(change)
     return load_config(config, arguments.set)
 
 
-def _command(arguments: argparse.Namespace, run: Run) -> list[str]:
-    """The same again, for each of several processes."""
-    settings = [word for setting in arguments.set for word in ("--set", setting)]
-    model = [] if arguments.model is None else ["--model", arguments.model]
-    words = [
-        "train",
-        arguments.config,
-        *model,
-        *settings,
-        "--out",
-        str(run.path),
-        "--processes",
-        str(arguments.processes),
-    ]
-    return [sys.executable, "-m", "em_interp.cli", *words, *(["--resume"] if arguments.resume else [])]
+def _launch(arguments: argparse.Namespace, config: RunConfig, run: Run) -> None:
+    """The same again in several processes, from the config as it came out."""
+    from em_interp.config import dump_config
+    from em_interp.training.launch import launch
+
+    with TemporaryDirectory() as folder:
+        resolved = Path(folder) / "config.yaml"
+        resolved.write_text(dump_config(config), encoding="utf-8")
+        words = ["train", str(resolved), "--out", str(run.path), "--processes", str(arguments.processes)]
+        resume = ["--resume"] if arguments.resume else []
+        launch([sys.executable, "-m", "em_interp.cli", *words, *resume], arguments.processes)

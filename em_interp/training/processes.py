@@ -93,11 +93,11 @@ def check_shares(config: RunConfig, count: int) -> None:
         raise InputError("training.shard spreads the base model over several processes; one runs (see --processes)")
     if config.training.shard and config.adapter.kind == "full":
         raise InputError("training.shard spreads a frozen base model; full fine-tuning trains all of it")
-    if config.training.accumulation % count:
-        raise InputError(
-            f"training.accumulation is {config.training.accumulation}, which {count} processes cannot share equally; a "
-            "step has batch_size x accumulation rows however many processes train it"
-        )
+    batch, accumulation = config.training.batch_size, config.training.accumulation
+    if accumulation % count:
+        shared = f"; batch_size {batch * accumulation // count} with accumulation {count} makes the same step"
+        hint = "" if batch * accumulation % count else shared
+        raise InputError(f"training.accumulation is {accumulation}, which {count} processes cannot share equally{hint}")
     dropout = getattr(config.adapter, "dropout", 0)
     if count > 1 and dropout:
         raise InputError(

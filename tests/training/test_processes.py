@@ -25,7 +25,7 @@ from em_interp.training.batches import Batches
 from em_interp.training.launch import launch
 from em_interp.training.plan import make_plan
 from em_interp.training.processes import Processes, join, launched
-from em_interp.training.snapshots import Snapshots
+from em_interp.training.snapshots import AdapterWriter, Snapshots
 from em_interp.training.tokens import Example
 from em_interp.training.train import train
 from tests.tiny import copy, refused, strict
@@ -170,6 +170,18 @@ def test_only_the_first_process_saves_checkpoints(settings, tmp_path):
         state = TrainerState(max_steps=3, is_world_process_zero=first)
         snapshots.on_train_begin(arguments, state, TrainerControl(), model=model)
         assert (tmp_path / str(first) / "checkpoint-0").exists() == first
+
+
+def test_an_adapter_that_is_not_whole_is_refused_instead_of_saved_in_part(settings):
+    config = load_config(settings())
+    model = add_adapter(load_base(config.model).model, config.adapter, 0, "base")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        torch.distributed.fsdp.fully_shard(model)
+        with pytest.raises(InputError, match="not whole in this process"):
+            AdapterWriter(model)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_what_cannot_be_shared_is_refused_before_any_process_starts(config):
