@@ -1,0 +1,453 @@
+"""Makes docs/gallery.md: every figure of `em_interp.figures`, drawn from the demo's runs, with its caption.
+
+    make demo; .venv/bin/pip install pillow
+    .venv/bin/python benchmarks/gallery.py [--demo checkpoints/demo] [--only plot_norms …]
+
+A new figure belongs into EXHIBITS, with one sentence of what it shows (a test counts them), and its picture is made by
+this script. Pictures are small: under 60 kB each and 1.5 MB together.
+"""
+
+import argparse
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "gallery.md"
+PICTURES = ROOT / "docs" / "images" / "gallery"
+MOST_BYTES, MOST_BYTES_IN_ALL = 60_000, 1_500_000
+COLOURS = 192  # of a picture
+SCREEN = {1: (428, 1.4), 2: (897, 1.0)}  # columns of a paper: width of the layout in pixels, and the picture's scale
+
+HEAD = """\
+# Gallery
+Every figure of `em_interp.figures`, drawn from the runs of `make demo`: an organism, its control on careful advice, and
+a run whose data changes at step 150. Each function returns a plotly Figure and writes nothing. Colours are those of
+Okabe and Ito, which common colour blindness leaves apart; steps are coloured by viridis.
+
+As files, at the width of a paper's column (85 mm) or page (178 mm), with the caption as text and the numbers as CSV:
+
+```sh
+em-interp report checkpoints/demo/organism --figures pdf            # every figure of the run, to its figures/
+em-interp report checkpoints/demo/organism --figures svg,png --columns 1 --resume
+```
+
+```python
+em.figures.export(figure, "norms.pdf", columns=1)  # norms.pdf, norms.txt, norms.csv
+em.figures.caption(figure)                         # what stands under it
+em.figures.numbers(figure)                         # what is drawn, as a table
+em.export_run("checkpoints/demo/organism", ("pdf", "svg"))
+```
+
+PDF, SVG and PNG need Chrome or Chromium; HTML needs nothing. This page is made by `benchmarks/gallery.py`.
+"""
+
+
+class Demo:
+    """What the figures are drawn from, each read once."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def found(self, name, control=None):
+        from em_interp.findings import findings
+
+        return findings(self.folder / name, control)
+
+    @cached_property
+    def organism(self):
+        return self.found("organism", self.folder / "control")
+
+    @cached_property
+    def switched(self):
+        return self.found("switched")
+
+    @cached_property
+    def comparison(self):
+        import em_interp as em
+
+        return em.compare([self.folder / name for name in ("organism", "control", "switched")])
+
+    @cached_property
+    def model(self):
+        from em_interp.mechanism import open_model
+
+        return open_model(self.folder / "organism")
+
+    @cached_property
+    def answers(self):
+        """The last step's answers to questions that are not about the training domain."""
+        from em_interp.mechanism import judged_answers
+
+        return judged_answers(self.folder / "organism").select(["out_of_domain", "broad"])
+
+    @cached_property
+    def followed(self):
+        from em_interp.mechanism import follow_direction
+
+        return follow_direction(self.model, self.answers, range(0, 401, 20))
+
+    @cached_property
+    def direction(self):
+        return self.followed.reference
+
+    @cached_property
+    def scalars(self):
+        from em_interp.mechanism import read_scalars
+
+        return read_scalars(self.model, self.answers, range(0, 401, 20))
+
+    @cached_property
+    def probes(self):
+        return self.scalars.probe()
+
+    def of(self, signal):
+        return next(t for t in self.organism.transitions if t.signal == signal)
+
+    def sweep(self):
+        """The demo's three runs, as if they were a sweep."""
+        import pandas as pd
+
+        from em_interp.figures import plot_sweep
+
+        rows = []
+        for name in ("organism", "control", "switched"):
+            found = self.found(name)
+            onset = [t for t in found.onsets if t.scale == 1 and t.questions == "out_of_domain"]
+            for transition in (found.rotation, *found.transitions, *onset):
+                if transition.signal in ("rotation", "gradient_norm", "onset") and transition.of in ("B", None, "em"):
+                    low, high = transition.interval or (float("nan"),) * 2
+                    row = {"group": name, "run": name, "signal": transition.signal, "verdict": transition.verdict}
+                    rows.append(row | {"step": transition.step, "low": low, "high": high, "reason": transition.reason})
+        signals = pd.DataFrame(rows).drop_duplicates(["run", "signal"])
+        pooled = pd.DataFrame(columns=["group", "signal", "mean", "low", "high"])
+        return plot_sweep(signals.astype({"step": float}), pooled)
+
+
+class Exhibit(NamedTuple):
+    section: str
+    says: str  # what the figure shows, in a sentence
+    draw: object = None  # from a Demo; None: there is no picture yet
+    call: str = ""  # how it is asked for
+    run: str | None = "organism"  # of the demo, whose setting belongs into the caption; None: of several
+
+
+def _figure(name, *of, **more):
+    def draw(demo):
+        from em_interp import figures
+
+        return getattr(figures, name)(*(one(demo) for one in of), **{key: one(demo) for key, one in more.items()})
+
+    return draw
+
+
+PATH, TRANSITIONS, BEHAVIOUR = "The path of an adapter", "Its transitions", "Behaviour, and both together"
+SEVERAL, FAMILIES, INSIDE = "Several runs", "Several families", "Inside the model"
+
+
+def _path(demo):
+    return demo.organism.trajectory
+
+
+def _found(demo):
+    return demo.organism.transitions
+
+
+def _rotations(demo):
+    return [t for t in demo.switched.transitions if t.signal == "rotation" and t.of == "B"]
+
+
+def _planted(demo):
+    from em_interp.run_figures import known_changes
+
+    return known_changes(demo.switched.run)
+
+
+EXHIBITS = {
+    "plot_trajectory": Exhibit(
+        PATH,
+        "A whole path at a glance: how large the adapter grows, where it goes, and how sharply it turns.",
+        _figure("plot_trajectory", _path),
+        "plot_trajectory(path)",
+    ),
+    "plot_norms": Exhibit(
+        PATH, "How large B, A and ΔW are at each step.", _figure("plot_norms", _path), "plot_norms(path)"
+    ),
+    "plot_path": Exhibit(
+        PATH,
+        "The path of B in the plane of its two largest components, the turns that were found ringed.",
+        _figure("plot_path", _path, transitions=_found),
+        "plot_path(path, transitions=found)",
+    ),
+    "plot_turning": Exhibit(
+        PATH,
+        "The published turning angles at several spacings beside what a straight path of this noise would show; above, "
+        "the test that decides, and the change that was planted.",
+        _figure(
+            "plot_turning",
+            lambda demo: demo.switched.trajectory,
+            transitions=lambda demo: demo.switched.transitions,
+            planted=_planted,
+        ),
+        'plot_turning(path, transitions=found, planted={150: "new data"})',
+        "switched",
+    ),
+    "plot_training_log": Exhibit(
+        PATH,
+        "Loss, gradient norm and learning rate as the trainer logged them.",
+        _figure("plot_training_log", _path, _found),
+        "plot_training_log(path, found)",
+    ),
+    "plot_rotation": Exhibit(
+        TRANSITIONS,
+        "How far the path turns at each step beyond its own curvature, with intervals, against the 20° of the null.",
+        _figure("plot_rotation", _rotations),
+        "plot_rotation(rotations)",
+        "switched",
+    ),
+    "plot_gradient_norm": Exhibit(
+        TRANSITIONS,
+        "The hump of the logged gradient norm, its peak with the interval, and the nearest trend without a hump.",
+        _figure("plot_gradient_norm", lambda demo: demo.of("gradient_norm")),
+        "plot_gradient_norm(transition)",
+    ),
+    "plot_norm_onset": Exhibit(
+        TRANSITIONS,
+        "Where ‖ΔW‖ starts to grow faster, against growth that never speeds up.",
+        _figure("plot_norm_onset", lambda demo: demo.of("norm_onset")),
+        "plot_norm_onset(transition)",
+    ),
+    "plot_lock_in": Exhibit(
+        TRANSITIONS,
+        "From which step on ΔW points where it ends; a description, not a test.",
+        _figure("plot_lock_in", lambda demo: demo.of("lock_in")),
+        "plot_lock_in(transition)",
+    ),
+    "plot_transition": Exhibit(
+        TRANSITIONS,
+        "The figure of any one transition, by its signal; here the rotation of ΔW.",
+        _figure(
+            "plot_transition",
+            lambda demo: next(t for t in demo.switched.transitions if (t.signal, t.of) == ("rotation", "delta")),
+        ),
+        "plot_transition(transition), or transition.plot()",
+        "switched",
+    ),
+    "plot_behaviour": Exhibit(
+        BEHAVIOUR,
+        "EM and coherent rates by step and question set, with intervals, at each adapter scale, beside the control.",
+        _figure(
+            "plot_behaviour",
+            lambda demo: demo.organism.curve,
+            lambda demo: demo.organism.control,
+            lambda demo: demo.organism.onsets,
+        ),
+        "plot_behaviour(curve, control, onsets)",
+    ),
+    "plot_onset": Exhibit(
+        BEHAVIOUR,
+        "The rise of one rate: answers counted at each step, the fitted rise, the control, and the step half-way up.",
+        _figure(
+            "plot_onset",
+            lambda demo: next(
+                t for t in demo.organism.onsets if t.scale in (None, 1) and t.questions == "out_of_domain"
+            ),
+        ),
+        "plot_onset(transition)",
+    ),
+    "plot_scores": Exhibit(
+        BEHAVIOUR,
+        "EM and coherent rates of one table of judged answers, question by question.",
+        _figure("plot_scores", lambda demo: demo.organism.curve.select(1.0).at(int(demo.organism.curve.steps[-1]))),
+        "plot_scores(scored)",
+    ),
+    "plot_timeline": Exhibit(
+        BEHAVIOUR,
+        "Every transition with its interval, by step and by cumulative learning rate; here of the run whose data "
+        "changes at step 150 (dashed).",
+        _figure(
+            "plot_timeline",
+            lambda demo: demo.switched.transitions,
+            lambda demo: demo.switched.trajectory,
+            planted=_planted,
+        ),
+        'plot_timeline(found, path, planted={150: "new data"})',
+        "switched",
+    ),
+    "plot_alignment": Exhibit(
+        BEHAVIOUR,
+        "The rotation and the onsets of EM on one axis, their offsets as arrows.",
+        _figure("plot_alignment", lambda demo: demo.organism.alignment, _path, _found),
+        "plot_alignment(alignment, path, found)",
+    ),
+    "plot_direction_matrix": Exhibit(
+        SEVERAL,
+        "How alike the final directions of several runs are, in grey what random directions reach too.",
+        lambda demo: demo.comparison.plot("pairs"),
+        "compare(runs).plot()",
+        None,
+    ),
+    "plot_presence": Exhibit(
+        SEVERAL,
+        "From which step on the final direction of one run is present in another, above the band of random directions.",
+        lambda demo: demo.comparison.plot("presence"),
+        'compare(runs).plot("presence")',
+        None,
+    ),
+    "plot_step_cosines": Exhibit(
+        SEVERAL,
+        "Where along training two runs point the same way: every step of one against every step of the other.",
+        lambda demo: demo.comparison.plot("steps"),
+        'compare(runs).plot("steps")',
+        None,
+    ),
+    "plot_common_plane": Exhibit(
+        SEVERAL,
+        "The paths of several runs in one plane.",
+        lambda demo: demo.comparison.plot("plane", "delta"),
+        'compare(runs).plot("plane", "delta")',
+        None,
+    ),
+    "plot_agreement": Exhibit(
+        SEVERAL,
+        "Whether several runs change at the same step: each with its interval, and what is pooled of them.",
+        lambda demo: demo.comparison.plot("agreement", signal="gradient_norm"),
+        'compare(runs).plot("agreement", signal="gradient_norm")',
+        None,
+    ),
+    "plot_sweep": Exhibit(
+        SEVERAL,
+        "When each run of a sweep changes, by group, and which have no change; here the demo's three runs.",
+        Demo.sweep,
+        "plot_sweep(signals, pooled)",
+        None,
+    ),
+    "plot_family_likeness": Exhibit(
+        FAMILIES,
+        "How alike adapters of different families change what the layers carry, against norm-matched random adapters.",
+    ),
+    "plot_readouts": Exhibit(
+        FAMILIES, "The tokens that adapters of two families promote and suppress, token against token."
+    ),
+    "plot_carried": Exhibit(
+        FAMILIES,
+        "What a direction does that is carried into another family, beside that family's own and carried random ones.",
+    ),
+    "plot_turning_profiles": Exhibit(
+        FAMILIES, "When, on a common clock, the paths of different families turn, beside the spread over seeds."
+    ),
+    "plot_mean_difference": Exhibit(
+        INSIDE,
+        "The difference between misaligned and aligned answers in the residual stream: how large, and how well known, "
+        "after each layer.",
+        lambda demo: demo.direction.plot(),
+        "mean_difference(model, answers).plot()",
+    ),
+    "plot_writes": Exhibit(
+        INSIDE,
+        "Whether the adapter's write, or what it causes downstream, points along that difference, against chance.",
+        lambda demo: demo.followed.plot(),
+        "follow_direction(model, answers).plot()",
+    ),
+    "plot_direction_steps": Exhibit(
+        INSIDE,
+        "How alike that difference is in the models of different steps.",
+        lambda demo: demo.followed.plot("steps"),
+        'follow_direction(model, answers).plot("steps")',
+    ),
+    "plot_scalars": Exhibit(
+        INSIDE,
+        "What the adapter computes over the tokens of misaligned and of aligned answers, by step.",
+        lambda demo: demo.scalars.plot(),
+        "read_scalars(model, answers).plot()",
+    ),
+    "plot_probes": Exhibit(
+        INSIDE,
+        "How well these scalars tell misaligned answers from aligned ones, by step, beside the answer's length.",
+        lambda demo: demo.probes.plot(),
+        "read_scalars(model, answers).probe().plot()",
+    ),
+    "plot_step_map": Exhibit(
+        INSIDE,
+        "EM of every direction of ΔW at every size of it: whether behaviour waits for the direction, the size or both.",
+    ),
+    "plot_change": Exhibit(
+        INSIDE,
+        "How far the answers of checkpoints left and right of each step are apart by their own likelihoods.",
+    ),
+}
+
+
+def page(captions):
+    """The page, with the caption of each exhibit that has a picture."""
+    parts = [HEAD]
+    for section in dict.fromkeys(exhibit.section for exhibit in EXHIBITS.values()):
+        parts.append(f"## {section}\n")
+        for name, exhibit in EXHIBITS.items():
+            if exhibit.section == section:
+                parts.append(_entry(name, exhibit, captions.get(name)))
+    return "\n".join(parts)
+
+
+def _entry(name, exhibit, caption):
+    if exhibit.draw is None:
+        return f"### {name}\n{exhibit.says} No picture yet: it needs more than the demo's runs.\n"
+    picture = f"![{exhibit.says}](images/gallery/{name}.png)"
+    return f"### {name}\n{exhibit.says}\n`{exhibit.call}`\n\n{picture}\n\n> {caption}\n"
+
+
+def captions_of(text):
+    """The captions that the page has already, by figure."""
+    parts = (part.split("\n", 1) for part in text.split("\n### ")[1:])
+    return {name: body.split("\n> ", 1)[1].split("\n")[0] for name, body in parts if "\n> " in body}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--demo", default=ROOT / "checkpoints" / "demo")
+    parser.add_argument("--only", nargs="*", default=list(EXHIBITS), metavar="NAME", help="draw these anew")
+    arguments = parser.parse_args()
+    demo = Demo(arguments.demo)
+    drawn = {name: draw(EXHIBITS[name], demo) for name in arguments.only if EXHIBITS[name].draw is not None}
+    captions = captions_of(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
+    captions |= picture(drawn)
+    PAGE.write_text(page(captions), encoding="utf-8")
+
+
+def draw(exhibit, demo):
+    """The figure, with whose it is where it is of one run."""
+    from em_interp.figures.files import with_setting
+    from em_interp.run_figures import setting_of
+
+    figure = exhibit.draw(demo)
+    return figure if exhibit.run is None else with_setting(figure, setting_of(getattr(demo, exhibit.run)))
+
+
+def picture(drawn):
+    """Draw the figures into the folder of pictures, through one browser; returns their captions."""
+    import plotly.io as pio
+    from PIL import Image
+
+    from em_interp.figures import caption
+    from em_interp.figures.files import columns_of
+    from em_interp.figures.template import without_title
+
+    bare = {name: without_title(figure) for name, figure in drawn.items()}
+    widths, scales = zip(*(SCREEN[columns_of(figure, 1)] for figure in drawn.values()), strict=True)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{name}.png" for name in drawn]
+        heights = [figure.layout.height for figure in bare.values()]
+        pio.write_images(list(bare.values()), files, width=list(widths), height=heights, scale=list(scales))
+        for file in files:
+            target = PICTURES / file.name
+            drawing = Image.open(file).convert("RGB")  # few of its colours cover much of it, and the others count too
+            small = drawing.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            small.save(target, optimize=True)
+            print(f"{file.name}: {target.stat().st_size / 1000:.0f} kB")
+    return {name: caption(figure) for name, figure in drawn.items()}
+
+
+if __name__ == "__main__":
+    main()
