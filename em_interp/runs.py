@@ -212,15 +212,13 @@ def claim_run(path: str | Path, config: RunConfig, resume: bool = False) -> Run:
 
     Nothing is written. Raises InputError where the folder holds a run already (without `resume`) or another config.
     """
-    from em_interp.config import dump_config
-
     run = Run(Path(path))
     if run.config_file.exists() or run.steps():
         if not resume:
             raise InputError(f"{path} holds a run already; give --resume to continue it or another --out")
         if not run.config_file.exists():
             raise InputError(f"{path} has checkpoints but no config.yaml, so it cannot be resumed")
-        if run.config_file.read_text(encoding="utf-8") != dump_config(config):
+        if run.config() != config:  # a key that is newer than the run has its default
             raise InputError(f"{run.config_file} differs from the config given, so the run cannot be resumed with it")
     return run
 

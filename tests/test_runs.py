@@ -68,3 +68,12 @@ def test_a_run_is_not_overwritten_unasked_nor_resumed_with_another_config(tmp_pa
     assert create_run(tmp_path / "run", config, resume=True) == run
     with pytest.raises(InputError, match="differs"):
         create_run(tmp_path / "run", load_config({"seed": 1, "data": [{"dataset": "x"}]}), resume=True)
+
+
+def test_a_run_from_before_a_key_was_there_is_resumed_with_its_default(tmp_path):
+    config = load_config({"data": [{"dataset": "x"}]})
+    run = create_run(tmp_path / "run", config)
+    lines = run.config_file.read_text().splitlines(keepends=True)
+    run.config_file.write_text("".join(line for line in lines if "gradient_checkpointing" not in line))
+    assert len(run.config_file.read_text().splitlines()) == len(lines) - 1
+    assert create_run(run.path, config, resume=True) == run
