@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
 FLOORS = [
     {"errors", "card"},
-    {"schedule", "runs", "settings", "config", "hub"},
+    {"schedule", "runs", "copies", "settings", "config", "hub"},
     {"trajectory"},
     {"organisms", "behaviour", "transition"},
     {"mechanism", "training", "figures"},

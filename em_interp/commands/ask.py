@@ -17,7 +17,8 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Ask."""
-    from em_interp.pipeline import ask_run, elsewhere
+    from em_interp.copies import elsewhere
+    from em_interp.pipeline import ask_run
     from em_interp.runs import open_run
 
     run = elsewhere(open_run(arguments.source), arguments.out, without=("behaviour", "analysis", "report.html"))

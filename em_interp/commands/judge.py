@@ -67,7 +67,8 @@ def _table(arguments: argparse.Namespace) -> tuple[Path, Path] | None:
 def _place(arguments: argparse.Namespace, without: tuple[str, ...]) -> Run:
     """The run that is judged and written to; `without` is what no copy of a run takes along."""
     from em_interp.behaviour.bare_answers import adopt
-    from em_interp.pipeline import elsewhere, judge_endpoint
+    from em_interp.copies import elsewhere
+    from em_interp.pipeline import judge_endpoint
     from em_interp.runs import open_run
 
     table = _table(arguments)
