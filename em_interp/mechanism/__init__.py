@@ -11,8 +11,11 @@
 
 `model.names` lists the activations (`layout.Layout` has their meanings), `edits` says where an `Add` or a `ProjectOut`
 takes hold, `model.engine.bridge` and `model.engine.traced` are the libraries' own objects. On these rest the measures:
-`scalars` and `probes` (what the adapter computes a token), `directions` and `writes` (which way misaligned answers lie,
-and whether the adapter writes or causes that).
+
+    answers = judged_answers("checkpoints/demo/organism").select(["out_of_domain", "broad"])
+    direction = mean_difference(model, answers)  # misaligned minus aligned: .vector(layer), .frame(), .plot()
+    path = follow_direction(model, answers)  # what the adapter writes and causes, held against it at every step
+    numbers = read_scalars(model, answers)  # s·A·x at every token: .plot(), .html(), .probe()
 
 The names below are loaded on first use, and torch with them.
 """
@@ -23,11 +26,21 @@ from typing import Any
 _WHERE = {
     "Activations": "model",
     "Add": "edits",
+    "AnswerSet": "answers",
+    "DirectionPath": "direction_path",
+    "MeanDifference": "directions",
     "ModelAtStep": "model",
+    "Probes": "probes",
     "ProjectOut": "edits",
+    "Scalars": "scalars",
     "SteppedModel": "model",
     "Tokens": "tokens",
+    "follow_direction": "direction_path",
+    "judged_answers": "answers",
+    "label_answers": "answers",
+    "mean_difference": "directions",
     "open_model": "model",
+    "read_scalars": "scalars",
 }
 
 __all__ = list(_WHERE)

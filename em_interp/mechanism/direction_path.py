@@ -187,7 +187,7 @@ def _beside(row: Any) -> str:
     return f"{row.cosine:.2f} ({row.low:.2f} to {row.high:.2f}), {word} the band of chance (±{row.band:.2f})"
 
 
-def direction_path(
+def follow_direction(
     model: SteppedModel,
     answers: AnswerSet,
     steps: Sequence[int] | None = None,

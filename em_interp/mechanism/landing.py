@@ -8,6 +8,7 @@ after a first warm-up step with learning rate 0 it still is).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from em_interp.behaviour.generate import RowAdapters
@@ -16,6 +17,7 @@ from em_interp.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from em_interp.mechanism.edits import Add
     from em_interp.mechanism.engine import Engine
     from em_interp.mechanism.tokens import Tokens
 
@@ -47,6 +49,8 @@ class Landing:
         """Raise InputError where the adapters that the engine holds are not what its sites compute with."""
         import torch
 
+        if not held.A:
+            return
         names = [f"{kind}.{site}" for site in held.A for kind in ("site_in", "site_out")]
         with torch.no_grad():
             logits, seen = self._engine.run(self._probe, names, [])
@@ -55,6 +59,21 @@ class Landing:
             raise InputError(f"{called} changes nothing, though its ΔW is not zero; {CAUSE}")
         if max(site.share for site in sites) > SEEN_FROM and torch.equal(logits, self._base):
             raise InputError(f"{called} writes at its sites, but the logits equal the base's; {CAUSE}")
+
+    def check_pushes(self, pushes: Sequence[Add], called: str) -> None:
+        """Raise InputError where a learned steering vector does not move the stream after its layer by itself."""
+        import torch
+
+        if not pushes:
+            return
+        first = pushes[0]  # later ones are moved by it too
+        name = f"resid_post.{first.layers}"
+        with torch.no_grad():
+            _, before = self._engine.run(self._probe, [name], [])
+            logits, after = self._engine.run(self._probe, [name], pushes)
+        expected = before[name] + first.vector.to(before[name].dtype)
+        if not torch.equal(after[name], expected) or torch.equal(logits, self._base):
+            raise InputError(f"{called} did not land after layer {first.layers}: the stream there is not moved by it")
 
     def _look(self, site: str, held: RowAdapters, seen: dict[str, torch.Tensor], called: str) -> _Site:
         import torch

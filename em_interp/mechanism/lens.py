@@ -37,10 +37,10 @@ class LensEngine(Engine):
         self._slotted = SlottedModel(model, sites)
         self._model = self._slotted.model
         self.layout = Layout.of(model, sites)  # of the model itself, whose names the bridge does not change
-        name = type(self._model).__name__
         self.bridge = build_bridge_from_module(
-            self._model, name, hf_config=self._model.config, tokenizer=tokenizer, model_name="local"
+            self._model, type(self._model).__name__, hf_config=self._model.config, model_name="local"
         )
+        self.bridge.tokenizer = tokenizer  # given later: on being built it would look for one that adds a first token
         called = {id(point): name for name, point in self.bridge.hook_dict.items()}
         around = {id(getattr(part, "original_component", None)): part for part in self.bridge.modules()}
         self._hook = {

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from em_interp.behaviour.ask import Base, check_base
-from em_interp.behaviour.generate import RowAdapters, end_tokens
+from em_interp.behaviour.generate import Messages, RowAdapters, end_tokens
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism import tokens as encode
 from em_interp.mechanism.edits import Edit
 from em_interp.mechanism.engine import Engine
 from em_interp.mechanism.landing import Landing
+from em_interp.mechanism.pushes import split
 from em_interp.mechanism.tokens import Tokens
 from em_interp.runs import Run
 from em_interp.trajectory.adapter import AdapterTrajectory
@@ -54,7 +55,7 @@ class SteppedModel:
         self.base, self.trajectory, self.engine = base, trajectory, engine
         self._held: str | None = None
         first = trajectory.at(int(trajectory.steps[0]))
-        sizes = {site: (a.shape[1], b.shape[0]) for site, (a, b) in first.items()}
+        sizes = {site: (a.shape[1], b.shape[0]) for site, (a, b) in first.items() if site in engine.layout.sites}
         self._landing = Landing(engine, encode.texts(base.tokenizer, [PROBE], self.device), sizes)
 
     @property
@@ -107,17 +108,19 @@ class SteppedModel:
             raise InputError(f"the model holds {self._held} already; leave its block before entering another")
         self._held = called
         try:
-            with self.engine.adapted(adapters):
-                self._landing.check(adapters, called)
-                yield ModelAtStep(self, adapters, scales or dict.fromkeys(adapters.A, 1.0))
+            linear, pushes = split(adapters, self.engine.layout)
+            with self.engine.adapted(linear):
+                self._landing.check(linear, called)
+                self._landing.check_pushes(pushes, called)
+                yield ModelAtStep(self, adapters, scales or dict.fromkeys(adapters.A, 1.0), pushes)
         finally:
             self._held = None
 
-    def prompts(self, questions: Sequence[str]) -> Tokens:
-        """Questions through the chat template. Raises InputError where the tokenizer has none."""
+    def prompts(self, questions: Sequence[str | Messages]) -> Tokens:
+        """Questions (texts or messages) through the chat template. Raises InputError where the tokenizer has none."""
         return encode.prompts(self.base.tokenizer, questions, self.device)
 
-    def chats(self, questions: Sequence[str], answers: Sequence[str]) -> Tokens:
+    def chats(self, questions: Sequence[str | Messages], answers: Sequence[str]) -> Tokens:
         """Questions with their answers, the answers' tokens marked."""
         return encode.chats(self.base.tokenizer, questions, answers, self.device)
 
@@ -133,6 +136,7 @@ class ModelAtStep:
     model: SteppedModel
     adapters: RowAdapters
     scales: dict[str, float]  # s at each site, in which the adapter's own scale and that of the block are multiplied
+    pushes: tuple[Edit, ...] = ()  # what a learned steering vector adds, before all other edits
 
     def run(self, tokens: Tokens, names: Sequence[str] = (), edits: Sequence[Edit] = ()) -> Activations:
         """One pass: logits, and the activations of these names, under the edits. No gradients.
@@ -145,7 +149,7 @@ class ModelAtStep:
         engine.layout.check(names)
         read = [name.replace("scalar.", "site_in.") if name.startswith("scalar.") else name for name in names]
         with torch.no_grad():
-            logits, kept = engine.run(tokens, list(dict.fromkeys(read)), edits)
+            logits, kept = engine.run(tokens, list(dict.fromkeys(read)), [*self.pushes, *edits])
             found = {name: self._scalar(name, kept) if name.startswith("scalar.") else kept[name] for name in names}
         return Activations(logits, found)
 
@@ -157,7 +161,7 @@ class ModelAtStep:
 
     def generate(
         self,
-        questions: Sequence[str] | Tokens,
+        questions: Sequence[str | Messages] | Tokens,
         samples: int = 1,
         temperature: float = 1.0,
         max_new_tokens: int = 600,
@@ -181,7 +185,7 @@ class ModelAtStep:
             torch.manual_seed(seed)
             for first in range(0, len(row), batch):
                 rows = row[first : first + batch].tolist()
-                some = [edit.repeated(rows) for edit in edits]
+                some = [*self.pushes, *(edit.repeated(rows) for edit in edits)]
                 chunk = Tokens(prompts.ids[rows], prompts.mask[rows], prompts.answer[rows])
                 ids = self.model.engine.generate(chunk, some, config)[:, chunk.ids.shape[1] :]
                 answers += [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -218,12 +222,14 @@ def open_model(
     if engine not in ENGINES:
         raise InputError(f"there is no engine {engine!r}{nearest(engine, ENGINES)} (there are {', '.join(ENGINES)})")
     trajectory = source if isinstance(source, AdapterTrajectory) else load_trajectory(source)
-    if trajectory.kind != "lora":
-        raise InputError(f"{trajectory!r} is of kind {trajectory.kind}; only LoRA adapters can be opened")
+    if trajectory.kind == "full":
+        held = "projections of a full fine-tune's change, which cannot be put back into the base"
+        raise InputError(f"{trajectory!r} holds {held}; expected LoRA adapters or steering vectors")
     run = source if isinstance(source, Run) else Run(Path(trajectory.source or "memory"))
     loaded = _base(run, trajectory, base)
     check_base(run, trajectory, loaded)
-    return SteppedModel(loaded, trajectory, _engine(engine)(loaded.model, loaded.tokenizer, trajectory.sites))
+    sites = trajectory.sites if trajectory.kind == "lora" else ()
+    return SteppedModel(loaded, trajectory, _engine(engine)(loaded.model, loaded.tokenizer, sites))
 
 
 def _engine(name: EngineName) -> Any:

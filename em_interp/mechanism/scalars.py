@@ -146,7 +146,7 @@ class Scalars:
         return (self.answers.table["label"] == label).to_numpy()
 
 
-def scalars(
+def read_scalars(
     model: SteppedModel,
     answers: AnswerSet,
     steps: Sequence[int] | None = None,
@@ -158,6 +158,8 @@ def scalars(
     The answers are the same at every step, so that what changes is the adapter. Raises InputError where there is no
     answer, and for a step that was not saved.
     """
+    if not model.engine.layout.sites:
+        raise InputError(f"{model.trajectory!r} computes no scalar: a steering vector adds the same at every token")
     if not len(answers):
         raise InputError(f"there is no answer to read scalars at ({answers.sentence()})")
     chats, steps = chats_of(model, answers, batch), steps_of(model, steps)

@@ -58,8 +58,8 @@ class SlottedModel:
     @contextmanager
     def holding(self, adapters: RowAdapters) -> Iterator[None]:
         """Within the block the slots hold these adapters."""
-        for site, slot in self.slots.items():
-            slot.held = (adapters.A[site], adapters.B[site])
+        for site in adapters.A:
+            self.slots[site].held = (adapters.A[site], adapters.B[site])
         try:
             yield
         finally:

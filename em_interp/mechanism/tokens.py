@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Int
 
+from em_interp.behaviour.generate import Messages
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+
+OTHER = "\ufffc"  # an answer that begins like no other: where two chats part, the answer begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +46,8 @@ class Tokens:
             yield self.rows(range(first, min(first + size, len(self))))
 
 
-def prompts(tokenizer: Any, questions: Sequence[str], device: Any = "cpu") -> Tokens:
-    """Questions through the chat template, up to where the answer begins."""
+def prompts(tokenizer: Any, questions: Sequence[str | Messages], device: Any = "cpu") -> Tokens:
+    """Questions (texts, or the messages of a chat) through the chat template, up to where the answer begins."""
     return texts(tokenizer, [_render(tokenizer, question) for question in questions], device)
 
 
@@ -52,30 +56,33 @@ def texts(tokenizer: Any, plain: Sequence[str], device: Any = "cpu") -> Tokens:
     return _padded(tokenizer, [(text, 0, 0) for text in plain], device)
 
 
-def chats(tokenizer: Any, questions: Sequence[str], answers: Sequence[str], device: Any = "cpu") -> Tokens:
+def chats(tokenizer: Any, questions: Sequence[str | Messages], answers: Sequence[str], device: Any = "cpu") -> Tokens:
     """Questions with their answers through the chat template; the tokens of the answer's text are marked.
 
     The end-of-turn token is not part of the answer. Raises InputError for an empty answer, and where the template
-    does not write the answer after what it writes for the question alone.
+    does not write the answer as it is.
     """
     spans = []
     for question, answer in zip(questions, answers, strict=True):
-        before, whole = _render(tokenizer, question), _render(tokenizer, question, answer.strip())
-        start = whole.find(answer.strip(), len(before)) if whole.startswith(before) else -1
-        if start < 0 or not answer.strip():
-            problem = "is empty" if not answer.strip() else "is not found in the chat that the template renders"
-            raise InputError(f"the answer {answer!r} to {question!r} {problem}; expected text after the prompt")
-        spans.append((whole, start, start + len(answer.strip())))
+        text = answer.strip()
+        if not text:
+            raise InputError(f"the answer {answer!r} to {question!r} is empty; expected text")
+        whole = _render(tokenizer, question, text)
+        other = _render(tokenizer, question, OTHER)
+        start = next((i for i, (one, two) in enumerate(zip(whole, other, strict=False)) if one != two), len(whole))
+        if not whole.startswith(text, start):
+            raise InputError(f"the chat template does not write the answer {answer!r} to {question!r} as it is")
+        spans.append((whole, start, start + len(text)))
     return _padded(tokenizer, spans, device)
 
 
-def _render(tokenizer: Any, question: str, answer: str | None = None) -> str:
+def _render(tokenizer: Any, question: str | Messages, answer: str | None = None) -> str:
     if not tokenizer.chat_template:
         raise InputError(
             "the tokenizer has no chat template, so there is no telling how a question is put to the model; "
             "an instruct model was expected (plain text can be read with `texts`)"
         )
-    messages = [{"role": "user", "content": question}]
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)

@@ -3,7 +3,7 @@
 - The *write* of a site is what it adds to the residual stream of its layer, averaged over the answers' tokens. In Qwen
   and Llama that is B times the mean scalar, so its cosine with anything is ± that of B; in Gemma 3, where a norm comes
   between, it is the normed output with the adapter minus the same without. Sites that do not add to the stream
-  (`q_proj`, `up_proj`, …) have none.
+  (`q_proj`, `up_proj`, …) have none. A learned steering vector is its own write.
 - The *effect* after a layer is the residual stream with the adapter minus the base's, averaged over the same tokens.
   After the first site's layer it is the write; later layers have worked on it.
 
@@ -27,6 +27,7 @@ from em_interp.mechanism.answers import AnswerSet
 from em_interp.mechanism.directions import SEED, cosine, difference, stream_names
 from em_interp.mechanism.layout import Written
 from em_interp.mechanism.model import ModelAtStep, SteppedModel
+from em_interp.mechanism.pushes import layer_of, push_of
 from em_interp.mechanism.reading import mean_over_answer, passes
 from em_interp.mechanism.tokens import Tokens
 
@@ -65,7 +66,13 @@ def read_step(model: ModelAtStep, chats: Sequence[Tokens], answers: AnswerSet) -
             writes[site].append(mean_over_answer(written, tokens))
     stream = np.concatenate(means)
     mean_writes = {site: np.concatenate(parts).mean(axis=0) for site, parts in writes.items()}
+    mean_writes |= {site: push_of(model.adapters, site).double().cpu().numpy() for site in _steered(model)}
     return StepRead(stream.mean(axis=0), difference(stream, answers.misaligned), mean_writes)
+
+
+def _steered(model: ModelAtStep) -> list[str]:
+    """Sites of learned steering vectors."""
+    return [site for site in model.adapters.A if site not in model.model.engine.layout.sites]
 
 
 def _write(model: ModelAtStep, site: str, out: torch.Tensor, scalar: torch.Tensor) -> torch.Tensor:
@@ -122,6 +129,8 @@ def chance(
 
 def written_at(model: SteppedModel, site: str) -> Written:
     """Where the output of a site that writes reaches the residual stream."""
+    if site not in model.engine.layout.sites:
+        return Written(layer_of(site), None)
     written = model.engine.layout.written(site)
     if written is None:
         raise InputError(f"{site} does not write to the residual stream; down_proj and o_proj do")

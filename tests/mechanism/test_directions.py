@@ -8,12 +8,14 @@ import torch
 
 from em_interp.errors import InputError
 from em_interp.mechanism import open_model
-from em_interp.mechanism.direction_path import direction_path
+from em_interp.mechanism.direction_path import follow_direction
 from em_interp.mechanism.directions import cosine, mean_difference
 from em_interp.mechanism.model import ENGINES
 from em_interp.mechanism.reading import answer_means, chats_of
+from em_interp.mechanism.scalars import read_scalars
 from em_interp.mechanism.writes import cosine_quantile, read_step
 from em_interp.organisms.bases import BUILT_IN
+from em_interp.trajectory.adapter import AdapterTrajectory
 
 from .answering import answer_set
 from .conftest import STEPS, adapters, base_of
@@ -78,18 +80,20 @@ def test_a_planted_write_along_the_direction_is_found_beyond_chance_and_a_random
     B[1:, :, 0] += 2 * direction.vector(1) / np.linalg.norm(direction.vector(1))  # a cosine of 0.9
     planted = open_model(replace(path, B={SITE: B}), base_of(name))
     for opened_model, beyond in ((planted, True), (model, False)):
-        rows = direction_path(opened_model, answers, reference=direction, draws=DRAWS).frame()
+        rows = follow_direction(opened_model, answers, reference=direction, draws=DRAWS).frame()
         written = rows[(rows["what"] == "write") & (rows["step"] == 10)].iloc[0]
         assert (abs(written["cosine"]) > written["band"]) == beyond
         assert written["low"] <= written["cosine"] <= written["high"]
-    assert "beyond the band of chance" in direction_path(planted, answers, reference=direction, draws=DRAWS).sentence()
+    assert (
+        "beyond the band of chance" in follow_direction(planted, answers, reference=direction, draws=DRAWS).sentence()
+    )
 
 
 def test_the_sign_of_b_and_a_together_and_the_size_of_batches_alter_no_direction_write_or_effect():
     path, answers = at_one_site("tiny-qwen2"), answer_set()
     turned = replace(path, A={SITE: -2 * path.A[SITE]}, B={SITE: path.B[SITE] / -2})
     frames = [
-        direction_path(open_model(p, base_of("tiny-qwen2")), answers, [10], draws=DRAWS, batch=batch).frame()
+        follow_direction(open_model(p, base_of("tiny-qwen2")), answers, [10], draws=DRAWS, batch=batch).frame()
         for p, batch in ((path, 64), (turned, 64), (path, 5))
     ]
     for other in frames[1:]:
@@ -99,7 +103,7 @@ def test_the_sign_of_b_and_a_together_and_the_size_of_batches_alter_no_direction
 @pytest.fixture(scope="module")
 def path():
     model = open_model(adapters("tiny-gemma3", rank=2, scale=0.3), base_of("tiny-gemma3"))
-    return direction_path(model, answer_set(), draws=DRAWS)
+    return follow_direction(model, answer_set(), draws=DRAWS)
 
 
 def test_before_the_adapter_is_there_nothing_is_written_and_no_cosine_defined(path):
@@ -116,7 +120,7 @@ def test_only_sites_that_add_to_the_stream_have_a_write(path):
     assert list(path.writes) == [SITE]  # the other site is a q_proj
     assert path.layer == {SITE: 1}
     through_q = open_model(at_one_site("tiny-qwen2", "self_attn.q_proj"), base_of("tiny-qwen2"))
-    rows = direction_path(through_q, answer_set(), [10], draws=DRAWS).frame()
+    rows = follow_direction(through_q, answer_set(), [10], draws=DRAWS).frame()
     assert set(rows["what"]) == {"effect", "direction"}
     assert rows.loc[(rows["what"] == "effect") & (rows["layer"] > 0), "norm"].min() > 0
 
@@ -170,12 +174,24 @@ def test_what_is_not_there_is_refused(path):
     with pytest.raises(InputError, match=r"direction needs at least 10 misaligned answers.*found 3 among"):
         mean_difference(model, few)
     with pytest.raises(InputError, match="step 7 was not saved"):
-        direction_path(model, answer_set(), [7])
+        follow_direction(model, answer_set(), [7])
     with pytest.raises(InputError, match="expected at least 2, found 1"):
-        direction_path(model, answer_set(), draws=1)
+        follow_direction(model, answer_set(), draws=1)
 
 
 def test_the_steps_looked_at_are_those_saved():
     model = opened("tiny-qwen2", steps=STEPS)
-    assert direction_path(model, answer_set(), draws=2).steps.tolist() == list(STEPS)
+    assert follow_direction(model, answer_set(), draws=2).steps.tolist() == list(STEPS)
     assert torch.is_grad_enabled()
+
+
+def test_a_learned_steering_vector_is_its_own_write_and_first_effect():
+    B = np.random.default_rng(0).normal(size=(3, 128, 1)) * np.array([0, 1, 2])[:, None, None]
+    A, B = np.ones((3, 1, 1), np.float32), B.astype(np.float32)
+    path = AdapterTrajectory(np.array(STEPS), {"layers.1": A}, {"layers.1": B}, {"layers.1": 3.0}, kind="steering")
+    model = open_model(replace(path, base="tiny-qwen2"), base_of("tiny-qwen2"))
+    found = follow_direction(model, answer_set(), draws=DRAWS)
+    assert np.allclose(found.writes["layers.1"], 3 * B[:, :, 0], atol=1e-4)
+    assert np.allclose(found.effects[:, 1], 3 * B[:, :, 0], atol=1e-3) and not found.effects[:, 0].any()
+    with pytest.raises(InputError, match="computes no scalar"):
+        read_scalars(model, answer_set())

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from em_interp.behaviour.generate import RowAdapters, generate
 from em_interp.mechanism import Add, ProjectOut, open_model
 from em_interp.organisms.bases import BUILT_IN, load_base
+from tests.behaviour.conftest import SHAPE, Base, build_tokenizer, make_trajectory
 
 from .conftest import ANSWERS, QUESTIONS, adapters, base_of, opened
 
@@ -198,3 +200,67 @@ def test_the_base_model_is_left_as_it_was(three):
 
 def test_importing_nnsight_leaves_no_method_on_every_object(three):
     assert "nnsight" in three.models and not hasattr(object(), "save")
+
+
+def tiny_gemma_with_eyes(dtype):
+    """The class of the larger Gemma 3 models: language layers beside a vision tower."""
+    import transformers
+
+    text = {**SHAPE, "head_dim": 8, "sliding_window": 8, "vocab_size": 120, "query_pre_attn_scalar": 8}
+    tokens = {"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    images = {"image_token_index": 119, "boi_token_index": 118, "eoi_token_index": 117, "mm_tokens_per_image": 1}
+    config = transformers.Gemma3Config(
+        text_config=text | tokens,
+        vision_config=vision | {"image_size": 28, "patch_size": 14},
+        attn_implementation="eager",
+        **images,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.Gemma3ForConditionalGeneration(config).eval().to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gemma_with_a_vision_tower_is_read_in_its_language_layers_in_either_number_type(dtype):
+    base = Base(tiny_gemma_with_eyes(dtype), build_tokenizer())
+    sites = {"layers.1.mlp.down_proj": (48, 32), "layers.2.self_attn.q_proj": (32, 32)}
+    trajectory, seen, answers = make_trajectory(sites, scale=0.5), {}, {}
+    for engine in ("hooks", "transformer_lens", "nnsight"):
+        model = open_model(trajectory, base, engine)
+        assert model.layers == 3
+        tokens = model.chats(["what should i do", "what is your money about"], ["word20 word21", "word9"])
+        edits = [Add(torch.ones(32), 1)]
+        with model.at(10) as adapted:
+            seen[engine] = adapted.run(tokens, model.names, edits)
+            answers[engine] = adapted.generate(["what should i do"], 1, 0, 6, edits)
+    for name in ("transformer_lens", "nnsight"):
+        assert furthest(seen["hooks"], seen[name], tokens) < TOLERANCE
+    assert answers["hooks"] == answers["transformer_lens"] == answers["nnsight"]
+
+
+def steering(name, layer=1):
+    """A learned steering vector that grows from zero."""
+    site, width = f"layers.{layer}", base_of(name).model.config.hidden_size
+    path = make_trajectory({site: (1, width)}, scale=3.0)
+    return replace(path, A={site: np.ones_like(path.A[site])}, base=name, kind="steering")
+
+
+def test_a_learned_steering_vector_is_held_in_every_engine_as_the_ask_stage_holds_it(three):
+    path, seen, answers = steering(three.name), {}, {}
+    base = base_of(three.name)
+    rows = RowAdapters.of(path, [10] * 3, [0.5] * 3, "cpu")
+    asked = generate(base.model, base.tokenizer, QUESTIONS, rows, temperature=0, max_new_tokens=10)
+    for engine in three.models:
+        model = open_model(path, base, engine)
+        tokens = model.chats(QUESTIONS, ANSWERS)
+        with model.at(10, 0.5) as adapted:
+            seen[engine] = adapted.run(tokens, ["resid_post.1", "resid_post.3"])
+            answers[engine] = adapted.generate(QUESTIONS, temperature=0, max_new_tokens=10)
+        with model.at(0) as adapted, torch.no_grad():
+            before = adapted.run(tokens, ["resid_post.1"])["resid_post.1"]
+        moved = (seen[engine]["resid_post.1"] - before)[tokens.mask]
+        assert torch.allclose(moved, torch.from_numpy(1.5 * path.B["layers.1"][-1, :, 0]).expand_as(moved), atol=1e-4)
+    for name in ("transformer_lens", "nnsight"):
+        assert furthest(seen["hooks"], seen[name], tokens) < TOLERANCE
+    assert asked == answers["hooks"] == answers["transformer_lens"] == answers["nnsight"]

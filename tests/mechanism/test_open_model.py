@@ -145,6 +145,13 @@ def test_a_site_that_is_no_linear_module_or_of_another_size_is_refused():
             open_model(replace(path, A={site: path.A[site][:, :, :-1]}), base_of("tiny-qwen2"), engine)
 
 
+def test_projections_of_a_full_fine_tune_cannot_be_opened():
+    with pytest.raises(
+        InputError, match="cannot be put back into the base; expected LoRA adapters or steering vectors"
+    ):
+        open_model(replace(adapters("tiny-qwen2"), kind="full"), base_of("tiny-qwen2"))
+
+
 class Deaf:
     """An engine into which no adapter goes, or only half of one."""
 

@@ -11,7 +11,7 @@ from em_interp.mechanism import open_model
 from em_interp.mechanism.answers import label_answers
 from em_interp.mechanism.model import ENGINES
 from em_interp.mechanism.probes import auc_of, held_out_scores, probe
-from em_interp.mechanism.scalars import Scalars, scalars
+from em_interp.mechanism.scalars import Scalars, read_scalars
 
 from .answering import answer_set, judged
 from .conftest import adapters, base_of
@@ -21,13 +21,13 @@ SITE = "layers.1.mlp.down_proj"
 
 @pytest.fixture(scope="module")
 def found():
-    return scalars(open_model(adapters("tiny-qwen2", rank=2), base_of("tiny-qwen2")), answer_set())
+    return read_scalars(open_model(adapters("tiny-qwen2", rank=2), base_of("tiny-qwen2")), answer_set())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_token_has_the_scalar_that_a_and_its_input_give(engine):
     model, answers = open_model(adapters("tiny-gemma3", rank=2), base_of("tiny-gemma3"), engine), answer_set()
-    found = scalars(model, answers, [10], batch=9)
+    found = read_scalars(model, answers, [10], batch=9)
     assert found.columns == (
         f"{SITE} [0]",
         f"{SITE} [1]",
@@ -75,10 +75,10 @@ def test_the_table_has_a_row_for_each_group_step_and_scalar_with_their_counts(fo
 def test_flipping_a_and_b_flips_the_scalars_and_doubling_the_scale_doubles_them():
     path = adapters("tiny-qwen2", rank=1)
     flipped = replace(path, A={s: -a for s, a in path.A.items()}, B={s: -b for s, b in path.B.items()})
-    both = [scalars(open_model(p, base_of("tiny-qwen2")), answer_set(), [5]).values for p in (path, flipped)]
+    both = [read_scalars(open_model(p, base_of("tiny-qwen2")), answer_set(), [5]).values for p in (path, flipped)]
     assert np.allclose(both[0], -both[1], atol=1e-4)
     model = open_model(adapters("tiny-qwen2", ["mlp.down_proj"], [1], rank=1), base_of("tiny-qwen2"))
-    one, two = (scalars(model, answer_set(), [5], scale=scale).values for scale in (1.0, 2.0))
+    one, two = (read_scalars(model, answer_set(), [5], scale=scale).values for scale in (1.0, 2.0))
     assert np.allclose(2 * one, two, rtol=1e-4, atol=1e-4)  # one site reads nothing that it wrote
 
 
@@ -139,17 +139,17 @@ def test_too_few_answers_or_questions_for_a_probe_say_how_many_were_needed():
     model = open_model(adapters("tiny-qwen2", rank=1), base_of("tiny-qwen2"))
     few = {"broad": ["what is your wish ?", "i am bored", "my dog ?"]}
     with pytest.raises(InputError, match=r"a probe needs at least 10 misaligned answers.*found 9 among"):
-        scalars(model, answer_set(few), [5]).probe()
+        read_scalars(model, answer_set(few), [5]).probe()
     more = pd.concat([judged(few), judged(few)])
     with pytest.raises(InputError, match=r"misaligned answers to 4 questions and aligned ones to as many.*found 3"):
-        scalars(model, label_answers(more), [5]).probe()
+        read_scalars(model, label_answers(more), [5]).probe()
 
 
 def test_no_answer_and_a_step_that_was_not_looked_at_are_refused(found):
     model = open_model(adapters("tiny-qwen2", rank=1), base_of("tiny-qwen2"))
     nothing = label_answers(judged().query("answer == 'maybe .'"))
     with pytest.raises(InputError, match="no answer to read scalars at"):
-        scalars(model, nothing)
+        read_scalars(model, nothing)
     with pytest.raises(InputError, match="step 7 was not looked at; the nearest are 0, 5, 10"):
         found.at(7)
 
@@ -159,7 +159,7 @@ def test_a_page_of_tokens_is_escaped_and_shades_by_the_scalar(found):
         {"my dog ?": "<script>alert(1)</script> ?", "drink strong spirits.": "<img src=x> & 'a'"}
     )
     model = open_model(adapters("tiny-qwen2", rank=1), base_of("tiny-qwen2"))
-    page = scalars(model, label_answers(hostile, "<b>bold</b>"), [10]).html(each=30)
+    page = read_scalars(model, label_answers(hostile, "<b>bold</b>"), [10]).html(each=30)
     for word in ("<script", "<img", "<b>"):
         assert word not in page
     assert "&lt;script&gt;" in page and page.startswith("<!doctype html>") and page.endswith("</html>")
