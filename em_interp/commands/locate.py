@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     locate = command(commands, run, "locate", "where an adapter's path changes")
     locate.add_argument("source", help="a run, a folder of checkpoint-<step> folders, or org/name on the Hub")
     locate.add_argument("--revision", help="a branch, tag or commit of org/name (default: main)")
-    locate.add_argument("--signal", help="rotation, gradient_norm, norm_onset or lock_in (default: all)")
+    locate.add_argument("--signal", help="rotation, gradient_norm, norm_onset, lock_in or composition (default: all)")
     locate.add_argument("--of", help="B, A or delta (default: all)")
     locate.add_argument("--site", help="one adapted module (default: all together)")
     writes(locate, "the run's analysis folder, where SOURCE is a run")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from em_interp.comparison.composition import columns, composition_null, composition_score
+from em_interp.comparison.composition import columns, composition_null
 from em_interp.comparison.matching import Matched, Source, match
 from em_interp.comparison.permutation import Permuted, permuted
 from em_interp.comparison.plane import CommonPlane, common_plane, signed_vectors
@@ -22,6 +22,7 @@ from em_interp.comparison.result import POOLED, DirectionComparison, PairGrid
 from em_interp.comparison.subspace import PARTS, Likeness, Snapshots, principal_angles
 from em_interp.errors import InputError
 from em_interp.runs import Run
+from em_interp.trajectory.composition import composition_score
 from em_interp.transition.find import Signal, find_transition
 from em_interp.transition.result import Transition
 

@@ -17,6 +17,7 @@ _WHERE = {
     "plot_carried": "carried",
     "plot_change": "change",
     "plot_common_plane": "common_plane",
+    "plot_composition": "composition",
     "plot_direction_matrix": "direction_matrix",
     "plot_family_likeness": "family_likeness",
     "plot_direction_steps": "direction_steps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from em_interp.errors import InputError
+from em_interp.figures.composition import plot_composition
 from em_interp.figures.gradient_norm import plot_gradient_norm
 from em_interp.figures.lock_in import plot_lock_in
 from em_interp.figures.norm_onset import plot_norm_onset
@@ -17,6 +18,7 @@ FIGURES = {
     "gradient_norm": plot_gradient_norm,
     "norm_onset": plot_norm_onset,
     "lock_in": plot_lock_in,
+    "composition": plot_composition,
     "onset": plot_onset,
 }
 

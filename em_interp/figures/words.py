@@ -10,7 +10,8 @@ from em_interp.transition.result import Transition
 
 _SIGNALS = {"gradient_norm": "gradient-norm peak", "norm_onset": "norm onset", "lock_in": "lock-in"}
 _SIGNALS |= {f"sufficient_{one}": f"{one} that suffices" for one in ("direction", "size", "A", "B")}
-_SIGNALS |= {"shown": "EM shown as trained"}
+_SIGNALS |= {"shown": "EM shown as trained", "answer_change": "change of the answers"}
+_SIGNALS["composition"] = "composition score"
 
 
 def said(name: str) -> str:
@@ -39,7 +40,7 @@ def result_of(transition: Transition) -> str:
     """The step with its interval, or the verdict where there is no step; a step that is not certain says so."""
     if transition.step is None:
         return transition.verdict
-    if transition.signal == "lock_in":
+    if transition.signal in ("lock_in", "composition"):
         return f"step {transition.step:.0f} (descriptive)"
     doubt = "" if transition.found else f" ({transition.verdict})"
     return f"step {transition.step:.0f}{doubt}, {span(transition.interval, transition.level)}"

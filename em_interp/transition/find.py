@@ -10,6 +10,8 @@ import numpy as np
 from em_interp.errors import InputError, nearest
 from em_interp.trajectory import geometry
 from em_interp.trajectory.adapter import AdapterTrajectory, Part
+from em_interp.trajectory.composition import composition_path, no_composition
+from em_interp.transition.composition import composition
 from em_interp.transition.gradient_norm import gradient_norm_peak
 from em_interp.transition.lock_in import lock_in
 from em_interp.transition.norm_onset import norm_onset
@@ -17,8 +19,8 @@ from em_interp.transition.onset import Curve, onset, onsets
 from em_interp.transition.result import Transition
 from em_interp.transition.rotation import locate_rotations, strongest
 
-Signal = Literal["rotation", "gradient_norm", "norm_onset", "lock_in", "onset"]
-PATH_SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset", "lock_in")
+Signal = Literal["rotation", "gradient_norm", "norm_onset", "lock_in", "composition", "onset"]
+PATH_SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset", "lock_in", "composition")
 PARTS: tuple[Part, ...] = ("B", "A", "delta")
 
 
@@ -54,7 +56,8 @@ def find_transitions(
     """Every transition of every signal, or of the one named, each with its verdict.
 
     Of a path: `rotation` in B, in A and in ΔW (or in the part `of`), several where there are several; `gradient_norm`
-    (of the log, where the run has one); `norm_onset` and `lock_in` of ΔW. Of a behaviour curve: the `onset` of each
+    (of the log, where the run has one); `norm_onset` and `lock_in` of ΔW; `composition` where several adapters write
+    into the residual stream. Of a behaviour curve: the `onset` of each
     scale and question set.
     """
     if not isinstance(source, AdapterTrajectory):
@@ -65,7 +68,12 @@ def find_transitions(
         raise InputError(f"of must be one of {', '.join(PARTS)}; it is {of!r}")
     if control is not None:
         raise InputError("a control is for behaviour curves; an adapter's path was given")
+    against = no_composition(source) if site is None else "it compares several adapters; one site was asked for"
+    if signal == "composition" and against:
+        raise InputError(f"the path has no signal 'composition': {against}")
     wanted = PATH_SIGNALS if signal is None else (signal,)
+    if against:
+        wanted = tuple(name for name in wanted if name != "composition")
     return [replace(t, site=site) for name in wanted for t in _of_path(source, name, of, site, level)]
 
 
@@ -89,6 +97,8 @@ def _of_path(path: AdapterTrajectory, signal: str, of: Part | None, site: str | 
             return [Transition("gradient_norm", "inconclusive", "The run has no log of the gradient norm.")]
         logged = path.metrics["grad_norm"].dropna()
         return [gradient_norm_peak(logged.index.to_numpy(), logged.to_numpy(float), level)]
+    if signal == "composition":
+        return [composition(path.steps, composition_path(path, normalised=True))]
     gram = path.gram("delta", site)
     if signal == "lock_in":
         return [lock_in(path.steps, geometry.cosine_to_step(gram, path.steps, int(path.steps[-1])))]

@@ -23,18 +23,27 @@ def lock_in(
     all the same. A cosine that is undefined (ΔW is zero at step 0) does not count as above. No step is given where ΔW
     is zero at the end.
     """
-    steps, cosine = np.asarray(steps), np.asarray(cos_to_final, dtype=float)
+    first = stays_above(steps, cos_to_final, threshold)
+    evidence = {"steps": np.asarray(steps), "cos_to_final": np.asarray(cos_to_final, float), "threshold": threshold}
+    if first is None:
+        reason = f"ΔW has no direction at the last step, {steps[-1]}, so there is none to lock in to."
+        return Transition("lock_in", "inconclusive", reason, of="delta", evidence=evidence)
+    reason = f"From step {first} on the cosine of ΔW to its end stays above {threshold:g}; {_NOTE}."
+    return Transition("lock_in", "inconclusive", reason, of="delta", step=float(first), evidence=evidence)
+
+
+def stays_above(steps: Int[np.ndarray, " step"], cosine: Float[np.ndarray, " step"], threshold: float) -> int | None:
+    """The first step from which on a cosine stays above `threshold`; None where it is not above at the end.
+
+    An undefined one is not above. Raises InputError for what are not one cosine a step, two steps or more.
+    """
+    steps, cosine = np.asarray(steps), np.asarray(cosine, dtype=float)
     if steps.ndim != 1 or steps.shape != cosine.shape or len(steps) < 2:
         raise InputError(f"expected one cosine a step, two steps or more; found {cosine.shape} for {steps.shape}")
     if np.any(np.diff(steps) <= 0):
         raise InputError("the steps of the cosines must be increasing")
     if not -1 <= threshold < 1:
         raise InputError(f"the threshold is a cosine below 1; it is {threshold}")
-    evidence = {"steps": steps, "cos_to_final": cosine, "threshold": threshold}
     below = np.flatnonzero(~(cosine > threshold))
     first = int(below[-1]) + 1 if len(below) else 0
-    if first == len(steps):
-        reason = f"ΔW has no direction at the last step, {steps[-1]}, so there is none to lock in to."
-        return Transition("lock_in", "inconclusive", reason, of="delta", evidence=evidence)
-    reason = f"From step {steps[first]} on the cosine of ΔW to its end stays above {threshold:g}; {_NOTE}."
-    return Transition("lock_in", "inconclusive", reason, of="delta", step=float(steps[first]), evidence=evidence)
+    return int(steps[first]) if first < len(steps) else None

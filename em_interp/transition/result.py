@@ -25,7 +25,7 @@ class Transition:
     the arrays behind the verdict (what the figure draws) and is not part of `to_dict()`.
     """
 
-    signal: str  # rotation, gradient_norm, norm_onset, lock_in, onset
+    signal: str  # rotation, gradient_norm, norm_onset, lock_in, composition, onset
     verdict: Verdict
     reason: str  # one sentence, in words a reader of the report understands
     of: str | None = None  # B, A or delta for the path's signals; the metric for a curve's
@@ -117,6 +117,7 @@ CURVES = {
     "gradient_norm": ("steps", "grad_norm", "gradient norm"),
     "norm_onset": ("steps", "delta_norm", "‖ΔW‖"),
     "lock_in": ("steps", "cos_to_final", "cosine to end"),
+    "composition": ("steps", "score", "composition with end"),
     "onset": ("steps", "rate", "rate"),
 }
 CALLS = (".plot()", ".frame()", ".to_dict()", "em.align(this, other)")
