@@ -7,8 +7,8 @@ one base are alike in all that they leave alone, and so are two bases that learn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,18 +41,19 @@ class Changes:
     final_tokens: Float[np.ndarray, "case token"]  # read-out of the mean change after the last layer
     said: Int[np.ndarray, " number"]  # tokens that occur in the answers
 
+    def only(self, cases: Sequence[int]) -> Changes:
+        """Those of some cases, in this order: the first stands as the run's own."""
+        rows = list(cases)
+        parts = {name: getattr(self, name)[rows] for name in ("mean", "grams", "write_tokens", "final_tokens")}
+        return replace(self, **parts, scores=tuple(self.scores[row] for row in rows))
+
 
 def changes_of(
-    model: SteppedModel,
-    texts: SharedTexts,
-    layers: Int[np.ndarray, " layer"],
-    draws: int,
-    key: Sequence[int] = (),
-    tell: Callable[[], None] = lambda: None,
+    model: SteppedModel, texts: SharedTexts, layers: Int[np.ndarray, " layer"], adapters: Iterable[RowAdapters]
 ) -> Changes:
-    """The changes that a run's last adapter makes, and `draws` random ones of its norm; `tell` is called after each.
+    """The changes that each of these adapters makes after these layers; time is that of a pass over the texts for each.
 
-    Time is that of 2 + `draws` passes over the texts. Raises InputError where the adapter is zero.
+    The last layer must be among them.
     """
     tokens = model.chats(texts.questions, texts.answers)
     write = last_adapted(model)
@@ -61,13 +62,12 @@ def changes_of(
     with model.unadapted() as unadapted:
         base = pooled_streams(unadapted, tokens, wanted)
     means, grams, scores = [], [], []
-    for adapters in _cases(model, draws, key):
-        with model.holding(adapters) as adapted:
+    for held in adapters:
+        with model.holding(held) as adapted:
             change = pooled_streams(adapted, tokens, wanted) - base
         means.append(change.mean(axis=1))
         grams.append(u_centred(change[rows]))
         scores.append(tuple(principal_scores(change[row], most) for row in rows))
-        tell()
     mean = np.stack(means)
     inner = model.base.model
     return Changes(
@@ -82,8 +82,11 @@ def changes_of(
     )
 
 
-def _cases(model: SteppedModel, draws: int, key: Sequence[int]) -> Iterator[RowAdapters]:
-    """The run's own last adapter, then random ones, one at a time: all of them may not fit."""
+def own_and_random(model: SteppedModel, draws: int, key: Sequence[int] = ()) -> Iterator[RowAdapters]:
+    """The run's own last adapter, then random ones of its norm, one at a time: all of them may not fit.
+
+    Raises InputError where the adapter is zero.
+    """
     path = model.trajectory
     yield RowAdapters.of(path, [int(path.steps[-1])], [1.0], model.device)
     for draw in range(draws):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from em_interp.behaviour.ask import Base
-from em_interp.comparison.changes import Changes, changes_of, depths
+from em_interp.comparison.changes import Changes, changes_of, depths, own_and_random
 from em_interp.comparison.family_texts import SharedTexts, shared_texts
 from em_interp.comparison.matching import Source, names_of, open_source
 from em_interp.errors import InputError
@@ -81,7 +81,8 @@ def gathered(
         tell(f"{one.name}: its adapter and {draws} random ones read {len(texts)} texts")
         model = one.open()
         looked = depths(model.layers, min(DEPTHS, model.layers))
-        yield Member(one, changes_of(model, texts, looked, draws, (number,)), model.layers, model.base.tokenizer)
+        changes = changes_of(model, texts, looked, own_and_random(model, draws, (number,)))
+        yield Member(one, changes, model.layers, model.base.tokenizer)
 
 
 def same_depths(one: Member, other: Member) -> list[tuple[int, int]]:

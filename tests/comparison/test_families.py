@@ -1,0 +1,143 @@
+"""Comparing runs of different bases: planted copies, identical runs, gauge, and what random adapters give."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import em_interp as em
+from em_interp.comparison.changes import pooled_streams
+from em_interp.comparison.family_texts import built_in_texts
+from em_interp.comparison.transport import fit_map
+from em_interp.errors import InputError
+from em_interp.mechanism import Add, ProjectOut, open_model
+from tests.comparison.planting import in_another_gauge
+from tests.comparison.two_families import path_on, small_base, turned
+
+TEXTS = built_in_texts(60)
+ALIKE = ["cka", "procrustes", "readout_write", "readout_final", "readout_all_write", "readout_all_final"]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return small_base()
+
+
+@pytest.fixture(scope="module")
+def copied(base):
+    """A base and its adapter, and the same in other coordinates."""
+    other, Q = turned(base)
+    return path_on(base), path_on(other, turn=Q), base, other, Q
+
+
+@pytest.fixture(scope="module")
+def compared(copied):
+    one, other, base, twin, _ = copied
+    return em.compare_families([one, other], TEXTS, [base, twin], draws=19, use=True)
+
+
+def values(comparison, measure):
+    return comparison.likeness[comparison.likeness["measure"] == measure]["value"].to_numpy()
+
+
+def test_the_turned_copy_is_the_same_model(copied):
+    one, other, base, twin, Q = copied
+    mine, theirs = open_model(one, base), open_model(other, twin)
+    tokens = mine.chats(TEXTS.questions[:9], TEXTS.answers[:9])
+    with mine.at(40) as here, theirs.at(40) as there:
+        left, right = (model.run(tokens, ["resid_post.1"]) for model in (here, there))
+    np.testing.assert_allclose(left.logits[tokens.answer], right.logits[tokens.answer], atol=2e-4)
+    np.testing.assert_allclose(left["resid_post.1"].numpy() @ Q, right["resid_post.1"].numpy(), atol=2e-4)
+
+
+def test_between_a_base_and_its_turned_copy_everything_is_identical(compared):
+    for measure in ALIKE:
+        np.testing.assert_allclose(values(compared, measure), 1, atol=2e-4)
+    np.testing.assert_allclose(compared.turning["between"], 0, atol=0.01)
+    last = compared.summary().query("measure == 'cka'")
+    assert (last["p_random"] == 0.05).all() and (last["random_band"] < 0.9).all()
+
+
+def test_transport_between_the_copies_recovers_the_direction(compared):
+    np.testing.assert_allclose(values(compared, "carried_orthogonal"), 1, atol=1e-3)
+    assert (values(compared, "carried_ridge") > 0.99).all()
+    assert (compared.maps["held_out_r2"] > 0.99).all()
+
+
+def test_a_carried_direction_has_the_effect_of_the_target_s_own(compared):
+    assert set(compared.use["use"]) == {"steering", "ablation"}
+    np.testing.assert_allclose(compared.use["carried"], compared.use["own"], rtol=0.1, atol=2e-3)
+
+
+def test_any_carried_direction_steers_and_ablates_as_it_did_at_home(copied):
+    one, other, base, twin, Q = copied
+    mine, theirs = open_model(one, base), open_model(other, twin)
+    streams = []
+    for model in (mine, theirs):
+        tokens = model.chats(TEXTS.questions, TEXTS.answers)
+        with model.unadapted() as unadapted:
+            streams.append(pooled_streams(unadapted, tokens, np.array([0]))[0])
+    v = np.random.default_rng(5).normal(size=32)
+    carried = fit_map(*streams).carry(v).direction
+    assert carried @ (v @ Q) / np.linalg.norm(v) == pytest.approx(1, abs=1e-4)
+    tokens = mine.chats(TEXTS.questions[:9], TEXTS.answers[:9])
+    for edit in (Add, ProjectOut):
+        with mine.at(40) as here, theirs.at(40) as there:
+            left = here.run(tokens, edits=[edit((v / np.linalg.norm(v) * 3).astype(np.float32), 0)]).logits
+            right = there.run(tokens, edits=[edit((carried * 3).astype(np.float32), 0)]).logits
+            plain = there.run(tokens).logits
+        np.testing.assert_allclose(left[tokens.answer], right[tokens.answer], atol=5e-3)
+        assert (right - plain)[tokens.answer].abs().max() > 0.1
+
+
+def test_a_run_compared_with_itself_is_identical(base):
+    path = path_on(base)
+    found = em.compare_families([path, path], TEXTS, [base, base], draws=19)
+    for measure in (*ALIKE, "carried_orthogonal"):
+        np.testing.assert_allclose(values(found, measure), 1, atol=1e-9)
+    assert len(set(found.names)) == 2
+
+
+def test_sign_and_gauge_change_no_number(base):
+    second = small_base("gemma3", 48, seed=3)
+    one, other = path_on(base), path_on(second, seed=1, norm=4.0)
+    plain = em.compare_families([one, other], TEXTS, [base, second], draws=19, use=True)
+    gauged = [in_another_gauge(path, k) for k, path in enumerate((one, other))]
+    again = em.compare_families(gauged, TEXTS, [base, second], draws=19, use=True)
+    for table in ("likeness", "maps", "turning", "use"):
+        left, right = (found.frame(table).select_dtypes("number") for found in (plain, again))
+        np.testing.assert_allclose(left, right, atol=2e-3, err_msg=table)
+
+
+def test_words_tables_and_the_object_s_own_page(compared, tmp_path):
+    from em_interp.comparison.family_page import write_families
+
+    said = compared.sentence()
+    assert "2 runs of small-qwen2, turned-qwen2, 60 texts, 19 random adapters a run" in said
+    assert "CKA of what the adapters change: 1; beyond chance" in said
+    assert "no null (1 and 1 runs" in said
+    assert compared._repr_html_().startswith("<")
+    page = write_families(compared, tmp_path / "out").read_text()
+    assert page.count("Plotly.newPlot(") == 5 and "<script src" not in page
+    assert {file.name for file in (tmp_path / "out").glob("*.csv")} >= {"likeness.csv", "use.csv", "profiles.csv"}
+    with pytest.raises(InputError, match="did you mean 'likeness'"):
+        compared.frame("likenes")
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(base):
+    path = path_on(base)
+    for runs in ([path], path, []):
+        with pytest.raises(InputError, match="two runs or more"):
+            em.compare_families(runs, TEXTS)
+    with pytest.raises(InputError, match="needs 19 random adapters or more; 5 were"):
+        em.compare_families([path, path], TEXTS, [base, base], draws=5)
+    with pytest.raises(InputError, match="a base for each of 2 runs; found 1"):
+        em.compare_families([path, path], TEXTS, [base])
+    with pytest.raises(InputError, match="no texts to compare on"):
+        em.compare_families([path, path], bases=[base, base])
+    still = dataclasses.replace(path, B={site: 0 * B for site, B in path.B.items()})
+    with pytest.raises(InputError, match="no direction"):
+        em.compare_families([path, still], TEXTS, [base, base])
+    silent = dataclasses.replace(TEXTS, misaligned=(None,) * len(TEXTS))
+    with pytest.raises(InputError, match=r"10 misaligned and 10 aligned answers are needed.*found 0 and 0"):
+        em.compare_families([path, path], silent, [base, base], draws=19, use=True)
