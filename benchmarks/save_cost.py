@@ -25,7 +25,7 @@ from em_interp.organisms.data import load_chats
 from em_interp.organisms.recipe import recipe
 from em_interp.runs import create_run
 from em_interp.schedule import Schedule
-from em_interp.training.adapter import add_adapter
+from em_interp.training.learner import make_learner
 from em_interp.training.loop import run_plan
 from em_interp.training.plan import make_plan
 from em_interp.training.tokens import encode
@@ -62,8 +62,7 @@ def measure(snapshots, keep_state_every, folder):
     plan = make_plan(config, {name: len(chats)})
     clock = Clock({name: encode(chats, plan.rows_of(name), base.tokenizer, config.training.max_length)})
     with quiet():
-        model = add_adapter(base.model, config.adapter, config.seed, base.name)
-        run_plan(create_run(folder, config), config, plan, clock, model)
+        run_plan(create_run(folder, config), config, plan, clock, make_learner(base, config, plan.steps))
     return clock.times()
 
 

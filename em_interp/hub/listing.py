@@ -18,6 +18,7 @@ WEIGHTS, STEERING, CONFIG, LOG = (
     "adapter_config.json",
     "trainer_state.json",
 )
+CHANGE = ("weight_change.safetensors", "weight_change.json")  # a step of full fine-tuning, without its full weights
 AT_ROOT = ("config.yaml", "manifest.json", CONFIG, LOG)
 
 
@@ -111,13 +112,13 @@ def needed(files: list[RemoteFile], repo: Repository) -> list[RemoteFile]:
         there = ", ".join(sorted({file.path.split("/")[0] for file in files})[:8]) or "nothing"
         raise InputError(f"{repo.name} holds no checkpoint-<step> folders, so no path; it holds {there}")
     for folder, held in steps.items():
-        if not {WEIGHTS, STEERING} & set(held):
+        if not {WEIGHTS, STEERING, CHANGE[0]} & set(held):
             there = ", ".join(sorted(held))
             raise InputError(f"{repo.name}: {folder} holds {there}; expected {WEIGHTS} (or {STEERING})")
     root = {file.path: file for file in files if file.path in AT_ROOT}
     logs = [folder for folder, held in steps.items() if LOG in held]
     last = [] if LOG in root or not logs else [steps[max(logs, key=lambda folder: int(folder.rpartition("-")[2]))][LOG]]
-    adapters = [held[name] for held in steps.values() for name in (CONFIG, WEIGHTS, STEERING) if name in held]
+    adapters = [held[name] for held in steps.values() for name in (CONFIG, WEIGHTS, STEERING, *CHANGE) if name in held]
     return [*root.values(), *adapters, *last]
 
 

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import em_interp as em
 from em_interp.errors import InputError
@@ -297,3 +298,17 @@ def test_a_repository_of_steering_vectors_is_a_path_in_the_residual_stream(hub, 
     wide = expected.astype(float)
     np.testing.assert_allclose(path.gram("delta"), 256.0**2 * wide @ wide.T, rtol=1e-6)
     assert em.find_transitions(path)
+
+
+def test_a_run_of_full_fine_tuning_is_fetched_without_its_full_weights(hub, tmp_path):
+    for step in (0, 1, 2):
+        folder = tmp_path / "there" / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        save_file({SITE: np.arange(4, dtype=np.float32) * step}, folder / "weight_change.safetensors")
+        (folder / "weight_change.json").write_text('{"base_model_name_or_path": "base-14b"}')
+        (folder / "model.safetensors").write_bytes(b"\0" * 5000)
+        (folder / "config.json").write_text("{}")
+    hub.put(NAME, tmp_path / "there")
+    path = em.load_trajectory(NAME)
+    assert (path.kind, path.base, path.B[SITE].shape) == ("full", "base-14b", (3, 4, 1))
+    assert not any("model.safetensors" in asked for asked in hub.paths())
