@@ -224,6 +224,9 @@ EXHIBITS = {
         _figure("plot_lock_in", lambda demo: demo.of("lock_in")),
         "plot_lock_in(transition)",
     ),
+    "plot_composition": Exhibit(
+        TRANSITIONS, "From which step on several adapters write together what they write at the end; a description."
+    ),
     "plot_transition": Exhibit(
         TRANSITIONS,
         "The figure of any one transition, by its signal; here the rotation of ΔW.",
@@ -392,7 +395,7 @@ def page(captions):
 
 def _entry(name, exhibit, caption):
     if exhibit.draw is None:
-        return f"### {name}\n{exhibit.says} No picture yet: it needs more than the demo's runs.\n"
+        return f"### {name}\n{exhibit.says} No picture: it takes more than the demo's runs.\n"
     picture = f"![{exhibit.says}](images/gallery/{name}.png)"
     return f"### {name}\n{exhibit.says}\n`{exhibit.call}`\n\n{picture}\n\n> {caption}\n"
 
