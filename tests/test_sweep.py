@@ -14,6 +14,7 @@ from em_interp.figures.sweep import plot_sweep
 from em_interp.organisms.bases import SHIPPED
 from em_interp.runs import open_run
 from em_interp.sweep import sweep
+from em_interp.sweep.across import Candidate, across_bases, choose
 from em_interp.sweep.grid import load_sweep
 from em_interp.sweep.page import sweep_page
 from em_interp.sweep.result import CellResult, Sweep
@@ -157,6 +158,30 @@ def test_a_ray_cluster_of_two_workers_makes_what_one_process_makes(done, tmp_pat
     same_as_one_process(out, done[1])
 
 
+# --- across bases
+
+
+def test_a_few_runs_are_compared_across_bases_once(done, tmp_path):
+    seeds = [Candidate(name, name.split("_")[0], "{}", done[1] / "runs" / name) for name in (RUNS[0], RUNS[2])]
+    found = across_bases(seeds, 19, tmp_path)
+    assert found.reason is None and found.lines[0].startswith("2 runs of tiny-qwen2, tiny-llama, ")
+    assert [one["name"] for one in found.found["runs"]] == [RUNS[0], RUNS[2]]
+    assert len(found.figures()) == 2 and all(map(drawn, found.figures()))
+    with unchanged(tmp_path):
+        assert across_bases(seeds, 19, tmp_path).lines == found.lines
+    assert across_bases(seeds[:1], 19, tmp_path) is None
+    assert "em-interp compare runs/tiny-qwen2_seed0 runs/tiny-llama_seed0" in across_bases(seeds, 0, tmp_path).lines[0]
+
+
+def test_across_bases_two_seeds_of_the_first_setting_that_all_have_are_taken():
+    made = [("q", "x"), ("q", "y"), ("q", "y"), ("q", "y"), ("l", "y"), ("l", "z"), ("q", "z")]
+    candidates = [Candidate(str(k), base, setting, Path()) for k, (base, setting) in enumerate(made)]
+    assert [one.name for one in choose(candidates)] == ["1", "2", "4"]
+    assert choose(candidates[:4] + candidates[5:6]) == []
+    lost = across_bases(candidates[:4] + candidates[5:6], 19, Path("nowhere"))
+    assert lost.lines == ["not compared: no setting was made on every base"] and lost.figures() == []
+
+
 # --- what fails
 
 
@@ -239,7 +264,7 @@ def planted(steps: dict[str, list], out: Path = Path("sweep")) -> Sweep:
             between |= {"steps": rise - turn, "interval": [rise - turn - 11.0, rise - turn + 11.0]}
         told = {**found, "offset": between if both else None, "verdict": "inconclusive", "control": None, "final": None}
         made.append(CellResult(cell, out / cell.name, None, told))
-    return Sweep(out, tuple(made), (), (), ("seed",))
+    return Sweep(out, tuple(made), (), (), None, ("seed",))
 
 
 def signal(name: str, step: float | str) -> dict:

@@ -97,6 +97,7 @@ def test_runs_that_come_to_the_same_control_share_it():
     [
         ({"grids": {}}, "unknown key grids; did you mean 'grid'?"),
         ({"grid": {}}, "grid names nothing that varies"),
+        ({"across": 3}, "needs 19 random adapters or more; 3 were asked for"),
         ({"grid": {"seed": 3}}, "grid.seed must be a list of one value or more; it is 3"),
         ({"grid": {"seed": []}}, "grid.seed must be a list of one value or more"),
         ({"grid": {"training.learning_rat": [1]}}, "unknown key training.learning_rat; did you mean"),

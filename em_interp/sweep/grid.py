@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from em_interp.comparison.chance import least_draws
 from em_interp.config import RunConfig, dump_config, load_config
 from em_interp.errors import InputError
 from em_interp.settings import build, read_yaml, to_dict
@@ -18,6 +19,7 @@ from em_interp.sweep.paths import put
 
 REPLICATE = "seed"  # runs that differ in nothing else are pooled
 DATASET = "data[0].dataset"  # what `data` is short for, where its values are names
+LEVEL = 0.95  # of every band and interval
 LONGEST = 60  # characters of a value in a run's name
 
 
@@ -29,6 +31,7 @@ class SweepConfig:
     base: dict = field(default_factory=dict)  # the settings of every run, or the name of a run's config
     settings: dict = field(default_factory=dict)  # changes of the base
     control: dict = field(default_factory=dict)  # what makes a control of a run: a value, or one for each of the grid's
+    across: int = 0  # random adapters that runs of different bases are compared beside; 0: they are not compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,8 @@ def load_sweep(source: str | Path | dict[str, Any]) -> Grid:
     if isinstance(base := values.get("base"), str):
         values["base"] = to_dict(load_config(_beside(folder, base)))
     asked: SweepConfig = build(SweepConfig, {"grid": {}, **values}, where, "")
+    if asked.across:
+        least_draws(LEVEL, asked.across)
     shared = to_dict(load_config(asked.base))
     for key, value in asked.settings.items():
         shared = put(shared, _long(key, [value]), value)

@@ -42,8 +42,9 @@ def sweep_page(found: Sweep) -> str:
             pooled=found.pooled(),
             without=list(_without(found)),
             within=[(one, [_embedded(figure) for figure in _figures(one)]) for one in found.within],
+            across=[] if found.across is None else [_embedded(figure) for figure in found.across.figures()],
             limits=LIMITS,
-        asked=read_text(found.out / "sweep.yaml"),
+            asked=read_text(found.out / "sweep.yaml"),
             folder=shlex.quote(str(found.out)),
         )
     )

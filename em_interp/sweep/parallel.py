@@ -88,7 +88,7 @@ def _ray(jobs: int) -> Iterator[dict[str, Any]]:
         try:
             ray.init(log_to_driver=False, **({} if elsewhere else {"address": "local", **local}))
         except ConnectionError as error:
-            said = " ".join(str(error).split())
+            said = f"{' '.join(str(error).split())}; is it running, and does it want RAY_AUTH_MODE=token?"
             raise InputError(f"the Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {said}") from None
     try:
         there = int(ray.cluster_resources().get("CPU", 0))

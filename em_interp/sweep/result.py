@@ -13,6 +13,7 @@ import numpy as np
 from em_interp.comparison.pooled import Agreement, pool_steps
 from em_interp.errors import InputError, nearest
 from em_interp.runs import Run, read_json
+from em_interp.sweep.across import AcrossBases
 from em_interp.sweep.grid import REPLICATE, Cell
 from em_interp.sweep.within import WithinBase
 from em_interp.sweep.work import FINDINGS, run_path
@@ -105,6 +106,7 @@ class Sweep:
     cells: tuple[CellResult, ...]
     controls: tuple[CellResult, ...]
     within: tuple[WithinBase, ...]
+    across: AcrossBases | None  # None with one base
     keys: tuple[str, ...]  # the settings that vary
 
     @property
@@ -189,6 +191,7 @@ class Sweep:
                 for group, agreements in self.pooled()
             ],
             "within": [one.to_dict() for one in self.within],
+            "across": None if self.across is None else self.across.lines,
             "failures": self.failures,
         }
 

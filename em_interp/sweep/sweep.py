@@ -9,7 +9,8 @@ from typing import Any
 from em_interp.errors import InputError
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.runs import claim_run, resumable, write_text
-from em_interp.sweep.grid import Cell, Grid, load_sweep
+from em_interp.sweep.across import Candidate, across_bases
+from em_interp.sweep.grid import REPLICATE, Cell, Grid, load_sweep
 from em_interp.sweep.page import write_sweep
 from em_interp.sweep.parallel import Backend, cores, workers
 from em_interp.sweep.result import CellResult, Sweep, read_cell
@@ -50,7 +51,7 @@ def sweep(
             write_text(out / "sweep.yaml", grid.to_yaml())
             errors = _make_all(grid, out, do, progress)
             errors |= _analyse_all(grid, out, do, errors, progress)
-        found = _gather(grid, out, errors)
+        found = _gather(grid, out, errors, tell)
         write_sweep(found)
     return found
 
@@ -108,13 +109,17 @@ def _errors(outcomes: list[Outcome]) -> dict[str, str]:
     return {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}
 
 
-def _gather(grid: Grid, out: Path, errors: dict[str, str]) -> Sweep:
+def _gather(grid: Grid, out: Path, errors: dict[str, str], tell: Callable[[str], None]) -> Sweep:
     cells, controls = (
         tuple(read_cell(cell, out, errors.get(cell.name)) for cell in group) for group in (grid.cells, grid.controls)
     )
-    compared = [(_base(one), one.path) for one in cells if one.told]
-    return Sweep(out, cells, controls, within_bases(compared), tuple(grid.axes))
+    made = [_candidate(one) for one in cells if one.told]
+    within = within_bases([(one.base, one.path) for one in made])
+    across = across_bases(made, grid.asked.across, out, tell)
+    return Sweep(out, cells, controls, within, across, tuple(grid.axes))
 
 
-def _base(one: CellResult) -> str:
-    return str(one.told.get("base") or one.cell.config.model)
+def _candidate(one: CellResult) -> Candidate:
+    base = str(one.told.get("base") or one.cell.config.model)
+    setting = {key: value for key, value in one.cell.values.items() if key not in ("model", REPLICATE)}
+    return Candidate(one.cell.name, base, str(setting), one.path)

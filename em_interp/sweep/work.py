@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from em_interp.config import RunConfig, dump_config
+from em_interp.config import RunConfig
 from em_interp.errors import InputError
 from em_interp.findings import Findings
 from em_interp.runs import Run, read_json, write_json, write_text
@@ -46,7 +46,7 @@ def is_made(out: Path, name: str, config: RunConfig) -> bool:
     """Whether the run was trained, asked and judged with this config."""
     run = Run(run_path(out, name))
     files = (run.scores_file, run.answers_file, run.manifest_file, run.config_file)
-    return all(file.exists() for file in files) and run.config_file.read_text(encoding="utf-8") == dump_config(config)
+    return all(file.exists() for file in files) and run.config() == config
 
 
 def is_analysed(out: Path, name: str, control: str | None) -> bool:
