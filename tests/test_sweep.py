@@ -56,7 +56,7 @@ def done(tmp_path_factory):
 def test_it_says_what_it_will_do_and_then_does_it(done):
     _, out, said = done
     counted, writes, how = said.err.splitlines()
-    assert counted == "4 runs (2 model × 2 seed) and 2 controls; 0 of them are made already"
+    assert counted == "runs: 4 (2 model × 2 seed); controls: 2; made already: 0"
     assert writes.startswith(f"each writes {out}/runs/<name>: 9 checkpoints, ")
     assert how.startswith("1 at a time through loky, one thread each; ")
     names = {"runs", "sweep.yaml", "sweep.json", "sweep.html", "cells.csv", "signals.csv", "pooled.csv"}
@@ -101,8 +101,8 @@ def test_a_sweep_is_not_begun_where_one_is_and_with_resume_nothing_changes(done)
     with unchanged(out):
         assert "holds sweep.yaml already; give --resume" in refused("sweep", file, "--out", out)
         said = em_interp("sweep", file, "--out", out, "--resume", "--jobs", 1)
-    assert said.code == 0 and "6 of them are made already" in said.err
-    assert said.out.splitlines()[0] == "4 runs and 2 controls; 0 failed"
+    assert said.code == 0 and "made already: 6" in said.err
+    assert said.out.splitlines()[0] == "runs: 4; controls: 2; failed: 0"
     assert said.out.splitlines()[-1] == f"the page: {out / 'sweep.html'}"
 
 
@@ -198,7 +198,7 @@ def grown(done, tmp_path):
 
 def test_a_run_that_fails_ends_alone_and_is_made_when_it_can_be(grown):
     out, base, file, said = grown
-    assert said.code == 1 and "6 of them are made already" in said.err
+    assert said.code == 1 and "made already: 6" in said.err
     values = strict(said.out)
     failed = ["mine_seed0", "mine_seed1", "control_mine_medical-careful"]
     assert list(values["failures"]) == failed and values["failed"] == 3

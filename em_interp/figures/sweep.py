@@ -54,7 +54,7 @@ def plot_sweep(signals: pd.DataFrame, pooled: pd.DataFrame) -> go.Figure:
         mine = signals[signals["signal"] == name]
         ends = _ends([mine] if name == "offset" else [signals[signals["signal"] != "offset"]], name != "offset")
         _draw_panel(figure, mine, pooled[pooled["signal"] == name], heights, ends, number)
-    _draw_legend(figure, signals)
+    _draw_legend(figure, signals, pooled)
     middle = {group: np.mean([heights[group, run] for run in _runs(signals, group)]) for group in groups}
     style = {"tickvals": list(middle.values()), "ticktext": [escape(group) for group in groups], "showgrid": False}
     figure.update_yaxes(range=[max(heights.values()) + 1.2, -1.2], ticks="", **style)
@@ -193,11 +193,13 @@ def _draw_pooled(figure: go.Figure, row: Any, height: float, edges: tuple[float,
     figure.add_trace(shape, **where)
 
 
-def _draw_legend(figure: go.Figure, signals: pd.DataFrame) -> None:
+def _draw_legend(figure: go.Figure, signals: pd.DataFrame, pooled: pd.DataFrame) -> None:
     """What the marks mean, of those that are there."""
     there = set(signals["verdict"])
     marks = [(verdict, symbol, MUTED) for verdict, symbol in SYMBOLS.items() if verdict in there]
-    for name, symbol, colour in (*marks, ("pooled over seeds", "diamond-wide", FAINT)):
+    if pooled["mean"].notna().any():
+        marks.append(("pooled over seeds", "diamond-wide", FAINT))
+    for name, symbol, colour in marks:
         marker = {"symbol": symbol, "size": 8, "color": colour, "line": {"width": 1.5, "color": MUTED}}
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name), row=1, col=1)
 

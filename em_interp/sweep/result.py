@@ -197,7 +197,7 @@ class Sweep:
 
     def sentence(self) -> str:
         """In words, a line each: how many runs, how many of them have each signal, what groups agree on, failures."""
-        lines = [f"{len(self.cells)} runs and {len(self.controls)} controls; {len(self.failures)} failed"]
+        lines = [f"runs: {len(self.cells)}; controls: {len(self.controls)}; failed: {len(self.failures)}"]
         for name, counts in self.counts().items():
             words = [f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda one: -one[1])]
             lines.append(f"{TITLES[name]}: {', '.join(words) or 'no run'}")

@@ -76,7 +76,7 @@ def plan(grid: Grid, out: Path, jobs: int, backend: str) -> list[str]:
     done = sum(is_made(out, cell.name, cell.config) for cell in grid.runs)
     kept = sorted({_checkpoints(cell) for cell in grid.runs})
     return [
-        f"{len(grid.cells)} runs ({axes}) and {len(grid.controls)} controls; {done} of them are made already",
+        f"runs: {len(grid.cells)} ({axes}); controls: {len(grid.controls)}; made already: {done}",
         f"each writes {run_path(out, '<name>')}: {' or '.join(kept)}, the answers to its questions and their scores, "
         "and what is found in them",
         f"{jobs} at a time through {backend}, one thread each; then {out / 'sweep.html'}, sweep.json and tables as CSV",
