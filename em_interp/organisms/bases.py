@@ -21,6 +21,9 @@ VALUES_HASHED = 256  # of each parameter
 DATE = "26 Jul 2024"  # the one that Llama 3.1's template writes
 
 
+warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, when transformers is imported in a notebook
+
+
 @dataclass(frozen=True)
 class Base:
     """A base model in eval mode, its tokenizer, and what tells it from every other base."""
@@ -119,9 +122,7 @@ def _loading(name: str) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No words and bars of transformers in the block; its settings are put back after it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, on being imported in a notebook
-        from transformers.utils import logging
+    from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
