@@ -67,5 +67,6 @@ def _draw(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int], first: b
             style = {"mode": "lines", "line": line, "name": what, "legendgroup": what, "showlegend": shown}
             figure.add_trace(go.Scatter(x=x, y=curve["cosine"], hovertemplate=hover, **style), **where)
     band = float(rows["band"].max())
-    figure.add_hrect(-band, band, fillcolor=fade(MUTED, 0.2), line_width=0, layer="below", **where)
+    if np.isfinite(band):  # not before the first site, where there is nothing to compare
+        figure.add_hrect(-band, band, fillcolor=fade(MUTED, 0.2), line_width=0, layer="below", **where)
     figure.add_hline(0, line={"color": MUTED, "width": 1}, **where)

@@ -98,12 +98,11 @@ def chance(
 ) -> Chance:
     """Bands for the cosines of writes and effects with the directions `wanted`, from adapters of the last step's size.
 
-    A band is |mean| + the normal quantile times the standard deviation of the drawn cosines, which are not about zero
-    where a layer answers to any push alike. Where no norm comes between, the write of a random B is a random
-    direction, and its band exact.
+    Drawn cosines are taken as normal, not about zero: a layer may answer to any push alike. The band is what the next
+    draw's |cosine| stays below with probability `level`. Where no norm comes between, the write of a random B is a
+    random direction, and its band exact.
     """
     import torch
-    from scipy.special import ndtri
 
     rng = torch.Generator().manual_seed(SEED)
     own = RowAdapters.of(model.trajectory, [int(model.trajectory.steps[-1])], [1.0], model.device)
@@ -118,13 +117,12 @@ def chance(
         effects.append(cosine(read.stream - before, wanted))
         for site, written in read.writes.items():
             writes.setdefault(site, []).append(written)
-    reach = float(ndtri((1 + level) / 2))
     bands = {}
     for site, drawn in writes.items():
         layer, norm = written_at(model, site)
         seen = cosine(np.stack(drawn), wanted[layer])
-        bands[site] = _reach(seen, reach) if norm else cosine_quantile(wanted.shape[1], level)
-    return Chance(bands, np.array([_reach(seen, reach) for seen in np.transpose(effects)]))
+        bands[site] = band_of(seen, level) if norm else cosine_quantile(wanted.shape[1], level)
+    return Chance(bands, np.array([band_of(seen, level) for seen in np.transpose(effects)]))
 
 
 def written_at(model: SteppedModel, site: str) -> Written:
@@ -137,8 +135,17 @@ def written_at(model: SteppedModel, site: str) -> Written:
     return written
 
 
-def _reach(cosines: Float[np.ndarray, " draw"], quantile: float) -> float:
-    return float(min(abs(cosines.mean()) + quantile * cosines.std(ddof=1), 1.0))
+def band_of(cosines: Float[np.ndarray, " draw"], level: float) -> float:
+    """What |cosine| of one more draw stays below with probability `level`, by the folded normal; at most 1.
+
+    The spread is widened for so few draws, as in Student's prediction interval.
+    """
+    from scipy.special import ndtri, stdtrit
+    from scipy.stats import foldnorm
+
+    n, tail = len(cosines), (1 + level) / 2
+    spread = float(cosines.std(ddof=1) * np.sqrt(1 + 1 / n) * stdtrit(n - 1, tail) / ndtri(tail))
+    return min(float(foldnorm.ppf(level, abs(float(cosines.mean())) / spread, scale=spread)), 1.0) if spread else 1.0
 
 
 def _turned(B: torch.Tensor, rng: torch.Generator) -> torch.Tensor:

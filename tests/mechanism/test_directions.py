@@ -13,7 +13,7 @@ from em_interp.mechanism.directions import cosine, mean_difference
 from em_interp.mechanism.model import ENGINES
 from em_interp.mechanism.reading import answer_means, chats_of
 from em_interp.mechanism.scalars import read_scalars
-from em_interp.mechanism.writes import cosine_quantile, read_step
+from em_interp.mechanism.writes import band_of, cosine_quantile, read_step
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.trajectory.adapter import AdapterTrajectory
 
@@ -149,6 +149,14 @@ def test_the_band_of_random_directions_is_exact():
     drawn = np.random.default_rng(0).normal(size=(20000, 12))
     seen = np.abs(drawn[:, 0]) / np.linalg.norm(drawn, axis=1)
     assert abs(np.mean(seen > cosine_quantile(12)) - 0.05) < 0.005
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.1, 0.4])
+def test_the_band_of_drawn_adapters_holds_the_next_one_as_often_as_it_says(mean):
+    rng = np.random.default_rng(0)
+    drawn = np.clip(rng.normal(mean, 0.1, size=(600, 21)), -1, 1)
+    held = [abs(row[20]) <= band_of(row[:20], 0.95) for row in drawn]
+    assert 0.93 < np.mean(held) < 0.985
 
 
 def test_results_show_and_write_themselves(path):
