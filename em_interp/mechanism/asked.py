@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
 from em_interp.behaviour.ask import QUESTION, Base, check_base
 from em_interp.behaviour.tables import read_table
 from em_interp.errors import InputError
@@ -43,3 +48,13 @@ def chat(question: dict[str, str]) -> list[dict[str, str]]:
     """A question as messages, after what is said to the model as its system prompt, if anything."""
     told = [{"role": "system", "content": question["system"]}] if "system" in question else []
     return [*told, {"role": "user", "content": question["question"]}]
+
+
+def digest(path: AdapterTrajectory, steps: Iterable[int]) -> str:
+    """A hash of the adapters of some steps, so that results of others are never taken for theirs."""
+    found = hashlib.sha256()
+    for step in sorted(set(steps)):
+        for site, (a, b) in path.at(step).items():
+            found.update(f"{step} {site} {path.scale[site]}".encode())
+            found.update(np.ascontiguousarray(a).tobytes() + np.ascontiguousarray(b).tobytes())
+    return found.hexdigest()[:16]

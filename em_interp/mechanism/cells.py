@@ -6,9 +6,6 @@ run and goes on where it was interrupted.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +16,9 @@ import numpy as np
 from em_interp.behaviour.ask import QUESTION, Base, check_questions
 from em_interp.behaviour.judge import KEY, Judge, judge_answers
 from em_interp.behaviour.tables import normal_form, read_table
-from em_interp.errors import InputError
-from em_interp.mechanism.asked import chat
-from em_interp.runs import Run, read_json, resumable, write_beside, write_json
+from em_interp.mechanism.asked import chat, digest
+from em_interp.mechanism.parts import begin, clear, in_parts
+from em_interp.runs import Run, resumable, write_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,18 +88,13 @@ def _ask(
     resume: bool,
     progress: bool,
 ) -> None:
-    from tqdm import tqdm
-
-    _begin(kept, _settings(base, questions, groups, asking), resume)
+    begin(kept.answers_file.with_name("ask.json"), _settings(base, questions, groups, asking), resume)
     parts = kept.answers_file.with_name("answers.parts")
     if not kept.answers_file.exists():
         chunks = list(_chunks(groups, questions, max(1, asking.batch // asking.samples)))
-        for index, (path, rows) in enumerate(tqdm(chunks, "ask", unit="batch", disable=not progress)):
-            part = parts / f"{index:05}.json"
-            if not part.exists():
-                write_json(part, _answers(base, path, rows, asking, index))
-        _join(kept.answers_file, parts, chunks)
-    shutil.rmtree(parts, ignore_errors=True)
+        made = in_parts(parts, len(chunks), lambda i: _answers(base, *chunks[i], asking, i), "ask", progress)
+        _join(kept.answers_file, [rows for _, rows in chunks], made)
+    clear(parts)
 
 
 _Row = tuple[int, Cell, dict[str, str]]  # the number of the cell, the cell, a question
@@ -145,13 +137,13 @@ def adapters_of(path: AdapterTrajectory, cells: Sequence[Cell], device: Any) -> 
     return RowAdapters(reads.A, writes.B)
 
 
-def _join(file: Path, parts: Path, chunks: Sequence[tuple[AdapterTrajectory, list[_Row]]]) -> None:
+def _join(file: Path, chunks: list[list[_Row]], made: list[list[list[str]]]) -> None:
     """All parts as one table. `step` counts the cells: with it a row has the key of a run's answers."""
     import pandas as pd
 
     table = []
-    for index, (_, rows) in enumerate(chunks):
-        for (number, cell, question), answers in zip(rows, read_json(parts / f"{index:05}.json"), strict=True):
+    for rows, part_answers in zip(chunks, made, strict=True):
+        for (number, cell, question), answers in zip(rows, part_answers, strict=True):
             asked = {"step": number, "scale": 1.0, "kind": cell.kind, "row": cell.row, "column": cell.column}
             asked |= {key: question[key] for key in QUESTION}
             table += [{**asked, "sample": sample, "answer": answer} for sample, answer in enumerate(answers)]
@@ -164,32 +156,8 @@ def _settings(
 ) -> dict[str, Any]:
     return {
         "base": base.identity,
-        "adapters": [_digest(path, cells) for path, cells in groups],
+        "adapters": [digest(path, [step for cell in cells for step in (cell.A, cell.B)]) for path, cells in groups],
         "cells": [list(asdict(cell).values()) for _, cells in groups for cell in cells],
         "questions": [dict(question) for question in questions],
         **asdict(asking),
     }
-
-
-def _digest(path: AdapterTrajectory, cells: Sequence[Cell]) -> str:
-    """A hash of the adapters asked, so that answers of others are never taken for theirs."""
-    digest = hashlib.sha256()
-    for step in sorted({step for cell in cells for step in (cell.A, cell.B)}):
-        for site, (a, b) in path.at(step).items():
-            digest.update(f"{step} {site} {path.scale[site]}".encode())
-            digest.update(np.ascontiguousarray(a).tobytes() + np.ascontiguousarray(b).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _begin(kept: Run, settings: dict[str, Any], resume: bool) -> None:
-    """Write the settings, or check that those of a stage begun earlier are the same."""
-    file = kept.answers_file.with_name("ask.json")
-    if not file.exists() and not kept.answers_file.exists():
-        write_json(file, settings)
-        return
-    if not resume:
-        raise InputError(f"{kept.path} holds answers already; give --resume to continue, or another --out")
-    begun = read_json(file) if file.exists() else {}
-    other = [key for key, value in json.loads(json.dumps(settings)).items() if begun.get(key) != value]
-    if other:
-        raise InputError(f"the answers in {kept.path} were begun with other {other[0]}; remove the folder to ask anew")

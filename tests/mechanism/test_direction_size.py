@@ -181,7 +181,7 @@ def test_a_map_that_was_interrupted_goes_on_to_the_same_bytes(base, run, tmp_pat
     monkeypatch.setattr(asking_cells, "_answers", dying)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         ask_map(run, resume=False)
-    with pytest.raises(InputError, match="holds answers already"):
+    with pytest.raises(InputError, match="holds results already"):
         ask_map(run, resume=False)
     again = ask_map(run, resume=True)
     total = len(calls)
