@@ -103,6 +103,14 @@ def times(config, tokens, speed):
     return training / speed / 60, asking / speed / 60, answers
 
 
+def size(count):
+    """Bytes as people read them."""
+    for unit, of in (("GB", 1e9), ("MB", 1e6)):
+        if count >= of:
+            return f"{count / of:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=300, help="in a row, and in an answer")
@@ -126,7 +134,7 @@ def main():
         trained = trained_parameters(config)
         kept = 336 * 4096 if isinstance(config.adapter, FullConfig) else 4 * trained
         print(
-            f"| {file.stem} | {trained:.3g} | {kept / 1e6:.3g} MB | {memory(config, config.training.max_length):.0f} GB "
+            f"| {file.stem} | {trained:.3g} | {size(kept)} | {memory(config, config.training.max_length):.0f} GB "
             f"| {fast[0]:.0f} to {slow[0]:.0f} | {fast[1]:.0f} to {slow[1]:.0f} | {fast[2]} |"
         )
 
