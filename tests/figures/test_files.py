@@ -1,9 +1,12 @@
 """Figures as files: their size on paper, what stands beside them, and what is refused before anything is written."""
 
 import re
+import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,8 +15,10 @@ import pytest
 import em_interp as em
 from em_interp.errors import InputError
 from em_interp.figures import files
-from em_interp.run_figures import export_run, run_figures
+from em_interp.run_figures import export_run, run_figures, setting_of
+from em_interp.runs import Run
 from tests.test_page_in_browser import browser
+from tests.tiny import json_of, refused
 
 POINT = 25.4 / 72  # mm
 
@@ -155,3 +160,21 @@ def test_a_figure_too_wide_for_one_column_is_refused_where_one_was_asked_for(org
         em.figures.export(em.figures.plot_timeline(organism.transitions), tmp_path / "timeline.html", columns=1)
     made = em.figures.export(em.figures.plot_norms(organism.trajectory), tmp_path / "deep" / "n.html", columns=1)
     assert [file.name for file in made] == ["n.html", "n.txt", "n.csv"]
+
+
+def test_what_a_run_does_not_record_its_captions_say(bare, tmp_path):
+    said = setting_of(replace(bare, run=Run(tmp_path)))
+    assert said.startswith("Base tiny-qwen2; 1 adapted site (layers.2.mlp.down_proj); rank 1; alpha not recorded;")
+    assert "scale 16; seed not recorded" in said
+
+
+def test_one_command_writes_every_figure_and_leaves_a_page_that_is_there(bare, tmp_path):
+    run = Run(shutil.copytree(bare.run.path, tmp_path / "run"))
+    run.report_file.write_text("mine")
+    said = json_of("report", run.path, "--figures", "html")
+    assert run.report_file.read_text() == "mine"
+    assert {Path(file).parent for file in said["figures"]} == {run.figures}
+    stems = {Path(file).stem for file in said["figures"]}
+    assert stems == set(run_figures(bare))
+    assert ".html is there already; give --resume" in refused("report", run.path, "--figures", "html")
+    assert "'pfd' is none; did you mean 'pdf'?" in refused("report", run.path, "--figures", "pfd")
