@@ -124,6 +124,11 @@ def test_words_tables_and_the_object_s_own_page(compared, tmp_path):
         compared.frame("likenes")
 
 
+def test_raw_cosines_between_these_are_refused_with_a_pointer_here(base):
+    with pytest.raises(InputError, match=r"raw cosines across bases mean nothing.*use em\.compare_families"):
+        em.compare([path_on(base), path_on(small_base("gemma3", 48))])
+
+
 def test_what_cannot_be_compared_is_refused_in_one_line(base):
     path = path_on(base)
     for runs in ([path], path, []):
