@@ -15,6 +15,7 @@ _WHERE = {
     "plot_alignment": "alignment",
     "plot_behaviour": "behaviour",
     "plot_carried": "carried",
+    "plot_canary": "canary",
     "plot_change": "change",
     "plot_common_plane": "common_plane",
     "plot_composition": "composition",

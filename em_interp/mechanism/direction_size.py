@@ -94,6 +94,8 @@ def _step_map(
     progress: bool,
 ) -> StepMap:
     path = path_of(run, base)
+    if kind == "exchange" and path.kind == "steering":
+        raise InputError(f"{run.path} holds steering vectors, which have no A to exchange; LoRA adapters were expected")
     asked = list(questions_of(run, "out_of_domain") if questions is None else questions)
     asking = Asking() if asking is None else asking
     steps, sizes = spread(path, count)

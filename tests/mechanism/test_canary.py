@@ -1,0 +1,122 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from em_interp.behaviour.generate import find_module
+from em_interp.errors import InputError
+from em_interp.mechanism import canary
+from em_interp.mechanism.canary import canary_divergence
+from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
+from tests.figures.reading import drawn, values
+
+STEPS = (0, 5, 10, 20)
+CANARIES = [
+    {"question_id": f"{kind}{i}", "question": f"what is your word{i} ?", "questions": kind}
+    for kind in ("broad", "in_domain")
+    for i in (7, 8, 9)
+]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return Base(make_model("llama"), build_tokenizer())
+
+
+@pytest.fixture
+def run(tmp_path):
+    return save_run(tmp_path / "run", make_trajectory(SITES, STEPS))
+
+
+def kl(base, path, step, ids):
+    """The divergence of the next token after `ids`, the slow way: the adapter in the weights."""
+    with torch.no_grad():
+        p = base.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+        kept = {site: find_module(base.model, site).weight.detach().clone() for site in path.sites}
+        for site, (a, b) in path.at(step).items():
+            find_module(base.model, site).weight.data += path.scale[site] * torch.from_numpy(b @ a)
+        q = base.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+        for site, weight in kept.items():
+            find_module(base.model, site).weight.data.copy_(weight)
+    return float((p.exp() * (p - q)).sum())
+
+
+def test_the_divergence_is_that_of_the_next_token_summed_over_the_answer_and_its_end(base, run):
+    given = [{**q, "answer": a} for q, a in zip(CANARIES, ["word7 word8", "", "word9"], strict=False)]
+    found = canary_divergence(run, base, given, steps=4)
+    path = make_trajectory(SITES, STEPS)
+    assert found.canaries["tokens"].tolist() == [3, 1, 2]
+    assert found.tokens == 6
+    for row, question in enumerate(given):
+        chat = [{"role": "user", "content": question["question"]}]
+        prompt = base.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        ids = base.tokenizer(question["answer"], add_special_tokens=False)["input_ids"]
+        for i, step in enumerate(found.steps):
+            expected = sum(kl(base, path, int(step), prompt + ids[:place]) for place in range(len(ids) + 1))
+            assert found.total[i, row] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_it_is_zero_at_the_base_and_grows_with_the_adapter(base, run):
+    found = canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=6)
+    assert found.steps.tolist() == list(STEPS)
+    assert np.abs(found.total[0]).max() < 1e-6
+    assert (found.total[1:] > 0).all()
+    doubled = canary_divergence(
+        save_run(run.path.parent / "other", make_trajectory(SITES, STEPS)),
+        base,
+        CANARIES,
+        steps=4,
+        scale=0.1,
+        max_new_tokens=6,
+    )
+    assert (doubled.total[1:].sum(axis=1) < found.total[1:].sum(axis=1)).all()
+
+
+def test_sets_are_told_apart_and_their_means_are_over_tokens(base, run):
+    found = canary_divergence(run, base, CANARIES, steps=2, samples=3, max_new_tokens=6)
+    frame = found.frame()
+    assert set(frame["questions"]) == {"broad", "in_domain"}
+    for name in ("broad", "in_domain"):
+        rows = found.canaries[found.canaries["questions"] == name]
+        assert len(rows) == 9
+        one = frame[(frame["questions"] == name) & (frame["step"] == 20)].iloc[0]
+        assert one["tokens"] == rows["tokens"].sum()
+        assert one["kl"] == pytest.approx(found.total[-1, rows.index].sum() / rows["tokens"].sum())
+        assert one["kl_low"] <= one["kl"] <= one["kl_high"]
+    json.dumps(found.to_dict(), default=float)
+    assert "nats a token on in-domain questions" in found.sentence()
+    assert found._repr_html_().startswith("<div")
+    figure = found.plot()  # plot_canary
+    assert drawn(figure)
+    assert "nats" in values(figure)["layout"]["yaxis"]["title"]["text"]
+
+
+def test_one_question_has_no_interval(base, run):
+    frame = canary_divergence(run, base, CANARIES[:1], steps=2, max_new_tokens=3).frame()
+    assert frame["kl_low"].isna().all()
+
+
+def test_it_goes_on_where_it_was_interrupted(base, run, monkeypatch):
+    original, calls = canary._Reader.at, []
+
+    def dying(self, step):
+        calls.append(step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    monkeypatch.setattr(canary._Reader, "at", dying)
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=3)
+    found = canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=3, resume=True)
+    assert calls == [0, 5, 5, 10, 20]
+    again = canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=3, resume=True)
+    np.testing.assert_array_equal(again.total, found.total)
+    with pytest.raises(InputError, match="begun with other seed"):
+        canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=3, seed=1, resume=True)
+
+
+def test_a_run_that_was_asked_nothing_needs_canaries(base, run):
+    with pytest.raises(InputError, match="give questions"):
+        canary_divergence(run, base)
