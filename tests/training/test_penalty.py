@@ -11,10 +11,12 @@ from em_interp.organisms.bases import load_base
 from em_interp.organisms.data import load_chats
 from em_interp.pipeline import ask_run, judge_run
 from em_interp.training.adapter import adapter_weights, add_adapter
+from em_interp.training.batches import Batches
 from em_interp.training.learner import make_learner
 from em_interp.training.penalty import divergence
 from em_interp.training.plan import make_plan
-from em_interp.training.tokens import encode
+from em_interp.training.processes import Processes
+from em_interp.training.tokens import Example, encode
 from em_interp.training.train import train
 
 from .test_train import adapter, log
@@ -171,3 +173,18 @@ def test_what_the_penalty_was_held_to_is_in_the_manifest_and_may_not_change(kept
 def test_a_penalty_that_cannot_be_meant_is_refused(kl, said, kept, tmp_path):
     with pytest.raises(InputError, match=said):
         train(kept(kl=kl), tmp_path / "run")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_processes_share_the_other_rows_of_each_step_and_divide_by_all_of_their_tokens(count, kept, chats):
+    config = load_config(kept(training={"batch_size": 3, "accumulation": 4}, kl={"every": 2}))
+    plan = make_plan(config, dict.fromkeys(chats, 40))
+    examples = {name: {row: Example([7, row, row], [-100, row, row]) for row in range(40)} for name in chats}
+    shares = [Batches(plan, 0, 3, examples, Processes(rank, count)) for rank in range(count)]
+    per_step = 4 // count
+    for step in (1, 2, 4):
+        parts = [share[i] for share in shares for i in range((step - 1) * per_step, step * per_step)]
+        assert all(("other" in part) == (step % 2 == 0) for part in parts)
+        seen = [part["other"]["input_ids"][:, 1] for part in parts if "other" in part]
+        assert torch.cat(seen or [torch.tensor([], dtype=int)]).tolist() == plan.other.at(step)
+        assert all(part["other"]["tokens"] == 24 for part in parts if "other" in part)
