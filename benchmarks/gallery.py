@@ -375,6 +375,16 @@ EXHIBITS = {
         INSIDE,
         "EM of every direction of ΔW at every size of it: whether behaviour waits for the direction, the size or both.",
     ),
+    "plot_dose_response": Exhibit(
+        INSIDE, "EM and coherent rates against the dose of a direction added, and the doses at which it can be used."
+    ),
+    "plot_ablation": Exhibit(
+        INSIDE, "What is left of EM without a direction, beside random directions of the same norm."
+    ),
+    "plot_token_readout": Exhibit(
+        INSIDE, "The tokens that the adapter's write promotes and suppresses at each step, and when they settle."
+    ),
+    "plot_canary": Exhibit(INSIDE, "How far the adapter moves the model on other prompts, by step."),
     "plot_change": Exhibit(
         INSIDE,
         "How far the answers of checkpoints left and right of each step are apart by their own likelihoods.",

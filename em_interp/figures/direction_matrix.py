@@ -55,7 +55,7 @@ def plot_direction_matrix(
 
 def _colours() -> dict[str, object]:
     shades = [[position / (len(SCALE) - 1), colour] for position, colour in enumerate(SCALE)]
-    bar = {"title": {"text": "no unit", "side": "top"}, "thickness": 10, "outlinewidth": 0, "nticks": 5}
+    bar = {"title": {"text": "cosine, score (no unit)", "side": "right"}, "thickness": 10, "outlinewidth": 0, "nticks": 5}
     return {"cmin": -1, "cmax": 1, "colorscale": shades, "colorbar": bar}
 
 

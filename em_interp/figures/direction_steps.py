@@ -44,6 +44,6 @@ def plot_direction_steps(steps: pd.DataFrame, about: str = "") -> go.Figure:
     figure.update_yaxes(title_text=STEP, nticks=6, showgrid=False)
     lowest = float(np.nanmin(steps["cosine"]))
     shades = [[i / (len(SCALE[2:]) - 1), colour] for i, colour in enumerate(SCALE[2:])]
-    bar = {"title": {"text": "cosine<br>(no unit)", "side": "top"}, "thickness": 10, "outlinewidth": 0, "nticks": 5}
+    bar = {"title": {"text": "cosine (no unit)", "side": "right"}, "thickness": 10, "outlinewidth": 0, "nticks": 5}
     floor = np.floor(20 * min(lowest, 0.95)) / 20
     return figure.update_layout(coloraxis={"cmin": floor, "cmax": 1, "colorscale": shades, "colorbar": bar})

@@ -45,7 +45,7 @@ def plot_step_cosines(steps: pd.DataFrame, level: float = 0.95, about: str = "")
         figure.update_yaxes(title_text=f"Training step of {escape(str(run))}", nticks=6, showgrid=False, **where)
     signed = bool((steps["value"] < 0).any())
     shades = SCALE if signed else SCALE[2:]
-    bar = {"title": {"text": f"{name}<br>(no unit)", "side": "top"}, "thickness": 10, "outlinewidth": 0, "nticks": 6}
+    bar = {"title": {"text": f"{name} (no unit)", "side": "right"}, "thickness": 10, "outlinewidth": 0, "nticks": 6}
     colours = [[position / (len(shades) - 1), colour] for position, colour in enumerate(shades)]
     return figure.update_layout(
         coloraxis={"cmin": -1 if signed else 0, "cmax": 1, "colorscale": colours, "colorbar": bar}
