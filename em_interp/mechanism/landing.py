@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from em_interp.mechanism.engine import Engine
     from em_interp.mechanism.tokens import Tokens
 
-SEEN_FROM = 1e-3  # a write of this share of a site's output must show in the logits
+SEEN_FROM = 1e-3  # a write of this share of a site's output must show in the logits; in bfloat16 it takes more
 CAUSE = "the usual cause is a module that the engine replaced after it was opened, or another model's adapter"
 
 
@@ -57,7 +57,7 @@ class Landing:
             sites = [self._look(site, held, seen, called) for site in held.A]
         if any(site.expected for site in sites) and not any(site.changed for site in sites):
             raise InputError(f"{called} changes nothing, though its ΔW is not zero; {CAUSE}")
-        if max(site.share for site in sites) > SEEN_FROM and torch.equal(logits, self._base):
+        if max(site.share for site in sites) > _seen_from(logits) and torch.equal(logits, self._base):
             raise InputError(f"{called} writes at its sites, but the logits equal the base's; {CAUSE}")
 
     def check_pushes(self, pushes: Sequence[Add], called: str) -> None:
@@ -72,7 +72,8 @@ class Landing:
             _, before = self._engine.run(self._probe, [name], [])
             logits, after = self._engine.run(self._probe, [name], pushes)
         expected = before[name] + first.vector.to(before[name].dtype)
-        if not torch.equal(after[name], expected) or torch.equal(logits, self._base):
+        lost = _seen_from(logits) * float(before[name].norm()) > float(first.vector.norm())  # in rounding
+        if not torch.equal(after[name], expected) or (torch.equal(logits, self._base) and not lost):
             raise InputError(f"{called} did not land after layer {first.layers}: the stream there is not moved by it")
 
     def _look(self, site: str, held: RowAdapters, seen: dict[str, torch.Tensor], called: str) -> _Site:
@@ -87,6 +88,13 @@ class Landing:
             raise InputError(f"{called} did not land at {site}: its output is {off:.1%} off own + s·B·A·x; {CAUSE}")
         share = float(write.norm() / own.norm().clamp(min=limits.tiny))
         return _Site(not torch.equal(expected, own), not torch.equal(found, own), share)
+
+
+def _seen_from(logits: torch.Tensor) -> float:
+    """From which share of an output on a write must show in the logits: more where numbers have few digits."""
+    import torch
+
+    return max(SEEN_FROM, 10 * torch.finfo(logits.dtype).eps)
 
 
 class _Site(NamedTuple):

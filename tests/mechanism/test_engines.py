@@ -264,3 +264,21 @@ def test_a_learned_steering_vector_is_held_in_every_engine_as_the_ask_stage_hold
     for name in ("transformer_lens", "nnsight"):
         assert furthest(seen["hooks"], seen[name], tokens) < TOLERANCE
     assert asked == answers["hooks"] == answers["transformer_lens"] == answers["nnsight"]
+
+
+@pytest.mark.parametrize("engine", ["hooks", "transformer_lens", "nnsight"])
+def test_a_first_step_too_small_for_the_number_type_is_no_error(engine):
+    base = Base(tiny_gemma_with_eyes(torch.bfloat16), build_tokenizer())
+    lora = make_trajectory({"layers.1.mlp.down_proj": (48, 32)}, scale=1e-6)
+    vector = replace(
+        make_trajectory({"layers.1": (1, 32)}, scale=1e-6),
+        A={"layers.1": np.ones((3, 1, 1), np.float32)},
+        kind="steering",
+    )
+    for path in (lora, vector):
+        model = open_model(path, base, engine)
+        tokens = model.texts(["what should i do"])
+        with model.unadapted() as plain:
+            before = plain.run(tokens).logits
+        with model.at(5) as adapted:
+            assert torch.equal(adapted.run(tokens).logits, before)
