@@ -146,7 +146,7 @@ class RunConfig:
     model: str = "tiny-qwen2"  # a built-in base, a folder, or a Hub id
     seed: int = 0
     data: tuple[PhaseConfig, ...] = ()
-    dtype: str = "auto"  # of the model's weights: float32, bfloat16, or auto, bfloat16 for adapters on a GPU
+    dtype: str = "auto"  # of the weights: float32, bfloat16, mixed (float32, computed in bfloat16); auto: by the device
     adapter: AdapterConfig | SteeringConfig | FullConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     kl: KLConfig | None = None
@@ -168,8 +168,16 @@ class RunConfig:
 
     @property
     def base_dtype(self) -> str:
-        """The type the base is loaded in: with full fine-tuning float32, unless another is asked for by name."""
-        return "float32" if self.dtype == "auto" and self.adapter.kind == "full" else self.dtype
+        """The type the base is loaded in; auto with an adapter is bfloat16 on a GPU and float32 on the CPU.
+
+        Weights that are all trained are kept in float32: in bfloat16 small updates of them would be rounded away.
+        """
+        kept = self.dtype == "mixed" or (self.dtype == "auto" and self.adapter.kind == "full")
+        return "float32" if kept else self.dtype
+
+    def computes_in_bfloat16(self, gpu: bool) -> bool:
+        """Whether training computes in bfloat16 with weights in float32: where asked for, and all weights on a GPU."""
+        return self.dtype == "mixed" or (self.dtype == "auto" and self.adapter.kind == "full" and gpu)
 
     @property
     def full_weights(self) -> Schedule | None:
@@ -190,7 +198,7 @@ class RunConfig:
 
 _RULES: tuple[Rule, ...] = (
     ("seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
-    ("dtype", "auto, float32 or bfloat16", lambda value: value in ("auto", "float32", "bfloat16")),
+    ("dtype", "auto, float32, bfloat16 or mixed", lambda value: value in ("auto", "float32", "bfloat16", "mixed")),
     ("training.batch_size", "1 or more", lambda value: value >= 1),
     ("training.accumulation", "1 or more", lambda value: value >= 1),
     ("training.learning_rate", "positive", lambda value: 0 < value < math.inf),

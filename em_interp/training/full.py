@@ -7,7 +7,8 @@ schedule, as transformers saves them: `checkpoint-<step>` is then a model that i
 can be asked. The state that a resume starts from holds the weights and both of Adam's moments, twice: 24 bytes a
 parameter in float32.
 
-In bfloat16 an update below 1/256 of a weight is rounded away; `dtype: auto` therefore means float32 here.
+In bfloat16 an update below 1/256 of a weight is rounded away; `dtype: auto` therefore means weights in float32 here, on
+a GPU with the computing in bfloat16 (`mixed`).
 """
 
 from __future__ import annotations

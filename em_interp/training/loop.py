@@ -82,7 +82,8 @@ class PlanTrainer(Trainer):
         other = inputs.pop("other", None)
         if other is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        reference = reference_logits(self.learner, other)
+        with self.accelerator.autocast():
+            reference = reference_logits(self.learner, other)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         kl = penalty(model, other, reference) * self.accelerator.num_processes  # gradients are averaged over them
         for name, part in (("loss", loss), ("kl", kl)):
@@ -145,6 +146,7 @@ def _arguments(run: Run, config: RunConfig, processes: Processes) -> TrainingArg
         disable_tqdm=True,
         log_level="error",
         use_cpu=not torch.cuda.is_available(),
+        bf16=config.computes_in_bfloat16(torch.cuda.is_available()),
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,  # every one is used
     )

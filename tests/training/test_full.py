@@ -175,3 +175,32 @@ def test_a_truncated_or_foreign_file_is_named(full, tmp_path):
     file.unlink()
     with pytest.raises(InputError, match=r"weight_change.safetensors is missing"):
         em.load_trajectory(run)
+
+
+def test_mixed_computes_in_bfloat16_what_it_keeps_in_float32(full, chats, tmp_path):
+    values = full(kl={"dataset": chats[1], "weight": 1.0})
+    runs = {dtype: train(values | {"dtype": dtype}, tmp_path / dtype) for dtype in ("float32", "mixed", "bfloat16")}
+    exact, mixed, rounded = (em.load_trajectory(run).vectors("B")[-1] for run in runs.values())
+
+    def cosine(one, other):
+        return one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+
+    assert 1 - cosine(exact, mixed) < 0.1 * (1 - cosine(exact, rounded))
+    assert log(runs["mixed"])[-1]["loss"] != log(runs["float32"])[-1]["loss"]
+    assert log(runs["mixed"])[0]["kl"] == 0  # the reference is computed alike
+    assert load_file(runs["mixed"].checkpoint(12) / "model.safetensors")["model.norm.weight"].dtype == torch.float32
+
+
+def test_weights_that_all_learn_are_kept_in_float32_and_on_a_gpu_computed_in_bfloat16():
+    found = {}
+    for kind in ({"layers": [1]}, {"kind": "full"}):
+        for dtype in ("auto", "float32", "bfloat16", "mixed"):
+            config = load_config({"adapter": kind, "dtype": dtype, "behaviour": {"scales": [1]}})
+            found[config.adapter.kind, dtype] = (config.base_dtype, config.computes_in_bfloat16(gpu=True))
+    assert found == {
+        ("lora", "auto"): ("auto", False), ("full", "auto"): ("float32", True),
+        ("lora", "float32"): ("float32", False), ("full", "float32"): ("float32", False),
+        ("lora", "bfloat16"): ("bfloat16", False), ("full", "bfloat16"): ("bfloat16", False),
+        ("lora", "mixed"): ("float32", True), ("full", "mixed"): ("float32", True),
+    }  # fmt: skip
+    assert not load_config({"adapter": {"kind": "full"}, "behaviour": {"scales": [1]}}).computes_in_bfloat16(gpu=False)

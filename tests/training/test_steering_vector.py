@@ -3,10 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import em_interp as em
 from em_interp.behaviour.generate import RowAdapters, adapted
-from em_interp.config import load_config
+from em_interp.config import dump_config, load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import fingerprint, load_base
 from em_interp.organisms.data import load_chats
@@ -150,3 +151,16 @@ def test_a_layer_that_does_not_exist_is_refused_before_anything_is_written(steer
         with pytest.raises(InputError, match=rf"adapter.layer is {layer}; the base model has layers 0 to 2"):
             train(steering() | {"adapter": {"kind": "steering", "layer": layer}}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_keys_of_another_protocol_are_refused_and_a_config_survives_the_trip_through_yaml(steering):
+    for adapter, said in (
+        ({"kind": "steering", "layer": 1, "rank": 2}, "unknown key adapter.rank of kind steering .*kind, layer, alpha"),
+        ({"kind": "steering"}, "adapter.layer must be the number of the layer after which"),
+        ({"kind": "stering", "layer": 1}, "adapter.kind must be one of lora, steering, full; it is 'stering'"),
+        ({"layer": 1}, "unknown key adapter.layer; did you mean 'layers'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_config(steering() | {"adapter": adapter})
+    config = load_config(steering())
+    assert load_config(yaml.safe_load(dump_config(config))) == config
