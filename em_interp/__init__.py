@@ -33,13 +33,14 @@ _WHERE = {
     "publish": "em_interp.hub",
 }
 
-__all__ = ["figures", *_WHERE]
+_ROOMS = ("figures", "mechanism")
+__all__ = [*_ROOMS, *_WHERE]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "figures":
-        return import_module("em_interp.figures")
+    if name in _ROOMS:
+        return import_module(f"em_interp.{name}")
     if name in _WHERE:
         module, _, called = _WHERE[name].partition(":")
         return getattr(import_module(module), called or name)
