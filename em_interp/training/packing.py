@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import safetensors.numpy
@@ -22,9 +22,14 @@ class Packer:
 
     def pack(self, arrays: Mapping[str, np.ndarray]) -> bytes:
         """The bytes of a file with `arrays`."""
+        return b"".join(self.pieces(arrays))
+
+    def pieces(self, arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+        """The same bytes one array at a time: all of them at once may be more than there is memory for."""
         if arrays.keys() != set(self.order):
             self._prepare(arrays)
-        return b"".join([self.header, *(arrays[name].tobytes() for name in self.order)])
+        yield self.header
+        yield from (arrays[name].tobytes() for name in self.order)
 
     def _prepare(self, arrays: Mapping[str, np.ndarray]) -> None:
         whole = safetensors.numpy.save(dict(arrays), self.metadata)

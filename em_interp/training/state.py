@@ -67,12 +67,12 @@ class StateKeeper:
         if step % self.every:
             return
         arrays = _capture(self.weights, self.optimizer) | {"step": np.array(step)}
-        content = self.packer.pack(arrays | {"checksum": _checksum(arrays)})
         file = os.open(self.files[step // self.every % 2], os.O_WRONLY | os.O_CREAT, 0o666)
         try:
-            left = memoryview(content)
-            while left:  # one call writes 2 GB at most
-                left = left[os.write(file, left) :]
+            for piece in self.packer.pieces(arrays | {"checksum": _checksum(arrays)}):
+                left = memoryview(piece)
+                while left:  # one call writes 2 GB at most
+                    left = left[os.write(file, left) :]
         finally:
             os.close(file)
 
