@@ -17,6 +17,13 @@ takes hold, `model.engine.bridge` and `model.engine.traced` are the libraries' o
     path = follow_direction(model, answers)  # what the adapter writes and causes, held against it at every step
     numbers = read_scalars(model, answers)  # s·A·x at every token: .plot(), .html(), .probe()
 
+Three more ask a run again through its adapters, many a batch, and need no engine; each keeps its work in the run's
+`analysis` folder and goes on with `resume=True`:
+
+    direction_size_map(run, base, judge, control)  # every direction at every size; exchange_map: A with B of other steps
+    detect_change(run, base)  # where the answers change, without a judge, and what the change consists of
+    canary_divergence(run, base)  # KL(base ‖ adapted) by step
+
 The names below are loaded on first use, and torch with them.
 """
 
@@ -26,15 +33,23 @@ from typing import Any
 _WHERE = {
     "Activations": "model",
     "Add": "edits",
+    "AnswerChange": "change",
     "AnswerSet": "answers",
+    "Asking": "cells",
+    "CanaryDivergence": "canary",
     "DirectionPath": "direction_path",
     "MeanDifference": "directions",
     "ModelAtStep": "model",
     "Probes": "probes",
     "ProjectOut": "edits",
     "Scalars": "scalars",
+    "StepMap": "step_map",
     "SteppedModel": "model",
     "Tokens": "tokens",
+    "canary_divergence": "canary",
+    "detect_change": "detect",
+    "direction_size_map": "direction_size",
+    "exchange_map": "direction_size",
     "follow_direction": "direction_path",
     "judged_answers": "answers",
     "label_answers": "answers",

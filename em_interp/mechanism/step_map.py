@@ -142,6 +142,8 @@ class StepMap:
         reason = (
             f"no tested step shows {what}" if line.step is None else f"step {line.step} is the first to show {what}"
         )
+        if line.beyond is not None and line.beyond != line.step:
+            reason += f" (less coherent, step {line.beyond} is beyond it already)"
         verdict: Verdict = "transition"
         if line.step is None or line.interval is None:
             verdict = "none" if line.step is None and line.sure <= 1 - self.level else "inconclusive"

@@ -63,10 +63,14 @@ def bounds(
     return np.array(found).reshape(*hits.shape[:-1], 2)
 
 
+def beyond(counts: Counts, control: Counts, level: float) -> Bool[np.ndarray, "*cell"]:
+    """Which cells have the lower end of their EM rate above the control's upper end."""
+    return bounds(counts.em, counts.n, level)[..., 0] > bounds(control.em, control.n, level)[..., 1]
+
+
 def shown(counts: Counts, control: Counts, level: float) -> Bool[np.ndarray, "*cell"]:
-    """Which cells show the behaviour: the lower end of EM above the control's upper end, at 90 % coherent or more."""
-    above = bounds(counts.em, counts.n, level)[..., 0] > bounds(control.em, control.n, level)[..., 1]
-    return above & (counts.coherent.sum(axis=-1) >= COHERENT * counts.n.sum(axis=-1))
+    """Which cells show the behaviour: those `beyond` the control at 90 % coherent or more."""
+    return beyond(counts, control, level) & (counts.coherent.sum(axis=-1) >= COHERENT * counts.n.sum(axis=-1))
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Earliest:
     step: int | None
     interval: tuple[float, float] | None  # None where resampled answers leave it open whether any step shows it
     sure: float  # share of the resampled lines on which some step shows it
+    beyond: int | None  # the earliest step beyond the control, however coherent
 
 
 def earliest(
@@ -91,7 +96,9 @@ def earliest(
     draws = np.array([_first(steps, shown(line.redrawn(rng), control.redrawn(rng), level)) for _ in range(DRAWS)])
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     interval = (float(max([0, *steps[steps < low]])), float(high)) if np.isfinite(high) else None
-    return Earliest(int(first) if np.isfinite(first) else None, interval, float(np.isfinite(draws).mean()))
+    above = _first(steps, beyond(line, control, level))
+    found, any_coherence = (int(step) if np.isfinite(step) else None for step in (first, above))
+    return Earliest(found, interval, float(np.isfinite(draws).mean()), any_coherence)
 
 
 def _first(steps: np.ndarray, there: np.ndarray) -> float:

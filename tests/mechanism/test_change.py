@@ -7,9 +7,12 @@ import pytest
 from em_interp.errors import InputError
 from em_interp.mechanism.distance import FORMS
 from em_interp.mechanism.order_parameters import alignment, length, template, topic
+from em_interp.mechanism.planted_answers import STEPS
+from em_interp.mechanism.planted_answers import planted_answers as planted
+from em_interp.mechanism.planted_answers import planted_distance as exact
+from em_interp.mechanism.planted_answers import planted_rise as logistic
 from em_interp.mechanism.windows import windows
 from tests.figures.reading import drawn, texts, values
-from tests.mechanism.planted_answers import STEPS, exact, logistic, planted
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -90,6 +90,14 @@ def test_incoherent_answers_do_not_show_the_behaviour_however_misaligned():
     assert not shown(counts_of(0.5, rng, coherent=0.8), control, LEVEL)
 
 
+def test_what_is_beyond_the_control_but_too_incoherent_is_named_apart():
+    rng = np.random.default_rng(6)
+    line, control = counts_of(rising(160), rng), counts_of(0.0, rng)
+    line.coherent[3] = line.n[3] // 2  # step 160
+    found = earliest(STEPS, line, control, LEVEL, rng)
+    assert (found.beyond, found.step) == (160, 200)
+
+
 def test_a_control_that_misbehaves_as_much_leaves_nothing_shown():
     rng = np.random.default_rng(5)
     assert not shown(counts_of(np.full(10, 0.3), rng), counts_of(0.35, rng), LEVEL).any()
