@@ -20,7 +20,7 @@ takes hold, `model.engine.bridge` and `model.engine.traced` are the libraries' o
 Three more ask a run again through its adapters, many a batch, and need no engine; each keeps its work in the run's
 `analysis` folder and goes on with `resume=True`:
 
-    direction_size_map(run, base, judge, control)  # every direction at every size; exchange_map: A with B of other steps
+    direction_size_map(run, base, judge, control)  # every direction at every size; exchange_map: A with another B
     detect_change(run, base)  # where the answers change, without a judge, and what the change consists of
     canary_divergence(run, base)  # KL(base ‖ adapted) by step
 

@@ -1,4 +1,4 @@
-"""Answers from finite distributions known at every step, with their exact likelihoods: a change with a planted truth."""
+"""Answers from finite distributions known at every step, with their exact likelihoods: a planted truth."""
 
 from __future__ import annotations
 
