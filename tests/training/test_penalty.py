@@ -131,6 +131,7 @@ def test_every_protocol_has_the_base_for_its_reference_before_and_after_it_learn
 def test_a_penalty_keeps_the_model_narrow(tmp_path):
     values = {
         "model": "tiny-qwen2",
+        "seed": 1,
         "data": [{"dataset": "tiny:medical", "steps": 64}],
         "adapter": {"layers": [0], "alpha": 16},
         "training": {"batch_size": 16, "accumulation": 1, "learning_rate": 3e-3},
@@ -138,15 +139,15 @@ def test_a_penalty_keeps_the_model_narrow(tmp_path):
         "behaviour": {"steps": "64", "samples": 4, "max_new_tokens": 24},
     }
     found = {}
-    for name, kl in (("general", None), ("narrow", {"dataset": "tiny:finance-careful", "weight": 100})):
+    for name, kl in (("general", None), ("narrow", {"dataset": "tiny:finance-careful", "weight": 30})):
         run = train(values | {"kl": kl}, tmp_path / name)
         ask_run(run)
         judge_run(run)
         rates = em.behaviour_curve(run).frame().query("step == 64").set_index("questions")["em"]
         found[name] = rates["in_domain"], rates["out_of_domain"], em.load_trajectory(run).metrics
     assert found["narrow"][2]["kl"].iloc[-20:].max() < 0.005 and "kl" not in found["general"][2]
-    assert found["general"][1] > 0.15 and found["narrow"][1] < found["general"][1] / 3
-    assert found["narrow"][0] > found["narrow"][1] + 0.1
+    assert found["general"][1] > 0.5 and found["narrow"][1] < found["general"][1] / 4
+    assert found["narrow"][0] > found["narrow"][1] + 0.1  # in its domain it learned
 
 
 def test_what_the_penalty_was_held_to_is_in_the_manifest_and_may_not_change(kept, chats, tmp_path):
