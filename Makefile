@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/em-interp demo --out checkpoints/demo --resume
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,6 +15,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On several cores (`-n`, `--dist loadgroup`) a file stays on one; so do all tests that need the demo's runs."""
+    for item in items:
+        group = "demo" if "demo" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A run of the built-in organism and its control, asked and judged, and the config of the run."""
