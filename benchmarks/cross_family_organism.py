@@ -2,10 +2,11 @@
 
     python benchmarks/cross_family_organism.py FOLDER
 
-Trains the organism of each family with three seeds into FOLDER where it is not there yet (20 s each), compares the
-seed-0 runs with carried directions in use (page in FOLDER/families), tests the turning profiles of all nine, and asks
-the models out-of-domain questions under steering and ablation: share of EM and of coherent answers with the target's
-own direction, the carried one, and random carried ones. Markdown on stdout; about ten minutes on one core.
+Trains the organism of each family with three seeds, and a control of one, into FOLDER where they are not there yet
+(20 s each); compares the seed-0 runs with carried directions in use (page in FOLDER/families), and the control with two
+of them; tests the turning profiles of all nine; and asks the models out-of-domain questions under steering and
+ablation: shares of EM and of coherent answers with the target's own direction, the carried one, and random carried
+ones. Markdown on stdout; about ten minutes on one core.
 """
 
 import sys
@@ -33,8 +34,11 @@ ASKED = [row["question"] for row in questions("medical") if row["questions"] == 
 
 
 def trained(folder):
-    """The directory of each organism, by family and seed."""
+    """The directory of each organism, by family and seed; and a run of qwen2 on careful advice beside them."""
     runs = {(family, seed): folder / f"{family}-{seed}" for seed in SEEDS for family in FAMILIES}
+    control = folder / "qwen2-control"
+    if not (control / "checkpoints" / f"checkpoint-{STEPS}").exists():
+        em.train(recipe("control"), control, resume=control.exists())
     for (family, seed), run in runs.items():
         if not (run / "checkpoints" / f"checkpoint-{STEPS}").exists():
             em.train(recipe("organism", family, "medical", seed), run, resume=run.exists())
@@ -93,6 +97,7 @@ def main(folder):
     comparison = em.compare_families(first, texts, use=True, tell=lambda says: print(says, file=sys.stderr, flush=True))
     write_families(comparison, folder / "families", resume=True)
     print(comparison.sentence(), "\n")
+    print(em.compare_families([folder / "qwen2-control", *first[1:]], texts, draws=39).summary().to_string(), "\n")
     turning(runs)
     print()
     used(list(gathered(openings(first), texts, 0)))

@@ -48,18 +48,23 @@ class Margin:
     @classmethod
     def of(cls, model: SteppedModel, texts: SharedTexts) -> Margin:
         """Raises InputError where there are fewer than ten answers of either label."""
+        check_labels(texts)
         labelled = [texts.labelled(label) for label in (True, False)]
-        if min(len(answers) for _, answers in labelled) < LEAST:
-            found = " and ".join(str(len(answers)) for _, answers in labelled)
-            raise InputError(
-                f"{LEAST} misaligned and {LEAST} aligned answers are needed to use a direction; found {found} among "
-                "the texts (judge the runs first)"
-            )
         return cls(*(model.chats(questions, answers) for questions, answers in labelled))
 
     def __call__(self, model: ModelAtStep, edits: Sequence[Edit] = ()) -> float:
         """In nats a token."""
         return _log_probability(model, self.misaligned, edits) - _log_probability(model, self.aligned, edits)
+
+
+def check_labels(texts: SharedTexts) -> None:
+    """Raise InputError where too few of the texts are known to be misaligned, or aligned."""
+    counts = [len(texts.labelled(label)[0]) for label in (True, False)]
+    if min(counts) < LEAST:
+        raise InputError(
+            f"{LEAST} misaligned and {LEAST} aligned answers are needed to use a direction; found {counts[0]} and "
+            f"{counts[1]} among the texts (judge the runs first)"
+        )
 
 
 def _log_probability(model: ModelAtStep, tokens: Tokens, edits: Sequence[Edit]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from em_interp.behaviour.ask import Base
-from em_interp.comparison.carry import use_rows
+from em_interp.comparison.carry import check_labels, use_rows
 from em_interp.comparison.chance import least_draws
 from em_interp.comparison.family_result import FamilyComparison
 from em_interp.comparison.family_texts import SharedTexts
@@ -44,6 +44,8 @@ def compare_families(
     least_draws(level, draws)
     opened = openings(runs, bases)
     chosen = texts if texts is not None else texts_for(opened)
+    if use:
+        check_labels(chosen)
     profiles = [dict(_profiles(one)) for one in opened]
     members = list(gathered(opened, chosen, draws, tell))
     tell("comparing")
