@@ -22,6 +22,7 @@ _WHERE = {
     "largest_local_cosine": "em_interp.transition.heuristic",
     "planted_path": "em_interp.transition.planted",
     "align": "em_interp.transition.align",
+    "look_inside": "em_interp.pipeline:look_inside",
     "compare": "em_interp.comparison.compare",
     "DirectionComparison": "em_interp.comparison.result",
     "compare_families": "em_interp.comparison.families",

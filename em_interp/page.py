@@ -93,6 +93,7 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
         "control_figures": [] if control is None else _overview(control),
         "planted_figures": [] if planted is None else _overview(planted, known),
         "thresholds": None if found.thresholds is None else _threshold_rows(found.thresholds),
+        "inside": _inside(found),
         "examples": [] if found.curve is None else examples(found.curve),
         "config": read_text(found.run.config_file) if found.run.config_file.exists() else None,
         "manifest": manifest,
@@ -187,6 +188,19 @@ def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[s
         beside = None if control is None else control.curve
         sections["behaviour"] = [draw.plot_behaviour(found.curve, beside, found.onsets)]
     return {section: [_embedded(figure) for figure in drawn] for section, drawn in sections.items()}
+
+
+def _inside(found: Findings) -> dict[str, Any] | None:
+    """What was found inside the model, part by part with its figures; None where nobody has looked."""
+    from em_interp.mechanism.inside import kept, kept_figures
+
+    values = kept(found.run)
+    if values is None:
+        return None
+    figures = kept_figures(found.run)
+    drawn = {name: [_embedded(figure) for figure in group.values()] for name, group in figures.items()}
+    parts = [{**part, "figures": drawn.get(name, [])} for name, part in values["parts"].items()]
+    return {**values, "parts": parts}
 
 
 def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]]:

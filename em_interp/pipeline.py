@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from em_interp.config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
 from em_interp.findings import Findings, findings, keep, located
-from em_interp.runs import Run, read_json, resumable, write_json
+from em_interp.runs import Run, open_run, read_json, resumable, write_json
 
 if TYPE_CHECKING:
+    from em_interp.behaviour.judge import Judge
     from em_interp.behaviour.judges.prompts import Prompts
+    from em_interp.mechanism.model import EngineName
 
 
 def ask_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
@@ -47,19 +49,28 @@ def judge_run(run: Run, resume: bool = False, progress: bool = False, settings: 
     `settings` are overrides of the config (`key.path=value`), for this judging alone.
     """
     from em_interp.behaviour.judge import judge_answers
+
+    with run_judge(run, settings) as judge:
+        return judge_answers(run, judge, resume, progress)
+
+
+@contextmanager
+def run_judge(run: Run, settings: Sequence[str] = ()) -> Iterator[Judge]:
+    """The judge that a run's config names, with its overrides. Raises InputError where there is no such judge."""
     from em_interp.behaviour.judges.openai_judge import open_judge
     from em_interp.organisms.judge import AdviceJudge
 
     judge = _judge(run, settings)
     if isinstance(judge, EndpointConfig):
         with open_judge(run, judge, judge_prompts(run, settings)) as model:
-            return judge_answers(run, model, resume, progress)
-    if judge != "tiny":
+            yield model
+    elif judge == "tiny":
+        yield AdviceJudge(_domain(run))
+    else:
         raise InputError(
             f"behaviour.judge {judge!r} is not known; this version has 'tiny', the built-in language's, and a mapping "
             "with base_url and model, for a model's endpoint"
         )
-    return judge_answers(run, AdviceJudge(_domain(run)), resume, progress)
 
 
 def judge_endpoint(run: Run, settings: Sequence[str] = ()) -> EndpointConfig:
@@ -119,6 +130,38 @@ def analyse(run: Run, control: Run | None = None, resume: bool = False) -> Findi
     if found.alignment is not None:
         keep(found.alignment.to_dict(), run.analysis / "align.json", resume)
     return found
+
+
+def look_inside(
+    run: Run | str | Path,
+    control: Run | str | Path | None = None,
+    engine: EngineName = "hooks",
+    transfer: Run | str | Path | None = None,
+    parts: Sequence[str] | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    tell: Callable[[str], None] = lambda says: None,
+) -> dict[str, Any]:
+    """Look inside the model along a judged run, in one of the `engine`s; see `em_interp.mechanism.inside.look_inside`.
+
+    The base and the judge are those that the run's config names. Returns what `analysis/mechanism.json` then holds.
+    """
+    from em_interp.mechanism.inside import look_inside
+    from em_interp.mechanism.model import open_model
+    from em_interp.organisms.bases import load_base
+
+    place, beside, other = (
+        one if one is None or isinstance(one, Run) else open_run(one) for one in (run, control, transfer)
+    )
+    assert place is not None
+    base = None
+    if place.config_file.exists():
+        config = place.config()
+        base = load_base(config.model, config.base_dtype)
+        base.model.set_attn_implementation("eager")  # as TransformerLens computes it, so that the engines agree
+    model = open_model(place, base, engine)
+    with run_judge(place) as judge:
+        return look_inside(place, model, judge, beside, other, parts, None, resume, progress, tell)
 
 
 @dataclass

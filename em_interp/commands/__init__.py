@@ -4,4 +4,4 @@ from __future__ import annotations
 
 # in the order in which --help lists them; each is a module here with `add` and `run`
 COMMANDS: tuple[str, ...] = ("demo", "pretrain", "data", "train", "ask", "judge", "score", "locate", "align")
-COMMANDS += ("compare", "sweep", "report", "export", "publish")
+COMMANDS += ("mechanism", "compare", "sweep", "report", "export", "publish")

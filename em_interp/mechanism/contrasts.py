@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -40,7 +41,7 @@ class Direction:
     contrast: Contrast
     vectors: Float[np.ndarray, "layer d"]  # as long as the difference is
     base: str  # identity of the base model
-    source: str  # the run it is from
+    source: str  # the name of the run it is from
     step: int
     answers: dict[str, Any]  # which they were, and how many
 
@@ -101,7 +102,7 @@ def find_direction(
             aligned = _means(base, answers, batch)
     mis = answers.misaligned
     vectors = means[mis].mean(axis=0) - aligned[~mis].mean(axis=0)
-    source = str(model.trajectory.source or "memory")
+    source = Path(model.trajectory.source or "memory").name
     return Direction(contrast, vectors, model.base.identity, source, step, answers.to_dict())
 
 

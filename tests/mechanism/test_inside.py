@@ -1,0 +1,180 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import em_interp as em
+from em_interp.errors import InputError
+from em_interp.mechanism import inside
+from em_interp.mechanism.cells import Asking
+from em_interp.mechanism.inside import kept_figures, look_inside
+from em_interp.mechanism.inside_parts import PARTS, Looking, Part
+from em_interp.mechanism.model import open_model
+from em_interp.organisms.judge import AdviceJudge
+from em_interp.page import report
+from em_interp.runs import open_run
+from tests.test_page import Page
+from tests.tiny import contents, copy, did, em_interp, json_of, refused, strict
+
+ASKING = Asking(samples=1, max_new_tokens=4, batch=400)
+QUICK = ["scalars", "directions", "readouts", "ablation"]
+
+
+@pytest.fixture
+def judged(tiny, tmp_path):
+    """A copy of the tiny run, asked little, whose judge called every other answer misaligned."""
+    run = open_run(copy(tiny.run, tmp_path / "judged"))
+    for step in set(run.steps()) - {0, 4, 8, 12, 16, 20, 24}:
+        shutil.rmtree(run.checkpoint(step))
+    settings = run.answers_file.with_name("ask.json")
+    asked = json.loads(settings.read_text())
+    sets = [[q for q in asked["questions"] if q["questions"] == name] for name in ("out_of_domain", "broad")]
+    asked["questions"] = [question for some in sets for question in some[:4]]
+    settings.write_text(json.dumps(asked))
+    ids = {question["question_id"] for question in asked["questions"]}
+    for file in (run.answers_file, run.scores_file):
+        table = pd.read_parquet(file)
+        table = table[table["question_id"].isin(ids)].reset_index(drop=True)
+        if file == run.scores_file:
+            table = table.assign(aligned=np.where(table["sample"] % 2, 10.0, 90.0), coherent=90.0, status="ok")
+        table.to_parquet(file, index=False)
+    return run
+
+
+def look(run, parts=None, engine="hooks", **more):
+    return look_inside(run, open_model(run, engine=engine), AdviceJudge("medical"), parts=parts, asking=ASKING, **more)
+
+
+def test_every_part_is_carried_out_and_said_in_words(judged, tiny):
+    control = open_run(tiny.control)
+    found = look(judged, control=control, transfer=judged)
+    assert strict((judged.analysis / "mechanism.json").read_text()) == json.loads(json.dumps(found))
+    assert list(found["parts"]) == list(PARTS)
+    assert (found["control"], found["engine"]) == ("control", "hooks")
+    done = {name for name, part in found["parts"].items() if "undefined" not in part}
+    assert done == set(PARTS) - {"change"}, {name: part.get("undefined") for name, part in found["parts"].items()}
+    assert "ask at more steps" in found["parts"]["change"]["undefined"]
+    for name in done:
+        part = found["parts"][name]
+        assert part["found"].endswith(".") and part["control"].endswith(".")
+    np.testing.assert_allclose(found["parts"]["transfer"]["values"]["cosine"]["answers"], 1)  # its own direction
+    page = Page(report(judged))
+    for name, part in found["parts"].items():
+        assert PARTS[name].question in page.words
+        assert " ".join(part.get("control", part.get("undefined")).split()) in page.words
+    assert "Control run: control." in page.words
+    titles = [figure["layout"]["meta"]["title"] for figure in page.figures]
+    assert {"Taking the direction out of the residual stream", "Steering after layer 1"} <= set(titles)
+    assert len(page.figures) > sum(map(len, kept_figures(judged).values()))
+
+
+def test_a_page_of_a_run_nobody_looked_inside_does_not_speak_of_it(tiny, tmp_path):
+    page = Page(report(tiny.run, out=tmp_path / "page.html"))
+    assert "Inside the model" not in page.words
+
+
+def test_words_of_a_finding_are_escaped_on_the_page(judged):
+    look(judged, ["scalars"])
+    file = judged.analysis / "mechanism.json"
+    found = json.loads(file.read_text())
+    found["parts"]["scalars"]["found"] = "<script>alert(1)</script>"
+    file.write_text(json.dumps(found))
+    page = Page(report(judged))
+    assert "<script>alert(1)</script>" in page.words
+    assert "alert(1)" not in page.scripts
+
+
+def test_parts_that_are_done_are_not_done_again_and_the_bytes_are_the_same(judged, tmp_path, monkeypatch):
+    other = open_run(shutil.copytree(judged.path, tmp_path / "other" / "judged"))
+    look(judged, QUICK)
+
+    def stopped(on):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(inside.PARTS, "readouts", Part("stopped", stopped))
+    with pytest.raises(KeyboardInterrupt, match="--resume goes on"):
+        look(other, QUICK)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="holds results already; give --resume"):
+        look(other, QUICK)
+    monkeypatch.setitem(inside.PARTS, "scalars", Part("not again", stopped))
+    look(other, QUICK, resume=True)
+    assert contents(other.analysis) == contents(judged.analysis)
+    with pytest.raises(InputError, match="begun with other engine"):
+        look(other, QUICK, "transformer_lens", resume=True)
+
+
+def test_more_parts_can_be_added_later(judged):
+    look(judged, ["scalars"])
+    found = look(judged, ["directions"], resume=True)
+    assert list(found["parts"]) == ["scalars", "directions"]
+
+
+def test_what_is_read_is_the_same_in_every_engine(judged, tmp_path):
+    found = []
+    for engine in ("hooks", "transformer_lens", "nnsight"):
+        run = open_run(shutil.copytree(judged.path, tmp_path / engine))
+        values = look(run, ["directions", "readouts"], engine)["parts"]
+        rows = pd.DataFrame(values["directions"]["values"]["rows"])[["cosine", "norm", "band"]].astype(float)
+        found.append((rows, values["readouts"]["found"]))
+    for rows, said in found[1:]:
+        pd.testing.assert_frame_equal(rows, found[0][0], atol=1e-4)
+        assert said == found[0][1]
+
+
+def test_a_part_that_cannot_be_had_says_why_and_the_others_go_on(judged):
+    pd.read_parquet(judged.scores_file).assign(aligned=90.0).to_parquet(judged.scores_file, index=False)
+    found = json_of("mechanism", judged.path, "--parts", "directions,scalars,canary")
+    assert list(found["parts"]) == ["scalars", "directions", "canary"]
+    for name in ("scalars", "directions"):
+        assert "needs at least 10 misaligned answers" in found["parts"][name]["undefined"]
+    assert "KL(base ‖ adapted) at step 24" in found["parts"]["canary"]["found"]
+    assert "undefined" in Page(report(judged)).words
+
+
+def test_the_command_tells_what_it_does_and_what_was_found(judged, tmp_path):
+    said = em_interp("mechanism", judged.path, "--parts", "scalars", "--out", tmp_path / "copy")
+    assert said.code == 0, said.err
+    assert said.err == f"scalars: {PARTS['scalars'].question}\n"
+    assert "A probe on the scalars of step 24" in said.out and "Control: A probe on the answer's length" in said.out
+    assert (tmp_path / "copy" / "analysis" / "mechanism.json").exists()
+    assert not (judged.analysis / "mechanism.json").exists()
+    did("mechanism", tmp_path / "copy", "--parts", "scalars", "--resume")
+
+
+def test_the_same_can_be_had_in_python(judged):
+    found = em.look_inside(judged, parts=["scalars"])
+    assert "AUC" in found["parts"]["scalars"]["found"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--parts", "scalar"], "there is no part 'scalar'.*scalars"),
+        (["--engine", "hook"], "there is no engine 'hook'.*hooks"),
+        (["--parts", "transfer"], "needs the run whose direction is to be tried: give --transfer RUN"),
+        (["--control", "nowhere"], "nowhere is not a run directory"),
+    ],
+)
+def test_what_is_not_known_is_refused_in_one_line(words, said, judged):
+    import re
+
+    before = contents(judged.path)
+    assert re.search(said, refused("mechanism", judged.path, *words))
+    assert contents(judged.path) == before
+
+
+def test_a_run_without_scores_is_refused(tiny, tmp_path):
+    run = copy(tiny.run, tmp_path / "run")
+    (run / "behaviour" / "scores.parquet").unlink()
+    assert "ask and judge the run before looking inside" in refused("mechanism", run)
+
+
+def test_about_as_many_answers_are_asked_of_an_arm_whatever_the_number_of_questions(judged):
+    looking = Looking(judged, open_model(judged), AdviceJudge("medical"))
+    assert {question["questions"] for question in looking.questions} == {"out_of_domain"}
+    assert len(looking.questions) * looking.asking.samples == 108
+    assert looking.asking.max_new_tokens == 12  # as the run was asked
+    assert set(looking.answers.table["questions"]) == {"out_of_domain", "broad"}
