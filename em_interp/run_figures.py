@@ -58,7 +58,7 @@ def run_figures(found: Findings) -> dict[str, go.Figure]:
     """Every figure of a run that it has the data for, by name; in `layout.meta` the setting for its caption."""
     from em_interp.figures.files import with_setting
 
-    drawn = {**_of_path(found), **_of_signals(found), **_of_behaviour(found)}
+    drawn = {**_of_path(found), **_of_signals(found), **_of_behaviour(found), **_of_inside(found)}
     setting = setting_of(found)
     return {name: with_setting(figure, setting) for name, figure in drawn.items()}
 
@@ -101,6 +101,14 @@ def _of_behaviour(found: Findings) -> dict[str, go.Figure]:
     scale = min(found.curve.answers["scale"].unique(), key=lambda value: abs(value - 1))
     last = found.curve.select(scale).at(int(found.curve.steps[-1]))
     return {**drawn, "scores_last_step": draw.plot_scores(last)}
+
+
+def _of_inside(found: Findings) -> dict[str, go.Figure]:
+    """Those of `em-interp mechanism`, as they were kept."""
+    from em_interp.mechanism.inside import kept_figures
+
+    groups = kept_figures(found.run).values()
+    return {f"inside_{name}": figure for group in groups for name, figure in group.items()}
 
 
 def _plain(name: str) -> str:

@@ -53,9 +53,14 @@ def plot_token_readout(
         rows = settling[settling["side"] == side]
         hover = f"step %{{x}}<br>{side}: %{{y:.2f}}<extra></extra>"
         line = go.Scatter(x=rows["step"], y=rows["jaccard"], mode="lines", name=side, hovertemplate=hover)
-        figure.add_trace(line.update(line={"color": colour, "width": 1.8, "shape": "hv"}), **place(2, 1))
+        line.update(line={"color": colour, "width": 1.8, "shape": "hv"}, legend="legend2")
+        figure.add_trace(line, **place(2, 1))
         figure.add_hline(rows["chance"].iloc[0], line={"color": colour, "width": 0.8}, **place(2, 1))
     figure.add_hline(settled, line={"color": MUTED, "width": 1, "dash": "dash"}, **place(2, 1))
+    for name, panel in (("legend", 1), ("legend2", 2)):  # beside the panel they belong to
+        top = figure.get_subplot(panel, 1).yaxis.domain[1]
+        beside = {"orientation": "v", "x": 1.01, "y": top, "yref": "paper", "yanchor": "top", "font_size": 11}
+        figure.update_layout({name: beside})
     figure.update_yaxes(title_text="Direct effect (logits)", **place(1, 1))
     figure.update_yaxes(title_text="Jaccard with<br>the last step's", range=[-0.03, 1.05], **place(2, 1))
     figure.update_xaxes(title_text=STEP, **place(2, 1))

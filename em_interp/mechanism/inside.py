@@ -6,7 +6,6 @@ A part that cannot be had (too few misaligned answers, say) is reported with its
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,11 +108,17 @@ def _carry_out(name: str, looking: Looking, tell: Tell) -> None:
         write_json(folder / "undefined" / f"{name}.json", {"undefined": str(error)})
         tell(f"{name}: undefined, {error}")
         return
-    figures = {title: json.loads(figure.to_json()) for title, figure in found.figures.items()}
+    figures = {title: _values(figure) for title, figure in found.figures.items()}
     write_json(folder / "figures" / f"{name}.json", figures)
     said = {"question": PARTS[name].question, "found": found.found, "control": found.control}
     write_json(folder / f"{name}.json", {**said, "values": found.values})
     (folder / "undefined" / f"{name}.json").unlink(missing_ok=True)
+
+
+def _values(figure: go.Figure) -> dict[str, Any]:
+    """A figure as plain values; plotly's own JSON packs arrays, which it then cannot read back as numbers."""
+    traces = [trace.to_plotly_json() for trace in figure.data]
+    return {"data": traces, "layout": figure.layout.to_plotly_json()}
 
 
 def _together(run: Run, looking: Looking) -> dict[str, Any]:
@@ -139,11 +144,11 @@ def kept(run: Run) -> dict[str, Any] | None:
 
 def kept_figures(run: Run) -> dict[str, dict[str, go.Figure]]:
     """The figures of each part that was carried out, by name."""
-    from plotly.io import from_json
+    from plotly.graph_objects import Figure
 
     found = {}
     for name in PARTS:
         file = _folder(run) / "figures" / f"{name}.json"
         if file.exists() and (_folder(run) / f"{name}.json").exists():
-            found[name] = {title: from_json(json.dumps(figure)) for title, figure in read_json(file).items()}
+            found[name] = {title: Figure(figure) for title, figure in read_json(file).items()}
     return found

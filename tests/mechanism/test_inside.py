@@ -14,6 +14,7 @@ from em_interp.mechanism.inside_parts import PARTS, Looking, Part
 from em_interp.mechanism.model import open_model
 from em_interp.organisms.judge import AdviceJudge
 from em_interp.page import report
+from em_interp.run_figures import found_in, run_figures
 from em_interp.runs import open_run
 from tests.test_page import Page
 from tests.tiny import contents, copy, did, em_interp, json_of, refused, strict
@@ -67,7 +68,12 @@ def test_every_part_is_carried_out_and_said_in_words(judged, tiny):
     assert "Control run: control." in page.words
     titles = [figure["layout"]["meta"]["title"] for figure in page.figures]
     assert {"Taking the direction out of the residual stream", "Steering after layer 1"} <= set(titles)
-    assert len(page.figures) > sum(map(len, kept_figures(judged).values()))
+    drawn = {title: figure for group in kept_figures(judged).values() for title, figure in group.items()}
+    assert len(page.figures) > len(drawn) > len(done)
+    exported = run_figures(found_in(judged))
+    for title, figure in drawn.items():  # kept as numbers, which can be drawn and written out again
+        pd.testing.assert_frame_equal(em.figures.numbers(exported[f"inside_{title}"]), em.figures.numbers(figure))
+        assert len(em.figures.numbers(figure))
 
 
 def test_a_page_of_a_run_nobody_looked_inside_does_not_speak_of_it(tiny, tmp_path):
