@@ -55,7 +55,8 @@ def plot_direction_matrix(
 
 def _colours() -> dict[str, object]:
     shades = [[position / (len(SCALE) - 1), colour] for position, colour in enumerate(SCALE)]
-    bar = {"title": {"text": "cosine, score (no unit)", "side": "right"}, "thickness": 10, "outlinewidth": 0, "nticks": 5}
+    title = {"text": "cosine, score (no unit)", "side": "right"}
+    bar = {"title": title, "thickness": 10, "outlinewidth": 0, "nticks": 5}
     return {"cmin": -1, "cmax": 1, "colorscale": shades, "colorbar": bar}
 
 

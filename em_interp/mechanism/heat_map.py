@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE = (33, 102, 172), (179, 88, 6)  # below and above zero, told apart with any kind of colour vision
 STYLE = (
-    "body{font-family:Helvetica,Arial,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#1f1f1f;line-height:1.7}"
+    "body{font-family:Helvetica,Arial,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
+    "color:#1f1f1f;line-height:1.7}"
     "p{margin:.4em 0}small{color:#666}span{white-space:pre-wrap;border-radius:2px;padding:1px 0}"
 )
 
