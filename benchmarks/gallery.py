@@ -35,8 +35,8 @@ em-interp report checkpoints/demo/organism --figures svg,png --columns 1 --resum
 
 ```python
 em.figures.export(figure, "norms.pdf", columns=1)  # norms.pdf, norms.txt, norms.csv
-em.figures.caption(figure)                         # what stands under it
-em.figures.numbers(figure)                         # what is drawn, as a table
+em.figures.caption(figure)  # what stands under it
+em.figures.numbers(figure)  # what is drawn, as a table
 em.export_run("checkpoints/demo/organism", ("pdf", "svg"))
 ```
 
