@@ -102,6 +102,44 @@ class Demo:
     def probes(self):
         return self.scalars.probe()
 
+    @cached_property
+    def inside(self):
+        """The figures of `em-interp mechanism` on the organism, by name; minutes where it has not been run."""
+        import em_interp as em
+        from em_interp.mechanism.inside import kept_figures
+        from em_interp.runs import Run
+
+        run = Run(self.folder / "organism")
+        em.look_inside(run, self.folder / "control", resume=True, tell=print)
+        return {name: figure for part in kept_figures(run).values() for name, figure in part.items()}
+
+    def more(self, name, config):
+        """A run beside the demo's that has been asked and judged; made where it is not there."""
+        import em_interp as em
+
+        run = em.train(config, self.folder.parent / f"{self.folder.name}-gallery" / name, resume=True)
+        em.ask(run, resume=True)
+        em.judge(run, resume=True)
+        return run
+
+    @cached_property
+    def families(self):
+        import em_interp as em
+        from em_interp.organisms.recipe import recipe
+
+        llama = self.more("llama", recipe("organism", "llama"))
+        return em.compare_families([self.folder / "organism", llama], draws=39, use=True, tell=print)
+
+    @cached_property
+    def several(self):
+        """The transition that a path of several adapters has beside those of one."""
+        import em_interp as em
+        from em_interp.organisms.presets import for_model
+
+        config, _ = for_model(em.load_config(ROOT / "configs" / "nine-adapters.yaml"), "tiny-qwen2")
+        run = em.train(config, self.folder.parent / f"{self.folder.name}-gallery" / "several", resume=True)
+        return em.find_transition(em.load_trajectory(run), "composition")
+
     def of(self, signal):
         return next(t for t in self.organism.transitions if t.signal == signal)
 
@@ -225,7 +263,11 @@ EXHIBITS = {
         "plot_lock_in(transition)",
     ),
     "plot_composition": Exhibit(
-        TRANSITIONS, "From which step on several adapters write together what they write at the end; a description."
+        TRANSITIONS,
+        "From which step on several adapters write together what they write at the end; a description.",
+        lambda demo: demo.several.plot(),
+        'em.find_transition(path, "composition").plot()',
+        None,
     ),
     "plot_transition": Exhibit(
         TRANSITIONS,
@@ -329,16 +371,30 @@ EXHIBITS = {
     "plot_family_likeness": Exhibit(
         FAMILIES,
         "How alike adapters of different families change what the layers carry, against norm-matched random adapters.",
+        lambda demo: demo.families.plot(),
+        "em.compare_families(runs).plot()",
+        None,
     ),
     "plot_readouts": Exhibit(
-        FAMILIES, "The tokens that adapters of two families promote and suppress, token against token."
+        FAMILIES,
+        "The tokens that adapters of two families promote and suppress, token against token.",
+        lambda demo: demo.families.plot("tokens"),
+        'em.compare_families(runs).plot("tokens")',
+        None,
     ),
     "plot_carried": Exhibit(
         FAMILIES,
         "What a direction does that is carried into another family, beside that family's own and carried random ones.",
+        lambda demo: demo.families.plot("use"),
+        'em.compare_families(runs, use=True).plot("use")',
+        None,
     ),
     "plot_turning_profiles": Exhibit(
-        FAMILIES, "When, on a common clock, the paths of different families turn, beside the spread over seeds."
+        FAMILIES,
+        "When, on a common clock, the paths of different families turn, beside the spread over seeds.",
+        lambda demo: demo.families.plot("profiles"),
+        'em.compare_families(runs).plot("profiles")',
+        None,
     ),
     "plot_mean_difference": Exhibit(
         INSIDE,
@@ -374,20 +430,44 @@ EXHIBITS = {
     "plot_step_map": Exhibit(
         INSIDE,
         "EM of every direction of ΔW at every size of it: whether behaviour waits for the direction, the size or both.",
+        lambda demo: demo.inside["direction_size"],
+        "direction_size_map(run, base, judge, control).plot()",
+        "organism",
     ),
     "plot_dose_response": Exhibit(
-        INSIDE, "EM and coherent rates against the dose of a direction added, and the doses at which it can be used."
+        INSIDE,
+        "EM and coherent rates against the dose of a direction added, and the doses at which it can be used.",
+        lambda demo: demo.inside["steering_models"],
+        'em.look_inside(run, parts=["steering"])',
+        "organism",
     ),
     "plot_ablation": Exhibit(
-        INSIDE, "What is left of EM without a direction, beside random directions of the same norm."
+        INSIDE,
+        "What is left of EM without a direction, beside random directions of the same norm.",
+        lambda demo: demo.inside["ablation_models"],
+        'em.look_inside(run, parts=["ablation"])',
+        "organism",
     ),
     "plot_token_readout": Exhibit(
-        INSIDE, "The tokens that the adapter's write promotes and suppresses at each step, and when they settle."
+        INSIDE,
+        "The tokens that the adapter's write promotes and suppresses at each step, and when they settle.",
+        lambda demo: demo.inside["token_readout_layers_0_mlp_down_proj"],
+        'em.look_inside(run, parts=["readouts"])',
+        "organism",
     ),
-    "plot_canary": Exhibit(INSIDE, "How far the adapter moves the model on other prompts, by step."),
+    "plot_canary": Exhibit(
+        INSIDE,
+        "How far the adapter moves the model on other prompts, by step.",
+        lambda demo: demo.inside["canary"],
+        "canary_divergence(run, base).plot()",
+        "organism",
+    ),
     "plot_change": Exhibit(
         INSIDE,
         "How far the answers of checkpoints left and right of each step are apart by their own likelihoods.",
+        lambda demo: demo.inside["change"],
+        "detect_change(run, base).plot()",
+        "organism",
     ),
 }
 
