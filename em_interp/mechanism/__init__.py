@@ -17,6 +17,12 @@ takes hold, `model.engine.bridge` and `model.engine.traced` are the libraries' o
     path = follow_direction(model, answers)  # what the adapter writes and causes, held against it at every step
     numbers = read_scalars(model, answers)  # s·A·x at every token: .plot(), .html(), .probe()
 
+    judge, questions = AdviceJudge("medical"), questions_of(run, "out_of_domain")  # or any judge and questions
+    found = find_direction(model, answers, "models")  # a direction that can be used on any run of the same base
+    ablate("kept/ablation", model, found, judge, questions)  # what goes without it, beside random directions
+    steer("kept/steering", model, found, judge, questions)  # what it brings to the base, dose by dose
+    token_readouts(model, answers, path.steps, path.writes)  # the tokens that the adapter's write promotes
+
 Three more ask a run again through its adapters, many a batch, and need no engine; each keeps its work in the run's
 `analysis` folder and goes on with `resume=True`:
 
@@ -33,11 +39,14 @@ from typing import Any
 _WHERE = {
     "Activations": "model",
     "Add": "edits",
+    "Ablation": "ablation",
     "AnswerChange": "change",
     "AnswerSet": "answers",
     "Asking": "cells",
     "CanaryDivergence": "canary",
+    "Direction": "contrasts",
     "DirectionPath": "direction_path",
+    "DoseResponse": "dose_response",
     "MeanDifference": "directions",
     "ModelAtStep": "model",
     "Probes": "probes",
@@ -45,17 +54,23 @@ _WHERE = {
     "Scalars": "scalars",
     "StepMap": "step_map",
     "SteppedModel": "model",
+    "TokenReadout": "token_readout",
     "Tokens": "tokens",
+    "ablate": "ablation",
     "canary_divergence": "canary",
     "detect_change": "detect",
     "direction_size_map": "direction_size",
     "exchange_map": "direction_size",
+    "find_direction": "contrasts",
     "follow_direction": "direction_path",
     "judged_answers": "answers",
     "label_answers": "answers",
     "mean_difference": "directions",
     "open_model": "model",
+    "questions_of": "asked",
     "read_scalars": "scalars",
+    "steer": "dose_response",
+    "token_readouts": "token_readout",
 }
 
 __all__ = list(_WHERE)

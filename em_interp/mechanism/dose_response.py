@@ -25,6 +25,7 @@ from em_interp.card import Line, card, picture
 from em_interp.errors import InputError
 from em_interp.mechanism.cells import Asking
 from em_interp.mechanism.contrasts import Direction
+from em_interp.mechanism.edits import Where
 from em_interp.mechanism.interventions import DIRECTION, NONE, RANDOM, Arm, Held, judged_arms, nothing, random_like
 from em_interp.mechanism.waiting import COHERENT
 
@@ -194,6 +195,7 @@ def steer(
     asking: Asking | None = None,
     random: int = RANDOMS,
     finer: bool = True,
+    positions: Where = "all",
     level: float = LEVEL,
     resume: bool = False,
     progress: bool = False,
@@ -215,13 +217,13 @@ def steer(
     layer = max(0, model.layers // 2 - 1) if layer is None else layer
     direction.check(model, [layer])
     asking = Asking() if asking is None else asking
-    arms = steering_arms(direction.vectors, layer, sorted(doses), random, asking.seed)
+    arms = steering_arms(direction.vectors, layer, sorted(doses), random, asking.seed, positions=positions)
     more = (judge, questions, asking, None, resume, progress)
     coarse = DoseResponse(direction, layer, judged_arms(Path(folder) / "coarse", model, arms, *more), level)
     between = coarse.edge(FINER) if finer else []
     if not between:
         return coarse
-    arms = steering_arms(direction.vectors, layer, between, random, asking.seed, alone=False)
+    arms = steering_arms(direction.vectors, layer, between, random, asking.seed, False, positions)
     fine = judged_arms(Path(folder) / "fine", model, arms, *more)
     return DoseResponse(direction, layer, pd.concat([coarse.answers, fine], ignore_index=True), level)
 
@@ -233,6 +235,7 @@ def steering_arms(
     random: int,
     seed: int,
     alone: bool = True,
+    positions: Where = "all",
 ) -> list[Arm]:
     """On each model: left `alone`; at each dose `random` random directions of the same length, and the direction as
     often.
@@ -245,6 +248,7 @@ def steering_arms(
         arms += nothing(held, vectors) if alone else []
         for dose in map(float, doses):
             for number, other in enumerate(others):
-                arms.append(Arm(held, DIRECTION, "add", dose * here, f"layer {layer}", number, dose))
-                arms.append(Arm(held, RANDOM, "add", dose * other, f"layer {layer}", number, dose))
+                for kind, added in ((DIRECTION, here), (RANDOM, other)):
+                    where = (f"layer {layer}", number, dose)
+                    arms.append(Arm(held, kind, "add", dose * added, *where, positions=positions))
     return arms

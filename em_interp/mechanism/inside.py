@@ -56,6 +56,8 @@ def look_inside(
     folder = _folder(run)
     with resumable(folder):
         begin(folder / "settings.json", _settings(looking), resume)
+        if transfer is not None:  # may come later, when other parts are done
+            begin(folder / "transfer" / "settings.json", {"transfer": _last(transfer)}, resume=True)
         for name in chosen:
             _carry_out(name, looking, tell)
         found = _together(run, looking)
@@ -79,7 +81,6 @@ def _folder(run: Run) -> Path:
 def _settings(looking: Looking) -> dict[str, Any]:
     """What the results depend on."""
     path = looking.model.trajectory
-    others = {"control": looking.control, "transfer": looking.transfer}
     return {
         "base": looking.model.base.identity,
         "adapters": digest(path, path.steps.tolist()),
@@ -87,7 +88,7 @@ def _settings(looking: Looking) -> dict[str, Any]:
         "scores": hashlib.sha256(looking.run.scores_file.read_bytes()).hexdigest()[:16],
         "asking": vars(looking.asking),
         "questions": [dict(question) for question in looking.questions],
-        **{name: None if other is None else _last(other) for name, other in others.items()},
+        "control": None if looking.control is None else _last(looking.control),
     }
 
 
@@ -130,9 +131,9 @@ def _together(run: Run, looking: Looking) -> dict[str, Any]:
             parts[name] = read_json(done)
         elif undefined.exists():
             parts[name] = {"question": part.question, **read_json(undefined)}
-    model, names = looking.model, {"control": looking.control, "transfer": looking.transfer}
+    model, control = looking.model, looking.control
     about: dict[str, Any] = {"run": run.path.name, "base": model.base.identity, "engine": model.engine.name}
-    about |= {name: None if other is None else other.path.name for name, other in names.items()}
+    about |= {"control": None if control is None else control.path.name}
     return {**about, "answers": looking.answers.to_dict(), "parts": parts}
 
 

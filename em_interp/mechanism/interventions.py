@@ -22,7 +22,7 @@ from em_interp.behaviour.judge import KEY, Judge, judge_answers
 from em_interp.behaviour.tables import normal_form, read_table
 from em_interp.mechanism.asked import chat, digest
 from em_interp.mechanism.cells import Asking
-from em_interp.mechanism.edits import Add, Edit, ProjectOut
+from em_interp.mechanism.edits import Add, Edit, ProjectOut, Where
 from em_interp.mechanism.parts import begin, clear, in_parts
 from em_interp.runs import Run, resumable, write_beside
 
@@ -66,6 +66,9 @@ def _unit(vector: torch.Tensor) -> torch.Tensor:
     return vector / length.where(length > 0, 1.0)
 
 
+EDITS: dict[How, Any] = {"add": Add, "project_out": ProjectOut, "move": Move}
+
+
 @dataclass(frozen=True, eq=False)
 class Arm:
     """One intervention: a vector after each layer (zero: that layer is left alone) and what is done with it."""
@@ -78,6 +81,7 @@ class Arm:
     number: int = 0  # which of the random ones
     dose: float = 1.0
     along: Float[np.ndarray, "layer d"] | None = None  # of a move: what is taken elsewhere
+    positions: Where = "all"  # or "new": only as generated tokens are read back in
 
 
 def nothing(held: Held, like: Float[np.ndarray, "layer d"]) -> list[Arm]:
@@ -88,12 +92,14 @@ def nothing(held: Held, like: Float[np.ndarray, "layer d"]) -> list[Arm]:
 def edits_of(arms: Sequence[Arm]) -> list[Edit]:
     """The edits of a batch whose row i is under arm i: one for each way and layer, with a vector for each row."""
     edits: list[Edit] = []
-    for how, make in (("add", Add), ("project_out", ProjectOut), ("move", Move)):
-        vectors = np.stack([arm.vectors if arm.how == how else np.zeros_like(arm.vectors) for arm in arms])
+    for how, positions in dict.fromkeys((arm.how, arm.positions) for arm in arms):
+        like = [arm.how == how and arm.positions == positions for arm in arms]
+        chosen = zip(like, arms, strict=True)
+        vectors = np.stack([arm.vectors if mine else np.zeros_like(arm.vectors) for mine, arm in chosen])
         along = np.stack([np.zeros_like(arm.vectors) if arm.along is None else arm.along for arm in arms])
         for layer in np.flatnonzero(vectors.any(axis=(0, 2))).tolist():
             more = {"along": along[:, layer]} if how == "move" else {}
-            edits.append(make(vectors[:, layer], layer, **more))
+            edits.append(EDITS[how](vectors[:, layer], layer, positions, **more))
     return edits
 
 
@@ -181,7 +187,7 @@ def _settings(
     return {
         "base": model.base.identity,
         "adapter": digest(model.trajectory, [step]),
-        "arms": [[arm.how, *(getattr(arm, name) for name in COLUMNS), _hash(arm)] for arm in arms],
+        "arms": [[arm.how, arm.positions, *(getattr(arm, name) for name in COLUMNS), _hash(arm)] for arm in arms],
         "questions": [dict(question) for question in questions],
         **asdict(asking),
     }

@@ -20,7 +20,7 @@ from tests.test_page import Page
 from tests.tiny import contents, copy, did, em_interp, json_of, refused, strict
 
 ASKING = Asking(samples=1, max_new_tokens=4, batch=400)
-QUICK = ["scalars", "directions", "readouts", "ablation"]
+QUICK = ["scalars", "ablation"]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def judged(tiny, tmp_path):
     settings = run.answers_file.with_name("ask.json")
     asked = json.loads(settings.read_text())
     sets = [[q for q in asked["questions"] if q["questions"] == name] for name in ("out_of_domain", "broad")]
-    asked["questions"] = [question for some in sets for question in some[:4]]
+    asked["questions"] = [question for some, count in zip(sets, (2, 6), strict=True) for question in some[:count]]
     settings.write_text(json.dumps(asked))
     ids = {question["question_id"] for question in asked["questions"]}
     for file in (run.answers_file, run.scores_file):
@@ -99,7 +99,7 @@ def test_parts_that_are_done_are_not_done_again_and_the_bytes_are_the_same(judge
     def stopped(on):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(inside.PARTS, "readouts", Part("stopped", stopped))
+    monkeypatch.setitem(inside.PARTS, "ablation", Part("stopped", stopped))
     with pytest.raises(KeyboardInterrupt, match="--resume goes on"):
         look(other, QUICK)
     monkeypatch.undo()
@@ -112,10 +112,14 @@ def test_parts_that_are_done_are_not_done_again_and_the_bytes_are_the_same(judge
         look(other, QUICK, "transformer_lens", resume=True)
 
 
-def test_more_parts_can_be_added_later(judged):
+def test_more_parts_can_be_added_later(judged, tiny):
     look(judged, ["scalars"])
     found = look(judged, ["directions"], resume=True)
     assert list(found["parts"]) == ["scalars", "directions"]
+    few = look(judged, ["transfer"], transfer=open_run(tiny.control), resume=True)["parts"]["transfer"]
+    assert "needs at least 10 misaligned answers" in few["undefined"]
+    with pytest.raises(InputError, match="begun with other transfer"):
+        look(judged, ["transfer"], transfer=judged, resume=True)
 
 
 def test_what_is_read_is_the_same_in_every_engine(judged, tmp_path):

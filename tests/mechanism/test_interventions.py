@@ -22,13 +22,13 @@ ENGINES = ("hooks", "transformer_lens", "nnsight")
 
 
 def arms_of_every_kind(layers, d, seed=0):
-    """Two arms of each way, one of them after two layers, and one that does nothing."""
+    """Three arms of each way, after one layer, after two, and on new tokens only; and one that does nothing."""
     rng, made = np.random.default_rng(seed), []
     for how in ("add", "project_out", "move"):
-        for chosen in ([1], [0, 2]):
+        for chosen, positions in (([1], "all"), ([0, 2], "all"), ([1], "new")):
             vectors, along = np.zeros((layers, d)), np.zeros((layers, d))
             vectors[chosen], along[chosen] = rng.normal(size=(2, len(chosen), d)) * 3
-            made.append(Arm("adapted", how, how, vectors, along=along if how == "move" else None))
+            made.append(Arm("adapted", how, how, vectors, along=along if how == "move" else None, positions=positions))
     return [*made, nothing("adapted", made[0].vectors)[0]]
 
 
