@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from em_interp.errors import InputError
-from em_interp.runs import Run, write_beside, write_json
+from em_interp.runs import CHECKPOINT, Run, write_beside, write_json
 from em_interp.trajectory.adapter import AdapterTrajectory
-from em_interp.trajectory.checkpoint import read_checkpoint
-from em_interp.trajectory.load import checkpoint_folders, load_trajectory
+from em_interp.trajectory.checkpoint import CONFIG, WEIGHTS, read_checkpoint
+from em_interp.trajectory.load import LORA, checkpoint_folders, kind_of, load_trajectory
 from em_interp.trajectory.packed import SUFFIX, packed_identity, write_packed
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ NOTE = "em_interp_merge.json"  # beside the merged weights: of what they were ma
 def export_packed(source: str | Path, out: str | Path | None = None, resume: bool = False) -> dict[str, Any]:
     """The path of `source` as one file; see `em_interp.trajectory.packed`."""
     path = load_trajectory(source)
-    file = _place(source, out, f"-packed{SUFFIX}", resume)
+    file = _place(source, out, f"-packed{SUFFIX}", resume, _is_packed)
     write_packed(path, file, identity_of(source))
     return {"file": str(file), "steps": len(path.steps), "sites": list(path.sites), "bytes": file.stat().st_size}
 
@@ -32,13 +33,23 @@ def export_packed(source: str | Path, out: str | Path | None = None, resume: boo
 def export_peft(
     source: str | Path, step: int | None = None, out: str | Path | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """One step (by default the last) as a folder of its own that PEFT and transformers' `load_adapter` read."""
+    """One step (by default the last) as a folder of its own that PEFT and transformers' `load_adapter` read.
+
+    Raises InputError for a step that was not saved and for what is no LoRA adapter.
+    """
+    if Path(source).suffix == SUFFIX and Path(source).is_file():
+        raise InputError(
+            f"{source} is one packed file; a folder for PEFT is a copy of a checkpoint-<step>: give the run"
+        )
     folders = checkpoint_folders(source)
     step = max(folders) if step is None else step
     if step not in folders:
         load_trajectory(source).at(step)  # says what the nearest saved steps are
-    read_checkpoint(folders[step])  # whole, and a LoRA adapter
-    folder = _place(source, out, f"-peft-{step}", resume)
+    kind = kind_of(folders[step]) or LORA  # what is missing the reader says
+    if kind != LORA:
+        raise InputError(f"{folders[step]} holds a {kind}; only a LoRA adapter is exported for PEFT")
+    read_checkpoint(folders[step])
+    folder = _place(source, out, f"-peft-{step}", resume, _is_adapter)
     with write_beside(folder) as part:
         shutil.copytree(folders[step], part)
     return {"folder": str(folder), "step": step}
@@ -65,10 +76,11 @@ def export_merged(
 
     path = load_trajectory(source)
     if path.kind != "lora":
-        raise InputError(f"{source} is a path of kind {path.kind!r}; only a LoRA adapter is merged into weights")
+        hint = "; the full weights that were kept lie in its checkpoints" if path.kind == "full" else ""
+        raise InputError(f"{source} is a path of kind {path.kind!r}; only a LoRA adapter is merged into weights{hint}")
     step = int(path.steps[-1]) if step is None else step
     path.at(step)  # refuses, before the base is loaded, a step that was not saved
-    folder = _place(source, out, f"-merged-{step}", resume)
+    folder = _place(source, out, f"-merged-{step}", resume, lambda place: (place / NOTE).is_file())
     onto = _base(source, path, base, dtype)
     rounding = merge(onto.model, path, step)
     stored = str(onto.model.dtype).removeprefix("torch.")
@@ -138,11 +150,35 @@ def identity_of(source: str | Path) -> str | None:
     return (run.manifest().get("base") or {}).get("identity") if run.manifest_file.exists() else None
 
 
-def _place(source: str | Path, out: str | Path | None, ending: str, resume: bool) -> Path:
-    """Where it goes: `out`, or beside the source, with an ending; what is there is replaced only with `resume`."""
+def _place(
+    source: str | Path, out: str | Path | None, ending: str, resume: bool, exported: Callable[[Path], bool]
+) -> Path:
+    """Where it goes: `out`, or beside the source, with an ending.
+
+    What is there is replaced only with `resume`, and only where it is empty or was `exported` before: to replace a
+    folder is to lose everything in it.
+    """
     here = Path(source) if Path(source).exists() else Path(Path(source).name)  # of the Hub: the current folder
     name = here.resolve().name.removesuffix(SUFFIX)
     place = Path(out) if out is not None else here.parent / f"{name}{ending}"
     if place.exists() and not resume:
         raise InputError(f"{place} is there already; give --resume to replace it or another --out")
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())) and not exported(place):
+        raise InputError(
+            f"{place} is no earlier export of this kind, so --resume does not replace it; give another --out"
+        )
     return place
+
+
+def _is_adapter(place: Path) -> bool:
+    """A folder with a PEFT adapter and nothing else, and no step of a run."""
+    there = {entry.name for entry in place.iterdir()} if place.is_dir() else set()
+    return there == {CONFIG, WEIGHTS} and not CHECKPOINT.match(place.name)
+
+
+def _is_packed(place: Path) -> bool:
+    try:
+        packed_identity(place)
+    except (InputError, OSError):
+        return False
+    return True

@@ -77,8 +77,9 @@ def _folder(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
     raise InputError(f"{root} is not there; expected a run directory or a folder of checkpoint-<step>")
 
 
+LORA = "LoRA adapter"
 _KINDS = {  # what a step may be: the file that tells, in this order, and what reads the folder
-    "LoRA adapter": (WEIGHTS, read_checkpoint),
+    LORA: (WEIGHTS, read_checkpoint),
     "steering vector": (steering.FILE, steering.read_steering),
     "step of full fine-tuning": (weight_change.WEIGHTS, weight_change.read_weight_change),
 }
@@ -86,15 +87,16 @@ _KINDS = {  # what a step may be: the file that tells, in this order, and what r
 
 def _read(folders: list[Path]) -> list[Checkpoint]:
     """The checkpoints in the folders, which are all of one kind."""
-    first = _kind(folders[0]) or "LoRA adapter"
+    first = kind_of(folders[0]) or LORA
     for folder in folders:
-        found = _kind(folder) or first  # what is missing the reader says
+        found = kind_of(folder) or first  # what is missing the reader says
         if found != first:
             raise InputError(f"{folder} holds a {found}, but {folders[0].name} a {first}; are these steps of one run?")
     return [_KINDS[first][1](folder) for folder in folders]
 
 
-def _kind(folder: Path) -> str | None:
+def kind_of(folder: Path) -> str | None:
+    """What is saved in the folder of a step, such as "LoRA adapter"; None where it is nothing that is known."""
     return next((kind for kind, (file, _) in _KINDS.items() if (folder / file).is_file()), None)
 
 

@@ -20,15 +20,10 @@ from jaxtyping import Float32
 
 from em_interp.errors import InputError
 from em_interp.runs import read_json
-from em_interp.trajectory.checkpoint import CONFIG, WEIGHTS, Checkpoint
+from em_interp.trajectory.checkpoint import CONFIG, Checkpoint
 
 FILE = "steering_vector.pt"
 _DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "<u2"}
-
-
-def holds_steering(folder: Path) -> bool:
-    """Whether the folder's step is a steering vector."""
-    return (folder / FILE).is_file() and not (folder / WEIGHTS).is_file()
 
 
 def read_steering(folder: Path) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,3 +193,37 @@ def test_the_command_says_what_was_written_and_replaces_nothing_unasked(runs, tm
         assert json_of("export", run, "--what", what, "--out", tmp_path / out, "--resume") == values
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
     np.testing.assert_array_equal(em.load_trajectory(tmp_path / "p.safetensors").steps, [*STEPS])
+
+
+@pytest.mark.parametrize(("what", "own"), [("peft", "adapter_config.json"), ("merged", "config.json")])
+def test_resume_replaces_an_earlier_export_and_no_other_folder(what, own, runs, tmp_path):
+    run, mine = runs["qwen2"], tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    (mine / own).write_text("{}")
+    words = ["export", run, "--what", what, "--resume", "--out"]
+    with unchanged(mine), unchanged(run):
+        for folder in (mine, run, Run(run).checkpoint(1)):
+            assert f"{folder} is no earlier export of this kind" in refused(*words, folder)
+    (tmp_path / "empty").mkdir()
+    json_of(*words, tmp_path / "empty")
+
+
+def test_resume_replaces_a_packed_file_and_no_other_weights(bases, runs, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes((Path(bases["qwen2"]) / "model.safetensors").read_bytes())
+    with unchanged(tmp_path):
+        said = refused("export", runs["qwen2"], "--what", "packed", "--out", file, "--resume")
+    assert f"{file} is no earlier export" in said
+
+
+def test_what_is_no_lora_adapter_is_not_exported_for_peft(runs, tmp_path):
+    step = Run(tmp_path / "run").checkpoints
+    for number in (0, 1):
+        (step / f"checkpoint-{number}").mkdir(parents=True)
+        (step / f"checkpoint-{number}" / "steering_vector.pt").touch()
+    said = refused("export", tmp_path / "run", "--what", "peft", "--out", tmp_path / "out")
+    assert "checkpoint-1 holds a steering vector; only a LoRA adapter is exported for PEFT" in said
+    file = export_packed(runs["qwen2"], tmp_path / "p.safetensors")["file"]
+    assert "is one packed file" in refused("export", file, "--what", "peft", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
