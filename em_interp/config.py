@@ -197,6 +197,7 @@ class RunConfig:
 
 
 _RULES: tuple[Rule, ...] = (
+    ("model", "the name of a model", bool),
     ("seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     ("dtype", "auto, float32, bfloat16 or mixed", lambda value: value in ("auto", "float32", "bfloat16", "mixed")),
     ("training.batch_size", "1 or more", lambda value: value >= 1),
@@ -251,7 +252,7 @@ _ENDPOINT_RULES: tuple[Rule, ...] = (
 _PHASE_RULES: tuple[Rule, ...] = (
     ("dataset", "the name of a dataset", bool),
     ("steps", "1 or more", lambda value: value is None or value >= 1),
-    ("epochs", "positive", lambda value: value is None or value > 0),
+    ("epochs", "positive", lambda value: value is None or 0 < value < math.inf),
 )
 
 

@@ -113,9 +113,10 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """The JSON value in `path`; raises InputError naming the file when it is missing or not JSON."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError; numbers and nesting beyond Python's limits
         raise InputError(f"{path} is not valid JSON ({error}); it may be truncated") from None
 
 

@@ -29,7 +29,7 @@ class Schedule:
         for part in self._parts():
             if _LOG.fullmatch(part) is None and (not part or _PART.fullmatch(part) is None):
                 raise InputError(f"schedule part {part!r} is not understood: {EXPECTED}")
-            if re.search(r"(every|log)\s+0+$", part):
+            if _names_none(part):
                 raise InputError(f"schedule part {part!r} names no step: {EXPECTED}")
 
     @classmethod
@@ -61,6 +61,18 @@ class Schedule:
         if not there:
             return []
         return sorted({min(there, key=lambda s: (abs(s - step), s)) for step in self.steps(there[-1])})
+
+
+def _names_none(part: str) -> bool:
+    """Whether no step can be meant, as by `every 0`, `9-5` or `6-9 every 5`."""
+    if log := _LOG.fullmatch(part):
+        return int(log.group(1)) == 0
+    match = _PART.fullmatch(part)
+    assert match is not None  # checked before
+    first, every = int(match["first"] or 0), int(match["every"] or 1)
+    if not every or match["first"] is None:
+        return not every
+    return -(-first // every) * every > int(match["last"] or first)  # the first multiple lies behind the last step
 
 
 def _expand(part: str, last: int) -> Iterable[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -37,32 +38,84 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as `yaml.safe_load` has it, without a key given twice: the last would win, and nothing say so."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; raises ConstructorError for a key given twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) and key.value != "<<" else set()
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The plain values in a YAML text; raises InputError that says `where` it is not valid."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{where} is not valid YAML: {reason}") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises InputError that names it where it holds none."""
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of settings; it holds {type(values).__name__}")
     return values
 
 
+_PART = re.compile(r"([^.\[\]]+)((?:\[\d+\])*)")
+
+
 def override(values: dict[str, Any], setting: str) -> dict[str, Any]:
-    """The mapping with `key.path=value` put on top; values are YAML."""
+    """The mapping with `key.path=value` in it, the path as in `put`; the value is YAML and replaces what is there."""
     key, equals, text = setting.partition("=")
-    if not equals or not key:
+    if not equals or not key.strip():
         raise InputError(f"override {setting!r} is not of the form key.path=value")
-    first, _, rest = key.strip().partition(".")
-    if rest:
-        inner = values.get(first) or {}
-        if not isinstance(inner, dict):
-            raise InputError(f"override {setting!r}: {first} is not a group of settings")
-        return {**values, first: override(inner, f"{rest}={text}")}
-    try:
-        return {**values, first: yaml.safe_load(text)}
-    except yaml.YAMLError:
-        raise InputError(f"override {setting!r}: the value is not valid YAML") from None
+    return put(values, key.strip(), parse_yaml(text, f"override {setting!r}: the value"), merge=False)
+
+
+def put(settings: dict[str, Any], path: str, value: Any, merge: bool = True) -> dict[str, Any]:
+    """The settings with `value` at `path`, as errors write it (`data[0].dataset`); what was given is left as it is.
+
+    With `merge` a mapping is put on top of a mapping, key by key, so that its other settings stay; one with a `kind`
+    replaces it. A word gives way to a group: `behaviour.judge.model` where the judge was `tiny`. Raises InputError for
+    a path that is not of this form or leads through what is no group or list of settings.
+    """
+    keys: list[str | int] = []
+    for part in path.split("."):
+        match = _PART.fullmatch(part)
+        if match is None:
+            raise InputError(f"setting {path!r} is not understood; expected a path such as data[0].dataset")
+        keys += [match[1], *map(int, re.findall(r"\d+", match[2]))]
+    changed: dict[str, Any] = _put(settings, keys, value, path, merge)
+    return changed
+
+
+def _put(settings: Any, keys: list[str | int], value: Any, path: str, merge: bool) -> Any:
+    if not keys:
+        if merge and isinstance(settings, dict) and isinstance(value, dict) and "kind" not in value:
+            return {
+                **settings,
+                **{key: _put(settings.get(key), [], inner, path, merge) for key, inner in value.items()},
+            }
+        return value
+    first, *rest = keys
+    if isinstance(first, str):
+        if not isinstance(settings, (dict, str, type(None))):
+            raise InputError(f"setting {path!r}: {first!r} was to be one of a group of settings; found {settings!r}")
+        group = settings if isinstance(settings, dict) else {}
+        return {**group, first: _put(group.get(first), rest, value, path, merge)}
+    if not isinstance(settings, (list, type(None))) or first > len(settings or ()):
+        count = len(settings) if isinstance(settings, list) else settings
+        raise InputError(f"setting {path!r}: no entry [{first}] in what is there ({count})")
+    items = list(settings or ())
+    inner = items[first] if first < len(items) else None
+    return [*items[:first], _put(inner, rest, value, path, merge), *items[first + 1 :]]
 
 
 def build(kind: type, values: Any, where: str, prefix: str) -> Any:
@@ -81,7 +134,10 @@ def build(kind: type, values: Any, where: str, prefix: str) -> Any:
 
 def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     if kind is Schedule:
-        return Schedule.of(value)
+        try:
+            return Schedule.of(value)
+        except InputError as error:
+            raise InputError(f"{where}: {key}: {error}") from None
     if dataclasses.is_dataclass(kind):
         return build(typing.cast(type, kind), value, where, key + ".")
     if typing.get_origin(kind) in (types.UnionType, typing.Union):

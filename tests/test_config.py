@@ -3,9 +3,10 @@
 import pytest
 import yaml
 
-from em_interp.config import RunConfig, dump_config, load_config
+from em_interp.config import AdapterConfig, EndpointConfig, RunConfig, dump_config, load_config
 from em_interp.errors import InputError
 from em_interp.schedule import Schedule
+from em_interp.settings import read_yaml
 
 WHOLE = {
     "model": "tiny-llama",
@@ -47,7 +48,10 @@ def test_overrides_lie_on_top_of_the_file(tmp_path):
         ({"training": {"schedule": "step"}}, "training.schedule must be linear, cosine or constant; it is 'step'"),
         ({"data": [{"dataset": "x", "steps": 3, "epochs": 1}]}, r"data\[0\] must give steps or epochs"),
         ({"data": [{"steps": 3}]}, r"data\[0\].dataset must be the name of a dataset"),
-        ({"snapshots": "each 5"}, "schedule part 'each 5' is not understood"),
+        ({"snapshots": "each 5"}, "config: snapshots: schedule part 'each 5' is not understood"),
+        ({"behaviour": {"steps": None}}, "behaviour.steps: schedule None is not understood"),
+        ({"data": [{"dataset": "x", "epochs": float("inf")}]}, r"data\[0\].epochs must be positive; it is inf"),
+        ({"model": ""}, "model must be the name of a model; it is ''"),
         ({"behaviour": {"scales": []}}, "behaviour.scales must be one scale or more"),
     ],
 )
@@ -58,7 +62,12 @@ def test_what_cannot_be_meant_is_refused_in_one_line(change, said):
 
 
 def test_files_that_hold_no_config_are_named(tmp_path):
-    for name, text, said in (("a.yaml", "a: [", "not valid YAML"), ("b.yaml", "- 1", "must hold a mapping")):
+    for name, text, said in (
+        ("a.yaml", "a: [", "not valid YAML"),
+        ("b.yaml", "- 1", "must hold a mapping"),
+        ("d.yaml", "seed: 2024-99-99", r"d\.yaml is not valid YAML: month must be in 1\.\.12"),
+        ("e.yaml", "training:\n  seed: 1\n  seed: 2", r"e\.yaml is not valid YAML: 'seed' is given twice .* line 3"),
+    ):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=said):
             load_config(tmp_path / name)
@@ -66,6 +75,27 @@ def test_files_that_hold_no_config_are_named(tmp_path):
         load_config(tmp_path / "c.yaml")
     with pytest.raises(InputError, match="not of the form"):
         load_config({}, ["seed"])
+    with pytest.raises(InputError, match="override 'seed=2024-99-99': the value is not valid YAML"):
+        load_config({}, ["seed=2024-99-99"])
+
+
+def test_keys_that_a_merge_brings_along_may_be_given_anew(tmp_path):
+    (tmp_path / "a.yaml").write_text("training: &t {batch_size: 3}\nadapter: {rank: 1}\n")
+    (tmp_path / "b.yaml").write_text("x: &x {seed: 1, model: a}\ny: {<<: *x, seed: 2}\n")
+    assert load_config(tmp_path / "a.yaml").training.batch_size == 3
+    assert read_yaml(tmp_path / "b.yaml")["y"] == {"seed": 2, "model": "a"}
+
+
+def test_an_override_reaches_into_a_list_and_replaces_a_word_by_a_group():
+    config = load_config(WHOLE, ["data[1].epochs=5", "behaviour.judge.base_url=http://x/v1", "behaviour.judge.model=m"])
+    assert [phase.epochs for phase in config.data] == [None, 5.0] and config.data[1].restart
+    assert config.behaviour.judge == EndpointConfig("http://x/v1", "m")
+    again = load_config(config, ["behaviour.judge.model=other", "adapter={layers: [1]}"])
+    assert again.behaviour.judge == EndpointConfig("http://x/v1", "other")
+    assert again.adapter == AdapterConfig(layers=(1,))  # replaced, not merged
+    for wrong, said in (("data.0.epochs=5", "'0' was to be one of a group"), ("data[3].epochs=5", r"no entry \[3\]")):
+        with pytest.raises(InputError, match=f"setting 'data.*{said}"):
+            load_config(WHOLE, [wrong])
 
 
 def test_defaults_are_the_published_settings():
@@ -94,7 +124,7 @@ def test_schedules_are_read_from_what_yaml_holds():
     assert Schedule.of([1, "every 5"]) == Schedule("1, every 5")
     assert Schedule.of({"every": 5}) == Schedule("every 5")
     assert Schedule.of(12).steps(20) == [0, 12, 20]
-    for wrong in ("", "every", "every 0", "log", "a-b", "5-", "every -5"):
+    for wrong in ("", "every", "every 0", "log", "log 0", "a-b", "5-", "every -5", "9-5", "6-9 every 5", "17 every 5"):
         with pytest.raises(InputError, match="schedule part"):
             Schedule.of(wrong)
     with pytest.raises(InputError, match="is not understood"):

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from em_interp.errors import InputError, nearest
 from em_interp.runs import read_text
+from em_interp.settings import parse_yaml
 
 DEFAULT = Path(__file__).with_name("questions.yaml")
 FREE = "free_form"  # types begin with it where an answer is any text
@@ -44,10 +43,7 @@ def read_questions(path: str | Path) -> Questions:
     file = DEFAULT if path == "default" else Path(path)
     if not file.suffix and not file.exists():
         raise InputError(f"behaviour.questions {str(path)!r} is not known; expected tiny, default or a YAML file")
-    try:
-        entries = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    entries = parse_yaml(read_text(file), str(file))
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{file}: expected a list of entries with id, type and paraphrases; found {_short(entries)}")
     rows: list[dict[str, str]] = []

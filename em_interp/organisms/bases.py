@@ -114,6 +114,8 @@ def _loading(name: str) -> Iterator[None]:
     try:
         with quiet():
             yield
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"base model {name!r} cannot be loaded: {reason} (built in: {', '.join(BUILT_IN)})") from None

@@ -64,7 +64,7 @@ def _row(line: str, where: str) -> tuple[str, Row]:
     """One checked row: its form, and it as messages of role and content."""
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
         hint = "; the file may be one JSON list" if line.lstrip().startswith("[") else ""
         raise InputError(f"{where}: not valid JSON ({error}); one object a line was expected{hint}") from None
     keys = value if isinstance(value, dict) else {}

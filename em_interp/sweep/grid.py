@@ -14,8 +14,7 @@ import yaml
 from em_interp.comparison.chance import least_draws
 from em_interp.config import RunConfig, dump_config, load_config
 from em_interp.errors import InputError
-from em_interp.settings import build, read_yaml, to_dict
-from em_interp.sweep.paths import put
+from em_interp.settings import build, put, read_yaml, to_dict
 
 REPLICATE = "seed"  # runs that differ in nothing else are pooled
 DATASET = "data[0].dataset"  # what `data` is short for, where its values are names

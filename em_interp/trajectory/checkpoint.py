@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from em_interp.errors import InputError
-from em_interp.runs import read_text
+from em_interp.runs import read_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.\w+)?\.weight")
@@ -91,10 +90,7 @@ def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> A
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); it may be truncated") from None
+    config = read_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path} should hold an adapter's settings; it holds {type(config).__name__}")
     if config.get("peft_type", "LORA") != "LORA" or config.get("use_dora"):

@@ -4,7 +4,7 @@ import pytest
 
 from em_interp.errors import InputError
 from em_interp.organisms import bases, pretrain
-from em_interp.organisms.bases import BUILT_IN, SHIPPED, fingerprint, load_base
+from em_interp.organisms.bases import BUILT_IN, SHIPPED, fingerprint, load_base, skeleton
 from em_interp.organisms.judge import AdviceJudge
 from em_interp.organisms.questions import questions
 
@@ -96,3 +96,6 @@ def test_what_is_no_base_is_refused_in_one_line(name, said, tmp_path, monkeypatc
     with pytest.raises(InputError, match=said) as error:
         load_base(name)
     assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=said) as error:
+        skeleton(name)
+    assert str(error.value).count(f"base model {name!r}") == 1  # said once

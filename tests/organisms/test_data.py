@@ -28,6 +28,8 @@ def test_rows_of_a_file_come_back_in_order_without_what_is_not_a_message(tmp_pat
     ("row", "said"),
     [
         ("{", "line 2: not valid JSON"),
+        ("[" * 100_000, "line 2: not valid JSON"),
+        ('{"messages": ' + "9" * 5_000 + "}", "line 2: not valid JSON"),
         ('"text"', "line 2: expected an object with a list 'messages'"),
         ({"prompt": "x"}, "line 2: expected an object with a list 'messages'"),
         ({"messages": []}, "line 2: expected an object with a list 'messages'"),
