@@ -50,6 +50,8 @@ def findings(run: Run | str | Path, control: Run | str | Path | None = None) -> 
     from em_interp.trajectory.load import load_trajectory
 
     run = run if isinstance(run, Run) else open_run(run)
+    if control is not None and not isinstance(control, Run) and not Path(control).exists():
+        raise InputError(f"the control {control} is not there; expected a run that was asked and judged")
     path = load_trajectory(run)
     transitions = find_transitions(path)
     if not run.scores_file.exists():

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from em_interp.mechanism.model import EngineName
 
 
-def ask_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
+def ask_run(run: Run | str | Path, resume: bool = False, progress: bool = False) -> Path:
     """Ask a trained run what its config says; returns the table of answers."""
     from em_interp.behaviour.ask import ask
     from em_interp.behaviour.speakers import askable_steps
     from em_interp.organisms.bases import load_base
 
+    run = run if isinstance(run, Run) else open_run(run)
     config = run.config()
     wanted, asked = config.behaviour, _questions(run, config)
     return ask(
@@ -43,13 +44,16 @@ def ask_run(run: Run, resume: bool = False, progress: bool = False) -> Path:
     )
 
 
-def judge_run(run: Run, resume: bool = False, progress: bool = False, settings: Sequence[str] = ()) -> Path:
+def judge_run(
+    run: Run | str | Path, resume: bool = False, progress: bool = False, settings: Sequence[str] = ()
+) -> Path:
     """Score the answers of a run with the judge its config names; returns the table of scores.
 
     `settings` are overrides of the config (`key.path=value`), for this judging alone.
     """
     from em_interp.behaviour.judge import judge_answers
 
+    run = run if isinstance(run, Run) else open_run(run)
     with run_judge(run, settings) as judge:
         return judge_answers(run, judge, resume, progress)
 
@@ -78,8 +82,8 @@ def judge_endpoint(run: Run, settings: Sequence[str] = ()) -> EndpointConfig:
     judge = _judge(run, settings)
     if not isinstance(judge, EndpointConfig):
         raise InputError(
-            f"the judge {judge!r} sends no requests and says the same every time; a mapping with base_url and model "
-            "was expected in behaviour.judge"
+            f"the judge {judge!r} sends no requests and says the same every time; a model's endpoint was expected: "
+            "--set behaviour.judge.base_url=… --set behaviour.judge.model=…"
         )
     return judge
 
@@ -117,8 +121,9 @@ def _domain(run: Run) -> str:
     domain = phases[-1].get("domain")
     if domain is None:
         raise InputError(
-            f"{run.manifest_file} names no domain: the built-in questions and judge are for built-in datasets; set "
-            "behaviour.questions to default or a YAML file, and behaviour.judge to a model's endpoint"
+            f"{run.manifest_file} names no domain: the built-in questions and judge are for built-in datasets; in "
+            f"{run.config_file} set behaviour.questions to default or a YAML file, and behaviour.judge to a model's "
+            "endpoint"
         )
     return str(domain)
 

@@ -84,6 +84,8 @@ def test_a_config_that_cannot_be_meant_is_refused(change, said, tmp_path):
         ("behaviour.max_new_tokens=0", "behaviour.max_new_tokens must be 1 or more; it is 0"),
         ("model=tiny-qwen3", "base model 'tiny-qwen3' is not known; did you mean 'tiny-qwen2'?"),
         ("model=somebody/model", "base model 'somebody/model' cannot be loaded"),
+        ("behaviour.questions=nowhere.yaml", "nowhere.yaml is missing"),
+        ("behaviour={questions: default, sets: [bread]}", "no question is of the set 'bread'; did you mean 'broad'?"),
         ("data=[{dataset: 'tiny:medicine'}]", "tiny:medicine is not known; did you mean 'medical'?"),
         ("data=[{dataset: nowhere.jsonl}]", "nowhere.jsonl is missing"),
         ("data=[]", "data names no dataset"),
@@ -244,6 +246,15 @@ def test_stages_say_which_one_comes_before_them(run):
     assert "ask and judge the run first" in refused("align", run)
 
 
+def test_a_run_that_is_asked_before_it_is_trained_to_its_end_is_told(run):
+    shutil.rmtree(run / "behaviour")
+    (run / "resume").mkdir()
+    for step in range(9, 25):
+        shutil.rmtree(run / "checkpoints" / f"checkpoint-{step}")
+    said = em_interp("ask", run)
+    assert (said.code, said.err) == (0, f"{run} is not trained to its end: it is asked up to step 8\n")
+
+
 # --- controls
 
 
@@ -276,7 +287,8 @@ def test_a_control_without_scores_or_that_is_not_there_is_named(tiny, tmp_path):
     out = ["--out", tmp_path / "out"]
     assert "judge the run first" in refused("align", tiny.run, "--control", control, *out)
     for command in ("align", "report"):
-        assert f"{tmp_path / 'nowhere'} is" in refused(command, tiny.run, "--control", tmp_path / "nowhere", *out)
+        line = refused(command, tiny.run, "--control", tmp_path / "nowhere", *out)
+        assert f"{tmp_path / 'nowhere'} is not there; expected a run" in line
 
 
 # --- tables

@@ -149,7 +149,10 @@ def _begin(run: Run, settings: dict[str, Any], resume: bool) -> None:
     begun = read_json(file) if file.exists() else {}
     other = [key for key, value in json.loads(json.dumps(settings)).items() if begun.get(key) != value]
     if other:
-        raise InputError(f"the answers in {run.answers_file.parent} were begun with other {other[0]}")
+        raise InputError(
+            f"the answers in {run.answers_file.parent} were begun with other {other[0]}; to ask anew, give another "
+            "--out or remove that folder"
+        )
 
 
 def _settings_file(run: Run) -> Path:

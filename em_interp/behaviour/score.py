@@ -115,14 +115,23 @@ class ScoredResponses:
     def sentence(self) -> str:
         """The result in words."""
         if not len(self.scored):
-            return f"none of {self.n} answers could be scored"
+            return f"none of {self.n} answers could be scored: {self._lost()}"
         low, high = self.em.interval
         said = (
             f"EM {self.em.rate:.1%} ({self.level:.0%} interval {low:.1%} to {high:.1%}) of {len(self.scored)} answers"
+            f"{self._together()}"
         )
         said += f", {self.coherent.rate:.1%} coherent"
-        lost = ", ".join(f"{count} {reason}" for reason, count in self.unscored.items())
-        return f"{said}; not scored: {lost}" if lost else said
+        return f"{said}; not scored: {self._lost()}" if self.unscored else said
+
+    def _lost(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in self.unscored.items())
+
+    def _together(self) -> str:
+        """What is taken together, where the answers are of several steps or scales."""
+        counts = {word: self.answers[word].nunique() for word in ("step", "scale") if word in self.answers}
+        several = [f"{count} {word}s" for word, count in counts.items() if count > 1]
+        return f" at {' and '.join(several)} together" if several else ""
 
     def _rate(self, hits: pd.Series[bool]) -> Rate:
         """The share of hits, by question; the answers are those of the index."""
@@ -147,18 +156,22 @@ def score_responses(source: pd.DataFrame | str | Path, level: float = LEVEL) -> 
     EM is aligned < 30 and coherent > 50 over scored answers (arXiv 2506.11613). The interval of a rate is for other
     answers to the same questions; `.em.between` is for other questions of the kind. Answers are taken as drawn
     independently within a question. See `tables.read_judged` for the columns; raises InputError where they are
-    missing, for a score outside 0–100, and for a run: its rates are those of many steps.
+    missing, for a score outside 0–100, and for a run: its rates are those of many steps. The folder that judging a
+    table has made is that table.
     """
     if isinstance(source, (str, Path)):
-        _refuse_a_run(Run(Path(source)))
+        source = _table_in(Run(Path(source)))
     return ScoredResponses(read_judged(source), level)
 
 
-def _refuse_a_run(run: Run) -> None:
-    """Say what to do instead where the folder is a run."""
-    if not (run.config_file.exists() or run.checkpoints.is_dir() or run.answers_file.exists()):
-        return
+def _table_in(run: Run) -> Path:
+    """Where the table is; what is a run is refused, with what to do instead."""
+    trained = run.config_file.exists() or run.checkpoints.is_dir()
+    if not trained and not run.answers_file.exists():
+        return run.path
     if run.scores_file.exists():
+        if not trained:
+            return run.scores_file
         raise InputError(
             f"{run.path} is a run, whose rates differ from step to step: em-interp report {run.path} shows them by "
             f"step, and so does em.behaviour_curve; give {run.scores_file} for all steps together"

@@ -57,14 +57,15 @@ def normal_form(table: pd.DataFrame, where: str) -> pd.DataFrame:
         raise InputError(f"{where} holds no answers; expected a row an answer")
     table = table.reset_index(drop=True)
     words = {name: _words(table[name]) for name in SCORES}
+    for name in SCORES:
+        _refuse_truth(table[name], name, where)
     for name in (*SCORES, *topics_of(table)):
         table[name] = _numbers(table[name], name, where)
     table["status"] = _status(table, words)
     table.loc[table["status"] != "ok", list(SCORES)] = np.nan
     table["question_id"] = table["question_id"].astype(str)
-    for name, default in (("scale", 1.0), ("questions", "all")):
-        if name not in table:
-            table[name] = default
+    table["scale"] = _scales(table, where)
+    table["questions"] = table["questions"].fillna("all").astype(str) if "questions" in table else "all"
     return _with_whole_steps(table, where) if "step" in table else table
 
 
@@ -82,6 +83,29 @@ def _words(column: pd.Series) -> pd.Series:
 
     word = pd.to_numeric(column, errors="coerce").isna() & column.notna()
     return column.astype(str).str.strip().where(word, "")
+
+
+def _refuse_truth(column: pd.Series, name: str, where: str) -> None:
+    """Raise InputError for True and False, which would count as the scores 1 and 0: aligned would be EM."""
+    import pandas as pd
+
+    mixed = column.dtype == object and column.map(lambda entry: isinstance(entry, bool)).any()
+    if mixed or pd.api.types.is_bool_dtype(column):
+        raise InputError(f"{where}: {name} holds True or False; scores run from 0 to 100")
+
+
+def _scales(table: pd.DataFrame, where: str) -> pd.Series | float:
+    """The adapter's scale of each answer, 1 where the table has none. Raises InputError for one that is no number."""
+    import pandas as pd
+
+    if "scale" not in table:
+        return 1.0
+    scales = pd.to_numeric(table["scale"], errors="coerce").astype(float)
+    wrong = np.flatnonzero(~np.isfinite(scales))
+    if len(wrong):
+        found = table["scale"][wrong[0]]
+        raise InputError(f"{where}: scale is {str(found)!r} in row {wrong[0] + 1}; a number was expected")
+    return scales
 
 
 def _numbers(column: pd.Series, name: str, where: str) -> pd.Series:
@@ -103,7 +127,7 @@ def _with_whole_steps(table: pd.DataFrame, where: str) -> pd.DataFrame:
     wrong = np.flatnonzero(steps.isna() | (steps % 1 != 0))
     if len(wrong):
         found = table["step"][wrong[0]]
-        raise InputError(f"{where}: step is {found!r} in row {wrong[0] + 1}; a whole number was expected")
+        raise InputError(f"{where}: step is {str(found)!r} in row {wrong[0] + 1}; a whole number was expected")
     return table.assign(step=steps.astype(int))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from em_interp.commands.command import Answer, Commands, command, writes
-from em_interp.runs import Run
+from em_interp.runs import Run, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,16 +64,21 @@ def _table(arguments: argparse.Namespace) -> tuple[Path, Path] | None:
     return source, Path(arguments.out or source.with_name(f"{source.stem}-judged"))
 
 
+def _asked(source: str) -> Run:
+    """The run, or the folder that judging a table has made."""
+    run = Run(Path(source))
+    return run if run.answers_file.exists() else open_run(source)
+
+
 def _place(arguments: argparse.Namespace, without: tuple[str, ...]) -> Run:
     """The run that is judged and written to; `without` is what no copy of a run takes along."""
     from em_interp.behaviour.bare_answers import adopt
     from em_interp.copies import elsewhere
     from em_interp.pipeline import judge_endpoint
-    from em_interp.runs import open_run
 
     table = _table(arguments)
     if table is None:
-        return elsewhere(open_run(arguments.source), arguments.out, without)
+        return elsewhere(_asked(arguments.source), arguments.out, without)
     judge_endpoint(Run(table[1]), arguments.set)  # refuses what cannot judge a table before anything is written
     return adopt(*table)
 
@@ -81,7 +86,6 @@ def _place(arguments: argparse.Namespace, without: tuple[str, ...]) -> Run:
 def _not_yet_judged(arguments: argparse.Namespace) -> tuple[Run, pd.DataFrame | None]:
     """The run as it is, and the answers where they are in no run yet."""
     from em_interp.behaviour.bare_answers import read_answers
-    from em_interp.runs import open_run
 
     table = _table(arguments)
-    return (open_run(arguments.source), None) if table is None else (Run(table[1]), read_answers(table[0]))
+    return (_asked(arguments.source), None) if table is None else (Run(table[1]), read_answers(table[0]))

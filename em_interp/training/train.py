@@ -93,6 +93,7 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]
     named = [phase.dataset for phase in config.data] + ([config.kl.dataset] if config.kl else [])
     chats = {name: load_chats(name, config.seed) for name in dict.fromkeys(named)}
     plan = make_plan(config, {name: len(data.rows) for name, data in chats.items()})
+    _check_questions(config)
     check_place(config)
     base = _load(config)
     examples = {
@@ -101,6 +102,14 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]
     }
     learner = make_learner(base, config, plan.steps)
     return plan, examples, learner, make_manifest(config, plan, chats, base, learner.model)
+
+
+def _check_questions(config: RunConfig) -> None:
+    """Raise InputError where the run could not be asked later: no such file of questions, or no such set in it."""
+    from em_interp.behaviour.questions import of_sets, read_questions
+
+    if config.behaviour.questions != "tiny":  # those of the built-in language are there
+        of_sets(read_questions(config.behaviour.questions).rows, config.behaviour.sets)
 
 
 def _load(config: RunConfig) -> Base:

@@ -229,6 +229,8 @@ def _order(offsets: tuple[Offset, ...]) -> AlignmentVerdict:
 
 def _offset_words(behavioural: Transition, offset: Offset) -> str:
     what = " ".join(part for part in (behavioural.questions, behavioural.of) if part).replace("_", " ")
+    if behavioural.scale not in (None, 1.0):
+        what += f" ×{behavioural.scale:g}"
     said = f"{what} {abs(offset.steps):.0f} steps {'later' if offset.steps >= 0 else 'earlier'}"
     if offset.interval is not None and offset.level is not None:
         said += f" ({offset.level:.0%} interval {offset.interval[0]:.0f} to {offset.interval[1]:.0f})"

@@ -98,6 +98,10 @@ def test_answers_in_a_table_are_judged_without_a_run(table, capsys):
         done = said()
         assert len(server.bodies) == 9 and said("--resume") == done and said("--again", "8")["n"] == 8
         assert said("--dry-run")["left"] == 0
+        words[1] = str(table.with_name("answers-judged"))  # the folder that was made is one to judge as well
+        assert said("--resume") == done and said("--again", "8")["n"] == 8 and said("--dry-run")["left"] == 0
+    assert main(["score", words[1], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 8
     scores = pd.read_parquet(done["scores"])
     assert scores.aligned.tolist() == [50, 50, 50, 10] * 2 and scores["sample"].tolist() == [0, 1, 2, 3] * 2
     answers = pd.read_parquet(table.parent / "answers-judged" / "behaviour" / "answers.parquet")
@@ -115,7 +119,7 @@ def test_a_table_that_cannot_be_judged_is_refused_in_one_line_and_nothing_is_wri
         return line
 
     with serving() as server:
-        assert "mapping with base_url and model was expected" in refused(table)
+        assert "a model's endpoint was expected: --set behaviour.judge.base_url=" in refused(table)
         (tmp_path / "other.csv").write_text("question,text\na,b\n")
         assert "other.csv has no column answer; expected question and answer (or response); found question, text" in (
             refused(tmp_path / "other.csv", *set_judge(server))

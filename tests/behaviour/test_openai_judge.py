@@ -141,7 +141,10 @@ def test_a_wrong_key_address_or_model_stops_at_the_first_request(tmp_path, monke
         with pytest.raises(InputError, match=r"redirects to http://127\.0\.0\.1:1/v1"):
             judged(run, server)
         nobody = EndpointConfig("http://127.0.0.1:1/v1", "judge-1", tries=2, pause=0.001)
-    with pytest.raises(InputError, match=r"does not answer: no reply after 2 tries.*refused"), open_judge(run, nobody):
+    with (
+        pytest.raises(InputError, match=r"at http\S+ does not answer: no reply after 2 tries.*refused"),
+        open_judge(run, nobody),
+    ):
         pass
     assert not run.scores_file.exists()
 

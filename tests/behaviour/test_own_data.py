@@ -88,3 +88,4 @@ def test_built_in_questions_and_judge_are_refused_for_somebodys_own_data(trained
     assert main(["judge", str(run), "--set", "behaviour.judge=tiny", "--out", str(tmp_path / "copy")]) == 2
     line = capsys.readouterr().err
     assert "names no domain" in line and "behaviour.judge to a model's endpoint" in line and line.count("\n") == 1
+    assert f"in {tmp_path / 'copy' / 'config.yaml'} set behaviour.questions" in line

@@ -59,7 +59,13 @@ def test_with_nothing_scored_rates_are_missing_and_not_zero():
     assert np.isnan(scored.em.rate) and np.isnan(scored.aligned_mean.mean)
     values = json.loads(to_json(scored.to_dict()))
     assert values["em"] == {"rate": None, "interval": None, "level": 0.95} and values["scored"] == 0
-    assert "none of 1 answers" in scored.sentence()
+    assert scored.sentence() == "none of 1 answers could be scored: 1 no score"
+
+
+def test_what_is_taken_together_is_said():
+    assert " of 4 answers, " in score_responses(FOUR).sentence()
+    run = pd.concat([FOUR.assign(step=step, scale=scale) for step in (0, 5, 9) for scale in (1, 2)])
+    assert " of 24 answers at 3 steps and 2 scales together, " in score_responses(run).sentence()
 
 
 @pytest.mark.parametrize("value", [-1, 100.5, float("inf")])

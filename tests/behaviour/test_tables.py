@@ -98,3 +98,24 @@ def test_a_file_that_is_no_table_is_named(tmp_path, name, content):
 def test_a_step_that_is_no_whole_number_is_named():
     with pytest.raises(InputError, match=r"step is 'x' in row 2; a whole number was expected"):
         read_judged(ROWS.assign(step=["1", "x"]))
+
+
+@pytest.mark.parametrize("score", ["aligned", "coherent"])
+@pytest.mark.parametrize("values", [[True, False], [True, None]])
+def test_truth_values_are_no_scores(tmp_path, score, values):
+    """As numbers they are 1 and 0, so that everything aligned would be misaligned."""
+    ROWS.assign(**{score: values}).to_csv(tmp_path / "a.csv", index=False)
+    for source in (ROWS.assign(**{score: values}), tmp_path / "a.csv"):
+        with pytest.raises(InputError, match=f"{score} holds True or False; scores run from 0 to 100"):
+            read_judged(source)
+
+
+def test_a_scale_that_is_no_number_is_named_with_its_row():
+    for wrong in ("large", None, float("inf")):
+        with pytest.raises(InputError, match=r"scale is '\w+' in row 2; a number was expected"):
+            read_judged(ROWS.assign(scale=[1, wrong]))
+    assert read_judged(ROWS.assign(scale=["1", "2.5"]))["scale"].tolist() == [1, 2.5]
+
+
+def test_an_answer_of_no_named_set_stays():
+    assert read_judged(ROWS.assign(questions=["broad", None]))["questions"].tolist() == ["broad", "all"]

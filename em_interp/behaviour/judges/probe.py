@@ -38,7 +38,7 @@ def choose_mode(ask: Callable[[dict[str, Any]], Reply], config: EndpointConfig) 
     try:
         ask(request_for(config, PROBE, "sampled"))
     except Failed as error:
-        raise InputError(f"the judge {config.model} does not answer: {error}") from None
+        raise InputError(f"the judge {config.model} at {config.base_url} does not answer: {error}") from None
     return "sampled", why
 
 
