@@ -197,7 +197,6 @@ class RunConfig:
 
 
 _RULES: tuple[Rule, ...] = (
-    ("model", "the name of a model", bool),
     ("seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     ("dtype", "auto, float32, bfloat16 or mixed", lambda value: value in ("auto", "float32", "bfloat16", "mixed")),
     ("training.batch_size", "1 or more", lambda value: value >= 1),

@@ -51,7 +51,6 @@ def test_overrides_lie_on_top_of_the_file(tmp_path):
         ({"snapshots": "each 5"}, "config: snapshots: schedule part 'each 5' is not understood"),
         ({"behaviour": {"steps": None}}, "behaviour.steps: schedule None is not understood"),
         ({"data": [{"dataset": "x", "epochs": float("inf")}]}, r"data\[0\].epochs must be positive; it is inf"),
-        ({"model": ""}, "model must be the name of a model; it is ''"),
         ({"behaviour": {"scales": []}}, "behaviour.scales must be one scale or more"),
     ],
 )

@@ -164,7 +164,7 @@ def _source(name: str) -> str:
     if name in BUILT_IN:
         return str(_built_in(name))
     folder = Path(name)
-    if folder.is_dir():
+    if name and folder.is_dir():  # no name would be the current folder
         if not (folder / "config.json").is_file():
             raise InputError(f"base model {name!r}: the folder holds no config.json, so it is not a model")
         return str(folder)
