@@ -72,7 +72,8 @@ def _metadata(base: str) -> dict[str, Any]:
 
 
 def _facts(base: str, manifest: dict[str, Any], adapter: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    yield "base", f"{base} ({manifest['base'].get('identity')})" if "base" in manifest else base
+    told = [str(manifest.get("base", {})[key]) for key in ("identity", "revision") if manifest.get("base", {}).get(key)]
+    yield "base", f"{base} ({', '.join(told)})" if told else base
     modules, layers = adapter.get("target_modules"), adapter.get("layers_to_transform")
     where = ", ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "unknown")
     yield "site", where + (f", layers {layers}" if layers else "")

@@ -99,6 +99,16 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
+def revision_of(name: str) -> str | None:
+    """The commit of the Hub's repository of which `name` was loaded; None for a built-in base or a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if name in BUILT_IN or Path(name).is_dir():
+        return None
+    held = try_to_load_from_cache(name, "config.json")  # …/snapshots/<commit>/config.json
+    return Path(held).parent.name if isinstance(held, str) else None
+
+
 def stored_dtype(name: str) -> str:
     """The number type in which the weights of the base called `name` are stored, such as bfloat16."""
     from transformers import AutoConfig

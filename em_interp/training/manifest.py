@@ -11,7 +11,7 @@ from typing import Any
 
 import em_interp
 from em_interp.config import RunConfig
-from em_interp.organisms.bases import Base
+from em_interp.organisms.bases import Base, revision_of
 from em_interp.organisms.data import Chats
 from em_interp.training.plan import Plan
 
@@ -25,7 +25,7 @@ def make_manifest(config: RunConfig, plan: Plan, chats: Mapping[str, Chats], bas
     return {
         "versions": {"em_interp": em_interp.__version__, "python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
-        "base": {"name": base.name, "identity": base.identity},
+        "base": {"name": base.name, "identity": base.identity, "revision": revision_of(config.model)},
         "phases": [
             {
                 "dataset": phase.dataset,

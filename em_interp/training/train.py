@@ -141,8 +141,14 @@ def _keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
         return
     before = read_json(run.manifest_file)
     for what in ("base", "phases", "kl"):
-        if before.get(what) != manifest.get(what):
+        if _told(before, what) != _told(manifest, what):
             raise InputError(f"{run.manifest_file}: {what} changed since the run began, so it cannot be resumed")
+
+
+def _told(manifest: dict[str, Any], what: str) -> Any:
+    """What must be the same; of a base its name and weights: these may be those of another revision."""
+    value = manifest.get(what)
+    return {**value, "revision": None} if what == "base" and value else value
 
 
 @contextmanager

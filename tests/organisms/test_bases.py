@@ -1,4 +1,8 @@
 import hashlib
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -100,3 +104,19 @@ def test_what_is_no_base_is_refused_in_one_line(name, said, tmp_path, monkeypatc
     with pytest.raises(InputError, match=said) as error:
         skeleton(name)
     assert str(error.value).count(f"base model {name!r}") == 1  # said once
+
+
+def test_a_base_from_the_hub_is_told_with_its_revision(tmp_path):
+    """In a process of its own: the place of the Hub's cache is read once."""
+    commit, repo = "0123456789abcdef" * 2 + "01234567", tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(SHIPPED / "tiny-qwen2", repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    code = (
+        "from em_interp.organisms.bases import load_base, revision_of\n"
+        "assert load_base('org/tiny').identity.startswith('org/tiny@')\n"
+        "print(revision_of('org/tiny'), revision_of('org/other'), revision_of('tiny-qwen2'))\n"
+    )
+    there = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == (f"{commit} None None\n", 0), done.stderr

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from em_interp.errors import InputError
-from em_interp.runs import Run
+from em_interp.runs import Run, write_json
 from em_interp.training.state import read_state
 from em_interp.training.train import train
 
@@ -79,6 +79,14 @@ def test_a_resumed_run_must_have_the_same_data_and_base(what, settings, tmp_path
         save_chats(tmp_path / "chats.jsonl", shift=3)
     with pytest.raises(InputError, match=rf"manifest.json: {what} changed since the run began"):
         train(values, run.path, resume=True)
+
+
+def test_a_run_begun_by_an_older_version_is_resumed_though_its_base_has_no_revision(long_run, tmp_path):
+    run = interrupted(long_run, tmp_path / "run")
+    manifest = run.manifest()
+    del manifest["base"]["revision"]
+    write_json(run.manifest_file, manifest)
+    assert train(long_run, run.path, resume=True).steps()[-1] == 200
 
 
 def test_an_interrupted_run_has_its_log_and_its_last_state(long_run, tmp_path):

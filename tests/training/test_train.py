@@ -155,7 +155,7 @@ def test_the_manifest_says_what_the_run_was_made_of(settings, chats, tmp_path):
     values = settings()
     manifest = train(values, tmp_path / "run").manifest()
     base = load_base(values["model"])
-    assert manifest["base"] == {"name": base.name, "identity": base.identity}
+    assert manifest["base"] == {"name": base.name, "identity": base.identity, "revision": None}
     assert manifest["phases"][0]["sha256"] == load_chats(chats[0]).sha256
     assert (manifest["phases"][0]["rows"], manifest["phases"][0]["held_out"]) == (40, 4)
     assert manifest["counts"] == {"steps": 12, "rows_per_step": 4, "snapshots": 13, "trainable_parameters": 96}
