@@ -36,6 +36,7 @@ def run(tiny, tmp_path):
         (["train"], "the following arguments are required: config (see em-interp train --help)"),
         (["ask", "run", "--out"], "argument --out: expected one argument (see em-interp ask --help)"),
         (["ask", "run", "--samples", "3"], "unrecognized arguments: --samples 3"),
+        (["judge", "run", "--dry-run", "--again", "3"], "argument --again: not allowed with argument --dry-run"),
         (["pretrain", "--family", "qwen2", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
     ],
 )

@@ -154,6 +154,15 @@ def test_an_error_leaves_stdout_empty_with_json_too(tmp_path):
     assert "nowhere" in refused("locate", tmp_path / "nowhere", "--json")
 
 
+def test_the_stages_take_a_run_or_its_folder_in_python_too(run):
+    import em_interp as em
+
+    before = contents(run)
+    assert em.ask(run, resume=True) == em.ask(em.open_run(run), resume=True) == Run(run).answers_file
+    assert em.judge(str(run), resume=True) == em.judge(em.open_run(run), resume=True) == Run(run).scores_file
+    assert contents(run) == before
+
+
 # --- for a reader
 
 

@@ -20,8 +20,9 @@ def add(commands: Commands) -> None:
     judge.add_argument("source", metavar="RUN", help="a run directory; or a CSV or parquet with question and answer")
     writes(judge, "the run itself, another folder gets a copy of it; of a table, <its name>-judged beside it")
     judge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeat)")
-    judge.add_argument("--dry-run", action="store_true", help="count requests and tokens; send and write nothing")
-    judge.add_argument("--again", type=int, metavar="N", help="judge N judged answers anew and compare")
+    instead = judge.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="count requests and tokens; send and write nothing")
+    instead.add_argument("--again", type=int, metavar="N", help="judge N judged answers anew and compare")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
