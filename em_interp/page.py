@@ -47,7 +47,7 @@ def report(
     found = found_in(run, beside)
     known = None if planted is None else found_in(planted)
     file = Path(out) if out is not None else found.run.report_file
-    page = _environment().get_template("report.html.j2").render(_contents(found, beside, known))
+    page = environment().get_template("report.html.j2").render(_contents(found, beside, known))
     try:
         write_text(file, page)
     except OSError as error:
@@ -55,7 +55,8 @@ def report(
     return file
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Where templates are rendered: everything a model or a file says is escaped, and what is not there is an error."""
     import jinja2
 
     from em_interp.figures import words
@@ -187,7 +188,7 @@ def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[s
     if found.curve is not None:
         beside = None if control is None else control.curve
         sections["behaviour"] = [draw.plot_behaviour(found.curve, beside, found.onsets)]
-    return {section: [_embedded(figure) for figure in drawn] for section, drawn in sections.items()}
+    return {section: [embedded(figure) for figure in drawn] for section, drawn in sections.items()}
 
 
 def _inside(found: Findings) -> dict[str, Any] | None:
@@ -198,7 +199,7 @@ def _inside(found: Findings) -> dict[str, Any] | None:
     if values is None:
         return None
     figures = kept_figures(found.run)
-    drawn = {name: [_embedded(figure) for figure in group.values()] for name, group in figures.items()}
+    drawn = {name: [embedded(figure) for figure in group.values()] for name, group in figures.items()}
     parts = [{**part, "figures": drawn.get(name, [])} for name, part in values["parts"].items()]
     return {**values, "parts": parts}
 
@@ -210,10 +211,10 @@ def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]
     of: Any = next((hit.nearest.of for hit in known if hit.nearest is not None), "B")
     changes = known_changes(found.run)
     turning = draw.plot_turning(found.trajectory, of, transitions=found.transitions, planted=changes)
-    return [_embedded(turning), _embedded(timeline(found))]
+    return [embedded(turning), embedded(timeline(found))]
 
 
-def _embedded(figure: go.Figure) -> dict[str, Any]:
+def embedded(figure: go.Figure) -> dict[str, Any]:
     """A figure for the template: title and subtitle in words, the rest as JSON that cannot end a script element."""
     from em_interp.figures.template import without_title
 

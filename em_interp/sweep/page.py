@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from em_interp.comparison.page import LIMITS
+from em_interp.page import embedded, environment
 from em_interp.runs import read_text, resumable, write_json, write_text
 from em_interp.sweep.result import SIGNALS, TABLES, TITLES, CellResult, Sweep
 from em_interp.sweep.within import WithinBase
 
 if TYPE_CHECKING:
-    import jinja2
     import plotly.graph_objects as go
 
     from em_interp.transition.result import Transition
@@ -32,38 +32,22 @@ def sweep_page(found: Sweep) -> str:
     from plotly.offline import get_plotlyjs
 
     return (
-        _environment()
+        environment()
         .get_template("sweep.html.j2")
         .render(
             found=found,
             titles=TITLES,
             plotly_js=get_plotlyjs(),
-            grid=_embedded(found.plot()),
+            grid=embedded(found.plot()),
             pooled=found.pooled(),
             without=list(_without(found)),
-            within=[(one, [_embedded(figure) for figure in _figures(one)]) for one in found.within],
-            across=[] if found.across is None else [_embedded(figure) for figure in found.across.figures()],
+            within=[(one, [embedded(figure) for figure in _figures(one)]) for one in found.within],
+            across=[] if found.across is None else [embedded(figure) for figure in found.across.figures()],
             limits=LIMITS,
             asked=read_text(found.out / "sweep.yaml"),
             folder=shlex.quote(str(found.out)),
         )
     )
-
-
-def _environment() -> jinja2.Environment:
-    import jinja2
-
-    from em_interp.figures import words
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("em_interp"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": words.number, "said": words.said}
-    return environment
 
 
 def _without(found: Sweep) -> Iterator[tuple[CellResult, str, Transition]]:
@@ -80,11 +64,3 @@ def _figures(one: WithinBase) -> list[go.Figure]:
     if one.comparison is None:
         return []
     return [one.comparison.plot("pairs"), one.comparison.plot("plane", one.comparison.planes[0].of)]
-
-
-def _embedded(figure: go.Figure) -> dict[str, Any]:
-    """A figure for the template: title and subtitle in words, the rest as JSON that cannot end a script element."""
-    from em_interp.figures.template import without_title
-
-    said, bare = figure.layout.meta, without_title(figure)
-    return {**said, "json": bare.to_json().replace("<", "\\u003c")}
