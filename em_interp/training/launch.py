@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from em_interp.errors import InputError
+from em_interp.training.processes import LAUNCHER
 
 GRACE = 10.0  # seconds in which the others may notice that one has ended
 
@@ -50,7 +51,7 @@ def _start(command: Sequence[str], count: int) -> list[Child]:
     cores = os.cpu_count() or 1
     shared = {"OMP_NUM_THREADS": str(max(1, cores // count)), "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
     shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), LAUNCHER: str(os.getpid())}
     return [
         subprocess.Popen(
             command,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from em_interp.errors import InputError
 T = TypeVar("T")
 Shared = tuple[Any, Exception | None]  # what a work came to, or what it failed with
 _SHARDERS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+LAUNCHER = "EM_INTERP_LAUNCHER"  # in the environment: the process that started this one and ends it with the others
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -81,10 +84,25 @@ def join(asked: int | None = None) -> Processes:
     Raises InputError where fewer or more run than were `asked` for, or a launcher is to do what cannot be done here.
     """
     here = launched()
+    stay_with_launcher()
     _check_launch(here, asked)
     if here.count > 1:
         _connect(here)
     return here
+
+
+def stay_with_launcher() -> None:
+    """End this process, as a kill would, when `em-interp train --processes` is gone: nobody else would end it."""
+    if LAUNCHER not in os.environ:
+        return
+    launcher = int(os.environ[LAUNCHER])
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check_shares(config: RunConfig, count: int) -> None:

@@ -257,6 +257,25 @@ def test_a_first_process_that_could_not_speak_is_spoken_for(first, second, said,
         launch(script(first, second), 2)
 
 
+def test_when_the_launcher_is_killed_nobody_trains_on_behind_its_back(tmp_path):
+    child = (
+        "import os, time\nfrom pathlib import Path\n"
+        "from em_interp.training.processes import stay_with_launcher\n"
+        f"stay_with_launcher()\nPath({str(tmp_path)!r}, os.environ['RANK']).touch()\ntime.sleep(60)\n"
+    )
+    code = f"import sys\nfrom em_interp.training.launch import launch\nlaunch([sys.executable, '-c', {child!r}], 2)"
+    launcher = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    while len([*tmp_path.iterdir()]) < 2:
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.kill()
+    start = time.monotonic()
+    with launcher.stderr as held:  # by the processes, too: it ends when they have ended
+        assert held.read() == b""
+    assert time.monotonic() - start < 30
+    launcher.wait()
+
+
 def test_ctrl_c_goes_to_the_first_process_which_ends_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(launching, "GRACE", 0.3)
     first = f"signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); open({str(tmp_path / 'up')!r}, 'w'); {WAITS}"
