@@ -138,6 +138,11 @@ class BehaviourConfig:
     temperature: float = 1.0
     max_new_tokens: int = 600
 
+    @property
+    def judge_name(self) -> str:
+        """What the judge's scores are filed under; a built-in judge goes by rules."""
+        return self.judge.called if isinstance(self.judge, EndpointConfig) else f"{self.judge}-rules"
+
 
 @dataclass(frozen=True)
 class RunConfig:

@@ -77,6 +77,11 @@ def run_judge(run: Run, settings: Sequence[str] = ()) -> Iterator[Judge]:
         )
 
 
+def judge_name(run: Run, settings: Sequence[str] = ()) -> str:
+    """What the scores of a run's judge are filed under."""
+    return _config(run, settings).behaviour.judge_name
+
+
 def judge_endpoint(run: Run, settings: Sequence[str] = ()) -> EndpointConfig:
     """The model's endpoint that judges a run; raises InputError where its config names another kind of judge."""
     judge = _judge(run, settings)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from em_interp.behaviour.judge import KEY
-from em_interp.behaviour.tables import RENAMED, read_table
+from em_interp.behaviour.tables import RENAMED, read_table, scales_of, with_whole_steps
 from em_interp.errors import InputError
 from em_interp.runs import Run, resumable, write_beside
 
@@ -21,7 +21,8 @@ def read_answers(path: Path) -> pd.DataFrame:
     """The answers in a CSV or parquet file, in the form of a run's: KEY, question and answer, a row an answer.
 
     In go `question` and `answer` (or `response`) and, where there are any, `step`, `scale`, `questions` and
-    `question_id`; samples are numbered anew, in the order of the file. Raises InputError where a column is missing.
+    `question_id`; samples are numbered anew, in the order of the file. Raises InputError where a column is missing, a
+    step is no whole number, or a scale no number.
     """
     import pandas as pd
 
@@ -42,6 +43,7 @@ def read_answers(path: Path) -> pd.DataFrame:
     for name, default in (*DEFAULTS.items(), ("question_id", table["question"])):
         if name not in table:
             table[name] = default
+    table = with_whole_steps(table.assign(scale=scales_of(table, str(path))), str(path))
     group = [name for name in KEY if name != "sample"]
     table["sample"] = table.groupby(group, sort=False, dropna=False).cumcount()
     return table[[*KEY, "question", "answer"]]

@@ -11,7 +11,7 @@ import numpy as np
 from em_interp.behaviour.judge import KEY
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.score import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_em
-from em_interp.behaviour.tables import normal_form, read_judged, read_table
+from em_interp.behaviour.tables import normal_form, of_one_judge, read_judged, read_table
 from em_interp.card import Line, card, picture
 from em_interp.errors import InputError
 from em_interp.runs import Run
@@ -178,19 +178,20 @@ def behaviour_curve(
     """The behaviour along a run: of a run that was asked and judged, or of judged tables.
 
     `source` is a run or its directory, a folder with one table a step, a file or a frame with a column `step` (see
-    `tables.read_judged`). `judge` chooses one where several scored the answers; `domain`, by default that of the
-    run's manifest, is the topic counted in `domain_share`. Raises InputError for missing columns, a score outside
-    0–100, a run without scores, and several judges without a choice.
+    `tables.read_judged`). Where several judges scored the answers `judge` chooses one, by default that of the run's
+    config; `domain`, by default that of the run's manifest, is the topic counted in `domain_share`. Raises InputError
+    for missing columns, a score outside 0–100, a run without scores, and several judges without a choice.
     """
     if isinstance(source, (str, Path)) and Run(Path(source)).answers_file.parent.is_dir():
         source = Run(Path(source))
     if isinstance(source, Run):
         answers, domain = _judged(source), domain or _domain(source)
+        judge = judge or _judge_of(source, answers)
     else:
         answers = read_judged(source)
     if "step" not in answers:
         raise InputError(f"a curve needs a column step; found {', '.join(map(str, answers.columns))}")
-    return BehaviourCurve(_of_one_judge(answers, judge), domain, level)
+    return BehaviourCurve(of_one_judge(answers, judge), domain, level)
 
 
 def _judged(run: Run) -> pd.DataFrame:
@@ -214,12 +215,10 @@ def _domain(run: Run) -> str | None:
     return phases[-1].get("domain")
 
 
-def _of_one_judge(answers: pd.DataFrame, judge: str | None) -> pd.DataFrame:
-    if "judge" not in answers:
-        return answers
-    there = sorted(answers["judge"].unique())
-    if judge is None and len(there) > 1:
-        raise InputError(f"several judges scored the answers ({', '.join(there)}); choose one with judge=")
-    if judge is not None and judge not in there:
-        raise InputError(f"no scores of judge {judge!r}; there are {', '.join(there)}")
-    return answers if judge is None else answers[answers["judge"] == judge]
+def _judge_of(run: Run, answers: pd.DataFrame) -> str | None:
+    """The judge that the run's config names, where others scored the answers too."""
+    there = set(answers["judge"])
+    if len(there) < 2 or not run.config_file.exists():
+        return None
+    named = run.config().behaviour.judge_name
+    return named if named in there else None

@@ -64,9 +64,26 @@ def normal_form(table: pd.DataFrame, where: str) -> pd.DataFrame:
     table["status"] = _status(table, words)
     table.loc[table["status"] != "ok", list(SCORES)] = np.nan
     table["question_id"] = table["question_id"].astype(str)
-    table["scale"] = _scales(table, where)
+    table["scale"] = scales_of(table, where)
     table["questions"] = table["questions"].fillna("all").astype(str) if "questions" in table else "all"
-    return _with_whole_steps(table, where) if "step" in table else table
+    return with_whole_steps(table, where) if "step" in table else table
+
+
+def of_one_judge(answers: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
+    """The answers as one judge scored them. Raises InputError for several judges without a choice among them."""
+    if "judge" not in answers and judge is None:
+        return answers
+    if "judge" not in answers:
+        raise InputError(f"the answers have no column judge, so {judge!r} cannot be chosen")
+    there = sorted(answers["judge"].astype(str).unique())
+    if judge is None and len(there) > 1:
+        raise InputError(
+            f"several judges scored the answers ({', '.join(there)}); choose one with judge= (em-interp score: --judge) "
+            "or judge into an --out of its own"
+        )
+    if judge is not None and judge not in there:
+        raise InputError(f"no scores of judge {judge!r}; there are {', '.join(there)}")
+    return answers if judge is None else answers[answers["judge"] == judge]
 
 
 def topics_of(table: pd.DataFrame) -> list[str]:
@@ -94,7 +111,7 @@ def _refuse_truth(column: pd.Series, name: str, where: str) -> None:
         raise InputError(f"{where}: {name} holds True or False; scores run from 0 to 100")
 
 
-def _scales(table: pd.DataFrame, where: str) -> pd.Series | float:
+def scales_of(table: pd.DataFrame, where: str) -> pd.Series | float:
     """The adapter's scale of each answer, 1 where the table has none. Raises InputError for one that is no number."""
     import pandas as pd
 
@@ -120,7 +137,8 @@ def _numbers(column: pd.Series, name: str, where: str) -> pd.Series:
     return numbers
 
 
-def _with_whole_steps(table: pd.DataFrame, where: str) -> pd.DataFrame:
+def with_whole_steps(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table with its steps as integers. Raises InputError for a step that is no whole number."""
     import pandas as pd
 
     steps = pd.to_numeric(table["step"], errors="coerce")

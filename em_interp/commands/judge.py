@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Judge, or count what judging would cost, or judge a sample again."""
     from em_interp.behaviour.judges.dry_run import dry_run
     from em_interp.behaviour.score import score_responses
-    from em_interp.pipeline import judge_endpoint, judge_prompts, judge_run
+    from em_interp.pipeline import judge_endpoint, judge_name, judge_prompts, judge_run
 
     if arguments.dry_run:
         asked, answers = _not_yet_judged(arguments)
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         return _judge_again(arguments)
     run = _place(arguments, ("scores.*", "analysis", "report.html"))
     scores = judge_run(run, arguments.resume, sys.stderr.isatty(), arguments.set)
-    scored = score_responses(scores)
+    scored = score_responses(scores, judge=judge_name(run, arguments.set))
     values = {"run": str(run.path), "scores": str(scores), "unscored": scored.unscored}
     return values, f"{scored.sentence()}\nthe scores: {scores}"
 

@@ -7,6 +7,7 @@ import pytest
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.judge import judge_answers
 from em_interp.behaviour.score import score_responses
+from em_interp.config import BehaviourConfig, EndpointConfig, RunConfig, dump_config
 from em_interp.errors import InputError
 from em_interp.runs import Run, to_json
 from em_interp.transition.onset import onset, onset_by_threshold, onsets
@@ -122,6 +123,13 @@ def test_a_run_is_read_with_its_answers_scores_and_domain(tmp_path):
     with pytest.raises(InputError, match=r"several judges scored the answers \(other, words\)"):
         behaviour_curve(run)
     assert set(behaviour_curve(run, judge="other").answers.judge) == {"other"}
+    endpoint = EndpointConfig("http://127.0.0.1:1/v1", "words")  # the judge that the run's config names goes first
+    run.config_file.write_text(dump_config(RunConfig(behaviour=BehaviourConfig(judge=endpoint))))
+    assert set(behaviour_curve(run).answers.judge) == {"words"}
+    assert set(behaviour_curve(run, judge="other").answers.judge) == {"other"}
+    run.config_file.write_text(dump_config(RunConfig()))  # tiny-rules, which scored nothing
+    with pytest.raises(InputError, match=r"several judges scored the answers \(other, words\)"):
+        behaviour_curve(run)
     with pytest.raises(InputError, match="no scores of judge 'x'; there are other, words"):
         behaviour_curve(run, judge="x")
     pd.read_parquet(run.answers_file).iloc[:9].to_parquet(run.answers_file)

@@ -41,6 +41,17 @@ def test_the_command_counts_judges_and_judges_again(asked, capsys):
         assert said("--resume")["unscored"] == {"refusal": 2} and len(server.bodies) == 41
 
 
+def test_a_second_judge_scores_beside_the_first_and_is_counted_alone(asked, capsys):
+    with serving() as server:
+        for name in ("judge-1", "second"):
+            assert main(["judge", str(asked.path), *set_judge(server, name=name), "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["unscored"] == {"refusal": 2}
+    assert main(["score", str(asked.scores_file), "--judge", "second", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 20
+    assert main(["score", str(asked.scores_file)]) == 2
+    assert "several judges scored the answers (judge-1, second); choose one" in capsys.readouterr().err
+
+
 def test_the_config_of_a_run_can_name_the_judge_and_survives_being_written(asked):
     with serving() as server:
         config = load_config(
@@ -109,6 +120,16 @@ def test_answers_in_a_table_are_judged_without_a_run(table, capsys):
     curve = behaviour_curve(table.parent / "answers-judged")
     assert curve.steps.tolist() == [0, 20] and curve.frame()["em"].tolist() == [1 / 4, 1 / 4]
     assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize(("column", "said"), [("step", "a whole number"), ("scale", "a number")])
+def test_a_table_whose_scores_could_not_be_read_is_refused_before_anything_is_spent(column, said, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(f"{column},question,answer\n1,q,a\nx,q,a\n")
+    with serving() as server:
+        assert main(["judge", str(tmp_path / "a.csv"), *set_judge(server)]) == 2
+        assert server.bodies == []
+    assert f"a.csv: {column} is 'x' in row 2; {said} was expected" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_a_table_that_cannot_be_judged_is_refused_in_one_line_and_nothing_is_written(table, tmp_path, capsys):

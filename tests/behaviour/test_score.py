@@ -147,3 +147,13 @@ def test_the_interval_of_a_mean_covers_it_and_leaves_out_what_differs_between_qu
     assert mean.interval[1] - mean.interval[0] < 2.5
     assert np.isnan(mean_of(np.array([5.0]), np.array([0])).interval).all()
     assert np.isnan(mean_of(np.zeros(0), np.zeros(0)).mean)
+
+
+def test_the_scores_of_several_judges_are_not_taken_together():
+    both = pd.concat([FOUR.assign(judge="one"), FOUR.assign(judge="other", aligned=90.0)], ignore_index=True)
+    with pytest.raises(InputError, match=r"several judges scored the answers \(one, other\); choose one with judge="):
+        score_responses(both)
+    assert score_responses(both, judge="one").to_dict() == score_responses(FOUR).to_dict()
+    assert score_responses(both, judge="other").em.rate == 0
+    with pytest.raises(InputError, match="no column judge, so 'one' cannot be chosen"):
+        score_responses(FOUR, judge="one")
