@@ -78,8 +78,8 @@ def of_one_judge(answers: pd.DataFrame, judge: str | None = None) -> pd.DataFram
     there = sorted(answers["judge"].astype(str).unique())
     if judge is None and len(there) > 1:
         raise InputError(
-            f"several judges scored the answers ({', '.join(there)}); choose one with judge= (em-interp score: --judge) "
-            "or judge into an --out of its own"
+            f"several judges scored the answers ({', '.join(there)}); choose one with judge=, with em-interp score "
+            "--judge or, for all commands, as behaviour.judge in the run's config.yaml"
         )
     if judge is not None and judge not in there:
         raise InputError(f"no scores of judge {judge!r}; there are {', '.join(there)}")
