@@ -17,13 +17,12 @@ import numpy as np
 
 from em_interp.errors import InputError
 from em_interp.findings import Findings
+from em_interp.render import embedded, render
 from em_interp.run_figures import Source, found_in, known_changes, timeline
 from em_interp.runs import read_text, write_text
 
 if TYPE_CHECKING:
-    import jinja2
     import pandas as pd
-    import plotly.graph_objects as go
 
     from em_interp.behaviour.curve import BehaviourCurve
     from em_interp.transition.result import Transition
@@ -47,7 +46,7 @@ def report(
     found = found_in(run, beside)
     known = None if planted is None else found_in(planted)
     file = Path(out) if out is not None else found.run.report_file
-    page = environment().get_template("report.html.j2").render(_contents(found, beside, known))
+    page = render("report", **_contents(found, beside, known))
     try:
         write_text(file, page)
     except OSError as error:
@@ -55,33 +54,12 @@ def report(
     return file
 
 
-def environment() -> jinja2.Environment:
-    """Where templates are rendered: everything a model or a file says is escaped, and what is not there is an error."""
-    import jinja2
-
-    from em_interp.figures import words
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("em_interp"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("name_of", "result_of", "offset_of", "said", "p_value", "number"):
-        environment.filters[name] = getattr(words, name)
-    return environment
-
-
 def _contents(found: Findings, control: Findings | None, planted: Findings | None) -> dict[str, Any]:
     """Everything the template shows."""
-    from plotly.offline import get_plotlyjs
-
     manifest = found.run.manifest() if found.run.manifest_file.exists() else {}
     known = [] if planted is None else hits(planted)
     runs = {"this run": found, "control": control, "known change": planted}
     return {
-        "plotly_js": get_plotlyjs(),
         "found": found,
         "control": control,
         "planted": planted,
@@ -212,14 +190,6 @@ def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]
     changes = known_changes(found.run)
     turning = draw.plot_turning(found.trajectory, of, transitions=found.transitions, planted=changes)
     return [embedded(turning), embedded(timeline(found))]
-
-
-def embedded(figure: go.Figure) -> dict[str, Any]:
-    """A figure for the template: title and subtitle in words, the rest as JSON that cannot end a script element."""
-    from em_interp.figures.template import without_title
-
-    said, bare = figure.layout.meta, without_title(figure)
-    return {**said, "json": bare.to_json().replace("<", "\\u003c")}  # plotly leaves "<" in where orjson is installed
 
 
 def _threshold_rows(thresholds: pd.DataFrame) -> list[tuple[float, list[Any]]]:

@@ -15,7 +15,7 @@ FLOORS = [
     {"organisms", "behaviour", "transition"},
     {"mechanism", "training", "figures"},
     {"findings"},
-    {"run_figures"},
+    {"run_figures", "render"},
     {"page", "comparison"},
     {"pipeline"},
     {"sweep"},

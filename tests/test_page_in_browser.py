@@ -1,4 +1,4 @@
-"""The page as a browser shows it: drawn whole, silent, alone. Needs Chromium or Chrome."""
+"""The pages as a browser shows them: drawn whole, silent, alone. Needs Chromium or Chrome."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from html import unescape
 import pytest
 
 import em_interp as em
+from em_interp.comparison.page import write_comparison
 from tests.figures.planting import plant_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -34,7 +35,8 @@ window.addEventListener("load", () => setTimeout(() => {
   const plots = [...document.querySelectorAll(".plot")].map((plot) => ({
     name: plot.closest("figure").dataset.name,
     size: [...plot.querySelectorAll(".main-svg")].map((svg) => svg.getBoundingClientRect().width),
-    marks: plot.querySelectorAll(".scatterlayer .trace path").length,
+    marks: plot.querySelectorAll(".scatterlayer .trace path, .heatmaplayer image").length,
+    empty: plot.textContent.includes("no run has a step to show"),
   }));
   const loaded = performance.getEntriesByType("resource").map((entry) => entry.name);
   const {body, title} = document;
@@ -53,7 +55,7 @@ def browser():
     return found
 
 
-@pytest.fixture(scope="module", params=["organism", "control", "bare"])
+@pytest.fixture(scope="module", params=["organism", "control", "bare", "comparison"])
 def opened(request, tmp_path_factory):
     """What the browser said of the page, and what a probe added to it saw."""
     chromium, folder = browser(), tmp_path_factory.mktemp("page")
@@ -63,6 +65,9 @@ def opened(request, tmp_path_factory):
         file = em.report(plant_run(folder / "organism", scales=(1.0,)), control=control, planted=planted)
     elif request.param == "control":
         file = em.report(control)
+    elif request.param == "comparison":
+        other = plant_run(folder / "other", asked=False)
+        file = write_comparison(em.compare([control, other]), folder / "compared")
     else:
         file = em.report(plant_run(folder / "bare", log=False, asked=False))
     probed = folder / "probed.html"
@@ -81,7 +86,7 @@ def test_every_figure_is_drawn(opened):
     for plot in seen["plots"]:
         assert plot["size"], plot["name"]
         assert min(plot["size"]) > 300, plot["name"]
-        assert plot["marks"], plot["name"]
+        assert plot["marks"] or plot["empty"], plot["name"]
 
 
 def test_the_console_stays_empty(opened):

@@ -39,10 +39,15 @@ def write_families(comparison: FamilyComparison, folder: str | Path, resume: boo
 
 def families_page(comparison: FamilyComparison) -> str:
     """One self-contained HTML page: the words, every figure and the table of likeness."""
-    title, *lines = comparison.sentence().splitlines()
-    table = comparison.frame("likeness").to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
-    tables = f"<h2>Every pair, measure and depth</h2>{table}"
-    return page_of("Comparison of families", title, lines, LIMITS, figures(comparison), tables)
+    rows = comparison.frame("likeness")
+    return page_of(
+        "Comparison of families",
+        comparison.sentence(),
+        LIMITS,
+        figures(comparison),
+        "Every pair, measure and depth",
+        rows,
+    )
 
 
 def figures(comparison: FamilyComparison) -> list[go.Figure]:

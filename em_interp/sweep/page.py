@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from em_interp.comparison.page import LIMITS
-from em_interp.page import embedded, environment
+from em_interp.render import embedded, render
 from em_interp.runs import read_text, resumable, write_json, write_text
 from em_interp.sweep.result import SIGNALS, TABLES, TITLES, CellResult, Sweep
 from em_interp.sweep.within import WithinBase
@@ -29,24 +29,18 @@ def write_sweep(found: Sweep) -> None:
 
 def sweep_page(found: Sweep) -> str:
     """The page: counts, every run's steps as a figure, pooled steps, every run's numbers, why some have none."""
-    from plotly.offline import get_plotlyjs
-
-    return (
-        environment()
-        .get_template("sweep.html.j2")
-        .render(
-            found=found,
-            titles=TITLES,
-            plotly_js=get_plotlyjs(),
-            grid=embedded(found.plot()),
-            pooled=found.pooled(),
-            without=list(_without(found)),
-            within=[(one, [embedded(figure) for figure in _figures(one)]) for one in found.within],
-            across=[] if found.across is None else [embedded(figure) for figure in found.across.figures()],
-            limits=LIMITS,
-            asked=read_text(found.out / "sweep.yaml"),
-            folder=shlex.quote(str(found.out)),
-        )
+    return render(
+        "sweep",
+        found=found,
+        titles=TITLES,
+        grid=embedded(found.plot()),
+        pooled=found.pooled(),
+        without=list(_without(found)),
+        within=[(one, [embedded(figure) for figure in _figures(one)]) for one in found.within],
+        across=[] if found.across is None else [embedded(figure) for figure in found.across.figures()],
+        limits=LIMITS,
+        asked=read_text(found.out / "sweep.yaml"),
+        folder=shlex.quote(str(found.out)),
     )
 
 
