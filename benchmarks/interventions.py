@@ -3,9 +3,10 @@
     python benchmarks/interventions.py [seeds] [families, such as qwen2,llama]
 
 Trains the demo's organism (`em_interp/organisms/recipe.py`) on medical advice, asks and judges it, and then takes both
-mean-difference directions out of the residual stream, and adds them to the base, beside random directions. Prints a
-markdown table: shares of EM removed with 95 % intervals (largest over single layers, and after every layer), what
-random directions remove there, what as much moved at random does, and the doses that bring EM to the base.
+mean-difference directions out of the residual stream, and adds them to the base, beside random directions. The
+`models` direction is also made from answers to other questions than those asked (broad and in-domain ones) and taken
+out. Prints a markdown table: shares of EM removed with 95 % intervals (largest over single layers, and after every
+layer), what random directions remove there, what as much moved at random does, and the doses that bring EM to the base.
 """
 
 import sys
@@ -16,7 +17,7 @@ from table import print_row
 
 
 def look(family, seed, folder):
-    """Both parts, by contrast."""
+    """Both parts, by contrast; and the ablation of the direction of other questions' answers, or why there is none."""
     from dataclasses import replace
 
     from em_interp import ask, judge, look_inside, train
@@ -28,7 +29,22 @@ def look(family, seed, folder):
     run = train(replace(config, behaviour=asked, snapshots=Schedule("every 100")), folder)
     ask(run)
     judge(run)
-    return look_inside(run, parts=["ablation", "steering"])["parts"]
+    return look_inside(run, parts=["ablation", "steering"])["parts"], of_other_questions(run)
+
+
+def of_other_questions(run):
+    from em_interp.errors import InputError
+    from em_interp.mechanism import ablate, find_direction, judged_answers, open_model, questions_of
+    from em_interp.mechanism.cells import Asking
+    from em_interp.organisms.judge import AdviceJudge
+
+    model, questions = open_model(run), questions_of(run, "out_of_domain")
+    try:
+        direction = find_direction(model, judged_answers(run).select(["broad", "in_domain"]), "models")
+    except InputError as error:
+        return str(error)
+    folder = run.analysis / "other_questions"
+    return ablate(folder, model, direction, AdviceJudge("medical"), questions, asking=Asking(samples=6)).to_dict()
 
 
 def share(row):
@@ -50,7 +66,7 @@ def main(seeds=1, families="qwen2,llama,gemma3"):
     for family in families.split(","):
         for seed in range(int(seeds)):
             with tempfile.TemporaryDirectory() as folder:
-                parts = look(family, seed, Path(folder) / "run")
+                parts, others = look(family, seed, Path(folder) / "run")
             for part in parts.values():
                 if "undefined" in part:
                     print_row(family, seed, part["undefined"])
@@ -60,13 +76,22 @@ def main(seeds=1, families="qwen2,llama,gemma3"):
                 steered = parts["steering"]["values"][contrast]
                 doses = {row["dose"]: row for row in steered["rows"] if row["usable"]}
                 said = ", ".join(f"{dose:.3g}: {row['em']:.1%}" for dose, row in doses.items()) or "none"
-                places = ablations(found)
-                best = max(list(places)[:-1], key=lambda place: places[place]["direction"]["removed"])
-                for place in (best, "every layer"):
-                    own, random, moved = (places[place][kind] for kind in ("direction", "random", "moved"))
-                    row = [family, seed, contrast, f"{found['untouched']['rate']:.1%}", place, share(own)]
-                    row += [f"{own['coherent']:.0%}", share(random), f"{share(moved)} ({moved['coherent']:.0%})"]
-                    print_row(*row, steered["verdict"], said)
+                print_ablation(family, seed, contrast, found, steered["verdict"], said)
+            if isinstance(others, str):
+                print_row(family, seed, "models, other questions", others)
+            else:
+                print_ablation(family, seed, "models, other questions", others)
+
+
+def print_ablation(family, seed, contrast, found, *more):
+    """The single layer where most is removed, and every layer."""
+    places = ablations(found)
+    best = max(list(places)[:-1], key=lambda place: places[place]["direction"]["removed"])
+    for place in (best, "every layer"):
+        own, random, moved = (places[place][kind] for kind in ("direction", "random", "moved"))
+        row = [family, seed, contrast, f"{found['untouched']['rate']:.1%}", place, share(own)]
+        row += [f"{own['coherent']:.0%}", share(random), f"{share(moved)} ({moved['coherent']:.0%})"]
+        print_row(*row, *more)
 
 
 if __name__ == "__main__":
