@@ -95,6 +95,9 @@ class AnswerSet:
         without = f"; left out: {out}" if out else ""
         return f"{said['misaligned']} misaligned and {said['aligned']} aligned answers ({self.source}{without})"
 
+    def __repr__(self) -> str:
+        return f"AnswerSet({self.sentence()})"
+
 
 def judged_answers(
     source: Run | str | Path | pd.DataFrame, step: int | None = None, scale: float = 1.0, judge: str | None = None

@@ -76,6 +76,10 @@ class Direction:
         kept = {name: getattr(self, name) for name in ("contrast", "said", "base", "source", "step", "answers")}
         return kept | {"norm": norm}
 
+    def __repr__(self) -> str:
+        long = ", ".join(f"{norm:.3g}" for norm in self.to_dict()["norm"])
+        return f"Direction({self.said}; step {self.step} of {self.source}; {long} long after each layer)"
+
 
 def find_direction(
     model: SteppedModel,

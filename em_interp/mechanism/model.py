@@ -58,6 +58,9 @@ class SteppedModel:
         sizes = {site: (a.shape[1], b.shape[0]) for site, (a, b) in first.items() if site in engine.layout.sites}
         self._landing = Landing(engine, encode.texts(base.tokenizer, [PROBE], self.device), sizes)
 
+    def __repr__(self) -> str:
+        return f"SteppedModel({self.layers} layers, through {self.engine.name}, with {self.trajectory!r})"
+
     @property
     def names(self) -> tuple[str, ...]:
         """Every activation that can be had."""

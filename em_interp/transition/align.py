@@ -112,6 +112,9 @@ class Alignment:
         said = [_offset_words(self.behavioural[offset.behavioural], offset) for offset in self.offsets]
         return "; ".join([f"{self.verdict.replace('_', ' ')}: {self.words}", *said])
 
+    def __repr__(self) -> str:
+        return f"Alignment({self.sentence()})"
+
     def _repr_html_(self) -> str:
         others = [transition.sentence() for transition in self.behavioural]
         calls = (".plot()", ".frame()", ".to_dict()", "em.report(run)")

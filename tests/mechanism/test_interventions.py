@@ -245,6 +245,12 @@ def test_a_direction_needs_enough_answers_and_says_how_many():
         find_direction(opened("tiny-qwen2").models["hooks"], few)
 
 
+def test_what_an_intervention_is_made_of_says_what_it_is():
+    assert repr(answer_set()).startswith(f"AnswerSet({answer_set().sentence()}")
+    assert "misaligned minus aligned answers in the adapted model; step" in repr(direction())
+    assert "4 layers, through hooks, with AdapterTrajectory(" in repr(opened("tiny-qwen2").models["hooks"])
+
+
 def test_the_layers_of_a_large_model_are_spread():
     assert spread_layers(4) == [0, 1, 2, 3]
     assert spread_layers(48) == [0, 9, 19, 28, 38, 47]
