@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from em_interp.comparison.family_result import TABLES, FamilyComparison
-from em_interp.comparison.page import page_of
-from em_interp.findings import keep
-from em_interp.runs import resumable, write_text
+from em_interp.comparison.page import page_of, write_files
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -25,16 +23,7 @@ def write_families(comparison: FamilyComparison, folder: str | Path, resume: boo
 
     Raises InputError where the folder holds another comparison (without `resume`) and where it cannot be written.
     """
-    folder = Path(folder)
-    page = folder / "families.html"
-    keep(comparison.to_dict(), folder / "families.json", resume)
-    with resumable(folder):
-        for table in TABLES:
-            rows = comparison.frame(table)  # type: ignore[arg-type]
-            if len(rows):
-                write_text(folder / f"{table}.csv", rows.to_csv(index=False, float_format="%.9g"))
-        write_text(page, families_page(comparison))
-    return page
+    return write_files("families", comparison, TABLES, families_page(comparison), Path(folder), resume)
 
 
 def families_page(comparison: FamilyComparison) -> str:

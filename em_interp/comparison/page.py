@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from em_interp.comparison.result import TABLES, DirectionComparison
 from em_interp.findings import keep
@@ -14,6 +14,8 @@ from em_interp.runs import resumable, write_text
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+    from em_interp.comparison.family_result import FamilyComparison
 
 LIMITS = (
     "Cosines belong to one base and its coordinates. Likeness beyond the band says that two adapters use the same "
@@ -27,14 +29,28 @@ def write_comparison(comparison: DirectionComparison, folder: str | Path, resume
 
     Raises InputError where the folder holds another comparison (without `resume`) and where it cannot be written.
     """
-    folder = Path(folder)
-    page = folder / "comparison.html"
-    keep(comparison.to_dict(), folder / "comparison.json", resume)
+    return write_files("comparison", comparison, TABLES, comparison_page(comparison), Path(folder), resume)
+
+
+def write_files(
+    name: str,
+    comparison: DirectionComparison | FamilyComparison,
+    tables: Sequence[Any],
+    page: str,
+    folder: Path,
+    resume: bool,
+) -> Path:
+    """Write `<name>.json`, a CSV for each table that has rows, and the page `<name>.html`, whose path is returned."""
+    keep(comparison.to_dict(), folder / f"{name}.json", resume)
     with resumable(folder):
-        for table in TABLES:
-            write_text(folder / f"{table}.csv", comparison.frame(table).to_csv(index=False, float_format="%.9g"))  # type: ignore[arg-type]
-        write_text(page, comparison_page(comparison))
-    return page
+        for table in tables:
+            rows, file = comparison.frame(table), folder / f"{table}.csv"
+            if len(rows):
+                write_text(file, rows.to_csv(index=False, float_format="%.9g"))
+            else:
+                file.unlink(missing_ok=True)  # of the comparison that was there
+        write_text(folder / f"{name}.html", page)
+    return folder / f"{name}.html"
 
 
 def comparison_page(comparison: DirectionComparison) -> str:

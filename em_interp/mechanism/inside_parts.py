@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from em_interp.runs import Run, read_json
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+T = TypeVar("T")
 AN_ARM = 108  # answers, about: 18 questions, 6 times
 MOST_SITES = 3  # read out in tokens
 
@@ -96,23 +97,15 @@ class Looking:
 
     def ablation(self, name: str, direction: Direction) -> Ablation:
         """Of a direction, kept under this name."""
-        folder = self.run.analysis / "mechanism" / "ablation" / name
-        return ablate(
-            folder,
-            self.model,
-            direction,
-            self.judge,
-            self.questions,
-            asking=self.asking,
-            resume=True,
-            progress=self.progress,
-        )
+        return self._intervened(ablate, "ablation", name, direction)
 
     def steering(self, name: str, direction: Direction) -> DoseResponse:
         """With a direction, kept under this name."""
-        folder = self.run.analysis / "mechanism" / "steering" / name
-        return steer(
-            folder,
+        return self._intervened(steer, "steering", name, direction)
+
+    def _intervened(self, intervene: Callable[..., T], part: str, name: str, direction: Direction) -> T:
+        return intervene(
+            self.run.analysis / "mechanism" / part / name,
             self.model,
             direction,
             self.judge,
