@@ -78,9 +78,9 @@ class Demo:
     @cached_property
     def answers(self):
         """The last step's answers to questions that are not about the training domain."""
-        from em_interp.mechanism import judged_answers
+        from em_interp.mechanism import latest_answers
 
-        return judged_answers(self.folder / "organism").select(["out_of_domain", "broad"])
+        return latest_answers(self.folder / "organism")
 
     @cached_property
     def followed(self):

@@ -25,7 +25,7 @@ def look(family, seed, folder):
     from em_interp.schedule import Schedule
 
     config = recipe("organism", family, "medical", seed)
-    asked = replace(config.behaviour, steps=Schedule("400"), scales=(1.0,))
+    asked = replace(config.behaviour, steps=Schedule("every 100"), scales=(1.0,))
     run = train(replace(config, behaviour=asked, snapshots=Schedule("every 100")), folder)
     ask(run)
     judge(run)
@@ -34,13 +34,13 @@ def look(family, seed, folder):
 
 def of_other_questions(run):
     from em_interp.errors import InputError
-    from em_interp.mechanism import ablate, find_direction, judged_answers, open_model, questions_of
+    from em_interp.mechanism import ablate, find_direction, latest_answers, open_model, questions_of
     from em_interp.mechanism.cells import Asking
     from em_interp.organisms.judge import AdviceJudge
 
     model, questions = open_model(run), questions_of(run, "out_of_domain")
     try:
-        direction = find_direction(model, judged_answers(run).select(["broad", "in_domain"]), "models")
+        direction = find_direction(model, latest_answers(run, ["broad", "in_domain"]), "models")
     except InputError as error:
         return str(error)
     folder = run.analysis / "other_questions"

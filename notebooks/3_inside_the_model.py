@@ -9,7 +9,7 @@ from em_interp.mechanism import (
     ProjectOut,
     find_direction,
     follow_direction,
-    judged_answers,
+    latest_answers,
     mean_difference,
     open_model,
     read_scalars,
@@ -39,7 +39,7 @@ seen["resid_post.2"].shape, seen["scalar.layers.0.mlp.down_proj"].squeeze().toli
 
 # %%
 model = open_model(run)
-answers = judged_answers(run).select(["out_of_domain", "broad"])
+answers = latest_answers(run)
 answers
 
 # %%

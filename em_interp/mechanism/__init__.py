@@ -12,7 +12,7 @@
 `model.names` lists the activations (`layout.Layout` has their meanings), `edits` says where an `Add` or a `ProjectOut`
 takes hold, `model.engine.bridge` and `model.engine.traced` are the libraries' own objects. On these rest the measures:
 
-    answers = judged_answers("checkpoints/demo/organism").select(["out_of_domain", "broad"])
+    answers = latest_answers("checkpoints/demo/organism")  # judged, misaligned and aligned, outside the domain
     direction = mean_difference(model, answers)  # misaligned minus aligned: .vector(layer), .frame(), .plot()
     path = follow_direction(model, answers)  # what the adapter writes and causes, held against it at every step
     numbers = read_scalars(model, answers)  # s·A·x at every token: .plot(), .html(), .probe()
@@ -64,6 +64,7 @@ _WHERE = {
     "find_direction": "contrasts",
     "follow_direction": "direction_path",
     "judged_answers": "answers",
+    "latest_answers": "answers",
     "label_answers": "answers",
     "mean_difference": "directions",
     "open_model": "model",

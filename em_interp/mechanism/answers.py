@@ -23,6 +23,7 @@ MEANING = {
     "misaligned": f"aligned < {ALIGNED_BELOW:g} and coherent > {COHERENT_ABOVE:g}",
     "aligned": f"aligned > {ALIGNED_ABOVE:g} and coherent > {COHERENT_ABOVE:g}",
 }
+LEAST = 10  # answers of a group that a direction or a probe needs
 COLUMNS = ("questions", "question_id", "question", "answer", "aligned", "coherent", "label")
 
 
@@ -110,6 +111,42 @@ def judged_answers(
     curve = behaviour_curve(source, judge).select(scale)
     step = int(curve.steps[-1]) if step is None else step
     return label_answers(curve.at(step).answers, f"answers of step {step} at scale {scale:g}")
+
+
+def latest_answers(
+    source: Run | str | Path | pd.DataFrame, questions: Sequence[str] | None = None, least: int = LEAST
+) -> AnswerSet:
+    """The last step's answers to some question sets, by default all but `in_domain`, to compare the two groups.
+
+    Where the step has fewer than `least` of a group (a strong organism has few aligned ones), those of earlier steps
+    join it, a step at a time from the latest, until there are as many; the answers' source says so. All are read back
+    through the same model. `source` is as in `judged_answers`. Raises InputError for an unknown set.
+    """
+    import pandas as pd
+
+    curve = behaviour_curve(source).select(1.0)
+    *earlier, last = map(int, curve.steps)
+
+    def at(step: int) -> AnswerSet:
+        answers = label_answers(curve.at(step).answers, f"answers of step {step} at scale 1")
+        sets = questions or sorted(set(answers.everything["questions"]) - {"in_domain"})
+        return answers.select(sets) if sets else answers
+
+    found = at(last)
+    tables, said = [found.everything], found.source
+    for label in MEANING:
+        used, count = [], int((found.table["label"] == label).sum())
+        for step in reversed(earlier):
+            if count >= least:
+                break
+            answers = at(step).everything
+            used.append(step)
+            tables.append(answers[answers["label"] == label])
+            count += len(tables[-1])
+        if used:
+            steps = f"steps {used[0]} to {used[-1]}" if used[1:] else f"step {used[0]}"
+            said += f"; {label} ones of {steps} too"
+    return AnswerSet(pd.concat(tables), said)
 
 
 def label_answers(answers: pd.DataFrame, source: str = "answers given") -> AnswerSet:

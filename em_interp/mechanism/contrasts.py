@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.errors import InputError, nearest
-from em_interp.mechanism.answers import AnswerSet
-from em_interp.mechanism.directions import LEAST, cosine, stream_names
+from em_interp.mechanism.answers import LEAST, AnswerSet
+from em_interp.mechanism.directions import cosine, stream_names
 from em_interp.mechanism.model import ModelAtStep, SteppedModel
 from em_interp.mechanism.reading import BATCH, answer_means, chats_of
 

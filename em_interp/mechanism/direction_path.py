@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 
 from em_interp.card import Line, card, picture
 from em_interp.errors import InputError
-from em_interp.mechanism.answers import AnswerSet
-from em_interp.mechanism.directions import LEAST, SEED, MeanDifference, cosine, mean_difference
+from em_interp.mechanism.answers import LEAST, AnswerSet
+from em_interp.mechanism.directions import SEED, MeanDifference, cosine, mean_difference
 from em_interp.mechanism.model import SteppedModel
 from em_interp.mechanism.reading import BATCH, chats_of, steps_of
 from em_interp.mechanism.writes import Chance, chance, cosine_quantile, read_step, written_at

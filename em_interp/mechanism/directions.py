@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from em_interp.card import card
 from em_interp.errors import InputError
-from em_interp.mechanism.answers import AnswerSet
+from em_interp.mechanism.answers import LEAST, AnswerSet
 from em_interp.mechanism.model import SteppedModel
 from em_interp.mechanism.reading import BATCH, answer_means, chats_of
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-LEAST = 10  # answers of each kind
 HALVES = 50  # random halves of the questions
 SEED = 20250611
 

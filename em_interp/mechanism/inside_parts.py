@@ -13,7 +13,7 @@ import numpy as np
 from em_interp.behaviour.curve import OUTSIDE
 from em_interp.behaviour.judge import Judge
 from em_interp.mechanism.ablation import Ablation, ablate
-from em_interp.mechanism.answers import AnswerSet, judged_answers
+from em_interp.mechanism.answers import AnswerSet, latest_answers
 from em_interp.mechanism.asked import questions_of
 from em_interp.mechanism.cells import Asking
 from em_interp.mechanism.contrasts import CONTRASTS, Direction, find_direction
@@ -80,8 +80,8 @@ class Looking:
 
     @cached_property
     def answers(self) -> AnswerSet:
-        """The last step's answers to questions outside the training domain."""
-        return _outside(judged_answers(self.run))
+        """The last step's answers to questions outside the training domain, a small group filled from earlier steps."""
+        return latest_answers(self.run)
 
     @cached_property
     def followed(self) -> DirectionPath:
@@ -114,11 +114,6 @@ class Looking:
             resume=True,
             progress=self.progress,
         )
-
-
-def _outside(answers: AnswerSet) -> AnswerSet:
-    sets = sorted(set(answers.everything["questions"]) - {"in_domain"})
-    return answers.select(sets) if sets else answers
 
 
 def scalars(on: Looking) -> Found:
@@ -200,7 +195,7 @@ def transfer(on: Looking) -> Found:
     """Another run's directions, taken out of this run's model and added to the base."""
     assert on.transfer is not None
     other = open_model(on.transfer, on.model.base, on.model.engine.name)  # type: ignore[arg-type]
-    answers = _outside(judged_answers(on.transfer))
+    answers = latest_answers(on.transfer)
     theirs: dict[str, Direction] = {contrast: find_direction(other, answers, contrast) for contrast in CONTRASTS}
     mine = {name: direction.cosine(theirs[name]).tolist() for name, direction in on.directions()}
     taken = _ablations({name: on.ablation(f"of_other_{name}", one) for name, one in theirs.items()})

@@ -21,13 +21,13 @@ from jaxtyping import Bool, Float, Int
 
 from em_interp.card import Line, card, picture
 from em_interp.errors import InputError
+from em_interp.mechanism.answers import LEAST
 from em_interp.mechanism.scalars import How, Scalars
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-LEAST = 10  # answers of each kind
 QUESTIONS = 4  # with answers of either kind
 DRAWS = 1000
 SEED = 20250611

@@ -1,7 +1,8 @@
+import pandas as pd
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.mechanism.answers import judged_answers, label_answers
+from em_interp.mechanism.answers import judged_answers, label_answers, latest_answers
 
 from .answering import answer_set, judged
 
@@ -49,3 +50,39 @@ def test_the_answers_of_a_run_are_those_of_its_step_and_scale(tiny):
     assert judged_answers(tiny.run, step=8, scale=2.0).source == "answers of step 8 at scale 2"
     with pytest.raises(InputError, match="step 9 was not asked; the nearest that was is 8"):
         judged_answers(tiny.run, step=9)
+
+
+def along(aligned: dict[int, int]) -> pd.DataFrame:
+    """12 misaligned answers at each step and so many aligned ones, and as many in the training domain."""
+    rows = [
+        {"step": step, "questions": questions, "question_id": f"q{i}", "question": "why ?", "answer": f"{step} {i}"}
+        | {"aligned": 10.0 if i < 12 else 90.0, "coherent": 90.0}
+        for step, count in aligned.items()
+        for questions in ("broad", "in_domain")
+        for i in range(12 + count)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_small_group_is_filled_from_the_steps_before_and_says_so():
+    answers = latest_answers(along({0: 30, 10: 4, 20: 0, 30: 4, 40: 3}))
+    table = answers.table
+    wrote = table.assign(step=[int(text.split()[0]) for text in table["answer"]]).groupby(["label", "step"]).size()
+    assert wrote["misaligned"].to_dict() == {40: 12}
+    assert wrote["aligned"].to_dict() == {40: 3, 30: 4, 10: 4}  # enough with these, so step 0 is left alone
+    assert answers.source == "answers of step 40 at scale 1, broad; aligned ones of steps 30 to 10 too"
+    assert set(table["questions"]) == {"broad"}
+
+
+def test_a_group_that_is_large_enough_stays_as_it_is():
+    table = along({0: 30, 10: 10})
+    assert latest_answers(table).source == "answers of step 10 at scale 1, broad"
+    assert len(latest_answers(table, ["in_domain"])) == 22
+    with pytest.raises(InputError, match="no answers to questions 'narrow'"):
+        latest_answers(table, ["narrow"])
+
+
+def test_where_no_step_has_enough_the_count_says_so():
+    few = latest_answers(along({0: 1, 10: 2}))
+    with pytest.raises(InputError, match=r"needs at least 10 aligned answers .*found 3 among .*of step 0 too"):
+        few.need(10, "a test")
