@@ -117,13 +117,14 @@ def _plain(name: str) -> str:
 
 
 def timeline(found: Findings) -> go.Figure:
-    """Everything on one time axis, with the offsets where the run was asked."""
+    """Everything on one time axis, with what was found inside the model, and the offsets where the run was asked."""
     from em_interp import figures as draw
+    from em_interp.mechanism.inside import kept_transitions
 
-    changes = known_changes(found.run)
+    changes, transitions = known_changes(found.run), [*found.transitions, *kept_transitions(found.run)]
     if found.alignment is None:
-        return draw.plot_timeline(found.transitions, found.trajectory, planted=changes)
-    return draw.plot_alignment(found.alignment, found.trajectory, found.transitions, changes)
+        return draw.plot_timeline(transitions, found.trajectory, planted=changes)
+    return draw.plot_alignment(found.alignment, found.trajectory, transitions, changes)
 
 
 def known_changes(run: Run) -> dict[float, str]:

@@ -19,6 +19,7 @@ from em_interp.mechanism.model import SteppedModel
 from em_interp.mechanism.parts import begin
 from em_interp.runs import Run, read_json, resumable, write_json
 from em_interp.trajectory.load import load_trajectory
+from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -141,6 +142,14 @@ def kept(run: Run) -> dict[str, Any] | None:
     """What `mechanism.json` of a run holds; None where nobody has looked inside."""
     file = run.analysis / "mechanism.json"
     return read_json(file) if file.exists() else None
+
+
+def kept_transitions(run: Run) -> list[Transition]:
+    """The steps that were found, for the run's time axis: direction and size that suffice, change of the answers."""
+    parts = (kept(run) or {"parts": {}})["parts"]
+    there = {name: part["values"] for name, part in parts.items() if "values" in part}
+    found = there["direction_size"]["transitions"] if "direction_size" in there else []
+    return [Transition.from_dict(one) for one in found + ([there["change"]["peak"]] if "change" in there else [])]
 
 
 def kept_figures(run: Run) -> dict[str, dict[str, go.Figure]]:

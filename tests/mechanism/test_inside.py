@@ -9,13 +9,14 @@ import em_interp as em
 from em_interp.errors import InputError
 from em_interp.mechanism import inside
 from em_interp.mechanism.cells import Asking
-from em_interp.mechanism.inside import kept_figures, look_inside
+from em_interp.mechanism.inside import kept_figures, kept_transitions, look_inside
 from em_interp.mechanism.inside_parts import PARTS, Looking, Part
 from em_interp.mechanism.model import open_model
 from em_interp.organisms.judge import AdviceJudge
 from em_interp.page import report
 from em_interp.run_figures import found_in, run_figures
-from em_interp.runs import open_run
+from em_interp.runs import open_run, write_json
+from em_interp.transition.result import Transition
 from tests.test_page import Page
 from tests.tiny import contents, copy, did, em_interp, json_of, refused, strict
 
@@ -74,11 +75,27 @@ def test_every_part_is_carried_out_and_said_in_words(judged, tiny):
     for title, figure in drawn.items():  # kept as numbers, which can be drawn and written out again
         pd.testing.assert_frame_equal(em.figures.numbers(exported[f"inside_{title}"]), em.figures.numbers(figure))
         assert len(em.figures.numbers(figure))
+    lanes = " ".join(one.text for one in exported["timeline"].layout.annotations)
+    assert "direction that suffices" in lanes and "EM shown as trained" in lanes
+    assert (
+        lanes.rindex("EM onset") < lanes.index("direction that suffices") < lanes.index("rotation of B")
+    )  # from below
 
 
 def test_a_page_of_a_run_nobody_looked_inside_does_not_speak_of_it(tiny, tmp_path):
     page = Page(report(tiny.run, out=tmp_path / "page.html"))
     assert "Inside the model" not in page.words
+
+
+def test_the_steps_found_inside_are_told_for_the_time_axis(tiny, tmp_path):
+    run = open_run(copy(tiny.run, tmp_path / "run"))
+    assert kept_transitions(run) == []
+    size = Transition("sufficient_size", "transition", "so", step=67.0, interval=(33.0, 100.0), level=0.95)
+    peak = Transition("answer_change", "none", "no peak")
+    parts = {"direction_size": {"values": {"transitions": [size.to_dict()]}}, "scalars": {"undefined": "too few"}}
+    for more, told in (({}, [size]), ({"change": {"values": {"peak": peak.to_dict()}}}, [size, peak])):
+        write_json(run.analysis / "mechanism.json", {"parts": parts | more})
+        assert kept_transitions(run) == told
 
 
 def test_words_of_a_finding_are_escaped_on_the_page(judged):
