@@ -1,9 +1,9 @@
 """The command line: what each command prints and writes, where, and that it overwrites nothing unasked."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -59,10 +59,14 @@ def test_help_and_the_import_are_quick():
     def fastest(*command):
         seconds = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = of_children()
             subprocess.run(command, check=True, capture_output=True)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(of_children() - start)
         return min(seconds)
+
+    def of_children():  # processor time: others may be at work
+        now = os.times()
+        return now.children_user + now.children_system
 
     assert fastest(INSTALLED, "--help") <= 0.5
     assert fastest(sys.executable, "-c", "import em_interp") <= 0.3

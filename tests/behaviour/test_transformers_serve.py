@@ -50,7 +50,7 @@ def started(log):
         process = subprocess.Popen(
             words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline:
             if is_ready(f"http://127.0.0.1:{port}"):
                 return process, f"http://127.0.0.1:{port}/v1"
