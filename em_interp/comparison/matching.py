@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+
+import numpy as np
 
 from em_interp.errors import InputError
 from em_interp.runs import Run
@@ -29,6 +32,18 @@ class Matched:
     sites: tuple[str, ...]  # adapted by every run
     unmatched: dict[str, tuple[str, ...]]  # by run: its sites that some other run does not adapt, not compared
     base: str | None
+
+    def twins(self) -> list[tuple[str, str]]:
+        """Names of every two runs whose steps and last adapters are equal to the bit: one run, given twice."""
+        named = combinations(zip(self.names, self.paths, strict=True), 2)
+        return [(name, other) for (name, path), (other, second) in named if _equal(path, second, self.sites)]
+
+
+def _equal(one: AdapterTrajectory, other: AdapterTrajectory, sites: Sequence[str]) -> bool:
+    held = (
+        (mine[site][-1], theirs[site][-1]) for mine, theirs in ((one.A, other.A), (one.B, other.B)) for site in sites
+    )
+    return np.array_equal(one.steps, other.steps) and all(np.array_equal(a, b) for a, b in held)
 
 
 def match(sources: Sequence[Source], same_base: bool = False) -> Matched:

@@ -126,7 +126,11 @@ class DirectionComparison:
     def sentence(self) -> str:
         """The result in words, a line each: what was compared, each measure against chance, each signal's step."""
         measures = [self._said(of) for of in NAMES if (self.pairs["measure"] == of).any()]
-        return "\n".join([self.about(), *measures, *(agreement.sentence() for agreement in self.agreements)])
+        twins = [
+            f"{run} and {other} are one run given twice: equal to the bit, so their agreement says nothing of seeds"
+            for run, other in self.matched.twins()
+        ]
+        return "\n".join([self.about(), *twins, *measures, *(agreement.sentence() for agreement in self.agreements)])
 
     def _said(self, of: str) -> str:
         rows = self.pairs[(self.pairs["measure"] == of) & (self.pairs["site"] == POOLED)].dropna(subset=["value"])

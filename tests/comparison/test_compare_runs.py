@@ -35,6 +35,7 @@ def test_the_planted_step_is_in_the_pooled_interval_and_the_run_without_one_is_c
     assert low <= TURN <= high
     assert turns.counts["none"] == 1
     assert "over three of four runs" in compared.sentence() and "1 with none" in compared.sentence()
+    assert "given twice" not in compared.sentence()
     assert [one.signal for one in compared.agreements] == ["rotation", "gradient_norm", "norm_onset", "onset"]
 
 
@@ -49,6 +50,7 @@ def test_a_run_compared_with_itself_is_identical_and_says_so(seeds):
     np.testing.assert_allclose(found.pairs["value"], 1, atol=1e-6)
     np.testing.assert_allclose(found.angles["degrees"], 0, atol=1e-6)
     assert "|cos B| at the end: 1; the pair is beyond chance" in found.sentence()
+    assert "are one run given twice: equal to the bit" in found.sentence()
 
 
 def test_runs_of_one_name_in_different_folders_are_told_apart(tmp_path):
