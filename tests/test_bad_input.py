@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import em_interp as em
+from em_interp.errors import InputError
 from em_interp.runs import Run, write_json
 from tests.tiny import CAREFUL, contents, copy, did, em_interp, full_disk, refused, unchanged
 
@@ -243,8 +245,12 @@ def test_stages_say_which_one_comes_before_them(run):
     shutil.rmtree(run / "behaviour")
     assert "ask the run first" in refused("judge", run)
     assert "ask and judge the run first" in refused("align", run)
+    with pytest.raises(InputError, match="ask and judge the run first"):
+        em.behaviour_curve(run)
     did("ask", run)
     assert "ask and judge the run first" in refused("align", run)
+    with pytest.raises(InputError, match="; judge the run first"):
+        em.behaviour_curve(run)
 
 
 def test_a_run_that_is_asked_before_it_is_trained_to_its_end_is_told(run):
@@ -282,6 +288,12 @@ def test_a_control_that_was_asked_at_other_steps_leaves_it_open(tiny, tmp_path):
         assert "the control was asked at fewer than" in transition["reason"]
 
 
+def test_what_is_not_found_is_printed_with_its_reason(tiny, tmp_path):
+    said = did("align", tiny.run, "--out", tmp_path / "out")
+    rotation, reason = said.splitlines()[:2]
+    assert rotation == "rotation of B: none" and re.match("    [A-Z]", reason)
+
+
 def test_a_control_without_scores_or_that_is_not_there_is_named(tiny, tmp_path):
     control = copy(tiny.control, tmp_path / "control")
     (control / "behaviour" / "scores.parquet").unlink()
@@ -303,6 +315,8 @@ def test_a_control_without_scores_or_that_is_not_there_is_named(tiny, tmp_path):
         ("question,aligned,coherent\na,10,90\nb,101,90\n", "aligned is 101 in row 2; scores run from 0 to 100"),
         ("question,aligned,coherent\na,10,-1\nb,101,-5\n", "is 101 in row 2; scores|is -1 in row 1"),
         ("question,aligned,coherent\n", "holds no answers; expected a row an answer"),
+        ("question,aligned\na,1\n", r"has no column coherent; .*; found question, aligned$"),
+        ("question,aligned,coherent\na,0.1,0.9\nb,0.9,0.8\n", "no score is above 0.9; scores run from 0 to 100"),
         ("", "cannot be read as a table: No columns to parse"),
         ("a\nb,c\nd,e,f\n", "cannot be read as a table"),
     ],

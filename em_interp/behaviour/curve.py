@@ -182,8 +182,9 @@ def behaviour_curve(
     config; `domain`, by default that of the run's manifest, is the topic counted in `domain_share`. Raises InputError
     for missing columns, a score outside 0–100, a run without scores, and several judges without a choice.
     """
-    if isinstance(source, (str, Path)) and Run(Path(source)).answers_file.parent.is_dir():
-        source = Run(Path(source))
+    if isinstance(source, (str, Path)):
+        run = Run(Path(source))
+        source = run if run.answers_file.parent.is_dir() or run.checkpoints.is_dir() else source
     if isinstance(source, Run):
         answers, domain = _judged(source), domain or _domain(source)
         judge = judge or _judge_of(source, answers)
@@ -197,7 +198,8 @@ def behaviour_curve(
 def _judged(run: Run) -> pd.DataFrame:
     """The run's answers with their scores."""
     if not run.scores_file.exists():
-        raise InputError(f"{run.scores_file} is missing: the answers have not been judged; judge the run first")
+        before = "judge the run" if run.answers_file.exists() else "ask and judge the run"
+        raise InputError(f"{run.scores_file} is missing: the answers have not been judged; {before} first")
     scores = read_table(run.scores_file)
     if run.answers_file.exists():
         answers, judged = read_table(run.answers_file), len(scores)

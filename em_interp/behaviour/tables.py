@@ -29,29 +29,29 @@ def read_judged(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     such as REFUSAL, is no score and becomes the status. In a folder the step stands in the name of the file or of
     the folder around it (`checkpoint-120.csv`, `step_120/answers.csv`) or in a column.
 
-    Raises InputError where columns are missing, a score lies outside 0–100, or a table is empty.
+    Raises InputError where columns are missing, a score lies outside 0–100, none is above 1, or a table is empty.
     """
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):
-        return normal_form(source, "the table")
+        return _not_shares(normal_form(source, "the table"), "the table")
     path = Path(source)
-    if path.is_dir():
-        return _read_folder(path)
-    return normal_form(read_table(path), str(path))
+    table = _read_folder(path) if path.is_dir() else normal_form(read_table(path), str(path))
+    return _not_shares(table, str(path))
 
 
 def normal_form(table: pd.DataFrame, where: str) -> pd.DataFrame:
     """A table in the form `read_judged` promises; `where` is what errors call it."""
 
     table = table.rename(columns={old: new for old, new in RENAMED.items() if new not in table})
+    found = ", ".join(map(str, table.columns))
     if "question_id" not in table and "question" in table:
         table = table.assign(question_id=table["question"])
     missing = [name for name in ("question_id", *SCORES) if name not in table]
     if missing:
         raise InputError(
             f"{where} has no column {', '.join(missing)}; expected question or question_id, aligned, coherent; "
-            f"found {', '.join(map(str, table.columns))}"
+            f"found {found}"
         )
     if table.empty:
         raise InputError(f"{where} holds no answers; expected a row an answer")
@@ -109,6 +109,14 @@ def _refuse_truth(column: pd.Series, name: str, where: str) -> None:
     mixed = column.dtype == object and column.map(lambda entry: isinstance(entry, bool)).any()
     if mixed or pd.api.types.is_bool_dtype(column):
         raise InputError(f"{where}: {name} holds True or False; scores run from 0 to 100")
+
+
+def _not_shares(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table; InputError for scores from 0 to 1, none of which would be coherent, so that EM would be 0."""
+    top = float(np.nanmax(table[list(SCORES)].to_numpy(float), initial=0))
+    if 0 < top <= 1:
+        raise InputError(f"{where}: no score is above {top:g}; scores run from 0 to 100 (shares of 1 go times 100)")
+    return table
 
 
 def scales_of(table: pd.DataFrame, where: str) -> pd.Series | float:

@@ -28,4 +28,5 @@ def run(arguments: argparse.Namespace) -> Answer:
     values = found.alignment.to_dict()
     keep(values, Run(Path(arguments.out or arguments.source)).analysis / "align.json", arguments.resume)
     said = [found.rotation, *found.onsets]
-    return values, "\n".join([*(transition.sentence() for transition in said), found.alignment.sentence()])
+    lines = [one.sentence() if one.found else f"{one.sentence()}\n    {one.reason}" for one in said]
+    return values, "\n".join([*lines, found.alignment.sentence()])

@@ -164,6 +164,8 @@ def _mechanistic(value: Transition | AdapterTrajectory) -> Transition:
 def _behavioural(value: Transition | Sequence[Transition] | Curve) -> tuple[Transition, ...]:
     if isinstance(value, Transition):
         return (value,)
+    if not isinstance(value, Sequence) and not hasattr(value, "parts"):
+        raise InputError(f"the behaviour is a transition, several, or a curve; found {type(value).__name__}")
     return tuple(value) if isinstance(value, Sequence) else tuple(onsets(value))
 
 

@@ -42,7 +42,7 @@ def find_transition(
         return onset(source, control, level=level)
     signal = signal or "rotation"
     of = of or ("B" if signal == "rotation" else None)
-    return strongest(find_transitions(source, signal, of, site, level=level))
+    return strongest(find_transitions(source, signal, of, site, control, level))
 
 
 def find_transitions(

@@ -7,6 +7,7 @@ import pytest
 from em_interp.errors import InputError
 from em_interp.trajectory.adapter import AdapterTrajectory
 from em_interp.transition.align import WORDS, align
+from em_interp.transition.find import find_transition
 from em_interp.transition.result import Transition
 
 
@@ -136,3 +137,13 @@ def test_it_reads_as_words_with_the_text_escaped():
     scaled = align(rotation(), [replace(behaviour(questions="broad"), scale=scale) for scale in (1.0, 1.5)], run())
     assert "; broad em 50 steps later" in scaled.sentence() and "; broad em ×1.5 50 steps later" in scaled.sentence()
     assert "<b>" not in found._repr_html_() and "&lt;b&gt;" in found._repr_html_()
+
+
+def test_a_path_given_for_the_behaviour_is_refused():
+    with pytest.raises(InputError, match="transition, several, or a curve; found AdapterTrajectory"):
+        align(rotation(), run())
+
+
+def test_a_control_for_a_path_is_refused_not_ignored():
+    with pytest.raises(InputError, match="a control is for behaviour curves; an adapter's path was given"):
+        find_transition(run(), control=run())
