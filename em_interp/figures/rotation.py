@@ -39,7 +39,10 @@ def plot_rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
         raise InputError(f"expected rotations of one part of a path; found {[(t.signal, t.of) for t in turns]}")
     name = PART_NAME.get(turns[0].of or "", "the path")
     verdicts = "; ".join(_verdict(turn) for turn in turns)
-    figure = new_figure(f"Turns of {name}", f"{verdicts}. {turns[0].reason}", 300)
+    said = f"{verdicts}. {turns[0].reason}"
+    if turns[0].step is not None:
+        said += " The step is the middle of the ramp fitted to the heading, not the top of the curve."
+    figure = new_figure(f"Turns of {name}", said, 300)
     draw_rotation(figure, turns)
     figure.update_xaxes(title_text=STEP)
     return figure

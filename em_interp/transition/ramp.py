@@ -64,20 +64,24 @@ def fit_ramp(
     plane = _in_plane(increments, noise, before, after, window)
     spacing = float(plane.edges[1] - plane.edges[0])
     run = float(increments.edges[-1] - increments.edges[0])
-    widths = [share * run for share in (*SHARP, *BROAD) if share == 0 or share * run >= spacing]
-    misfit = _misfits(plane, steps := np.arange(middle[0], middle[1] + spacing / 4, spacing / 2), widths)
-    scale = max(1.0, misfit.min() / max(len(plane.along) - 5, 1))
-    near = steps[misfit.min(1) <= misfit.min() + (chi2.isf(1 - level, 1) + 4) * scale]
+    widths = np.array([share * run for share in (*SHARP, *BROAD) if share == 0 or share * run >= spacing])
+    rough = _misfits(plane, steps := np.arange(middle[0], middle[1] + spacing / 4, spacing / 2), widths)
+    scale = max(1.0, rough.min() / max(len(plane.along) - 5, 1))
+    within = chi2.isf(1 - level, 1) * scale
+    near = steps[rough.min(1) <= rough.min() + within + 4 * scale]
     first, last = max(near[0] - spacing / 2, middle[0]), min(near[-1] + spacing / 2, middle[1])
     fine = np.linspace(first, last, int(np.clip(10 * (last - first), 20, 120)))
-    misfit = _misfits(plane, fine, widths)
+    fits = rough.min(0) <= rough.min() + within + 4 * scale  # of the widths, those that may fit well enough
+    misfit = _misfits(plane, fine, widths[fits])
     row, column = np.unravel_index(np.argmin(misfit), misfit.shape)
-    inside = fine[misfit.min(1) <= misfit.min() + chi2.isf(1 - level, 1) * scale]
-    broad = np.array(widths) >= BROAD[0] * run
-    gap = (misfit[:, broad].min() - misfit[:, ~broad].min()) / scale
+    inside = fine[misfit.min(1) <= misfit.min() + within]
+    best = rough.min(0)
+    best[fits] = misfit.min(0)
+    broad = widths >= BROAD[0] * run
+    gap = (best[broad].min() - best[~broad].min()) / scale
     p_broad = chi2.sf(gap, 1) / 2 if gap > 0 else 1.0
     interval = float(inside[0]), float(inside[-1])
-    return Ramp(float(fine[row]), interval, level, 0.8 * widths[column], float(p_broad))
+    return Ramp(float(fine[row]), interval, level, float(0.8 * widths[fits][column]), float(p_broad))
 
 
 def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice, window: slice) -> _Plane:
@@ -111,7 +115,7 @@ def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice,
     return _Plane(edges, along, across, speed, half_angle, in_time, slack)
 
 
-def _misfits(plane: _Plane, steps: np.ndarray, widths: list[float]) -> Float[np.ndarray, "step width"]:
+def _misfits(plane: _Plane, steps: np.ndarray, widths: np.ndarray) -> Float[np.ndarray, "step width"]:
     return np.stack([_misfit(plane, steps, width) for width in widths], 1)
 
 
@@ -135,7 +139,10 @@ def _misfit(plane: _Plane, steps: Float[np.ndarray, " step"], width: float) -> F
     columns = np.stack([np.ones_like(share), share - 0.5, slope]) * plane.speed[:, None]
     design = np.concatenate([off[None], columns]).transpose(2, 1, 0)
     # noise is seen across the heading of its increment: between headings ψ and φ it shares cos(ψ - φ)
-    seen = np.cos(heading.T[:, :, None] - heading.T[:, None, :]) * plane.noise + np.diag(plane.slack)
+    cosine, sine = np.cos(heading).T, np.sin(heading).T
+    seen = cosine[:, :, None] * cosine[:, None, :] + sine[:, :, None] * sine[:, None, :]
+    seen *= plane.noise
+    seen[:, range(len(plane.along)), range(len(plane.along))] += plane.slack
     inner = np.swapaxes(design, 1, 2) @ np.linalg.solve(seen, design)
     moment, normal = inner[:, 1:, 0], inner[:, 1:, 1:]
     prior = np.diag(1 / (2 * half * np.array(ROOM)) ** 2)

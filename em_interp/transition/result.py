@@ -84,7 +84,7 @@ class Transition:
         return plot_transition(self)
 
     def sentence(self) -> str:
-        """The result in words, such as 'rotation of B: transition at step 190 (95 % interval 184 to 197)'."""
+        """The result in words: 'rotation of B: transition at step 190 (95% interval 184 to 197, p < 0.001)'."""
         parts = [self.signal.replace("_", " ")]
         if self.of is not None:
             parts.append(f"of {WORDS.get(self.of, self.of.replace('_', ' '))}")
@@ -96,7 +96,8 @@ class Transition:
         if self.found and self.step is not None:
             said += f" at step {self.step:.0f}"
             if self.interval is not None and self.level is not None:
-                said += f" ({self.level:.0%} interval {self.interval[0]:.0f} to {self.interval[1]:.0f})"
+                chance = "" if self.p_value is None else f", {p_of(self.p_value)}"
+                said += f" ({self.level:.0%} interval {self.interval[0]:.0f} to {self.interval[1]:.0f}{chance})"
         return said
 
     def _repr_html_(self) -> str:
@@ -107,6 +108,11 @@ class Transition:
         steps, values, axis = drawn
         line = Line(self.evidence[steps], np.maximum(self.evidence[values], LEAST))
         return card([self.sentence(), self.reason], picture([line], axis, marks), CALLS)
+
+
+def p_of(p_value: float) -> str:
+    """A p-value in words."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
 LEAST = -30.0  # degrees: where the heading is lost to noise, a turn is estimated at any negative angle

@@ -25,6 +25,8 @@ FITTED = 0.25  # share of the run, either side of a turn, to which its ramp is f
 ALPHA = 0.05
 LOOKS = 2.0  # windows are many but overlap, and the hypothesis gives 20° away: calibrated on planted paths
 LEAST_P = 1e-6  # a normal tail is not known further out
+SURE = float(norm.isf(LEAST_P / LOOKS))  # standard errors; windows that are as sure as this are not told apart
+AS_CLEAR = 1.0  # standard errors below the clearest window at which another sees the turn about as clearly
 RESOLVED = 5.0  # degrees; the window grows until a turn is known this well
 CLEAR = 3.0  # times the least energy of a direction; below it the rough error is used where it is the larger
 FEWEST = 20  # increments
@@ -47,6 +49,11 @@ class _Sight:
     @property
     def reach(self) -> int:
         return 2 * self.scan.half_block + self.scan.half_gap
+
+    @property
+    def room(self) -> int:
+        """How far from its place, in increments, the middle of the turn may lie."""
+        return self.scan.half_gap + self.scan.half_block
 
     @property
     def p_value(self) -> float:
@@ -77,8 +84,8 @@ def locate_rotations(
     if not sights:
         return [_open("Nowhere does the path have a direction that stands out from its noise.", evidence)]
     found = [s for s in sights if s.p_value <= ALPHA]
-    ramps = [_ramp(sight, increments, noise, level) for sight in found]
-    located = [_located(s, ramp, increments, noise, lr, evidence) for s, ramp in zip(found, ramps, strict=True)]
+    ramps = [_ramps(sight, scans, increments, noise, level) for sight in found]
+    located = [_located(s, seen, increments, noise, lr, evidence) for s, seen in zip(found, ramps, strict=True)]
     turned = sorted((t for t in located if t.found), key=lambda t: t.step or 0.0)
     return turned or located[:1] or [_no_turn(sights[0], increments, noise, evidence)]
 
@@ -140,25 +147,45 @@ def _z(scan: TurnScan, row: int, noise: Noise) -> float:
     return float((scan.turn[row] - LEAST_TURN) / error)
 
 
+def _ramps(sight: _Sight, scans: list[TurnScan], increments: Increments, noise: Noise, level: float) -> list[Ramp]:
+    """The turn at a sight, then as every other window sees it that sees a turn there about as clearly.
+
+    On a path with one turn they agree. Where it bends more than once each window has a ramp of its own, and which of
+    them is the clearest hangs on the noise.
+    """
+    ramps = [_ramp(sight, increments, noise, level)]
+    for scan in scans:
+        near = np.abs(scan.place - sight.place) <= sight.room
+        if scan is sight.scan or not near.any():
+            continue
+        row = int(np.where(near, (scan.turn - LEAST_TURN) / np.maximum(scan.error, 1.0), -np.inf).argmax())
+        other = _Sight(scan, row, _z(scan, row, noise))
+        if other.z >= min(sight.z, SURE) - AS_CLEAR:
+            ramps.append(_ramp(other, increments, noise, level))
+    return ramps
+
+
 def _ramp(sight: _Sight, increments: Increments, noise: Noise, level: float) -> Ramp:
     """The turn at a sight, fitted over a quarter of the run either side; its middle lies in the window that saw it."""
     near, far = sight.scan.half_gap, sight.reach
     before, after = slice(sight.place - far, sight.place - near), slice(sight.place + near, sight.place + far)
     reach = max(far, round(FITTED * increments.count))
     window = slice(max(sight.place - reach, 0), min(sight.place + reach, increments.count))
-    room = near + sight.scan.half_block
-    middle = float(increments.edges[sight.place - room]), float(increments.edges[sight.place + room])
+    first, last = sight.place - sight.room, sight.place + sight.room
+    middle = float(increments.edges[first]), float(increments.edges[last])
     return fit_ramp(increments, noise, before, after, window, middle, level)
 
 
 def _located(
     sight: _Sight,
-    ramp: Ramp,
+    ramps: list[Ramp],
     increments: Increments,
     noise: Noise,
     cumulative_lr: np.ndarray | None,
     evidence: dict[str, np.ndarray],
 ) -> Transition:
+    """The transition of a sight. Its step is of the clearest window's ramp; its interval covers those of all."""
+    ramp = ramps[0]
     p_value, angle = max(sight.p_value, ramp.p_broad), float(sight.scan.turn[sight.row])
     if p_value > ALPHA:
         reason = "The path bends, but this may take more than 30 % of the run."
@@ -167,18 +194,23 @@ def _located(
         )
     shares = _length_share(ramp, increments, noise)
     short = _negligible(ramp, shares, increments.edges, cumulative_lr)
+    low, high = min(seen.interval[0] for seen in ramps), max(seen.interval[1] for seen in ramps)
+    reason = "The path turns by more than 20° beyond its own curvature."
+    first, last = min(seen.step for seen in ramps), max(seen.step for seen in ramps)
+    if first < ramp.interval[0] or last > ramp.interval[1]:
+        reason += f" It bends more than once: windows of other lengths see the turn at {first:.0f} to {last:.0f}."
     return Transition(
         "rotation",
         "inconclusive" if short else "transition",
-        short or "The path turns by more than 20° beyond its own curvature.",
+        short or reason,
         step=ramp.step,
-        interval=(float(np.floor(ramp.interval[0])), float(np.ceil(ramp.interval[1]))),
+        interval=(float(np.floor(low)), float(np.ceil(high))),
         level=ramp.level,
         p_value=p_value,
         width=ramp.width,
         angle_deg=angle,
         length_share=shares,
-        evidence={**evidence, "ramp": np.array(ramp.interval)},
+        evidence={**evidence, "ramp": np.array([low, high])},
     )
 
 

@@ -144,3 +144,28 @@ def test_a_noiseless_path_is_handled():
     assert found.found and found.step == pytest.approx(150, abs=0.5) and found.angle_deg == pytest.approx(75, abs=1)
     straight = vectors[:150]
     assert strongest(locate_rotations(straight @ straight.T, steps[:150])).verdict == "none"
+
+
+def bending_twice(seed, middles=(170, 215), angle=40.0, width=10, last=400, d=64):
+    """A path that turns out of its direction into a second one, and a little later into a third."""
+    rng, time = np.random.default_rng(seed), np.arange(last) + 0.5
+    one, two = (np.radians(angle) * np.clip((time - middle) / width + 0.5, 0, 1) for middle in middles)
+    increments = rng.standard_normal((last, d)) * np.sqrt(0.9 / d)
+    increments[:, :3] += np.stack([np.cos(one) * np.cos(two), np.sin(one) * np.cos(two), np.sin(two)], 1)
+    return np.concatenate([np.zeros((1, d)), np.cumsum(increments, 0)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_a_path_bends_twice_the_interval_holds_what_is_found_when_fewer_steps_were_saved(seed):
+    vectors = bending_twice(seed)
+    found = []
+    for k in (1, 2, 3, 4, 5):
+        rows = vectors[::k]
+        found.append(strongest(locate_rotations(rows @ rows.T, np.arange(401)[::k])))
+    low, high = found[0].interval
+    assert high - low > 20 and "bends more than once" in found[0].reason
+    assert all(low <= other.step <= high for other in found)
+    single = bending_twice(seed, middles=(190, 1000))
+    once = strongest(locate_rotations(single @ single.T, np.arange(401)))
+    assert once.interval[0] <= 190 <= once.interval[1] and once.interval[1] - once.interval[0] <= 6
+    assert "bends" not in once.reason
