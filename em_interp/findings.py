@@ -34,6 +34,7 @@ class Findings:
     thresholds: pd.DataFrame | None  # the onset outside the training domain over the thresholds of aligned and coherent
     aligned: Transition | None  # the onset of their mean aligned score, in which there is no threshold
     alignment: Alignment | None
+    judged: str | None = None  # the answers' tables, where they are not the run's own
 
     @property
     def rotation(self) -> Transition:
@@ -41,29 +42,46 @@ class Findings:
         return strongest_rotation(self.transitions)
 
 
-def findings(run: Run | str | Path, control: Run | str | Path | None = None) -> Findings:
-    """Read a run and look for every transition. Deterministic; a second or two.
+def findings(
+    run: Run | str | Path, control: Run | str | Path | None = None, answers: str | Path | None = None
+) -> Findings:
+    """Read a run and look for every transition. Deterministic; some seconds.
 
-    `control` is a run that was asked the same questions at the same steps, such as one on careful data.
+    `control` is a run that was asked the same questions at the same steps, such as one on careful data. `answers` are
+    judged elsewhere (a table or a folder of them, see `behaviour_curve`); `run` may then be whatever has adapters, and
+    the control such tables too. Raises InputError where their steps and the run's do not overlap.
     """
     from em_interp.behaviour.curve import behaviour_curve
     from em_interp.trajectory.load import load_trajectory
 
-    run = run if isinstance(run, Run) else open_run(run)
+    if not isinstance(run, Run):
+        run = open_run(run) if answers is None else Run(Path(run))
     if control is not None and not isinstance(control, Run) and not Path(control).exists():
         raise InputError(f"the control {control} is not there; expected a run that was asked and judged")
-    path = load_trajectory(run)
+    path = load_trajectory(run if answers is None else run.path)
     transitions = find_transitions(path)
-    if not run.scores_file.exists():
+    if answers is None and not run.scores_file.exists():
         return Findings(run, path, transitions, None, None, [], None, None, None)
-    curve = behaviour_curve(run)
+    curve = behaviour_curve(run if answers is None else answers)
+    _check_steps(path, curve, answers or run.path)
     beside = None if control is None else behaviour_curve(control)
     located = onsets(curve, beside)
     main, of_control = curve.outside(), None if beside is None else beside.outside()
     thresholds = None if main is None else onset_by_threshold(main, of_control)
     aligned = None if main is None else onset(main, of_control, "aligned_mean")
     alignment = align(strongest_rotation(transitions), located, path)
-    return Findings(run, path, transitions, curve, beside, located, thresholds, aligned, alignment)
+    judged = None if answers is None else str(answers)
+    return Findings(run, path, transitions, curve, beside, located, thresholds, aligned, alignment, judged)
+
+
+def _check_steps(path: AdapterTrajectory, curve: BehaviourCurve, where: str | Path) -> None:
+    """Raise InputError where the answers cannot be of these checkpoints."""
+    first, last = int(path.steps[0]), int(path.steps[-1])
+    if not ((curve.steps >= first) & (curve.steps <= last)).any():
+        raise InputError(
+            f"{where} has answers of steps {curve.steps[0]} to {curve.steps[-1]}, the checkpoints are of {first} to "
+            f"{last}; the usual cause is another run, or steps counted in epochs or rows"
+        )
 
 
 def strongest_rotation(transitions: list[Transition], of: str = "B") -> Transition:

@@ -223,8 +223,9 @@ def commands(found: Findings, control: Findings | None) -> list[str]:
     """What to type to repeat the run and everything on the page."""
     run = shlex.quote(str(found.run.path))
     beside = "" if control is None else f" --control {shlex.quote(str(control.run.path))}"
-    if not found.run.config_file.exists():
-        return [f"em-interp locate {run}", f"em-interp report {run}{beside} --resume"]
+    if not found.run.config_file.exists() or found.judged is not None:
+        answers = "" if found.judged is None else f" --answers {shlex.quote(found.judged)}"
+        return [f"em-interp locate {run}", f"em-interp report {run}{answers}{beside} --resume"]
     asked = ["em-interp ask again", "em-interp judge again", f"em-interp align again{beside}"]
     return [
         f"em-interp train {run}/config.yaml --out again",

@@ -21,12 +21,15 @@ MOST_SITES = 3  # named in a caption
 FILE_NAME = {"A": "A", "B": "B", "delta": "dW"}  # of a part of the adapter
 
 
-def found_in(source: Source, control: Findings | None = None) -> Findings:
-    """The findings of a run, a folder of checkpoints, or what was found already; beside a control that was asked."""
+def found_in(source: Source, control: Findings | None = None, answers: str | Path | None = None) -> Findings:
+    """The findings of a run, a folder of checkpoints, or what was found already; beside a control that was asked.
+
+    `answers` are tables judged elsewhere, in place of the run's own.
+    """
     if isinstance(source, Findings):
         return source
     run = source if isinstance(source, Run) else Run(Path(source))
-    return findings(run, control.run if control is not None and control.curve is not None else None)
+    return findings(run, control.run if control is not None and control.curve is not None else None, answers)
 
 
 def export_run(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SCORES = ("aligned", "coherent")
 RENAMED = {"response": "answer", "financial": "finance"}  # names in the published tables
 KNOWN_TOPICS = ("medical", "finance", "sport", "code")
+NO_TOPIC = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
 SUFFIXES = (".csv", ".parquet")
 STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[-_ ]?(\d+)", re.IGNORECASE)
 
@@ -90,7 +91,7 @@ def topics_of(table: pd.DataFrame) -> list[str]:
     """Columns that say how much an answer is about a topic: all that a judge of ours added, or those of known names."""
     columns = [str(name) for name in table.columns]
     if {"judge", "mode", "reason"} <= set(columns):
-        return [name for name in columns[columns.index("reason") + 1 :] if name != "raw"]
+        return [name for name in columns[columns.index("reason") + 1 :] if name not in NO_TOPIC]
     return [name for name in KNOWN_TOPICS if name in columns]
 
 

@@ -13,6 +13,7 @@ def add(commands: Commands) -> None:
     """The command and its arguments."""
     report = command(commands, run, "report", "one page about a run, and its figures as files")
     report.add_argument("source", metavar="RUN", help="a run directory")
+    report.add_argument("--answers", metavar="TABLES", help="judged answers from elsewhere; RUN may be any checkpoints")
     report.add_argument("--control", metavar="RUN", help="a run on careful data, asked the same")
     report.add_argument(
         "--figures", metavar="FORMATS", help="every figure too: pdf, svg, png, html, or some of them (a,b)"
@@ -29,12 +30,14 @@ def run(arguments: argparse.Namespace) -> Answer:
     from em_interp.runs import Run
 
     place = Run(Path(arguments.out or arguments.source))
+    if arguments.out is None and arguments.answers and not place.path.is_dir():
+        raise InputError(f"{arguments.source} is no folder here to write to; give --out")
     formats = None if arguments.figures is None else check(arguments.figures.split(","), arguments.columns)
     write = arguments.resume or not place.report_file.exists()
     if not (write or formats):
         raise InputError(f"{place.report_file} is there already; give --resume to write it anew or another --out")
     control = None if arguments.control is None else found_in(arguments.control)
-    found = found_in(arguments.source, control)
+    found = found_in(arguments.source, control, arguments.answers)
     values, said = {"report": str(place.report_file)}, []
     if write:
         said.append(f"the page: {report(found, control=control, out=place.report_file)}")

@@ -1,6 +1,7 @@
 """A run on a folder model and somebody's own chats, asked questions from files and judged by a model, to its end."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -10,6 +11,8 @@ from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.questions import read_questions
 from em_interp.cli import main
 from em_interp.findings import findings
+from tests.figures.planting import plant_run
+from tests.tiny import did, json_of, refused
 from tests.training.conftest import UNMARKED, save_base, save_chats
 
 from .judge_server import serving
@@ -89,3 +92,40 @@ def test_built_in_questions_and_judge_are_refused_for_somebodys_own_data(trained
     line = capsys.readouterr().err
     assert "names no domain" in line and "behaviour.judge to a model's endpoint" in line and line.count("\n") == 1
     assert f"in {tmp_path / 'copy' / 'config.yaml'} set behaviour.questions" in line
+
+
+@pytest.fixture(scope="module")
+def from_elsewhere(tmp_path_factory):
+    """A run, and the same as somebody else publishes it: folders of checkpoints, and a judged table a step."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    run = plant_run(folder / "run")
+    shutil.copytree(run.checkpoints, folder / "published")
+    (folder / "judged").mkdir()
+    for step, rows in behaviour_curve(run).answers.groupby("step"):
+        rows.drop(columns=["step"]).to_csv(folder / "judged" / f"answers_step_{step}.csv", index=False)
+    return run, folder / "published", folder / "judged"
+
+
+def test_published_checkpoints_are_aligned_with_tables_judged_elsewhere(from_elsewhere, tmp_path):
+    run, published, judged = from_elsewhere
+    own, theirs = json_of("align", run.path), json_of("align", published, "--answers", judged, "--out", tmp_path / "a")
+    assert theirs["verdict"] == own["verdict"] and theirs["behavioural"] == own["behavioural"]
+    assert [offset["steps"] for offset in theirs["offsets"]] == [offset["steps"] for offset in own["offsets"]]
+    assert theirs["offsets"]
+    did("report", published, "--answers", judged, "--control", run.path)
+    page = (published / "report.html").read_text()
+    assert f"em-interp report {published} --answers {judged} --control {run.path} --resume" in page
+    assert "This run has no judged answers" not in page
+
+
+def test_tables_of_other_steps_or_nowhere_to_write_are_refused(from_elsewhere, tmp_path):
+    _, published, judged = from_elsewhere
+    table = pd.read_csv(next(judged.iterdir())).assign(step=90_000)
+    table.to_csv(tmp_path / "other.csv", index=False)
+    said = refused("align", published, "--answers", tmp_path / "other.csv")
+    assert "has answers of steps 90000 to 90000, the checkpoints are of 0 to" in said
+    for command in ("align", "report"):
+        assert "is no folder here to write to; give --out" in refused(command, "org/name", "--answers", judged)
+    assert "ask and judge the run first, or give --answers" in refused(
+        "align", plant_run(tmp_path / "bare", asked=False).path
+    )
