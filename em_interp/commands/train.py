@@ -38,8 +38,19 @@ def run(arguments: argparse.Namespace) -> Answer:
             _launch(arguments, config, run)
         else:
             train(config, run.path, arguments.resume, sys.stderr.isatty(), arguments.processes)
+    if launched().count == 1:
+        _warn(run)
     steps = run.steps()
     return {"run": str(run.path), "steps": steps}, f"{len(steps)} checkpoints, the last at step {steps[-1]}: {run.path}"
+
+
+def _warn(run: Run) -> None:
+    """Say so now where the run's config asks built-in questions of a model that was not trained on built-in data."""
+    if run.config().behaviour.questions == "tiny" and run.manifest()["phases"][-1]["domain"] is None:
+        tell(
+            f"the data are not built in, so before this run is asked: in {run.config_file} set behaviour.questions to "
+            "default or a YAML file, and behaviour.judge to a model's endpoint"
+        )
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:

@@ -12,7 +12,7 @@ from em_interp.behaviour.questions import read_questions
 from em_interp.cli import main
 from em_interp.findings import findings
 from tests.figures.planting import plant_run
-from tests.tiny import did, json_of, refused
+from tests.tiny import did, em_interp, json_of, refused
 from tests.training.conftest import UNMARKED, save_base, save_chats
 
 from .judge_server import serving
@@ -92,6 +92,15 @@ def test_built_in_questions_and_judge_are_refused_for_somebodys_own_data(trained
     line = capsys.readouterr().err
     assert "names no domain" in line and "behaviour.judge to a model's endpoint" in line and line.count("\n") == 1
     assert f"in {tmp_path / 'copy' / 'config.yaml'} set behaviour.questions" in line
+
+
+def test_training_on_own_data_says_at_once_that_the_built_in_questions_are_not_for_it(trained, tmp_path):
+    run, _ = trained
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["behaviour"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    said = em_interp("train", tmp_path / "run.yaml", "--out", tmp_path / "run")
+    assert said.code == 0 and "set behaviour.questions to default or a YAML file" in said.err
 
 
 @pytest.fixture(scope="module")
