@@ -122,5 +122,5 @@ def test_the_command_compares_across_bases_by_itself_and_writes_a_page(runs, tmp
     assert [run["base"] for run in found["runs"]] == ["tiny-qwen2", "tiny-llama"]
     assert {row["measure"] for row in found["likeness"]} >= {"cka", "procrustes", "readout_write", "carried_ridge"}
     page = (tmp_path / "out" / "families.html").read_text()
-    assert page.count("Plotly.newPlot(") == 4 and "<b onclick" not in page.replace("\\u003c", "<").split("<ul>")[1]
+    assert page.count('<div class="plot"') == 4 and "<b onclick" not in page.replace("\\u003c", "<").split("<ul>")[1]
     assert [contents(run) for run in runs] == before
