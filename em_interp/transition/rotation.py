@@ -197,7 +197,7 @@ def _located(
     low, high = min(seen.interval[0] for seen in ramps), max(seen.interval[1] for seen in ramps)
     reason = "The path turns by more than 20° beyond its own curvature."
     first, last = min(seen.step for seen in ramps), max(seen.step for seen in ramps)
-    if first < ramp.interval[0] or last > ramp.interval[1]:
+    if first < np.floor(ramp.interval[0]) or last > np.ceil(ramp.interval[1]):
         reason += f" It bends more than once: windows of other lengths see the turn at {first:.0f} to {last:.0f}."
     return Transition(
         "rotation",
