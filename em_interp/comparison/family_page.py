@@ -23,7 +23,7 @@ def write_families(comparison: FamilyComparison, folder: str | Path, resume: boo
 
     Raises InputError where the folder holds another comparison (without `resume`) and where it cannot be written.
     """
-    return write_files("families", comparison, TABLES, families_page(comparison), Path(folder), resume)
+    return write_files("families", comparison, TABLES, families_page, Path(folder), resume)
 
 
 def families_page(comparison: FamilyComparison) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,14 @@ def write_comparison(comparison: DirectionComparison, folder: str | Path, resume
 
     Raises InputError where the folder holds another comparison (without `resume`) and where it cannot be written.
     """
-    return write_files("comparison", comparison, TABLES, comparison_page(comparison), Path(folder), resume)
+    return write_files("comparison", comparison, TABLES, comparison_page, Path(folder), resume)
 
 
 def write_files(
     name: str,
     comparison: DirectionComparison | FamilyComparison,
     tables: Sequence[Any],
-    page: str,
+    page: Callable[[Any], str],
     folder: Path,
     resume: bool,
 ) -> Path:
@@ -49,7 +49,7 @@ def write_files(
                 write_text(file, rows.to_csv(index=False, float_format="%.9g"))
             else:
                 file.unlink(missing_ok=True)  # of the comparison that was there
-        write_text(folder / f"{name}.html", page)
+        write_text(folder / f"{name}.html", page(comparison))
     return folder / f"{name}.html"
 
 
