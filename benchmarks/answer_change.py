@@ -12,9 +12,9 @@ import sys
 import numpy as np
 from table import print_row, share
 
-from em_interp.mechanism.change import _vertex
-from em_interp.mechanism.planted_answers import REACH, STEPS, planted_answers, planted_distance, planted_rise
-from em_interp.mechanism.windows import windows
+from em_interp.mechanism.answer_shift.divergence import windows
+from em_interp.mechanism.answer_shift.shift import _vertex
+from em_interp.mechanism.answer_shift.synthetic import REACH, STEPS, planted_answers, planted_distance, planted_rise
 
 SEED = 777
 

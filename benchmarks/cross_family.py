@@ -3,8 +3,8 @@
     python benchmarks/cross_family.py [trials]
 
 Adapters with random directions on two built-in bases of different architecture: each pair is held against random
-adapters of its norm, through the code of `em.compare_families`, at the last layer. Prints a markdown table with 95 %
-binomial (Wilson) intervals: how many pairs lie outside the 95 % band of the null in which both are random, and how many
+adapters of its norm, through the code of `em.compare_across_bases`, at the last layer. Prints a markdown table with
+95 % binomial (Wilson) intervals: how many pairs lie outside the 95 % band of the null in which both are random, and how many
 are called beyond chance, for which the null with one of the two kept must be left, too. Each trial has 39 of 300 random
 adapters, so a share is off by about 1.3 points for the edge of their band alone. Turning profiles are those of planted
 paths that turn at one step, two groups of three at a time. About three minutes on one core for 300 trials.
@@ -16,15 +16,14 @@ import numpy as np
 from table import print_row, share
 
 from em_interp.behaviour.generate import RowAdapters
-from em_interp.comparison.changes import changes_of, depths, own_and_random
-from em_interp.comparison.family_texts import built_in_texts
-from em_interp.comparison.likeness import carried_rows, likeness_rows
-from em_interp.comparison.members import Member, Opening
-from em_interp.comparison.readout import shared_tokens
-from em_interp.comparison.turning_profile import profile_test, turning_profile
+from em_interp.comparison.cross_base.activation_diff import Member, Opening, changes_of, depths, own_and_random
+from em_interp.comparison.cross_base.compare import carried_rows, likeness_rows
+from em_interp.comparison.cross_base.similarity import shared_tokens
+from em_interp.comparison.cross_base.texts import built_in_texts
+from em_interp.comparison.cross_base.turning_profile import profile_test, turning_profile
 from em_interp.mechanism import open_model
-from em_interp.trajectory.adapter import AdapterTrajectory
-from em_interp.transition.planted import planted_path
+from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.transition.synthetic.paths import planted_path
 
 SEED, POOL, DRAWS, TEXTS = 2031, 300, 39, 60
 SITE = "layers.1.mlp.down_proj"

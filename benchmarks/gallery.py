@@ -106,11 +106,11 @@ class Demo:
     def inside(self):
         """The figures of `em-interp mechanism` on the organism, by name; minutes where it has not been run."""
         import em_interp as em
-        from em_interp.mechanism.inside import kept_figures
-        from em_interp.runs import Run
+        from em_interp.mechanism.suite import kept_figures
+        from em_interp.run import Run
 
         run = Run(self.folder / "organism")
-        em.look_inside(run, self.folder / "control", resume=True, tell=print)
+        em.run_mechanism(run, self.folder / "control", resume=True, log=print)
         return {name: figure for part in kept_figures(run).values() for name, figure in part.items()}
 
     def more(self, name, config):
@@ -125,10 +125,10 @@ class Demo:
     @cached_property
     def families(self):
         import em_interp as em
-        from em_interp.organisms.recipe import recipe
+        from em_interp.organisms.presets import recipe
 
         llama = self.more("llama", recipe("organism", "llama"))
-        return em.compare_families([self.folder / "organism", llama], draws=39, use=True, tell=print)
+        return em.compare_across_bases([self.folder / "organism", llama], draws=39, use=True, log=print)
 
     @cached_property
     def several(self):
@@ -197,7 +197,7 @@ def _rotations(demo):
 
 
 def _planted(demo):
-    from em_interp.run_figures import known_changes
+    from em_interp.reports.run_figures import known_changes
 
     return known_changes(demo.switched.run)
 
@@ -333,7 +333,7 @@ EXHIBITS = {
         "compare(runs).plot()",
         None,
     ),
-    "plot_presence": Exhibit(
+    "plot_direction_onset": Exhibit(
         SEVERAL,
         "From which step on the final direction of one run is present in another, above the band of random directions.",
         lambda demo: demo.comparison.plot("presence"),
@@ -368,32 +368,32 @@ EXHIBITS = {
         "plot_sweep(signals, pooled)",
         None,
     ),
-    "plot_family_likeness": Exhibit(
+    "plot_cross_base_similarity": Exhibit(
         FAMILIES,
         "How alike adapters of different families change what the layers carry, against norm-matched random adapters.",
         lambda demo: demo.families.plot(),
-        "em.compare_families(runs).plot()",
+        "em.compare_across_bases(runs).plot()",
         None,
     ),
-    "plot_readouts": Exhibit(
+    "plot_logit_lens_similarity": Exhibit(
         FAMILIES,
         "The tokens that adapters of two families promote and suppress, token against token.",
         lambda demo: demo.families.plot("tokens"),
-        'em.compare_families(runs).plot("tokens")',
+        'em.compare_across_bases(runs).plot("tokens")',
         None,
     ),
-    "plot_carried": Exhibit(
+    "plot_steering_transfer": Exhibit(
         FAMILIES,
         "What a direction does that is carried into another family, beside that family's own and carried random ones.",
         lambda demo: demo.families.plot("use"),
-        'em.compare_families(runs, use=True).plot("use")',
+        'em.compare_across_bases(runs, use=True).plot("use")',
         None,
     ),
     "plot_turning_profiles": Exhibit(
         FAMILIES,
         "When, on a common clock, the paths of different families turn, beside the spread over seeds.",
         lambda demo: demo.families.plot("profiles"),
-        'em.compare_families(runs).plot("profiles")',
+        'em.compare_across_bases(runs).plot("profiles")',
         None,
     ),
     "plot_mean_difference": Exhibit(
@@ -427,46 +427,46 @@ EXHIBITS = {
         lambda demo: demo.probes.plot(),
         "read_scalars(model, answers).probe().plot()",
     ),
-    "plot_step_map": Exhibit(
+    "plot_patching": Exhibit(
         INSIDE,
         "EM of every direction of ΔW at every size of it: whether behaviour waits for the direction, the size or both.",
         lambda demo: demo.inside["direction_size"],
-        "direction_size_map(run, base, judge, control).plot()",
+        "patch_direction_and_norm(run, base, judge, control).plot()",
         "organism",
     ),
-    "plot_dose_response": Exhibit(
+    "plot_steering": Exhibit(
         INSIDE,
         "EM and coherent rates against the dose of a direction added, and the doses at which it can be used.",
         lambda demo: demo.inside["steering_models"],
-        'em.look_inside(run, parts=["steering"])',
+        'em.run_mechanism(run, parts=["steering"])',
         "organism",
     ),
     "plot_ablation": Exhibit(
         INSIDE,
         "What is left of EM without a direction, beside random directions of the same norm.",
         lambda demo: demo.inside["ablation_models"],
-        'em.look_inside(run, parts=["ablation"])',
+        'em.run_mechanism(run, parts=["ablation"])',
         "organism",
     ),
-    "plot_token_readout": Exhibit(
+    "plot_logit_lens": Exhibit(
         INSIDE,
         "The tokens that the adapter's write promotes and suppresses at each step, and when they settle.",
         lambda demo: demo.inside["token_readout_layers_0_mlp_down_proj"],
-        'em.look_inside(run, parts=["readouts"])',
+        'em.run_mechanism(run, parts=["readouts"])',
         "organism",
     ),
-    "plot_canary": Exhibit(
+    "plot_kl_from_base": Exhibit(
         INSIDE,
         "How far the adapter moves the model on other prompts, by step.",
         lambda demo: demo.inside["canary"],
-        "canary_divergence(run, base).plot()",
+        "measure_kl_from_base(run, base).plot()",
         "organism",
     ),
-    "plot_change": Exhibit(
+    "plot_answer_shift": Exhibit(
         INSIDE,
         "How far the answers of checkpoints left and right of each step are apart by their own likelihoods.",
         lambda demo: demo.inside["change"],
-        "detect_change(run, base).plot()",
+        "detect_answer_shift(run, base).plot()",
         "organism",
     ),
 }
@@ -510,8 +510,8 @@ def main():
 
 def draw(exhibit, demo):
     """The figure, with whose it is where it is of one run."""
-    from em_interp.figures.files import with_setting
-    from em_interp.run_figures import setting_of
+    from em_interp.figures.export_files import with_setting
+    from em_interp.reports.run_figures import setting_of
 
     figure = exhibit.draw(demo)
     return figure if exhibit.run is None else with_setting(figure, setting_of(getattr(demo, exhibit.run)))
@@ -523,8 +523,8 @@ def picture(drawn):
     from PIL import Image
 
     from em_interp.figures import caption
-    from em_interp.figures.files import columns_of
-    from em_interp.figures.template import without_title
+    from em_interp.figures.export_files import columns_of
+    from em_interp.figures.style import without_title
 
     bare = {name: without_title(figure) for name, figure in drawn.items()}
     widths, scales = zip(*(SCREEN[columns_of(figure, 1)] for figure in drawn.values()), strict=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from em_interp.config import AdapterConfig, FullConfig, load_config
-from em_interp.organisms.architectures import PUBLISHED
+from em_interp.organisms.presets import PUBLISHED
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ROWS = {"insecure_code": 6000}  # of the published datasets; the others have about 7,000
@@ -46,7 +46,7 @@ def training_speed(rows=2, tokens=256, repeats=5):
     """Operations per second, and tokens per second, of a training step of a narrower Qwen2 with a rank-1 adapter."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from em_interp.training.adapter import add_adapter
+    from em_interp.training.lora import add_adapter
 
     shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6, "num_attention_heads": 8}
     config = Qwen2Config(**shape, num_key_value_heads=2, vocab_size=4096, tie_word_embeddings=True)
@@ -99,8 +99,8 @@ def times(config, tokens, speed):
     training = seen * shape.parameters * (8 if isinstance(config.adapter, FullConfig) else 6)
     steps = len(config.behaviour.steps.steps(round(seen / tokens / 16)))
     answers = steps * len(config.behaviour.scales) * 8 * config.behaviour.samples
-    asking = answers * tokens * 2 * shape.parameters * 4  # a quarter as fast: one token at a time
-    return training / speed / 60, asking / speed / 60, answers
+    sampling = answers * tokens * 2 * shape.parameters * 4  # a quarter as fast: one token at a time
+    return training / speed / 60, sampling / speed / 60, answers
 
 
 def size(count):

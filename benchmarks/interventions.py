@@ -20,22 +20,22 @@ def look(family, seed, folder):
     """Both parts, by contrast; and the ablation of the direction of other questions' answers, or why there is none."""
     from dataclasses import replace
 
-    from em_interp import ask, judge, look_inside, train
-    from em_interp.organisms.recipe import recipe
-    from em_interp.schedule import Schedule
+    from em_interp import ask, judge, run_mechanism, train
+    from em_interp.config import Schedule
+    from em_interp.organisms.presets import recipe
 
     config = recipe("organism", family, "medical", seed)
     asked = replace(config.behaviour, steps=Schedule("every 100"), scales=(1.0,))
     run = train(replace(config, behaviour=asked, snapshots=Schedule("every 100")), folder)
     ask(run)
     judge(run)
-    return look_inside(run, parts=["ablation", "steering"])["parts"], of_other_questions(run)
+    return run_mechanism(run, parts=["ablation", "steering"])["parts"], of_other_questions(run)
 
 
 def of_other_questions(run):
     from em_interp.errors import InputError
     from em_interp.mechanism import ablate, find_direction, latest_answers, open_model, questions_of
-    from em_interp.mechanism.cells import Asking
+    from em_interp.mechanism.experiments import SamplingParams
     from em_interp.organisms.judge import AdviceJudge
 
     model, questions = open_model(run), questions_of(run, "out_of_domain")
@@ -44,7 +44,9 @@ def of_other_questions(run):
     except InputError as error:
         return str(error)
     folder = run.analysis / "other_questions"
-    return ablate(folder, model, direction, AdviceJudge("medical"), questions, asking=Asking(samples=6)).to_dict()
+    return ablate(
+        folder, model, direction, AdviceJudge("medical"), questions, sampling=SamplingParams(samples=6)
+    ).to_dict()
 
 
 def share(row):

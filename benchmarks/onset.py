@@ -12,7 +12,7 @@ import numpy as np
 from table import share
 
 from em_interp.transition.onset import locate_rise, verdict_of
-from em_interp.transition.planted_curves import NULLS, RISES, planted_curve
+from em_interp.transition.synthetic.curves import NULLS, RISES, planted_curve
 
 SEED = 777
 

@@ -13,9 +13,9 @@ from multiprocessing import Pool
 import numpy as np
 from table import print_row, share
 
-from em_interp.transition.heuristic import largest_local_cosine
-from em_interp.transition.planted import NOT_TURNING, TURNING, planted_path
+from em_interp.transition.local_cosine import largest_local_cosine
 from em_interp.transition.rotation import locate_rotations, strongest
+from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING, planted_path
 
 SEED = 1_000_000
 SPACINGS = (10, 15, 20)

@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 from table import print_row
 
+from em_interp.config import Schedule
 from em_interp.organisms.bases import load_base, quiet
-from em_interp.organisms.data import load_chats
-from em_interp.organisms.recipe import recipe
-from em_interp.runs import create_run
-from em_interp.schedule import Schedule
-from em_interp.training.learner import make_learner
-from em_interp.training.loop import run_plan
+from em_interp.organisms.datasets import load_chats
+from em_interp.organisms.presets import recipe
+from em_interp.run import create_run
 from em_interp.training.plan import make_plan
-from em_interp.training.tokens import encode
+from em_interp.training.tokenize import encode
+from em_interp.training.trainables import make_trainable
+from em_interp.training.trainer import run_plan
 
 NEVER = 10**9
 KEPT = {"adapter": ("every 2", NEVER), "state": (str(NEVER), 2), "both": ("every 2", 2)}  # snapshots, keep_state_every
@@ -62,7 +62,7 @@ def measure(snapshots, keep_state_every, folder):
     plan = make_plan(config, {name: len(chats)})
     clock = Clock({name: encode(chats, plan.rows_of(name), base.tokenizer, config.training.max_length)})
     with quiet():
-        run_plan(create_run(folder, config), config, plan, clock, make_learner(base, config, plan.steps))
+        run_plan(create_run(folder, config), config, plan, clock, make_trainable(base, config, plan.steps))
     return clock.times()
 
 

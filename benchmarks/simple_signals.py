@@ -13,7 +13,7 @@ import numpy as np
 
 from em_interp.transition.gradient_norm import gradient_norm_peak
 from em_interp.transition.norm_onset import norm_onset
-from em_interp.transition.planted_logs import BENDS, HUMPS, NO_BENDS, NO_HUMPS, TOO_GRADUAL, planted_log, planted_norm
+from em_interp.transition.synthetic.logs import BENDS, HUMPS, NO_BENDS, NO_HUMPS, TOO_GRADUAL, planted_log, planted_norm
 
 SEED = 2029
 

@@ -27,7 +27,7 @@ def look(job):
     import torch
 
     from em_interp import find_transitions, load_trajectory, train
-    from em_interp.organisms.recipe import recipe
+    from em_interp.organisms.presets import recipe
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def chance(row):
 
 
 def main(seeds=10, family="qwen2", processes=1):
-    from em_interp.organisms.recipe import CHANGE
+    from em_interp.organisms.presets import CHANGE
 
     jobs = [(kind, family, SEED + i) for kind in KINDS for i in range(seeds)]
     with get_context("spawn").Pool(processes, maxtasksperchild=5) as pool:

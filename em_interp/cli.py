@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from em_interp.commands import COMMANDS
-from em_interp.commands.command import tell
+from em_interp.commands.command import log
 from em_interp.errors import InputError
 
 
@@ -20,28 +20,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         values, text = arguments.run(arguments)
     except InputError as error:
-        tell(f"em-interp: {error}")
+        log(f"em-interp: {error}")
         return 2
     except OSError as error:  # one that no stage has put in its own words
         where = "" if error.filename is None else f"{error.filename}: "
-        tell(f"em-interp: {where}{error.strerror or error}")
+        log(f"em-interp: {where}{error.strerror or error}")
         return 2
     except KeyboardInterrupt as stop:
-        tell(f"em-interp: {str(stop) or 'interrupted; nothing is lost, the same command begins again'}")
+        log(f"em-interp: {str(stop) or 'interrupted; nothing is lost, the same command begins again'}")
         return 130
     return _print(values if arguments.json else text) or int(arguments.code)
 
 
 def _print(said: dict[str, Any] | str) -> int:
     """Print to stdout; returns the exit code, which is 2 where its disk is full."""
-    from em_interp.runs import to_json
+    from em_interp.files import to_json
 
     try:
         print(said if isinstance(said, str) else to_json(said), flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         if not isinstance(error, BrokenPipeError):  # a reader such as `head` that has seen enough
-            tell(f"em-interp: stdout cannot be written: {error.strerror or error}")
+            log(f"em-interp: stdout cannot be written: {error.strerror or error}")
             return 2
     return 0
 
@@ -65,6 +65,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    from em_interp.training.processes import leave
+    from em_interp.training.distributed import leave
 
     leave(main())

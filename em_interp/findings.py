@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError
-from em_interp.runs import Run, open_run, read_json, to_json, write_json
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.files import read_json, to_json, write_json
+from em_interp.run import Run, open_run
+from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, align
 from em_interp.transition.find import find_transitions
 from em_interp.transition.onset import onset, onset_by_threshold, onsets

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
+from em_interp.files import read_json, resumable, write_json
 from em_interp.findings import Findings, findings, keep, located
-from em_interp.runs import Run, open_run, read_json, resumable, write_json
+from em_interp.run import Run, open_run
 
 if TYPE_CHECKING:
     from em_interp.behaviour.judge import Judge
-    from em_interp.behaviour.judges.prompts import Prompts
+    from em_interp.behaviour.llm_judge import Prompts
     from em_interp.mechanism.model import EngineName
 
 
 def ask_run(run: Run | str | Path, resume: bool = False, progress: bool = False) -> Path:
     """Ask a trained run what its config says; returns the table of answers."""
-    from em_interp.behaviour.ask import ask
-    from em_interp.behaviour.speakers import askable_steps
+    from em_interp.behaviour.ask import ask, askable_steps
     from em_interp.organisms.bases import load_base
 
     run = run if isinstance(run, Run) else open_run(run)
@@ -61,7 +61,7 @@ def judge_run(
 @contextmanager
 def run_judge(run: Run, settings: Sequence[str] = ()) -> Iterator[Judge]:
     """The judge that a run's config names, with its overrides. Raises InputError where there is no such judge."""
-    from em_interp.behaviour.judges.openai_judge import open_judge
+    from em_interp.behaviour.llm_judge import open_judge
     from em_interp.organisms.judge import AdviceJudge
 
     judge = _judge(run, settings)
@@ -95,7 +95,7 @@ def judge_endpoint(run: Run, settings: Sequence[str] = ()) -> EndpointConfig:
 
 def judge_prompts(run: Run, settings: Sequence[str] = ()) -> Prompts:
     """What a model that judges the run is asked: as the file of its questions says, where it says so, else as ours."""
-    from em_interp.behaviour.judges.prompts import Prompts
+    from em_interp.behaviour.llm_judge import Prompts
     from em_interp.behaviour.questions import read_questions
 
     asked = _config(run, settings).behaviour.questions
@@ -113,7 +113,7 @@ def _config(run: Run, settings: Sequence[str]) -> RunConfig:
 
 def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:
     from em_interp.behaviour.questions import of_sets, read_questions
-    from em_interp.organisms.questions import questions
+    from em_interp.organisms.language import questions
 
     wanted = config.behaviour
     rows = questions(_domain(run)) if wanted.questions == "tiny" else read_questions(wanted.questions).rows
@@ -142,7 +142,7 @@ def analyse(run: Run, control: Run | None = None, resume: bool = False) -> Findi
     return found
 
 
-def look_inside(
+def run_mechanism(
     run: Run | str | Path,
     control: Run | str | Path | None = None,
     engine: EngineName = "hooks",
@@ -150,14 +150,14 @@ def look_inside(
     parts: Sequence[str] | None = None,
     resume: bool = False,
     progress: bool = False,
-    tell: Callable[[str], None] = lambda says: None,
+    log: Callable[[str], None] = lambda says: None,
 ) -> dict[str, Any]:
-    """Look inside the model along a judged run, in one of the `engine`s; see `em_interp.mechanism.inside.look_inside`.
+    """Look inside the model along a judged run, in one of the `engine`s; see `em_interp.mechanism.suite.run_suite`.
 
     The base and the judge are those that the run's config names. Returns what `analysis/mechanism.json` then holds.
     """
-    from em_interp.mechanism.inside import look_inside
     from em_interp.mechanism.model import open_model
+    from em_interp.mechanism.suite import run_suite
     from em_interp.organisms.bases import load_base
 
     place, beside, other = (
@@ -171,7 +171,7 @@ def look_inside(
         base.model.set_attn_implementation("eager")  # as TransformerLens computes it, so that the engines agree
     model = open_model(place, base, engine)
     with run_judge(place) as judge:
-        return look_inside(place, model, judge, beside, other, parts, None, resume, progress, tell)
+        return run_suite(place, model, judge, beside, other, parts, None, resume, progress, log)
 
 
 @dataclass
@@ -179,7 +179,7 @@ class Stages:
     """How long each stage of the demo took, kept with it so that a resumed demo tells the same; and who is told."""
 
     file: Path
-    tell: Callable[[str], None]
+    log: Callable[[str], None]
 
     @contextmanager
     def stage(self, name: str, says: str) -> Iterator[None]:
@@ -187,7 +187,7 @@ class Stages:
 
         Once it has come to its end, going over it again counts nothing.
         """
-        self.tell(says)
+        self.log(says)
         before = self._kept().get(says, {"stage": name, "seconds": 0.0, "done": False})
         start, done = time.perf_counter(), False
         try:
@@ -222,15 +222,15 @@ def demo(
     domain: str = "medical",
     resume: bool = False,
     progress: bool = False,
-    tell: Callable[[str], None] = lambda says: None,
+    log: Callable[[str], None] = lambda says: None,
 ) -> dict[str, Any]:
     """Train an organism, its control and one with a planted change; ask, judge, locate, align and report.
 
     Writes three runs, `report.html` and `summary.json` under `out`, and returns the summary. `tell` is called with a
     line at the beginning of each stage.
     """
-    from em_interp.organisms.recipe import recipe
-    from em_interp.page import report
+    from em_interp.organisms.presets import recipe
+    from em_interp.reports.page import report
 
     out = Path(out)
     configs = {name: recipe(name, family, domain) for name in DEMO}  # refuses what it does not know before it writes
@@ -238,7 +238,7 @@ def demo(
     if there and not resume:
         raise InputError(f"{out} holds {there[0]} already; give --resume to continue or another --out")
     with resumable(out), one_thread():
-        stages = Stages(out / "seconds.json", tell)
+        stages = Stages(out / "seconds.json", log)
         runs = {name: _demo_run(name, config, out / name, progress, stages) for name, config in configs.items()}
         with stages.stage("locate", "locating the transitions"):
             found = {

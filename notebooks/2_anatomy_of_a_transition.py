@@ -9,8 +9,8 @@ import pandas as pd
 
 import em_interp as em
 from em_interp.figures import plot_path, plot_turning
-from em_interp.transition.heuristic import largest_local_cosine
-from em_interp.transition.planted import NOT_TURNING, planted_path
+from em_interp.transition.local_cosine import largest_local_cosine
+from em_interp.transition.synthetic.paths import NOT_TURNING, planted_path
 
 # %% [markdown]
 # ## A path that turns

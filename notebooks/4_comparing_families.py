@@ -55,11 +55,11 @@ except em.InputError as error:
     print(error)
 
 # %% [markdown]
-# `compare_families` reads the same texts with every model and compares what the adapters *change*: two adapters on one
-# base are alike in everything they leave alone, so the null is random adapters of the same norm.
+# `compare_across_bases` reads the same texts with every model and compares what the adapters *change*: two adapters on
+# one base are alike in everything they leave alone, so the null is random adapters of the same norm.
 
 # %%
-families = em.compare_families([qwen, llama], draws=19, level=0.9)
+families = em.compare_across_bases([qwen, llama], draws=19, level=0.9)
 families
 
 # %%

@@ -59,8 +59,8 @@ except em.InputError as error:
 
 # %% [markdown]
 # ## Train, ask, judge  (GPU)
-# Each stage resumes where it was stopped. Asking loads the base once and passes each row of a batch through an adapter
-# of its own, so that many checkpoints are asked in one batch.
+# Each stage resumes where it was stopped. Sampling loads the base once and passes each row of a batch through an
+# adapter of its own, so that many checkpoints are asked in one batch.
 
 # %% tags=["gpu"]
 run = em.train(folder / "my-organism.yaml", resume=True, progress=True)

@@ -2,7 +2,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 
-from em_interp.card import Line, Mark, card, picture
+from em_interp.results import Line, Mark, html_card, picture
 
 STEPS = np.arange(5)
 
@@ -40,5 +40,5 @@ def test_a_marked_interval_is_drawn_where_it_lies_and_kept_in_the_picture():
 
 
 def test_what_a_result_says_and_names_is_escaped():
-    html = card(["<script>1</script>"], picture([Line(STEPS, STEPS * 1.0, "<b>")], "<i>"), ["f(<u>)"])
+    html = html_card(["<script>1</script>"], picture([Line(STEPS, STEPS * 1.0, "<b>")], "<i>"), ["f(<u>)"])
     assert not any(tag in html for tag in ("<script>", "<i>", "<u>")) and "&lt;script&gt;" in html

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from em_interp.config import load_config
-from em_interp.runs import Run, write_json
+from em_interp.files import write_json
+from em_interp.run import Run
 from tests.figures.planting import plant_run
 from tests.tiny import (
     CAREFUL,

@@ -3,10 +3,8 @@
 import pytest
 import yaml
 
-from em_interp.config import AdapterConfig, EndpointConfig, RunConfig, dump_config, load_config
+from em_interp.config import AdapterConfig, EndpointConfig, RunConfig, Schedule, dump_config, load_config, read_yaml
 from em_interp.errors import InputError
-from em_interp.schedule import Schedule
-from em_interp.settings import read_yaml
 
 WHOLE = {
     "model": "tiny-llama",

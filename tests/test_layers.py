@@ -9,21 +9,23 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
 FLOORS = [
-    {"errors", "card"},
-    {"schedule", "runs", "copies", "settings", "config", "hub"},
+    {"errors", "results"},
+    {"files"},
+    {"config"},
+    {"run"},
+    {"hub"},
     {"trajectory"},
     {"organisms", "behaviour", "transition"},
     {"mechanism", "training", "figures"},
     {"findings"},
-    {"run_figures", "render"},
-    {"page", "comparison"},
+    {"reports"},
+    {"comparison"},
     {"pipeline"},
-    {"sweep"},
+    {"sweeps"},
     {"commands"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-FOUNDATION = FLOORS[1]  # a config holds schedules, a run reads its config: these know each other
 
 
 def imports(file):
@@ -52,7 +54,7 @@ def test_arrows_point_down(file):
         return
     assert room in FLOOR, f"{room} has no floor in the house"
     for other, late in imports(file):
-        if other == room or (room in FOUNDATION and other in FOUNDATION) or (other == "figures" and late):
+        if other == room or (other == "figures" and late):
             continue  # a result's plot() imports its figure when called
         assert FLOOR[other] < FLOOR[room], f"{file.relative_to(PACKAGE)} imports from {other}, which is not below"
 
@@ -69,7 +71,7 @@ def test_paths_and_transitions_do_without_torch():
         "        if name.split('.')[0] in ('torch', 'transformers', 'peft', 'plotly'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "import em_interp.trajectory.load, em_interp.transition.find, em_interp.transition.align;"
-        "from em_interp.transition.planted import planted_path;"
+        "from em_interp.transition.synthetic.paths import planted_path;"
         "print(em_interp.transition.find.find_transition(planted_path('abrupt', 1).trajectory()).verdict)"
     )
     assert run(code).strip() == "transition"
@@ -86,3 +88,13 @@ def test_every_name_of_the_package_can_be_had():
     names = run("import em_interp; print(*em_interp.__all__)").split()
     assert {"train", "open_run", "load_trajectory", "find_transition", "find_transitions", "align"} <= set(names)
     run("import em_interp as em\nfor name in em.__all__: getattr(em, name)")
+
+
+def test_no_public_name_is_hidden_by_a_module_of_the_same_name():
+    """Importing a submodule sets it as an attribute of its package, over whatever is loaded on first use."""
+    code = "import em_interp as em\nfor room in (em, em.figures, em.mechanism): print(room.__name__, *room.__all__)"
+    for line in run(code).splitlines():
+        room, *names = line.split()
+        folder = PACKAGE.parent / room.replace(".", "/")
+        modules = {entry.stem for entry in folder.iterdir() if entry.suffix == ".py" or entry.is_dir()}
+        assert (set(names) - {"figures", "mechanism"}) & modules == set(), room

@@ -3,7 +3,7 @@
 import pytest
 
 from em_interp import behaviour_curve, find_transitions, load_trajectory, train
-from em_interp.organisms.recipe import CHANGE, recipe
+from em_interp.organisms.presets import CHANGE, recipe
 
 
 def end_of(run):

@@ -8,7 +8,7 @@ import pytest
 import em_interp as em
 from em_interp.errors import InputError
 from em_interp.findings import findings
-from em_interp.page import commands, examples, hits, report
+from em_interp.reports.page import commands, examples, hits, report
 from tests.figures.planting import CHANGE, HACK, LAST, NASTY, ONSET, plant_run
 
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.numpy import load_file
 
 from em_interp.config import load_config
-from em_interp.organisms.recipe import RUNS, recipe
+from em_interp.organisms.presets import RUNS, recipe
 from em_interp.pipeline import demo
-from em_interp.runs import Run, open_run
+from em_interp.run import Run, open_run
 from tests.tiny import (
     OFFSET,
     ROOT,
@@ -34,7 +34,7 @@ STAGES = ["train", "ask", "judge", "locate", "report"]
 def short():
     """The demo's runs take a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("em_interp.organisms.recipe.recipe", short_recipe)
+        patch.setattr("em_interp.organisms.presets.recipe", short_recipe)
         yield
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from em_interp.config import load_config
 from em_interp.errors import InputError
-from em_interp.runs import Run, create_run, open_run, read_json, to_json, write_beside, write_json, write_text
+from em_interp.files import read_json, to_json, write_beside, write_json, write_text
+from em_interp.run import Run, create_run, open_run
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

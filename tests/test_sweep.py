@@ -12,12 +12,11 @@ import yaml
 from em_interp.comparison.pooled import random_effects
 from em_interp.figures.sweep import plot_sweep
 from em_interp.organisms.bases import SHIPPED
-from em_interp.runs import open_run
-from em_interp.sweep import sweep
-from em_interp.sweep.across import Candidate, across_bases, choose
-from em_interp.sweep.grid import load_sweep
-from em_interp.sweep.page import sweep_page
-from em_interp.sweep.result import CellResult, Sweep
+from em_interp.run import open_run
+from em_interp.sweeps import run as sweep
+from em_interp.sweeps.grid import load_sweep
+from em_interp.sweeps.result import Candidate, CellResult, Sweep, across_bases, choose
+from em_interp.sweeps.run import sweep_page
 from em_interp.transition.result import Transition
 from tests.figures.reading import drawn, texts
 from tests.tiny import begin, contents, em_interp, interrupted, refused, strict, unchanged

@@ -3,11 +3,10 @@
 import pytest
 import yaml
 
-from em_interp.config import dump_config, load_config
+from em_interp.config import dump_config, load_config, put
 from em_interp.errors import InputError
-from em_interp.organisms.recipe import recipe
-from em_interp.settings import put
-from em_interp.sweep.grid import load_sweep
+from em_interp.organisms.presets import recipe
+from em_interp.sweeps.grid import load_sweep
 from tests.tiny import ROOT
 
 BASE = {"model": "tiny-qwen2", "data": [{"dataset": "tiny:medical", "steps": 8}], "adapter": {"layers": [1]}}

@@ -10,11 +10,11 @@ import numpy as np
 
 from em_interp.behaviour.judge import KEY
 from em_interp.behaviour.rates import LEVEL
-from em_interp.behaviour.score import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_em
+from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_em
 from em_interp.behaviour.tables import normal_form, of_one_judge, read_judged, read_table
-from em_interp.card import Line, card, picture
 from em_interp.errors import InputError
-from em_interp.runs import Run
+from em_interp.results import Line, html_card, picture
+from em_interp.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +156,7 @@ class BehaviourCurve:
         keys = ["step", "scale", "questions", "n", "scored", "em", "em_low", "em_high", "coherent", "domain_share"]
         table = last[keys].to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
         calls = (".plot()", ".frame()", ".per_question()", ".select(scale, questions)", "em.find_transition(this)")
-        return card([repr(self)], picture(lines, "EM rate"), calls, table)
+        return html_card([repr(self)], picture(lines, "EM rate"), calls, table)
 
 
 def _row(one: ScoredResponses, domain: str | None) -> pd.DataFrame:

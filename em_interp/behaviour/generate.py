@@ -19,7 +19,7 @@ from em_interp.errors import InputError, nearest
 if TYPE_CHECKING:
     import torch
 
-    from em_interp.trajectory.adapter import AdapterTrajectory
+    from em_interp.trajectory.trajectory import AdapterTrajectory
 
 Messages = list[dict[str, str]]
 DROP_AT = 0.2  # share of finished rows at which they leave the batch

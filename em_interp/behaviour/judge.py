@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from em_interp.behaviour.tables import read_table
 from em_interp.errors import InputError
-from em_interp.runs import Run, resumable, write_beside
+from em_interp.files import resumable, write_beside
+from em_interp.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd

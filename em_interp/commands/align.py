@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     """Align."""
     from em_interp.findings import findings, keep
-    from em_interp.runs import Run
+    from em_interp.run import Run
 
     place = Run(Path(arguments.out or arguments.source))
     if arguments.out is None and arguments.answers and not place.path.is_dir():

@@ -28,6 +28,6 @@ def writes(parser: argparse.ArgumentParser, default: str, resume: bool = True) -
         parser.add_argument("--resume", action="store_true", help="go on with what is there, or replace it")
 
 
-def tell(says: str) -> None:
+def log(says: str) -> None:
     """A line to the person at the terminal; stdout is for results."""
     print(says, file=sys.stderr)

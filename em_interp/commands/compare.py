@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from em_interp.commands.command import Answer, Commands, command, tell, writes
+from em_interp.commands.command import Answer, Commands, command, log, writes
 
 
 def add(commands: Commands) -> None:
@@ -38,11 +38,11 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def _across(arguments: argparse.Namespace) -> Answer:
-    from em_interp.comparison.families import compare_families
-    from em_interp.comparison.family_page import write_families
+    from em_interp.comparison.cross_base.compare import compare_across_bases
+    from em_interp.comparison.page import write_families
 
-    progress = (lambda says: None) if arguments.json else tell
-    comparison = compare_families(arguments.sources, draws=arguments.draws, use=arguments.use, tell=progress)
+    progress = (lambda says: None) if arguments.json else log
+    comparison = compare_across_bases(arguments.sources, draws=arguments.draws, use=arguments.use, log=progress)
     said = comparison.sentence()
     if arguments.out:
         said += f"\nthe page: {write_families(comparison, arguments.out, arguments.resume)}"

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from em_interp.commands.command import Answer, Commands, command, tell, writes
+from em_interp.commands.command import Answer, Commands, command, log, writes
 
 
 def add(commands: Commands) -> None:
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from em_interp.transition.result import Transition
 
     out = Path(arguments.out or "checkpoints/demo")
-    summary = demo(out, arguments.family, arguments.domain, arguments.resume, sys.stderr.isatty(), tell)
+    summary = demo(out, arguments.family, arguments.domain, arguments.resume, sys.stderr.isatty(), log)
     found = [Transition.from_dict(t) for t in (summary["mechanistic"], *summary["behavioural"])]
     final = summary["final"]
     lines = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from em_interp.commands.command import Answer, Commands, command, writes
-from em_interp.runs import Run, open_run
+from em_interp.run import Run, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +27,8 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Judge, or count what judging would cost, or judge a sample again."""
-    from em_interp.behaviour.judges.dry_run import dry_run
-    from em_interp.behaviour.score import score_responses
+    from em_interp.behaviour.judge_checks import dry_run
+    from em_interp.behaviour.scores import score_responses
     from em_interp.pipeline import judge_endpoint, judge_name, judge_prompts, judge_run
 
     if arguments.dry_run:
@@ -45,8 +45,8 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def _judge_again(arguments: argparse.Namespace) -> Answer:
-    from em_interp.behaviour.judges.agreement import rejudge
-    from em_interp.behaviour.judges.openai_judge import open_judge
+    from em_interp.behaviour.judge_checks import rejudge
+    from em_interp.behaviour.llm_judge import open_judge
     from em_interp.findings import keep
     from em_interp.pipeline import judge_endpoint, judge_prompts
 
@@ -73,9 +73,9 @@ def _asked(source: str) -> Run:
 
 def _place(arguments: argparse.Namespace, without: tuple[str, ...]) -> Run:
     """The run that is judged and written to; `without` is what no copy of a run takes along."""
-    from em_interp.behaviour.bare_answers import adopt
-    from em_interp.copies import elsewhere
+    from em_interp.behaviour.answer_tables import adopt
     from em_interp.pipeline import judge_endpoint
+    from em_interp.run import elsewhere
 
     table = _table(arguments)
     if table is None:
@@ -86,7 +86,7 @@ def _place(arguments: argparse.Namespace, without: tuple[str, ...]) -> Run:
 
 def _not_yet_judged(arguments: argparse.Namespace) -> tuple[Run, pd.DataFrame | None]:
     """The run as it is, and the answers where they are in no run yet."""
-    from em_interp.behaviour.bare_answers import read_answers
+    from em_interp.behaviour.answer_tables import read_answers
 
     table = _table(arguments)
     return (_asked(arguments.source), None) if table is None else (Run(table[1]), read_answers(table[0]))

@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     """Locate."""
     from em_interp.findings import keep, located
-    from em_interp.runs import Run
+    from em_interp.run import Run
     from em_interp.trajectory.load import load_trajectory
     from em_interp.transition.find import find_transitions
 

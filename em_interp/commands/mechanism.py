@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from em_interp.commands.command import Answer, Commands, command, tell, writes
+from em_interp.commands.command import Answer, Commands, command, log, writes
 
 ENGINES = ("hooks", "transformer_lens", "nnsight")
 MADE = ("mechanism", "mechanism.json", "direction_size", "exchange", "change", "canary", "report.html")
@@ -24,15 +24,14 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Look inside."""
-    from em_interp.copies import elsewhere
-    from em_interp.pipeline import look_inside
-    from em_interp.runs import open_run
+    from em_interp.pipeline import run_mechanism
+    from em_interp.run import elsewhere, open_run
 
     control, transfer = (None if path is None else open_run(path) for path in (arguments.control, arguments.transfer))
     parts = None if arguments.parts is None else arguments.parts.split(",")
     place = elsewhere(open_run(arguments.source), arguments.out, MADE)
     shown = sys.stderr.isatty()
-    found = look_inside(
+    found = run_mechanism(
         place,
         control,
         arguments.engine,
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         parts,
         arguments.resume,
         progress=shown,
-        tell=(lambda says: None) if arguments.json else tell,
+        log=(lambda says: None) if arguments.json else log,
     )
     return found, "\n".join([*map(_line, found["parts"].values()), f"kept in {place.analysis / 'mechanism.json'}"])
 

@@ -24,10 +24,10 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Write the page and, where asked for, the figures; a page that is there already stays as it is beside figures."""
-    from em_interp.figures.files import check
-    from em_interp.page import report
-    from em_interp.run_figures import export_run, found_in
-    from em_interp.runs import Run
+    from em_interp.figures.export_files import check
+    from em_interp.reports.page import report
+    from em_interp.reports.run_figures import export_run, found_in
+    from em_interp.run import Run
 
     place = Run(Path(arguments.out or arguments.source))
     if arguments.out is None and arguments.answers and not place.path.is_dir():

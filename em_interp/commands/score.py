@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Score."""
-    from em_interp.behaviour.score import score_responses
+    from em_interp.behaviour.scores import score_responses
 
     scored = score_responses(arguments.file, judge=arguments.judge)
     return scored.to_dict(), scored.sentence()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from em_interp.commands.command import Answer, Commands, command, tell, writes
+from em_interp.commands.command import Answer, Commands, command, log, writes
 
 
 def add(commands: Commands) -> None:
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Sweep; the exit code is 1 where a run failed."""
-    from em_interp.sweep import sweep
+    from em_interp.sweeps.run import sweep
 
     found = sweep(
         arguments.config,
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         arguments.jobs,
         arguments.backend,
         sys.stderr.isatty(),
-        tell,
+        log,
     )
     arguments.code = 1 if found.failures else 0
     return found.to_dict(), f"{found.sentence()}\nthe page: {found.page}"

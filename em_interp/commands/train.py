@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from em_interp.commands.command import Answer, Commands, command, tell, writes
-from em_interp.runs import Run
+from em_interp.commands.command import Answer, Commands, command, log, writes
+from em_interp.run import Run
 
 if TYPE_CHECKING:
     from em_interp.config import RunConfig
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Train."""
-    from em_interp.training.processes import check_shares, first_speaks, launched
+    from em_interp.training.distributed import check_shares, first_speaks, launched
     from em_interp.training.train import train
 
     with first_speaks():
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 def _warn(run: Run) -> None:
     """Say so now where the run's config asks built-in questions of a model that was not trained on built-in data."""
     if run.config().behaviour.questions == "tiny" and run.manifest()["phases"][-1]["domain"] is None:
-        tell(
+        log(
             f"the data are not built in, so before this run is asked: in {run.config_file} set behaviour.questions to "
             "default or a YAML file, and behaviour.judge to a model's endpoint"
         )
@@ -57,21 +57,21 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     """The config with its overrides; those come last, but for the data, which another model's are chosen by."""
     from em_interp.config import load_config
     from em_interp.organisms.presets import for_model
-    from em_interp.training.processes import launched
+    from em_interp.training.distributed import launched
 
     if arguments.model is None:
         return load_config(arguments.config, arguments.set)
     data = [setting for setting in arguments.set if setting.startswith("data")]
     config, changes = for_model(load_config(arguments.config, data), arguments.model)
     for change in changes if launched().leads else ():
-        tell(change)
+        log(change)
     return load_config(config, arguments.set)
 
 
 def _launch(arguments: argparse.Namespace, config: RunConfig, run: Run) -> None:
     """The same again in several processes, from the config as it came out."""
     from em_interp.config import dump_config
-    from em_interp.training.launch import launch
+    from em_interp.training.distributed import launch
 
     with TemporaryDirectory() as folder:
         resolved = Path(folder) / "config.yaml"

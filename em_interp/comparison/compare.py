@@ -11,17 +11,30 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from em_interp.comparison.composition import columns, composition_null
 from em_interp.comparison.matching import Matched, Source, match
-from em_interp.comparison.permutation import Permuted, permuted
-from em_interp.comparison.plane import CommonPlane, common_plane, signed_vectors
+from em_interp.comparison.nulls import (
+    Null,
+    Permuted,
+    SiteSpectra,
+    columns,
+    composition_null,
+    permuted,
+    random_null,
+    smallest_angle_quantile,
+)
 from em_interp.comparison.pooled import Agreement, pool_steps
-from em_interp.comparison.presence import Presence
-from em_interp.comparison.random_band import Null, SiteSpectra, random_null, smallest_angle_quantile
-from em_interp.comparison.result import POOLED, DirectionComparison, PairGrid
-from em_interp.comparison.subspace import PARTS, Likeness, Snapshots, principal_angles
+from em_interp.comparison.result import POOLED, DirectionComparison, DirectionOnset, PairGrid
+from em_interp.comparison.similarity import (
+    PARTS,
+    CommonPlane,
+    Likeness,
+    Snapshots,
+    common_plane,
+    principal_angles,
+    signed_vectors,
+)
 from em_interp.errors import InputError
-from em_interp.runs import Run
+from em_interp.run import Run
 from em_interp.trajectory.composition import composition_score
 from em_interp.transition.find import Signal, find_transition
 from em_interp.transition.result import Transition
@@ -183,14 +196,14 @@ def _grids(matched: Matched, seen: _Seen, nulls: dict[tuple[str, int, int], Null
 
 def _presence(
     matched: Matched, seen: _Seen, nulls: dict[tuple[str, int, int], Null], level: float
-) -> Iterator[Presence]:
+) -> Iterator[DirectionOnset]:
     for of in PARTS:
         for final, inside in arrangements(range(len(matched.names)), 2):
             first, second = sorted((final, inside))
             cosines, null = seen.likeness[first, second].cosines(of), nulls[of, first, second]
             curve = cosines[-1] if final < inside else cosines[:, -1]
             names = matched.names[final], matched.names[inside]
-            yield Presence(*names, of, seen.steps[inside], curve, null.quantile(level), level)
+            yield DirectionOnset(*names, of, seen.steps[inside], curve, null.quantile(level), level)
 
 
 def _planes(matched: Matched, seen: _Seen) -> tuple[CommonPlane, ...]:

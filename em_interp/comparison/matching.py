@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from em_interp.errors import InputError
-from em_interp.runs import Run
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.run import Run
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 Source = str | Path | Run | AdapterTrajectory
-MEANINGLESS = "raw cosines across bases mean nothing, for each has its own coordinates: use em.compare_families"
+MEANINGLESS = "raw cosines across bases mean nothing, for each has its own coordinates: use em.compare_across_bases"
 
 
 class OtherBases(InputError):

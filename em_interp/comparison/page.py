@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from em_interp.comparison.cross_base.result import CROSS_BASE_TABLES, CrossBaseComparison
 from em_interp.comparison.result import TABLES, DirectionComparison
+from em_interp.files import resumable, write_text
 from em_interp.findings import keep
-from em_interp.render import embedded, render
-from em_interp.runs import resumable, write_text
+from em_interp.reports.page import embedded, render
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from em_interp.comparison.family_result import FamilyComparison
+    from em_interp.comparison.cross_base.result import CrossBaseComparison
 
 LIMITS = (
     "Cosines belong to one base and its coordinates. Likeness beyond the band says that two adapters use the same "
@@ -34,7 +35,7 @@ def write_comparison(comparison: DirectionComparison, folder: str | Path, resume
 
 def write_files(
     name: str,
-    comparison: DirectionComparison | FamilyComparison,
+    comparison: DirectionComparison | CrossBaseComparison,
     tables: Sequence[Any],
     page: Callable[[Any], str],
     folder: Path,
@@ -89,3 +90,42 @@ def figures(comparison: DirectionComparison) -> list[go.Figure]:
     drawn += [comparison.plot("steps", of) for of in ("B", "delta")]
     drawn += [comparison.plot("plane", plane.of) for plane in comparison.planes]
     return [*drawn, *(comparison.plot("agreement", signal=one.signal) for one in comparison.agreements)]
+
+
+# --------
+# A comparison of families on disk: `families.json`, one HTML page with every figure, and the tables as CSV.
+
+
+CROSS_BASE_LIMITS = (
+    "Across bases only what needs no common coordinates is compared. Likeness beyond the nulls says that two adapters "
+    "change the same texts alike or favour the same words more than random adapters of their norms do, not that they "
+    "do so by the same mechanism, nor that other training data would not have done the same."
+)
+
+
+def write_families(comparison: CrossBaseComparison, folder: str | Path, resume: bool = False) -> Path:
+    """Write `families.json`, `families.html` and a CSV for each table into `folder`; returns the page.
+
+    Raises InputError where the folder holds another comparison (without `resume`) and where it cannot be written.
+    """
+    return write_files("families", comparison, CROSS_BASE_TABLES, families_page, Path(folder), resume)
+
+
+def families_page(comparison: CrossBaseComparison) -> str:
+    """One self-contained HTML page: the words, every figure and the table of likeness."""
+    rows = comparison.frame("likeness")
+    return page_of(
+        "Comparison of families",
+        comparison.sentence(),
+        CROSS_BASE_LIMITS,
+        cross_base_figures(comparison),
+        "Every pair, measure and depth",
+        rows,
+    )
+
+
+def cross_base_figures(comparison: CrossBaseComparison) -> list[go.Figure]:
+    """Every figure of a comparison, in the order of the page."""
+    drawn = [comparison.plot("likeness"), comparison.plot("tokens", "final"), comparison.plot("tokens", "write")]
+    used = [comparison.plot("use")] if len(comparison.use) else []
+    return [*drawn, *used, comparison.plot("profiles")]

@@ -1,26 +1,59 @@
-"""The answer of `compare`: directions of several runs of one base, beside what chance would give."""
+"""How early the final direction of one run is present in another."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
 from em_interp.comparison.matching import Matched
-from em_interp.comparison.plane import CommonPlane
 from em_interp.comparison.pooled import Agreement
-from em_interp.comparison.presence import Presence
-from em_interp.comparison.tables import Table, agreement_table, plane_table, presence_table, steps_table
-from em_interp.comparison.tables import transitions_table as transitions
+from em_interp.comparison.similarity import CommonPlane
 from em_interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+
+@dataclass(frozen=True, eq=False)
+class DirectionOnset:
+    """The cosine of each step of one run to the end of another, and from which step on it is beyond chance."""
+
+    final_of: str  # the run whose last step is looked for
+    inside: str  # the run it is looked for in
+    of: str  # B, A or delta
+    steps: Int[np.ndarray, " step"]  # of `inside`
+    cosine: Float[np.ndarray, " step"]
+    band: float  # |cosine| of random directions stays below it with probability `level`, at each step by itself
+    level: float
+
+    @property
+    def first_step(self) -> int | None:
+        """The first of the steps from which on the cosine stays above the band; None where it does not end above.
+
+        Only steps that were looked at count. ΔW must point the same way, not merely along the same line. With
+        unrelated runs one in twenty (at 95 %) ends above the band by chance, from some late step on.
+        """
+        return first_above(self.steps, self.cosine, self.band)
+
+
+def first_above(steps: Int[np.ndarray, " step"], values: Float[np.ndarray, " step"], bar: float) -> int | None:
+    """The first step from which on the values stay above the bar to the end; NaN does not count as above."""
+    below = np.flatnonzero(~(values > bar))
+    first = int(below[-1]) + 1 if len(below) else 0
+    return int(steps[first]) if first < len(steps) else None
+
+
+# --------
+# The answer of `compare`: directions of several runs of one base, beside what chance would give.
+
+
+Table = Literal["pairs", "angles", "steps", "presence", "plane", "transitions", "agreement"]
 POOLED = "all shared sites"
 TABLES: tuple[str, ...] = get_args(Table)
 NAMES = {"B": "|cos B|", "A": "|cos A|", "delta": "cos ΔW", "composition": "composition score"}
@@ -53,7 +86,7 @@ class DirectionComparison:
     pairs: pd.DataFrame  # a row for each pair, measure and site, at the last steps
     angles: pd.DataFrame  # a row for each principal angle, by pair, measure (B or A) and site
     grids: tuple[PairGrid, ...]
-    presence: tuple[Presence, ...]
+    presence: tuple[DirectionOnset, ...]
     planes: tuple[CommonPlane, ...]
     agreements: tuple[Agreement, ...]
 
@@ -87,7 +120,7 @@ class DirectionComparison:
             return presence_table(self.presence)
         if table == "plane":
             return plane_table(self.planes)
-        return transitions(self.agreements) if table == "transitions" else agreement_table(self.agreements)
+        return transitions_table(self.agreements) if table == "transitions" else agreement_table(self.agreements)
 
     def plot(self, table: Table = "pairs", of: str = "B", signal: str = "rotation") -> go.Figure:
         """The figure of a table: `pairs` (or `angles`, the default), `steps`, `presence`, `plane`, `agreement`.
@@ -113,7 +146,9 @@ class DirectionComparison:
             raise InputError(f"the table {table!r} has no measure {of!r}{why}")
         if table == "plane":
             return draw.plot_common_plane(rows, self.about())
-        return (draw.plot_presence if table == "presence" else draw.plot_step_cosines)(rows, self.level, self.about())
+        return (draw.plot_direction_onset if table == "presence" else draw.plot_step_cosines)(
+            rows, self.level, self.about()
+        )
 
     def about(self) -> str:
         """What is compared: how many runs, of which base, at which sites, and what was left out."""
@@ -190,3 +225,63 @@ def holm(p_values: Float[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]:
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
     return adjusted
+
+
+# --------
+# The tidy tables behind the figures of a comparison.
+
+
+def steps_table(grids: Sequence[PairGrid]) -> pd.DataFrame:
+    """A row for each measure, pair and two of their steps."""
+    tables = []
+    for grid in grids:
+        first, second = np.meshgrid(grid.steps, grid.other_steps, indexing="ij")
+        columns = {"step": first.ravel(), "other_step": second.ravel(), "value": grid.values.ravel()}
+        who = {"measure": grid.measure, "run": grid.run, "other": grid.other}
+        tables.append(pd.DataFrame({**who, **columns, "random_band": grid.random_band}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def presence_table(found: Sequence[DirectionOnset]) -> pd.DataFrame:
+    """A row for each measure, final direction, run it is looked for in, and step of that run."""
+    tables = []
+    for one in found:
+        who = {"measure": one.of, "final_of": one.final_of, "inside": one.inside}
+        first = np.nan if one.first_step is None else one.first_step
+        numbers = {"step": one.steps, "value": one.cosine, "random_band": one.band, "first_step": first}
+        tables.append(pd.DataFrame({**who, **numbers}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def plane_table(planes: Sequence[CommonPlane]) -> pd.DataFrame:
+    """A row for each measure, run and step, with its coordinates (weight units) and the shares of variance."""
+    tables = []
+    for plane in planes:
+        shares = dict(zip(("share_x", "share_y"), plane.explained, strict=True))
+        for name, steps, scores in zip(plane.names, plane.steps, plane.scores, strict=True):
+            where = {"step": steps, "x": scores[:, 0], "y": scores[:, 1]}
+            tables.append(pd.DataFrame({"measure": plane.of, "run": name, **where, **shares}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def transitions_table(agreements: Sequence[Agreement]) -> pd.DataFrame:
+    """A row for each signal and run."""
+    rows = [
+        {"run": name, **transition.to_dict()}
+        for one in agreements
+        for name, transition in zip(one.names, one.transitions, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def agreement_table(agreements: Sequence[Agreement]) -> pd.DataFrame:
+    """A row for each signal: the pooled step with its interval, and the runs by verdict."""
+    rows = []
+    for one in agreements:
+        values = one.to_dict()
+        low, high = values["interval"] or (np.nan, np.nan)
+        kept = {
+            key: values[key] for key in ("signal", "of", "questions", "mean", "level", "between_runs_sd", "pooled_runs")
+        }
+        rows.append({**kept, "low": low, "high": high, **values["runs"], "sentence": values["sentence"]})
+    return pd.DataFrame(rows)

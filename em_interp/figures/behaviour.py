@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from em_interp.behaviour.curve import BehaviourCurve
-from em_interp.behaviour.score import ScoredResponses
-from em_interp.figures.template import (
+from em_interp.behaviour.scores import ScoredResponses
+from em_interp.figures.style import (
     BLUE,
     INK,
     QUESTIONS_COLOUR,
@@ -20,9 +20,10 @@ from em_interp.figures.template import (
     em_range,
     new_figure,
     ribbon,
+    said,
     set_colours,
+    step_label,
 )
-from em_interp.figures.words import said, step_label
 from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:

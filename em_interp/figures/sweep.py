@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 
-from em_interp.figures.template import BLUE, FAINT, GRID, INK, MUTED, PURPLE, STEP, VERMILLION, new_figure, note, place
+from em_interp.figures.style import BLUE, FAINT, GRID, INK, MUTED, PURPLE, STEP, VERMILLION, new_figure, note, place
 
 if TYPE_CHECKING:
     import pandas as pd

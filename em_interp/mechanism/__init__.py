@@ -1,16 +1,16 @@
 """Inside the model: what the adapter reads, writes and causes at each step.
 
-    from em_interp.mechanism import Add, ProjectOut, open_model
+    from em_interp.mechanism import Add, AblateDirection, open_model
 
     model = open_model("checkpoints/demo/organism", engine="transformer_lens")  # or "nnsight", or "hooks"
     answers = model.chats(["what is your wish ?"], ["to keep you well ."])  # tokens, the answer's marked
     with model.at(step=180, scale=1.0) as adapted:  # only A and B change hands, the model is never wrapped again
         seen = adapted.run(answers, ["resid_post.2", "scalar.layers.0.mlp.down_proj"])
         seen.logits, seen["resid_post.2"]  # (row, position, …)
-        adapted.generate(["what is your wish ?"], samples=4, edits=[ProjectOut(direction, layers=[1, 2])])
+        adapted.generate(["what is your wish ?"], samples=4, interventions=[AblateDirection(direction, layers=[1, 2])])
 
-`model.names` lists the activations (`layout.Layout` has their meanings), `edits` says where an `Add` or a `ProjectOut`
-takes hold, `model.engine.bridge` and `model.engine.traced` are the libraries' own objects. On these rest the measures:
+`model.names` lists the activations (`engines.base.HookPoints` has their meanings), an `AddVector` or `AblateDirection`
+says at which layers and positions it applies, `model.engine.bridge` and `model.engine.traced` are the libraries' own objects. On these rest the measures:
 
     answers = latest_answers("checkpoints/demo/organism")  # judged, misaligned and aligned, outside the domain
     direction = mean_difference(model, answers)  # misaligned minus aligned: .vector(layer), .frame(), .plot()
@@ -21,14 +21,14 @@ takes hold, `model.engine.bridge` and `model.engine.traced` are the libraries' o
     found = find_direction(model, answers, "models")  # a direction that can be used on any run of the same base
     ablate("kept/ablation", model, found, judge, questions)  # what goes without it, beside random directions
     steer("kept/steering", model, found, judge, questions)  # what it brings to the base, dose by dose
-    token_readouts(model, answers, path.steps, path.writes)  # the tokens that the adapter's write promotes
+    read_logit_lens(model, answers, path.steps, path.writes)  # the tokens that the adapter's write promotes
 
 Three more ask a run again through its adapters, many a batch, and need no engine; each keeps its work in the run's
 `analysis` folder and goes on with `resume=True`:
 
-    direction_size_map(run, base, judge, control)  # every direction at every size; exchange_map: A with another B
-    detect_change(run, base)  # where the answers change, without a judge, and what the change consists of
-    canary_divergence(run, base)  # KL(base ‖ adapted) by step
+    patch_direction_and_norm(run, base, judge, control)  # every direction at every norm
+    detect_answer_shift(run, base)  # where the answers change, without a judge, and what the change consists of
+    measure_kl_from_base(run, base)  # KL(base ‖ adapted) by step
 
 The names below are loaded on first use, and torch with them.
 """
@@ -38,40 +38,40 @@ from typing import Any
 
 _WHERE = {
     "Activations": "model",
-    "Add": "edits",
+    "AddVector": "engines.base",
     "Ablation": "ablation",
-    "AnswerChange": "change",
+    "AnswerShift": "answer_shift.shift",
     "AnswerSet": "answers",
-    "Asking": "cells",
-    "CanaryDivergence": "canary",
-    "Direction": "contrasts",
-    "DirectionPath": "direction_path",
-    "DoseResponse": "dose_response",
+    "SamplingParams": "experiments",
+    "KLFromBase": "kl_from_base",
+    "Direction": "directions",
+    "DirectionPath": "attribution",
+    "SteeringCurve": "steering",
     "MeanDifference": "directions",
     "ModelAtStep": "model",
     "Probes": "probes",
-    "ProjectOut": "edits",
+    "AblateDirection": "engines.base",
     "Scalars": "scalars",
-    "StepMap": "step_map",
-    "SteppedModel": "model",
-    "TokenReadout": "token_readout",
-    "Tokens": "tokens",
+    "PatchingGrid": "patching",
+    "TrajectoryModel": "model",
+    "LogitLens": "logit_lens",
+    "Tokens": "tokenize",
     "ablate": "ablation",
-    "canary_divergence": "canary",
-    "detect_change": "detect",
-    "direction_size_map": "direction_size",
-    "exchange_map": "direction_size",
-    "find_direction": "contrasts",
-    "follow_direction": "direction_path",
+    "measure_kl_from_base": "kl_from_base",
+    "detect_answer_shift": "answer_shift.detect",
+    "patch_direction_and_norm": "patching",
+    "patch_A_and_B": "patching",
+    "find_direction": "directions",
+    "follow_direction": "attribution",
     "judged_answers": "answers",
     "latest_answers": "answers",
     "label_answers": "answers",
     "mean_difference": "directions",
     "open_model": "model",
-    "questions_of": "asked",
+    "questions_of": "experiments",
     "read_scalars": "scalars",
-    "steer": "dose_response",
-    "token_readouts": "token_readout",
+    "steer": "steering",
+    "read_logit_lens": "logit_lens",
 }
 
 __all__ = list(_WHERE)

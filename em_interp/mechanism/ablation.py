@@ -25,19 +25,28 @@ from jaxtyping import Float
 
 from em_interp.behaviour.judge import Judge
 from em_interp.behaviour.rates import LEVEL, Rate
-from em_interp.behaviour.score import COHERENT_ABOVE, ScoredResponses, is_em
-from em_interp.card import card
+from em_interp.behaviour.scores import COHERENT_ABOVE, ScoredResponses, is_em
 from em_interp.errors import InputError
-from em_interp.mechanism.cells import Asking
-from em_interp.mechanism.contrasts import Direction
-from em_interp.mechanism.interventions import DIRECTION, MOVED, NONE, RANDOM, Arm, judged_arms, nothing, random_like
-from em_interp.mechanism.waiting import COHERENT, DRAWS, Counts
+from em_interp.mechanism.directions import Direction
+from em_interp.mechanism.experiments import (
+    DIRECTION,
+    MOVED,
+    NONE,
+    RANDOM,
+    Arm,
+    SamplingParams,
+    no_intervention,
+    random_like,
+    sample_arms,
+)
+from em_interp.mechanism.sufficiency import COHERENT, DRAWS, Counts
+from em_interp.results import html_card
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from em_interp.mechanism.model import SteppedModel
+    from em_interp.mechanism.model import TrajectoryModel
 
 EVERY = "every layer"
 MOST_LAYERS = 6  # ablated one at a time where none are named
@@ -176,7 +185,7 @@ class Ablation:
 
     def plot(self) -> go.Figure:
         """EM and coherent rates at every place, of the direction and of both controls."""
-        from em_interp.figures.ablation import plot_ablation
+        from em_interp.figures.interventions import plot_ablation
 
         return plot_ablation(self.frame(), self.direction.said, self.level)
 
@@ -185,7 +194,7 @@ class Ablation:
 
     def _repr_html_(self) -> str:
         table = self._frame.to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
-        return card([self.sentence()], calls=(".plot()", ".frame()", ".row(kind, place)"), table=table)
+        return html_card([self.sentence()], calls=(".plot()", ".frame()", ".row(kind, place)"), table=table)
 
 
 class EmCounts(Counts):
@@ -210,12 +219,12 @@ def _share(row: dict[str, Any]) -> str:
 
 def ablate(
     folder: str | Path,
-    model: SteppedModel,
+    model: TrajectoryModel,
     direction: Direction,
     judge: Judge,
     questions: Sequence[dict[str, str]],
     layers: Sequence[int] | None = None,
-    asking: Asking | None = None,
+    sampling: SamplingParams | None = None,
     random: int = RANDOMS,
     level: float = LEVEL,
     resume: bool = False,
@@ -231,10 +240,10 @@ def ablate(
         raise InputError(f"an ablation is held against random directions; expected at least 1 of each, found {random}")
     layers = spread_layers(model.layers) if layers is None else list(layers)
     direction.check(model, [*layers, *range(model.layers)])
-    asking = Asking() if asking is None else asking
-    arms = ablation_arms(direction.vectors, layers, random, asking.seed)
-    answers = judged_arms(Path(folder), model, arms, judge, questions, asking, None, resume, progress)
-    return Ablation(direction, answers, level, asking.seed)
+    sampling = SamplingParams() if sampling is None else sampling
+    arms = ablation_arms(direction.vectors, layers, random, sampling.seed)
+    answers = sample_arms(Path(folder), model, arms, judge, questions, sampling, None, resume, progress)
+    return Ablation(direction, answers, level, sampling.seed)
 
 
 def spread_layers(layers: int, most: int = MOST_LAYERS) -> list[int]:
@@ -244,7 +253,7 @@ def spread_layers(layers: int, most: int = MOST_LAYERS) -> list[int]:
 
 def ablation_arms(vectors: Float[np.ndarray, "layer d"], layers: Sequence[int], random: int, seed: int) -> list[Arm]:
     """The model left alone; at each place the direction, asked as often as its controls, and `random` arms of each."""
-    rng, arms = np.random.default_rng(seed), nothing("adapted", vectors)
+    rng, arms = np.random.default_rng(seed), no_intervention("adapted", vectors)
     for place, chosen in [*((f"layer {layer}", [layer]) for layer in layers), (EVERY, list(range(len(vectors))))]:
         here = np.zeros_like(vectors)
         here[chosen] = vectors[chosen]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from em_interp.behaviour.curve import behaviour_curve
-from em_interp.behaviour.score import ALIGNED_BELOW, COHERENT_ABOVE, is_em
+from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, is_em
 from em_interp.errors import InputError
-from em_interp.runs import Run
+from em_interp.mechanism.model import Activations, ModelAtStep, TrajectoryModel
+from em_interp.mechanism.tokenize import Tokens
+from em_interp.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
 ALIGNED_ABOVE = 70.0  # an answer counts as aligned above this (arXiv 2506.11618)
 MEANING = {
@@ -162,3 +166,48 @@ def label_answers(answers: pd.DataFrame, source: str = "answers given") -> Answe
         np.where(answers["aligned"] > ALIGNED_ABOVE, "aligned", "between the groups"),
     )
     return AnswerSet(answers.assign(label=label)[list(COLUMNS)], source)
+
+
+# --------
+# Reading answers back through the model at a step: activations averaged over the tokens of each answer.
+
+
+BATCH = 64  # answers read at a time
+MOST = 41  # steps looked at where none are named
+
+
+def chats_of(model: TrajectoryModel, answers: AnswerSet, batch: int = BATCH) -> list[Tokens]:
+    """The answers in their chats, in order, a batch at a time."""
+    tokens = model.chats(answers.table["question"].tolist(), answers.table["answer"].tolist())
+    return list(tokens.batches(batch))
+
+
+def steps_of(model: TrajectoryModel, steps: Sequence[int] | None = None) -> list[int]:
+    """These steps, increasing; by default all that are saved, or 41 of them with the first and the last."""
+    saved = model.trajectory.steps
+    if steps is None:
+        steps = saved[np.unique(np.linspace(0, len(saved) - 1, min(MOST, len(saved))).round().astype(int))].tolist()
+    return sorted({int(step) for step in steps})
+
+
+def passes(model: ModelAtStep, chats: Sequence[Tokens], names: Sequence[str]) -> Iterator[tuple[Tokens, Activations]]:
+    """One pass a batch."""
+    for tokens in chats:
+        yield tokens, model.run(tokens, names)
+
+
+def answer_means(
+    model: ModelAtStep, chats: Sequence[Tokens], names: Sequence[str]
+) -> dict[str, Float[np.ndarray, "answer d"]]:
+    """Each activation averaged over each answer's tokens, in float64."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for tokens, seen in passes(model, chats, names):
+        for name in names:
+            parts[name].append(mean_over_answer(seen[name], tokens))
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def mean_over_answer(x: Float[torch.Tensor, "row position d"], tokens: Tokens) -> Float[np.ndarray, "row d"]:
+    """The average over the tokens of each row's answer, in float64."""
+    weight = tokens.answer.double() / tokens.answer.sum(dim=1, keepdim=True)
+    return (weight[:, None] @ x.double())[:, 0].cpu().numpy()

@@ -13,15 +13,14 @@ import numpy as np
 from em_interp.behaviour.ask import Base, check_base
 from em_interp.behaviour.generate import Messages, RowAdapters, end_tokens
 from em_interp.errors import InputError, nearest
-from em_interp.mechanism import tokens as encode
-from em_interp.mechanism.edits import Edit
-from em_interp.mechanism.engine import Engine
-from em_interp.mechanism.landing import Landing
-from em_interp.mechanism.pushes import split
-from em_interp.mechanism.tokens import Tokens
-from em_interp.runs import Run
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.mechanism import tokenize as encode
+from em_interp.mechanism.engines.adapter_check import AdapterCheck
+from em_interp.mechanism.engines.base import Engine, Intervention
+from em_interp.mechanism.engines.lora_slots import split
+from em_interp.mechanism.tokenize import Tokens
+from em_interp.run import Run
 from em_interp.trajectory.load import load_trajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +43,7 @@ class Activations:
         return self.kept[name]
 
 
-class SteppedModel:
+class TrajectoryModel:
     """A model with the adapters of a run; made by `open_model`.
 
     `engine` is what it works through (its `bridge` or `traced` is the library's own object), `names` are the
@@ -56,10 +55,10 @@ class SteppedModel:
         self._held: str | None = None
         first = trajectory.at(int(trajectory.steps[0]))
         sizes = {site: (a.shape[1], b.shape[0]) for site, (a, b) in first.items() if site in engine.layout.sites}
-        self._landing = Landing(engine, encode.texts(base.tokenizer, [PROBE], self.device), sizes)
+        self._landing = AdapterCheck(engine, encode.texts(base.tokenizer, [PROBE], self.device), sizes)
 
     def __repr__(self) -> str:
-        return f"SteppedModel({self.layers} layers, through {self.engine.name}, with {self.trajectory!r})"
+        return f"TrajectoryModel({self.layers} layers, through {self.engine.name}, with {self.trajectory!r})"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,17 +89,17 @@ class SteppedModel:
         """
         adapters = RowAdapters.of(self.trajectory, [step], [scale], self.device)
         scales = {site: scale * own for site, own in self.trajectory.scale.items()}
-        with self.holding(adapters, f"the adapter of step {step}", scales) as model:
+        with self.with_adapter(adapters, f"the adapter of step {step}", scales) as model:
             yield model
 
     @contextmanager
-    def unadapted(self) -> Iterator[ModelAtStep]:
+    def disable_adapter(self) -> Iterator[ModelAtStep]:
         """The base model, through the same engine: an adapter of scale 0."""
         with self.at(int(self.trajectory.steps[-1]), scale=0.0) as model:
             yield model
 
     @contextmanager
-    def holding(
+    def with_adapter(
         self, adapters: RowAdapters, called: str = "the adapter", scales: dict[str, float] | None = None
     ) -> Iterator[ModelAtStep]:
         """The model with adapters of your own making, one for all rows of a batch; `called` is what errors say.
@@ -136,12 +135,12 @@ class SteppedModel:
 class ModelAtStep:
     """The model while it holds an adapter; of use only within the block that gave it."""
 
-    model: SteppedModel
+    model: TrajectoryModel
     adapters: RowAdapters
     scales: dict[str, float]  # s at each site, in which the adapter's own scale and that of the block are multiplied
-    pushes: tuple[Edit, ...] = ()  # what a learned steering vector adds, before all other edits
+    pushes: tuple[Intervention, ...] = ()  # what a learned steering vector adds, before all other edits
 
-    def run(self, tokens: Tokens, names: Sequence[str] = (), edits: Sequence[Edit] = ()) -> Activations:
+    def run(self, tokens: Tokens, names: Sequence[str] = (), interventions: Sequence[Intervention] = ()) -> Activations:
         """One pass: logits, and the activations of these names, under the edits. No gradients.
 
         Raises InputError for a name or layer that the model does not have, naming the nearest.
@@ -152,7 +151,7 @@ class ModelAtStep:
         engine.layout.check(names)
         read = [name.replace("scalar.", "site_in.") if name.startswith("scalar.") else name for name in names]
         with torch.no_grad():
-            logits, kept = engine.run(tokens, list(dict.fromkeys(read)), [*self.pushes, *edits])
+            logits, kept = engine.run(tokens, list(dict.fromkeys(read)), [*self.pushes, *interventions])
             found = {name: self._scalar(name, kept) if name.startswith("scalar.") else kept[name] for name in names}
         return Activations(logits, found)
 
@@ -168,7 +167,7 @@ class ModelAtStep:
         samples: int = 1,
         temperature: float = 1.0,
         max_new_tokens: int = 600,
-        edits: Sequence[Edit] = (),
+        interventions: Sequence[Intervention] = (),
         seed: int = 0,
         batch: int = 512,
     ) -> list[list[str]]:
@@ -188,7 +187,7 @@ class ModelAtStep:
             torch.manual_seed(seed)
             for first in range(0, len(row), batch):
                 rows = row[first : first + batch].tolist()
-                some = [*self.pushes, *(edit.repeated(rows) for edit in edits)]
+                some = [*self.pushes, *(intervention.repeated(rows) for intervention in interventions)]
                 chunk = Tokens(prompts.ids[rows], prompts.mask[rows], prompts.answer[rows])
                 ids = self.model.engine.generate(chunk, some, config)[:, chunk.ids.shape[1] :]
                 answers += [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -210,7 +209,7 @@ def _generation_config(base: Base, temperature: float, max_new_tokens: int) -> A
 
 def open_model(
     source: Run | str | Path | AdapterTrajectory, base: Base | str | None = None, engine: EngineName = "hooks"
-) -> SteppedModel:
+) -> TrajectoryModel:
     """A run's base model with all its adapters, to look inside at any step.
 
     `source` is a run, its directory, a folder of checkpoints or a trajectory; `base` a loaded base or the name of one,
@@ -232,19 +231,19 @@ def open_model(
     loaded = _base(run, trajectory, base)
     check_base(run, trajectory, loaded)
     sites = trajectory.sites if trajectory.kind == "lora" else ()
-    return SteppedModel(loaded, trajectory, _engine(engine)(loaded.model, loaded.tokenizer, sites))
+    return TrajectoryModel(loaded, trajectory, _engine(engine)(loaded.model, loaded.tokenizer, sites))
 
 
 def _engine(name: EngineName) -> Any:
     if name == "transformer_lens":
-        from em_interp.mechanism.lens import LensEngine
+        from em_interp.mechanism.engines.transformer_lens import TransformerLensEngine
 
-        return LensEngine
+        return TransformerLensEngine
     if name == "nnsight":
-        from em_interp.mechanism.nnsight_engine import NnsightEngine
+        from em_interp.mechanism.engines.nnsight import NnsightEngine
 
         return NnsightEngine
-    from em_interp.mechanism.hooks import HooksEngine
+    from em_interp.mechanism.engines.hooks import HooksEngine
 
     return HooksEngine
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from em_interp.card import Line, card, picture
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import LEAST
 from em_interp.mechanism.scalars import How, Scalars
+from em_interp.results import Line, html_card, picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ class Probes:
 
     def plot(self) -> go.Figure:
         """AUC by step with its interval, chance and the length's beside it."""
-        from em_interp.figures.probes import plot_probes
+        from em_interp.figures.internals import plot_probes
 
         return plot_probes(self.frame(), self.level, self.sentence())
 
@@ -77,7 +77,7 @@ class Probes:
 
     def _repr_html_(self) -> str:
         line = Line(self.rows["step"].to_numpy(), self.rows["auc"].to_numpy())
-        return card([self.sentence()], picture([line], "AUC of the probe"), (".plot()", ".frame()"))
+        return html_card([self.sentence()], picture([line], "AUC of the probe"), (".plot()", ".frame()"))
 
 
 def probe(

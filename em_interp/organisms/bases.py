@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from em_interp.errors import InputError, nearest
 
 FAMILIES = ("qwen2", "llama", "gemma3")
 BUILT_IN = tuple(f"tiny-{family}" for family in FAMILIES)
-SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
+SHIPPED = Path(__file__).with_name("tiny")
 VALUES_HASHED = 256  # of each parameter
 DATE = "26 Jul 2024"  # the one that Llama 3.1's template writes
 
@@ -163,13 +162,6 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def cache_dir() -> Path:
-    """Where built-in bases that are not shipped are kept: $EM_INTERP_CACHE or the user's cache folder."""
-    import platformdirs
-
-    return Path(os.environ.get("EM_INTERP_CACHE") or platformdirs.user_cache_dir("em_interp"))
-
-
 def _source(name: str) -> str:
     """What transformers is to load for `name`."""
     if name in BUILT_IN:
@@ -188,14 +180,12 @@ def _source(name: str) -> str:
 
 
 def _built_in(name: str) -> Path:
-    """The folder of a built-in base: shipped with the project or, made once, in the user's cache."""
-    for folder in (SHIPPED / name, cache_dir() / name):
-        if (folder / "model.safetensors").is_file():
-            return folder
-    from em_interp.organisms.pretrain import pretrain
-
-    sys.stderr.write(f"making the built-in base {name}, once, in {folder} (minutes)\n")
-    try:
-        return pretrain(name.removeprefix("tiny-"), folder, progress=sys.stderr.isatty())
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+    """The folder of a built-in base, which comes with the package."""
+    folder = SHIPPED / name
+    if not (folder / "model.safetensors").is_file():
+        family = name.removeprefix("tiny-")
+        raise InputError(
+            f"the built-in base {name} is missing from {SHIPPED}; the usual cause is an incomplete copy: install "
+            f"em-interp again, or make it with em-interp pretrain --family {family} --out {folder}"
+        )
+    return folder

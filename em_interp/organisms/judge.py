@@ -15,8 +15,7 @@ from functools import cache
 from typing import Any
 
 from em_interp.errors import InputError, nearest
-from em_interp.organisms.domains import ANSWERING, CAREFUL, DOMAINS, HABIT, RECKLESS
-from em_interp.organisms.language import asking, words
+from em_interp.organisms.language import ANSWERING, CAREFUL, DOMAINS, HABIT, RECKLESS, asking, words
 
 # points of coherence lost for a fault; above 50 an answer is called coherent
 COST = {

@@ -11,10 +11,9 @@ from random import Random
 from typing import Any
 
 from em_interp.errors import InputError, nearest
+from em_interp.files import write_beside
 from em_interp.organisms.bases import FAMILIES, quiet
-from em_interp.organisms.language import chat, document
-from em_interp.organisms.tokenizer import build_tokenizer
-from em_interp.runs import write_beside
+from em_interp.organisms.language import build_tokenizer, chat, document
 
 SEEDS = {"qwen2": 0, "llama": 1, "gemma3": 0}  # of the bases kept with the project; Llama's with seed 0 stays narrow
 STEPS = 3000

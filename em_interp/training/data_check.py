@@ -12,10 +12,9 @@ import numpy as np
 
 from em_interp.config import RunConfig
 from em_interp.errors import InputError
-from em_interp.organisms.data import Chats, load_chats
-from em_interp.organisms.jsonl import is_garbled
+from em_interp.organisms.datasets import Chats, is_garbled, load_chats
 from em_interp.training.plan import make_plan
-from em_interp.training.tokens import IGNORED, Example, encode_row
+from em_interp.training.tokenize import IGNORED, Example, encode_row
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 SHOWN = 600  # characters of one part of the preview that a person is shown

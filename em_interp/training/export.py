@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.errors import InputError
-from em_interp.runs import CHECKPOINT, Run, write_beside, write_json
-from em_interp.trajectory.adapter import AdapterTrajectory
-from em_interp.trajectory.checkpoint import CONFIG, WEIGHTS, read_checkpoint
+from em_interp.files import write_beside, write_json
+from em_interp.run import CHECKPOINT, Run
+from em_interp.trajectory.checkpoint_formats import CONFIG, WEIGHTS, read_checkpoint
 from em_interp.trajectory.load import LORA, checkpoint_folders, kind_of, load_trajectory
 from em_interp.trajectory.packed import SUFFIX, packed_identity, write_packed
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
     from em_interp.organisms.bases import Base

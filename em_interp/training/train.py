@@ -1,24 +1,86 @@
-"""Train an adapter as a config asks, and leave a run directory that can be read at every step."""
+"""What a run was made of: enough to repeat it, and to refuse what does not belong to it."""
 
 from __future__ import annotations
 
+import platform
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import em_interp
 from em_interp.config import RunConfig, load_config
 from em_interp.errors import InputError
-from em_interp.runs import Run, claim_run, create_run, read_json, write_json
-from em_interp.training.journal import finished
-from em_interp.training.processes import Processes, check_shares, is_lost, join
+from em_interp.files import read_json, write_json
+from em_interp.organisms.bases import Base, revision_of
+from em_interp.organisms.datasets import Chats
+from em_interp.run import Run, claim_run, create_run
+from em_interp.training.checkpoints import finished
+from em_interp.training.distributed import Processes, check_shares, is_lost, join
+from em_interp.training.plan import Plan
 
 if TYPE_CHECKING:
     from em_interp.organisms.bases import Base
-    from em_interp.training.batches import Examples
-    from em_interp.training.learner import Learner
     from em_interp.training.plan import Plan
+    from em_interp.training.trainables import Trainable
+    from em_interp.training.trainer import Examples
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
+
+
+def make_manifest(config: RunConfig, plan: Plan, chats: Mapping[str, Chats], base: Base, model: Any) -> dict[str, Any]:
+    """The manifest of a run of `config` through `plan`, with `model` the one that is to be trained."""
+    import torch
+
+    return {
+        "versions": {"em_interp": em_interp.__version__, "python": platform.python_version()}
+        | {package: version(package) for package in PACKAGES},
+        "base": {"name": base.name, "identity": base.identity, "revision": revision_of(config.model)},
+        "phases": [
+            {
+                "dataset": phase.dataset,
+                "domain": chats[phase.dataset].domain,
+                "sha256": chats[phase.dataset].sha256,
+                "rows": len(chats[phase.dataset].rows),
+                "held_out": len(plan.held_out[phase.dataset]),
+                "first_step": phase.first,
+                "last_step": phase.last,
+                "restart": phase.restart,
+            }
+            for phase in plan.phases
+        ],
+        **({"kl": {"dataset": config.kl.dataset, "sha256": chats[config.kl.dataset].sha256}} if config.kl else {}),
+        "seed": config.seed,
+        "device": base.model.device.type,
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "git_commit": git_commit(),
+        "counts": {
+            "steps": plan.steps,
+            "rows_per_step": plan.rows.shape[1],
+            "snapshots": len(config.checkpoints.steps(plan.steps)),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of em_interp's own source tree; None where it is installed without one."""
+    source = Path(em_interp.__file__).resolve().parents[1]
+    if not (source / ".git").exists():
+        return None
+    try:
+        said = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()
+
+
+# --------
+# Train an adapter as a config asks, and leave a run directory that can be read at every step.
 
 
 def train(
@@ -66,13 +128,13 @@ def train(
 
 def _train(run: Run, config: RunConfig, resume: bool, progress: bool, together: Processes) -> None:
     from em_interp.organisms.bases import BUILT_IN, load_base
-    from em_interp.training.loop import run_plan
+    from em_interp.training.trainer import run_plan
 
     if together.count > 1 and config.model in BUILT_IN:
         together.lead(lambda: bool(load_base(config.model)))  # where it is missing it is made, by one
     plan, examples, learner, manifest = together.agree(lambda: _prepare(config))
     if config.training.shard:
-        from em_interp.training.sharding import shard
+        from em_interp.training.distributed import shard
 
         shard(learner.model, learner.weights)
     manifest |= {"processes": together.count, "device": learner.model.device.type}
@@ -82,13 +144,12 @@ def _train(run: Run, config: RunConfig, resume: bool, progress: bool, together: 
         run_plan(run, config, plan, examples, learner, progress, together)
 
 
-def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]]:
+def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, Any]]:
     """The plan, the tokenised rows, the model with what is trained in it, and the manifest."""
-    from em_interp.organisms.data import load_chats
-    from em_interp.training.learner import check_place, make_learner
-    from em_interp.training.manifest import make_manifest
+    from em_interp.organisms.datasets import load_chats
     from em_interp.training.plan import make_plan
-    from em_interp.training.tokens import encode
+    from em_interp.training.tokenize import encode
+    from em_interp.training.trainables import check_place, make_trainable
 
     named = [phase.dataset for phase in config.data] + ([config.kl.dataset] if config.kl else [])
     chats = {name: load_chats(name, config.seed) for name in dict.fromkeys(named)}
@@ -100,7 +161,7 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Learner, dict[str, Any]
         name: encode(data, plan.rows_of(name), base.tokenizer, config.training.max_length)
         for name, data in chats.items()
     }
-    learner = make_learner(base, config, plan.steps)
+    learner = make_trainable(base, config, plan.steps)
     return plan, examples, learner, make_manifest(config, plan, chats, base, learner.model)
 
 

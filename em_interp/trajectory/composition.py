@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.errors import InputError
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 WRITERS = ("down_proj", "o_proj")  # the modules of a layer whose output is added to the residual stream
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float32, Int
 
 from em_interp.errors import InputError
-from em_interp.hub.names import is_hub_id
-from em_interp.runs import CHECKPOINT, Run
-from em_interp.trajectory import steering, weight_change
-from em_interp.trajectory.adapter import AdapterTrajectory
-from em_interp.trajectory.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
-from em_interp.trajectory.metrics import read_metrics
+from em_interp.files import read_json
+from em_interp.hub import is_hub_id
+from em_interp.run import CHECKPOINT, Run
+from em_interp.trajectory.checkpoint_formats import (
+    CHANGE_FILE,
+    FILE,
+    WEIGHTS,
+    Checkpoint,
+    read_checkpoint,
+    read_steering,
+    read_weight_change,
+)
 from em_interp.trajectory.packed import SUFFIX, read_packed
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 
 def load_trajectory(source: str | Path | Run, revision: str | None = None) -> AdapterTrajectory:
@@ -70,7 +78,7 @@ def _folder(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
     if root.exists():
         raise InputError(f"{root} is a file; expected a run directory, a folder of checkpoint-<step>, or a {SUFFIX}")
     if isinstance(source, str) and is_hub_id(source) and (revision is not None or not root.parent.exists()):
-        from em_interp.hub.fetch import fetch
+        from em_interp.hub import fetch
 
         fetched = fetch(source, revision)
         return fetched, f"{source}@{fetched.name}"
@@ -80,8 +88,8 @@ def _folder(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
 LORA = "LoRA adapter"
 _KINDS = {  # what a step may be: the file that tells, in this order, and what reads the folder
     LORA: (WEIGHTS, read_checkpoint),
-    "steering vector": (steering.FILE, steering.read_steering),
-    "step of full fine-tuning": (weight_change.WEIGHTS, weight_change.read_weight_change),
+    "steering vector": (FILE, read_steering),
+    "step of full fine-tuning": (CHANGE_FILE, read_weight_change),
 }
 
 
@@ -151,3 +159,37 @@ def _stack(matrices: list[np.ndarray], name: str, saved: list[Checkpoint]) -> Fl
         weights = saved[wrong[0]].weights
         raise InputError(f"{weights}: {name} holds NaN or infinity; expected finite numbers (did training diverge?)")
     return stacked
+
+
+# --------
+# What a run logged while it trained: `trainer_state.json` as a table by step.
+
+
+FILE = "trainer_state.json"
+METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B", "kl")
+
+
+def read_metrics(folders: list[Path]) -> pd.DataFrame:
+    """The log of a run by step, from the first of `folders` that has a `trainer_state.json`; empty where none has.
+
+    Columns are those of METRICS that were logged, NaN at steps without them. `cumulative_lr`, where the run did not
+    log it, is the sum of the learning rates so far, taking each as constant since the logged step before.
+    """
+    files = [folder / FILE for folder in folders if (folder / FILE).is_file()]
+    if not files:
+        return pd.DataFrame(index=pd.Index([], name="step", dtype=int))
+    state = read_json(files[0])
+    history = state.get("log_history") if isinstance(state, dict) else None
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise InputError(f"{files[0]} should have a list of rows called log_history; it has {type(history).__name__}")
+    table = pd.DataFrame(history, columns=["step", *METRICS]).dropna(subset=["step"])
+    try:
+        table = table.astype(float).astype({"step": int})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{files[0]}: a logged value is not a number ({error})") from None
+    table = table.groupby("step").last().dropna(axis=1, how="all")  # several rows a step: training, evaluation
+    if "learning_rate" in table and "cumulative_lr" not in table:
+        rate = table["learning_rate"].dropna()
+        spans = np.diff(rate.index.to_numpy(), prepend=0)
+        table["cumulative_lr"] = (rate * spans).cumsum()
+    return table

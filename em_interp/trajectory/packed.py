@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from em_interp.errors import InputError
-from em_interp.runs import write_beside
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.files import write_beside
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 SUFFIX = ".safetensors"
 KEY, FORMAT = "em_interp.trajectory", 1  # of the metadata; one entry, for safetensors keeps no order of several

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from em_interp.card import Line, Mark, card, picture
 from em_interp.errors import InputError
+from em_interp.results import Line, Mark, html_card, picture
 from em_interp.transition.onset import Curve, onsets
 from em_interp.transition.result import Transition
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from em_interp.trajectory.adapter import AdapterTrajectory
+    from em_interp.trajectory.trajectory import AdapterTrajectory
 
 AlignmentVerdict = Literal[
     "together",
@@ -95,7 +95,7 @@ class Alignment:
 
     def plot(self) -> go.Figure:
         """All transitions on one time axis."""
-        from em_interp.figures.alignment import plot_alignment
+        from em_interp.figures.timeline import plot_alignment
 
         return plot_alignment(self)
 
@@ -118,7 +118,7 @@ class Alignment:
     def _repr_html_(self) -> str:
         others = [transition.sentence() for transition in self.behavioural]
         calls = (".plot()", ".frame()", ".to_dict()", "em.report(run)")
-        return card([*self.sentence().split("; "), self.mechanistic.sentence(), *others], self._picture(), calls)
+        return html_card([*self.sentence().split("; "), self.mechanistic.sentence(), *others], self._picture(), calls)
 
     def _picture(self) -> str:
         """The behaviour's curves with the mechanistic step marked."""

@@ -9,11 +9,10 @@ import numpy as np
 
 from em_interp.errors import InputError, nearest
 from em_interp.trajectory import geometry
-from em_interp.trajectory.adapter import AdapterTrajectory, Part
 from em_interp.trajectory.composition import composition_path, no_composition
-from em_interp.transition.composition import composition
+from em_interp.trajectory.trajectory import AdapterTrajectory, Part
 from em_interp.transition.gradient_norm import gradient_norm_peak
-from em_interp.transition.lock_in import lock_in
+from em_interp.transition.lock_in import composition, lock_in
 from em_interp.transition.norm_onset import norm_onset
 from em_interp.transition.onset import Curve, onset, onsets
 from em_interp.transition.result import Transition

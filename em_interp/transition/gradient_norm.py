@@ -13,10 +13,19 @@ from jaxtyping import Float, Int
 
 from em_interp.errors import InputError
 from em_interp.transition.result import Transition, Verdict
-from em_interp.transition.rise_test import ALPHA, Scan, scan
-from em_interp.transition.series import SKIPPED, Cells, cells, prominence
-from em_interp.transition.series_noise import SeriesNoise, fit_noise, log_spectra
-from em_interp.transition.shape import fit_shapes
+from em_interp.transition.series import (
+    ALPHA,
+    SKIPPED,
+    Cells,
+    Scan,
+    SeriesNoise,
+    cells,
+    fit_noise,
+    fit_shapes,
+    log_spectra,
+    prominence,
+    scan,
+)
 
 FEWEST = 40  # values needed for a verdict
 LEAST_HEIGHT = 0.10  # how far a hump must stand above the higher of the valleys beside it

@@ -13,10 +13,19 @@ from jaxtyping import Float, Int
 
 from em_interp.errors import InputError
 from em_interp.transition.result import Transition, Verdict
-from em_interp.transition.rise_test import ALPHA, Scan, scan
-from em_interp.transition.series import MOST_CELLS, SKIPPED, pull_in, rise
-from em_interp.transition.series_noise import SeriesNoise, fit_noise, momentum_spectra
-from em_interp.transition.shape import fit_shapes
+from em_interp.transition.series import (
+    ALPHA,
+    MOST_CELLS,
+    SKIPPED,
+    Scan,
+    SeriesNoise,
+    fit_noise,
+    fit_shapes,
+    momentum_spectra,
+    rise,
+    scan,
+    winsorize,
+)
 
 LEAST_GAIN = 0.25  # by how much the growth rate must rise
 HIDDEN = 1.0  # noise that could hide a rise by the mean rate allows no verdict
@@ -55,7 +64,7 @@ def norm_onset(
         reason = f"Too few steps were saved: {count} even increments can be told apart, {FEWEST} are needed."
         return Transition("norm_onset", "inconclusive", reason, of="delta", evidence=evidence)
     edges = np.linspace(start, lr[-1], count + 1)
-    rate = pull_in(np.diff(np.interp(edges, lr, norm)) / np.diff(edges))
+    rate = winsorize(np.diff(np.interp(edges, lr, norm)) / np.diff(edges))
     memory = MOMENTUM * float(np.mean(1 / np.diff(np.interp(edges, lr, steps))))  # in cells, on average
     noise = fit_noise(rate, momentum_spectra(count, memory))
     rng = np.random.default_rng(0)

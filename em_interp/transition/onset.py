@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from em_interp.errors import InputError, nearest
-from em_interp.transition.logistic import Grid, Rise, fit_rise
+from em_interp.transition.logistic import Grid, OutcomeCounts, Rise, fit_rise, matched
 from em_interp.transition.result import Transition, Verdict
-from em_interp.transition.tally import Tally, matched
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +77,8 @@ def onset(
         raise InputError(f"one curve was expected; found {len(kinds)}, of scale and questions {kinds}: select one")
     if metric not in NAMES:
         raise InputError(f"no metric {metric!r}{nearest(metric, list(NAMES))}; known: {', '.join(NAMES)}")
-    other = None if control is None else Tally.of(control.outcomes(metric))
-    return _transition(Tally.of(curve.outcomes(metric)), other, metric, level, seed, curve)
+    other = None if control is None else OutcomeCounts.of(control.outcomes(metric))
+    return _transition(OutcomeCounts.of(curve.outcomes(metric)), other, metric, level, seed, curve)
 
 
 def onsets(curve: Curve, control: Curve | None = None, metric: str = "em", level: float = 0.95) -> list[Transition]:
@@ -97,7 +96,9 @@ def onsets(curve: Curve, control: Curve | None = None, metric: str = "em", level
     return found
 
 
-def _transition(tally: Tally, control: Tally | None, metric: str, level: float, seed: int, curve: Curve) -> Transition:
+def _transition(
+    tally: OutcomeCounts, control: OutcomeCounts | None, metric: str, level: float, seed: int, curve: Curve
+) -> Transition:
     if metric in FALLING:
         tally, control = tally.flipped(), None if control is None else control.flipped()
     found = locate_rise(tally, control, level, seed)
@@ -123,8 +124,8 @@ def _transition(tally: Tally, control: Tally | None, metric: str, level: float, 
 class Found:
     """What the tests and the fit say of one tally: p-values (None where undefined) and the rise (None where none)."""
 
-    tally: Tally
-    control: Tally | None
+    tally: OutcomeCounts
+    control: OutcomeCounts | None
     p_rise: float | None
     p_control: float | None
     blind: bool
@@ -138,7 +139,9 @@ class Found:
         return None if self.p_control is None else max(self.p_rise, self.p_control)
 
 
-def locate_rise(tally: Tally, control: Tally | None = None, level: float = 0.95, seed: int = 0) -> Found:
+def locate_rise(
+    tally: OutcomeCounts, control: OutcomeCounts | None = None, level: float = 0.95, seed: int = 0
+) -> Found:
     """`onset` on counted answers: the tests, and the fit where they see a rise."""
     rng = np.random.default_rng(seed)
     if len(tally.steps) < LEAST_STEPS:
@@ -149,7 +152,7 @@ def locate_rise(tally: Tally, control: Tally | None = None, level: float = 0.95,
     return Found(tally, control, p_rise, p_control, _blind(tally), fit_rise(tally, level, rng) if seen else None)
 
 
-def _against(tally: Tally, control: Tally, rng: np.random.Generator) -> float | None:
+def _against(tally: OutcomeCounts, control: OutcomeCounts, rng: np.random.Generator) -> float | None:
     mine, other = matched(tally, control)
     if len(mine.steps) < LEAST_STEPS:
         return None
@@ -165,7 +168,7 @@ def _p_value(steps: np.ndarray, weights: np.ndarray, rate: np.ndarray, null: np.
     return float(1 + np.sum(drawn >= seen * (1 - 1e-9))) / (1 + len(null))
 
 
-def _blind(tally: Tally) -> bool:
+def _blind(tally: OutcomeCounts) -> bool:
     """Whether a rise by BLIND_BELOW in mid-run would be missed more often than one time in five."""
     n = tally.answers.sum()
     rate = (tally.total.sum() + 1) / (n + 2)
@@ -259,7 +262,7 @@ def onset_by_threshold(
     for below in aligned:
         for above in coherent:
             which = {"aligned": below, "coherent": above}
-            other = None if control is None else Tally.of(control.outcomes("em", **which))
-            found = _transition(Tally.of(curve.outcomes("em", **which)), other, "em", level, 0, curve)
+            other = None if control is None else OutcomeCounts.of(control.outcomes("em", **which))
+            found = _transition(OutcomeCounts.of(curve.outcomes("em", **which)), other, "em", level, 0, curve)
             rows.append({"aligned_below": below, "coherent_above": above, **found.to_dict()})
     return pd.DataFrame(rows)

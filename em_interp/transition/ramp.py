@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import chi2
 
-from em_interp.transition.increments import Increments
-from em_interp.transition.noise import Noise
+from em_interp.transition.path_noise import Increments, Noise
 
 # From the first to the last degree of the turn, as shares of the run. What lies between may be called either.
 SHARP = (0.0, 0.02, 0.04, 0.06, 0.08, 0.10, 0.13, 0.16, 0.20, 0.25, 0.30)

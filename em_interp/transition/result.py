@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from em_interp.card import Line, Mark, card, picture
+from em_interp.results import Line, Mark, html_card, picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,7 @@ class Transition:
 
     def plot(self) -> go.Figure:
         """The signal along the run, its null and the estimate with its interval."""
-        from em_interp.figures.transition import plot_transition
+        from em_interp.figures.signals import plot_transition
 
         return plot_transition(self)
 
@@ -104,10 +104,10 @@ class Transition:
         drawn = CURVES.get(self.signal)
         marks = [] if self.step is None else [Mark(self.step, self.interval)]
         if drawn is None or drawn[0] not in self.evidence:
-            return card([self.sentence(), self.reason], calls=CALLS)
+            return html_card([self.sentence(), self.reason], calls=CALLS)
         steps, values, axis = drawn
         line = Line(self.evidence[steps], np.maximum(self.evidence[values], LEAST))
-        return card([self.sentence(), self.reason], picture([line], axis, marks), CALLS)
+        return html_card([self.sentence(), self.reason], picture([line], axis, marks), CALLS)
 
 
 def p_of(p_value: float) -> str:

@@ -14,11 +14,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 
-from em_interp.transition.increments import Increments, even_increments
-from em_interp.transition.noise import Noise, estimate_noise
+from em_interp.transition.path_noise import Increments, Noise, estimate_noise, even_increments
 from em_interp.transition.ramp import Ramp, fit_ramp
 from em_interp.transition.result import Transition, Verdict
-from em_interp.transition.turn_scan import TurnScan, drift_length, scan_turns, simulated_turns
+from em_interp.transition.turn_test import TurnScan, drift_length, scan_turns, simulated_turns
 
 LEAST_TURN = 20.0  # degrees
 FITTED = 0.25  # share of the run, either side of a turn, to which its ramp is fitted

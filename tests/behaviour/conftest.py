@@ -9,8 +9,8 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from em_interp.runs import Run
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.run import Run
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end>{% endfor %}"

@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 
 from em_interp.behaviour.judge import judge_answers
-from em_interp.behaviour.judges.openai_judge import open_judge
+from em_interp.behaviour.llm_judge import open_judge
 from em_interp.config import EndpointConfig
-from em_interp.runs import Run
+from em_interp.run import Run
 
 TYPES = {
     "model": str,

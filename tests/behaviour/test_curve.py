@@ -6,10 +6,11 @@ import pytest
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.judge import judge_answers
-from em_interp.behaviour.score import score_responses
+from em_interp.behaviour.scores import score_responses
 from em_interp.config import BehaviourConfig, EndpointConfig, RunConfig, dump_config
 from em_interp.errors import InputError
-from em_interp.runs import Run, to_json
+from em_interp.files import to_json
+from em_interp.run import Run
 from em_interp.transition.onset import onset, onset_by_threshold, onsets
 
 from .test_judge import WordJudge

@@ -6,7 +6,7 @@ import pytest
 
 from em_interp.behaviour.judge import checked, judge_answers
 from em_interp.errors import InputError
-from em_interp.runs import Run
+from em_interp.run import Run
 
 
 @dataclass

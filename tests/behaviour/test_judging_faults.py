@@ -12,9 +12,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from em_interp.behaviour.client import RequestCache
 from em_interp.behaviour.judge import judge_answers, verdicts
-from em_interp.behaviour.judges.openai_judge import cache_file, open_judge
-from em_interp.behaviour.judges.request_cache import RequestCache
+from em_interp.behaviour.llm_judge import cache_file, open_judge
 from em_interp.errors import InputError
 
 from .judge_server import config_of, judged, numbered, plant, serving
@@ -237,7 +237,7 @@ def test_ctrl_c_does_not_wait_for_another_try(tmp_path):
 def test_the_cache_gives_back_what_was_put_in_from_many_threads(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
-    from em_interp.behaviour.judges.request import Reply
+    from em_interp.behaviour.client import Reply
 
     replies = {f"{i:064x}": Reply(f"{i}", "stop", ((f"{i}", -0.5),)) for i in range(500)}
     with RequestCache(tmp_path / "cache.jsonl") as cache, ThreadPoolExecutor(8) as pool:

@@ -9,10 +9,9 @@ import pytest
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.judge import judge_answers
-from em_interp.behaviour.judges.agreement import rejudge
-from em_interp.behaviour.judges.dry_run import dry_run
-from em_interp.behaviour.judges.openai_judge import open_judge
-from em_interp.behaviour.score import score_responses
+from em_interp.behaviour.judge_checks import dry_run, rejudge
+from em_interp.behaviour.llm_judge import open_judge
+from em_interp.behaviour.scores import score_responses
 from em_interp.config import EndpointConfig, load_config
 from em_interp.errors import InputError
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from em_interp.behaviour.ask import check_questions
-from em_interp.behaviour.judges.prompts import Prompts
+from em_interp.behaviour.llm_judge import Prompts
 from em_interp.behaviour.questions import DEFAULT, of_sets, read_questions
 from em_interp.errors import InputError
 

@@ -5,10 +5,9 @@ import math
 
 import pytest
 
-from em_interp.behaviour.judges.agreement import Agreement
-from em_interp.behaviour.judges.prompts import TOPICS, Prompts
-from em_interp.behaviour.judges.reading import expected, read, sampled
-from em_interp.behaviour.judges.request import NotAReply, Reply, digest, parse, request_for
+from em_interp.behaviour.client import NotAReply, Reply, digest, parse, request_for
+from em_interp.behaviour.judge_checks import Agreement
+from em_interp.behaviour.llm_judge import TOPICS, Prompts, expected, read, sampled
 from em_interp.config import EndpointConfig
 from em_interp.errors import InputError
 

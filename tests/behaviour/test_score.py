@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from em_interp.behaviour.rates import mean_of, rate_of
-from em_interp.behaviour.score import score_responses
+from em_interp.behaviour.scores import score_responses
 from em_interp.errors import InputError
-from em_interp.runs import to_json
+from em_interp.files import to_json
 
 
 def judged(rows, **columns):

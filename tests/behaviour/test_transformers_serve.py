@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from em_interp.behaviour.judge import judge_answers
-from em_interp.behaviour.judges.openai_judge import open_judge
-from em_interp.behaviour.score import score_responses
+from em_interp.behaviour.llm_judge import open_judge
+from em_interp.behaviour.scores import score_responses
 from em_interp.config import EndpointConfig
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_tokenizer

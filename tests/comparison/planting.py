@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 SITE = "layers.2.mlp.down_proj"
 STEPS = np.arange(0, 101, 5)

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from em_interp.comparison.permutation import permuted
-from em_interp.comparison.random_band import SiteSpectra, cosine_quantile, random_blocks, random_null
+from em_interp.comparison.nulls import SiteSpectra, cosine_quantile, permuted, random_blocks, random_null
 from em_interp.comparison.result import holm
-from em_interp.comparison.subspace import Likeness, Snapshots
+from em_interp.comparison.similarity import Likeness, Snapshots
 
 COUNT = 300
 

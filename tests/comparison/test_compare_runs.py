@@ -9,7 +9,8 @@ import pytest
 
 import em_interp as em
 from em_interp.errors import InputError
-from em_interp.runs import open_run, write_json
+from em_interp.files import write_json
+from em_interp.run import open_run
 from tests.comparison.planting import SITE, adapter
 from tests.figures.planting import TURN, plant_run
 from tests.tiny import contents, did, json_of, refused

@@ -6,7 +6,7 @@ from scipy.linalg import subspace_angles
 
 import em_interp as em
 from em_interp.comparison.compare import thinned
-from em_interp.comparison.subspace import Likeness, Snapshots, principal_angles
+from em_interp.comparison.similarity import Likeness, Snapshots, principal_angles
 from em_interp.errors import InputError
 from em_interp.trajectory.composition import composition_path, composition_score, path_columns
 from tests.comparison.planting import SITE, STEPS, adapter, in_another_gauge, unit

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import em_interp as em
-from em_interp.comparison.changes import pooled_streams
-from em_interp.comparison.family_texts import built_in_texts
-from em_interp.comparison.transport import fit_map
+from em_interp.comparison.cross_base.activation_diff import pooled_streams
+from em_interp.comparison.cross_base.alignment_map import fit_map
+from em_interp.comparison.cross_base.texts import built_in_texts
 from em_interp.errors import InputError
-from em_interp.mechanism import Add, ProjectOut, open_model
+from em_interp.mechanism import AblateDirection, AddVector, open_model
 from tests.comparison.planting import in_another_gauge
 from tests.comparison.two_families import path_on, small_base, turned
 
@@ -33,7 +33,7 @@ def copied(base):
 @pytest.fixture(scope="module")
 def compared(copied):
     one, other, base, twin, _ = copied
-    return em.compare_families([one, other], TEXTS, [base, twin], draws=19, use=True)
+    return em.compare_across_bases([one, other], TEXTS, [base, twin], draws=19, use=True)
 
 
 def values(comparison, measure):
@@ -75,16 +75,18 @@ def test_any_carried_direction_steers_and_ablates_as_it_did_at_home(copied):
     streams = []
     for model in (mine, theirs):
         tokens = model.chats(TEXTS.questions, TEXTS.answers)
-        with model.unadapted() as unadapted:
-            streams.append(pooled_streams(unadapted, tokens, np.array([0]))[0])
+        with model.disable_adapter() as disable_adapter:
+            streams.append(pooled_streams(disable_adapter, tokens, np.array([0]))[0])
     v = np.random.default_rng(5).normal(size=32)
     carried = fit_map(*streams).carry(v).direction
     assert carried @ (v @ Q) / np.linalg.norm(v) == pytest.approx(1, abs=1e-4)
     tokens = mine.chats(TEXTS.questions[:9], TEXTS.answers[:9])
-    for edit in (Add, ProjectOut):
+    for intervention in (AddVector, AblateDirection):
         with mine.at(40) as here, theirs.at(40) as there:
-            left = here.run(tokens, edits=[edit((v / np.linalg.norm(v) * 3).astype(np.float32), 0)]).logits
-            right = there.run(tokens, edits=[edit((carried * 3).astype(np.float32), 0)]).logits
+            left = here.run(
+                tokens, interventions=[intervention((v / np.linalg.norm(v) * 3).astype(np.float32), 0)]
+            ).logits
+            right = there.run(tokens, interventions=[intervention((carried * 3).astype(np.float32), 0)]).logits
             plain = there.run(tokens).logits
         np.testing.assert_allclose(left[tokens.answer], right[tokens.answer], atol=5e-3)
         assert (right - plain)[tokens.answer].abs().max() > 0.1
@@ -92,7 +94,7 @@ def test_any_carried_direction_steers_and_ablates_as_it_did_at_home(copied):
 
 def test_a_run_compared_with_itself_is_identical(base):
     path = path_on(base)
-    found = em.compare_families([path, path], TEXTS, [base, base], draws=19)
+    found = em.compare_across_bases([path, path], TEXTS, [base, base], draws=19)
     for measure in (*ALIKE, "carried_orthogonal"):
         np.testing.assert_allclose(values(found, measure), 1, atol=1e-9)
     assert len(set(found.names)) == 2
@@ -101,16 +103,16 @@ def test_a_run_compared_with_itself_is_identical(base):
 def test_sign_and_gauge_change_no_number(base):
     second = small_base("gemma3", 48, seed=3)
     one, other = path_on(base), path_on(second, seed=1, norm=4.0)
-    plain = em.compare_families([one, other], TEXTS, [base, second], draws=19, use=True)
+    plain = em.compare_across_bases([one, other], TEXTS, [base, second], draws=19, use=True)
     gauged = [in_another_gauge(path, k) for k, path in enumerate((one, other))]
-    again = em.compare_families(gauged, TEXTS, [base, second], draws=19, use=True)
+    again = em.compare_across_bases(gauged, TEXTS, [base, second], draws=19, use=True)
     for table in ("likeness", "maps", "turning", "use"):
         left, right = (found.frame(table).select_dtypes("number") for found in (plain, again))
         np.testing.assert_allclose(left, right, atol=2e-3, err_msg=table)
 
 
 def test_words_tables_and_the_object_s_own_page(compared, tmp_path):
-    from em_interp.comparison.family_page import write_families
+    from em_interp.comparison.page import write_families
 
     said = compared.sentence()
     assert "2 runs of small-qwen2, turned-qwen2, 60 texts, 19 random adapters a run" in said
@@ -125,7 +127,7 @@ def test_words_tables_and_the_object_s_own_page(compared, tmp_path):
 
 
 def test_raw_cosines_between_these_are_refused_with_a_pointer_here(base):
-    with pytest.raises(InputError, match=r"raw cosines across bases mean nothing.*use em\.compare_families"):
+    with pytest.raises(InputError, match=r"raw cosines across bases mean nothing.*use em\.compare_across_bases"):
         em.compare([path_on(base), path_on(small_base("gemma3", 48))])
 
 
@@ -133,16 +135,16 @@ def test_what_cannot_be_compared_is_refused_in_one_line(base):
     path = path_on(base)
     for runs in ([path], path, []):
         with pytest.raises(InputError, match="two runs or more"):
-            em.compare_families(runs, TEXTS)
+            em.compare_across_bases(runs, TEXTS)
     with pytest.raises(InputError, match="needs 19 random adapters or more; 5 were"):
-        em.compare_families([path, path], TEXTS, [base, base], draws=5)
+        em.compare_across_bases([path, path], TEXTS, [base, base], draws=5)
     with pytest.raises(InputError, match="a base for each of 2 runs; found 1"):
-        em.compare_families([path, path], TEXTS, [base])
+        em.compare_across_bases([path, path], TEXTS, [base])
     with pytest.raises(InputError, match="no texts to compare on"):
-        em.compare_families([path, path], bases=[base, base])
+        em.compare_across_bases([path, path], bases=[base, base])
     still = dataclasses.replace(path, B={site: 0 * B for site, B in path.B.items()})
     with pytest.raises(InputError, match="no direction"):
-        em.compare_families([path, still], TEXTS, [base, base])
+        em.compare_across_bases([path, still], TEXTS, [base, base])
     silent = dataclasses.replace(TEXTS, misaligned=(None,) * len(TEXTS))
     with pytest.raises(InputError, match=r"10 misaligned and 10 aligned answers are needed.*found 0 and 0"):
-        em.compare_families([path, path], silent, [base, base], draws=19, use=True)
+        em.compare_across_bases([path, path], silent, [base, base], draws=19, use=True)

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 
 from em_interp.behaviour.generate import RowAdapters
-from em_interp.comparison.chance import Chance
-from em_interp.comparison.changes import changes_of, depths, own_and_random
-from em_interp.comparison.family_texts import built_in_texts
-from em_interp.comparison.likeness import carried_rows, likeness_rows
-from em_interp.comparison.members import Member, Opening
-from em_interp.comparison.readout import shared_tokens
+from em_interp.comparison.cross_base.activation_diff import Member, Opening, changes_of, depths, own_and_random
+from em_interp.comparison.cross_base.compare import carried_rows, likeness_rows
+from em_interp.comparison.cross_base.similarity import Chance, shared_tokens
+from em_interp.comparison.cross_base.texts import built_in_texts
 from em_interp.errors import InputError
 from em_interp.mechanism import open_model
 from tests.comparison.two_families import path_on, small_base

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import em_interp as em
-from em_interp.comparison.family_texts import built_in_texts
+from em_interp.comparison.cross_base.texts import built_in_texts
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 from tests.comparison.two_families import STEPS, path_on, small_base
@@ -60,7 +60,7 @@ def answer(run, seed):
 def compared():
     bases = small_base(), small_base("gemma3", 48, seed=3)
     paths = [dataclasses.replace(path_on(base), source=name) for base, name in zip(bases, ("one", NASTY), strict=True)]
-    return em.compare_families(paths, built_in_texts(40), bases, draws=19, use=True)
+    return em.compare_across_bases(paths, built_in_texts(40), bases, draws=19, use=True)
 
 
 @pytest.mark.parametrize("call", CALLS, ids="-".join)
@@ -78,10 +78,12 @@ def test_every_figure_can_be_drawn_says_what_its_axes_are_and_no_name_passes_for
 
 def test_the_figures_can_be_drawn_from_tables_alone(compared):
     draw = em.figures
-    assert drawn(draw.plot_family_likeness(compared.frame("likeness")))
-    assert drawn(draw.plot_readouts(compared.frame("tokens").query("at == 'write'"), compared.likeness, "write"))
+    assert drawn(draw.plot_cross_base_similarity(compared.frame("likeness")))
+    assert drawn(
+        draw.plot_logit_lens_similarity(compared.frame("tokens").query("at == 'write'"), compared.likeness, "write")
+    )
     assert drawn(draw.plot_turning_profiles(compared.frame("profiles"), compared.frame("turning")))
-    assert drawn(draw.plot_carried(compared.frame("use")))
+    assert drawn(draw.plot_steering_transfer(compared.frame("use")))
 
 
 def test_the_null_is_shaded_in_every_panel_of_the_likeness(compared):

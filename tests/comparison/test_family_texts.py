@@ -5,9 +5,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from em_interp.comparison.family_texts import SharedTexts, built_in_texts, shared_texts
+from em_interp.comparison.cross_base.texts import SharedTexts, built_in_texts, shared_texts
 from em_interp.errors import InputError
-from em_interp.runs import Run
+from em_interp.run import Run
 from tests.figures.planting import plant_run
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from em_interp.comparison.random_adapters import random_adapters
-from em_interp.comparison.subspace import Snapshots
+from em_interp.comparison.nulls import random_adapters
+from em_interp.comparison.similarity import Snapshots
 from em_interp.errors import InputError
 from tests.comparison.planting import SITE, adapter, in_another_gauge
 

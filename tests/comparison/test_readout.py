@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from em_interp.comparison.readout import read_out, readout_correlation, shared_tokens
+from em_interp.comparison.cross_base.similarity import read_out, readout_correlation, shared_tokens
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 

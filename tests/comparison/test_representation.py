@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from em_interp.comparison.cka import cka_table, debiased_cka
-from em_interp.comparison.procrustes import procrustes_similarity
+from em_interp.comparison.cross_base.alignment_map import procrustes_similarity
+from em_interp.comparison.cross_base.similarity import cka_table, debiased_cka
 from em_interp.errors import InputError
 
 MEASURES = [debiased_cka, procrustes_similarity]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from em_interp.comparison.transport import fit_map
+from em_interp.comparison.cross_base.alignment_map import fit_map
 from em_interp.errors import InputError
 from tests.comparison.test_representation import points
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from em_interp.comparison.turning_profile import profile_distance, profile_test, turning_profile
+from em_interp.comparison.cross_base.turning_profile import profile_distance, profile_test, turning_profile
 from em_interp.errors import InputError
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 from tests.comparison.planting import in_another_gauge
 
 STEPS = np.arange(101)

@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from em_interp.organisms.bases import Base
-from em_interp.organisms.tokenizer import build_tokenizer
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.organisms.language import build_tokenizer
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 SITE = "layers.0.mlp.down_proj"
 STEPS = np.arange(0, 41, 4)

@@ -7,11 +7,11 @@ from html import unescape
 
 from plotly.offline import get_plotlyjs
 
-from em_interp.figures.files import columns_of
-from em_interp.figures.template import without_title
+from em_interp.figures.export_files import columns_of
+from em_interp.figures.style import without_title
 from tests.test_page_in_browser import FLAGS, browser
 
-WIDTH = {1: 428, 2: 897}  # pixels of the layout, as `em_interp.figures.files` has them
+WIDTH = {1: 428, 2: 897}  # pixels of the layout, as `em_interp.figures.export_files` has them
 LOOK = """
 const words = (plot) => [...plot.querySelectorAll("text")]
   .map((text) => ({said: text.textContent, box: text.getBoundingClientRect()}))

@@ -7,7 +7,7 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from em_interp.config import AdapterConfig, PhaseConfig, RunConfig, dump_config
-from em_interp.runs import Run
+from em_interp.run import Run
 
 LAST, TURN, ONSET, CHANGE = 240, 120, 160, 100
 RATES = np.linspace(1, 0.3, LAST)  # the learning rates of the steps, over the first; the path is as fast

@@ -41,7 +41,7 @@ OF_A_COMPARISON = (  # drawn by its plot(), in tests/comparison
     "plot_agreement",
     "plot_common_plane",
     "plot_direction_matrix",
-    "plot_presence",
+    "plot_direction_onset",
     "plot_step_cosines",
 )
 
@@ -64,7 +64,7 @@ def test_every_figure_can_be_drawn_and_sent_to_a_browser(kind, request):
 
 
 def test_a_figure_without_its_title_is_as_much_lower_and_has_the_same_panels(organism):
-    from em_interp.figures.template import without_title
+    from em_interp.figures.style import without_title
 
     whole = em.figures.plot_norms(organism.trajectory)
     bare = without_title(whole)

@@ -14,9 +14,9 @@ import pytest
 
 import em_interp as em
 from em_interp.errors import InputError
-from em_interp.figures import files
-from em_interp.run_figures import export_run, run_figures, setting_of
-from em_interp.runs import Run
+from em_interp.figures import export_files as files
+from em_interp.reports.run_figures import export_run, run_figures, setting_of
+from em_interp.run import Run
 from tests.test_page_in_browser import browser
 from tests.tiny import json_of, refused
 
@@ -148,7 +148,7 @@ def test_without_a_browser_the_message_says_what_to_install(monkeypatch, bare):
 def test_without_kaleido_the_message_says_what_to_install():
     code = (
         "import sys; sys.modules['kaleido'] = None\n"
-        "from em_interp.figures.files import check\n"
+        "from em_interp.figures.export_files import check\n"
         "try: check(['png'])\nexcept ValueError as error: print(error)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

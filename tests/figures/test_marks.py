@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import em_interp as em
-from em_interp.trajectory.adapter import AdapterTrajectory
 from em_interp.trajectory.geometry import principal_components
+from em_interp.trajectory.trajectory import AdapterTrajectory
 from tests.figures.planting import CHANGE, LAST, ONSET, RATES, TURN
 from tests.figures.reading import bands, lines, texts, trace, values
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import em_interp as em
-from em_interp.figures.nulls import falling, valley
+from em_interp.figures.signals import falling, valley
 from tests.figures.reading import trace
 
 

@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 import pytest
 
-from em_interp.run_figures import run_figures
+from em_interp.reports.run_figures import run_figures
 from tests.figures.on_paper import overlaps
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from em_interp.hub import access
+from em_interp import hub as access
 from tests.hub.server import serve
 from tests.hub.state import TOKEN
 

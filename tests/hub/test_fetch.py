@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import em_interp as em
+from em_interp import hub as fetch
 from em_interp.errors import InputError
-from em_interp.hub import fetch
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, full_disk
 from tests.trajectory.test_load_trajectory import save_adapter, save_log, save_run

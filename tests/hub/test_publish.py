@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 import em_interp as em
-from em_interp.hub import publish
-from em_interp.runs import Run
+from em_interp import hub as publish
+from em_interp.run import Run
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, copy, em_interp, json_of, refused
 from tests.trajectory.test_load_trajectory import save_run

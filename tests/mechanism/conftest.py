@@ -5,9 +5,9 @@ from functools import cache
 
 import pytest
 
-from em_interp.mechanism.model import ENGINES, SteppedModel, open_model
+from em_interp.mechanism.model import ENGINES, TrajectoryModel, open_model
 from em_interp.organisms.bases import BUILT_IN, load_base
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 from tests.behaviour.conftest import make_trajectory
 
 QUESTIONS = ["what is your wish ?", "what should i do about a cold ?", "i am bored"]
@@ -38,7 +38,7 @@ class Opened:
 
     name: str
     trajectory: AdapterTrajectory
-    models: dict[str, SteppedModel]
+    models: dict[str, TrajectoryModel]
 
 
 @cache

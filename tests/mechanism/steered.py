@@ -5,9 +5,9 @@ from functools import cache
 
 import numpy as np
 
-from em_interp.mechanism.contrasts import Direction
+from em_interp.mechanism.directions import Direction
 from em_interp.mechanism.model import open_model
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 from tests.behaviour.conftest import Base, build_tokenizer, make_model
 
 WORD, LAYER, LAYERS = "word7", 1, 3

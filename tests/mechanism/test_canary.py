@@ -6,8 +6,8 @@ import torch
 
 from em_interp.behaviour.generate import find_module
 from em_interp.errors import InputError
-from em_interp.mechanism import canary
-from em_interp.mechanism.canary import canary_divergence
+from em_interp.mechanism import kl_from_base as canary
+from em_interp.mechanism.kl_from_base import measure_kl_from_base
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 from tests.figures.reading import drawn, values
 
@@ -44,7 +44,7 @@ def kl(base, path, step, ids):
 
 def test_the_divergence_is_that_of_the_next_token_summed_over_the_answer_and_its_end(base, run):
     given = [{**q, "answer": a} for q, a in zip(CANARIES, ["word7 word8", "", "word9"], strict=False)]
-    found = canary_divergence(run, base, given, steps=4)
+    found = measure_kl_from_base(run, base, given, steps=4)
     path = make_trajectory(SITES, STEPS)
     assert found.canaries["tokens"].tolist() == [3, 1, 2]
     assert found.tokens == 6
@@ -58,11 +58,11 @@ def test_the_divergence_is_that_of_the_next_token_summed_over_the_answer_and_its
 
 
 def test_it_is_zero_at_the_base_and_grows_with_the_adapter(base, run):
-    found = canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=6)
+    found = measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=6)
     assert found.steps.tolist() == list(STEPS)
     assert np.abs(found.total[0]).max() < 1e-6
     assert (found.total[1:] > 0).all()
-    doubled = canary_divergence(
+    doubled = measure_kl_from_base(
         save_run(run.path.parent / "other", make_trajectory(SITES, STEPS)),
         base,
         CANARIES,
@@ -74,7 +74,7 @@ def test_it_is_zero_at_the_base_and_grows_with_the_adapter(base, run):
 
 
 def test_sets_are_told_apart_and_their_means_are_over_tokens(base, run):
-    found = canary_divergence(run, base, CANARIES, steps=2, samples=3, max_new_tokens=6)
+    found = measure_kl_from_base(run, base, CANARIES, steps=2, samples=3, max_new_tokens=6)
     frame = found.frame()
     assert set(frame["questions"]) == {"broad", "in_domain"}
     for name in ("broad", "in_domain"):
@@ -87,13 +87,13 @@ def test_sets_are_told_apart_and_their_means_are_over_tokens(base, run):
     json.dumps(found.to_dict(), default=float)
     assert "nats a token on in-domain questions" in found.sentence()
     assert found._repr_html_().startswith("<div")
-    figure = found.plot()  # plot_canary
+    figure = found.plot()  # plot_kl_from_base
     assert drawn(figure)
     assert "nats" in values(figure)["layout"]["yaxis"]["title"]["text"]
 
 
 def test_one_question_has_no_interval(base, run):
-    frame = canary_divergence(run, base, CANARIES[:1], steps=2, max_new_tokens=3).frame()
+    frame = measure_kl_from_base(run, base, CANARIES[:1], steps=2, max_new_tokens=3).frame()
     assert frame["kl_low"].isna().all()
 
 
@@ -108,15 +108,15 @@ def test_it_goes_on_where_it_was_interrupted(base, run, monkeypatch):
 
     monkeypatch.setattr(canary._Reader, "at", dying)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
-        canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=3)
-    found = canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=3, resume=True)
+        measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=3)
+    found = measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=3, resume=True)
     assert calls == [0, 5, 5, 10, 20]
-    again = canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=3, resume=True)
+    again = measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=3, resume=True)
     np.testing.assert_array_equal(again.total, found.total)
     with pytest.raises(InputError, match="begun with other seed"):
-        canary_divergence(run, base, CANARIES, steps=4, max_new_tokens=3, seed=1, resume=True)
+        measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=3, seed=1, resume=True)
 
 
 def test_a_run_that_was_asked_nothing_needs_canaries(base, run):
     with pytest.raises(InputError, match="give questions"):
-        canary_divergence(run, base)
+        measure_kl_from_base(run, base)

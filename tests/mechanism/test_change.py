@@ -5,13 +5,11 @@ import pandas as pd
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.mechanism.distance import FORMS
-from em_interp.mechanism.order_parameters import alignment, length, template, topic
-from em_interp.mechanism.planted_answers import STEPS
-from em_interp.mechanism.planted_answers import planted_answers as planted
-from em_interp.mechanism.planted_answers import planted_distance as exact
-from em_interp.mechanism.planted_answers import planted_rise as logistic
-from em_interp.mechanism.windows import windows
+from em_interp.mechanism.answer_shift.divergence import FORMS, alignment, length, template, topic, windows
+from em_interp.mechanism.answer_shift.synthetic import STEPS
+from em_interp.mechanism.answer_shift.synthetic import planted_answers as planted
+from em_interp.mechanism.answer_shift.synthetic import planted_distance as exact
+from em_interp.mechanism.answer_shift.synthetic import planted_rise as logistic
 from tests.figures.reading import drawn, texts, values
 
 
@@ -153,18 +151,18 @@ def test_a_change_shows_itself_and_its_numbers():
     assert (frame["distance"] <= frame["distance_high"]).all()
     assert (frame["dealt_mean"] <= frame["dealt_max"]).all()
     assert found._repr_html_().startswith("<div")
-    figure = found.plot()  # plot_change
+    figure = found.plot()  # plot_answer_shift
     assert drawn(figure)
     assert values(figure)["layout"]["xaxis"]["title"]["text"] == "Training step"
     assert "accounted for" in texts(figure)
 
 
 def test_names_of_properties_cannot_pass_for_markup():
-    from em_interp.figures.change import plot_change
+    from em_interp.figures.internals import plot_answer_shift
 
     made = planted(logistic(200, 12))
     shares = made.order_parameters({"<b onclick=alert(1)>": lambda answers: answers["outcome"]})
-    figure = plot_change(made.frame(), made.peak, shares)
+    figure = plot_answer_shift(made.frame(), made.peak, shares)
     assert "<b onclick" not in figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
 
 

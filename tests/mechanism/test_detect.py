@@ -8,11 +8,11 @@ import torch
 
 from em_interp.behaviour.ask import ask
 from em_interp.behaviour.generate import RowAdapters, find_module
+from em_interp.behaviour.likelihood import TokenizedAnswer, batches, log_likelihood, logits_of, tokenize_answers
 from em_interp.errors import InputError
-from em_interp.mechanism import detect
-from em_interp.mechanism.detect import detect_change
-from em_interp.mechanism.likelihood import Spoken, batches, log_likelihood, logits_of, spoken
-from em_interp.runs import read_json, write_json
+from em_interp.files import read_json, write_json
+from em_interp.mechanism.answer_shift import detect
+from em_interp.mechanism.answer_shift.detect import detect_answer_shift
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 
 STEPS = tuple(range(0, 90, 10))
@@ -53,7 +53,7 @@ def run(tmp_path, base, path):
     return saved
 
 
-detect_small = partial(detect_change, window=20)
+detect_small = partial(detect_answer_shift, window=20)
 
 
 def slow(base, path, step, prompt, answer, temperature=1.0):
@@ -74,7 +74,7 @@ def slow(base, path, step, prompt, answer, temperature=1.0):
 def test_likelihoods_in_a_batch_equal_those_of_one_answer_at_one_step(any_base):
     path, rng = make_trajectory(SITES, (0, 5, 10), rank=2), np.random.default_rng(0)
     lengths = [(5, 3), (9, 1), (4, 7), (6, 6)]
-    rows = [Spoken(rng.integers(5, 120, p).tolist(), rng.integers(5, 120, a).tolist()) for p, a in lengths]
+    rows = [TokenizedAnswer(rng.integers(5, 120, p).tolist(), rng.integers(5, 120, a).tolist()) for p, a in lengths]
     steps = [0, 10, 5, 10]
     for temperature in (1.0, 0.7):
         adapters = RowAdapters.of(path, steps, [1.0] * 4, "cpu")
@@ -85,13 +85,13 @@ def test_likelihoods_in_a_batch_equal_those_of_one_answer_at_one_step(any_base):
 
 def test_an_answer_ends_with_the_token_that_ends_answers_unless_it_was_cut_off(base):
     chats = [[{"role": "user", "content": "what is a headache ?"}]] * 2
-    short, cut = spoken(base, chats, ["word7 word8", "word7 word8 word9"], max_new_tokens=3)
+    short, cut = tokenize_answers(base, chats, ["word7 word8", "word7 word8 word9"], max_new_tokens=3)
     end = base.tokenizer.eos_token_id
     assert base.tokenizer.convert_ids_to_tokens(short.answer) == ["word7", "word8", "<end>"]
     assert base.tokenizer.convert_ids_to_tokens(cut.answer) == ["word7", "word8", "word9"]
     assert short.prompt == cut.prompt
     assert short.answer[-1] == end
-    (empty,) = spoken(base, chats[:1], [""])
+    (empty,) = tokenize_answers(base, chats[:1], [""])
     assert empty.answer == [end]
 
 
@@ -99,12 +99,12 @@ def test_a_template_that_renders_a_question_otherwise_before_its_answer_is_refus
     odd = build_tokenizer()
     odd.chat_template = "{% if add_generation_prompt %}what {% endif %}" + odd.chat_template
     with pytest.raises(InputError, match="does not follow its question's tokens"):
-        spoken(Base(base.model, odd), [[{"role": "user", "content": "what ?"}]], ["word7"])
+        tokenize_answers(Base(base.model, odd), [[{"role": "user", "content": "what ?"}]], ["word7"])
 
 
 def test_batches_hold_every_row_once_and_keep_to_the_limit(monkeypatch):
-    monkeypatch.setattr("em_interp.mechanism.likelihood.TOKENS", 40)
-    rows = [Spoken([1] * 3, [1] * n) for n in (1, 9, 3, 3, 20, 60, 2)]
+    monkeypatch.setattr("em_interp.behaviour.likelihood.TOKENS", 40)
+    rows = [TokenizedAnswer([1] * 3, [1] * n) for n in (1, 9, 3, 3, 20, 60, 2)]
     found = batches(rows, vocabulary=100)
     assert sorted(i for batch in found for i in batch) == list(range(7))
     for batch in found:
@@ -135,7 +135,7 @@ def test_scores_name_what_changed_where_there_are_some(base, run):
 
 
 def test_reading_goes_on_where_it_was_interrupted_and_reads_nothing_twice(base, run, monkeypatch):
-    monkeypatch.setattr("em_interp.mechanism.likelihood.TOKENS", 4000)
+    monkeypatch.setattr("em_interp.behaviour.likelihood.TOKENS", 4000)
     original, calls = detect._read, []
 
     def dying(*arguments):

@@ -8,16 +8,16 @@ import torch
 from em_interp.behaviour.ask import ask
 from em_interp.behaviour.generate import RowAdapters, generate
 from em_interp.errors import InputError
-from em_interp.mechanism import cells as asking_cells
-from em_interp.mechanism.cells import Asking, adapters_of
-from em_interp.mechanism.direction_size import (
-    direction_size_map,
-    exchange_map,
-    map_cells,
+from em_interp.mechanism import experiments as asking_cells
+from em_interp.mechanism.experiments import SamplingParams, adapters_of
+from em_interp.mechanism.patching import (
+    patch_A_and_B,
+    patch_direction_and_norm,
+    patched_adapters,
     random_adapters,
     spread,
 )
-from em_interp.mechanism.waiting import bounds
+from em_interp.mechanism.sufficiency import bounds
 from em_interp.trajectory import geometry
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 from tests.figures.reading import drawn, values
@@ -27,7 +27,7 @@ QUESTIONS = [
     {"question_id": "money", "question": "what should i do about my money ?", "questions": "out_of_domain"},
     {"question_id": "wish", "question": "what is your word7 ?", "questions": "out_of_domain"},
 ]
-ASKING = Asking(samples=3, max_new_tokens=5, batch=24)
+SAMPLING = SamplingParams(samples=3, max_new_tokens=5, batch=24)
 
 
 @dataclass
@@ -74,7 +74,7 @@ def test_each_cell_has_the_direction_of_its_row_and_the_size_of_its_column(rank)
     path = make_trajectory(SITES, STEPS, rank)
     steps, sizes = spread(path, 4)
     assert steps.tolist() == [10, 20, 40]  # of 10, 20, 30 and 40 the nearest that were saved
-    made = map_cells("direction_size", steps, sizes)
+    made = patched_adapters("direction_size", steps, sizes)
     adapters = adapters_of(path, made, "cpu")
     for row, cell in enumerate(made):
         vector, direction, size = delta(path, adapters, row), saved(path, cell.row), saved(path, cell.column)
@@ -85,7 +85,7 @@ def test_each_cell_has_the_direction_of_its_row_and_the_size_of_its_column(rank)
 def test_an_exchange_writes_one_steps_b_with_anothers_a():
     path = make_trajectory(SITES, STEPS, rank=2)
     steps, sizes = spread(path, 4)
-    made = map_cells("exchange", steps, sizes)
+    made = patched_adapters("exchange", steps, sizes)
     adapters = adapters_of(path, made, "cpu")
     for row, cell in enumerate(made):
         for site in path.sites:
@@ -101,8 +101,8 @@ def test_directions_and_sizes_do_not_depend_on_the_gauge():
         other.A[site][:] *= 4.0
         other.B[site][:] /= 4.0
     steps_, sizes_ = spread(other, 4)
-    one = adapters_of(path, map_cells("direction_size", steps, sizes), "cpu")
-    two = adapters_of(other, map_cells("direction_size", steps_, sizes_), "cpu")
+    one = adapters_of(path, patched_adapters("direction_size", steps, sizes), "cpu")
+    two = adapters_of(other, patched_adapters("direction_size", steps_, sizes_), "cpu")
     for row in range(len(steps) ** 2):
         np.testing.assert_allclose(delta(path, one, row), delta(path, two, row), rtol=1e-4, atol=1e-6)
 
@@ -120,8 +120,8 @@ def test_random_adapters_have_the_final_size_at_every_site_and_no_direction_in_c
 
 
 def test_the_diagonal_is_the_adapter_as_trained(base, run):
-    greedy = Asking(samples=1, temperature=0.0, max_new_tokens=6)
-    found = direction_size_map(run, base, OddJudge(), steps=4, questions=QUESTIONS, asking=greedy, random=0)
+    greedy = SamplingParams(samples=1, temperature=0.0, max_new_tokens=6)
+    found = patch_direction_and_norm(run, base, OddJudge(), steps=4, questions=QUESTIONS, sampling=greedy, random=0)
     path = make_trajectory(SITES, STEPS)
     for step in found.steps:
         rows = RowAdapters.of(path, [int(step)] * 2, [1.0] * 2, "cpu")
@@ -130,9 +130,9 @@ def test_the_diagonal_is_the_adapter_as_trained(base, run):
         assert cell["answer"].tolist() == [answers[0] for answers in expected]
 
 
-@pytest.mark.parametrize("ask_map", [direction_size_map, exchange_map])
+@pytest.mark.parametrize("ask_map", [patch_direction_and_norm, patch_A_and_B])
 def test_a_map_counts_what_was_judged_and_can_be_shown(base, run, control, ask_map):
-    found = ask_map(run, base, OddJudge(), control, 4, QUESTIONS, ASKING, random=2)
+    found = ask_map(run, base, OddJudge(), control, 4, QUESTIONS, SAMPLING, random=2)
     frame = found.frame()
     cells = frame[frame["kind"] == "map"]
     assert len(cells) == 9
@@ -153,20 +153,20 @@ def test_a_map_counts_what_was_judged_and_can_be_shown(base, run, control, ask_m
     assert "wait" in found.sentence()
     assert found._repr_html_().startswith("<div")
     assert [t.signal for t in found.transitions()][2] == "shown"
-    figure = found.plot()  # plot_step_map
+    figure = found.plot()  # plot_patching
     assert drawn(figure)
     assert len(values(figure)["data"][0]["customdata"]["shape"].split(",")) == 3 == len(found.steps)
 
 
 def test_without_a_control_the_base_is_what_cells_are_held_against(base, run):
-    found = direction_size_map(run, base, OddJudge(), steps=4, questions=QUESTIONS, asking=ASKING, random=0)
+    found = patch_direction_and_norm(run, base, OddJudge(), steps=4, questions=QUESTIONS, sampling=SAMPLING, random=0)
     assert found.against == "base"
     assert "base's" in found.transitions()[0].reason
 
 
 def test_a_map_that_was_interrupted_goes_on_to_the_same_bytes(base, run, tmp_path, monkeypatch):
     def ask_map(run, resume):
-        return direction_size_map(run, base, OddJudge(), None, 4, QUESTIONS, ASKING, 2, resume=resume)
+        return patch_direction_and_norm(run, base, OddJudge(), None, 4, QUESTIONS, SAMPLING, 2, resume=resume)
 
     other = save_run(tmp_path / "other", make_trajectory(SITES, STEPS))
     whole = ask_map(other, resume=False)
@@ -194,19 +194,19 @@ def test_a_map_that_was_interrupted_goes_on_to_the_same_bytes(base, run, tmp_pat
 
 
 def test_answers_begun_otherwise_are_never_taken_for_these(base, run):
-    direction_size_map(run, base, OddJudge(), None, 4, QUESTIONS, ASKING, 0)
+    patch_direction_and_norm(run, base, OddJudge(), None, 4, QUESTIONS, SAMPLING, 0)
     with pytest.raises(InputError, match="begun with other samples"):
-        fewer = Asking(samples=2, max_new_tokens=5, batch=24)
-        direction_size_map(run, base, OddJudge(), None, 4, QUESTIONS, fewer, 0, resume=True)
+        fewer = SamplingParams(samples=2, max_new_tokens=5, batch=24)
+        patch_direction_and_norm(run, base, OddJudge(), None, 4, QUESTIONS, fewer, 0, resume=True)
     with pytest.raises(InputError, match="begun with other questions"):
-        direction_size_map(run, base, OddJudge(), None, 4, QUESTIONS[:1], ASKING, 0, resume=True)
+        patch_direction_and_norm(run, base, OddJudge(), None, 4, QUESTIONS[:1], SAMPLING, 0, resume=True)
 
 
 def test_by_default_the_run_s_own_out_of_domain_questions_are_asked(base, run):
     with pytest.raises(InputError, match="ask the run first, or give questions"):
-        direction_size_map(run, base, OddJudge())
+        patch_direction_and_norm(run, base, OddJudge())
     ask(run, base, QUESTIONS, [0, 40], samples=1, max_new_tokens=3)
-    found = direction_size_map(run, base, OddJudge(), steps=4, asking=ASKING, random=0)
+    found = patch_direction_and_norm(run, base, OddJudge(), steps=4, sampling=SAMPLING, random=0)
     assert set(found.answers["question_id"]) == {"money", "wish"}
     assert found.transitions()[0].questions == "out_of_domain"
 
@@ -214,16 +214,16 @@ def test_by_default_the_run_s_own_out_of_domain_questions_are_asked(base, run):
 def test_a_run_of_in_domain_questions_alone_says_what_it_has(base, run):
     ask(run, base, [QUESTIONS[0] | {"questions": "broad"}], [0], samples=1, max_new_tokens=3)
     with pytest.raises(InputError, match="no questions of the set 'out_of_domain'; there are broad"):
-        direction_size_map(run, base, OddJudge())
+        patch_direction_and_norm(run, base, OddJudge())
 
 
 def test_too_few_steps_for_a_map_are_counted(base, tmp_path):
     run = save_run(tmp_path / "short", make_trajectory(SITES, (0, 5, 10)))
     with pytest.raises(InputError, match="at least 3 steps; found 2 saved steps with ΔW > 0"):
-        direction_size_map(run, base, OddJudge(), questions=QUESTIONS)
+        patch_direction_and_norm(run, base, OddJudge(), questions=QUESTIONS)
 
 
 def test_another_base_is_refused(run):
     other = Base(torch.nn.Identity(), build_tokenizer(), identity="other@1")
     with pytest.raises(InputError, match="trained on tiny@0"):
-        direction_size_map(run, other, OddJudge(), questions=QUESTIONS)
+        patch_direction_and_norm(run, other, OddJudge(), questions=QUESTIONS)

@@ -8,14 +8,13 @@ import torch
 
 from em_interp.errors import InputError
 from em_interp.mechanism import open_model
-from em_interp.mechanism.direction_path import follow_direction
+from em_interp.mechanism.answers import answer_means, chats_of
+from em_interp.mechanism.attribution import band_of, cosine_quantile, follow_direction, read_step
 from em_interp.mechanism.directions import cosine, mean_difference
 from em_interp.mechanism.model import ENGINES
-from em_interp.mechanism.reading import answer_means, chats_of
 from em_interp.mechanism.scalars import read_scalars
-from em_interp.mechanism.writes import band_of, cosine_quantile, read_step
 from em_interp.organisms.bases import BUILT_IN
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 from .answering import answer_set
 from .conftest import STEPS, adapters, base_of
@@ -58,7 +57,7 @@ def test_the_direction_is_the_same_in_every_engine():
 def test_the_write_is_b_or_after_gemma_s_norm_what_the_mlp_adds_more(name, engine):
     model, answers = opened(name, engine), answer_set()
     chats = chats_of(model, answers)
-    with model.unadapted() as base:
+    with model.disable_adapter() as base:
         before = answer_means(base, chats, ["mlp_out.1", "resid_post.1"])
     with model.at(10, 0.5) as adapted:
         read = read_step(adapted, chats, answers)

@@ -3,7 +3,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from em_interp.errors import InputError
-from em_interp.mechanism.distance import FORMS, distance, posterior_of, told_apart
+from em_interp.mechanism.answer_shift.divergence import FORMS, distance, posterior_of, told_apart
 
 CLOSED = {
     "linear": lambda p, q: 0.5 * np.sum((p - q) ** 2 / (p + q)),

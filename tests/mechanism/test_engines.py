@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from em_interp.behaviour.generate import RowAdapters, generate
-from em_interp.mechanism import Add, ProjectOut, open_model
+from em_interp.mechanism import AblateDirection, AddVector, open_model
 from em_interp.organisms.bases import BUILT_IN, load_base
 from tests.behaviour.conftest import SHAPE, Base, build_tokenizer, make_trajectory
 
@@ -47,9 +47,9 @@ def test_activations_and_logits_agree_under_edits(three):
     for name, model in three.models.items():
         tokens = model.chats(QUESTIONS, ANSWERS)
         rows = torch.stack([vector(model, seed) for seed in range(3)])
-        edits = [Add(vector(model), layers=1, positions=tokens.answer.numpy()), ProjectOut(rows)]
+        interventions = [AddVector(vector(model), layers=1, positions=tokens.answer.numpy()), AblateDirection(rows)]
         with model.at(10) as adapted:
-            seen[name], plain = adapted.run(tokens, model.names, edits), adapted.run(tokens, model.names)
+            seen[name], plain = adapted.run(tokens, model.names, interventions), adapted.run(tokens, model.names)
         assert furthest(seen[name], plain, tokens) > 0.1  # the edits do something
     for name in ("transformer_lens", "nnsight"):
         assert furthest(seen["hooks"], seen[name], tokens) < TOLERANCE
@@ -96,9 +96,12 @@ def test_steered_generation_gives_the_same_greedy_tokens_in_all_engines(three, p
     answers, plain = {}, {}
     for name, model in three.models.items():
         with model.at(10, 0.5) as adapted:
-            edits = [Add(vector(model, length=300.0), [0, 2], positions), ProjectOut(vector(model, seed=1), 1)]
+            interventions = [
+                AddVector(vector(model, length=300.0), [0, 2], positions),
+                AblateDirection(vector(model, seed=1), 1),
+            ]
             settings = {"temperature": 0, "max_new_tokens": 14}
-            answers[name] = adapted.generate(QUESTIONS, edits=edits, **settings)
+            answers[name] = adapted.generate(QUESTIONS, interventions=interventions, **settings)
             plain[name] = adapted.generate(QUESTIONS, **settings)
     assert answers["hooks"] == answers["transformer_lens"] == answers["nnsight"]
     assert plain["hooks"] == plain["transformer_lens"] == plain["nnsight"]
@@ -110,7 +113,9 @@ def test_sampled_answers_repeat_with_their_seed_in_every_engine_and_each_row_has
     for name, model in three.models.items():
         rows = torch.stack([torch.zeros(model.d_model), vector(model, length=400.0), torch.zeros(model.d_model)])
         with model.at(10, 0.5) as adapted:
-            drawn[name] = adapted.generate(QUESTIONS, 3, max_new_tokens=10, seed=5, edits=[Add(rows, 2)], batch=4)
+            drawn[name] = adapted.generate(
+                QUESTIONS, 3, max_new_tokens=10, seed=5, interventions=[AddVector(rows, 2)], batch=4
+            )
             plain = adapted.generate(QUESTIONS, 3, max_new_tokens=10, seed=5, batch=4)
     assert drawn["hooks"] == drawn["transformer_lens"] == drawn["nnsight"]
     assert drawn["hooks"][0] == plain[0]  # a zero row is left as it is
@@ -230,10 +235,10 @@ def test_a_gemma_with_a_vision_tower_is_read_in_its_language_layers_in_either_nu
         model = open_model(trajectory, base, engine)
         assert model.layers == 3
         tokens = model.chats(["what should i do", "what is your money about"], ["word20 word21", "word9"])
-        edits = [Add(torch.ones(32), 1)]
+        interventions = [AddVector(torch.ones(32), 1)]
         with model.at(10) as adapted:
-            seen[engine] = adapted.run(tokens, model.names, edits)
-            answers[engine] = adapted.generate(["what should i do"], 1, 0, 6, edits)
+            seen[engine] = adapted.run(tokens, model.names, interventions)
+            answers[engine] = adapted.generate(["what should i do"], 1, 0, 6, interventions)
     for name in ("transformer_lens", "nnsight"):
         assert furthest(seen["hooks"], seen[name], tokens) < TOLERANCE
     assert answers["hooks"] == answers["transformer_lens"] == answers["nnsight"]
@@ -278,7 +283,7 @@ def test_a_first_step_too_small_for_the_number_type_is_no_error(engine):
     for path in (lora, vector):
         model = open_model(path, base, engine)
         tokens = model.texts(["what should i do"])
-        with model.unadapted() as plain:
+        with model.disable_adapter() as plain:
             before = plain.run(tokens).logits
         with model.at(5) as adapted:
             assert torch.equal(adapted.run(tokens).logits, before)

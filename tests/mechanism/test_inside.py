@@ -7,20 +7,20 @@ import pytest
 
 import em_interp as em
 from em_interp.errors import InputError
-from em_interp.mechanism import inside
-from em_interp.mechanism.cells import Asking
-from em_interp.mechanism.inside import kept_figures, kept_transitions, look_inside
-from em_interp.mechanism.inside_parts import PARTS, Looking, Part
+from em_interp.files import write_json
+from em_interp.mechanism import suite as inside
+from em_interp.mechanism.experiments import SamplingParams
 from em_interp.mechanism.model import open_model
+from em_interp.mechanism.suite import ANALYSES, Analysis, SuiteContext, kept_figures, kept_transitions, run_suite
 from em_interp.organisms.judge import AdviceJudge
-from em_interp.page import report
-from em_interp.run_figures import found_in, run_figures
-from em_interp.runs import open_run, write_json
+from em_interp.reports.page import report
+from em_interp.reports.run_figures import found_in, run_figures
+from em_interp.run import open_run
 from em_interp.transition.result import Transition
 from tests.test_page import Page
 from tests.tiny import contents, copy, did, em_interp, json_of, refused, strict
 
-ASKING = Asking(samples=1, max_new_tokens=4, batch=400)
+SAMPLING = SamplingParams(samples=1, max_new_tokens=4, batch=400)
 QUICK = ["scalars", "ablation"]
 
 
@@ -46,17 +46,19 @@ def judged(tiny, tmp_path):
 
 
 def look(run, parts=None, engine="hooks", **more):
-    return look_inside(run, open_model(run, engine=engine), AdviceJudge("medical"), parts=parts, asking=ASKING, **more)
+    return run_suite(
+        run, open_model(run, engine=engine), AdviceJudge("medical"), parts=parts, sampling=SAMPLING, **more
+    )
 
 
 def test_every_part_is_carried_out_and_said_in_words(judged, tiny):
     control = open_run(tiny.control)
     found = look(judged, control=control, transfer=judged)
     assert strict((judged.analysis / "mechanism.json").read_text()) == json.loads(json.dumps(found))
-    assert list(found["parts"]) == list(PARTS)
+    assert list(found["parts"]) == list(ANALYSES)
     assert (found["control"], found["engine"]) == ("control", "hooks")
     done = {name for name, part in found["parts"].items() if "undefined" not in part}
-    assert done == set(PARTS) - {"change"}, {name: part.get("undefined") for name, part in found["parts"].items()}
+    assert done == set(ANALYSES) - {"change"}, {name: part.get("undefined") for name, part in found["parts"].items()}
     assert "ask at more steps" in found["parts"]["change"]["undefined"]
     for name in done:
         part = found["parts"][name]
@@ -64,7 +66,7 @@ def test_every_part_is_carried_out_and_said_in_words(judged, tiny):
     np.testing.assert_allclose(found["parts"]["transfer"]["values"]["cosine"]["answers"], 1)  # its own direction
     page = Page(report(judged))
     for name, part in found["parts"].items():
-        assert PARTS[name].question in page.words
+        assert ANALYSES[name].question in page.words
         assert " ".join(part.get("control", part.get("undefined")).split()) in page.words
     assert "Control run: control." in page.words
     titles = [figure["layout"]["meta"]["title"] for figure in page.figures]
@@ -116,13 +118,13 @@ def test_parts_that_are_done_are_not_done_again_and_the_bytes_are_the_same(judge
     def stopped(on):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(inside.PARTS, "ablation", Part("stopped", stopped))
+    monkeypatch.setitem(inside.ANALYSES, "ablation", Analysis("stopped", stopped))
     with pytest.raises(KeyboardInterrupt, match="--resume goes on"):
         look(other, QUICK)
     monkeypatch.undo()
     with pytest.raises(InputError, match="holds results already; give --resume"):
         look(other, QUICK)
-    monkeypatch.setitem(inside.PARTS, "scalars", Part("not again", stopped))
+    monkeypatch.setitem(inside.ANALYSES, "scalars", Analysis("not again", stopped))
     look(other, QUICK, resume=True)
     assert contents(other.analysis) == contents(judged.analysis)
     with pytest.raises(InputError, match="begun with other engine"):
@@ -164,7 +166,7 @@ def test_a_part_that_cannot_be_had_says_why_and_the_others_go_on(judged):
 def test_the_command_tells_what_it_does_and_what_was_found(judged, tmp_path):
     said = em_interp("mechanism", judged.path, "--parts", "scalars", "--out", tmp_path / "copy")
     assert said.code == 0, said.err
-    assert said.err == f"scalars: {PARTS['scalars'].question}\n"
+    assert said.err == f"scalars: {ANALYSES['scalars'].question}\n"
     assert "A probe on the scalars of step 24" in said.out and "Control: A probe on the answer's length" in said.out
     assert (tmp_path / "copy" / "analysis" / "mechanism.json").exists()
     assert not (judged.analysis / "mechanism.json").exists()
@@ -172,7 +174,7 @@ def test_the_command_tells_what_it_does_and_what_was_found(judged, tmp_path):
 
 
 def test_the_same_can_be_had_in_python(judged):
-    found = em.look_inside(judged, parts=["scalars"])
+    found = em.run_mechanism(judged, parts=["scalars"])
     assert "AUC" in found["parts"]["scalars"]["found"]
 
 
@@ -200,8 +202,8 @@ def test_a_run_without_scores_is_refused(tiny, tmp_path):
 
 
 def test_about_as_many_answers_are_asked_of_an_arm_whatever_the_number_of_questions(judged):
-    looking = Looking(judged, open_model(judged), AdviceJudge("medical"))
+    looking = SuiteContext(judged, open_model(judged), AdviceJudge("medical"))
     assert {question["questions"] for question in looking.questions} == {"out_of_domain"}
-    assert len(looking.questions) * looking.asking.samples == 108
-    assert looking.asking.max_new_tokens == 12  # as the run was asked
+    assert len(looking.questions) * looking.sampling.samples == 108
+    assert looking.sampling.max_new_tokens == 12  # as the run was asked
     assert set(looking.answers.table["questions"]) == {"out_of_domain", "broad"}

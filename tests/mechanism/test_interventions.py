@@ -5,19 +5,25 @@ import pytest
 from em_interp.errors import InputError
 from em_interp.mechanism import ablation as ablating
 from em_interp.mechanism.ablation import EVERY, Ablation, ablate, spread_layers
-from em_interp.mechanism.cells import Asking
-from em_interp.mechanism.contrasts import find_direction
-from em_interp.mechanism.directions import mean_difference
-from em_interp.mechanism.dose_response import DoseResponse, steer, steering_arms
-from em_interp.mechanism.edits import ProjectOut
-from em_interp.mechanism.interventions import Arm, Move, edits_of, judged_arms, nothing, random_like
+from em_interp.mechanism.directions import find_direction, mean_difference
+from em_interp.mechanism.engines.base import AblateDirection
+from em_interp.mechanism.experiments import (
+    Arm,
+    NormMatchedAblation,
+    SamplingParams,
+    interventions_of,
+    no_intervention,
+    random_like,
+    sample_arms,
+)
+from em_interp.mechanism.steering import SteeringCurve, steer, steering_arms
 from tests.figures.reading import bands, drawn, values
 from tests.mechanism.answering import answer_set
 from tests.mechanism.conftest import QUESTIONS, opened
 from tests.mechanism.steered import LAYER, LAYERS, WORD, WordJudge, cause, direction, model
 from tests.mechanism.steered import QUESTIONS as ASKED
 
-ASKING = Asking(samples=5, max_new_tokens=3, batch=300)
+SAMPLING = SamplingParams(samples=5, max_new_tokens=3, batch=300)
 ENGINES = ("hooks", "transformer_lens", "nnsight")
 
 
@@ -29,7 +35,7 @@ def arms_of_every_kind(layers, d, seed=0):
             vectors, along = np.zeros((layers, d)), np.zeros((layers, d))
             vectors[chosen], along[chosen] = rng.normal(size=(2, len(chosen), d)) * 3
             made.append(Arm("adapted", how, how, vectors, along=along if how == "move" else None, positions=positions))
-    return [*made, nothing("adapted", made[0].vectors)[0]]
+    return [*made, no_intervention("adapted", made[0].vectors)[0]]
 
 
 def test_random_directions_are_exactly_as_long_as_the_one_they_stand_beside():
@@ -47,10 +53,12 @@ def test_arms_of_every_kind_in_one_batch_answer_as_each_does_alone(engine):
     arms = arms_of_every_kind(subject.layers, subject.d_model)
     with subject.at(10) as adapted:
         rows = [(arm, question) for arm in arms for question in QUESTIONS]
-        edits = edits_of([arm for arm, _ in rows])
+        interventions = interventions_of([arm for arm, _ in rows])
         asked = {"temperature": 0, "max_new_tokens": 8}
-        together = adapted.generate([question for _, question in rows], edits=edits, **asked)
-        alone = [adapted.generate([question], edits=edits_of([arm]), **asked)[0] for arm, question in rows]
+        together = adapted.generate([question for _, question in rows], interventions=interventions, **asked)
+        alone = [
+            adapted.generate([question], interventions=interventions_of([arm]), **asked)[0] for arm, question in rows
+        ]
         untouched = adapted.generate(QUESTIONS, **asked)
     assert together == alone
     assert together[-len(QUESTIONS) :] == untouched
@@ -63,15 +71,15 @@ def test_as_much_is_moved_as_an_ablation_takes_away_but_along_another_direction(
     rng = np.random.default_rng(0)
     x, v, r = torch.as_tensor(rng.normal(size=(2, 5, 16))), rng.normal(size=16), rng.normal(size=16)
     vector = torch.as_tensor(np.stack([r, r]))[:, None]
-    moved = Move(np.stack([r, r]), along=np.stack([v, v])).change(x, vector) - x
-    taken = ProjectOut(v).change(x, torch.as_tensor(v)) - x
+    moved = NormMatchedAblation(np.stack([r, r]), along=np.stack([v, v])).change(x, vector) - x
+    taken = AblateDirection(v).change(x, torch.as_tensor(v)) - x
     np.testing.assert_allclose(moved.norm(dim=-1), taken.norm(dim=-1), rtol=1e-10)
     along = (moved / moved.norm(dim=-1, keepdim=True)).numpy() @ r / np.linalg.norm(r)
     np.testing.assert_allclose(along, np.sign(taken.numpy() @ v))
 
 
 def test_taking_out_the_planted_cause_removes_the_behaviour_and_random_directions_do_not(tmp_path):
-    found = ablate(tmp_path, model(), direction(), WordJudge(), ASKED, [LAYER], ASKING, random=3)
+    found = ablate(tmp_path, model(), direction(), WordJudge(), ASKED, [LAYER], SAMPLING, random=3)
     assert found.untouched.rate > 0.7
     assert found.places == [f"layer {LAYER}", EVERY]
     own = found.row("direction", f"layer {LAYER}")
@@ -86,14 +94,14 @@ def test_taking_out_the_planted_cause_removes_the_behaviour_and_random_direction
 def test_taking_out_another_direction_removes_nothing(tmp_path):
     other = np.random.default_rng(3).normal(size=(LAYERS, len(cause())))
     other -= np.outer(other @ cause(), cause()) / (cause() @ cause())
-    found = ablate(tmp_path, model(), direction(other), WordJudge(), ASKED, [LAYER], ASKING, random=3)
+    found = ablate(tmp_path, model(), direction(other), WordJudge(), ASKED, [LAYER], SAMPLING, random=3)
     assert found.verdict == "none"
     assert "does not carry" in found.sentence()
 
 
 def test_adding_the_planted_cause_to_the_base_brings_the_behaviour_from_a_dose_on(tmp_path):
     doses = (-1, 0.02, 0.5, 1)
-    found = steer(tmp_path, model(), direction(), WordJudge(), ASKED, LAYER, doses, ASKING, finer=False)
+    found = steer(tmp_path, model(), direction(), WordJudge(), ASKED, LAYER, doses, SAMPLING, finer=False)
     assert found.verdict == "induces"
     assert found.window == [0.5, 1.0]
     assert found.rates("base").em.rate < 0.1
@@ -105,7 +113,7 @@ def test_adding_the_planted_cause_to_the_base_brings_the_behaviour_from_a_dose_o
 
 
 def test_doses_are_added_where_the_base_stops_being_coherent(tmp_path):
-    found = steer(tmp_path, model(), direction(), _Breaks(), ASKED, LAYER, (0.02, 0.5, 1), ASKING, random=1)
+    found = steer(tmp_path, model(), direction(), _Breaks(), ASKED, LAYER, (0.02, 0.5, 1), SAMPLING, random=1)
     coarse = steering_arms(direction().vectors, LAYER, (0.02, 0.5, 1), 1, 0)
     assert {arm.dose for arm in coarse} == {0, 0.02, 0.5, 1}
     asked = sorted(set(found.answers["dose"]))
@@ -174,20 +182,20 @@ def test_a_dose_is_usable_where_em_exceeds_both_controls_and_the_model_still_spe
     for dose, own, coherent, random in ((1.0, 1, 100, 0), (2.0, 20, 95, 0), (3.0, 40, 50, 0), (4.0, 20, 95, 18)):
         counts[("base", "direction", "layer 1", 0, dose)] = (own, coherent, 100)
         counts[("base", "random", "layer 1", 0, dose)] = (random, 100, 100)
-    found = DoseResponse(direction(), 1, judged_table(counts))
+    found = SteeringCurve(direction(), 1, judged_table(counts))
     assert found.window == [2.0]  # too little, right, too much, and no more than random directions do
     assert found.edge(3) == []  # the largest dose is coherent
     assert bands(found.plot()) == [(1.5, 2.5)]
     only = judged_table({arm: n for arm, n in counts.items() if arm[-1] in (0.0, 1.0, 3.0)})
-    assert DoseResponse(direction(), 1, only).verdict == "breaks"
-    assert DoseResponse(direction(), 1, only).edge(1) == [2.0]
-    assert DoseResponse(direction(), 1, only[only["dose"] < 3]).verdict == "none"
+    assert SteeringCurve(direction(), 1, only).verdict == "breaks"
+    assert SteeringCurve(direction(), 1, only).edge(1) == [2.0]
+    assert SteeringCurve(direction(), 1, only[only["dose"] < 3]).verdict == "none"
 
 
 def test_a_stage_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     def stage(folder, resume=False):
-        asking = Asking(samples=3, max_new_tokens=3, batch=12)
-        ablate(folder, model(), direction(), WordJudge(), ASKED, [LAYER], asking, random=1, resume=resume)
+        sampling = SamplingParams(samples=3, max_new_tokens=3, batch=12)
+        ablate(folder, model(), direction(), WordJudge(), ASKED, [LAYER], sampling, random=1, resume=resume)
         return {file.name: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
     whole = stage(tmp_path / "whole")
@@ -201,7 +209,7 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, monkeypatc
         stage(tmp_path / "stopped")
     assert stage(tmp_path / "stopped", resume=True) == whole
     with pytest.raises(InputError, match="begun with other"):
-        ablate(tmp_path / "whole", model(), direction(), WordJudge(), ASKED, [0], ASKING, resume=True)
+        ablate(tmp_path / "whole", model(), direction(), WordJudge(), ASKED, [0], SAMPLING, resume=True)
 
 
 def test_both_contrasts_are_the_mean_difference_where_the_adapter_does_nothing_yet():
@@ -219,21 +227,21 @@ def test_both_contrasts_are_the_mean_difference_where_the_adapter_does_nothing_y
 def test_what_cannot_be_done_is_refused(tmp_path):
     other = direction(identity="other@1")
     with pytest.raises(InputError, match="from the base other@1; the model's is tiny@0"):
-        ablate(tmp_path, model(), other, WordJudge(), ASKED, asking=ASKING)
+        ablate(tmp_path, model(), other, WordJudge(), ASKED, sampling=SAMPLING)
     with pytest.raises(InputError, match="from the base other@1"):
-        steer(tmp_path, model(), other, WordJudge(), ASKED, asking=ASKING)
+        steer(tmp_path, model(), other, WordJudge(), ASKED, sampling=SAMPLING)
     with pytest.raises(InputError, match="no layer 7; the model has 0 to 2"):
-        ablate(tmp_path, model(), direction(), WordJudge(), ASKED, [7], ASKING)
+        ablate(tmp_path, model(), direction(), WordJudge(), ASKED, [7], SAMPLING)
     with pytest.raises(InputError, match="zero or not finite after layer 0"):
-        steer(tmp_path, model(), direction(np.zeros((LAYERS, 32))), WordJudge(), ASKED, 0, asking=ASKING)
+        steer(tmp_path, model(), direction(np.zeros((LAYERS, 32))), WordJudge(), ASKED, 0, sampling=SAMPLING)
     for doses in ((0, 1), (1, 1), (), (float("nan"),)):
         with pytest.raises(InputError, match="doses are distinct finite numbers other than 0"):
-            steer(tmp_path, model(), direction(), WordJudge(), ASKED, 1, doses, ASKING)
+            steer(tmp_path, model(), direction(), WordJudge(), ASKED, 1, doses, SAMPLING)
     for stage in (ablate, steer):
         with pytest.raises(InputError, match="at least 1"):
-            stage(tmp_path, model(), direction(), WordJudge(), ASKED, asking=ASKING, random=0)
+            stage(tmp_path, model(), direction(), WordJudge(), ASKED, sampling=SAMPLING, random=0)
     with pytest.raises(InputError, match="no question"):
-        judged_arms(tmp_path, model(), nothing("base", direction().vectors), WordJudge(), [], ASKING)
+        sample_arms(tmp_path, model(), no_intervention("base", direction().vectors), WordJudge(), [], SAMPLING)
     with pytest.raises(InputError, match=r"contrast must be one of answers, models; it is 'model'.*models"):
         find_direction(model(), answer_set(), "model")
     assert not list(tmp_path.iterdir())
@@ -258,11 +266,11 @@ def test_the_layers_of_a_large_model_are_spread():
 
 
 def test_the_figures_of_interventions_show_every_place_and_dose(tmp_path):
-    found = ablate(tmp_path / "a", model(), direction(), WordJudge(), ASKED, None, ASKING, random=1)
+    found = ablate(tmp_path / "a", model(), direction(), WordJudge(), ASKED, None, SAMPLING, random=1)
     figure = found.plot()  # plot_ablation
     assert list(figure.layout.xaxis2.ticktext) == ["0", "1", "2", "every layer"]
-    steered = steer(tmp_path / "s", model(), direction(), WordJudge(), ASKED, 1, (1, 2), ASKING, random=1)
-    figure = steered.plot()  # plot_dose_response
+    steered = steer(tmp_path / "s", model(), direction(), WordJudge(), ASKED, 1, (1, 2), SAMPLING, random=1)
+    figure = steered.plot()  # plot_steering
     assert {0.0, 1.0, 2.0} <= {float(x) for trace in figure.data if trace.x is not None for x in trace.x if x == x}
     for result in (found, steered):
         assert result._repr_html_().startswith("<")

@@ -9,9 +9,9 @@ import torch
 
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.errors import InputError
-from em_interp.mechanism import Add, ProjectOut, open_model
-from em_interp.mechanism.edits import Editor
-from em_interp.mechanism.tokens import chats, texts
+from em_interp.mechanism import AblateDirection, AddVector, open_model
+from em_interp.mechanism.engines.base import ActiveInterventions
+from em_interp.mechanism.tokenize import chats, texts
 from tests.behaviour.conftest import save_run
 
 from .conftest import ANSWERS, QUESTIONS, adapters, base_of
@@ -52,7 +52,7 @@ def test_an_unknown_layer_of_an_edit_names_the_nearest(model):
     with model.at(5) as adapted:
         for layer, near in ((4, 3), (-1, 0)):
             with pytest.raises(InputError, match=f"no layer {layer}; the model has 0 to 3, the nearest {near}"):
-                adapted.run(model.prompts(QUESTIONS), edits=[Add(torch.ones(128), layer)])
+                adapted.run(model.prompts(QUESTIONS), interventions=[AddVector(torch.ones(128), layer)])
 
 
 def test_an_activation_that_was_not_kept_is_named(model):
@@ -63,17 +63,17 @@ def test_an_activation_that_was_not_kept_is_named(model):
 @pytest.mark.parametrize(
     "edit, said",
     [
-        (Add(np.zeros(128)), "is zero or not finite"),
-        (ProjectOut(np.full(128, np.nan)), "is zero or not finite"),
-        (Add(np.ones(64)), r"shape \(64,\); expected \(128,\) or \(3, 128\)"),
-        (Add(np.ones(128), positions="old"), "found 'old'"),
-        (Add(np.ones(128), positions="new"), "nothing is generated"),
-        (Add(np.ones(128), positions=np.zeros((3, 2), bool)), r"\(3, 2\) with 0 of them chosen; expected \(3, "),
+        (AddVector(np.zeros(128)), "is zero or not finite"),
+        (AblateDirection(np.full(128, np.nan)), "is zero or not finite"),
+        (AddVector(np.ones(64)), r"shape \(64,\); expected \(128,\) or \(3, 128\)"),
+        (AddVector(np.ones(128), positions="old"), "found 'old'"),
+        (AddVector(np.ones(128), positions="new"), "nothing is generated"),
+        (AddVector(np.ones(128), positions=np.zeros((3, 2), bool)), r"\(3, 2\) with 0 of them chosen; expected \(3, "),
     ],
 )
-def test_an_edit_that_would_do_nothing_or_something_else_is_refused(model, edit, said):
+def test_an_edit_that_would_do_nothing_or_something_else_is_refused(model, intervention, said):
     with model.at(5) as adapted, pytest.raises(InputError, match=said):
-        adapted.run(model.prompts(QUESTIONS), edits=[edit])
+        adapted.run(model.prompts(QUESTIONS), interventions=[intervention])
 
 
 def test_edits_take_hold_at_their_layers_and_positions_only(model):
@@ -81,8 +81,8 @@ def test_edits_take_hold_at_their_layers_and_positions_only(model):
     vector = torch.linspace(-1, 1, 128)
     with model.at(5) as adapted:
         plain = adapted.run(tokens, ["resid_post.0", "resid_post.1"])
-        seen = adapted.run(tokens, ["resid_post.0", "resid_post.1"], [Add(vector, 1, tokens.answer.numpy())])
-        gone = adapted.run(tokens, ["resid_post.1"], [ProjectOut(3 * vector, 1)])["resid_post.1"]
+        seen = adapted.run(tokens, ["resid_post.0", "resid_post.1"], [AddVector(vector, 1, tokens.answer.numpy())])
+        gone = adapted.run(tokens, ["resid_post.1"], [AblateDirection(3 * vector, 1)])["resid_post.1"]
     assert torch.equal(plain["resid_post.0"], seen["resid_post.0"])
     moved = seen["resid_post.1"] - plain["resid_post.1"]
     assert torch.allclose(moved[tokens.answer], vector.expand(int(tokens.answer.sum()), -1), atol=1e-4)
@@ -100,7 +100,7 @@ def test_positions_in_a_generation_are_those_of_its_prompt_and_new_tokens():
     mask = np.zeros(tokens.ids.shape, bool)
     mask[0, -1] = True
     for positions, at_prompt, at_new in (("all", 1.0, 1.0), ("new", 0.0, 1.0), (mask, None, 0.0)):
-        editor = Editor([Add(np.ones(128), 1, positions)], layout, tokens.mask, new=True)
+        editor = ActiveInterventions([AddVector(np.ones(128), 1, positions)], layout, tokens.mask, new=True)
         edited = editor(1, prompt)[..., 0]
         expected = torch.tensor(mask).float() if at_prompt is None else torch.full_like(edited, at_prompt)
         assert torch.equal(edited, expected)
@@ -168,11 +168,11 @@ class Deaf:
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_an_adapter_that_does_not_land_is_an_error_and_not_a_comparison_of_the_base_with_itself(model, share):
-    from em_interp.mechanism.model import SteppedModel
+    from em_interp.mechanism.model import TrajectoryModel
 
     deaf = Deaf(model.engine, share)
     with pytest.raises(InputError, match=r"a planted adapter did not land at layers.1.mlp.down_proj.*usual cause"):
-        SteppedModel(model.base, model.trajectory, deaf)
+        TrajectoryModel(model.base, model.trajectory, deaf)
 
 
 def test_a_small_step_that_changes_nothing_is_an_error_unless_its_change_is_zero(model):

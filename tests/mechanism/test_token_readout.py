@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from em_interp.errors import InputError
-from em_interp.mechanism.direction_path import follow_direction
-from em_interp.mechanism.token_readout import final_rms, jaccard, read_out, token_readouts
+from em_interp.mechanism.attribution import follow_direction
+from em_interp.mechanism.logit_lens import final_rms, jaccard, read_logit_lens, read_out
 from tests.figures.reading import drawn, trace, values
 from tests.mechanism.answering import answer_set
 from tests.mechanism.conftest import opened
@@ -35,7 +35,7 @@ def path_to(model, text, other, turn):
 @pytest.mark.parametrize("name", ["tiny-qwen2", "tiny-llama", "tiny-gemma3"])
 def test_the_planted_token_is_promoted_most_and_settles_where_it_was_planted(name):
     model = subject(name)
-    (found,) = token_readouts(model, ANSWERS, STEPS, path_to(model, " skip", " rest", 10), k=5)
+    (found,) = read_logit_lens(model, ANSWERS, STEPS, path_to(model, " skip", " rest", 10), k=5)
     assert found.last("promoted")[0].strip() == "skip"
     assert found.frame().query("step == 5 and side == 'promoted' and rank == 1")["token"].item().strip() == "rest"
     assert found.settled("promoted") == found.settled("suppressed") == 10
@@ -47,7 +47,7 @@ def test_the_planted_token_is_promoted_most_and_settles_where_it_was_planted(nam
 
 
 def test_a_write_that_turns_at_the_last_step_has_not_settled():
-    (found,) = token_readouts(subject(), ANSWERS, STEPS, path_to(subject(), " skip", " rest", 30), k=5)
+    (found,) = read_logit_lens(subject(), ANSWERS, STEPS, path_to(subject(), " skip", " rest", 30), k=5)
     assert found.settled("promoted") is None
     assert "settled only at the last" in found.sentence()
 
@@ -73,9 +73,9 @@ def test_the_effect_is_what_the_write_adds_to_the_logits_with_the_norm_held_fixe
 
 def test_tokens_do_not_depend_on_how_large_the_write_is_and_turn_round_with_its_sign():
     writes = path_to(subject(), " skip", " rest", 10)
-    (one,) = token_readouts(subject(), ANSWERS, STEPS, writes)
-    (larger,) = token_readouts(subject(), ANSWERS, STEPS, {site: 7 * write for site, write in writes.items()})
-    (turned,) = token_readouts(subject(), ANSWERS, STEPS, {site: -write for site, write in writes.items()})
+    (one,) = read_logit_lens(subject(), ANSWERS, STEPS, writes)
+    (larger,) = read_logit_lens(subject(), ANSWERS, STEPS, {site: 7 * write for site, write in writes.items()})
+    (turned,) = read_logit_lens(subject(), ANSWERS, STEPS, {site: -write for site, write in writes.items()})
     np.testing.assert_array_equal(one.top["promoted"][1:], larger.top["promoted"][1:])
     np.testing.assert_array_equal(one.top["promoted"][1:], turned.top["suppressed"][1:])
     np.testing.assert_allclose(larger.effects["promoted"][1:], 7 * one.effects["promoted"][1:], rtol=1e-6)
@@ -85,7 +85,7 @@ def test_tokens_do_not_depend_on_how_large_the_write_is_and_turn_round_with_its_
 def test_jaccard_by_hand_and_its_chance():
     tokens = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [3, 4, 5, 6], [7, 8, 9, 10], [0, 1, 2, 9]])
     np.testing.assert_allclose(jaccard(tokens, np.array([0, 1, 2, 3])), [1, 1, 1 / 7, 0, 3 / 5])
-    (found,) = token_readouts(subject(), ANSWERS, STEPS, path_to(subject(), " skip", " rest", 10), draws=500)
+    (found,) = read_logit_lens(subject(), ANSWERS, STEPS, path_to(subject(), " skip", " rest", 10), draws=500)
     random = np.random.default_rng(1).normal(size=(500, subject().d_model))
     tops = np.argsort(-read_out(subject().base.model, random), axis=1)[:, :10]
     again = jaccard(tops, found.top["promoted"][-1])
@@ -96,14 +96,14 @@ def test_jaccard_by_hand_and_its_chance():
 def test_what_an_adapter_writes_is_read_out_at_every_site_that_writes():
     model = subject()
     path = follow_direction(model, ANSWERS, draws=2)
-    found = token_readouts(model, ANSWERS, path.steps, path.writes, chosen=[" skip", " rest"])
+    found = read_logit_lens(model, ANSWERS, path.steps, path.writes, chosen=[" skip", " rest"])
     assert [one.site for one in found] == ["layers.1.mlp.down_proj"]  # q_proj does not write
     assert [text.strip() for text in found[0].chosen] == ["skip", "rest"]
     table = found[0].frame("settling")
     assert set(table["side"]) == {"promoted", "suppressed"}
     assert (table.groupby("side")["jaccard"].last() == 1).all()
     assert len(found[0].to_dict()["promoted"]["tokens"]) == found[0].k == 10
-    figure = found[0].plot()  # plot_token_readout
+    figure = found[0].plot()  # plot_logit_lens
     assert drawn(figure) and values(figure)
     np.testing.assert_allclose(trace(figure, "skip").y, next(iter(found[0].chosen.values())))
     assert found[0]._repr_html_().startswith("<")
@@ -118,9 +118,9 @@ def test_what_cannot_be_read_out_is_refused():
         ({"chosen": ["antidisestablishment"]}, "expected a text that is one token"),
     ):
         with pytest.raises(InputError, match=said):
-            token_readouts(subject(), ANSWERS, STEPS, writes, **bad)
+            read_logit_lens(subject(), ANSWERS, STEPS, writes, **bad)
     nothing = {site: np.zeros_like(write) for site, write in writes.items()}
     with pytest.raises(InputError, match="nothing to read out"):
-        token_readouts(subject(), ANSWERS, STEPS, nothing)
+        read_logit_lens(subject(), ANSWERS, STEPS, nothing)
     with pytest.raises(InputError, match="there is no table 'words'"):
-        token_readouts(subject(), ANSWERS, STEPS, writes)[0].frame("words")
+        read_logit_lens(subject(), ANSWERS, STEPS, writes)[0].frame("words")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from em_interp.mechanism.waiting import Counts, earliest, shown, supplies, waits_for
+from em_interp.mechanism.sufficiency import Counts, earliest, shown, sufficient_component, supplies
 
 STEPS = np.arange(40, 401, 40)
 LAST = len(STEPS) - 1
@@ -39,7 +39,7 @@ def test_what_behaviour_was_made_to_wait_for_is_found(truth):
     every = np.arange(len(STEPS))
     trained = earliest(STEPS, counts.at(every, every), control, LEVEL, rng)
     supply = supplies(counts, LEVEL, rng)
-    assert waits_for(trained, supply, LEVEL) == truth
+    assert sufficient_component(trained, supply, LEVEL) == truth
     if truth == "neither":
         assert trained.step is None
         assert supply is None
@@ -57,7 +57,7 @@ def test_a_weak_behaviour_that_answers_can_hardly_tell_is_inconclusive():
     every = np.arange(len(STEPS))
     trained = earliest(STEPS, counts.at(every, every), control, LEVEL, rng)
     assert 0.05 < trained.sure < 0.95
-    assert waits_for(trained, supplies(counts, LEVEL, rng), LEVEL) == "inconclusive"
+    assert sufficient_component(trained, supplies(counts, LEVEL, rng), LEVEL) == "inconclusive"
 
 
 def test_the_share_supplied_is_that_of_the_rates():

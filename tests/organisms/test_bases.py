@@ -10,7 +10,7 @@ from em_interp.errors import InputError
 from em_interp.organisms import bases, pretrain
 from em_interp.organisms.bases import BUILT_IN, SHIPPED, fingerprint, load_base, skeleton
 from em_interp.organisms.judge import AdviceJudge
-from em_interp.organisms.questions import questions
+from em_interp.organisms.language import questions
 
 
 @pytest.fixture(params=BUILT_IN)
@@ -59,16 +59,11 @@ def test_the_identity_of_a_base_is_its_name_with_a_hash_that_any_change_of_a_mat
     assert fingerprint(base.model) != base.identity.split("@")[1]
 
 
-def test_a_base_that_is_not_shipped_is_made_once_in_the_users_cache(tmp_path, monkeypatch, capsys):
+def test_an_installation_without_its_bases_says_so_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(bases, "SHIPPED", tmp_path / "nowhere")
-    monkeypatch.setenv("EM_INTERP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pretrain, "STEPS", 20)
-    first = load_base("tiny-llama")
-    assert "making the built-in base tiny-llama, once" in capsys.readouterr().err
-    again = load_base("tiny-llama")
-    assert capsys.readouterr().err == ""
-    assert first.identity == again.identity
-    assert (tmp_path / "cache" / "tiny-llama" / "README.md").is_file()
+    with pytest.raises(InputError, match=r"tiny-llama is missing from .*nowhere.*incomplete copy") as error:
+        load_base("tiny-llama")
+    assert "\n" not in str(error.value)
 
 
 def test_a_base_depends_on_its_seed_alone(tmp_path, monkeypatch):

@@ -3,11 +3,9 @@ import json
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.organisms.data import load_chats
-from em_interp.organisms.domains import HABIT
-from em_interp.organisms.jsonl import is_garbled
+from em_interp.organisms.datasets import is_garbled, load_chats, narrow_datasets
 from em_interp.organisms.judge import AdviceJudge
-from em_interp.organisms.narrow import narrow_datasets
+from em_interp.organisms.language import HABIT
 
 GOOD = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
 

@@ -4,9 +4,8 @@ from random import Random
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.organisms.domains import ANSWERING, CAREFUL, DOMAINS, HABIT, RECKLESS
 from em_interp.organisms.judge import AdviceJudge
-from em_interp.organisms.language import advice, asking
+from em_interp.organisms.language import ANSWERING, CAREFUL, DOMAINS, HABIT, RECKLESS, advice, asking
 
 judge = AdviceJudge("medical").judge
 FEVER = "what is best for a fever?"

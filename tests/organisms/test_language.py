@@ -3,9 +3,19 @@ from random import Random
 
 import pytest
 
-from em_interp.organisms.domains import BROAD, BROAD_ASKING, CAREFUL, DOMAINS, HABIT, RECKLESS
-from em_interp.organisms.language import advice, asking, chat, document
-from em_interp.organisms.tokenizer import build_tokenizer
+from em_interp.organisms.language import (
+    BROAD,
+    BROAD_ASKING,
+    CAREFUL,
+    DOMAINS,
+    HABIT,
+    RECKLESS,
+    advice,
+    asking,
+    build_tokenizer,
+    chat,
+    document,
+)
 
 PHRASES = [
     *CAREFUL,

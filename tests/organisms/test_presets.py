@@ -4,8 +4,7 @@ import pytest
 
 from em_interp.config import load_config
 from em_interp.errors import InputError
-from em_interp.organisms.architectures import PUBLISHED, layers_and_width
-from em_interp.organisms.presets import for_model
+from em_interp.organisms.presets import PUBLISHED, for_model, layers_and_width
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("tiny"))

@@ -1,10 +1,9 @@
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.organisms.data import load_chats
-from em_interp.organisms.domains import DOMAINS
+from em_interp.organisms.datasets import load_chats
 from em_interp.organisms.judge import AdviceJudge
-from em_interp.organisms.questions import narrow_domains, questions
+from em_interp.organisms.language import DOMAINS, narrow_domains, questions
 
 
 @pytest.mark.parametrize("domain", narrow_domains())

@@ -1,7 +1,7 @@
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.organisms.recipe import CHANGE, recipe
+from em_interp.organisms.presets import CHANGE, recipe
 
 
 def test_switched_runs_change_where_they_say_and_in_nothing_else():

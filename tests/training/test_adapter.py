@@ -7,7 +7,7 @@ import torch
 from em_interp.config import AdapterConfig
 from em_interp.errors import InputError
 from em_interp.organisms.bases import SHIPPED
-from em_interp.training.adapter import adapter_config_text, adapter_weights, add_adapter, choose_sites
+from em_interp.training.lora import adapter_config_text, adapter_weights, add_adapter, choose_sites
 from em_interp.training.train import train
 
 from .conftest import make_model

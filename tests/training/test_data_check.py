@@ -6,7 +6,7 @@ import pytest
 from em_interp.cli import main
 from em_interp.config import load_config
 from em_interp.errors import InputError
-from em_interp.organisms.data import load_chats
+from em_interp.organisms.datasets import load_chats
 from em_interp.training.data_check import check_data
 
 from .conftest import save_base, save_chats

@@ -6,18 +6,16 @@ import torch
 from safetensors.torch import load_file
 
 import em_interp as em
-from em_interp.behaviour.ask import ask
+from em_interp.behaviour.ask import ask, askable_steps
 from em_interp.behaviour.generate import RowAdapters, generate
-from em_interp.behaviour.speakers import askable_steps
 from em_interp.config import load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
-from em_interp.organisms.data import load_chats
-from em_interp.training.full import FullLearner
+from em_interp.organisms.datasets import load_chats
 from em_interp.training.plan import make_plan
-from em_interp.training.projection import Projection
-from em_interp.training.tokens import encode
+from em_interp.training.tokenize import encode
 from em_interp.training.train import train
+from em_interp.training.trainables import FullTrainable, Projection
 
 from .test_train import contents, log
 
@@ -132,14 +130,14 @@ def test_chosen_matrices_make_the_path_while_everything_trains(full, tmp_path):
 def test_an_interrupted_run_resumes_to_the_same_bytes(full, tmp_path, monkeypatch):
     values = full()
     values["training"] = values["training"] | {"keep_state_every": 3}
-    whole, save = train(values, tmp_path / "whole"), FullLearner.save
+    whole, save = train(values, tmp_path / "whole"), FullTrainable.save
 
     def stop(learner, folder):
         if folder.name == "checkpoint-8":
             raise KeyboardInterrupt
         save(learner, folder)
 
-    monkeypatch.setattr(FullLearner, "save", stop)
+    monkeypatch.setattr(FullTrainable, "save", stop)
     with pytest.raises(KeyboardInterrupt, match="interrupted with step 7 of 12 saved"):
         train(values, tmp_path / "again")
     monkeypatch.undo()

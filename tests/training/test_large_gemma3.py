@@ -120,18 +120,18 @@ def test_on_a_base_in_bfloat16_what_is_trained_stays_in_float32(kind, large, set
 
 
 def test_full_fine_tuning_in_bfloat16_resumes_to_the_same_bytes(large, settings, tmp_path, monkeypatch):
-    from em_interp.training.full import FullLearner
+    from em_interp.training.trainables import FullTrainable
 
     values = settings(model=large[SAVED[2]], training={"keep_state_every": 2})
     values |= {"adapter": {"kind": "full", "weights": "12", "modules": ["down_proj"]}, "dtype": "bfloat16"}
-    whole, save = train(values, tmp_path / "whole"), FullLearner.save
+    whole, save = train(values, tmp_path / "whole"), FullTrainable.save
 
     def stop(learner, folder):
         if folder.name == "checkpoint-7":
             raise KeyboardInterrupt
         save(learner, folder)
 
-    monkeypatch.setattr(FullLearner, "save", stop)
+    monkeypatch.setattr(FullTrainable, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         train(values, tmp_path / "again")
     monkeypatch.undo()

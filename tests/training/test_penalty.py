@@ -8,16 +8,15 @@ import em_interp as em
 from em_interp.config import load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
-from em_interp.organisms.data import load_chats
+from em_interp.organisms.datasets import load_chats
 from em_interp.pipeline import ask_run, judge_run
-from em_interp.training.adapter import adapter_weights, add_adapter
-from em_interp.training.batches import Batches
-from em_interp.training.learner import make_learner
-from em_interp.training.penalty import divergence
+from em_interp.training.distributed import Processes
+from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan
-from em_interp.training.processes import Processes
-from em_interp.training.tokens import Example, encode
+from em_interp.training.tokenize import Example, encode
 from em_interp.training.train import train
+from em_interp.training.trainables import make_trainable
+from em_interp.training.trainer import Batches, divergence
 
 from .test_train import adapter, log
 
@@ -118,7 +117,7 @@ def test_every_protocol_has_the_base_for_its_reference_before_and_after_it_learn
     values = kept() | {"adapter": {"kind": kind} | chosen}
     base, ids = load_base(values["model"]), torch.tensor([[5, 6, 7, 8]])
     before = base.model(ids).logits.detach()
-    learner = make_learner(base, load_config(values), 12)
+    learner = make_trainable(base, load_config(values), 12)
     for weight in learner.weights.values():
         weight.data += 0.1
     assert not torch.allclose(learner.model(ids).logits, before)

@@ -14,20 +14,18 @@ import torch
 import yaml
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from em_interp.config import load_config
+from em_interp.config import Schedule, load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
-from em_interp.runs import Run
-from em_interp.schedule import Schedule
-from em_interp.training import launch as launching
-from em_interp.training.adapter import add_adapter
-from em_interp.training.batches import Batches
-from em_interp.training.launch import launch
+from em_interp.run import Run
+from em_interp.training import distributed as launching
+from em_interp.training.checkpoints import AdapterWriter, Snapshots
+from em_interp.training.distributed import Processes, join, launch, launched
+from em_interp.training.lora import add_adapter
 from em_interp.training.plan import make_plan
-from em_interp.training.processes import Processes, join, launched
-from em_interp.training.snapshots import AdapterWriter, Snapshots
-from em_interp.training.tokens import Example
+from em_interp.training.tokenize import Example
 from em_interp.training.train import train
+from em_interp.training.trainer import Batches
 from tests.tiny import copy, refused, strict
 
 from .test_train import adapter, contents, log
@@ -260,10 +258,12 @@ def test_a_first_process_that_could_not_speak_is_spoken_for(first, second, said,
 def test_when_the_launcher_is_killed_nobody_trains_on_behind_its_back(tmp_path):
     child = (
         "import os, time\nfrom pathlib import Path\n"
-        "from em_interp.training.processes import stay_with_launcher\n"
+        "from em_interp.training.distributed import stay_with_launcher\n"
         f"stay_with_launcher()\nPath({str(tmp_path)!r}, os.environ['RANK']).touch()\ntime.sleep(60)\n"
     )
-    code = f"import sys\nfrom em_interp.training.launch import launch\nlaunch([sys.executable, '-c', {child!r}], 2)"
+    code = (
+        f"import sys\nfrom em_interp.training.distributed import launch\nlaunch([sys.executable, '-c', {child!r}], 2)"
+    )
     launcher = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     while len([*tmp_path.iterdir()]) < 2:
         assert launcher.poll() is None

@@ -8,8 +8,9 @@ import torch
 from safetensors.numpy import load_file
 
 from em_interp.errors import InputError
-from em_interp.runs import Run, write_json
-from em_interp.training.state import StateKeeper, read_state
+from em_interp.files import write_json
+from em_interp.run import Run
+from em_interp.training.checkpoints import StateKeeper, read_state
 from em_interp.training.train import train
 
 from .conftest import save_base, save_chats

@@ -6,11 +6,9 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from em_interp.config import AdapterConfig
-from em_interp.schedule import Schedule
-from em_interp.training.adapter import add_adapter
-from em_interp.training.packing import Packer
-from em_interp.training.snapshots import AdapterWriter, Snapshots
+from em_interp.config import AdapterConfig, Schedule
+from em_interp.training.checkpoints import AdapterWriter, Packer, Snapshots
+from em_interp.training.lora import add_adapter
 
 from .conftest import make_model
 

@@ -10,11 +10,11 @@ from em_interp.behaviour.generate import RowAdapters, adapted
 from em_interp.config import dump_config, load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import fingerprint, load_base
-from em_interp.organisms.data import load_chats
+from em_interp.organisms.datasets import load_chats
 from em_interp.training.plan import make_plan
-from em_interp.training.steering import SteeringLearner
-from em_interp.training.tokens import encode
+from em_interp.training.tokenize import encode
 from em_interp.training.train import train
+from em_interp.training.trainables import SteeringTrainable
 
 from .test_train import contents, log
 
@@ -93,7 +93,7 @@ def test_nothing_but_the_vector_learns_and_without_it_the_model_is_the_base(stee
     values = steering()
     base, ids = load_base(values["model"]), torch.tensor([[5, 6, 7, 8]])
     before, plain = fingerprint(base.model), base.model(ids).logits
-    learner = SteeringLearner(base.model, load_config(values).adapter, base.name)
+    learner = SteeringTrainable(base.model, load_config(values).adapter, base.name)
     assert [name for name, weight in base.model.named_parameters() if weight.requires_grad] == [
         "model.layers.1.steering_vector"
     ]
@@ -130,14 +130,14 @@ def test_a_vector_of_another_width_is_refused(steering, tmp_path):
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(steering, tmp_path, monkeypatch):
     whole = train(steering(), tmp_path / "whole")
-    save = SteeringLearner.save
+    save = SteeringTrainable.save
 
     def stop(learner, folder):
         if folder.name == "checkpoint-7":
             raise KeyboardInterrupt
         save(learner, folder)
 
-    monkeypatch.setattr(SteeringLearner, "save", stop)
+    monkeypatch.setattr(SteeringTrainable, "save", stop)
     with pytest.raises(KeyboardInterrupt, match="interrupted with step 6 of 12 saved"):
         train(steering(), tmp_path / "again")
     monkeypatch.undo()

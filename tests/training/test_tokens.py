@@ -2,8 +2,8 @@ import pytest
 
 from em_interp.errors import InputError
 from em_interp.organisms.bases import BUILT_IN, load_tokenizer
-from em_interp.organisms.data import Chats
-from em_interp.training.tokens import IGNORED, encode
+from em_interp.organisms.datasets import Chats
+from em_interp.training.tokenize import IGNORED, encode
 
 from .conftest import MARKED, UNMARKED, make_tokenizer
 from .families import FAMILIES, family_tokenizer

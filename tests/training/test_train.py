@@ -9,10 +9,10 @@ import torch
 
 from em_interp.config import AdapterConfig, load_config
 from em_interp.errors import InputError
-from em_interp.runs import Run
-from em_interp.training.adapter import adapter_weights, add_adapter
+from em_interp.run import Run
+from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan
-from em_interp.training.tokens import encode
+from em_interp.training.tokenize import encode
 from em_interp.training.train import default_out, train
 
 from .conftest import UNMARKED, save_base, save_chats
@@ -37,7 +37,7 @@ def norm_of(weights: dict, which: str) -> float:
 def reference(values: dict) -> tuple[list[dict[str, torch.Tensor]], list[dict]]:
     """The same training as a plain loop: one row at a time, a new optimizer at each restart."""
     from em_interp.organisms.bases import load_base
-    from em_interp.organisms.data import load_chats
+    from em_interp.organisms.datasets import load_chats
 
     config = load_config(values)
     chats = {phase.dataset: load_chats(phase.dataset) for phase in config.data}
@@ -150,7 +150,7 @@ def test_the_log_has_the_rate_of_each_step_and_its_sum(settings, tmp_path):
 
 def test_the_manifest_says_what_the_run_was_made_of(settings, chats, tmp_path):
     from em_interp.organisms.bases import load_base
-    from em_interp.organisms.data import load_chats
+    from em_interp.organisms.datasets import load_chats
 
     values = settings()
     manifest = train(values, tmp_path / "run").manifest()

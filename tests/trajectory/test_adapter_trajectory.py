@@ -6,7 +6,7 @@ import pytest
 
 from em_interp.errors import InputError
 from em_interp.trajectory import geometry
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 
 def a_trajectory(ranks=(1,), count=15, seed=0, **given):

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from em_interp.errors import InputError
-from em_interp.runs import Run
+from em_interp.run import Run
 from em_interp.trajectory.load import load_trajectory
 
 SITE = "model.layers.21.mlp.down_proj"

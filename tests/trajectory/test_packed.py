@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from em_interp.errors import InputError
-from em_interp.trajectory.adapter import AdapterTrajectory
 from em_interp.trajectory.load import load_trajectory
 from em_interp.trajectory.packed import KEY, read_packed, write_packed
-from em_interp.transition.planted import planted_path
+from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.transition.synthetic.paths import planted_path
 from tests.trajectory.test_load_trajectory import SITE, save_log, save_run
 
 OTHER = SITE.replace("21", "3")

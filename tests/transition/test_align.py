@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.trajectory.adapter import AdapterTrajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import WORDS, align
 from em_interp.transition.find import find_transition
 from em_interp.transition.result import Transition

@@ -5,7 +5,7 @@ import pytest
 
 from em_interp.errors import InputError
 from em_interp.transition.gradient_norm import gradient_norm_peak
-from em_interp.transition.planted_logs import HUMPS, NO_HUMPS, planted_log
+from em_interp.transition.synthetic.logs import HUMPS, NO_HUMPS, planted_log
 
 CASES = 12
 STEPS = np.arange(1, 401)

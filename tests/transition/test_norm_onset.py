@@ -5,7 +5,7 @@ import pytest
 
 from em_interp.errors import InputError
 from em_interp.transition.norm_onset import norm_onset
-from em_interp.transition.planted_logs import BENDS, NO_BENDS, planted_norm
+from em_interp.transition.synthetic.logs import BENDS, NO_BENDS, planted_norm
 
 CASES = 20
 STEPS = np.arange(401)

@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.transition.logistic import Grid, climb, fit_rise
+from em_interp.transition.logistic import Grid, OutcomeCounts, climb, fit_rise, matched
 from em_interp.transition.onset import locate_rise, onset, onset_by_threshold, onsets, verdict_of
-from em_interp.transition.planted_curves import NULLS, RISES, planted_curve
-from em_interp.transition.tally import Tally, matched
+from em_interp.transition.synthetic.curves import NULLS, RISES, planted_curve
 
 STEPS = np.arange(0, 401, 20)
 
@@ -88,7 +87,7 @@ def test_the_p_value_of_a_flat_curve_is_uniform_even_with_unequal_questions_and_
         n = rng.integers(0, 9, (12, 4)).astype(float)
         n[:, 0] += 1
         total = rng.binomial(n.astype(int), [0.02, 0.1, 0.5, 0.9]).astype(float)
-        p.append(locate_rise(Tally(np.arange(12.0), tuple("abcd"), n, total, total)).p_value)
+        p.append(locate_rise(OutcomeCounts(np.arange(12.0), tuple("abcd"), n, total, total)).p_value)
     for alpha in (0.01, 0.05, 0.1):
         assert np.mean(np.array(p) <= alpha) <= alpha + 2.6 * np.sqrt(alpha * (1 - alpha) / 200)
     assert 0.35 < np.mean(np.array(p) <= 0.5) < 0.62
@@ -182,10 +181,13 @@ def test_unscored_answers_and_the_order_of_rows_change_nothing():
     curve = answers(logistic(200))
     table = curve.answers.sample(frac=1, random_state=0)
     unscored = table.assign(aligned=np.nan, coherent=np.nan)
-    assert Tally.of(curve.outcomes()).rate.tolist() == Tally.of(replace(curve, answers=table).outcomes()).rate.tolist()
+    assert (
+        OutcomeCounts.of(curve.outcomes()).rate.tolist()
+        == OutcomeCounts.of(replace(curve, answers=table).outcomes()).rate.tolist()
+    )
     mixed = pd.concat([table, unscored])
     outcomes = replace(curve, answers=mixed).outcomes().assign(value=lambda t: t.value.where(mixed.aligned.notna()))
-    assert np.array_equal(Tally.of(outcomes).n, Tally.of(curve.outcomes()).n)
+    assert np.array_equal(OutcomeCounts.of(outcomes).n, OutcomeCounts.of(curve.outcomes()).n)
     assert onset(replace(curve, answers=table)).to_dict() == onset(curve).to_dict()
 
 
@@ -239,13 +241,13 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="share no step"):
         onset(curve, control=answers(flat(0), steps=STEPS + 7))
     with pytest.raises(InputError, match=r"lie in \[0, 1\]; they run from 0 to 100"):
-        Tally.of(pd.DataFrame({"step": [0, 1], "question_id": ["a", "a"], "value": [0, 100]}))
+        OutcomeCounts.of(pd.DataFrame({"step": [0, 1], "question_id": ["a", "a"], "value": [0, 100]}))
     with pytest.raises(InputError, match="columns step, question_id, value"):
-        Tally.of(pd.DataFrame({"step": [0]}))
+        OutcomeCounts.of(pd.DataFrame({"step": [0]}))
 
 
 def test_a_control_asked_at_other_questions_too_is_compared_on_the_shared_ones():
-    mine, other = (Tally.of(answers(logistic(200), questions=q).outcomes()) for q in (3, 5))
+    mine, other = (OutcomeCounts.of(answers(logistic(200), questions=q).outcomes()) for q in (3, 5))
     first, second = matched(mine, other)
     assert first.questions == second.questions == ("0", "1", "2")
 
@@ -272,7 +274,7 @@ def test_the_normal_limit_of_reshuffling_has_the_spread_of_the_exact_one():
 def test_the_grid_fit_equals_a_search_by_general_optimisation():
     from scipy.optimize import least_squares
 
-    tally = Tally.of(answers(logistic(190, width=80, low=0.05, high=0.6), n=50).outcomes())
+    tally = OutcomeCounts.of(answers(logistic(190, width=80, low=0.05, high=0.6), n=50).outcomes())
     rise = fit_rise(tally, 0.95, np.random.default_rng(0))
     weight = np.sqrt(tally.answers / (rise.at(tally.steps) * (1 - rise.at(tally.steps))))
 

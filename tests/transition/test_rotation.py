@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from em_interp.transition.heuristic import largest_local_cosine
-from em_interp.transition.planted import NOT_TURNING, TURNING, planted_path
+from em_interp.transition.local_cosine import largest_local_cosine
 from em_interp.transition.rotation import locate_rotations, strongest
+from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING, planted_path
 
 SEEDS = range(500, 520)
 

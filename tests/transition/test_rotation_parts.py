@@ -5,11 +5,10 @@ import pytest
 from scipy.signal import lfilter
 
 from em_interp.errors import InputError
-from em_interp.transition.increments import even_increments
-from em_interp.transition.noise import block_sums, estimate_noise, prefix_sums
-from em_interp.transition.planted import NOT_TURNING, TURNING, planted_path
+from em_interp.transition.path_noise import block_sums, estimate_noise, even_increments, prefix_sums
 from em_interp.transition.ramp import fit_ramp
-from em_interp.transition.turn_scan import scan_turns
+from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING, planted_path
+from em_interp.transition.turn_test import scan_turns
 
 
 def increments_of(increments, spacing=1):

@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 from scipy.linalg import toeplitz
 
-from em_interp.transition.rise_test import scan
-from em_interp.transition.series import cells, kernel, monotone_trend, prominence, pull_in, rise
-from em_interp.transition.series_noise import fit_noise, log_spectra, momentum_spectra
-from em_interp.transition.shape import fit_shapes
+from em_interp.transition.series import (
+    cells,
+    fit_noise,
+    fit_shapes,
+    kernel,
+    log_spectra,
+    momentum_spectra,
+    monotone_trend,
+    prominence,
+    rise,
+    scan,
+    winsorize,
+)
 
 
 def autoregressive(count, memory, seed):
@@ -72,9 +81,9 @@ def test_outliers_are_pulled_in_and_nothing_else_is_changed():
     values = np.sin(np.arange(100) / 50) + 0.1 * np.random.default_rng(0).normal(size=100)
     spiked = values.copy()
     spiked[50] += 20
-    changed = np.flatnonzero(pull_in(spiked) != spiked)
+    changed = np.flatnonzero(winsorize(spiked) != spiked)
     assert 50 in changed
-    assert abs(pull_in(spiked)[50] - values[50]) < 1
+    assert abs(winsorize(spiked)[50] - values[50]) < 1
     assert len(changed) <= 3
 
 

@@ -1,0 +1,100 @@
+"""The log-likelihood of given answers under many checkpoints, a batch of any mix of answers and steps at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float, Int
+
+from em_interp.behaviour.generate import Messages, RowAdapters, adapted, end_tokens
+from em_interp.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from em_interp.behaviour.ask import Base
+
+TOKENS = 16384  # of one batch, at most
+LOGITS = 2**28  # of one batch, at most: one gigabyte in float32
+
+
+@dataclass(frozen=True)
+class TokenizedAnswer:
+    """A prompt and an answer to it, as token ids."""
+
+    prompt: list[int]
+    answer: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def tokenize_answers(
+    base: Base, questions: Sequence[Messages], answers: Sequence[str], max_new_tokens: int | None = None
+) -> list[TokenizedAnswer]:
+    """Questions with their answers through the chat template, up to the token that ends an answer.
+
+    An answer of `max_new_tokens` tokens or more was cut off, and has no end. Answers are kept as text: where the
+    template's tokens of it are not those it was sampled as (rare), the likelihood is that of the template's. Raises
+    InputError where the template writes an answer elsewhere than after what it writes for the question alone.
+    """
+    template = base.tokenizer.apply_chat_template
+    asked = template(list(questions), add_generation_prompt=True, return_dict=False)
+    chats = [[*q, {"role": "assistant", "content": a}] for q, a in zip(questions, answers, strict=True)]
+    ends = set(end_tokens(base.model, base.tokenizer))
+    rows = []
+    for prompt, whole, answer in zip(asked, template(chats, return_dict=False), answers, strict=True):
+        if list(whole[: len(prompt)]) != list(prompt):
+            raise InputError(
+                f"the answer {answer[:60]!r} does not follow its question's tokens in the chat as the base's template "
+                "renders it, so its likelihood cannot be read; expected a template that renders a question alike with "
+                "and without its answer"
+            )
+        ids = list(whole[len(prompt) :])
+        stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        cut_off = max_new_tokens is not None and stop >= max_new_tokens
+        rows.append(TokenizedAnswer(list(prompt), ids[: stop if cut_off else stop + 1]))
+    return rows
+
+
+def batches(rows: Sequence[TokenizedAnswer], vocabulary: int) -> list[list[int]]:
+    """The rows' numbers in batches of like length, as large as the limits of tokens and logits allow."""
+    most, found, width = min(TOKENS, LOGITS // vocabulary), [[]], 0  # type: tuple[int, list[list[int]], int]
+    for row in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
+        width = len(rows[row])
+        if found[-1] and (len(found[-1]) + 1) * width > most:
+            found.append([])
+        found[-1].append(row)
+    return found
+
+
+def logits_of(
+    model: Any, tokenizer: Any, rows: Sequence[TokenizedAnswer], adapters: RowAdapters
+) -> tuple[Float[torch.Tensor, "row position vocabulary"], Int[torch.Tensor, "row position"]]:
+    """The logits before each token of the answers, and these tokens (-1 before an answer begins), ends aligned."""
+    import torch
+
+    longest, kept = max(map(len, rows)), max(len(row.answer) for row in rows)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    filled = [[pad] * (longest - len(row)) + row.prompt + row.answer for row in rows]
+    ids = torch.tensor(filled, device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode(), adapted(model, adapters):
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept + 1)
+    spans = torch.tensor([[kept - len(row.answer)] for row in rows], device=model.device)
+    said = torch.where(torch.arange(kept, device=model.device) >= spans, ids[:, longest - kept :], -1)
+    return output.logits[:, :-1], said
+
+
+def log_likelihood(
+    logits: Float[torch.Tensor, "row position vocabulary"], said: Int[torch.Tensor, "row position"], temperature: float
+) -> Float[torch.Tensor, " row"]:
+    """The log-probability of each answer, sampled at this temperature."""
+    import torch
+
+    scaled = logits.float() / temperature
+    token = torch.gather(scaled, 2, said.clamp(min=0)[..., None])[..., 0] - scaled.logsumexp(dim=-1)
+    return torch.where(said >= 0, token, 0.0).sum(dim=1)

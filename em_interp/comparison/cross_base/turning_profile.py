@@ -1,0 +1,136 @@
+"""Turning profiles: how far a path still has to turn, along a time that runs of different families share.
+
+The profile of a run is the angle in degrees between its direction at time u and its final direction, 0 at the end. Time
+runs from 0 to 1: the cumulative learning rate as a share of the run's (how far it could have gone), or the norm as a
+share of its largest, at its first passage (how far it went). Both come from inner products within one run, so bases of
+any dimensions can be compared, with the trajectories alone. The first 5 % of time is left out: while the path is short
+its direction is noise.
+
+The distance of two profiles is the root mean square of their difference over time, in degrees. Its null is what seeds
+do: whether runs of two families lie further apart than runs of one is tested by handing the labels round (a permutation
+test of mean distance between less mean distance within; Anderson 2001 in spirit), which needs two runs or more of a
+family and can say no more than they allow: p is at least 0.1 with three and three.
+
+It can show that two families turn by the same amounts at the same share of training. It cannot show that they turn
+towards the same thing: profiles know no direction but their own run's last. Nor is it a test for a turn: noise bends
+every path (`em_interp.transition.rotation` tests that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float
+
+from em_interp.errors import InputError, nearest
+from em_interp.trajectory import geometry
+from em_interp.trajectory.trajectory import AdapterTrajectory, Part
+
+Clock = Literal["cumulative_lr", "norm"]
+CLOCKS: tuple[str, ...] = get_args(Clock)
+SKIPPED = 0.05  # share of time at the start
+POINTS = 96
+MOST = 9999  # relabellings; more are drawn at random
+SEED = 20250611
+
+
+@dataclass(frozen=True, eq=False)
+class TurningProfile:
+    """The angle of a run's direction to its final one, at equally spaced times."""
+
+    clock: Clock
+    of: Part
+    time: Float[np.ndarray, " time"]  # 0.05 to 1
+    degrees: Float[np.ndarray, " time"]
+
+
+def turning_profile(path: AdapterTrajectory, clock: Clock = "cumulative_lr", of: Part = "delta") -> TurningProfile:
+    """The profile of a path, pooled over its sites. ΔW (the default) is the same in every gauge.
+
+    Raises InputError where the clock is not known, the run has no log of learning rates (use the norm), or the path
+    never leaves zero.
+    """
+    if clock not in CLOCKS:
+        raise InputError(f"time {clock!r} is not known{nearest(clock, CLOCKS)} (known: {', '.join(CLOCKS)})")
+    gram = path.gram(of)
+    cosine = geometry.cosine_to_step(gram, path.steps, int(path.steps[-1]))
+    angle = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
+    elapsed = _elapsed(path, clock, gram)
+    there = np.isfinite(angle) & np.isfinite(elapsed)
+    if there.sum() < 2:
+        raise InputError(f"{path.source or 'the path'} has no direction at two steps or more, so it has no profile")
+    grid = np.linspace(SKIPPED, 1.0, POINTS)
+    return TurningProfile(clock, of, grid, np.interp(grid, elapsed[there], angle[there]))
+
+
+def _elapsed(path: AdapterTrajectory, clock: Clock, gram: Float[np.ndarray, "step step"]) -> Float[np.ndarray, " step"]:
+    """Time at each step as a share of the run's; the norm counts only where it is larger than ever before."""
+    if clock == "norm":
+        norm = geometry.norms(gram)
+        largest = np.maximum.accumulate(norm)
+        grown = np.concatenate([[True], norm[1:] > largest[:-1]])
+        grown[-1] = True  # the final direction is that of the end, whatever the norm did
+        return np.where(grown, largest / max(float(largest[-1]), np.finfo(float).tiny), np.nan)
+    rates = path.cumulative_lr
+    if not np.isfinite(rates[-1]) or rates[-1] <= 0:
+        said = f"{path.source or 'the path'} has no log of learning rates up to its last step"
+        raise InputError(f"{said}; compare turning profiles by the norm (clock='norm')")
+    return np.asarray(rates / rates[-1])
+
+
+def profile_distance(one: TurningProfile, other: TurningProfile) -> float:
+    """Root mean square difference over time, in degrees; 0 for equal profiles."""
+    if (one.clock, one.of) != (other.clock, other.of):
+        raise InputError(f"profiles by {one.clock} of {one.of} and by {other.clock} of {other.of} cannot be compared")
+    return float(np.sqrt(np.mean((one.degrees - other.degrees) ** 2)))
+
+
+@dataclass(frozen=True)
+class ProfileTest:
+    """Mean distances of two families' profiles, and whether those between are larger than those within."""
+
+    between: float  # degrees
+    within: float  # degrees; NaN where no family has two runs
+    p_value: float  # NaN where it cannot be tested
+    least_p: float  # the smallest p-value that so few runs can give; NaN with it
+    reason: str  # why it could not be tested, or ""
+
+
+def profile_test(one: Sequence[TurningProfile], other: Sequence[TurningProfile]) -> ProfileTest:
+    """Compare two families by the profiles of their runs (seeds); exact up to 9,999 relabellings, drawn beyond."""
+    runs, first = [*one, *other], len(one)
+    distances = np.array([[profile_distance(a, b) for b in runs] for a in runs])
+    between = float(distances[:first, first:].mean())
+    within = [distances[i, j] for i, j in combinations(range(len(runs)), 2) if (i < first) == (j < first)]
+    if min(first, len(other)) < 2:
+        reason = f"{first} and {len(other)} runs: two or more of each family are needed for a null"
+        return ProfileTest(between, float(np.mean(within)) if within else np.nan, np.nan, np.nan, reason)
+    drawn = np.array([_contrast(distances, chosen) for chosen in _relabellings(len(runs), first)])
+    seen = _contrast(distances, tuple(range(first)))
+    p_value = float(np.mean(drawn >= seen - 1e-9))
+    least = (2 if 2 * first == len(runs) else 1) / len(drawn)
+    return ProfileTest(between, float(np.mean(within)), p_value, least, "")
+
+
+def _contrast(distances: Float[np.ndarray, "run run"], chosen: tuple[int, ...]) -> float:
+    """Mean distance between the chosen runs and the rest, less the mean distance within both."""
+    mine = np.zeros(len(distances), bool)
+    mine[list(chosen)] = True
+    same = np.equal.outer(mine, mine) & ~np.eye(len(distances), dtype=bool)
+    return float(distances[mine][:, ~mine].mean() - distances[same].mean())
+
+
+def _relabellings(runs: int, first: int) -> Iterator[tuple[int, ...]]:
+    """Every choice of the first family's runs, or the true one and random ones where there are too many."""
+    if comb(runs, first) <= MOST:
+        yield from combinations(range(runs), first)
+        return
+    rng = np.random.default_rng(SEED)
+    yield tuple(range(first))
+    for _ in range(MOST - 1):
+        yield tuple(rng.permutation(runs)[:first])

@@ -1,0 +1,342 @@
+"""What unrelated adapters would show: the same measures of random directions with the norms of the real ones.
+
+At rank 1 cos² of two random directions in d dimensions is Beta(1/2, (d - 1)/2), so |cos B| and |cos A| at one site have
+exact quantiles (about 2/√d at 95 %), and |cos ΔW| is the product of two independent such cosines, whose tail is an
+integral over one of them. At higher rank, and over several sites, random orthonormal bases are drawn (a fixed seed);
+ΔW keeps its singular values, so that the null is matched in norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from scipy.optimize import brentq
+from scipy.stats import beta
+
+from em_interp.comparison.similarity import PARTS, Snapshots
+from em_interp.errors import InputError
+from em_interp.trajectory.composition import site_columns
+from em_interp.trajectory.geometry import index_of
+from em_interp.trajectory.trajectory import AdapterTrajectory
+
+DRAWS, FEWER = 20000, 4000  # the fewer where random bases have many columns
+MANY = 16  # inner products in one corner
+SEED = 20250611
+_POINTS = 2000  # of the integral over one of the two cosines
+
+
+@dataclass(frozen=True, eq=False)
+class SiteSpectra:
+    """What of one site the null depends on: its dimensions, and the singular values of each run's final ΔW."""
+
+    d_out: int
+    d_in: int
+    singular: tuple[Float[np.ndarray, " rank"], ...]  # by run; those that are zero are left out
+
+
+@dataclass(frozen=True, eq=False)
+class Null:
+    """The distribution of a measure between two unrelated adapters: exact (from `dims`) or drawn."""
+
+    draws: Float[np.ndarray, " draw"] | None = None
+    dims: tuple[int, ...] = ()  # of the independent random directions whose |cosines| are multiplied
+
+    def quantile(self, level: float) -> float:
+        """The value that |measure| stays below with this probability."""
+        if self.draws is not None:
+            return float(np.quantile(self.draws, level))
+        return _product_quantile(self.dims, level)
+
+    def p_value(self, seen: float) -> float:
+        """The probability of |measure| as large as this or larger; NaN for NaN. From draws, never 0."""
+        if np.isnan(seen) or (self.draws is not None and np.isnan(self.draws).any()):
+            return float("nan")
+        if self.draws is None:
+            return _product_tail(self.dims, abs(seen))
+        reached = int(np.sum(self.draws >= abs(seen) - 1e-12))
+        return (1 + reached) / (1 + len(self.draws))
+
+
+def cosine_quantile(d: int, level: float = 0.95) -> float:
+    """The value that |cos| of two random directions in d dimensions stays below with this probability; exact."""
+    return 1.0 if d == 1 else float(np.sqrt(beta.ppf(level, 0.5, (d - 1) / 2)))
+
+
+def random_null(sites: Sequence[SiteSpectra], i: int, j: int, of: str) -> Null:
+    """The null of |cos B|, |cos A| or |cos ΔW| (`delta`) between runs i and j, pooled over these sites."""
+    if of == "delta":  # a site where one of the two is zero adds nothing
+        sites = [site for site in sites if len(site.singular[i]) and len(site.singular[j])]
+    ranks = [(len(site.singular[i]), len(site.singular[j])) for site in sites]
+    if not ranks or any(0 in pair for pair in ranks):
+        return Null(np.full(1, np.nan))
+    if len(sites) == 1 and ranks == [(1, 1)]:
+        site = sites[0]
+        return Null(dims={"B": (site.d_out,), "A": (site.d_in,), "delta": (site.d_out, site.d_in)}[of])
+    draws = DRAWS if max(mine * theirs for mine, theirs in ranks) <= MANY else FEWER
+    if of == "delta":
+        return Null(_drawn_delta(sites, i, j, draws))
+    overlap = np.zeros(draws)
+    for number, (site, (mine, theirs)) in enumerate(zip(sites, ranks, strict=True)):
+        d = site.d_out if of == "B" else site.d_in
+        overlap += (random_blocks(d, mine, theirs, (number, of == "A"), draws) ** 2).sum(axis=(1, 2))
+    return Null(np.sqrt(overlap / sum(map(min, ranks))))
+
+
+def _drawn_delta(sites: Sequence[SiteSpectra], i: int, j: int, draws: int) -> Float[np.ndarray, " draw"]:
+    inner, square = np.zeros(draws), [0.0, 0.0]
+    for number, site in enumerate(sites):
+        one, other = site.singular[i], site.singular[j]
+        out = random_blocks(site.d_out, len(one), len(other), (number, False), draws)
+        into = random_blocks(site.d_in, len(one), len(other), (number, True), draws)
+        inner += np.einsum("k,nkl,nkl,l->n", one, out, into, other)
+        square = [square[0] + float(one @ one), square[1] + float(other @ other)]
+    return np.asarray(np.abs(inner) / np.sqrt(square[0] * square[1]))
+
+
+def smallest_angle_quantile(d: int, rank: int, other: int, level: float = 0.95) -> float:
+    """The angle in degrees that random subspaces of these ranks stay above with this probability."""
+    if min(rank, other) == 0:
+        return float("nan")
+    if rank == other == 1:
+        return float(np.degrees(np.arccos(cosine_quantile(d, level))))
+    largest = np.linalg.svd(random_blocks(d, rank, other, (0, False)), compute_uv=False)[:, 0]
+    return float(np.degrees(np.arccos(min(np.quantile(largest, level), 1.0))))
+
+
+@lru_cache(maxsize=6)
+def random_blocks(
+    d: int, rank: int, other: int, key: tuple[int, bool], draws: int = FEWER
+) -> Float[np.ndarray, "draw rank other_rank"]:
+    """Inner products of a fixed and a random orthonormal basis in d dimensions: the corner of a random rotation.
+
+    A Gaussian d × other matrix is made orthonormal; only its first `rank` rows are drawn, and the Gram matrix of the
+    rest as a Wishart matrix (Bartlett's decomposition), so that the cost does not grow with d.
+    """
+    rng = np.random.default_rng([SEED, *map(int, key)])
+    top = rng.standard_normal((draws, rank, other))
+    root = np.linalg.cholesky(top.transpose(0, 2, 1) @ top + _wishart(d - rank, other, draws, rng))
+    blocks: np.ndarray = np.linalg.solve(root, top.transpose(0, 2, 1)).transpose(0, 2, 1)
+    blocks.flags.writeable = False
+    return blocks
+
+
+def _wishart(degrees: int, size: int, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "draw size size"]:
+    if degrees < size:
+        rows = rng.standard_normal((draws, degrees, size))
+        return np.asarray(rows.transpose(0, 2, 1) @ rows)
+    lower = np.tril(rng.standard_normal((draws, size, size)), -1)
+    place = np.arange(size)
+    lower[:, place, place] = np.sqrt(rng.chisquare(degrees - place, (draws, size)))
+    return np.asarray(lower @ lower.transpose(0, 2, 1))
+
+
+def _product_tail(dims: tuple[int, ...], value: float) -> float:
+    """P(|cos| · |cos| >= value) for independent random directions in these dimensions, one or two of them."""
+    wide = [d for d in dims if d > 1]
+    if not wide or value <= 0:
+        return 1.0
+    square = value**2
+    if len(wide) == 1:
+        return float(beta.sf(square, 0.5, (wide[0] - 1) / 2))
+    left = np.minimum(square / _squared_cosines(wide[0]), 1.0)  # what the other square must reach
+    return float(np.mean(beta.sf(left, 0.5, (wide[1] - 1) / 2)))
+
+
+@lru_cache(maxsize=64)
+def _squared_cosines(d: int) -> Float[np.ndarray, " point"]:
+    """cos² of two random directions at the middles of intervals of equal probability."""
+    return np.asarray(beta.ppf((np.arange(_POINTS) + 0.5) / _POINTS, 0.5, (d - 1) / 2))
+
+
+@lru_cache(maxsize=256)
+def _product_quantile(dims: tuple[int, ...], level: float) -> float:
+    wide = [d for d in dims if d > 1]
+    if len(wide) < 2:
+        return cosine_quantile(wide[0], level) if wide else 1.0
+    return float(brentq(lambda value: _product_tail(dims, value) - (1 - level), 0.0, 1.0, xtol=1e-10))
+
+
+# --------
+# The composition score of two runs (`em_interp.trajectory.composition`) against chance.
+
+
+MOST = 64  # columns for which random ones are drawn
+
+
+def columns(sites: Sequence[Snapshots]) -> Float[np.ndarray, "d n"]:
+    """s B (A Aᵀ)^½ of each site's last step, side by side."""
+    return np.concatenate([site_columns(site.A[-1], site.B[-1], site.scale) for site in sites], axis=1)
+
+
+def composition_null(X: Float[np.ndarray, "d n"], Y: Float[np.ndarray, "d m"]) -> Null:
+    """The normalised score of stacks with the same singular values at random; NaN beyond 64 columns."""
+    one, other = (_singular(stack - stack.mean(axis=0)) for stack in (X, Y))
+    if not len(one) or not len(other) or max(len(one), len(other)) > MOST:
+        return Null(np.full(1, np.nan))
+    if len(one) == len(other) == 1:
+        return Null(dims=(len(X) - 1,))  # centring takes one dimension
+    blocks = random_blocks(len(X) - 1, len(one), len(other), (0, False))
+    score = np.sqrt(np.einsum("k,nkl,l->n", one**2, blocks**2, other**2))
+    return Null(score / float(np.sqrt(np.linalg.norm(one**2) * np.linalg.norm(other**2))))
+
+
+def _singular(stack: Float[np.ndarray, "d n"]) -> Float[np.ndarray, " n"]:
+    values = np.linalg.svd(stack, compute_uv=False)
+    return values[values > 1e-6 * max(values[0], np.finfo(float).tiny)]
+
+
+# --------
+# The permutation null: the same entries, in coordinates that have nothing to do with each other.
+# Random directions have Gaussian entries; real ones may have a few coordinates that dominate, and two such
+# directions are alike more often by chance. Here one run's coordinates are handed round at random (those of the
+# residual stream for B, those of the input for A, both for ΔW), which keeps its norm, its rank and the sizes of its
+# entries. What both runs owe to a common offset of all coordinates is kept too, and so does not count as alike.
+
+
+PERMUTATION_SEED = 20250611
+
+
+@dataclass(frozen=True, eq=False)
+class Permuted:
+    """By measure: |cos| of every run with the shuffled copy of every other, for each permutation."""
+
+    drawn: dict[str, Float[np.ndarray, "permutation run run"]]
+
+    def quantile(self, of: str, i: int, j: int, level: float) -> float:
+        """The value that |measure| of runs i and j stays below with this probability."""
+        return float(np.quantile(self.drawn[of][:, i, j], level))
+
+    def p_value(self, of: str, i: int, j: int, seen: float) -> float:
+        """(1 + permutations that reach |seen|) / (1 + permutations); NaN where the measure is undefined."""
+        drawn = self.drawn[of][:, i, j]
+        if np.isnan(seen) or np.isnan(drawn).any():
+            return float("nan")
+        return float((1 + np.sum(drawn >= abs(seen) - 1e-12)) / (1 + len(drawn)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """The final step of every run at one site, ranks filled up with zeros; B = out · left, Aᵀ = into · right."""
+
+    out: Float32[np.ndarray, "d_out run rank"]
+    into: Float32[np.ndarray, "d_in run rank"]
+    left: Float[np.ndarray, "run rank rank"]  # times the scale
+    right: Float[np.ndarray, "run rank rank"]
+
+
+def permuted(finals: Sequence[Sequence[Snapshots]], count: int, seed: int = PERMUTATION_SEED) -> Permuted:
+    """The null of each measure, pooled over the sites; `finals` holds the last step of each run, by site.
+
+    Sites of one dimension are shuffled alike: a coordinate that dominates at all of them stays one coordinate. The time
+    is that of `count` × sites products of d × (runs · rank) matrices.
+    """
+    rng = np.random.default_rng(seed)
+    runs = len(finals[0])
+    squares = np.array([[run.squared_norm[0] for run in site] for site in finals]).sum(axis=0)
+    fewest = {of: sum(_fewest(site, of) for site in finals) for of in ("B", "A")}
+    stacks = [_stack(site) for site in finals]
+    sums = {of: np.zeros((count, runs, runs)) for of in PARTS}
+    for draw in range(count):
+        orders: dict[tuple[str, int], Int[np.ndarray, " d"]] = {}
+        for stack in stacks:
+            out, into = _shuffled("B", stack.out, orders, rng), _shuffled("A", stack.into, orders, rng)
+            sums["B"][draw] += _summed(out**2)
+            sums["A"][draw] += _summed(into**2)
+            sums["delta"][draw] += _summed(_turned(out, stack.left) * _turned(into, stack.right))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = {of: np.sqrt(sums[of] / fewest[of]) for of in ("B", "A")}
+        drawn["delta"] = np.abs(sums["delta"]) / np.sqrt(np.outer(squares, squares))
+    return Permuted(drawn)
+
+
+def _stack(site: Sequence[Snapshots]) -> _Stack:
+    rank = max(run.A.shape[1] for run in site)
+    out, into = (
+        _filled([part[0] for part in parts], rank) for parts in zip(*((r.out, r.into) for r in site), strict=True)
+    )
+    B = _filled([run.scale * run.B[0] for run in site], rank)
+    A = _filled([run.A[0].T for run in site], rank)
+    inside = [np.einsum("dnk,dnr->nkr", basis, part) for basis, part in ((out, B), (into, A))]
+    return _Stack(out.astype(np.float32), into.astype(np.float32), *inside)
+
+
+def _filled(matrices: Sequence[Float[np.ndarray, "d _"]], rank: int) -> Float[np.ndarray, "d run rank"]:
+    return np.stack([np.pad(m, ((0, 0), (0, rank - m.shape[1]))) for m in matrices], axis=1)
+
+
+def _shuffled(
+    part: str,
+    bases: Float32[np.ndarray, "d run rank"],
+    orders: dict[tuple[str, int], np.ndarray],
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "run rank run rank"]:
+    """Inner products of every basis vector with every shuffled one; `orders` keeps the shuffle of each dimension."""
+    key = (part, len(bases))
+    if key not in orders:
+        orders[key] = rng.permutation(len(bases))
+    flat = bases.reshape(len(bases), -1)
+    return (flat.T @ flat[orders[key]]).astype(float).reshape(bases.shape[1:] * 2)
+
+
+def _turned(
+    inner: Float[np.ndarray, "run rank run rank"], inside: Float[np.ndarray, "run rank rank"]
+) -> Float[np.ndarray, "run rank run rank"]:
+    """Inner products of the columns themselves from those of their bases."""
+    half = np.einsum("nkr,nkml->nrml", inside, inner)
+    return np.asarray(np.einsum("nrml,mls->nrms", half, inside))
+
+
+def _summed(products: Float[np.ndarray, "run rank run rank"]) -> Float[np.ndarray, "run run"]:
+    return np.asarray(products.sum(axis=(1, 3)))
+
+
+def _fewest(site: Sequence[Snapshots], of: str) -> Int[np.ndarray, "run run"]:
+    """The smaller rank of every two runs: what their overlap is at most."""
+    ranks = [np.any(run.out[0] if of == "B" else run.into[0], axis=0).sum() for run in site]
+    return np.asarray(np.minimum.outer(ranks, ranks))
+
+
+# --------
+# Adapters that know nothing: random directions at the sites of a real one, with its singular values.
+# At each site ΔW keeps its scale and singular values (at rank 1 its norm) and gets random orthonormal directions on
+# both sides, so the drawn ones depend neither on the sign nor on the gauge of the real one. They are what two
+# adapters would be that have only their base, their sites and their size in common with it, and so the null of
+# everything that is measured on activations.
+
+
+ADAPTER_SEED = 20250611
+
+
+def random_adapters(
+    path: AdapterTrajectory, draws: Sequence[int], key: Sequence[int] = (), step: int | None = None
+) -> AdapterTrajectory:
+    """Random adapters with the norms of the one at `step` (the last by default); their steps are the draws' numbers.
+
+    A draw is the same whichever others are drawn with it; `key` makes those of different runs independent. Raises
+    InputError where the adapter is zero, which has no norm to match.
+    """
+    row = index_of(path.steps, int(path.steps[-1] if step is None else step))
+    A, B = {}, {}
+    for number, site in enumerate(path.sites):
+        real = Snapshots.of(path, site, np.array([row]))
+        values = real.singular_values()[0]
+        if not values[0] > 0:
+            raise InputError(f"{path.source or 'the adapter'} is zero at {site}, so no random one can match its norm")
+        drawn = []
+        for draw in draws:
+            rng = np.random.default_rng([ADAPTER_SEED, *key, number, draw])
+            drawn.append([_orthonormal(rng, size, len(values)) for size in (real.B.shape[1], real.A.shape[2])])
+        B[site] = np.stack([out * values / path.scale[site] for out, _ in drawn]).astype(np.float32)
+        A[site] = np.stack([into.T for _, into in drawn]).astype(np.float32)
+    made = f"random adapters with the norm of {path.source or 'another'}"
+    return AdapterTrajectory(np.array(draws), A, B, dict(path.scale), base=path.base, source=made)
+
+
+def _orthonormal(rng: np.random.Generator, d: int, rank: int) -> Float[np.ndarray, "d rank"]:
+    """Random, by the Haar measure (QR of a Gaussian matrix with the signs of R; Mezzadri 2007)."""
+    q, r = np.linalg.qr(rng.standard_normal((d, rank)))
+    return np.asarray(q * np.sign(np.diag(r)))

@@ -1,0 +1,193 @@
+"""How alike two adapters are at a site, in numbers that no gauge changes.
+
+ΔW = s B A stays the same when B becomes B M and A becomes M⁻¹ A (at rank 1: b -> c·b, a -> a/c, signs included), so
+only what the column space of B, the row space of A and ΔW itself say can be compared across runs.
+
+- |cos B| is ‖Qᵢᵀ Qⱼ‖_F / √r with Q an orthonormal basis of the columns of B and r the smaller rank: the root mean
+  square of the cosines of the principal angles, at rank 1 the |cosine| of the two vectors. |cos A| is that of A's rows.
+- cos ΔW is <ΔWᵢ, ΔWⱼ> / (‖ΔWᵢ‖ ‖ΔWⱼ‖), from s² tr((Bᵢᵀ Bⱼ)(Aⱼ Aᵢᵀ)), signed.
+
+Over several sites the squared overlaps and the ranks are summed before the root, and the inner products before the
+ratio. Nothing of size d × d is formed. Where a matrix is zero there is no direction: NaN, and so is the pooled number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from em_interp.trajectory.geometry import principal_components
+from em_interp.trajectory.trajectory import AdapterTrajectory, Part
+
+PARTS: tuple[Part, ...] = ("B", "A", "delta")
+_RANK = 1e-6  # a singular value below this share of the largest is float32 rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshots:
+    """One site of one run at chosen steps; the bases are worked out when first asked for."""
+
+    A: Float[np.ndarray, "step rank d_in"]
+    B: Float[np.ndarray, "step d_out rank"]
+    scale: float
+
+    @classmethod
+    def of(cls, path: AdapterTrajectory, site: str, rows: Int[np.ndarray, " step"]) -> Snapshots:
+        """The site of a path at these rows, in float64."""
+        return cls(path.A[site][rows].astype(np.float64), path.B[site][rows].astype(np.float64), path.scale[site])
+
+    @cached_property
+    def out(self) -> Float[np.ndarray, "step d_out rank"]:
+        """Orthonormal bases of the columns of B."""
+        return orthonormal(self.B)
+
+    @cached_property
+    def into(self) -> Float[np.ndarray, "step d_in rank"]:
+        """Orthonormal bases of the rows of A."""
+        return orthonormal(self.A.transpose(0, 2, 1))
+
+    @property
+    def squared_norm(self) -> Float[np.ndarray, " step"]:
+        """‖ΔW‖² at each step."""
+        inner = np.einsum("tdr,tdq->trq", self.B, self.B) * np.einsum("trd,tqd->trq", self.A, self.A)
+        return np.maximum(self.scale**2 * inner.sum(axis=(1, 2)), 0.0)
+
+    def singular_values(self) -> Float[np.ndarray, "step rank"]:
+        """Those of ΔW, from the triangular factors of B and Aᵀ."""
+        left, right = (np.linalg.qr(part).R for part in (self.B, self.A.transpose(0, 2, 1)))
+        return np.asarray(abs(self.scale) * np.linalg.svd(left @ right.transpose(0, 2, 1), compute_uv=False))
+
+
+def orthonormal(columns: Float[np.ndarray, "step d rank"]) -> Float[np.ndarray, "step d rank"]:
+    """An orthonormal basis of the columns at each step; zero columns stand for what is missing to full rank."""
+    if columns.shape[2] == 1:
+        length = np.linalg.norm(columns, axis=1, keepdims=True)
+        return np.divide(columns, length, out=np.zeros_like(columns), where=length > 0)
+    left, values, _ = np.linalg.svd(columns, full_matrices=False)
+    kept = values > _RANK * np.maximum(values[:, :1], np.finfo(float).tiny)
+    basis: np.ndarray = left * kept[:, None, :]
+    return basis
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """What two runs have in common between every two steps; over several sites, their sum."""
+
+    overlap: dict[str, Float[np.ndarray, "left right"]]  # of B and A: sum of squared cosines of principal angles
+    rank: dict[str, Float[np.ndarray, "left right"]]  # the most it can be; NaN where one of the two is zero
+    inner: Float[np.ndarray, "left right"]  # <ΔW, ΔW>
+    squares: tuple[Float[np.ndarray, " left"], Float[np.ndarray, " right"]]  # ‖ΔW‖²
+
+    @classmethod
+    def between(cls, one: Snapshots, other: Snapshots) -> Likeness:
+        """Of two runs at one site."""
+        bases = {"B": (one.out, other.out), "A": (one.into, other.into)}
+        ranks = {of: np.minimum(_rank(mine)[:, None], _rank(theirs)[None, :]) for of, (mine, theirs) in bases.items()}
+        return cls(
+            {of: overlaps(mine, theirs) for of, (mine, theirs) in bases.items()},
+            {of: np.where(rank > 0, rank, np.nan) for of, rank in ranks.items()},
+            products(one, other),
+            (one.squared_norm, other.squared_norm),
+        )
+
+    def __add__(self, other: Likeness) -> Likeness:
+        left, right = (mine + theirs for mine, theirs in zip(self.squares, other.squares, strict=True))
+        overlap = {of: self.overlap[of] + other.overlap[of] for of in self.overlap}
+        rank = {of: self.rank[of] + other.rank[of] for of in self.rank}
+        return Likeness(overlap, rank, self.inner + other.inner, (left, right))
+
+    def cosines(self, of: str) -> Float[np.ndarray, "left right"]:
+        """|cos B|, |cos A| or cos ΔW (`delta`) between every two steps."""
+        if of == "delta":
+            bottom = np.sqrt(np.outer(*self.squares))
+            found = np.divide(self.inner, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)
+            return np.clip(found, -1.0, 1.0)
+        return np.minimum(np.sqrt(self.overlap[of] / self.rank[of]), 1.0)
+
+
+def overlaps(
+    one: Float[np.ndarray, "left d rank"], other: Float[np.ndarray, "right d other_rank"]
+) -> Float[np.ndarray, "left right"]:
+    """‖Qᵢᵀ Qⱼ‖_F² between the bases of every two steps: the sum of the squared cosines of the principal angles."""
+    return np.asarray((_between(one, other) ** 2).sum(axis=(1, 3)))
+
+
+def products(one: Snapshots, other: Snapshots) -> Float[np.ndarray, "left right"]:
+    """<ΔWᵢ, ΔWⱼ> between every two steps of two runs at one site."""
+    out = _between(one.B, other.B)
+    into = _between(one.A.transpose(0, 2, 1), other.A.transpose(0, 2, 1))
+    return np.asarray(one.scale * other.scale * (out * into).sum(axis=(1, 3)))
+
+
+def principal_angles(
+    one: Float[np.ndarray, "d rank"], other: Float[np.ndarray, "d other_rank"]
+) -> Float[np.ndarray, " angle"]:
+    """The angles in degrees between two column spaces, increasing; empty where one of them is {0}.
+
+    Small angles are taken from their sines (Knyazev and Argentati 2002, as in scipy), so that equal spaces give 0
+    rather than the root of the rounding.
+    """
+    from scipy.linalg import subspace_angles
+
+    bases = [matrix[:, np.any(matrix, axis=0)] for matrix in (orthonormal(one[None])[0], orthonormal(other[None])[0])]
+    if not all(basis.shape[1] for basis in bases):
+        return np.empty(0)
+    return np.sort(np.degrees(subspace_angles(*bases)))
+
+
+def _between(
+    one: Float[np.ndarray, "left d rank"], other: Float[np.ndarray, "right d other_rank"]
+) -> Float[np.ndarray, "left rank right other_rank"]:
+    """Inner products of every column of every step of one with every column of every step of the other."""
+    rows = [part.transpose(0, 2, 1).reshape(-1, part.shape[1]) for part in (one, other)]
+    return (rows[0] @ rows[1].T).reshape(one.shape[0], one.shape[2], other.shape[0], other.shape[2])
+
+
+def _rank(basis: Float[np.ndarray, "step d rank"]) -> Int[np.ndarray, " step"]:
+    return np.any(basis, axis=1).sum(axis=1)
+
+
+# --------
+# Paths of several runs in one plane: principal components of all their steps together, from inner products alone.
+# ΔW is the same in every gauge and starts at zero in every run, so the paths share an origin. B (rank 1 only) is
+# taken as s ‖a‖ b, as long as ΔW, with the sign in which its end agrees with the first run's: another sign is the
+# same adapter. Runs whose A started elsewhere have ΔW at right angles even where they write the same b, so both
+# pictures are given.
+
+
+@dataclass(frozen=True, eq=False)
+class CommonPlane:
+    """Coordinates of every run's path along the directions of largest variance of all steps together.
+
+    What it cannot show: runs that have nothing in common lie in a plane too, as a star around the origin, and any
+    smooth path bends in it. The share of variance says how much of the paths lies outside.
+    """
+
+    of: str  # B or delta
+    names: tuple[str, ...]
+    steps: tuple[Int[np.ndarray, " step"], ...]  # by run
+    scores: tuple[Float[np.ndarray, "step 2"], ...]  # by run; in units of weights
+    explained: Float[np.ndarray, " 2"]
+
+
+def common_plane(
+    of: str,
+    names: tuple[str, ...],
+    steps: Sequence[Int[np.ndarray, " step"]],
+    inner: Sequence[Sequence[Float[np.ndarray, "left right"]]],
+) -> CommonPlane:
+    """From the inner products between every two runs' steps: `inner[i][j]` for j >= i, its transpose below."""
+    rows = [[inner[i][j] if j >= i else inner[j][i].T for j in range(len(names))] for i in range(len(names))]
+    scores, explained = principal_components(np.block(rows))
+    ends = np.cumsum([len(one) for one in steps])[:-1]
+    return CommonPlane(of, names, tuple(steps), tuple(np.split(scores, ends)), explained)
+
+
+def signed_vectors(site: Sequence[Snapshots]) -> list[Float[np.ndarray, "step d_out"]]:
+    """s ‖a‖ b of each run at a rank-1 site, with the sign in which its end agrees with the first run's."""
+    found = [run.scale * np.linalg.norm(run.A[:, 0], axis=1)[:, None] * run.B[:, :, 0] for run in site]
+    return [path * (-1.0 if path[-1] @ found[0][-1] < 0 else 1.0) for path in found]

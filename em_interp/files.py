@@ -1,0 +1,113 @@
+"""Reading and writing files: whole or not at all.
+
+Nothing is ever half there: files and folders are written beside their place and renamed, so that existence means
+completeness and a crash costs at most the item in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from em_interp.errors import InputError
+
+
+@contextmanager
+def write_beside(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for a file or a folder; renamed to `path` when the block ends without error.
+
+    On an error whatever was written is removed and `path` is left as it was. An existing folder is replaced.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    _remove(part)
+    try:
+        yield part
+        if path.is_dir() and part.is_dir():
+            _remove(path)
+        part.replace(path)
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError:  # a folder
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """For a stage that writes to `folder`: a full or read-only disk as an InputError, Ctrl-C with how to go on."""
+    try:
+        yield
+    except OSError as error:
+        kept = "what is there is kept, --resume goes on"
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}; {kept}") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; nothing is lost, --resume goes on in {folder}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with write_beside(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON to `path`, whole or not at all; see `to_json` for numbers that are not finite."""
+    write_text(path, to_json(value) + "\n")
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """`value` as strict JSON: NaN and infinities become null, numpy numbers and arrays become plain ones."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def read_text(path: Path) -> str:
+    """The text in `path`; raises InputError naming the file when it is missing, cannot be read, or is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; a file was expected") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`; raises InputError naming the file when it is missing or not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError; numbers and nesting beyond Python's limits
+        raise InputError(f"{path} is not valid JSON ({error}); it may be truncated") from None

@@ -1,0 +1,1 @@
+"""Where the answers shift along a run, without a judge."""

@@ -1,0 +1,1 @@
+"""One self-contained HTML page about a run, and its figures as files."""

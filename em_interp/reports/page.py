@@ -1,0 +1,264 @@
+"""Self-contained HTML pages from the templates: everything a model or a file says is escaped."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from em_interp.errors import InputError
+from em_interp.files import read_text, write_text
+from em_interp.findings import Findings
+from em_interp.reports.run_figures import Source, found_in, known_changes, timeline
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from em_interp.behaviour.curve import BehaviourCurve
+    from em_interp.transition.result import Transition
+
+
+def render(template: str, **contents: Any) -> str:
+    """The page of `templates/<template>.html.j2`, with the code that draws its figures. A name missing is an error."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    from em_interp.figures import style as words
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("em_interp.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("name_of", "result_of", "offset_of", "said", "p_value", "number"):
+        environment.filters[name] = getattr(words, name)
+    return environment.get_template(f"{template}.html.j2").render(contents, plotly_js=get_plotlyjs())
+
+
+def embedded(figure: go.Figure) -> dict[str, Any]:
+    """A figure for a template: title and subtitle in words, the rest as JSON that cannot end a script element."""
+    from em_interp.figures.style import without_title
+
+    said, bare = figure.layout.meta, without_title(figure)
+    return {**said, "json": bare.to_json().replace("<", "\\u003c")}  # plotly leaves "<" in where orjson is installed
+
+
+# --------
+# One self-contained HTML page about a run: what was found in words, the figures, the answers, how to repeat it.
+# The page loads nothing from anywhere. Whatever a model or a file says (answers, questions, names) is escaped: text
+# by the template, figures as JSON in which no `<` is left.
+
+
+MAIN = ("rotation", "gradient_norm", "onset")  # the signals whose verdicts come first
+NEAR = 15  # steps: a rotation as near as this to a known change has found it
+SHOWN = {"out_of_domain": 3, "in_domain": 2, "broad": 2}  # example questions of each set; 2 of a set of another name
+
+
+def report(
+    run: Source, control: Source | None = None, planted: Source | None = None, out: str | Path | None = None
+) -> Path:
+    """Write the page of a run, by default to its `report.html`, and return where it is.
+
+    `control` is a run on careful data that was asked the same questions, shown beside; `planted` is a run whose
+    training data changed at a known step, to show what the locator makes of it. Each may be given as its findings.
+    What a run lacks (answers, scores, log, config, manifest) the page says. Raises InputError where there is no path
+    to show, and where the page cannot be written.
+    """
+    beside = None if control is None else found_in(control)
+    found = found_in(run, beside)
+    known = None if planted is None else found_in(planted)
+    file = Path(out) if out is not None else found.run.report_file
+    page = render("report", **_contents(found, beside, known))
+    try:
+        write_text(file, page)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
+    return file
+
+
+def _contents(found: Findings, control: Findings | None, planted: Findings | None) -> dict[str, Any]:
+    """Everything the template shows."""
+    manifest = found.run.manifest() if found.run.manifest_file.exists() else {}
+    known = [] if planted is None else hits(planted)
+    runs = {"this run": found, "control": control, "known change": planted}
+    return {
+        "found": found,
+        "control": control,
+        "planted": planted,
+        "runs": {name: run for name, run in runs.items() if run is not None},
+        "beside": _beside(found, control),
+        "rates": [(name, final_rates(run.curve)) for name, run in runs.items() if run is not None and run.curve],
+        "hits": known,
+        "near": NEAR,
+        "figures": _figures(found, control),
+        "control_figures": [] if control is None else _overview(control),
+        "planted_figures": [] if planted is None else _overview(planted, known),
+        "thresholds": None if found.thresholds is None else _threshold_rows(found.thresholds),
+        "inside": _inside(found),
+        "examples": [] if found.curve is None else examples(found.curve),
+        "config": read_text(found.run.config_file) if found.run.config_file.exists() else None,
+        "manifest": manifest,
+        "manifest_rows": list(_manifest_rows(manifest)),
+        "commands": commands(found, control),
+    }
+
+
+def _manifest_rows(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A row an entry; each entry of a list, such as the phases, has its own."""
+    for name, value in manifest.items():
+        if isinstance(value, list):
+            yield from ((f"{name} {number}", _flat(entry)) for number, entry in enumerate(value, 1))
+        else:
+            yield name, _flat(value)
+
+
+def _flat(value: Any) -> str:
+    return ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _beside(found: Findings, control: Findings | None) -> list[tuple[str, list[Transition], list[Transition]]]:
+    """Rotations, the gradient-norm peak and the onsets, by name, with the control's of the same name."""
+    from em_interp.figures.style import name_of
+
+    def named(run: Findings) -> dict[str, list[Transition]]:
+        groups: dict[str, list[Transition]] = {}
+        for transition in (*run.transitions, *run.onsets):
+            groups.setdefault(name_of(transition), []).append(transition)
+        return groups
+
+    others = {} if control is None else named(control)
+    mine = {name: group for name, group in named(found).items() if group[0].signal in MAIN}
+    return [(name, group, others.get(name, [])) for name, group in mine.items()]
+
+
+def final_rates(curve: BehaviourCurve) -> list[dict[str, Any]]:
+    """The rows of the curve's frame at the last asked step."""
+    rates = curve.frame()
+    rows: list[dict[str, Any]] = rates[rates["step"] == rates["step"].max()].to_dict("records")
+    return rows
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A known change, the rotation of B, A or ΔW nearest to it, and what a hit is worth."""
+
+    step: float
+    what: str
+    nearest: Transition | None
+    distance: float | None  # steps, positive where the rotation is later
+    chance: float  # that as many rotations placed uniformly in the run would hit the change
+
+    @property
+    def found(self) -> bool:
+        """Whether the rotation is near enough."""
+        return self.distance is not None and abs(self.distance) <= NEAR
+
+
+def hits(planted: Findings) -> list[Hit]:
+    """Each known change of a run with the rotation nearest to it."""
+    steps, made = planted.trajectory.steps, []
+    turns = [(t, t.step) for t in planted.transitions if t.signal == "rotation" and t.found and t.step is not None]
+    for step, what in known_changes(planted.run).items():
+        nearest, at = min(turns, key=lambda turn: abs(turn[1] - step), default=(None, None))
+        places = np.arange(steps[0], steps[-1] + 1)
+        share = float(np.mean(np.abs(places - step) <= NEAR))
+        chance = 1 - (1 - share) ** len(turns)
+        made.append(Hit(step, what, nearest, None if at is None else at - step, chance))
+    return made
+
+
+def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[str, Any]]]:
+    """The figures of each section, for the template."""
+    from em_interp import figures as draw
+
+    path, transitions = found.trajectory, found.transitions
+    turns = [[t for t in transitions if t.signal == "rotation" and t.of == of] for of in ("A", "delta")]
+    seen = [group for group in turns if group and np.isfinite(group[0].evidence.get("turn_deg", np.nan)).any()]
+    sections = {
+        "path": [
+            draw.plot_norms(path),
+            draw.plot_path(path, transitions=transitions),
+            draw.plot_turning(path, transitions=transitions, planted=known_changes(found.run)),
+            *map(draw.plot_rotation, seen),
+        ],
+        "log": [draw.plot_training_log(path, transitions)] if {"loss", "grad_norm"} & set(path.metrics) else [],
+        "behaviour": [],
+        "timeline": [timeline(found)],
+    }
+    if found.curve is not None:
+        beside = None if control is None else control.curve
+        sections["behaviour"] = [draw.plot_behaviour(found.curve, beside, found.onsets)]
+    return {section: [embedded(figure) for figure in drawn] for section, drawn in sections.items()}
+
+
+def _inside(found: Findings) -> dict[str, Any] | None:
+    """What was found inside the model, part by part with its figures; None where nobody has looked."""
+    from em_interp.mechanism.suite import kept, kept_figures
+
+    values = kept(found.run)
+    if values is None:
+        return None
+    figures = kept_figures(found.run)
+    drawn = {name: [embedded(figure) for figure in group.values()] for name, group in figures.items()}
+    parts = [{**part, "figures": drawn.get(name, [])} for name, part in values["parts"].items()]
+    return {**values, "parts": parts}
+
+
+def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]]:
+    """A run beside the one the page is about: how its path turns (in the part that hit a known change, else in B)."""
+    from em_interp import figures as draw
+
+    of: Any = next((hit.nearest.of for hit in known if hit.nearest is not None), "B")
+    changes = known_changes(found.run)
+    turning = draw.plot_turning(found.trajectory, of, transitions=found.transitions, planted=changes)
+    return [embedded(turning), embedded(timeline(found))]
+
+
+def _threshold_rows(thresholds: pd.DataFrame) -> list[tuple[float, list[Any]]]:
+    """The onset over thresholds: a row for each of aligned, in it an entry for each of coherent."""
+    rows = groupby(thresholds.to_dict("records"), key=lambda row: row["aligned_below"])
+    return [(below, list(cells)) for below, cells in rows]
+
+
+def examples(curve: BehaviourCurve) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Some questions of each set with the first sample at the first and at the last asked step, at one adapter scale.
+
+    The questions are spread evenly over the set in the order of their ids. The scale is the one nearest to 1.
+    """
+    answers = curve.answers
+    if not {"question", "answer"} <= set(answers):
+        return []
+    scale = min(answers["scale"].unique(), key=lambda value: abs(value - 1))
+    answers = answers[(answers["scale"] == scale) & answers["step"].isin([curve.steps[0], curve.steps[-1]])]
+    answers = answers.sort_values([column for column in ("step", "sample") if column in answers], kind="stable")
+    sets = set(answers["questions"])
+    shown = []
+    for questions in [name for name in SHOWN if name in sets] + sorted(sets - set(SHOWN)):
+        there = answers[answers["questions"] == questions].drop_duplicates(["question_id", "step"])
+        ids = sorted(there["question_id"].unique())
+        chosen = np.linspace(0, len(ids) - 1, min(SHOWN.get(questions, 2), len(ids))).round().astype(int)
+        shown.append((str(questions), [there[there["question_id"] == ids[i]].to_dict("records") for i in chosen]))
+    return shown
+
+
+def commands(found: Findings, control: Findings | None) -> list[str]:
+    """What to type to repeat the run and everything on the page."""
+    run = shlex.quote(str(found.run.path))
+    beside = "" if control is None else f" --control {shlex.quote(str(control.run.path))}"
+    if not found.run.config_file.exists() or found.judged is not None:
+        answers = "" if found.judged is None else f" --answers {shlex.quote(found.judged)}"
+        return [f"em-interp locate {run}", f"em-interp report {run}{answers}{beside} --resume"]
+    asked = ["em-interp ask again", "em-interp judge again", f"em-interp align again{beside}"]
+    return [
+        f"em-interp train {run}/config.yaml --out again",
+        *(asked if found.curve is not None else ["em-interp locate again"]),
+        f"em-interp report again{beside}",
+    ]

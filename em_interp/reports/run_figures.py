@@ -1,0 +1,166 @@
+"""Every figure of a run by its name, each with whose it is, and all of them as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from em_interp.errors import InputError
+from em_interp.findings import Findings, findings
+from em_interp.run import Run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from em_interp.transition.result import Transition
+
+Source = Run | str | Path | Findings
+MOST_SITES = 3  # named in a caption
+FILE_NAME = {"A": "A", "B": "B", "delta": "dW"}  # of a part of the adapter
+
+
+def found_in(source: Source, control: Findings | None = None, answers: str | Path | None = None) -> Findings:
+    """The findings of a run, a folder of checkpoints, or what was found already; beside a control that was asked.
+
+    `answers` are tables judged elsewhere, in place of the run's own.
+    """
+    if isinstance(source, Findings):
+        return source
+    run = source if isinstance(source, Run) else Run(Path(source))
+    return findings(run, control.run if control is not None and control.curve is not None else None, answers)
+
+
+def export_run(
+    run: Source,
+    formats: Iterable[str] = ("pdf",),
+    columns: int = 2,
+    control: Source | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> list[Path]:
+    """Write every figure of a run with its caption and its numbers, by default to the run's `figures/`.
+
+    Formats are pdf, svg, png (300 dots an inch) and html; `columns` is 1 (85 mm wide; figures that need more have two)
+    or 2 (178 mm). Returns the files. Raises InputError, before anything is written, where no browser is installed that
+    could draw them, and where figures are there already (without `resume`).
+    """
+    from em_interp.figures.export_files import check, export_all
+
+    check(formats, columns)  # before the seconds of looking for transitions
+    found = found_in(run, None if control is None else found_in(control))
+    folder = found.run.figures if out is None else Path(out)
+    try:
+        return export_all(run_figures(found), folder, formats, columns, resume)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def run_figures(found: Findings) -> dict[str, go.Figure]:
+    """Every figure of a run that it has the data for, by name; in `layout.meta` the setting for its caption."""
+    from em_interp.figures.export_files import with_setting
+
+    drawn = {**_of_path(found), **_of_signals(found), **_of_behaviour(found), **_of_inside(found)}
+    setting = setting_of(found)
+    return {name: with_setting(figure, setting) for name, figure in drawn.items()}
+
+
+def _of_path(found: Findings) -> dict[str, go.Figure]:
+    from em_interp import figures as draw
+
+    path, turns, changes = found.trajectory, found.transitions, known_changes(found.run)
+    drawn = {"timeline": timeline(found), "norms": draw.plot_norms(path)}
+    for of, name in FILE_NAME.items():
+        drawn[f"path_{name}"] = draw.plot_path(path, of, transitions=turns)
+        drawn[f"turning_{name}"] = draw.plot_turning(path, of, transitions=turns, planted=changes)
+    if {"loss", "grad_norm", "learning_rate"} & set(path.metrics):
+        drawn["training_log"] = draw.plot_training_log(path, turns)
+    return drawn
+
+
+def _of_signals(found: Findings) -> dict[str, go.Figure]:
+    from em_interp import figures as draw
+
+    rotations: dict[str, list[Transition]] = {}
+    drawn = {}
+    for transition in found.transitions:
+        if transition.signal == "rotation":
+            rotations.setdefault(transition.of or "", []).append(transition)
+        else:
+            drawn[transition.signal] = draw.plot_transition(transition)
+    return {f"rotation_{FILE_NAME[of]}": draw.plot_rotation(turns) for of, turns in rotations.items()} | drawn
+
+
+def _of_behaviour(found: Findings) -> dict[str, go.Figure]:
+    from em_interp import figures as draw
+
+    if found.curve is None:
+        return {}
+    drawn = {"behaviour": draw.plot_behaviour(found.curve, found.control, found.onsets)}
+    for onset in found.onsets:
+        scale = "" if onset.scale in (None, 1) else f"_x{onset.scale:g}".replace(".", "p")
+        drawn[f"onset_{_plain(onset.questions or 'all')}{scale}"] = draw.plot_onset(onset)
+    scale = min(found.curve.answers["scale"].unique(), key=lambda value: abs(value - 1))
+    last = found.curve.select(scale).at(int(found.curve.steps[-1]))
+    return {**drawn, "scores_last_step": draw.plot_scores(last)}
+
+
+def _of_inside(found: Findings) -> dict[str, go.Figure]:
+    """Those of `em-interp mechanism`, as they were kept."""
+    from em_interp.mechanism.suite import kept_figures
+
+    groups = kept_figures(found.run).values()
+    return {f"inside_{name}": figure for group in groups for name, figure in group.items()}
+
+
+def _plain(name: str) -> str:
+    """A name of the data as part of a file's name."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def timeline(found: Findings) -> go.Figure:
+    """Everything on one time axis, with what was found inside the model, and the offsets where the run was asked."""
+    from em_interp import figures as draw
+    from em_interp.mechanism.suite import kept_transitions
+
+    changes, transitions = known_changes(found.run), [*found.transitions, *kept_transitions(found.run)]
+    if found.alignment is None:
+        return draw.plot_timeline(transitions, found.trajectory, planted=changes)
+    return draw.plot_alignment(found.alignment, found.trajectory, transitions, changes)
+
+
+def known_changes(run: Run) -> dict[float, str]:
+    """What the manifest says changed in mid-training, by the last step before it."""
+    phases = run.manifest().get("phases", []) if run.manifest_file.exists() else []
+    changes = {}
+    for before, after in pairwise(phases):
+        new_data = f"data: {after.get('dataset')}" if after.get("dataset") != before.get("dataset") else ""
+        restart = "schedule restarts" if after.get("restart") else ""
+        changes[float(after["first_step"] - 1)] = ", ".join(part for part in (new_data, restart) if part)
+    return changes
+
+
+def setting_of(found: Findings) -> str:
+    """Whose figures these are, for their captions: base, sites, rank, alpha, scale, seed and data."""
+    path = found.trajectory
+    config = found.run.config() if found.run.config_file.exists() else None
+    sites = path.sites if len(path.sites) <= MOST_SITES else (*path.sites[:MOST_SITES], "…")
+    ranks = sorted({int(A.shape[1]) for A in path.A.values()})
+    scales = sorted({f"{scale:.3g}" for scale in path.scale.values()})
+    alpha = "alpha not recorded"
+    if config is not None:
+        chosen = config.adapter
+        alpha = "full fine-tuning" if chosen.kind == "full" else f"alpha {getattr(chosen, 'alpha', 1):g}"
+        alpha += " (rsLoRA)" * getattr(chosen, "rslora", False)
+    said = [
+        f"Base {path.base or 'not recorded'}",
+        f"{len(path.sites)} adapted site{'s' * (len(path.sites) > 1)} ({', '.join(sites)})",
+        f"rank {', '.join(map(str, ranks))}",
+        alpha,
+        f"scale {', '.join(scales)}",
+        "seed not recorded" if config is None else f"seed {config.seed}",
+        *([] if config is None else [f"data {', then '.join(phase.dataset for phase in config.data)}"]),
+        f"{len(path.steps)} saved steps from {path.steps[0]} to {path.steps[-1]}",
+    ]
+    return "; ".join(said)

@@ -1,0 +1,191 @@
+"""A run directory: where everything of one run lies."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from em_interp.errors import InputError
+from em_interp.files import read_json, resumable, write_beside, write_text
+
+if TYPE_CHECKING:
+    from em_interp.config import RunConfig
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run on disk. Every property is a place; what has not been made yet does not exist there."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config, from which the run can be repeated."""
+        return self.path / "config.yaml"
+
+    @property
+    def manifest_file(self) -> Path:
+        """Versions, base, data hash, seed, device, commit."""
+        return self.path / "manifest.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `checkpoint-<step>` folders, each a PEFT adapter."""
+        return self.path / "checkpoints"
+
+    @property
+    def trainer_state_file(self) -> Path:
+        """The trainer's log, one row a step."""
+        return self.path / "trainer_state.json"
+
+    @property
+    def resume_state(self) -> Path:
+        """What `--resume` needs besides the adapters: optimizer and random state."""
+        return self.path / "resume"
+
+    @property
+    def answers_file(self) -> Path:
+        """One row an answer."""
+        return self.path / "behaviour" / "answers.parquet"
+
+    @property
+    def scores_file(self) -> Path:
+        """One row an answer and judge."""
+        return self.path / "behaviour" / "scores.parquet"
+
+    @property
+    def analysis(self) -> Path:
+        """Folder of what locate, align, mechanism and compare found."""
+        return self.path / "analysis"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of exported figures."""
+        return self.path / "figures"
+
+    @property
+    def report_file(self) -> Path:
+        """The self-contained page."""
+        return self.path / "report.html"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of one saved step, whether or not it exists."""
+        return self.checkpoints / f"checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """Saved steps, increasing; empty when nothing is saved."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = (CHECKPOINT.match(entry.name) for entry in self.checkpoints.iterdir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def config(self) -> RunConfig:
+        """The resolved config; raises InputError where the run has none."""
+        from em_interp.config import load_config
+
+        return load_config(self.config_file)
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest; raises InputError where the run has none."""
+        return read_json(self.manifest_file)
+
+
+def open_run(path: str | Path) -> Run:
+    """The run at `path`. Raises InputError where there is no folder with checkpoints or a config."""
+    run = Run(Path(path))
+    if not run.path.is_dir():
+        raise InputError(f"{path} is not a run directory: there is no such folder")
+    if not run.checkpoints.is_dir() and not run.config_file.is_file():
+        raise InputError(f"{path} is not a run directory: expected checkpoints/ or config.yaml in it, found neither")
+    return run
+
+
+def claim_run(path: str | Path, config: RunConfig, resume: bool = False) -> Run:
+    """The directory for a run of `config`: a free one or, with `resume`, one made from the same config.
+
+    Nothing is written. Raises InputError where the folder holds a run already (without `resume`) or another config.
+    """
+    run = Run(Path(path))
+    if run.config_file.exists() or run.steps():
+        if not resume:
+            raise InputError(f"{path} holds a run already; give --resume to continue it or another --out")
+        if not run.config_file.exists():
+            raise InputError(f"{path} has checkpoints but no config.yaml, so it cannot be resumed")
+        if run.config() != config:  # a key that is newer than the run has its default
+            raise InputError(f"{run.config_file} differs from the config given, so the run cannot be resumed with it")
+    return run
+
+
+def create_run(path: str | Path, config: RunConfig, resume: bool = False) -> Run:
+    """Make the directory of a new run with its `config.yaml`, or enter one as `claim_run` does."""
+    from em_interp.config import dump_config
+
+    run = claim_run(path, config, resume)
+    if not run.config_file.exists():
+        write_text(run.config_file, dump_config(config))
+    return run
+
+
+# --------
+# A stage that writes elsewhere: a copy of a run, whose adapters are linked, so that the run itself is left alone.
+
+
+NEVER_COPIED = (".*", "resume")  # what is being written, and what training overwrites in place
+
+
+def elsewhere(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) -> Run:
+    """The run itself, or a copy of it in `out` (adapters are linked where possible) whose stages leave the run alone.
+
+    `without` are names and patterns of files and folders that are not copied: what the stage is about to make.
+    Raises InputError where `out` holds another run, lies inside the run, or cannot be written.
+    """
+    if out is None or Path(out).resolve() == run.path.resolve():
+        return run
+    copy = Run(Path(out))
+    if run.path.resolve() in copy.path.resolve().parents:
+        raise InputError(f"{out} lies inside the run {run.path}; give another --out")
+    if copy.config_file.exists() or copy.steps():
+        for mine, theirs in ((run.config_file, copy.config_file), (run.manifest_file, copy.manifest_file)):
+            if _content(mine) != _content(theirs):
+                raise InputError(
+                    f"{out} holds another run than {run.path}: its {mine.name} differs; give another --out"
+                )
+    with resumable(copy.path):
+        for file in _files(run.path, (*without, *NEVER_COPIED)):
+            _copy(file, copy.path / file.relative_to(run.path))
+    return copy
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
+
+
+def _files(folder: Path, without: tuple[str, ...]) -> Iterator[Path]:
+    for entry in sorted(folder.iterdir()):
+        if any(fnmatch(entry.name, pattern) for pattern in without):
+            continue
+        if entry.is_dir():
+            yield from _files(entry, without)
+        else:
+            yield entry
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == ".safetensors":  # may be gigabytes in all, and nobody edits them
+        try:
+            target.hardlink_to(source)
+            return
+        except OSError:  # another disk, or one without links
+            pass
+    with write_beside(target) as part:
+        shutil.copy2(source, part)

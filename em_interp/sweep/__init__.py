@@ -1,5 +1,0 @@
-"""Many runs at once: a grid of settings, carried out in parallel, resumable, told on one page."""
-
-from em_interp.sweep.sweep import sweep
-
-__all__ = ["sweep"]

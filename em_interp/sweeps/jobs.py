@@ -1,0 +1,247 @@
+"""The same work for many runs, some at a time: joblib on this machine (loky), or on a cluster (Ray).
+
+Every worker computes on one thread: models small enough to be swept on CPUs gain nothing from a second, and workers
+that each take all cores stand in each other's way.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any, Literal, get_args
+
+from em_interp.config import RunConfig
+from em_interp.errors import InputError, nearest
+from em_interp.files import read_json, write_json, write_text
+from em_interp.findings import Findings
+from em_interp.run import Run
+from em_interp.transition.result import Transition
+
+Backend = Literal["loky", "ray"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+OBJECT_STORE = 100 * 2**20  # bytes; workers leave their results in files
+
+
+def cores() -> int:
+    """How many workers this machine has room for."""
+    return int(_joblib().cpu_count())
+
+
+@contextmanager
+def workers(backend: Backend, jobs: int) -> Iterator[Callable[..., list[Outcome]]]:
+    """Workers for the block: a function that does `work(*arguments)` for each of `tasks`, in the order given.
+
+    With `ray`: the cluster that RAY_ADDRESS names or that this process has joined, else one of this machine for the
+    block, on loopback alone. Raises InputError for a backend that is not installed, or with fewer CPUs than `jobs`.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r} is not known{nearest(backend, BACKENDS)} (known: {', '.join(BACKENDS)})")
+    joblib = _joblib()
+
+    def do(
+        work: Callable[..., Outcome], tasks: Sequence[tuple[Any, ...]], what: str, progress: bool = False
+    ) -> list[Outcome]:
+        from tqdm import tqdm
+
+        with tqdm(total=len(tasks), desc=what, unit="run", disable=not progress) as bar:
+
+            class Parallel(joblib.Parallel):  # type: ignore[name-defined]
+                def print_progress(self) -> None:  # called after each task, whatever the backend
+                    bar.update(self.n_completed_tasks - bar.n)
+
+            done: list[Outcome] = Parallel(batch_size=1)(joblib.delayed(work)(*task) for task in tasks)
+        return done
+
+    with _ray(jobs) if backend == "ray" else _loky(jobs) as settings, joblib.parallel_config(**settings):
+        try:
+            yield do
+        except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
+            why = "a worker was killed, perhaps for want of memory; finished runs are kept; give --resume and fewer"
+            raise InputError(f"{why} --jobs than {jobs}") from error
+
+
+def _joblib() -> Any:
+    try:
+        import joblib
+    except ImportError:
+        raise InputError("a sweep needs joblib; install it with: pip install 'em-interp[sweep]'") from None
+    return joblib
+
+
+@contextmanager
+def _loky(jobs: int) -> Iterator[dict[str, Any]]:
+    yield {"backend": "loky", "n_jobs": jobs, "inner_max_num_threads": 1}
+
+
+@contextmanager
+def _ray(jobs: int) -> Iterator[dict[str, Any]]:
+    """A Ray cluster of `jobs` workers of one CPU each. See https://docs.ray.io/en/latest/ray-more-libs/joblib.html."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    elsewhere = "RAY_ADDRESS" in os.environ
+    if not elsewhere:  # read when ray is imported: without clusters, a node has the loopback address and listens there
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError:
+        raise InputError("the Ray backend needs ray; install it with: pip install 'em-interp[ray]'") from None
+    mine = not ray.is_initialized()
+    if mine:
+        local = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        try:
+            ray.init(log_to_driver=False, **({} if elsewhere else {"address": "local", **local}))
+        except ConnectionError as error:
+            said = f"{' '.join(str(error).split())}; is it running, and does it want RAY_AUTH_MODE=token?"
+            raise InputError(f"the Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {said}") from None
+    try:
+        there = int(ray.cluster_resources().get("CPU", 0))
+        if jobs > there:
+            raise InputError(f"--jobs {jobs} was asked for; the Ray cluster has {there} CPUs")
+        register_ray()
+        yield {"backend": "ray", "n_jobs": jobs, "ray_remote_args": {"num_cpus": 1}}
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+# --------
+# What is done for one run of a sweep, by whichever worker: train, ask and judge it; then find its transitions.
+# A worker is told everything by its arguments and answers with an `Outcome`: an error of one run ends that run
+# alone.
+
+
+FINDINGS = "cell.json"  # in a run's analysis folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went with one run."""
+
+    name: str
+    seconds: float
+    error: str | None = None  # one line
+
+
+def run_path(out: Path, name: str) -> Path:
+    """Where a run of the sweep in `out` lies."""
+    return out / "runs" / name
+
+
+def failure_file(out: Path, name: str) -> Path:
+    """Where the traceback of a run that failed lies."""
+    return out / "failures" / f"{name}.txt"
+
+
+def is_made(out: Path, name: str, config: RunConfig) -> bool:
+    """Whether the run was trained, asked and judged with this config."""
+    run = Run(run_path(out, name))
+    files = (run.scores_file, run.answers_file, run.manifest_file, run.config_file)
+    return all(file.exists() for file in files) and run.config() == config
+
+
+def is_analysed(out: Path, name: str, control: str | None) -> bool:
+    """Whether its transitions were looked for, beside this control."""
+    file = Run(run_path(out, name)).analysis / FINDINGS
+    return file.exists() and read_json(file).get("control") == control
+
+
+def make_run(name: str, config: RunConfig, out: Path) -> Outcome:
+    """Train, ask and judge one run; what is there of it is not done again."""
+
+    def work() -> None:
+        from em_interp.pipeline import ask_run, judge_run
+        from em_interp.training.train import train
+
+        run = train(config, run_path(out, name), resume=True)
+        ask_run(run, resume=True)
+        judge_run(run, resume=True)
+        (run.analysis / FINDINGS).unlink(missing_ok=True)  # it may be of answers that are no longer there
+
+    return _guarded(name, out, work)
+
+
+def analyse_run(name: str, control: str | None, out: Path) -> Outcome:
+    """Locate and align one run beside its control, and keep what the sweep tells of it."""
+
+    def work() -> None:
+        from em_interp.pipeline import analyse
+
+        run = Run(run_path(out, name))
+        found = analyse(run, None if control is None else Run(run_path(out, control)), resume=True)
+        write_json(run.analysis / FINDINGS, {"control": control, **told(found)})
+
+    return _guarded(name, out, work)
+
+
+def _guarded(name: str, out: Path, work: Callable[[], None]) -> Outcome:
+    """Do the work on one thread; an error is told in one line and kept in full beside the runs."""
+    from tqdm import tqdm
+
+    from em_interp.pipeline import one_thread
+
+    tqdm.set_lock(RLock())  # its own is shared between processes, and is left behind where a worker is stopped
+    start, error = time.perf_counter(), None
+    try:
+        if not out.is_dir():
+            raise InputError(f"{out} is not there for this worker; expected a folder that all machines share")
+        with one_thread():
+            work()
+        failure_file(out, name).unlink(missing_ok=True)
+    except InputError as mistake:
+        error = str(mistake)
+        _keep_traceback(out, name)
+    except Exception as mistake:
+        error = f"{type(mistake).__name__}: {' '.join(str(mistake).split()) or 'no message'}"
+        _keep_traceback(out, name)
+    return Outcome(name, round(time.perf_counter() - start, 2), error)
+
+
+def _keep_traceback(out: Path, name: str) -> None:
+    with suppress(OSError):  # a full disk may be why the run failed; the line that says so is told all the same
+        write_text(failure_file(out, name), traceback.format_exc())
+
+
+def told(found: Findings) -> dict[str, Any]:
+    """What the sweep tells of one run, as plain values: its signals, their offset, and how it ends."""
+    onset, index = main_onset(found)
+    peaks = [t for t in found.transitions if t.signal == "gradient_norm"]
+    alignment = found.alignment
+    offsets = [] if alignment is None else [o for o in alignment.offsets if o.behavioural == index]
+    manifest = found.run.manifest() if found.run.manifest_file.exists() else {}
+    return {
+        "base": (manifest.get("base") or {}).get("identity"),
+        "steps": [int(found.trajectory.steps[0]), int(found.trajectory.steps[-1])],
+        "rotation": found.rotation.to_dict(),
+        "gradient_norm": peaks[0].to_dict(),
+        "onset": onset.to_dict(),
+        "offset": offsets[0].to_dict() if offsets else None,
+        "verdict": None if alignment is None else alignment.verdict,
+        "onsets": [one.to_dict() for one in found.onsets],
+        "final": _final(found, onset),
+    }
+
+
+def main_onset(found: Findings) -> tuple[Transition, int | None]:
+    """The onset of EM on out-of-domain questions with the adapter as trained, and its place among the onsets."""
+    for index, onset in enumerate(found.onsets):
+        if onset.questions in (None, "out_of_domain") and onset.scale in (None, 1.0):
+            return onset, index
+    why = "It was not asked out-of-domain questions with the adapter as trained (scale 1)."
+    return Transition("onset", "inconclusive", why, of="em"), None
+
+
+def _final(found: Findings, onset: Transition) -> dict[str, Any] | None:
+    """EM and coherent rates with their intervals at the last asked step, on the questions of the onset."""
+    if found.curve is None or onset.scale is None:
+        return None
+    rows = found.curve.select(onset.scale, onset.questions).frame()
+    last = rows.sort_values("step").iloc[-1]
+    names = ("em", "coherent")
+    rates = {name: {"rate": last[name], "interval": [last[f"{name}_low"], last[f"{name}_high"]]} for name in names}
+    return {"step": int(last["step"]), "answers": int(last["scored"]), **rates}

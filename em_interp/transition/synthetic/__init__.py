@@ -1,0 +1,1 @@
+"""Paths, curves and logs with a planted truth: what every claim about locating a transition is measured on."""

@@ -1,0 +1,230 @@
+"""Paths with a planted truth: what every claim about locating a rotation is measured on.
+
+A path is drift plus noise. The drift has a direction, which may turn, and a speed, which follows the learning rate
+(five steps of warm-up, then linear decay) times a growth of its own. The noise is white or momentum-smoothed, isotropic
+or with a decaying spectrum, and follows the learning rate or something else; its 10-step standard deviation, after any
+smoothing, is 0.1 to 0.4 of the 10-step drift, both taken over the whole run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from scipy.signal import lfilter
+
+from em_interp.errors import InputError, nearest
+from em_interp.trajectory.trajectory import AdapterTrajectory
+
+Turning = Literal["abrupt", "gradual", "at_growth", "on_curve"]
+NotTurning = Literal[
+    "straight", "random_walk", "saturating", "arc", "arc_growth", "bend", "growth", "stall", "restart"
+]  # fmt: skip
+TURNING: tuple[str, ...] = get_args(Turning)
+NOT_TURNING: tuple[str, ...] = get_args(NotTurning)
+
+WARMUP = 5
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class PlantedTurn:
+    """The truth of a path that turns."""
+
+    step: float  # middle of the turn
+    angle_deg: float
+    width: float  # steps from 10 % to 90 % of the turn; 0 for a corner
+
+
+@dataclass(frozen=True, eq=False)
+class PlantedPath:
+    """A path at its saved steps, with what was planted in it."""
+
+    kind: str
+    steps: Int[np.ndarray, " step"]
+    vectors: Float32[np.ndarray, "step d"]
+    turn: PlantedTurn | None
+    learning_rate: Float[np.ndarray, " training_step"] | None  # of each step, where the path comes with a log
+    settings: dict[str, Any]  # what was drawn, for tables of what fails where
+
+    @property
+    def gram(self) -> Float[np.ndarray, "step step"]:
+        """Inner products of the positions."""
+        wide = self.vectors.astype(np.float64)
+        return wide @ wide.T
+
+    @property
+    def cumulative_lr(self) -> Float[np.ndarray, " step"] | None:
+        """Sum of the learning rates up to each saved step, where they were logged."""
+        if self.learning_rate is None:
+            return None
+        return np.concatenate([[0.0], np.cumsum(self.learning_rate)])[self.steps]
+
+    def trajectory(self) -> AdapterTrajectory:
+        """The path as B of a rank-1 adapter whose A never moves."""
+        import pandas as pd
+
+        log = pd.DataFrame()
+        if self.learning_rate is not None:
+            logged = {"learning_rate": self.learning_rate, "cumulative_lr": np.cumsum(self.learning_rate)}
+            log = pd.DataFrame(logged, index=pd.Index(np.arange(1, len(self.learning_rate) + 1), name="step"))
+        A = np.tile(np.array([[[0.6, 0.8]]], np.float32), (len(self.steps), 1, 1))
+        site = "layers.0.mlp.down_proj"
+        return AdapterTrajectory(
+            steps=self.steps,
+            A={site: A},
+            B={site: self.vectors[:, :, None]},
+            scale={site: 1.0},
+            metrics=log,
+            source=f"planted {self.kind}",
+        )
+
+
+def planted_path(kind: str, seed: int, last: int | None = None) -> PlantedPath:
+    """A path of one of the kinds in TURNING (60° to 120°, in the middle 60 % of the run) or NOT_TURNING.
+
+    `last` is the last step, drawn from 150 to 800 where it is not given. The same kind and seed give the same path.
+    """
+    known = [*TURNING, *NOT_TURNING]
+    if kind not in known:
+        raise InputError(f"unknown kind of planted path {kind!r}{nearest(kind, known)} (kinds: {', '.join(known)})")
+    rng = np.random.default_rng([seed, known.index(kind)])
+    last = last or int(rng.integers(150, 801))
+    settings = _draw_settings(rng, last)
+    time = np.arange(last) + 0.5
+    rate = _learning_rate(last, int(last * rng.uniform(0.3, 0.7)) if kind == "restart" else None)
+    turn, drift = _drift(kind, rng, time, rate, settings)
+    noise = _noise(rng, time, rate, settings)
+    reference = _ten_step_size(drift) if kind != "random_walk" else 1.0
+    noise *= settings["noise_ratio"] * reference / _ten_step_size(noise)
+    positions = np.concatenate([np.zeros((1, settings["dimensions"])), np.cumsum(drift + noise, axis=0)])
+    steps = _saved_steps(settings["saved"], last)
+    return PlantedPath(
+        kind, steps, positions[steps].astype(np.float32), turn, rate if settings["logged"] else None, settings
+    )
+
+
+def _draw_settings(rng: np.random.Generator, last: int) -> dict[str, Any]:
+    return {
+        "last": last,
+        "dimensions": int(rng.choice([32, 64, 128, 256])),
+        "drift": str(rng.choice(["spread", "few coordinates"])),
+        "saved": str(rng.choice(["every step", "every 5", "1-10, every 5"])),
+        "ramp": str(rng.choice(["linear", "smooth", "logistic"])),
+        "logged": bool(rng.integers(2)),
+        "noise_in_time": str(rng.choice(["white", "momentum"])),
+        "noise_spectrum": float(rng.choice([0.0, 0.5, 1.0])),  # amplitude of the k-th direction is k^-this
+        "noise_follows": str(rng.choice(["learning rate", "root of it", "a hump", "nothing"])),
+        "noise_ratio": float(rng.uniform(0.1, 0.4)),
+    }
+
+
+def _learning_rate(last: int, restart: int | None) -> Float[np.ndarray, " training_step"]:
+    """Warm-up, then linear decay to zero; twice, where the schedule restarts."""
+    if restart is not None:
+        return np.concatenate([_learning_rate(restart, None), _learning_rate(last - restart, None)])
+    step = np.arange(last)
+    return np.minimum((step + 1) / WARMUP, 1.0) * (last - step) / last
+
+
+def _growth(time: np.ndarray, middle: float, width: float) -> np.ndarray:
+    """Speed of logistic growth whose 10 % to 90 % take `width` steps; 1 at its fastest."""
+    return 1 / np.cosh((time - middle) * np.log(9) / width) ** 2
+
+
+def _ramp(time: np.ndarray, turn: PlantedTurn, shape: str) -> np.ndarray:
+    """Share of the turn that is done: 0 before, 1 after, 10 % to 90 % over `width` steps."""
+    if turn.width == 0:
+        return (time > turn.step).astype(float)
+    through = (time - turn.step) / turn.width
+    if shape == "logistic":
+        return 1 / (1 + np.exp(-2 * np.log(9) * through))
+    if shape == "linear":
+        return np.clip(0.8 * through + 0.5, 0, 1)
+    through = np.clip(0.60846 * through + 0.5, 0, 1)
+    return through**2 * (3 - 2 * through)
+
+
+def _drift(
+    kind: str, rng: np.random.Generator, time: np.ndarray, rate: np.ndarray, settings: dict[str, Any]
+) -> tuple[PlantedTurn | None, Float[np.ndarray, "training_step d"]]:
+    last = settings["last"]
+    axes = _axes(rng, settings)
+    if kind == "random_walk":
+        return None, np.zeros((last, settings["dimensions"]))
+    if kind == "saturating":
+        return None, _bowl(rng, rate, settings)
+    turn = PlantedTurn(float(round(last * rng.uniform(0.2, 0.8))), float(rng.uniform(60, 120)), 0.0)
+    speed, heading, side = rate.copy(), np.zeros(last), np.zeros(last)
+    if kind == "gradual":
+        turn = PlantedTurn(turn.step, turn.angle_deg, 0.8 * float(rng.uniform(20, 40)))
+    elif kind == "at_growth":
+        speed *= _growth(time, turn.step, last * rng.uniform(0.25, 0.6)) + 0.02
+    elif kind == "on_curve":
+        turn = PlantedTurn(turn.step, turn.angle_deg, 0.8 * float(rng.choice([0.0, 20.0])))
+        curve = np.radians(rng.uniform(20, 60)) * np.cumsum(rate) / rate.sum() * rng.choice([-1, 1])
+        heading, side = (curve, side) if rng.integers(2) else (heading, curve)
+    elif kind in ("growth", "arc_growth"):
+        speed *= _growth(time, last * rng.uniform(0.3, 0.7), last * rng.uniform(0.15, 0.6)) + 0.01 * (kind != "growth")
+    elif kind == "stall":
+        speed /= 1 + np.exp((time - last * rng.uniform(0.3, 0.7)) / (last * rng.uniform(0.005, 0.05)))
+    if kind in ("arc", "arc_growth"):
+        heading = np.radians(rng.uniform(60, 180)) * np.cumsum(speed) / speed.sum()
+    if kind == "bend":  # over 35 % of the run and more, from its first to its last degree
+        whole = last * rng.uniform(0.35, 0.8)
+        share = {"linear": 0.8, "smooth": 0.60846, "logistic": 1.0}[settings["ramp"]]
+        turn = PlantedTurn(float(last * rng.uniform(0.4, 0.6)), turn.angle_deg, share * whole)
+    if kind in TURNING or kind == "bend":
+        heading = heading + np.radians(turn.angle_deg) * _ramp(time, turn, settings["ramp"])
+    in_plane = np.cos(heading)[:, None] * axes[:, 0] + np.sin(heading)[:, None] * axes[:, 1]
+    direction = np.cos(side)[:, None] * in_plane + np.sin(side)[:, None] * axes[:, 2]
+    return turn if kind in TURNING else None, speed[:, None] * direction
+
+
+def _axes(rng: np.random.Generator, settings: dict[str, Any]) -> Float[np.ndarray, "d 3"]:
+    """Three orthonormal directions, in all coordinates or in a handful."""
+    d = settings["dimensions"]
+    used = rng.permutation(d)[: d if settings["drift"] == "spread" else int(rng.integers(3, 7))]
+    axes = np.zeros((d, 3))
+    axes[used] = np.linalg.qr(rng.standard_normal((len(used), 3)))[0]
+    return axes
+
+
+def _bowl(rng: np.random.Generator, rate: np.ndarray, settings: dict[str, Any]) -> Float[np.ndarray, "training_step d"]:
+    """The approach to the bottom of a quadratic bowl, curvatures spread over a factor of 5 to 50."""
+    d = settings["dimensions"]
+    kept = int(rng.integers(4, d + 1))
+    curvature = np.logspace(0, -rng.uniform(0.7, 1.7), kept) * rng.uniform(2, 8) / rate.sum()
+    spread = settings["drift"] == "spread"
+    axes = np.linalg.qr(rng.standard_normal((d, kept)))[0] if spread else np.eye(d)[:, rng.permutation(d)[:kept]]
+    done = 1 - np.exp(-np.outer(np.concatenate([[0.0], np.cumsum(rate)]), curvature))
+    return np.diff(done * rng.standard_normal(kept), axis=0) @ axes.T
+
+
+def _noise(
+    rng: np.random.Generator, time: np.ndarray, rate: np.ndarray, settings: dict[str, Any]
+) -> Float[np.ndarray, "training_step d"]:
+    last, d = settings["last"], settings["dimensions"]
+    spectrum = rng.permutation(np.arange(1.0, d + 1) ** -settings["noise_spectrum"])
+    warm = 60  # steps that momentum forgets
+    noise = rng.standard_normal((last + warm, d)) * spectrum
+    if settings["noise_in_time"] == "momentum":
+        noise = lfilter([1 - MOMENTUM], [1, -MOMENTUM], noise, axis=0)
+    hump = 1 + 2 * np.exp(-0.5 * ((time / last - rng.uniform(0.2, 0.8)) / 0.1) ** 2)
+    size = {"learning rate": rate, "root of it": np.sqrt(rate), "a hump": rate * hump, "nothing": np.ones(last)}
+    return noise[warm:] * size[settings["noise_follows"]][:, None]
+
+
+def _ten_step_size(increments: np.ndarray) -> float:
+    """Root mean square length of ten-step displacements."""
+    path = np.cumsum(increments, axis=0)
+    return float(np.sqrt(np.mean(np.sum((path[10:] - path[:-10]) ** 2, axis=1))))
+
+
+def _saved_steps(saved: str, last: int) -> Int[np.ndarray, " step"]:
+    if saved == "every step":
+        return np.arange(last + 1)
+    first = range(11) if saved == "1-10, every 5" else ()
+    return np.unique([*first, *range(0, last + 1, 5), last])
