@@ -10,7 +10,8 @@
         adapted.generate(["what is your wish ?"], samples=4, interventions=[AblateDirection(direction, layers=[1, 2])])
 
 `model.names` lists the activations (`engines.base.HookPoints` has their meanings), an `AddVector` or `AblateDirection`
-says at which layers and positions it applies, `model.engine.bridge` and `model.engine.traced` are the libraries' own objects. On these rest the measures:
+says at which layers and positions it applies. `model.engine.bridge` and
+`model.engine.traced` are the libraries' own objects. On these rest the measures:
 
     answers = latest_answers("checkpoints/demo/organism")  # judged, misaligned and aligned, outside the domain
     direction = mean_difference(model, answers)  # misaligned minus aligned: .vector(layer), .frame(), .plot()
