@@ -5,9 +5,10 @@
 Adapters with random directions on two built-in bases of different architecture: each pair is held against random
 adapters of its norm, through the code of `em.compare_across_bases`, at the last layer. Prints a markdown table with
 95 % binomial (Wilson) intervals: how many pairs lie outside the 95 % band of the null in which both are random, and how
-many are called beyond chance, for which the null with one of the two kept must be left, too. Each trial has 39 of 300 random
-adapters, so a share is off by about 1.3 points for the edge of their band alone. Turning profiles are those of planted
-paths that turn at one step, two groups of three at a time. About three minutes on one core for 300 trials.
+many are called beyond chance, which also needs a value outside the band with one of the two adapters kept. Each trial
+has 39 of 300 random adapters, so a share is off by about 1.3 points for the edge of their band alone. Turning profiles
+are those of planted paths that turn at one step, two groups of three at a time. About three minutes on one core for
+300 trials.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""How a result shows itself in a notebook: what was found in words, a small picture, and what to call next.
+"""What all results share: how they show themselves in a notebook, and the columns of an interval.
 
 The picture is plain SVG, so that it needs no script, no network and no plotting library; `.plot()` has the real figure.
 """
@@ -8,13 +8,71 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 110, 46, 10, 8, 30  # pixels; the last four are margins
 INK, FAINT = "#1f1f1f", "#b3b3b3"
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9")  # Okabe and Ito (2008)
+
+
+class Result:
+    """What an analysis returns: `sentence()`, `frame()`, `plot()`, `to_dict()`, and a card in a notebook.
+
+    A subclass gives the four; `_picture()` and `_table()` go on the card where they are given. A dataclass among the
+    subclasses has `repr=False`, so that `repr()` is the sentence.
+    """
+
+    NEXT: ClassVar[tuple[str, ...]] = (".plot()", ".frame()", ".to_dict()")  # calls that the card suggests
+
+    def sentence(self) -> str:
+        """The result in words; a line or a clause for each finding, the first one first."""
+        raise NotImplementedError
+
+    def frame(self) -> pd.DataFrame:
+        """The tidy table behind the figure."""
+        raise NotImplementedError
+
+    def plot(self) -> go.Figure:
+        """The figure."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain values, as the command line's JSON has it."""
+        raise NotImplementedError
+
+    def _picture(self) -> str:
+        """A small SVG for the card; none by default."""
+        return ""
+
+    def _table(self) -> pd.DataFrame | None:
+        """A short table for the card; none by default."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.sentence()})"
+
+    def _repr_html_(self) -> str:
+        table = self._table()
+        said = [part for line in self.sentence().splitlines() for part in line.split("; ")]
+        return html_card(said, self._picture(), self.NEXT, "" if table is None else html_table(table))
+
+
+def html_table(table: pd.DataFrame) -> str:
+    """A table for a card: three digits, a dash for what is missing."""
+    return table.to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
+
+
+def interval_columns(name: str, interval: tuple[float, float] | None) -> dict[str, float]:
+    """The two columns of the interval of `name`, in every table of the package: NaN where there is none."""
+    low, high = interval or (float("nan"), float("nan"))
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import pandas as pd
 
-from em_interp.results import Line, Mark, html_card, picture
+from em_interp.results import Line, Mark, Result, html_card, interval_columns, picture
 
 STEPS = np.arange(5)
 
@@ -42,3 +43,25 @@ def test_a_marked_interval_is_drawn_where_it_lies_and_kept_in_the_picture():
 def test_what_a_result_says_and_names_is_escaped():
     html = html_card(["<script>1</script>"], picture([Line(STEPS, STEPS * 1.0, "<b>")], "<i>"), ["f(<u>)"])
     assert not any(tag in html for tag in ("<script>", "<i>", "<u>")) and "&lt;script&gt;" in html
+
+
+class _Found(Result):
+    NEXT = (".plot()",)
+
+    def sentence(self):
+        return "a <b> turn; p < 0.001\nand a second line"
+
+    def _table(self):
+        return pd.DataFrame({"step": [1], "em": [np.nan]})
+
+
+def test_a_result_shows_its_sentence_its_table_and_what_to_call_next():
+    shown = _Found()._repr_html_()
+    assert "<strong>a &lt;b&gt; turn</strong><br>p &lt; 0.001<br>and a second line" in shown
+    assert "<td>–</td>" in shown and "<code>.plot()</code>" in shown
+    assert repr(_Found()) == "_Found(a <b> turn; p < 0.001\nand a second line)"
+
+
+def test_an_interval_has_the_same_two_columns_everywhere():
+    assert interval_columns("em", (0.1, 0.2)) == {"em_low": 0.1, "em_high": 0.2}
+    assert all(np.isnan(value) for value in interval_columns("em", None).values())
