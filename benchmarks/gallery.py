@@ -1,7 +1,7 @@
 """Makes docs/gallery.md: every figure of `em_interp.figures`, drawn from the demo's runs, with its caption.
 
     make demo; .venv/bin/pip install pillow
-    .venv/bin/python benchmarks/gallery.py [--demo checkpoints/demo] [--only plot_norms …]
+    .venv/bin/python benchmarks/gallery.py [--demo checkpoints/demo] [--only norms …]
 
 A new figure belongs into EXHIBITS, with one sentence of what it shows (a test counts them), and its picture is made by
 this script. Pictures are small: under 60 kB each and 1.5 MB together.
@@ -147,7 +147,7 @@ class Demo:
         """The demo's three runs, as if they were a sweep."""
         import pandas as pd
 
-        from em_interp.figures import plot_sweep
+        from em_interp.figures.sweeps import sweep
 
         rows = []
         for name in ("organism", "control", "switched"):
@@ -160,7 +160,7 @@ class Demo:
                     rows.append(row | {"step": transition.step, "low": low, "high": high, "reason": transition.reason})
         signals = pd.DataFrame(rows).drop_duplicates(["run", "signal"])
         pooled = pd.DataFrame(columns=["group", "signal", "mean", "low", "high"])
-        return plot_sweep(signals.astype({"step": float}), pooled)
+        return sweep(signals.astype({"step": float}), pooled)
 
 
 class Exhibit(NamedTuple):
@@ -203,266 +203,264 @@ def _planted(demo):
 
 
 EXHIBITS = {
-    "plot_trajectory": Exhibit(
+    "trajectory": Exhibit(
         PATH,
         "A whole path at a glance: how large the adapter grows, where it goes, and how sharply it turns.",
-        _figure("plot_trajectory", _path),
-        "plot_trajectory(path)",
+        _figure("trajectory", _path),
+        "trajectory(path)",
     ),
-    "plot_norms": Exhibit(
-        PATH, "How large B, A and ΔW are at each step.", _figure("plot_norms", _path), "plot_norms(path)"
-    ),
-    "plot_path": Exhibit(
+    "norms": Exhibit(PATH, "How large B, A and ΔW are at each step.", _figure("norms", _path), "norms(path)"),
+    "pca": Exhibit(
         PATH,
         "The path of B in the plane of its two largest components, the turns that were found ringed.",
-        _figure("plot_path", _path, transitions=_found),
-        "plot_path(path, transitions=found)",
+        _figure("pca", _path, transitions=_found),
+        "pca(path, transitions=found)",
     ),
-    "plot_turning": Exhibit(
+    "turning_angle": Exhibit(
         PATH,
         "The published turning angles at several spacings beside what a straight path of this noise would show; above, "
         "the test that decides, and the change that was planted.",
         _figure(
-            "plot_turning",
+            "turning_angle",
             lambda demo: demo.switched.trajectory,
             transitions=lambda demo: demo.switched.transitions,
             planted=_planted,
         ),
-        'plot_turning(path, transitions=found, planted={150: "new data"})',
+        'turning_angle(path, transitions=found, planted={150: "new data"})',
         "switched",
     ),
-    "plot_training_log": Exhibit(
+    "training_log": Exhibit(
         PATH,
         "Loss, gradient norm and learning rate as the trainer logged them.",
-        _figure("plot_training_log", _path, _found),
-        "plot_training_log(path, found)",
+        _figure("training_log", _path, _found),
+        "training_log(path, found)",
     ),
-    "plot_rotation": Exhibit(
+    "rotation": Exhibit(
         TRANSITIONS,
         "How far the path turns at each step beyond its own curvature, with intervals, against the 20° of the null.",
-        _figure("plot_rotation", _rotations),
-        "plot_rotation(rotations)",
+        _figure("rotation", _rotations),
+        "rotation(rotations)",
         "switched",
     ),
-    "plot_gradient_norm": Exhibit(
+    "gradient_norm": Exhibit(
         TRANSITIONS,
         "The hump of the logged gradient norm, its peak with the interval, and the nearest trend without a hump.",
-        _figure("plot_gradient_norm", lambda demo: demo.of("gradient_norm")),
-        "plot_gradient_norm(transition)",
+        _figure("gradient_norm", lambda demo: demo.of("gradient_norm")),
+        "gradient_norm(transition)",
     ),
-    "plot_norm_onset": Exhibit(
+    "norm_onset": Exhibit(
         TRANSITIONS,
         "Where ‖ΔW‖ starts to grow faster, against growth that never speeds up.",
-        _figure("plot_norm_onset", lambda demo: demo.of("norm_onset")),
-        "plot_norm_onset(transition)",
+        _figure("norm_onset", lambda demo: demo.of("norm_onset")),
+        "norm_onset(transition)",
     ),
-    "plot_lock_in": Exhibit(
+    "lock_in": Exhibit(
         TRANSITIONS,
         "From which step on ΔW points where it ends; a description, not a test.",
-        _figure("plot_lock_in", lambda demo: demo.of("lock_in")),
-        "plot_lock_in(transition)",
+        _figure("lock_in", lambda demo: demo.of("lock_in")),
+        "lock_in(transition)",
     ),
-    "plot_composition": Exhibit(
+    "composition": Exhibit(
         TRANSITIONS,
         "From which step on several adapters write together what they write at the end; a description.",
         lambda demo: demo.several.plot(),
         'em.find_transition(path, "composition").plot()',
         None,
     ),
-    "plot_transition": Exhibit(
+    "transition": Exhibit(
         TRANSITIONS,
         "The figure of any one transition, by its signal; here the rotation of ΔW.",
         _figure(
-            "plot_transition",
+            "transition",
             lambda demo: next(t for t in demo.switched.transitions if (t.signal, t.of) == ("rotation", "delta")),
         ),
-        "plot_transition(transition), or transition.plot()",
+        "transition(transition), or transition.plot()",
         "switched",
     ),
-    "plot_behaviour": Exhibit(
+    "behaviour": Exhibit(
         BEHAVIOUR,
         "EM and coherent rates by step and question set, with intervals, at each adapter scale, beside the control.",
         _figure(
-            "plot_behaviour",
+            "behaviour",
             lambda demo: demo.organism.curve,
             lambda demo: demo.organism.control,
             lambda demo: demo.organism.onsets,
         ),
-        "plot_behaviour(curve, control, onsets)",
+        "behaviour(curve, control, onsets)",
     ),
-    "plot_onset": Exhibit(
+    "onset": Exhibit(
         BEHAVIOUR,
         "The rise of one rate: answers counted at each step, the fitted rise, the control, and the step half-way up.",
         _figure(
-            "plot_onset",
+            "onset",
             lambda demo: next(
                 t for t in demo.organism.onsets if t.scale in (None, 1) and t.questions == "out_of_domain"
             ),
         ),
-        "plot_onset(transition)",
+        "onset(transition)",
     ),
-    "plot_scores": Exhibit(
+    "scores": Exhibit(
         BEHAVIOUR,
         "EM and coherent rates of one table of judged answers, question by question.",
-        _figure("plot_scores", lambda demo: demo.organism.curve.select(1.0).at(int(demo.organism.curve.steps[-1]))),
-        "plot_scores(scored)",
+        _figure("scores", lambda demo: demo.organism.curve.select(1.0).at(int(demo.organism.curve.steps[-1]))),
+        "scores(scored)",
     ),
-    "plot_timeline": Exhibit(
+    "timeline": Exhibit(
         BEHAVIOUR,
         "Every transition with its interval, by step and by cumulative learning rate; here of the run whose data "
         "changes at step 150 (dashed).",
         _figure(
-            "plot_timeline",
+            "timeline",
             lambda demo: demo.switched.transitions,
             lambda demo: demo.switched.trajectory,
             planted=_planted,
         ),
-        'plot_timeline(found, path, planted={150: "new data"})',
+        'timeline(found, path, planted={150: "new data"})',
         "switched",
     ),
-    "plot_alignment": Exhibit(
+    "alignment": Exhibit(
         BEHAVIOUR,
         "The rotation and the onsets of EM on one axis, their offsets as arrows.",
-        _figure("plot_alignment", lambda demo: demo.organism.alignment, _path, _found),
-        "plot_alignment(alignment, path, found)",
+        _figure("alignment", lambda demo: demo.organism.alignment, _path, _found),
+        "alignment(alignment, path, found)",
     ),
-    "plot_direction_matrix": Exhibit(
+    "direction_matrix": Exhibit(
         SEVERAL,
         "How alike the final directions of several runs are, in grey what random directions reach too.",
         lambda demo: demo.comparison.plot("pairs"),
         "compare(runs).plot()",
         None,
     ),
-    "plot_direction_onset": Exhibit(
+    "direction_onset": Exhibit(
         SEVERAL,
         "From which step on the final direction of one run is present in another, above the band of random directions.",
         lambda demo: demo.comparison.plot("presence"),
         'compare(runs).plot("presence")',
         None,
     ),
-    "plot_step_cosines": Exhibit(
+    "step_cosines": Exhibit(
         SEVERAL,
         "Where along training two runs point the same way: every step of one against every step of the other.",
         lambda demo: demo.comparison.plot("steps"),
         'compare(runs).plot("steps")',
         None,
     ),
-    "plot_common_plane": Exhibit(
+    "common_plane": Exhibit(
         SEVERAL,
         "The paths of several runs in one plane.",
         lambda demo: demo.comparison.plot("plane", "delta"),
         'compare(runs).plot("plane", "delta")',
         None,
     ),
-    "plot_agreement": Exhibit(
+    "agreement": Exhibit(
         SEVERAL,
         "Whether several runs change at the same step: each with its interval, and what is pooled of them.",
         lambda demo: demo.comparison.plot("agreement", signal="gradient_norm"),
         'compare(runs).plot("agreement", signal="gradient_norm")',
         None,
     ),
-    "plot_sweep": Exhibit(
+    "sweep": Exhibit(
         SEVERAL,
         "When each run of a sweep changes, by group, and which have no change; here the demo's three runs.",
         Demo.sweep,
-        "plot_sweep(signals, pooled)",
+        "sweep(signals, pooled)",
         None,
     ),
-    "plot_cross_base_similarity": Exhibit(
+    "similarity": Exhibit(
         FAMILIES,
         "How alike adapters of different families change what the layers carry, against norm-matched random adapters.",
         lambda demo: demo.families.plot(),
         "em.compare_across_bases(runs).plot()",
         None,
     ),
-    "plot_logit_lens_similarity": Exhibit(
+    "logit_lens_similarity": Exhibit(
         FAMILIES,
         "The tokens that adapters of two families promote and suppress, token against token.",
         lambda demo: demo.families.plot("tokens"),
         'em.compare_across_bases(runs).plot("tokens")',
         None,
     ),
-    "plot_steering_transfer": Exhibit(
+    "steering_transfer": Exhibit(
         FAMILIES,
         "What a direction does that is carried into another family, beside that family's own and carried random ones.",
         lambda demo: demo.families.plot("use"),
         'em.compare_across_bases(runs, use=True).plot("use")',
         None,
     ),
-    "plot_turning_profiles": Exhibit(
+    "turning_profiles": Exhibit(
         FAMILIES,
         "When, on a common clock, the paths of different families turn, beside the spread over seeds.",
         lambda demo: demo.families.plot("profiles"),
         'em.compare_across_bases(runs).plot("profiles")',
         None,
     ),
-    "plot_mean_difference": Exhibit(
+    "mean_difference": Exhibit(
         INSIDE,
         "The difference between misaligned and aligned answers in the residual stream: how large, and how well known, "
         "after each layer.",
         lambda demo: demo.direction.plot(),
         "mean_difference(model, answers).plot()",
     ),
-    "plot_writes": Exhibit(
+    "writes": Exhibit(
         INSIDE,
         "Whether the adapter's write, or what it causes downstream, points along that difference, against chance.",
         lambda demo: demo.followed.plot(),
         "follow_direction(model, answers).plot()",
     ),
-    "plot_direction_steps": Exhibit(
+    "direction_steps": Exhibit(
         INSIDE,
         "How alike that difference is in the models of different steps.",
         lambda demo: demo.followed.plot("steps"),
         'follow_direction(model, answers).plot("steps")',
     ),
-    "plot_scalars": Exhibit(
+    "scalars": Exhibit(
         INSIDE,
         "What the adapter computes over the tokens of misaligned and of aligned answers, by step.",
         lambda demo: demo.scalars.plot(),
         "read_scalars(model, answers).plot()",
     ),
-    "plot_probes": Exhibit(
+    "probes": Exhibit(
         INSIDE,
         "How well these scalars tell misaligned answers from aligned ones, by step, beside the answer's length.",
         lambda demo: demo.probes.plot(),
         "read_scalars(model, answers).probe().plot()",
     ),
-    "plot_patching": Exhibit(
+    "patching": Exhibit(
         INSIDE,
         "EM of every direction of ΔW at every size of it: whether behaviour waits for the direction, the size or both.",
         lambda demo: demo.inside["direction_size"],
         "patch_direction_and_norm(run, base, judge, control).plot()",
         "organism",
     ),
-    "plot_steering": Exhibit(
+    "steering": Exhibit(
         INSIDE,
         "EM and coherent rates against the dose of a direction added, and the doses at which it can be used.",
         lambda demo: demo.inside["steering_models"],
         'em.run_mechanism(run, parts=["steering"])',
         "organism",
     ),
-    "plot_ablation": Exhibit(
+    "ablation": Exhibit(
         INSIDE,
         "What is left of EM without a direction, beside random directions of the same norm.",
         lambda demo: demo.inside["ablation_models"],
         'em.run_mechanism(run, parts=["ablation"])',
         "organism",
     ),
-    "plot_logit_lens": Exhibit(
+    "logit_lens": Exhibit(
         INSIDE,
         "The tokens that the adapter's write promotes and suppresses at each step, and when they settle.",
         lambda demo: demo.inside["token_readout_layers_0_mlp_down_proj"],
         'em.run_mechanism(run, parts=["readouts"])',
         "organism",
     ),
-    "plot_kl_from_base": Exhibit(
+    "kl_from_base": Exhibit(
         INSIDE,
         "How far the adapter moves the model on other prompts, by step.",
         lambda demo: demo.inside["canary"],
         "measure_kl_from_base(run, base).plot()",
         "organism",
     ),
-    "plot_answer_shift": Exhibit(
+    "answer_shift": Exhibit(
         INSIDE,
         "How far the answers of checkpoints left and right of each step are apart by their own likelihoods.",
         lambda demo: demo.inside["change"],

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 import em_interp as em
-from em_interp.figures import plot_path, plot_turning
+from em_interp.figures import pca, turning_angle
 from em_interp.transition.local_cosine import largest_local_cosine
 from em_interp.transition.synthetic.paths import NOT_TURNING, planted_path
 
@@ -50,10 +50,10 @@ pd.DataFrame(rows).set_index("kind")
 
 # %%
 restart = planted_path("restart", seed=5).trajectory()
-plot_turning(restart)
+turning_angle(restart)
 
 # %%
-plot_path(restart)
+pca(restart)
 
 # %% [markdown]
 # ## What an answer rests on

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from em_interp.comparison.pooled import random_effects
-from em_interp.figures.sweep import plot_sweep
+from em_interp.figures import sweeps as draw
 from em_interp.organisms.bases import SHIPPED
 from em_interp.run import open_run
 from em_interp.sweeps import run as sweep
@@ -334,7 +334,7 @@ def test_nothing_to_draw_is_drawn_as_such():
     nothing = planted({"rotation": [ValueError("lost")], "gradient_norm": [""], "onset": [""]})
     assert drawn(nothing.plot()) and nothing.pooled()[0][1] == {}
     empty = planted(SOME).frame("signals").iloc[:0]
-    assert "no run to show" in texts(plot_sweep(empty, empty.assign(mean=[])))
+    assert "no run to show" in texts(draw.sweep(empty, empty.assign(mean=[])))
 
 
 def test_what_runs_and_errors_say_cannot_pass_for_markup(tmp_path):

@@ -135,9 +135,9 @@ class BehaviourCurve:
 
     def plot(self) -> go.Figure:
         """EM and coherent rates by step with their intervals."""
-        from em_interp.figures.behaviour import plot_behaviour
+        from em_interp.figures.rates import behaviour
 
-        return plot_behaviour(self)
+        return behaviour(self)
 
     def __repr__(self) -> str:
         sets = ", ".join(sorted(map(str, self.answers["questions"].unique())))

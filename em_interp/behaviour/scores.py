@@ -108,9 +108,9 @@ class ScoredResponses:
 
     def plot(self) -> go.Figure:
         """EM and coherent rates by question with their intervals."""
-        from em_interp.figures.behaviour import plot_scores
+        from em_interp.figures.rates import scores
 
-        return plot_scores(self)
+        return scores(self)
 
     def sentence(self) -> str:
         """The result in words."""

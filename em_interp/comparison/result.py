@@ -127,10 +127,10 @@ class DirectionComparison:
 
         `of` is the measure of steps, presence and plane; `signal` that of `agreement` (or `transitions`).
         """
-        from em_interp import figures as draw
+        from em_interp.figures import comparison as draw
 
         if table in ("pairs", "angles"):
-            return draw.plot_direction_matrix(self.pairs, self.level, self.about())
+            return draw.direction_matrix(self.pairs, self.level, self.about())
         if table in ("agreement", "transitions"):
             held = next((one for one in self.agreements if one.signal == signal), None)
             if held is None:
@@ -138,17 +138,15 @@ class DirectionComparison:
                 raise InputError(f"there is no agreement on {signal!r} (there is: {known})")
             interval = None if held.pooled is None else held.pooled.interval
             mean = None if held.pooled is None else held.pooled.mean
-            return draw.plot_agreement(held.names, held.transitions, mean, interval, held.level, held.sentence())
+            return draw.agreement(held.names, held.transitions, mean, interval, held.level, held.sentence())
         rows = self.frame(table)
         rows = rows[rows["measure"] == of]
         if rows.empty:
             why = "; a plane of B is drawn at rank 1 only" if table == "plane" and of == "B" else ""
             raise InputError(f"the table {table!r} has no measure {of!r}{why}")
         if table == "plane":
-            return draw.plot_common_plane(rows, self.about())
-        return (draw.plot_direction_onset if table == "presence" else draw.plot_step_cosines)(
-            rows, self.level, self.about()
-        )
+            return draw.common_plane(rows, self.about())
+        return (draw.direction_onset if table == "presence" else draw.step_cosines)(rows, self.level, self.about())
 
     def about(self) -> str:
         """What is compared: how many runs, of which base, at which sites, and what was left out."""

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from plotly.colors import sample_colorscale
 
-from em_interp.figures.compare import SCALE
+from em_interp.figures.comparison import SCALE
 from em_interp.figures.style import (
     BLUE,
     GREEN,

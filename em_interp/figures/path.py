@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
 from em_interp.errors import InputError
-from em_interp.figures.compare import SCALE, TITLES
 from em_interp.figures.style import (
     FAINT,
     INK,
@@ -39,7 +36,7 @@ from em_interp.transition.rotation import LEAST_TURN
 NORMAL_95 = 1.96
 
 
-def plot_rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
+def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
     """The turn at each step with its pointwise 95 % interval, the null (20° or less), and each estimate's interval.
 
     Where the path turns less than its steady curvature would, 0 is drawn; pointing at it tells the number.
@@ -105,7 +102,7 @@ LABEL = np.array([0.1, 0.025])  # half the width and height of a label, in the p
 NO_EVIDENCE = "A bend and a large share of variance in this plane are no evidence of a turn: any smooth path has both."
 
 
-def plot_path(
+def pca(
     trajectory: AdapterTrajectory, of: Part = "B", site: str | None = None, transitions: Sequence[Transition] = ()
 ) -> go.Figure:
     """The path of B, A or ΔW in two components, coloured by step, with the rotations among `transitions` of it.
@@ -224,7 +221,7 @@ def _free_side(scores: Float[np.ndarray, "step 2"], index: int) -> str:
 PARTS: tuple[Part, ...] = ("B", "A", "delta")
 
 
-def plot_norms(trajectory: AdapterTrajectory, site: str | None = None) -> go.Figure:
+def norms(trajectory: AdapterTrajectory, site: str | None = None) -> go.Figure:
     """‖B‖, ‖A‖ and ‖ΔW‖ by step, each on its own axis; of all sites together where `site` is None."""
     figure = new_figure(
         "Size of the adapter", about(trajectory, site), 380, rows=3, shared_xaxes=True, vertical_spacing=0.1
@@ -272,7 +269,7 @@ EXPLAINED = (
 )
 
 
-def plot_turning(
+def turning_angle(
     trajectory: AdapterTrajectory,
     of: Part = "B",
     site: str | None = None,
@@ -334,70 +331,13 @@ def draw_turning(
 
 
 # --------
-# One run's steps against another's: where along training two runs point the same way.
-
-
-PANEL = 260  # pixels
-MOST = 6  # pairs in one figure
-
-
-def plot_step_cosines(steps: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
-    """A panel for each pair of runs (the first six), a cell for each two of their steps, the band's edge as a line.
-
-    `steps` has columns measure (one of them), run, other, step, other_step, value and random_band.
-    """
-    name = TITLES[str(steps["measure"].iloc[0])]
-    pairs = [(key, rows) for key, rows in steps.groupby(["run", "other"], sort=False)]
-    left = f" The first {MOST} of {len(pairs)} pairs." if len(pairs) > MOST else ""
-    pairs = pairs[:MOST]
-    across = min(len(pairs), 2)
-    down = -(-len(pairs) // across)
-    line = (
-        f"Black line: the edge of the {level:.0%} band of random directions; what lies below it is no likeness.{left}"
-    )
-    figure = new_figure(
-        f"{name} of one run's steps with another's",
-        f"{about}. {line}" if about else line,
-        down * (PANEL + 60),
-        least_width=480,
-        rows=down,
-        cols=across,
-        horizontal_spacing=0.16,
-        vertical_spacing=0.24 / down,
-    )
-    for number, ((run, other), rows) in enumerate(pairs):
-        where = place(number // across + 1, number % across + 1)
-        _draw(figure, rows, where)
-        figure.update_xaxes(title_text=f"Training step of {escape(str(other))}", nticks=6, showgrid=False, **where)
-        figure.update_yaxes(title_text=f"Training step of {escape(str(run))}", nticks=6, showgrid=False, **where)
-    signed = bool((steps["value"] < 0).any())
-    shades = SCALE if signed else SCALE[2:]
-    bar = {"title": {"text": f"{name} (no unit)", "side": "right"}, "thickness": 10, "outlinewidth": 0, "nticks": 6}
-    colours = [[position / (len(shades) - 1), colour] for position, colour in enumerate(shades)]
-    return figure.update_layout(
-        coloraxis={"cmin": -1 if signed else 0, "cmax": 1, "colorscale": colours, "colorbar": bar}
-    )
-
-
-def _draw(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
-    square = rows.pivot(index="step", columns="other_step", values="value")
-    grid = {"x": square.columns.to_numpy(), "y": square.index.to_numpy(), "z": square.to_numpy()}
-    hover = "steps %{y} and %{x}<br>%{z:.3f}<extra></extra>"
-    figure.add_trace(go.Heatmap(**grid, coloraxis="coloraxis", hovertemplate=hover, hoverongaps=False), **where)
-    band = float(rows["random_band"].iloc[0])
-    edge = {"start": band, "end": band, "size": 1, "coloring": "none"}
-    line = go.Contour(**grid, contours=edge, line={"color": INK, "width": 1.5}, showscale=False, hoverinfo="skip")
-    figure.add_trace(line.update(name="random band", showlegend=False), **where)
-
-
-# --------
 # A whole path at a glance: norms, the path in two components, and turning angles.
 
 
-def plot_trajectory(trajectory: AdapterTrajectory, of: Part = "B", site: str | None = None) -> go.Figure:
+def trajectory(trajectory: AdapterTrajectory, of: Part = "B", site: str | None = None) -> go.Figure:
     """Norms of B, A and ΔW; the path of `of` in two components, coloured by step; its turning angles with their nulls.
 
-    For each panel alone see `plot_norms`, `plot_path` and `plot_turning`.
+    For each panel alone see `norms`, `pca` and `turning_angle`.
     """
     figure = new_figure(
         "Path of the adapter",

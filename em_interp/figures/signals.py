@@ -12,7 +12,7 @@ from scipy.optimize import isotonic_regression
 
 from em_interp.behaviour.rates import rate_of
 from em_interp.errors import InputError
-from em_interp.figures.path import about, plot_rotation
+from em_interp.figures.path import about, rotation
 from em_interp.figures.style import (
     FAINT,
     HEADROOM,
@@ -53,7 +53,7 @@ def valley(values: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " cell"]:
 # The hump of the logged gradient norm.
 
 
-def plot_gradient_norm(transition: Transition) -> go.Figure:
+def gradient_norm(transition: Transition) -> go.Figure:
     """The log, smoothed, the part left out at the start, and the peak with its interval where one was found.
 
     Dotted is the nearest trend of the null, which has no hump.
@@ -85,7 +85,7 @@ def plot_gradient_norm(transition: Transition) -> go.Figure:
 # Where the norm of ΔW starts to grow faster: its growth rate per learning rate.
 
 
-def plot_norm_onset(transition: Transition) -> go.Figure:
+def norm_onset(transition: Transition) -> go.Figure:
     """The norm, and below it its growth rate, smoothed, with the estimate where a bend was found.
 
     Dotted is the nearest growth of the null, which never speeds up.
@@ -125,7 +125,7 @@ def plot_norm_onset(transition: Transition) -> go.Figure:
 # From which step on ΔW points where it ends.
 
 
-def plot_lock_in(transition: Transition) -> go.Figure:
+def lock_in(transition: Transition) -> go.Figure:
     """The cosine of ΔW to its end by step, the threshold, and the first step from which on it stays above."""
     seen, colour = transition.evidence, PART_COLOUR["delta"]
     figure = new_figure("Lock-in of ΔW", transition.reason)
@@ -144,7 +144,7 @@ def plot_lock_in(transition: Transition) -> go.Figure:
 # From which step on several adapters write together what they write at the end.
 
 
-def plot_composition(transition: Transition) -> go.Figure:
+def composition(transition: Transition) -> go.Figure:
     """The composition score with the end by step, the threshold, and the first step from which on it stays above."""
     seen, colour = transition.evidence, PART_COLOUR["B"]
     figure = new_figure("Composition of the adapters", transition.reason)
@@ -163,7 +163,7 @@ def plot_composition(transition: Transition) -> go.Figure:
 # The onset of a behavioural metric: its value by step, the fitted rise, the control, and the step half-way.
 
 
-def plot_onset(transition: Transition) -> go.Figure:
+def onset(transition: Transition) -> go.Figure:
     """The metric by step with intervals, the fit, the control's (or, without one, the level of the first step)."""
     asked = "" if transition.questions is None else f", {said(transition.questions)} questions"
     scale = "" if transition.scale in (None, 1) else f", adapter ×{transition.scale:g}"
@@ -238,7 +238,7 @@ LOGGED = {
 }
 
 
-def plot_training_log(trajectory: AdapterTrajectory, transitions: Sequence[Transition] = ()) -> go.Figure:
+def training_log(trajectory: AdapterTrajectory, transitions: Sequence[Transition] = ()) -> go.Figure:
     """Loss, gradient norm and learning rate by step; a gradient-norm peak among `transitions` is marked."""
     there = [name for name in LOGGED if name in trajectory.metrics]
     figure = new_figure(
@@ -280,16 +280,16 @@ def draw_logged(
 
 
 FIGURES = {
-    "rotation": plot_rotation,
-    "gradient_norm": plot_gradient_norm,
-    "norm_onset": plot_norm_onset,
-    "lock_in": plot_lock_in,
-    "composition": plot_composition,
-    "onset": plot_onset,
+    "rotation": rotation,
+    "gradient_norm": gradient_norm,
+    "norm_onset": norm_onset,
+    "lock_in": lock_in,
+    "composition": composition,
+    "onset": onset,
 }
 
 
-def plot_transition(transition: Transition) -> go.Figure:
+def transition(transition: Transition) -> go.Figure:
     """The figure of the transition's signal. Raises InputError for a signal that has none."""
     if transition.signal not in FIGURES:
         raise InputError(f"there is no figure of the signal {transition.signal!r} (there are: {', '.join(FIGURES)})")

@@ -292,7 +292,7 @@ class DirectionPath:
 
     def plot(self, table: Table = "cosines") -> go.Figure:
         """Cosines of writes and effects by step with their bands; directions of steps against each other; layers."""
-        from em_interp import figures as draw
+        from em_interp.figures import internals as draw
 
         about = self.reference.answers.sentence()
         if table == "layers":

@@ -184,18 +184,18 @@ def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[s
     seen = [group for group in turns if group and np.isfinite(group[0].evidence.get("turn_deg", np.nan)).any()]
     sections = {
         "path": [
-            draw.plot_norms(path),
-            draw.plot_path(path, transitions=transitions),
-            draw.plot_turning(path, transitions=transitions, planted=known_changes(found.run)),
-            *map(draw.plot_rotation, seen),
+            draw.norms(path),
+            draw.pca(path, transitions=transitions),
+            draw.turning_angle(path, transitions=transitions, planted=known_changes(found.run)),
+            *map(draw.rotation, seen),
         ],
-        "log": [draw.plot_training_log(path, transitions)] if {"loss", "grad_norm"} & set(path.metrics) else [],
+        "log": [draw.training_log(path, transitions)] if {"loss", "grad_norm"} & set(path.metrics) else [],
         "behaviour": [],
         "timeline": [timeline(found)],
     }
     if found.curve is not None:
         beside = None if control is None else control.curve
-        sections["behaviour"] = [draw.plot_behaviour(found.curve, beside, found.onsets)]
+        sections["behaviour"] = [draw.behaviour(found.curve, beside, found.onsets)]
     return {section: [embedded(figure) for figure in drawn] for section, drawn in sections.items()}
 
 
@@ -218,7 +218,7 @@ def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]
 
     of: Any = next((hit.nearest.of for hit in known if hit.nearest is not None), "B")
     changes = known_changes(found.run)
-    turning = draw.plot_turning(found.trajectory, of, transitions=found.transitions, planted=changes)
+    turning = draw.turning_angle(found.trajectory, of, transitions=found.transitions, planted=changes)
     return [embedded(turning), embedded(timeline(found))]
 
 

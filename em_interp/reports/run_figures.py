@@ -70,12 +70,12 @@ def _of_path(found: Findings) -> dict[str, go.Figure]:
     from em_interp import figures as draw
 
     path, turns, changes = found.trajectory, found.transitions, known_changes(found.run)
-    drawn = {"timeline": timeline(found), "norms": draw.plot_norms(path)}
+    drawn = {"timeline": timeline(found), "norms": draw.norms(path)}
     for of, name in FILE_NAME.items():
-        drawn[f"path_{name}"] = draw.plot_path(path, of, transitions=turns)
-        drawn[f"turning_{name}"] = draw.plot_turning(path, of, transitions=turns, planted=changes)
+        drawn[f"path_{name}"] = draw.pca(path, of, transitions=turns)
+        drawn[f"turning_{name}"] = draw.turning_angle(path, of, transitions=turns, planted=changes)
     if {"loss", "grad_norm", "learning_rate"} & set(path.metrics):
-        drawn["training_log"] = draw.plot_training_log(path, turns)
+        drawn["training_log"] = draw.training_log(path, turns)
     return drawn
 
 
@@ -88,8 +88,8 @@ def _of_signals(found: Findings) -> dict[str, go.Figure]:
         if transition.signal == "rotation":
             rotations.setdefault(transition.of or "", []).append(transition)
         else:
-            drawn[transition.signal] = draw.plot_transition(transition)
-    return {f"rotation_{FILE_NAME[of]}": draw.plot_rotation(turns) for of, turns in rotations.items()} | drawn
+            drawn[transition.signal] = draw.transition(transition)
+    return {f"rotation_{FILE_NAME[of]}": draw.rotation(turns) for of, turns in rotations.items()} | drawn
 
 
 def _of_behaviour(found: Findings) -> dict[str, go.Figure]:
@@ -97,13 +97,13 @@ def _of_behaviour(found: Findings) -> dict[str, go.Figure]:
 
     if found.curve is None:
         return {}
-    drawn = {"behaviour": draw.plot_behaviour(found.curve, found.control, found.onsets)}
+    drawn = {"behaviour": draw.behaviour(found.curve, found.control, found.onsets)}
     for onset in found.onsets:
         scale = "" if onset.scale in (None, 1) else f"_x{onset.scale:g}".replace(".", "p")
-        drawn[f"onset_{_plain(onset.questions or 'all')}{scale}"] = draw.plot_onset(onset)
+        drawn[f"onset_{_plain(onset.questions or 'all')}{scale}"] = draw.onset(onset)
     scale = min(found.curve.answers["scale"].unique(), key=lambda value: abs(value - 1))
     last = found.curve.select(scale).at(int(found.curve.steps[-1]))
-    return {**drawn, "scores_last_step": draw.plot_scores(last)}
+    return {**drawn, "scores_last_step": draw.scores(last)}
 
 
 def _of_inside(found: Findings) -> dict[str, go.Figure]:
@@ -126,8 +126,8 @@ def timeline(found: Findings) -> go.Figure:
 
     changes, transitions = known_changes(found.run), [*found.transitions, *kept_transitions(found.run)]
     if found.alignment is None:
-        return draw.plot_timeline(transitions, found.trajectory, planted=changes)
-    return draw.plot_alignment(found.alignment, found.trajectory, transitions, changes)
+        return draw.timeline(transitions, found.trajectory, planted=changes)
+    return draw.alignment(found.alignment, found.trajectory, transitions, changes)
 
 
 def known_changes(run: Run) -> dict[float, str]:

@@ -66,14 +66,14 @@ class AcrossBases:
         """Likeness of what the adapters change, and how they turn along normalised time."""
         import pandas as pd
 
-        from em_interp import figures as draw
+        from em_interp.figures import cross_base as draw
 
         if self.reason:
             return []
         tables = {name: pd.read_csv(self.folder / f"{name}.csv") for name in ("likeness", "profiles", "turning")}
         about = self.lines[0]
-        likeness = draw.plot_cross_base_similarity(tables["likeness"], self.found["level"], about)
-        return [likeness, draw.plot_turning_profiles(tables["profiles"], tables["turning"], about)]
+        likeness = draw.similarity(tables["likeness"], self.found["level"], about)
+        return [likeness, draw.turning_profiles(tables["profiles"], tables["turning"], about)]
 
 
 def across_bases(
@@ -329,9 +329,9 @@ class Sweep:
 
     def plot(self) -> go.Figure:
         """Every run's steps with their intervals, by group, beside the pooled steps."""
-        from em_interp.figures.sweep import plot_sweep
+        from em_interp.figures.sweeps import sweep
 
-        return plot_sweep(self.frame("signals"), self.frame("pooled"))
+        return sweep(self.frame("signals"), self.frame("pooled"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: every run with everything found in it, the pooled steps, and the comparisons of directions."""

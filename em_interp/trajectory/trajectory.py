@@ -128,9 +128,9 @@ class AdapterTrajectory:
 
     def plot(self) -> go.Figure:
         """Norms, the path in two components and turning angles along the run."""
-        from em_interp.figures.path import plot_trajectory
+        from em_interp.figures.path import trajectory
 
-        return plot_trajectory(self)
+        return trajectory(self)
 
     def to_dict(self) -> dict[str, Any]:
         """What the path is of, as plain values; its numbers are in `frame()`."""

@@ -95,9 +95,9 @@ class Alignment:
 
     def plot(self) -> go.Figure:
         """All transitions on one time axis."""
-        from em_interp.figures.timeline import plot_alignment
+        from em_interp.figures.time_axis import alignment
 
-        return plot_alignment(self)
+        return alignment(self)
 
     @property
     def words(self) -> str:

@@ -79,9 +79,9 @@ class Transition:
 
     def plot(self) -> go.Figure:
         """The signal along the run, its null and the estimate with its interval."""
-        from em_interp.figures.signals import plot_transition
+        from em_interp.figures.signals import transition
 
-        return plot_transition(self)
+        return transition(self)
 
     def sentence(self) -> str:
         """The result in words: 'rotation of B: transition at step 190 (95% interval 184 to 197, p < 0.001)'."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import em_interp as em
+from em_interp.figures import comparison as draw
 from em_interp.transition.result import Transition
 from tests.comparison.planting import adapter, unit
 from tests.figures.reading import bands, drawn, lines, texts, trace, values
@@ -72,12 +73,12 @@ def test_agreement_shows_each_run_the_pooled_interval_and_verdicts_without_a_ste
         for step in (180.0, 200.0)
     ]
     none = Transition("rotation", "none", "", of="B")
-    figure = em.figures.plot_agreement(names, [*turns, none], 190.0, (170.0, 210.0))
+    figure = draw.agreement(names, [*turns, none], 190.0, (170.0, 210.0))
     assert lines(figure) == [190] and bands(figure) == [(170, 210)]
     assert trace(figure, "a").error_x.array == (8,)
     assert "none" in texts(figure)
     assert figure.layout.yaxis.ticktext[1] == "&lt;b&gt;"
-    bare = em.figures.plot_agreement(names[:1], [none])
+    bare = draw.agreement(names[:1], [none])
     assert "no run has a step to show" in texts(bare)
 
 
@@ -98,6 +99,6 @@ def test_runs_beyond_a_dozen_are_drawn_without_numbers():
     ]
     import pandas as pd
 
-    figure = em.figures.plot_direction_matrix(pd.DataFrame(rows))
+    figure = draw.direction_matrix(pd.DataFrame(rows))
     assert "0.12" not in texts(figure)
     assert np.shape(figure.data[0].z) == (14, 14)

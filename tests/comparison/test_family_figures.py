@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 import em_interp as em
 from em_interp.comparison.cross_base.texts import built_in_texts
 from em_interp.errors import InputError
+from em_interp.figures import cross_base as draw
 from em_interp.organisms.bases import load_base
 from tests.comparison.two_families import STEPS, path_on, small_base
 from tests.figures.reading import drawn, texts, values
@@ -77,13 +78,12 @@ def test_every_figure_can_be_drawn_says_what_its_axes_are_and_no_name_passes_for
 
 
 def test_the_figures_can_be_drawn_from_tables_alone(compared):
-    draw = em.figures
-    assert drawn(draw.plot_cross_base_similarity(compared.frame("likeness")))
+    assert drawn(draw.similarity(compared.frame("likeness")))
     assert drawn(
-        draw.plot_logit_lens_similarity(compared.frame("tokens").query("at == 'write'"), compared.likeness, "write")
+        draw.logit_lens_similarity(compared.frame("tokens").query("at == 'write'"), compared.likeness, "write")
     )
-    assert drawn(draw.plot_turning_profiles(compared.frame("profiles"), compared.frame("turning")))
-    assert drawn(draw.plot_steering_transfer(compared.frame("use")))
+    assert drawn(draw.turning_profiles(compared.frame("profiles"), compared.frame("turning")))
+    assert drawn(draw.steering_transfer(compared.frame("use")))
 
 
 def test_the_null_is_shaded_in_every_panel_of_the_likeness(compared):

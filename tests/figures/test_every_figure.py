@@ -15,35 +15,26 @@ def calls(found):
     by_signal = {t.signal: t for t in reversed(found.transitions)}
     rotations = [t for t in found.transitions if t.signal == "rotation" and t.of == "B"]
     figures = {
-        "plot_gradient_norm": lambda: draw.plot_gradient_norm(by_signal["gradient_norm"]),
-        "plot_lock_in": lambda: draw.plot_lock_in(by_signal["lock_in"]),
-        "plot_norm_onset": lambda: draw.plot_norm_onset(by_signal["norm_onset"]),
-        "plot_norms": lambda: draw.plot_norms(path),
-        "plot_path": lambda: draw.plot_path(path, transitions=found.transitions),
-        "plot_rotation": lambda: draw.plot_rotation(rotations),
-        "plot_timeline": lambda: draw.plot_timeline(found.transitions, path),
-        "plot_training_log": lambda: draw.plot_training_log(path, found.transitions),
-        "plot_trajectory": lambda: draw.plot_trajectory(path),
-        "plot_transition": lambda: draw.plot_transition(rotations[0]),
-        "plot_turning": lambda: draw.plot_turning(path, transitions=found.transitions),
+        "gradient_norm": lambda: draw.gradient_norm(by_signal["gradient_norm"]),
+        "lock_in": lambda: draw.lock_in(by_signal["lock_in"]),
+        "norm_onset": lambda: draw.norm_onset(by_signal["norm_onset"]),
+        "norms": lambda: draw.norms(path),
+        "pca": lambda: draw.pca(path, transitions=found.transitions),
+        "rotation": lambda: draw.rotation(rotations),
+        "timeline": lambda: draw.timeline(found.transitions, path),
+        "training_log": lambda: draw.training_log(path, found.transitions),
+        "trajectory": lambda: draw.trajectory(path),
+        "transition": lambda: draw.transition(rotations[0]),
+        "turning_angle": lambda: draw.turning_angle(path, transitions=found.transitions),
     }
     if found.curve is not None:
         figures |= {
-            "plot_alignment": lambda: draw.plot_alignment(found.alignment, path, found.transitions),
-            "plot_behaviour": lambda: draw.plot_behaviour(found.curve, found.control, found.onsets),
-            "plot_onset": lambda: draw.plot_onset(found.onsets[0]),
-            "plot_scores": lambda: draw.plot_scores(found.curve.at(int(found.curve.steps[-1]))),
+            "alignment": lambda: draw.alignment(found.alignment, path, found.transitions),
+            "behaviour": lambda: draw.behaviour(found.curve, found.control, found.onsets),
+            "onset": lambda: draw.onset(found.onsets[0]),
+            "scores": lambda: draw.scores(found.curve.at(int(found.curve.steps[-1]))),
         }
     return figures
-
-
-OF_A_COMPARISON = (  # drawn by its plot(), in tests/comparison
-    "plot_agreement",
-    "plot_common_plane",
-    "plot_direction_matrix",
-    "plot_direction_onset",
-    "plot_step_cosines",
-)
 
 
 def test_every_figure_is_tried_somewhere():
@@ -58,7 +49,7 @@ def test_every_figure_can_be_drawn_and_sent_to_a_browser(kind, request):
         figure = call()
         assert drawn(figure), name
         layout = values(figure)["layout"]
-        for side in "x" if name == "plot_timeline" else "xy":  # lanes have no y
+        for side in "x" if name == "timeline" else "xy":  # lanes have no y
             axes = [axis for key, axis in layout.items() if key.startswith(f"{side}axis")]
             assert any(axis.get("title", {}).get("text") for axis in axes), f"{name} does not say what its {side} is"
 
@@ -66,7 +57,7 @@ def test_every_figure_can_be_drawn_and_sent_to_a_browser(kind, request):
 def test_a_figure_without_its_title_is_as_much_lower_and_has_the_same_panels(organism):
     from em_interp.figures.style import without_title
 
-    whole = em.figures.plot_norms(organism.trajectory)
+    whole = em.figures.norms(organism.trajectory)
     bare = without_title(whole)
     assert bare.layout.title.text is None
     assert whole.layout.title.text == "<b>Size of the adapter</b>"
@@ -91,13 +82,13 @@ def test_a_result_shown_in_a_notebook_is_escaped(organism):
 
 def test_a_signal_without_a_figure_is_refused():
     with pytest.raises(InputError, match="no figure of the signal 'hum'"):
-        em.figures.plot_transition(Transition("hum", "none", ""))
+        em.figures.transition(Transition("hum", "none", ""))
 
 
 def test_rotations_of_different_parts_are_not_drawn_into_one_figure(organism):
     turns = [t for t in organism.transitions if t.signal == "rotation"]
     with pytest.raises(InputError, match="rotations of one part"):
-        em.figures.plot_rotation(turns)
+        em.figures.rotation(turns)
 
 
 def test_a_transition_read_from_a_file_has_no_evidence_and_says_what_it_can(organism):

@@ -83,7 +83,7 @@ def test_bands_are_read_back_as_intervals_with_their_curve(organism):
 
 
 def test_error_bars_are_read_back_as_intervals(organism):
-    figure = em.figures.plot_timeline(organism.onsets)
+    figure = em.figures.timeline(organism.onsets)
     table = em.figures.numbers(figure)
     marks = table[table["name"].str.startswith("EM onset", na=False)]
     wanted = sorted((t.step, *t.interval) for t in organism.onsets if t.step is not None)
@@ -157,8 +157,8 @@ def test_without_kaleido_the_message_says_what_to_install():
 
 def test_a_figure_too_wide_for_one_column_is_refused_where_one_was_asked_for(organism, tmp_path):
     with pytest.raises(InputError, match=r"needs 111 mm and a column has 85; give columns=2"):
-        em.figures.export(em.figures.plot_timeline(organism.transitions), tmp_path / "timeline.html", columns=1)
-    made = em.figures.export(em.figures.plot_norms(organism.trajectory), tmp_path / "deep" / "n.html", columns=1)
+        em.figures.export(em.figures.timeline(organism.transitions), tmp_path / "timeline.html", columns=1)
+    made = em.figures.export(em.figures.norms(organism.trajectory), tmp_path / "deep" / "n.html", columns=1)
     assert [file.name for file in made] == ["n.html", "n.txt", "n.csv"]
 
 

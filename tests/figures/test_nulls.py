@@ -41,9 +41,9 @@ def test_what_has_no_hump_is_its_own_null():
 def test_the_null_is_drawn_beside_the_hump_and_the_bend(organism):
     for transition in organism.transitions:
         if transition.signal == "gradient_norm":
-            seen = np.asarray(trace(em.figures.plot_gradient_norm(transition), "null: no hump").y)
+            seen = np.asarray(trace(em.figures.gradient_norm(transition), "null: no hump").y)
             assert not rises_then_falls(seen)
             assert transition.evidence["smooth"].max() > seen.max()
         if transition.signal == "norm_onset":
-            figure = em.figures.plot_norm_onset(transition)
+            figure = em.figures.norm_onset(transition)
             assert (np.diff(trace(figure, "null: growth that never speeds up").y) <= 1e-9).all()

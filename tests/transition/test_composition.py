@@ -90,7 +90,7 @@ def test_adapters_that_end_at_nothing_come_to_no_end():
 
 def test_it_draws_itself():
     found = em.find_transition(planted(), signal="composition")
-    figure = em.figures.plot_composition(found)
+    figure = em.figures.composition(found)
     assert figure.to_json() == found.plot().to_json()
     assert "Composition of the adapters" in figure.layout.title.text
     assert len(figure.data[0].x) == len(STEPS)

@@ -67,21 +67,21 @@ class CrossBaseComparison:
 
     def plot(self, table: Table = "likeness", at: Literal["write", "final"] = "final") -> go.Figure:
         """The figure of a table: `likeness` (or `maps`), `tokens` (of read-outs `at` a place), `profiles`, `use`."""
-        from em_interp import figures as draw
+        from em_interp.figures import cross_base as draw
 
         about = self.about()
         rows = self.frame(table)
         if table == "tokens":
-            return draw.plot_logit_lens_similarity(rows[rows["at"] == at], self.likeness, at, about)
+            return draw.logit_lens_similarity(rows[rows["at"] == at], self.likeness, at, about)
         if table in ("profiles", "turning"):
-            return draw.plot_turning_profiles(self.profiles, self.turning, about)
+            return draw.turning_profiles(self.profiles, self.turning, about)
         if table == "use":
             if rows.empty:
                 raise InputError("no direction was used in this comparison; ask for it with use=True (--use)")
-            return draw.plot_steering_transfer(rows, about)
+            return draw.steering_transfer(rows, about)
         if table == "vocabularies":
             raise InputError("the vocabularies have no figure; see frame('vocabularies')")
-        return draw.plot_cross_base_similarity(self.likeness, self.level, about)
+        return draw.similarity(self.likeness, self.level, about)
 
     def about(self) -> str:
         """What is compared: how many runs, of which bases, on how many texts."""

@@ -25,7 +25,7 @@ PANELS = {
 SYMBOLS = {"transition": "circle", "none": "x-thin-open", "inconclusive": "circle-open", "failed": "square-open"}
 
 
-def plot_sweep(signals: pd.DataFrame, pooled: pd.DataFrame) -> go.Figure:
+def sweep(signals: pd.DataFrame, pooled: pd.DataFrame) -> go.Figure:
     """A panel for each signal; in it a line for each run, by group, and the pooled step of the group below its runs.
 
     `signals` has a row a run and signal (`group`, `run`, `signal`, `verdict`, `step`, `low`, `high`, `reason`),

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from em_interp.figures.compare import run_style
+from em_interp.figures.comparison import run_style
 from em_interp.figures.style import BLUE, FAINT, INK, MUTED, VERMILLION, fade, new_figure, note, place, ribbon
 
 TRANSFER_TITLES = {"steering": "Added to the base at half depth", "ablation": "Projected out of the adapted model"}
 ROW = 42  # pixels
 
 
-def plot_steering_transfer(use: pd.DataFrame, about: str = "") -> go.Figure:
+def steering_transfer(use: pd.DataFrame, about: str = "") -> go.Figure:
     """A panel for each use, a line for each source and target: carried, own, and the largest of the random ones.
 
     `use` has columns run, other, use, carried, own, random_largest and adapter; effects are on the margin of misaligned
@@ -74,7 +74,7 @@ NULL = "Shaded: what random adapters of the same norms reach in {level:.0%}, the
 SIMILARITY_PANEL = 230  # pixels
 
 
-def plot_cross_base_similarity(likeness: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
+def similarity(likeness: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
     """A panel for each measure, a line for each pair over the share of depth, the null shaded.
 
     `likeness` has columns run, other, measure, depth, value, random_band and kept_band; rows without a depth are left
@@ -136,7 +136,7 @@ MOST = 6  # pairs in one figure
 READOUTS_PANEL = 300  # pixels
 
 
-def plot_logit_lens_similarity(
+def logit_lens_similarity(
     tokens: pd.DataFrame, likeness: pd.DataFrame, at: str = "final", about: str = ""
 ) -> go.Figure:
     """A panel for each pair (the first six): rank of every token in both read-outs, the extremes of both named.
@@ -207,7 +207,7 @@ AXES = {
 PROFILES_PANEL = 320  # pixels
 
 
-def plot_turning_profiles(profiles: pd.DataFrame, turning: pd.DataFrame, about: str = "") -> go.Figure:
+def turning_profiles(profiles: pd.DataFrame, turning: pd.DataFrame, about: str = "") -> go.Figure:
     """A panel for each clock, a line for each run, a colour for each family; seeds of one show what chance does.
 
     `profiles` has columns run, family, clock, time and degrees; `turning` a row for each two families and clock with

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ROWS = {"em": "EM rate<br>(% of scored answers)", "coherent": "Coherent rate<br>(% of scored answers)"}
 
 
-def plot_behaviour(
+def behaviour(
     curve: BehaviourCurve, control: BehaviourCurve | None = None, onsets: Sequence[Transition] = ()
 ) -> go.Figure:
     """EM and coherent rates by step with intervals; a column for each adapter scale, then the control's on one axis.
@@ -115,7 +115,7 @@ def _mark_onset(figure: go.Figure, onset: Transition, colour: str, column: int) 
     figure.add_trace(mark, row=1, col=column)
 
 
-def plot_scores(scored: ScoredResponses) -> go.Figure:
+def scores(scored: ScoredResponses) -> go.Figure:
     """EM and coherent rates by question with their intervals, and those of all answers together."""
     table = scored.frame()
     lost = sum(scored.unscored.values())

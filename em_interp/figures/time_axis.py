@@ -120,7 +120,7 @@ LOGGED = (
 )
 
 
-def plot_timeline(
+def timeline(
     transitions: Sequence[Transition],
     trajectory: AdapterTrajectory | None = None,
     mechanistic: Transition | None = None,
@@ -249,7 +249,7 @@ def _add_learned(figure: go.Figure, steps: np.ndarray, learned: np.ndarray, numb
 # The mechanistic and the behavioural transitions on one time axis, with their offsets.
 
 
-def plot_alignment(
+def alignment(
     alignment: Alignment,
     trajectory: AdapterTrajectory | None = None,
     others: Sequence[Transition] = (),
@@ -265,4 +265,4 @@ def plot_alignment(
     first = 1 + len(beside)
     offsets = {first + offset.behavioural: offset for offset in alignment.offsets}
     subtitle = f"{alignment.words[0].upper()}{alignment.words[1:]}."
-    return plot_timeline(transitions, trajectory, alignment.mechanistic, offsets, planted, subtitle)
+    return timeline(transitions, trajectory, alignment.mechanistic, offsets, planted, subtitle)

@@ -34,7 +34,7 @@ from em_interp.transition.result import Transition
 LANE = 34  # pixels
 
 
-def plot_agreement(
+def agreement(
     names: Sequence[str],
     transitions: Sequence[Transition],
     mean: float | None = None,
@@ -98,7 +98,7 @@ def _draw_pooled(figure: go.Figure, mean: float, interval: tuple[float, float], 
 NO_EVIDENCE = "Unrelated runs lie in a plane too, as a star around the start: likeness is in the cosines, not here."
 
 
-def plot_common_plane(plane: pd.DataFrame, about: str = "") -> go.Figure:
+def common_plane(plane: pd.DataFrame, about: str = "") -> go.Figure:
     """A path for each run, a dot at its end and the start ringed; both axes have one scale.
 
     `plane` has columns measure (one of them), run, step, x, y, share_x and share_y.
@@ -144,9 +144,7 @@ CELL, GAP = 64, 110  # pixels
 MOST = 12  # runs up to which the numbers are written
 
 
-def plot_direction_matrix(
-    pairs: pd.DataFrame, level: float = 0.95, about: str = "", site: str | None = None
-) -> go.Figure:
+def direction_matrix(pairs: pd.DataFrame, level: float = 0.95, about: str = "", site: str | None = None) -> go.Figure:
     """A panel for each measure, runs against runs; what random directions reach too is in grey type.
 
     `pairs` has columns run, other, measure, site, value and random_band; of its first site where `site` is None.
@@ -237,7 +235,7 @@ def run_style(names: list[str]) -> dict[str, tuple[str, str]]:
     return {name: (COLOURS[k % 6], DASHES[k // 6 % 3]) for k, name in enumerate(names)}
 
 
-def plot_direction_onset(presence: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
+def direction_onset(presence: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
     """A panel for each run whose end is looked for, a curve for each run it is looked for in, the random band shaded.
 
     A ring marks the first step from which on the curve stays above the band. `presence` has columns measure (one of
@@ -295,3 +293,60 @@ def _draw_onset(
             figure.add_trace(mark.update(legendgroup=name, name="first step", hovertemplate=said), **where)
     # after the curves: plotly drops a mark from a panel that has no trace yet
     figure.add_hrect(low, band, fillcolor=fade(MUTED, 0.2), line_width=0, layer="below", **where)
+
+
+# --------
+# One run's steps against another's: where along training two runs point the same way.
+
+
+STEPS_PANEL = 260  # pixels
+MAX_PAIRS = 6  # pairs in one figure
+
+
+def step_cosines(steps: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
+    """A panel for each pair of runs (the first six), a cell for each two of their steps, the band's edge as a line.
+
+    `steps` has columns measure (one of them), run, other, step, other_step, value and random_band.
+    """
+    name = TITLES[str(steps["measure"].iloc[0])]
+    pairs = [(key, rows) for key, rows in steps.groupby(["run", "other"], sort=False)]
+    left = f" The first {MAX_PAIRS} of {len(pairs)} pairs." if len(pairs) > MAX_PAIRS else ""
+    pairs = pairs[:MAX_PAIRS]
+    across = min(len(pairs), 2)
+    down = -(-len(pairs) // across)
+    line = (
+        f"Black line: the edge of the {level:.0%} band of random directions; what lies below it is no likeness.{left}"
+    )
+    figure = new_figure(
+        f"{name} of one run's steps with another's",
+        f"{about}. {line}" if about else line,
+        down * (STEPS_PANEL + 60),
+        least_width=480,
+        rows=down,
+        cols=across,
+        horizontal_spacing=0.16,
+        vertical_spacing=0.24 / down,
+    )
+    for index, ((run, other), rows) in enumerate(pairs):
+        where = place(index // across + 1, index % across + 1)
+        _draw_steps(figure, rows, where)
+        figure.update_xaxes(title_text=f"Training step of {escape(str(other))}", nticks=6, showgrid=False, **where)
+        figure.update_yaxes(title_text=f"Training step of {escape(str(run))}", nticks=6, showgrid=False, **where)
+    signed = bool((steps["value"] < 0).any())
+    shades = SCALE if signed else SCALE[2:]
+    bar = {"title": {"text": f"{name} (no unit)", "side": "right"}, "thickness": 10, "outlinewidth": 0, "nticks": 6}
+    colours = [[position / (len(shades) - 1), colour] for position, colour in enumerate(shades)]
+    return figure.update_layout(
+        coloraxis={"cmin": -1 if signed else 0, "cmax": 1, "colorscale": colours, "colorbar": bar}
+    )
+
+
+def _draw_steps(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
+    square = rows.pivot(index="step", columns="other_step", values="value")
+    grid = {"x": square.columns.to_numpy(), "y": square.index.to_numpy(), "z": square.to_numpy()}
+    hover = "steps %{y} and %{x}<br>%{z:.3f}<extra></extra>"
+    figure.add_trace(go.Heatmap(**grid, coloraxis="coloraxis", hovertemplate=hover, hoverongaps=False), **where)
+    band = float(rows["random_band"].iloc[0])
+    edge = {"start": band, "end": band, "size": 1, "coloring": "none"}
+    line = go.Contour(**grid, contours=edge, line={"color": INK, "width": 1.5}, showscale=False, hoverinfo="skip")
+    figure.add_trace(line.update(name="random band", showlegend=False), **where)
