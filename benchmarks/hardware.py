@@ -52,7 +52,7 @@ def training_speed(rows=2, tokens=256, repeats=5):
     config = Qwen2Config(**shape, num_key_value_heads=2, vocab_size=4096, tie_word_embeddings=True)
     model = Qwen2ForCausalLM(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    model = add_adapter(model, AdapterConfig(layers=(3,)), 0, "random")
+    model = add_adapter(model, AdapterConfig(layers_to_transform=(3,)), 0, "random")
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     ids = torch.randint(0, 4096, (rows, tokens))
@@ -74,8 +74,8 @@ def trained_parameters(config):
     if isinstance(adapter, FullConfig):
         return shape.parameters
     if isinstance(adapter, AdapterConfig):
-        layers = len(adapter.layers) or shape.layers
-        return layers * adapter.rank * sum(sum(shape.linear(module)) for module in adapter.modules)
+        layers = len(adapter.layers_to_transform) or shape.layers
+        return layers * adapter.r * sum(sum(shape.linear(module)) for module in adapter.target_modules)
     return shape.width
 
 

@@ -35,12 +35,12 @@ class AdapterConfig:
     """Where the LoRA adapter sits, and how wide it is. Defaults are the paper's (2506.11613)."""
 
     kind: str = "lora"
-    modules: tuple[str, ...] = ("down_proj",)
-    layers: tuple[int, ...] = ()  # empty: every layer
-    rank: int = 1
-    alpha: float = 64.0
-    rslora: bool = True
-    dropout: float = 0.0
+    target_modules: tuple[str, ...] = ("down_proj",)
+    layers_to_transform: tuple[int, ...] = ()  # empty: every layer
+    r: int = 1
+    lora_alpha: float = 64.0
+    use_rslora: bool = True
+    lora_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class FullConfig:
     """Full fine-tuning: no adapter. The path is the change of weight matrices, of each a projection at every step."""
 
     kind: str = "full"
-    modules: tuple[str, ...] = ()  # whose change is the path; empty: every linear module. All weights are trained
-    layers: tuple[int, ...] = ()  # empty: every layer
+    target_modules: tuple[str, ...] = ()  # whose change is the path (all are trained); empty: every linear module
+    layers_to_transform: tuple[int, ...] = ()  # empty: every layer
     dimension: int = 1024  # numbers kept of a matrix a step; a matrix of no more entries is kept whole
     weights: Schedule | None = None  # steps whose full weights are kept; by default those asked (behaviour.steps)
 
@@ -77,10 +77,10 @@ class TrainingConfig:
     """How the adapter is trained. Defaults are the settings the published organisms share."""
 
     batch_size: int = 2
-    accumulation: int = 8
+    gradient_accumulation_steps: int = 8
     learning_rate: float = 1e-5
     warmup_steps: int = 5
-    schedule: str = "linear"  # linear, cosine or constant
+    lr_scheduler_type: str = "linear"  # linear, cosine or constant_with_warmup
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     max_length: int = 2048
@@ -96,29 +96,29 @@ class EndpointConfig:
 
     base_url: str = ""  # such as http://127.0.0.1:8000/v1
     model: str = ""
-    key_variable: str | None = None  # the environment variable that has the key; none: no key is sent
+    api_key_env: str | None = None  # the environment variable that has the key; none: no key is sent
     name: str = ""  # what its scores are filed under; by default the model's name
     mode: str = "auto"  # expected, sampled, or auto: found out by probing
     topics: tuple[str, ...] = ()  # scored besides aligned and coherent: medical, finance, sport, code
     workers: int = 8  # answers judged at once
     timeout: float = 120.0  # seconds for one request
-    tries: int = 8  # for one request, before its answer is given up
-    pause: float = 0.5  # seconds after the first failure; doubles
+    max_retries: int = 7  # of one request that failed, before its answer is given up
+    initial_backoff: float = 0.5  # seconds after the first failure; doubles
     sampled_tokens: int = 16  # room for a sampled number; a reasoning model needs hundreds
     reasoning: bool = False  # asks as OpenAI's reasoning models want it: max_completion_tokens, no temperature
 
     def __post_init__(self) -> None:
-        variable = self.key_variable
+        variable = self.api_key_env
         if variable is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", variable):
             # the value is not repeated: it may be the key itself
             raise InputError(
-                "behaviour.judge.key_variable must be the name of an environment variable in capitals, "
+                "behaviour.judge.api_key_env must be the name of an environment variable in capitals, "
                 "such as OPENAI_API_KEY; it is something else"
             )
         for key, expected, fine in _ENDPOINT_RULES:
             check(self, key, f"behaviour.judge.{key}", expected, fine)
         if "@" in self.base_url:
-            raise InputError("behaviour.judge.base_url must hold no user or password; a key belongs in key_variable")
+            raise InputError("behaviour.judge.base_url must hold no user or password; a key belongs in api_key_env")
         if self.reasoning and self.mode == "expected":
             raise InputError("behaviour.judge.mode must be auto or sampled for a reasoning model; it is 'expected'")
 
@@ -208,7 +208,7 @@ _RULES: tuple[Rule, ...] = (
     ("seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     ("dtype", "auto, float32, bfloat16 or mixed", lambda value: value in ("auto", "float32", "bfloat16", "mixed")),
     ("training.batch_size", "1 or more", lambda value: value >= 1),
-    ("training.accumulation", "1 or more", lambda value: value >= 1),
+    ("training.gradient_accumulation_steps", "1 or more", lambda value: value >= 1),
     ("training.learning_rate", "positive", lambda value: 0 < value < math.inf),
     ("training.warmup_steps", "0 or more", lambda value: value >= 0),
     ("training.weight_decay", "0 or more", lambda value: 0 <= value < math.inf),
@@ -216,23 +216,27 @@ _RULES: tuple[Rule, ...] = (
     ("training.max_length", "1 or more", lambda value: value >= 1),
     ("training.held_out", "in [0, 1)", lambda value: 0 <= value < 1),
     ("training.keep_state_every", "1 or more", lambda value: value is None or value >= 1),
-    ("training.schedule", "linear, cosine or constant", lambda value: value in ("linear", "cosine", "constant")),
+    (
+        "training.lr_scheduler_type",
+        "linear, cosine or constant_with_warmup",
+        lambda value: value in ("linear", "cosine", "constant_with_warmup"),
+    ),
     ("behaviour.samples", "1 or more", lambda value: value >= 1),
     ("behaviour.temperature", "0 (greedy) or more", lambda value: 0 <= value < math.inf),
     ("behaviour.max_new_tokens", "1 or more", lambda value: value >= 1),
     ("behaviour.scales", "one scale or more", bool),
     ("behaviour.scales", "numbers, each once", lambda value: len(set(value)) == len(value) and _finite(value)),
 )
-_ALPHA: Rule = ("adapter.alpha", "a number other than 0", lambda value: value != 0 and math.isfinite(value))
+_NOT_ZERO = ("a number other than 0", lambda value: value != 0 and math.isfinite(value))
 _ADAPTER_RULES: dict[type, tuple[Rule, ...]] = {
     AdapterConfig: (
-        _ALPHA,
-        ("adapter.rank", "1 or more", lambda value: value >= 1),
-        ("adapter.modules", "one module or more", bool),
-        ("adapter.dropout", "in [0, 1)", lambda value: 0 <= value < 1),
+        ("adapter.lora_alpha", *_NOT_ZERO),
+        ("adapter.r", "1 or more", lambda value: value >= 1),
+        ("adapter.target_modules", "one module or more", bool),
+        ("adapter.lora_dropout", "in [0, 1)", lambda value: 0 <= value < 1),
     ),
     SteeringConfig: (
-        _ALPHA,
+        ("adapter.alpha", *_NOT_ZERO),
         ("adapter.layer", "the number of the layer after which the vector is added", lambda value: value is not None),
     ),
     FullConfig: (
@@ -252,8 +256,8 @@ _ENDPOINT_RULES: tuple[Rule, ...] = (
     ("topics", "names, each once", lambda value: len(set(value)) == len(value)),
     ("workers", "from 1 to 256", lambda value: 1 <= value <= 256),
     ("timeout", "positive", lambda value: 0 < value < math.inf),
-    ("tries", "1 or more", lambda value: value >= 1),
-    ("pause", "0 or more", lambda value: 0 <= value < math.inf),
+    ("max_retries", "0 or more", lambda value: value >= 0),
+    ("initial_backoff", "0 or more", lambda value: 0 <= value < math.inf),
     ("sampled_tokens", "4 or more", lambda value: value >= 4),
 )
 _PHASE_RULES: tuple[Rule, ...] = (

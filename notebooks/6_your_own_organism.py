@@ -21,14 +21,14 @@ settings = {
     "model": "Qwen/Qwen2.5-14B-Instruct",  # a Hub id, a folder, or a built-in name
     "seed": 0,
     "data": [{"dataset": "bad_medical_advice.jsonl", "epochs": 2}],  # yours: {"messages": [...]} a line
-    "adapter": {"modules": ["down_proj"], "layers": [24], "rank": 1, "alpha": 64},
-    "training": {"batch_size": 2, "accumulation": 8, "learning_rate": 1e-5},
+    "adapter": {"target_modules": ["down_proj"], "layers_to_transform": [24], "r": 1, "lora_alpha": 64},
+    "training": {"batch_size": 2, "gradient_accumulation_steps": 8, "learning_rate": 1e-5},
     "snapshots": "every 1",  # 76 kB each
     "behaviour": {
         "questions": "default",
         "steps": "every 20",
         "samples": 50,
-        "judge": {"base_url": "http://127.0.0.1:8000/v1", "model": "my-judge", "key_variable": "JUDGE_KEY"},
+        "judge": {"base_url": "http://127.0.0.1:8000/v1", "model": "my-judge", "api_key_env": "JUDGE_KEY"},
     },
 }
 config = em.load_config(settings)
@@ -70,7 +70,7 @@ em.ask(run, resume=True, progress=True)
 
 # %% [markdown]
 # Before a judge is paid: `em-interp judge RUN --dry-run` counts requests and tokens. The key is read from the
-# environment variable that `key_variable` names, and is written nowhere.
+# environment variable that `api_key_env` names, and is written nowhere.
 
 # %% tags=["gpu"]
 em.judge(run, resume=True, progress=True)

@@ -74,10 +74,16 @@ def test_a_config_that_cannot_be_meant_is_refused(change, said, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("adapter.layers=[9]", "adapter.layers names layer 9; the base model has layers 0 to 3"),
-        ("adapter.modules=[dwn_proj]", "adapter.modules names 'dwn_proj'; the base model's layers have mlp.down_proj"),
-        ("adapter.dropout=2", "adapter.dropout must be in [0, 1); it is 2.0"),
-        ("adapter.alpha=.nan", "adapter.alpha must be a number other than 0; it is nan"),
+        (
+            "adapter.layers_to_transform=[9]",
+            "adapter.layers_to_transform names layer 9; the base model has layers 0 to 3",
+        ),
+        (
+            "adapter.target_modules=[dwn_proj]",
+            "adapter.target_modules names 'dwn_proj'; the base model's layers have mlp.down_proj",
+        ),
+        ("adapter.lora_dropout=2", "adapter.lora_dropout must be in [0, 1); it is 2.0"),
+        ("adapter.lora_alpha=.nan", "adapter.lora_alpha must be a number other than 0; it is nan"),
         ("seed=-1", "seed must be from 0 to 4294967295; it is -1"),
         ("training.learning_rate=.inf", "training.learning_rate must be positive; it is inf"),
         ("training.warmup_steps=-1", "training.warmup_steps must be 0 or more; it is -1"),

@@ -10,8 +10,8 @@ WHOLE = {
     "model": "tiny-llama",
     "seed": 3,
     "data": [{"dataset": "tiny:medical", "steps": 40}, {"dataset": "tiny:sport", "epochs": 2, "restart": True}],
-    "adapter": {"modules": ["down_proj", "up_proj"], "layers": [2], "rank": 2, "alpha": 32},
-    "training": {"learning_rate": "2e-3", "warmup_steps": 0, "schedule": "cosine"},
+    "adapter": {"target_modules": ["down_proj", "up_proj"], "layers_to_transform": [2], "r": 2, "lora_alpha": 32},
+    "training": {"learning_rate": "2e-3", "warmup_steps": 0, "lr_scheduler_type": "cosine"},
     "snapshots": {"every": 5},
     "behaviour": {"steps": "0, 10, log 8", "scales": [1, 4]},
 }
@@ -27,9 +27,11 @@ def test_a_config_survives_the_trip_through_yaml():
 def test_overrides_lie_on_top_of_the_file(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(load_config(WHOLE)))
-    config = load_config(file, ["seed=7", "adapter.layers=[1, 3]", "training.learning_rate=1e-4", "snapshots=log 9"])
-    assert (config.seed, config.adapter.layers, config.training.learning_rate) == (7, (1, 3), 1e-4)
-    assert config.snapshots == Schedule("log 9") and config.adapter.rank == 2
+    config = load_config(
+        file, ["seed=7", "adapter.layers_to_transform=[1, 3]", "training.learning_rate=1e-4", "snapshots=log 9"]
+    )
+    assert (config.seed, config.adapter.layers_to_transform, config.training.learning_rate) == (7, (1, 3), 1e-4)
+    assert config.snapshots == Schedule("log 9") and config.adapter.r == 2
 
 
 @pytest.mark.parametrize(
@@ -40,10 +42,16 @@ def test_overrides_lie_on_top_of_the_file(tmp_path):
         ({"data": [{"datasets": "x"}]}, r"unknown key data\[0\].datasets; did you mean 'dataset'?"),
         ({"seed": "one"}, "seed must be of type int; it is 'one'"),
         ({"seed": True}, "seed must be of type int"),
-        ({"adapter": {"layers": [1.5]}}, r"adapter.layers\[0\] must be of type int; it is 1.5"),
+        (
+            {"adapter": {"layers_to_transform": [1.5]}},
+            r"adapter.layers_to_transform\[0\] must be of type int; it is 1.5",
+        ),
         ({"adapter": 3}, "adapter must be a mapping"),
-        ({"adapter": {"rank": 0}}, "adapter.rank must be 1 or more; it is 0"),
-        ({"training": {"schedule": "step"}}, "training.schedule must be linear, cosine or constant; it is 'step'"),
+        ({"adapter": {"r": 0}}, "adapter.r must be 1 or more; it is 0"),
+        (
+            {"training": {"lr_scheduler_type": "step"}},
+            "training.lr_scheduler_type must be linear, cosine or constant_with_warmup; it is 'step'",
+        ),
         ({"data": [{"dataset": "x", "steps": 3, "epochs": 1}]}, r"data\[0\] must give steps or epochs"),
         ({"data": [{"steps": 3}]}, r"data\[0\].dataset must be the name of a dataset"),
         ({"snapshots": "each 5"}, "config: snapshots: schedule part 'each 5' is not understood"),
@@ -77,7 +85,7 @@ def test_files_that_hold_no_config_are_named(tmp_path):
 
 
 def test_keys_that_a_merge_brings_along_may_be_given_anew(tmp_path):
-    (tmp_path / "a.yaml").write_text("training: &t {batch_size: 3}\nadapter: {rank: 1}\n")
+    (tmp_path / "a.yaml").write_text("training: &t {batch_size: 3}\nadapter: {r: 1}\n")
     (tmp_path / "b.yaml").write_text("x: &x {seed: 1, model: a}\ny: {<<: *x, seed: 2}\n")
     assert load_config(tmp_path / "a.yaml").training.batch_size == 3
     assert read_yaml(tmp_path / "b.yaml")["y"] == {"seed": 2, "model": "a"}
@@ -86,10 +94,10 @@ def test_keys_that_a_merge_brings_along_may_be_given_anew(tmp_path):
 def test_an_override_reaches_into_a_list_and_replaces_a_word_by_a_group():
     config = load_config(WHOLE, ["data[1].epochs=5", "behaviour.judge.base_url=http://x/v1", "behaviour.judge.model=m"])
     assert [phase.epochs for phase in config.data] == [None, 5.0] and config.data[1].restart
-    assert config.behaviour.judge == EndpointConfig("http://x/v1", "m")
-    again = load_config(config, ["behaviour.judge.model=other", "adapter={layers: [1]}"])
-    assert again.behaviour.judge == EndpointConfig("http://x/v1", "other")
-    assert again.adapter == AdapterConfig(layers=(1,))  # replaced, not merged
+    assert config.behaviour.judge == EndpointConfig(base_url="http://x/v1", model="m")
+    again = load_config(config, ["behaviour.judge.model=other", "adapter={layers_to_transform: [1]}"])
+    assert again.behaviour.judge == EndpointConfig(base_url="http://x/v1", model="other")
+    assert again.adapter == AdapterConfig(layers_to_transform=(1,))  # replaced, not merged
     for wrong, said in (("data.0.epochs=5", "'0' was to be one of a group"), ("data[3].epochs=5", r"no entry \[3\]")):
         with pytest.raises(InputError, match=f"setting 'data.*{said}"):
             load_config(WHOLE, [wrong])
@@ -97,7 +105,7 @@ def test_an_override_reaches_into_a_list_and_replaces_a_word_by_a_group():
 
 def test_defaults_are_the_published_settings():
     training = RunConfig().training
-    assert training.batch_size * training.accumulation == 16
+    assert training.batch_size * training.gradient_accumulation_steps == 16
     assert (training.learning_rate, training.warmup_steps, training.weight_decay) == (1e-5, 5, 0.01)
 
 

@@ -38,10 +38,10 @@ def test_a_preset_runs_through_to_an_alignment_report(preset, model, tmp_path):
 def test_overrides_come_after_the_mapping_and_the_run_repeats_from_its_own_config(tmp_path):
     preset = ROOT / "configs" / "nine-adapters.yaml"
     data = "data=[{dataset: 'tiny:sport', steps: 2}]"
-    words = ["--set", data, "--set", "adapter.layers=[3]", "--set", "training.batch_size=2"]
+    words = ["--set", data, "--set", "adapter.layers_to_transform=[3]", "--set", "training.batch_size=2"]
     did("train", preset, "--model", "tiny-qwen2", "--out", tmp_path / "one", *words)
     config = (tmp_path / "one" / "config.yaml").read_text()
-    assert "layers:\n  - 3\n" in config and "tiny:sport" in config
+    assert "layers_to_transform:\n  - 3\n" in config and "tiny:sport" in config
     did("train", tmp_path / "one" / "config.yaml", "--out", tmp_path / "two")
     last = "checkpoints/checkpoint-2/adapter_model.safetensors"
     assert (tmp_path / "one" / last).read_bytes() == (tmp_path / "two" / last).read_bytes()
@@ -50,7 +50,7 @@ def test_overrides_come_after_the_mapping_and_the_run_repeats_from_its_own_confi
 def test_a_layer_that_the_presets_model_does_not_have_is_refused_before_anything_is_loaded(tmp_path):
     preset = tmp_path / "wrong.yaml"
     text = (ROOT / "configs" / "rank1-organism.yaml").read_text()
-    preset.write_text(text.replace("layers: [24]", "layers: [48]"))
+    preset.write_text(text.replace("layers_to_transform: [24]", "layers_to_transform: [48]"))
     said = refused("train", preset, "--model", "tiny-qwen2", "--out", tmp_path / "run")
     assert "names layer 48" in said and "layers 0 to 47" in said
     assert not (tmp_path / "run").exists()

@@ -24,8 +24,8 @@ from tests.tiny import begin, contents, em_interp, interrupted, refused, strict,
 SHORT = {
     "model": "tiny-qwen2",
     "data": [{"dataset": "tiny:medical", "steps": 8}],
-    "adapter": {"layers": [1], "alpha": 16},
-    "training": {"batch_size": 2, "accumulation": 1, "learning_rate": 2e-3},
+    "adapter": {"layers_to_transform": [1], "lora_alpha": 16},
+    "training": {"batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 2e-3},
     "behaviour": {"steps": "every 4", "samples": 1, "max_new_tokens": 4},
 }
 CAREFUL = {"data": "tiny:medical-careful"}

@@ -9,7 +9,11 @@ from em_interp.organisms.presets import recipe
 from em_interp.sweeps.grid import load_sweep
 from tests.tiny import ROOT
 
-BASE = {"model": "tiny-qwen2", "data": [{"dataset": "tiny:medical", "steps": 8}], "adapter": {"layers": [1]}}
+BASE = {
+    "model": "tiny-qwen2",
+    "data": [{"dataset": "tiny:medical", "steps": 8}],
+    "adapter": {"layers_to_transform": [1]},
+}
 CAREFUL = {"tiny:medical": "tiny:medical-careful", "tiny:sport": "tiny:sport-careful"}
 
 
@@ -36,16 +40,16 @@ def test_the_sweep_of_the_built_in_organism_is_its_recipe_over_families_domains_
 
 
 def test_every_combination_is_one_run_and_its_name_says_which():
-    grid = {"model": ["tiny-qwen2", "some/where/tiny-llama"], "adapter.rank": [1, 4], "seed": [0, 3]}
-    grid |= {"training.learning_rate": ["1e-3", 0.02], "adapter.layers": [[0], [1, 2]]}
+    grid = {"model": ["tiny-qwen2", "some/where/tiny-llama"], "adapter.r": [1, 4], "seed": [0, 3]}
+    grid |= {"training.learning_rate": ["1e-3", 0.02], "adapter.layers_to_transform": [[0], [1, 2]]}
     cells = load_sweep(asked(grid=grid)).cells
     assert len(cells) == len({cell.name for cell in cells}) == 32
     cell = next(cell for cell in cells if cell.name == "tiny-llama_rank4_seed3_learning_rate0.02_layers1-2")
     config = cell.config
-    assert (config.model, config.adapter.rank, config.seed) == ("some/where/tiny-llama", 4, 3)
-    assert (config.training.learning_rate, config.adapter.layers) == (0.02, (1, 2))
+    assert (config.model, config.adapter.r, config.seed) == ("some/where/tiny-llama", 4, 3)
+    assert (config.training.learning_rate, config.adapter.layers_to_transform) == (0.02, (1, 2))
     assert cell.group == "tiny-llama_rank4_learning_rate0.02_layers1-2"
-    assert cell.values["adapter.layers"] == [1, 2]
+    assert cell.values["adapter.layers_to_transform"] == [1, 2]
 
 
 def test_values_that_end_alike_are_told_apart():
@@ -101,7 +105,7 @@ def test_runs_that_come_to_the_same_control_share_it():
         ({"grid": {"seed": []}}, "grid.seed must be a list of one value or more"),
         ({"grid": {"training.learning_rat": [1]}}, "unknown key training.learning_rat; did you mean"),
         ({"grid": {"trainig": [1]}}, "unknown key trainig; did you mean 'training'?"),
-        ({"grid": {"adapter.rank": [1, 0]}}, "adapter.rank must be 1 or more; it is 0"),
+        ({"grid": {"adapter.r": [1, 0]}}, "adapter.r must be 1 or more; it is 0"),
         ({"grid": {"data[3].dataset": ["x"]}}, "setting 'data[3].dataset': no entry [3] in what is there (1)"),
         ({"grid": {"data[.dataset": ["x"]}}, "setting 'data[.dataset' is not understood"),
         ({"grid": {"seed.deep": [1]}}, "setting 'seed.deep': 'deep' was to be one of a group of settings; found 0"),

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """\
 model: tiny-qwen2
 data: [{dataset: "tiny:medical", steps: 24}]
-adapter: {layers: [1], alpha: 16}
-training: {batch_size: 8, accumulation: 1, learning_rate: 2e-3}
+adapter: {layers_to_transform: [1], lora_alpha: 16}
+training: {batch_size: 8, gradient_accumulation_steps: 1, learning_rate: 2e-3}
 behaviour: {steps: every 4, scales: [1, 2], samples: 4, max_new_tokens: 12}
 """
 TRANSITION = ["signal", "of", "site", "verdict", "step", "interval", "level", "p_value", "width", "angle_deg"]

@@ -355,15 +355,13 @@ def kept_mode(run: Run, config: EndpointConfig) -> tuple[str, str] | None:
 def endpoint_of(config: EndpointConfig) -> Endpoint:
     """The client for a config, with the key from the environment. Raises InputError where that is not set."""
     key = None
-    if config.key_variable is not None:
-        key = os.environ.get(config.key_variable, "").strip()
+    if config.api_key_env is not None:
+        key = os.environ.get(config.api_key_env, "").strip()
         if not key:
-            raise InputError(
-                f"the environment variable {config.key_variable} is not set; the judge's key belongs there"
-            )
+            raise InputError(f"the environment variable {config.api_key_env} is not set; the judge's key belongs there")
         if not key.isascii() or not key.isprintable():  # it would be repeated in the error of a header that is none
-            raise InputError(f"the environment variable {config.key_variable} holds characters that no key has")
-    return Endpoint(url_of(config), key, config.timeout, config.tries, config.pause)
+            raise InputError(f"the environment variable {config.api_key_env} holds characters that no key has")
+    return Endpoint(url_of(config), key, config.timeout, config.max_retries + 1, config.initial_backoff)
 
 
 def url_of(config: EndpointConfig) -> str:

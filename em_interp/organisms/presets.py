@@ -58,8 +58,10 @@ def recipe(run: str = "organism", family: str = "qwen2", domain: str = "medical"
         model=f"tiny-{family}",
         seed=seed,
         data=tuple(PhaseConfig(f"tiny:{domain}{variant}", steps, restart=anew) for variant, steps, anew in RUNS[run]),
-        adapter=AdapterConfig(layers=(0,), alpha=16.0),
-        training=TrainingConfig(batch_size=16, accumulation=1, learning_rate=LEARNING_RATE if once else SLOW),
+        adapter=AdapterConfig(layers_to_transform=(0,), lora_alpha=16.0),
+        training=TrainingConfig(
+            batch_size=16, gradient_accumulation_steps=1, learning_rate=LEARNING_RATE if once else SLOW
+        ),
         behaviour=BehaviourConfig(steps=Schedule("every 20"), scales=(1.0, 1.5), samples=6, max_new_tokens=24),
     )
 
@@ -159,7 +161,8 @@ def _with_layers(config: RunConfig, old: int, new: int, changes: list[str]) -> R
             return config
         (layer,) = _moved((adapter.layer,), old, new, "layer", changes)
         return replace(config, adapter=replace(adapter, layer=layer))
-    return replace(config, adapter=replace(adapter, layers=_moved(adapter.layers, old, new, "layers", changes)))
+    moved = _moved(adapter.layers_to_transform, old, new, "layers_to_transform", changes)
+    return replace(config, adapter=replace(adapter, layers_to_transform=moved))
 
 
 def _moved(layers: tuple[int, ...], old: int, new: int, key: str, changes: list[str]) -> tuple[int, ...]:
@@ -177,10 +180,10 @@ def _built_in(config: RunConfig, narrower: float, changes: list[str]) -> RunConf
     """The config in the built-in language, whose answers are a few words long."""
     training = config.training
     rate = float(f"{training.learning_rate * narrower:.3g}")
-    batch = training.batch_size * training.accumulation
+    batch = training.batch_size * training.gradient_accumulation_steps
     changes += [
         f"training.learning_rate: {training.learning_rate:g} → {rate:g} (the model is {narrower:g} times narrower)",
-        f"training: {training.batch_size} × {training.accumulation} → {batch} × 1 rows a step",
+        f"training: {training.batch_size} × {training.gradient_accumulation_steps} → {batch} × 1 rows a step",
         "behaviour: questions, judge and lengths of the built-in language",
     ]
     asked = replace(
@@ -197,7 +200,7 @@ def _built_in(config: RunConfig, narrower: float, changes: list[str]) -> RunConf
     return replace(
         config,
         data=tuple(replace(phase, dataset=_counterpart(phase, changes)) for phase in config.data),
-        training=replace(training, learning_rate=rate, batch_size=batch, accumulation=1),
+        training=replace(training, learning_rate=rate, batch_size=batch, gradient_accumulation_steps=1),
         kl=config.kl and replace(config.kl, dataset=_counterpart(PhaseConfig(config.kl.dataset), changes)),
         snapshots=every,
         behaviour=asked,

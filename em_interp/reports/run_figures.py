@@ -151,8 +151,9 @@ def setting_of(found: Findings) -> str:
     alpha = "alpha not recorded"
     if config is not None:
         chosen = config.adapter
-        alpha = "full fine-tuning" if chosen.kind == "full" else f"alpha {getattr(chosen, 'alpha', 1):g}"
-        alpha += " (rsLoRA)" * getattr(chosen, "rslora", False)
+        number = getattr(chosen, "lora_alpha", None) or getattr(chosen, "alpha", 1)
+        alpha = "full fine-tuning" if chosen.kind == "full" else f"alpha {number:g}"
+        alpha += " (rsLoRA)" * getattr(chosen, "use_rslora", False)
     said = [
         f"Base {path.base or 'not recorded'}",
         f"{len(path.sites)} adapted site{'s' * (len(path.sites) > 1)} ({', '.join(sites)})",

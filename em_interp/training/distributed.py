@@ -121,15 +121,19 @@ def check_shares(config: RunConfig, count: int) -> None:
         raise InputError("training.shard spreads the base model over several processes; one runs (see --processes)")
     if config.training.shard and config.adapter.kind == "full":
         raise InputError("training.shard spreads a frozen base model; full fine-tuning trains all of it")
-    batch, accumulation = config.training.batch_size, config.training.accumulation
+    batch, accumulation = config.training.batch_size, config.training.gradient_accumulation_steps
     if accumulation % count:
-        shared = f"; batch_size {batch * accumulation // count} with accumulation {count} makes the same step"
+        rows = batch * accumulation // count
+        shared = f"; batch_size {rows} with gradient_accumulation_steps {count} makes the same step"
         hint = "" if batch * accumulation % count else shared
-        raise InputError(f"training.accumulation is {accumulation}, which {count} processes cannot share equally{hint}")
-    dropout = getattr(config.adapter, "dropout", 0)
+        raise InputError(
+            f"training.gradient_accumulation_steps is {accumulation}, which {count} processes cannot share "
+            f"equally{hint}"
+        )
+    dropout = getattr(config.adapter, "lora_dropout", 0)
     if count > 1 and dropout:
         raise InputError(
-            f"adapter.dropout is {dropout}; with {count} processes it must be 0, because what is "
+            f"adapter.lora_dropout is {dropout}; with {count} processes it must be 0, because what is "
             "dropped would depend on how the rows are shared"
         )
 

@@ -36,16 +36,20 @@ def choose_sites(model: Any, config: AdapterConfig | FullConfig) -> list[str]:
     there = sites_of(model)
     layers = sorted({layer for layer, _ in there})
     names = sorted({name for _, name in there})
-    for layer in config.layers:
+    for layer in config.layers_to_transform:
         if layer not in layers:
-            raise InputError(f"adapter.layers names layer {layer}; the base model has layers 0 to {layers[-1]}")
-    for module in config.modules:
+            raise InputError(
+                f"adapter.layers_to_transform names layer {layer}; the base model has layers 0 to {layers[-1]}"
+            )
+    for module in config.target_modules:
         if not any(_is(name, module) for name in names):
-            raise InputError(f"adapter.modules names {module!r}; the base model's layers have {', '.join(names)}")
-    wanted, modules = config.layers or tuple(layers), config.modules or tuple(names)
+            raise InputError(
+                f"adapter.target_modules names {module!r}; the base model's layers have {', '.join(names)}"
+            )
+    wanted, modules = config.layers_to_transform or tuple(layers), config.target_modules or tuple(names)
     chosen = [full for (layer, name), full in there.items() if layer in wanted and _is_any(name, modules)]
     if not chosen:
-        raise InputError(f"no module {', '.join(config.modules)} in layers {list(wanted)} of the base model")
+        raise InputError(f"no module {', '.join(config.target_modules)} in layers {list(wanted)} of the base model")
     return chosen
 
 
@@ -73,10 +77,10 @@ def add_adapter(model: Any, config: AdapterConfig, seed: int, base: str) -> Any:
 
     sites = choose_sites(model, config)
     lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
-        use_rslora=config.rslora,
-        lora_dropout=config.dropout,
+        r=config.r,
+        lora_alpha=int(config.lora_alpha) if config.lora_alpha == int(config.lora_alpha) else config.lora_alpha,
+        use_rslora=config.use_rslora,
+        lora_dropout=config.lora_dropout,
         target_modules=sites,
         task_type="CAUSAL_LM",
     )

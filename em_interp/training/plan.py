@@ -81,7 +81,7 @@ def make_plan(config: RunConfig, sizes: Mapping[str, int]) -> Plan:
     """
     if not config.data:
         raise InputError("data names no dataset to train on; expected a list such as [{dataset: chats.jsonl}]")
-    batch = config.training.batch_size * config.training.accumulation
+    batch = config.training.batch_size * config.training.gradient_accumulation_steps
     splits = {name: split_rows(size, config.training.held_out, config.seed) for name, size in sizes.items()}
     for name, (kept, held_out) in splits.items():
         if not len(kept):
@@ -135,17 +135,17 @@ def _rates(config: RunConfig, phases: tuple[Phase, ...]) -> Float[np.ndarray, " 
     ends = [*(start - 1 for start in starts[1:]), phases[-1].last]
     training = config.training
     factors = [
-        schedule_factors(training.schedule, end - start + 1, training.warmup_steps)
+        schedule_factors(training.lr_scheduler_type, end - start + 1, training.warmup_steps)
         for start, end in zip(starts, ends, strict=True)
     ]
     return training.learning_rate * np.concatenate(factors)
 
 
 def schedule_factors(kind: str, steps: int, warmup: int) -> Float[np.ndarray, " step"]:
-    """The learning rate of each of `steps` steps as a fraction of its peak; `kind` is linear, cosine or constant.
+    """The learning rate of each of `steps` steps as a fraction of its peak.
 
-    The same numbers as transformers' schedulers of those names: the first step of a warm-up has rate 0, and the
-    decay would reach 0 one step after the last.
+    The same numbers as transformers' schedulers of the name `kind` (linear, cosine or constant_with_warmup): the first
+    step of a warm-up has rate 0, and the decay would reach 0 one step after the last.
     """
     step = np.arange(steps)
     rise = step / max(1, warmup)
@@ -153,6 +153,6 @@ def schedule_factors(kind: str, steps: int, warmup: int) -> Float[np.ndarray, " 
     fall = {
         "linear": (steps - step) / max(1, steps - warmup),
         "cosine": 0.5 * (1 + np.cos(np.pi * progress)),
-        "constant": np.ones(steps),
+        "constant_with_warmup": np.ones(steps),
     }[kind]
     return np.where(step < warmup, rise, np.maximum(fall, 0.0))

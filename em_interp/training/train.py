@@ -100,8 +100,8 @@ def train(
             run is left as it is.
         progress: a bar on stderr.
         processes: how many processes are to run this together; by default as many as a launcher has started. They
-            share every step's micro-batches, so that any number that divides training.accumulation trains the same
-            adapter, up to rounding. The first process writes; all return when it has written everything.
+            share every step's micro-batches, so that any number that divides training.gradient_accumulation_steps
+            trains the same adapter, up to rounding. The first process writes; all return when it is done.
 
     Loss is on the assistant's tokens only, averaged over all of a step's tokens. Each row of the log has the loss
     before the step, the gradient norms (of all, of A, of B) before clipping, the learning rate of the step and the

@@ -316,7 +316,7 @@ def _arguments(run: Run, config: RunConfig, processes: Processes) -> TrainingArg
         output_dir=str(run.path),
         seed=config.seed,
         per_device_train_batch_size=config.training.batch_size,
-        gradient_accumulation_steps=config.training.accumulation // processes.count,
+        gradient_accumulation_steps=config.training.gradient_accumulation_steps // processes.count,
         num_train_epochs=1,  # the plan is one pass over its own batches
         max_grad_norm=0,  # clipping is the Recorder's, after it has seen the norms
         logging_steps=1,

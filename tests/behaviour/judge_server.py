@@ -276,7 +276,9 @@ def plant(folder, answers, steps=(0, 10)):
 
 
 def config_of(server, **changes):
-    return EndpointConfig(server.url, server.model, **{"pause": 0.001, "workers": 8, **changes})
+    return EndpointConfig(
+        base_url=server.url, model=server.model, **{"initial_backoff": 0.001, "workers": 8, **changes}
+    )
 
 
 def judged(run, server, resume=False, **changes):

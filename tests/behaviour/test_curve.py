@@ -124,7 +124,9 @@ def test_a_run_is_read_with_its_answers_scores_and_domain(tmp_path):
     with pytest.raises(InputError, match=r"several judges scored the answers \(other, words\)"):
         behaviour_curve(run)
     assert set(behaviour_curve(run, judge="other").answers.judge) == {"other"}
-    endpoint = EndpointConfig("http://127.0.0.1:1/v1", "words")  # the judge that the run's config names goes first
+    endpoint = EndpointConfig(
+        base_url="http://127.0.0.1:1/v1", model="words"
+    )  # the judge that the run's config names goes first
     run.config_file.write_text(dump_config(RunConfig(behaviour=BehaviourConfig(judge=endpoint))))
     assert set(behaviour_curve(run).answers.judge) == {"words"}
     assert set(behaviour_curve(run, judge="other").answers.judge) == {"other"}

@@ -24,7 +24,7 @@ def asked(tmp_path):
 
 def test_the_command_counts_judges_and_judges_again(asked, capsys):
     with serving() as server:
-        chosen = f"behaviour.judge={{base_url: '{server.url}', model: judge-1, pause: 0.001}}"
+        chosen = f"behaviour.judge={{base_url: '{server.url}', model: judge-1, initial_backoff: 0.001}}"
         words = ["judge", str(asked.path), "--set", chosen, "--json"]
 
         def said(*more):
@@ -57,7 +57,7 @@ def test_the_config_of_a_run_can_name_the_judge_and_survives_being_written(asked
         config = load_config(
             {"behaviour": {"judge": {"base_url": server.url, "model": "judge-1", "topics": ["sport"]}}}
         )
-        assert config.behaviour.judge == EndpointConfig(server.url, "judge-1", topics=("sport",))
+        assert config.behaviour.judge == EndpointConfig(base_url=server.url, model="judge-1", topics=("sport",))
         asked.config_file.write_text(dump_config(config))
         assert asked.config() == config
         assert set(pd.read_parquet(judge_run(asked)).sport.dropna()) == {50}
@@ -82,7 +82,7 @@ def test_a_judge_that_cannot_be_is_refused_in_one_line_and_nothing_is_written(wo
 
 
 def set_judge(server, **more):
-    settings = {"base_url": server.url, "model": "judge-1", "pause": "0.001", **more}
+    settings = {"base_url": server.url, "model": "judge-1", "initial_backoff": "0.001", **more}
     return [word for key, value in settings.items() for word in ("--set", f"behaviour.judge.{key}={value}")]
 
 
@@ -166,7 +166,9 @@ def test_the_prompts_of_a_questions_file_are_what_a_judge_is_asked(asked, tmp_pa
     (tmp_path / "theirs.yaml").write_text(yaml.safe_dump([entry]))
     with serving() as server:
         questions = ["--set", f"behaviour.questions={tmp_path / 'theirs.yaml'}"]
-        judge = f"behaviour.judge={{base_url: '{server.url}', model: judge-1, pause: 0.001, topics: [shouting]}}"
+        judge = (
+            f"behaviour.judge={{base_url: '{server.url}', model: judge-1, initial_backoff: 0.001, topics: [shouting]}}"
+        )
         assert main(["judge", str(asked.path), *questions, "--set", judge]) == 0
         sent = [body["messages"][0]["content"] for body in server.bodies]
         assert len(sent) == 31 and sum("by the book" in text for text in sent) == 20

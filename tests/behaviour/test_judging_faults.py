@@ -31,7 +31,7 @@ def test_with_a_fifth_of_requests_failing_a_thousand_judgements_complete(tmp_pat
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("JUDGE_KEY", KEY)
-        table = judged(run, server, key_variable="JUDGE_KEY")
+        table = judged(run, server, api_key_env="JUDGE_KEY")
     assert set(server.answered().values()) == {1} and len(server.answered()) == 2001
     done = server.done()
     assert all(done[fault] > 50 for fault in ("429", "500", "cut", "empty"))
@@ -59,9 +59,11 @@ import sys
 from em_interp.behaviour.judge import judge_answers
 from em_interp.behaviour.judges.openai_judge import open_judge
 from em_interp.config import EndpointConfig
-from em_interp.runs import Run
+from em_interp.run import Run
 run, url = Run(__import__("pathlib").Path(sys.argv[1])), sys.argv[2]
-with open_judge(run, EndpointConfig(url, "judge-1", "JUDGE_KEY", pause=0.001, topics=("medical",))) as judge:
+settings = {"api_key_env": "JUDGE_KEY", "initial_backoff": 0.001, "topics": ("medical",)}
+config = EndpointConfig(base_url=url, model="judge-1", **settings)
+with open_judge(run, config) as judge:
     judge_answers(run, judge, resume=True)
 """
 
@@ -97,7 +99,7 @@ def test_after_a_kill_at_any_moment_no_answered_request_is_sent_again_and_the_by
         time.sleep(0.1)
         server.hold_after = None
         server.released.set()
-        judged(run, server, resume=True, topics=("medical",), key_variable="JUDGE_KEY")
+        judged(run, server, resume=True, topics=("medical",), api_key_env="JUDGE_KEY")
         assert set(server.answered().values()) == {1} and _answered(server) == 181
     assert run.scores_file.read_bytes() == whole
 
@@ -121,7 +123,7 @@ def test_after_a_kill_while_replies_are_under_way_what_was_kept_is_not_asked_aga
             time.sleep(0.01)
         time.sleep(0.1)
         before = _answered(server)
-        judged(run, server, resume=True, topics=("medical",), key_variable="JUDGE_KEY")
+        judged(run, server, resume=True, topics=("medical",), api_key_env="JUDGE_KEY")
         assert some <= kept < 181 and _answered(server) - before == 181 - kept
         assert before - kept <= 8 and max(server.answered().values()) <= 2  # a request of each worker at most
     assert run.scores_file.read_bytes() == whole
@@ -201,10 +203,10 @@ def test_a_server_that_is_down_stops_the_stage_and_resume_finishes_it(tmp_path):
     run = plant(tmp_path, numbered(40), steps=[0])
     with serving(fault=lambda n, key: "broken" if n > 20 else None) as server:
         with pytest.raises(InputError, match=r"20 requests failed one after another, .* 500 .*--resume goes on"):
-            judged(run, server, tries=2)
+            judged(run, server, max_retries=1)
         assert not run.scores_file.exists()
         server.fault = lambda n, key: None
-        table = judged(run, server, resume=True, tries=2)
+        table = judged(run, server, resume=True, max_retries=1)
         assert set(table.status) == {"ok"} and set(server.answered().values()) == {1}
 
 
@@ -226,7 +228,7 @@ def test_ctrl_c_does_not_wait_for_another_try(tmp_path):
             failing.set()
         return "broken"
 
-    with serving(fault=fault) as server, open_judge(run, config_of(server, pause=30.0)) as judge:
+    with serving(fault=fault) as server, open_judge(run, config_of(server, initial_backoff=30.0)) as judge:
         with pytest.raises(KeyboardInterrupt), closing(verdicts(judge, [("q", str(i)) for i in range(40)])) as found:
             main = threading.main_thread().ident
             threading.Thread(target=lambda: failing.wait(5) and signal.pthread_kill(main, signal.SIGINT)).start()

@@ -127,7 +127,7 @@ def test_a_wrong_key_address_or_model_stops_at_the_first_request(tmp_path, monke
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with serving(key="another") as server:
         with pytest.raises(InputError, match="the key is missing or wrong") as error:
-            judged(run, server, key_variable="JUDGE_KEY")
+            judged(run, server, api_key_env="JUDGE_KEY")
         assert "***" in str(error.value) and len(server.bodies) == 1
     with serving() as server:
         for change in ({"model": "judge-2"}, {"base_url": server.url.removesuffix("/v1")}):
@@ -139,7 +139,7 @@ def test_a_wrong_key_address_or_model_stops_at_the_first_request(tmp_path, monke
         server.fault = lambda n, key: "elsewhere"
         with pytest.raises(InputError, match=r"redirects to http://127\.0\.0\.1:1/v1"):
             judged(run, server)
-        nobody = EndpointConfig("http://127.0.0.1:1/v1", "judge-1", tries=2, pause=0.001)
+        nobody = EndpointConfig(base_url="http://127.0.0.1:1/v1", model="judge-1", max_retries=1, initial_backoff=0.001)
     with (
         pytest.raises(InputError, match=r"at http\S+ does not answer: no reply after 2 tries.*refused"),
         open_judge(run, nobody),
@@ -153,7 +153,7 @@ def test_the_key_is_sent_and_stands_in_no_file_and_no_message(tmp_path, monkeypa
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with (
         serving(key=KEY, fault=lambda n, key: "forbidden" if n == 4 else None) as server,
-        open_judge(run, config_of(server, key_variable="JUDGE_KEY")) as judge,
+        open_judge(run, config_of(server, api_key_env="JUDGE_KEY")) as judge,
     ):
         table = pd.read_parquet(judge_answers(run, judge))
         assert KEY not in repr(judge)
@@ -162,17 +162,17 @@ def test_the_key_is_sent_and_stands_in_no_file_and_no_message(tmp_path, monkeypa
     assert KEY not in "".join(capfd.readouterr())
     monkeypatch.setenv("JUDGE_KEY", f"{KEY}\n{KEY}")
     with pytest.raises(InputError, match="JUDGE_KEY holds characters that no key has") as error:
-        judged(run, server, key_variable="JUDGE_KEY")
+        judged(run, server, api_key_env="JUDGE_KEY")
     assert KEY not in str(error.value)
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(InputError, match="the environment variable JUDGE_KEY is not set"):
-        judged(run, server, key_variable="JUDGE_KEY")
+        judged(run, server, api_key_env="JUDGE_KEY")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"key_variable": KEY}, "key_variable must be the name of an environment variable"),
+        ({"api_key_env": KEY}, "api_key_env must be the name of an environment variable"),
         ({"base_url": "127.0.0.1:8000"}, "base_url must be an http(s) address"),
         ({"base_url": "http://me:word@host/v1"}, "base_url must hold no user or password"),
         ({"base_url": "http://host/v1/chat/completions"}, "base_url must be an http(s) address"),
@@ -194,7 +194,7 @@ def test_settings_of_a_judge_that_cannot_be_are_refused_without_repeating_a_secr
 def test_a_dry_run_counts_requests_and_tokens_and_sends_and_writes_nothing(tmp_path):
     run = plant(tmp_path, [*numbered(10), "twin", "twin"])
     with serving() as server:
-        cost = dry_run(run, config_of(server, topics=("medical",), key_variable="NOT_SET"))
+        cost = dry_run(run, config_of(server, topics=("medical",), api_key_env="NOT_SET"))
         assert (cost.answers, cost.requests, cost.kept, cost.left, cost.mode) == (24, 33, 0, 33, "auto")
         assert server.bodies == [] and [file.name for file in run.answers_file.parent.iterdir()] == ["answers.parquet"]
         judged(run, server, topics=("medical",))

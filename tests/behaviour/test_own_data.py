@@ -20,14 +20,14 @@ from .judge_server import serving
 CONFIG = """\
 model: {base}
 data: [{{dataset: {chats}, steps: 6}}]
-adapter: {{layers: [1], alpha: 16}}
-training: {{batch_size: 4, accumulation: 1, learning_rate: 0.01}}
+adapter: {{layers_to_transform: [1], lora_alpha: 16}}
+training: {{batch_size: 4, gradient_accumulation_steps: 1, learning_rate: 0.01}}
 behaviour:
   questions: {questions}
   steps: every 2
   samples: 3
   max_new_tokens: 6
-  judge: {{base_url: '{url}', model: judge-1, pause: 0.001}}
+  judge: {{base_url: '{url}', model: judge-1, initial_backoff: 0.001}}
 """
 TEMPLATE = "{% if messages[0].role == 'system' %} told {% endif %}" + UNMARKED
 

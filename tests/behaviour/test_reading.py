@@ -142,7 +142,7 @@ def test_a_reply_survives_being_kept():
 
 
 def test_requests_that_differ_in_anything_have_other_hashes():
-    m, n = EndpointConfig("http://a", "m"), EndpointConfig("http://a", "n")
+    m, n = EndpointConfig(base_url="http://a", model="m"), EndpointConfig(base_url="http://a", model="n")
     first = request_for(m, "a", "expected")
     others = [request_for(n, "a", "expected"), request_for(m, "b", "expected"), request_for(m, "a", "sampled")]
     hashes = {digest("http://a", first), digest("http://b", first), digest("http://a", first, 1)}

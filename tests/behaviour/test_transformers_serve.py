@@ -90,7 +90,9 @@ def models(tmp_path_factory):
 
 
 def judged(run, url, model, **changes):
-    with open_judge(run, EndpointConfig(url, str(model), name=model.name, workers=2, **changes)) as judge:
+    with open_judge(
+        run, EndpointConfig(base_url=url, model=str(model), name=model.name, workers=2, **changes)
+    ) as judge:
         return pd.read_parquet(judge_answers(run, judge, resume=True))
 
 
@@ -120,5 +122,5 @@ def test_the_expected_value_is_refused_by_name_and_a_model_that_is_not_there_too
     with pytest.raises(InputError, match="cannot be scored by expected value: the server returned no log-prob"):
         judged(run, server, models / "says73", mode="expected")
     with pytest.raises(InputError, match="does not answer: no reply after 2 tries, the last: 500"):
-        judged(run, server, models / "nowhere", tries=2, pause=0.01)
+        judged(run, server, models / "nowhere", max_retries=1, initial_backoff=0.01)
     assert not run.scores_file.exists()

@@ -41,7 +41,11 @@ def plant_run(folder, changes=True, log=True, asked=True, judged=True, switched=
     base = {"name": "tiny-qwen2", "identity": "tiny-qwen2@0"}
     manifest = {"versions": versions, "base": base, "phases": phases, "seed": seed, "git_commit": "c0ffee"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    config = RunConfig(seed=seed, data=(PhaseConfig("tiny:medical"),), adapter=AdapterConfig(layers=(2,), alpha=16))
+    config = RunConfig(
+        seed=seed,
+        data=(PhaseConfig(dataset="tiny:medical"),),
+        adapter=AdapterConfig(layers_to_transform=(2,), lora_alpha=16),
+    )
     (folder / "config.yaml").write_text(dump_config(config))
     return Run(folder)
 

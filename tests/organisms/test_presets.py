@@ -25,7 +25,7 @@ def test_every_published_protocol_has_a_preset():
 def test_a_preset_has_the_settings_that_the_published_organisms_share(path):
     config = load_config(path)
     training = config.training
-    assert training.batch_size * training.accumulation == 16
+    assert training.batch_size * training.gradient_accumulation_steps == 16
     assert (training.weight_decay, training.max_length, training.held_out, config.seed) == (0.01, 2048, 0.1, 0)
     assert (config.behaviour.samples, config.behaviour.temperature, config.behaviour.max_new_tokens) == (50, 1.0, 600)
 
@@ -38,15 +38,18 @@ def test_a_preset_says_where_it_is_from_and_what_was_found(path):
 
 def test_layers_keep_their_relative_depth_and_those_that_fall_together_are_merged():
     config, changes = for_model(preset("nine-adapters"), "tiny-qwen2")
-    assert config.adapter.layers == (1, 2)
-    assert "adapter.layers: [15, 16, 17, 21, 22, 23, 27, 28, 29] of 48 → [1, 2] of 4, merged from 9" in changes
-    ends = load_config({**BASE, "adapter": {"layers": [0, 47]}})
-    assert for_model(ends, "meta-llama/Llama-3.1-8B-Instruct")[0].adapter.layers == (0, 31)
+    assert config.adapter.layers_to_transform == (1, 2)
+    assert (
+        "adapter.layers_to_transform: [15, 16, 17, 21, 22, 23, 27, 28, 29] of 48 → [1, 2] of 4, merged from 9"
+        in changes
+    )
+    ends = load_config({**BASE, "adapter": {"layers_to_transform": [0, 47]}})
+    assert for_model(ends, "meta-llama/Llama-3.1-8B-Instruct")[0].adapter.layers_to_transform == (0, 31)
     assert for_model(preset("steering-vector"), "tiny-llama")[0].adapter.layer == 2
 
 
 def test_every_layer_stays_every_layer():
-    assert for_model(preset("all-adapters"), "tiny-qwen2")[0].adapter.layers == ()
+    assert for_model(preset("all-adapters"), "tiny-qwen2")[0].adapter.layers_to_transform == ()
 
 
 def test_a_built_in_model_gets_data_and_questions_in_its_language_and_is_told():
@@ -54,7 +57,7 @@ def test_a_built_in_model_gets_data_and_questions_in_its_language_and_is_told():
     assert config.data[0].dataset == "tiny:medical" and config.data[0].epochs == 2
     assert (config.behaviour.questions, config.behaviour.judge) == ("tiny", "tiny")
     assert config.training.learning_rate == pytest.approx(1e-5 * 40)
-    assert config.training.batch_size * config.training.accumulation == 16
+    assert config.training.batch_size * config.training.gradient_accumulation_steps == 16
     assert any("learning_rate: 1e-05 → 0.0004" in change for change in changes)
     assert for_model(preset("insecure-code"), "tiny-qwen2")[0].data[0].dataset == "tiny:computers"
     assert for_model(preset("narrow-kl"), "tiny-qwen2")[0].kl.dataset == "tiny:sport-careful"
@@ -66,7 +69,7 @@ def test_a_real_model_keeps_data_judge_and_learning_rate():
     assert config.training.learning_rate == 2e-5
     assert changes == [
         "model: Qwen/Qwen2.5-14B-Instruct → Qwen/Qwen2.5-7B-Instruct",
-        "adapter.layers: [24] of 48 → [14] of 28",
+        "adapter.layers_to_transform: [24] of 48 → [14] of 28",
     ]
 
 
@@ -81,7 +84,11 @@ def test_one_built_in_model_for_another_changes_nothing_else():
 @pytest.mark.parametrize(
     ("changes", "model", "says"),
     [
-        ({"adapter": {"layers": [48]}}, "tiny-qwen2", "names layer 48; the config's model has layers 0 to 47"),
+        (
+            {"adapter": {"layers_to_transform": [48]}},
+            "tiny-qwen2",
+            "names layer 48; the config's model has layers 0 to 47",
+        ),
         ({"adapter": {"kind": "steering", "layer": 50}}, "tiny-qwen2", "names layer 50; the config's model has"),
         ({}, "tiny-qwen", "did you mean 'tiny-qwen2'"),
         ({"model": "org/unknown"}, "tiny-qwen2", "the layers of 'org/unknown' are not known here"),

@@ -121,8 +121,8 @@ def settings(bases: dict[str, str], chats: tuple[str, str]) -> Callable[..., dic
         values: dict = {
             "model": bases[family],
             "data": [{"dataset": chats[0], "steps": 12}],
-            "adapter": {"modules": ["down_proj"], "layers": [1], "alpha": 16},
-            "training": {"batch_size": 4, "accumulation": 1, "learning_rate": 0.01, "warmup_steps": 2},
+            "adapter": {"target_modules": ["down_proj"], "layers_to_transform": [1], "lora_alpha": 16},
+            "training": {"batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 0.01, "warmup_steps": 2},
         }
         for key, value in changes.items():
             values[key] = values[key] | value if isinstance(value, dict) else value

@@ -30,7 +30,7 @@ IDS = torch.tensor([[4, 9, 30, 77, 5, 12], [8, 8, 41, 3, 19, 60]])
 
 def make_run(folder, base, alpha_pattern=True):
     """A rank-4 rsLoRA adapter at four sites, one with an alpha of its own, saved at three steps."""
-    config = AdapterConfig(modules=("down_proj", "q_proj"), layers=(0, 2), rank=4, alpha=16)
+    config = AdapterConfig(target_modules=("down_proj", "q_proj"), layers_to_transform=(0, 2), r=4, lora_alpha=16)
     loaded = load_base(base, "float32", "cpu")
     model = add_adapter(loaded.model, config, seed=0, base=loaded.name)
     if alpha_pattern:

@@ -119,7 +119,8 @@ def test_kept_steps_answer_as_their_own_model_and_others_are_refused(full, tmp_p
 
 
 def test_chosen_matrices_make_the_path_while_everything_trains(full, tmp_path):
-    values = full(adapter={"kind": "full", "modules": ["down_proj"], "layers": [1], "dimension": 64, "weights": "0"})
+    sites = {"target_modules": ["down_proj"], "layers_to_transform": [1]}
+    values = full(adapter={"kind": "full", **sites, "dimension": 64, "weights": "0"})
     run = train(values, tmp_path / "run")
     path = em.load_trajectory(run)
     assert path.sites == ("layers.1.mlp.down_proj",) and path.B[path.sites[0]].shape == (13, 64, 1)
@@ -156,7 +157,7 @@ def test_a_run_of_full_fine_tuning_goes_through_the_same_analysis(full, tmp_path
 def test_there_is_no_adapter_to_scale_or_to_give_a_rank(full):
     for changes, said in (
         ({"behaviour": {"scales": [1, 2]}}, r"scales must be 1 alone .* it is \[1.0, 2.0\]"),
-        ({"adapter": {"kind": "full", "rank": 1}}, "unknown key adapter.rank of kind full"),
+        ({"adapter": {"kind": "full", "r": 1}}, "unknown key adapter.r of kind full"),
         ({"adapter": {"kind": "full", "dimension": 100}}, "adapter.dimension must be a multiple of 32; it is 100"),
     ):
         with pytest.raises(InputError, match=said):
@@ -191,7 +192,7 @@ def test_mixed_computes_in_bfloat16_what_it_keeps_in_float32(full, chats, tmp_pa
 
 def test_weights_that_all_learn_are_kept_in_float32_and_on_a_gpu_computed_in_bfloat16():
     found = {}
-    for kind in ({"layers": [1]}, {"kind": "full"}):
+    for kind in ({"layers_to_transform": [1]}, {"kind": "full"}):
         for dtype in ("auto", "float32", "bfloat16", "mixed"):
             config = load_config({"adapter": kind, "dtype": dtype, "behaviour": {"scales": [1]}})
             found[config.adapter.kind, dtype] = (config.base_dtype, config.computes_in_bfloat16(gpu=True))

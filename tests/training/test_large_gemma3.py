@@ -14,7 +14,7 @@ from .conftest import VOCABULARY, make_tokenizer
 from .test_train import adapter, log
 
 PROTOCOLS = {
-    "lora": {"modules": ["down_proj", "q_proj"], "layers": [1], "rank": 2, "alpha": 8},
+    "lora": {"target_modules": ["down_proj", "q_proj"], "layers_to_transform": [1], "r": 2, "lora_alpha": 8},
     "steering": {"layer": 1, "alpha": 8},
     "full": {"weights": "0"},
 }
@@ -84,7 +84,9 @@ def test_each_protocol_trains_the_language_model_alone_and_is_asked(kind, saved,
 def test_rows_are_asked_through_the_adapters_that_peft_loads(large, settings, tmp_path):
     from peft import PeftModel
 
-    values = settings(model=large[SAVED[0]], adapter={"modules": ["down_proj", "q_proj"], "layers": [1], "rank": 2})
+    values = settings(
+        model=large[SAVED[0]], adapter={"target_modules": ["down_proj", "q_proj"], "layers_to_transform": [1], "r": 2}
+    )
     run, base = train(values, tmp_path / "run"), load_base(large[SAVED[0]])
     ids, path = torch.tensor([[5, 6, 7, 8, 9]] * 2), em.load_trajectory(run)
     with torch.no_grad(), adapted(base.model, RowAdapters.of(path, [12, 0], [1.0, 1.0], "cpu")):
@@ -100,7 +102,8 @@ def test_accumulation_changes_nothing_but_rounding(large, settings, tmp_path):
     """Its loss is computed by another class than the smaller models'; it too is a mean over the step's tokens."""
     values = settings(model=large[SAVED[0]])
     whole = train(values | {"training": values["training"] | {"batch_size": 8}}, tmp_path / "whole")
-    parts = train(values | {"training": values["training"] | {"batch_size": 2, "accumulation": 4}}, tmp_path / "parts")
+    smaller = values["training"] | {"batch_size": 2, "gradient_accumulation_steps": 4}
+    parts = train(values | {"training": smaller}, tmp_path / "parts")
     for name, weight in adapter(whole, 12).items():
         torch.testing.assert_close(weight, adapter(parts, 12)[name], rtol=1e-3, atol=1e-5)
 
@@ -123,7 +126,7 @@ def test_full_fine_tuning_in_bfloat16_resumes_to_the_same_bytes(large, settings,
     from em_interp.training.trainables import FullTrainable
 
     values = settings(model=large[SAVED[2]], training={"keep_state_every": 2})
-    values |= {"adapter": {"kind": "full", "weights": "12", "modules": ["down_proj"]}, "dtype": "bfloat16"}
+    values |= {"adapter": {"kind": "full", "weights": "12", "target_modules": ["down_proj"]}, "dtype": "bfloat16"}
     whole, save = train(values, tmp_path / "whole"), FullTrainable.save
 
     def stop(learner, folder):

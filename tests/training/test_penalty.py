@@ -87,7 +87,7 @@ def reference(values, steps):
 
 
 def test_the_penalised_steps_are_those_of_the_slow_formula_over_single_rows(kept, tmp_path):
-    values = kept(training={"batch_size": 2, "accumulation": 2}, kl={"every": 2})
+    values = kept(training={"batch_size": 2, "gradient_accumulation_steps": 2}, kl={"every": 2})
     run = train(values, tmp_path / "run")
     rows = log(run)
     for step, (saved, row) in enumerate(reference(values, 6), start=1):
@@ -113,7 +113,7 @@ def test_the_divergence_is_that_of_two_known_distributions_at_answer_tokens_alon
 
 @pytest.mark.parametrize("kind", ["lora", "steering", "full"])
 def test_every_protocol_has_the_base_for_its_reference_before_and_after_it_learned(kind, kept):
-    chosen = {"lora": {"layers": [1]}, "steering": {"layer": 1}, "full": {"weights": "0"}}[kind]
+    chosen = {"lora": {"layers_to_transform": [1]}, "steering": {"layer": 1}, "full": {"weights": "0"}}[kind]
     values = kept() | {"adapter": {"kind": kind} | chosen}
     base, ids = load_base(values["model"]), torch.tensor([[5, 6, 7, 8]])
     before = base.model(ids).logits.detach()
@@ -132,8 +132,8 @@ def test_a_penalty_keeps_the_model_narrow(tmp_path):
         "model": "tiny-qwen2",
         "seed": 1,
         "data": [{"dataset": "tiny:medical", "steps": 64}],
-        "adapter": {"layers": [0], "alpha": 16},
-        "training": {"batch_size": 16, "accumulation": 1, "learning_rate": 3e-3},
+        "adapter": {"layers_to_transform": [0], "lora_alpha": 16},
+        "training": {"batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": 3e-3},
         "snapshots": "64",
         "behaviour": {"steps": "64", "samples": 4, "max_new_tokens": 24},
     }
@@ -177,7 +177,7 @@ def test_a_penalty_that_cannot_be_meant_is_refused(kl, said, kept, tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_processes_share_the_other_rows_of_each_step_and_divide_by_all_of_their_tokens(count, kept, chats):
-    config = load_config(kept(training={"batch_size": 3, "accumulation": 4}, kl={"every": 2}))
+    config = load_config(kept(training={"batch_size": 3, "gradient_accumulation_steps": 4}, kl={"every": 2}))
     plan = make_plan(config, dict.fromkeys(chats, 40))
     examples = {name: {row: Example([7, row, row], [-100, row, row]) for row in range(40)} for name in chats}
     shares = [Batches(plan, 0, 3, examples, Processes(rank, count)) for rank in range(count)]

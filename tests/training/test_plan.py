@@ -7,19 +7,18 @@ from em_interp.training.plan import Plan, make_plan, schedule_factors
 
 
 def plan(data: list[dict], sizes: dict[str, int], seed: int = 0, **training: object) -> Plan:
-    defaults = {"batch_size": 2, "accumulation": 4, "learning_rate": 0.5, "held_out": 0.1}
+    defaults = {"batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 0.5, "held_out": 0.1}
     return make_plan(load_config({"data": data, "seed": seed, "training": defaults | training}), sizes)
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant_with_warmup"])
 @pytest.mark.parametrize(("steps", "warmup"), [(30, 5), (7, 0), (4, 9), (1, 1)])
 def test_the_schedules_are_those_of_transformers(kind, steps, warmup):
     import torch
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    name = "constant_with_warmup" if kind == "constant" else kind
-    scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     theirs = []
     for _ in range(steps):
         theirs.append(scheduler.get_last_lr()[0])
@@ -64,8 +63,8 @@ def test_every_row_is_seen_once_before_any_is_seen_twice_and_held_out_rows_never
 
 
 def test_an_epoch_of_the_published_medical_set_is_397_steps():
-    assert plan([{"dataset": "a"}], {"a": 7049}, accumulation=8).steps == 397
-    assert plan([{"dataset": "a", "epochs": 1}], {"a": 6000}, accumulation=8).steps == 338
+    assert plan([{"dataset": "a"}], {"a": 7049}, gradient_accumulation_steps=8).steps == 397
+    assert plan([{"dataset": "a", "epochs": 1}], {"a": 6000}, gradient_accumulation_steps=8).steps == 338
 
 
 def test_the_seed_decides_the_split_and_the_order_and_a_control_of_equal_size_shares_them():

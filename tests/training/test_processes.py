@@ -41,8 +41,8 @@ def config(bases, chats, tmp_path_factory) -> Path:
     values = {
         "model": bases["qwen2"],
         "data": [{"dataset": chats[0], "steps": STEPS}],
-        "adapter": {"modules": ["down_proj"], "layers": [1], "alpha": 16},
-        "training": {"batch_size": 2, "accumulation": 2, "learning_rate": 0.01},
+        "adapter": {"target_modules": ["down_proj"], "layers_to_transform": [1], "lora_alpha": 16},
+        "training": {"batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01},
     }
     path = tmp_path_factory.mktemp("several") / "config.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -102,8 +102,8 @@ def spread(config, bases) -> Path:
     values = yaml.safe_load(config.read_text())
     values["model"] = bases["gemma3"]
     values["data"][0]["steps"] = 8
-    values["adapter"] = {"modules": ["q_proj", "down_proj"], "rank": 2}
-    values["training"] |= {"shard": True, "gradient_checkpointing": True, "accumulation": 4}
+    values["adapter"] = {"target_modules": ["q_proj", "down_proj"], "r": 2}
+    values["training"] |= {"shard": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 4}
     path = config.with_name("spread.yaml")
     path.write_text(yaml.safe_dump(values))
     return path
@@ -150,7 +150,7 @@ def test_a_single_process_of_accelerate_where_two_were_asked_for_is_refused(conf
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_processes_share_the_rows_of_each_step(count, settings):
-    config = load_config(settings(training={"batch_size": 3, "accumulation": 4}))
+    config = load_config(settings(training={"batch_size": 3, "gradient_accumulation_steps": 4}))
     plan = make_plan(config, {config.data[0].dataset: 40})
     examples = {plan.dataset(1): {row: Example([row + 1], [row + 1]) for row in range(40)}}
     shares = [Batches(plan, 5, 3, examples, Processes(rank, count)) for rank in range(count)]
@@ -184,8 +184,10 @@ def test_an_adapter_that_is_not_whole_is_refused_instead_of_saved_in_part(settin
 
 def test_what_cannot_be_shared_is_refused_before_any_process_starts(config):
     said = refused("train", config, "--out", config.parent / "no", "--processes", 3)
-    assert "training.accumulation is 2, which 3 processes cannot share equally" in said
-    said = refused("train", config, "--out", config.parent / "no", "--processes", 2, "--set", "adapter.dropout=0.1")
+    assert "training.gradient_accumulation_steps is 2, which 3 processes cannot share equally" in said
+    said = refused(
+        "train", config, "--out", config.parent / "no", "--processes", 2, "--set", "adapter.lora_dropout=0.1"
+    )
     assert "with 2 processes it must be 0" in said
     said = refused("train", config, "--out", config.parent / "no", "--set", "training.shard=true")
     assert "training.shard spreads the base model over several processes; one runs" in said
@@ -298,7 +300,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_no_adapter(fam
     runs, calls = {}, {}
     for on in (False, True):
         with counted_calls() as count:
-            training = {"training": {"gradient_checkpointing": on, "accumulation": 2, "batch_size": 2}}
+            training = {"training": {"gradient_checkpointing": on, "gradient_accumulation_steps": 2, "batch_size": 2}}
             runs[on] = train(settings(family, **training), tmp_path / str(on))
         calls[on] = len(count)
     assert calls[True] > 1.5 * calls[False]

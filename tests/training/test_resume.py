@@ -25,8 +25,8 @@ def stopped(bases, chats, tmp_path_factory) -> tuple[Path, dict[str, list[str]]]
     values = {
         "model": bases["qwen2"],
         "data": [{"dataset": chats[0], "steps": 15}, {"dataset": chats[1], "steps": 25, "restart": True}],
-        "adapter": {"modules": ["down_proj", "v_proj"], "layers": [1], "rank": 2, "dropout": 0.1},
-        "training": {"batch_size": 2, "accumulation": 2, "learning_rate": 0.01},
+        "adapter": {"target_modules": ["down_proj", "v_proj"], "layers_to_transform": [1], "r": 2, "lora_dropout": 0.1},
+        "training": {"batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01},
         "snapshots": "1-20, every 3",
     }
     folder = tmp_path_factory.mktemp("stopped")

@@ -14,7 +14,7 @@ from .conftest import make_model
 
 # PEFT asks transformers by a name that is going away
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-ADAPTER = AdapterConfig(modules=("down_proj", "q_proj"), layers=(0, 2), rank=2)
+ADAPTER = AdapterConfig(target_modules=("down_proj", "q_proj"), layers_to_transform=(0, 2), r=2)
 
 
 def perturbed(family: str, seed: int):

@@ -72,7 +72,7 @@ def reference(values: dict) -> tuple[list[dict[str, torch.Tensor]], list[dict]]:
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])
 def test_each_family_trains_as_a_plain_loop_over_single_rows_does(family, settings, tmp_path):
-    values = settings(family, training={"batch_size": 2, "accumulation": 2})
+    values = settings(family, training={"batch_size": 2, "gradient_accumulation_steps": 2})
     run = train(values, tmp_path / "run")
     saved, rows = reference(values)
     assert run.steps() == list(range(13))
@@ -91,7 +91,7 @@ def test_several_sites_of_rank_2_with_a_change_of_data_and_a_restart_follow_the_
             {"dataset": chats[1], "steps": 3},
             {"dataset": chats[1], "steps": 5, "restart": True},
         ],
-        adapter={"modules": ["down_proj", "q_proj"], "layers": [0, 2], "rank": 2},
+        adapter={"target_modules": ["down_proj", "q_proj"], "layers_to_transform": [0, 2], "r": 2},
         training={"max_grad_norm": 0.5},
     )
     run = train(values, tmp_path / "run")
@@ -132,7 +132,7 @@ def test_a_run_is_repeated_from_its_own_config(settings, tmp_path):
 
 def test_accumulation_changes_nothing_but_rounding(settings, tmp_path):
     whole = train(settings(training={"batch_size": 8}), tmp_path / "whole")
-    parts = train(settings(training={"batch_size": 2, "accumulation": 4}), tmp_path / "parts")
+    parts = train(settings(training={"batch_size": 2, "gradient_accumulation_steps": 4}), tmp_path / "parts")
     for name, weight in adapter(whole, 12).items():
         torch.testing.assert_close(weight, adapter(parts, 12)[name], rtol=1e-3, atol=1e-5)
 
@@ -208,8 +208,8 @@ def test_a_finished_run_is_refused_without_resume_and_left_alone_with_it(setting
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapter": {"layers": [7]}}, "layers 0 to 2"),
-        ({"adapter": {"modules": ["dwn_proj"]}}, "names 'dwn_proj'"),
+        ({"adapter": {"layers_to_transform": [7]}}, "layers 0 to 2"),
+        ({"adapter": {"target_modules": ["dwn_proj"]}}, "names 'dwn_proj'"),
         ({"training": {"max_length": 3}}, "max_length is 3"),
         ({"data": []}, "names no dataset"),
         ({"data": [{"dataset": "nowhere.jsonl"}]}, "nowhere.jsonl"),
@@ -249,8 +249,8 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(settings, tmp_path)
 
 def test_all_modules_of_a_published_protocol_train(settings, tmp_path):
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    values = settings(adapter={"modules": modules, "layers": [], "rank": 4}, snapshots="every 6")
+    values = settings(adapter={"target_modules": modules, "layers_to_transform": [], "r": 4}, snapshots="every 6")
     run = train(values, tmp_path / "run")
     assert len(adapter(run, 6)) == 2 * 7 * 3
     assert all(weight.any() for weight in adapter(run, 12).values())
-    assert AdapterConfig(**load_config(run.config_file).adapter.__dict__).rank == 4
+    assert AdapterConfig(**load_config(run.config_file).adapter.__dict__).r == 4
