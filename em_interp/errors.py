@@ -10,8 +10,8 @@ class InputError(ValueError):
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """'; did you mean X?' for the closest known word, or '' where none is close."""
+    """'; did you mean X?' for the closest known word, else one that contains it, or '' where there is neither."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, known, n=1)
+    close = get_close_matches(word, known, n=1) or [name for name in known if word in name.split("_")]
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -44,11 +44,11 @@ def test_every_combination_is_one_run_and_its_name_says_which():
     grid |= {"training.learning_rate": ["1e-3", 0.02], "adapter.layers_to_transform": [[0], [1, 2]]}
     cells = load_sweep(asked(grid=grid)).cells
     assert len(cells) == len({cell.name for cell in cells}) == 32
-    cell = next(cell for cell in cells if cell.name == "tiny-llama_rank4_seed3_learning_rate0.02_layers1-2")
+    cell = next(cell for cell in cells if cell.name == "tiny-llama_r4_seed3_learning_rate0.02_layers_to_transform1-2")
     config = cell.config
     assert (config.model, config.adapter.r, config.seed) == ("some/where/tiny-llama", 4, 3)
     assert (config.training.learning_rate, config.adapter.layers_to_transform) == (0.02, (1, 2))
-    assert cell.group == "tiny-llama_rank4_learning_rate0.02_layers1-2"
+    assert cell.group == "tiny-llama_r4_learning_rate0.02_layers_to_transform1-2"
     assert cell.values["adapter.layers_to_transform"] == [1, 2]
 
 

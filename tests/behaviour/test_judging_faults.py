@@ -57,7 +57,7 @@ def test_identical_requests_are_sent_once(tmp_path):
 STAGE = """
 import sys
 from em_interp.behaviour.judge import judge_answers
-from em_interp.behaviour.judges.openai_judge import open_judge
+from em_interp.behaviour.llm_judge import open_judge
 from em_interp.config import EndpointConfig
 from em_interp.run import Run
 run, url = Run(__import__("pathlib").Path(sys.argv[1])), sys.argv[2]

@@ -158,7 +158,7 @@ def test_keys_of_another_protocol_are_refused_and_a_config_survives_the_trip_thr
         ({"kind": "steering", "layer": 1, "r": 2}, "unknown key adapter.r of kind steering .*kind, layer, alpha"),
         ({"kind": "steering"}, "adapter.layer must be the number of the layer after which"),
         ({"kind": "stering", "layer": 1}, "adapter.kind must be one of lora, steering, full; it is 'stering'"),
-        ({"layer": 1}, "unknown key adapter.layer; did you mean 'layers'"),
+        ({"layers": [1]}, "unknown key adapter.layers; did you mean 'layers_to_transform'"),
     ):
         with pytest.raises(InputError, match=said):
             load_config(steering() | {"adapter": adapter})
