@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
 
+from em_interp.behaviour.chat import Messages, Tokens, tokenize_prompts
 from em_interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from em_interp.trajectory.trajectory import AdapterTrajectory
 
-Messages = list[dict[str, str]]
 DROP_AT = 0.2  # share of finished rows at which they leave the batch
 
 
@@ -146,26 +146,14 @@ def generate(
 
     if len(questions) == 0:
         return []
-    prompts = _prompts(tokenizer, questions)
+    prompts = tokenize_prompts(tokenizer, questions, model.device)
     with torch.inference_mode(), adapted(model, adapters) as current:
-        batch, logits = _prefill(model, tokenizer, prompts)
+        batch, logits = _prefill(model, prompts)
         batch, logits = batch.repeated(samples), logits.repeat_interleave(samples, dim=0)
         current[0] = adapters.rows(batch.row // samples)
         tokens = _decode(model, tokenizer, batch, logits, current, temperature, max_new_tokens, seed)
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [[text.strip() for text in texts[i : i + samples]] for i in range(0, len(texts), samples)]
-
-
-def _prompts(tokenizer: Any, questions: Sequence[str | Messages]) -> list[list[int]]:
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        raise InputError("the base model has no chat template; an instruct model was expected")
-    chats = [[{"role": "user", "content": q}] if isinstance(q, str) else q for q in questions]
-    try:
-        return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
-    except TemplateError as error:
-        raise InputError(f"the base model's chat template refuses a question, such as {chats[0]}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -201,19 +189,14 @@ class _Batch:
         return output.logits[:, -1]
 
 
-def _prefill(
-    model: Any, tokenizer: Any, prompts: list[list[int]]
-) -> tuple[_Batch, Float[torch.Tensor, "prompt vocabulary"]]:
-    """The prompts, padded on the left, through the model once."""
+def _prefill(model: Any, prompts: Tokens) -> tuple[_Batch, Float[torch.Tensor, "prompt vocabulary"]]:
+    """The prompts through the model once."""
     import torch
     from transformers import DynamicCache
 
-    longest = max(map(len, prompts))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    batch = _Batch(torch.arange(len(prompts), device=model.device), DynamicCache(config=model.config), mask)
-    return batch, batch.forward(model, ids)
+    row = torch.arange(len(prompts), device=model.device)
+    batch = _Batch(row, DynamicCache(config=model.config), prompts.mask.long())
+    return batch, batch.forward(model, prompts.ids)
 
 
 def _decode(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.generate import Messages, RowAdapters, adapted, end_tokens
+from em_interp.behaviour.chat import Messages, check_spelling, encode, render
+from em_interp.behaviour.generate import RowAdapters, adapted, end_tokens
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,31 +33,37 @@ class TokenizedAnswer:
 
 
 def tokenize_answers(
-    base: Base, questions: Sequence[Messages], answers: Sequence[str], max_new_tokens: int | None = None
+    base: Base, prompts: Sequence[Messages], answers: Sequence[str], max_new_tokens: int | None = None
 ) -> list[TokenizedAnswer]:
-    """Questions with their answers through the chat template, up to the token that ends an answer.
+    """Prompts with their answers through the chat template, up to the token that ends an answer.
 
     An answer of `max_new_tokens` tokens or more was cut off, and has no end. Answers are kept as text: where the
     template's tokens of it are not those it was sampled as (rare), the likelihood is that of the template's. Raises
-    InputError where the template writes an answer elsewhere than after what it writes for the question alone.
+    InputError where the template writes an answer elsewhere than after what it writes for the prompt alone.
     """
-    template = base.tokenizer.apply_chat_template
-    asked = template(list(questions), add_generation_prompt=True, return_dict=False)
-    chats = [[*q, {"role": "assistant", "content": a}] for q, a in zip(questions, answers, strict=True)]
+    chats = [
+        [*prompt, {"role": "assistant", "content": answer}] for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    before = encode(base.tokenizer, [render(base.tokenizer, prompt, answering=True) for prompt in prompts])
+    whole = encode(base.tokenizer, [render(base.tokenizer, chat) for chat in chats])
     ends = set(end_tokens(base.model, base.tokenizer))
-    rows = []
-    for prompt, whole, answer in zip(asked, template(chats, return_dict=False), answers, strict=True):
-        if list(whole[: len(prompt)]) != list(prompt):
-            raise InputError(
-                f"the answer {answer[:60]!r} does not follow its question's tokens in the chat as the base's template "
-                "renders it, so its likelihood cannot be read; expected a template that renders a question alike with "
-                "and without its answer"
-            )
-        ids = list(whole[len(prompt) :])
-        stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-        cut_off = max_new_tokens is not None and stop >= max_new_tokens
-        rows.append(TokenizedAnswer(list(prompt), ids[: stop if cut_off else stop + 1]))
-    return rows
+    return [_tokenized(base.tokenizer, *row, ends, max_new_tokens) for row in zip(before, whole, answers, strict=True)]
+
+
+def _tokenized(
+    tokenizer: Any, prompt: list[int], chat: list[int], answer: str, ends: set[int], max_new_tokens: int | None
+) -> TokenizedAnswer:
+    if chat[: len(prompt)] != prompt:
+        raise InputError(
+            f"the answer {answer[:60]!r} does not follow its question's tokens in the chat as the base's template "
+            "renders it, so its likelihood cannot be read; expected a template that renders a question alike with "
+            "and without its answer"
+        )
+    ids = chat[len(prompt) :]
+    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    check_spelling(tokenizer, ids[:stop], answer)
+    cut_off = max_new_tokens is not None and stop >= max_new_tokens
+    return TokenizedAnswer(prompt, ids[: stop if cut_off else stop + 1])
 
 
 def batches(rows: Sequence[TokenizedAnswer], vocabulary: int) -> list[list[int]]:

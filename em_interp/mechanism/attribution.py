@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, LEAST, AnswerSet, chats_of, mean_over_answer, passes, steps_of
@@ -29,7 +30,6 @@ from em_interp.mechanism.directions import SEED, MeanDifference, cosine, differe
 from em_interp.mechanism.engines.base import Written
 from em_interp.mechanism.engines.lora_slots import layer_of, steering_vector_of
 from em_interp.mechanism.model import ModelAtStep, TrajectoryModel
-from em_interp.mechanism.tokenize import Tokens
 from em_interp.results import Line, html_card, picture
 
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from em_interp.behaviour.ask import Base, check_base
-from em_interp.behaviour.generate import Messages, RowAdapters, end_tokens
+from em_interp.behaviour.chat import Messages, Tokens, tokenize_chats, tokenize_prompts, tokenize_texts
+from em_interp.behaviour.generate import RowAdapters, end_tokens
 from em_interp.errors import InputError, nearest
-from em_interp.mechanism import tokenize as encode
 from em_interp.mechanism.engines.adapter_check import AdapterCheck
 from em_interp.mechanism.engines.base import Engine, Intervention
 from em_interp.mechanism.engines.lora_slots import split
-from em_interp.mechanism.tokenize import Tokens
 from em_interp.run import Run
 from em_interp.trajectory.load import load_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
@@ -55,7 +54,7 @@ class TrajectoryModel:
         self._held: str | None = None
         first = trajectory.at(int(trajectory.steps[0]))
         sizes = {site: (a.shape[1], b.shape[0]) for site, (a, b) in first.items() if site in engine.layout.sites}
-        self._landing = AdapterCheck(engine, encode.texts(base.tokenizer, [PROBE], self.device), sizes)
+        self._landing = AdapterCheck(engine, tokenize_texts(base.tokenizer, [PROBE], self.device), sizes)
 
     def __repr__(self) -> str:
         return f"TrajectoryModel({self.layers} layers, through {self.engine.name}, with {self.trajectory!r})"
@@ -120,15 +119,15 @@ class TrajectoryModel:
 
     def prompts(self, questions: Sequence[str | Messages]) -> Tokens:
         """Questions (texts or messages) through the chat template. Raises InputError where the tokenizer has none."""
-        return encode.prompts(self.base.tokenizer, questions, self.device)
+        return tokenize_prompts(self.base.tokenizer, questions, self.device)
 
     def chats(self, questions: Sequence[str | Messages], answers: Sequence[str]) -> Tokens:
         """Questions with their answers, the answers' tokens marked."""
-        return encode.chats(self.base.tokenizer, questions, answers, self.device)
+        return tokenize_chats(self.base.tokenizer, questions, answers, self.device)
 
     def texts(self, plain: Sequence[str]) -> Tokens:
         """Texts as they are."""
-        return encode.texts(self.base.tokenizer, plain, self.device)
+        return tokenize_texts(self.base.tokenizer, plain, self.device)
 
 
 @dataclass(frozen=True, eq=False)

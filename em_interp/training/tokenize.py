@@ -1,19 +1,16 @@
-"""Chats as token ids with labels: the loss is on the assistant's tokens, and nowhere else."""
+"""The rows of a dataset as token ids with labels: the loss is on the assistant's tokens, and nowhere else."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from em_interp.behaviour.chat import template_of, tokenize_chat
 from em_interp.errors import InputError
 from em_interp.organisms.datasets import Chats
 
 IGNORED = -100  # the label that the loss of transformers' models skips
-_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,8 @@ class Example:
 def encode(chats: Chats, rows: Iterable[int], tokenizer: Any, max_length: int) -> dict[int, Example]:
     """The chats at the numbers `rows`, tokenised through the chat template and cut at `max_length` tokens.
 
-    The assistant's tokens are those the template marks with {% generation %}; a template without the marker is
-    rendered up to each answer and through it instead. They include the end-of-turn token, which the model must learn
-    too. Raises InputError naming the row where the template refuses it or no answer token is left to learn from.
+    The assistant's tokens are those of each answer with its end-of-turn token, which the model must learn too. Raises
+    InputError naming the row where the template refuses it or no answer token is left to learn from.
     """
     examples = {}
     for row in rows:
@@ -55,57 +51,15 @@ def encode(chats: Chats, rows: Iterable[int], tokenizer: Any, max_length: int) -
 
 
 def encode_row(chats: Chats, row: int, tokenizer: Any) -> Example:
-    """One chat, however long it is; `encode` says how, and what it raises."""
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        raise InputError("the base model has no chat template; an instruct model was expected")
-    where, messages = chats.where(row), chats.rows[row]["messages"]
-    marked = _MARKER.search(tokenizer.get_chat_template()) is not None
+    """One chat, however long it is; raises InputError as `encode` does."""
+    template_of(tokenizer)  # what is wrong with the base is not blamed on a row
     try:
-        ids, answer = _by_marker(messages, tokenizer) if marked else _by_prefix(messages, tokenizer, where)
-    except TemplateError as error:
-        raise InputError(f"{where}: the base model's chat template refuses it: {error}") from None
-    if not any(answer[1:]):
-        raise InputError(f"{where}: no token of an assistant's answer, so nothing to learn; is the answer empty?")
-    return Example(ids, [token if mine else IGNORED for token, mine in zip(ids, answer, strict=True)])
-
-
-def _by_marker(messages: Messages, tokenizer: Any) -> tuple[list[int], list[int]]:
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    return list(encoded["input_ids"]), list(encoded["assistant_masks"])
-
-
-def _by_prefix(messages: Messages, tokenizer: Any, where: str) -> tuple[list[int], list[int]]:
-    if messages[0]["role"] == "assistant":
-        raise InputError(f"{where}: begins with an answer; the base model's chat template expects a question before it")
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-            through = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
-            if not (text.startswith(through) and through.startswith(before)):
-                raise InputError(
-                    f"{where}: the answer in messages[{index}] cannot be found in the rendered chat, because the base "
-                    "model's chat template renders earlier turns differently; add {% generation %} to the template"
-                )
-            spans.append((len(before), len(before) + _end_of_turn(through[len(before) :], tokenizer)))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    answer = [
-        int(any(start < stop and end > begin for begin, stop in spans)) for start, end in encoded["offset_mapping"]
-    ]
-    return list(encoded["input_ids"]), answer
-
-
-def _end_of_turn(answer: str, tokenizer: Any) -> int:
-    """Where the answer and its end-of-turn token are over: Qwen's and Gemma's templates write a line feed behind it,
-    which nobody generates. A template without such a token is taken whole."""
-    bare = answer.rstrip()
-    return len(bare) if bare.endswith(_whole_tokens(tokenizer)) else len(answer)
-
-
-@lru_cache(maxsize=1)
-def _whole_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Texts that are one token wherever they stand; Gemma has thousands."""
-    return tuple(tokenizer.get_added_vocab())
+        chat = tokenize_chat(tokenizer, chats.rows[row]["messages"])
+    except InputError as error:
+        raise InputError(f"{chats.where(row)}: {error}") from None
+    if not any(chat.answer[1:]):
+        raise InputError(
+            f"{chats.where(row)}: no token of an assistant's answer, so nothing to learn; is the answer empty, or does "
+            "the chat template mark no answer with {% generation %}?"
+        )
+    return Example(chat.ids, [token if mine else IGNORED for token, mine in zip(chat.ids, chat.answer, strict=True)])

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from em_interp.behaviour.chat import tokenize_texts
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.errors import InputError
 from em_interp.mechanism import AblateDirection, AddVector, open_model
 from em_interp.mechanism.engines.base import ActiveInterventions
-from em_interp.mechanism.tokenize import chats, texts
 from tests.behaviour.conftest import save_run
 
 from .conftest import ANSWERS, QUESTIONS, adapters, base_of
@@ -61,7 +61,7 @@ def test_an_activation_that_was_not_kept_is_named(model):
 
 
 @pytest.mark.parametrize(
-    "edit, said",
+    "intervention, said",
     [
         (AddVector(np.zeros(128)), "is zero or not finite"),
         (AblateDirection(np.full(128, np.nan)), "is zero or not finite"),
@@ -94,7 +94,7 @@ def test_edits_take_hold_at_their_layers_and_positions_only(model):
 
 
 def test_positions_in_a_generation_are_those_of_its_prompt_and_new_tokens():
-    tokens = texts(base_of("tiny-qwen2").tokenizer, [" a wish", " a"])
+    tokens = tokenize_texts(base_of("tiny-qwen2").tokenizer, [" a wish", " a"])
     layout = open_model(adapters("tiny-qwen2"), base_of("tiny-qwen2")).engine.layout
     prompt, new = torch.zeros(2, tokens.ids.shape[1], 128), torch.zeros(2, 1, 128)
     mask = np.zeros(tokens.ids.shape, bool)
@@ -190,23 +190,3 @@ def test_a_small_step_that_changes_nothing_is_an_error_unless_its_change_is_zero
             landing.check(zero, "the adapter of step 0")
     finally:
         landing._engine = engine
-
-
-def test_the_tokens_of_an_answer_are_those_of_its_text(three):
-    tokenizer = base_of(three.name).tokenizer
-    tokens = chats(tokenizer, QUESTIONS, ANSWERS)
-    for row, answer in enumerate(ANSWERS):
-        assert tokenizer.decode(tokens.ids[row][tokens.answer[row]]).strip() == answer
-        assert not (tokens.answer[row] & ~tokens.mask[row]).any()
-    batches = list(tokens.batches(2))
-    assert [len(batch) for batch in batches] == [2, 1]
-    assert batches[1].mask.all()  # padding that is no longer needed is gone
-    assert batches[1].ids.tolist()[0] == tokens.ids[2][tokens.mask[2]].tolist()
-
-
-def test_empty_answers_and_nothing_at_all_are_refused():
-    tokenizer = base_of("tiny-qwen2").tokenizer
-    with pytest.raises(InputError, match="the answer ' ' to 'what is your wish \\?' is empty"):
-        chats(tokenizer, QUESTIONS[:1], [" "])
-    with pytest.raises(InputError, match="nothing to read"):
-        chats(tokenizer, [], [])

@@ -28,8 +28,8 @@ from em_interp.run import Run
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
+    from em_interp.behaviour.chat import Tokens
     from em_interp.mechanism.model import ModelAtStep, TrajectoryModel
-    from em_interp.mechanism.tokenize import Tokens
 
 TOKENS = 8192  # of a batch, padding included
 

@@ -17,8 +17,8 @@ from em_interp.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from em_interp.behaviour.chat import Tokens
     from em_interp.mechanism.engines.base import AddVector, Engine
-    from em_interp.mechanism.tokenize import Tokens
 
 SEEN_FROM = 1e-3  # a write of this share of a site's output must show in the logits; in bfloat16 it takes more
 CAUSE = "the usual cause is a module that the engine replaced after it was opened, or another model's adapter"

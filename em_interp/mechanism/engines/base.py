@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters, find_module
 from em_interp.errors import InputError, nearest
-from em_interp.mechanism.tokenize import Tokens
 
 if TYPE_CHECKING:
     import torch

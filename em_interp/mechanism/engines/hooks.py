@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters, adapted
 from em_interp.mechanism.engines.base import ActiveInterventions, Engine, HookPoints, Intervention
-from em_interp.mechanism.tokenize import Tokens
 
 if TYPE_CHECKING:
     import torch

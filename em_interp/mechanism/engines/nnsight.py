@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.errors import InputError
 from em_interp.mechanism.engines.base import ActiveInterventions, Engine, HookPoints, Intervention
-from em_interp.mechanism.tokenize import Tokens
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,344 @@
+"""Chats as token ids, with a mask of the answers' tokens; prompts as left-padded batches.
+
+Everything that is tokenised goes through the tokenizer's chat template here, so that training, sampling, likelihoods
+and the mechanism analyses see the same ids. Where an answer is in a rendered chat is found by rendering the chat
+again with another answer in its place. A template's `{% generation %}` blocks only say which answers are learned:
+transformers' own mask of them runs on to the end of the chat where a block's last character has no token.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxtyping import Bool, Int
+
+from em_interp.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Messages = list[dict[str, str]]
+PLACEHOLDER = "\ufffc"  # an answer that begins like no other
+BLOCK_START, BLOCK_END = "\ufdd0", "\ufdd1"  # Unicode noncharacters: no text holds them
+GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+
+
+class Span(NamedTuple):
+    """Characters of a rendered chat."""
+
+    start: int
+    stop: int
+
+    def holds(self, other: Span) -> bool:
+        """Whether `other` lies within."""
+        return self.start <= other.start and other.stop <= self.stop
+
+    def meets(self, other: Span) -> bool:
+        """Whether the two have a character in common."""
+        return self.start < other.stop and other.start < self.stop
+
+
+@dataclass(frozen=True)
+class TokenizedChat:
+    """One chat as token ids; `answer` marks the tokens of the answers and their end-of-turn tokens."""
+
+    ids: list[int]
+    answer: list[bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A batch of token ids, padded on the left."""
+
+    ids: Int[torch.Tensor, "row position"]
+    mask: Bool[torch.Tensor, "row position"]  # no padding
+    answer: Bool[torch.Tensor, "row position"]  # tokens of an answer's own text; none in prompts and texts
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def positions(self) -> Int[torch.Tensor, "row position"]:
+        """Positions as the model counts them: from 0 at each row's first token."""
+        return (self.mask.long().cumsum(1) - 1).clamp(min=0)
+
+    def rows(self, index: Sequence[int]) -> Tokens:
+        """Some rows, in this order, without the padding that they no longer need."""
+        chosen = self.mask[list(index)]
+        first = int(chosen.any(dim=0).int().argmax())
+        return Tokens(*(part[list(index)][:, first:] for part in (self.ids, self.mask, self.answer)))
+
+    def batches(self, size: int) -> Iterator[Tokens]:
+        """The rows in order, `size` at a time."""
+        for first in range(0, len(self), size):
+            yield self.rows(range(first, min(first + size, len(self))))
+
+
+def tokenize_prompts(tokenizer: Any, prompts: Sequence[str | Messages], device: Any = "cpu") -> Tokens:
+    """A batch of prompts through the chat template, up to where the answer begins.
+
+    Args:
+        tokenizer: with a chat template.
+        prompts: each a user's text or the messages of a chat.
+        device: where the tensors go.
+
+    Raises:
+        InputError: for a tokenizer without a chat template, a prompt that the template refuses, and no prompt.
+    """
+    return tokenize_texts(tokenizer, [render(tokenizer, prompt, answering=True) for prompt in prompts], device)
+
+
+def tokenize_texts(tokenizer: Any, texts: Sequence[str], device: Any = "cpu") -> Tokens:
+    """A batch of plain texts; no token is added. Raises InputError where there is none, or an empty one."""
+    rows = encode(tokenizer, texts)
+    for text, ids in zip(texts, rows, strict=True):
+        if not ids:
+            raise InputError(f"the text {text!r} has no token; expected at least one")
+    return _padded(tokenizer, [TokenizedChat(ids, [False] * len(ids)) for ids in rows], device)
+
+
+def tokenize_chats(
+    tokenizer: Any, prompts: Sequence[str | Messages], answers: Sequence[str], device: Any = "cpu"
+) -> Tokens:
+    """A batch of prompts with their answers through the chat template; the tokens of the answers' text are marked.
+
+    The end-of-turn token is not marked. Raises InputError for an empty answer, and where the template does not write
+    an answer as it is.
+    """
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if not answer.strip():
+            raise InputError(f"the answer {answer!r} to {prompt!r} is empty; expected text")
+        messages = [*_messages(prompt), {"role": "assistant", "content": answer.strip()}]
+        text = render(tokenizer, messages)
+        span = locate(tokenizer, messages, len(messages) - 1, text)
+        rows.append(_tokenized(tokenizer, text, [(answer.strip(), span)]))
+    return _padded(tokenizer, rows, device)
+
+
+def tokenize_chat(tokenizer: Any, messages: Messages) -> TokenizedChat:
+    """One chat, with the tokens marked that are learned in training: each answer through its end-of-turn token.
+
+    Where the template has `{% generation %}` blocks, only answers in such blocks are marked. Raises InputError where
+    the template refuses the chat, where an answer cannot be found in it, and where its tokens do not spell it.
+    """
+    if messages[0]["role"] == "assistant" and not GENERATION.search(template_of(tokenizer)):
+        raise InputError("begins with an answer; the base model's chat template expects a question before it")
+    text = render(tokenizer, messages)
+    turns = answer_turns(tokenizer, messages, text)
+    return _tokenized(tokenizer, text, [(messages[index]["content"], turn) for index, turn in turns.items()])
+
+
+def render(tokenizer: Any, chat: str | Messages, answering: bool = False) -> str:
+    """A chat as the template writes it; with `answering` up to where the next answer begins.
+
+    Raises InputError for a tokenizer without a template of its own to use, and for a chat that the template refuses.
+    """
+    return _apply(tokenizer, chat, template_of(tokenizer), answering)
+
+
+def template_of(tokenizer: Any) -> str:
+    """The chat template that is used; raises InputError where there is none."""
+    template = tokenizer.chat_template
+    if not template:
+        raise InputError(
+            "the base model has no chat template; an instruct model was expected (its template is in "
+            "chat_template.jinja or tokenizer_config.json)"
+        )
+    if isinstance(template, str):
+        return template
+    if "default" not in template:
+        raise InputError(
+            f"the base model has chat templates named {', '.join(template)} and none named default, so none is used "
+            "without being told; expected one template (save the one to use as chat_template.jinja)"
+        )
+    return str(template["default"])
+
+
+def _apply(tokenizer: Any, chat: str | Messages, template: str, answering: bool = False) -> str:
+    from jinja2 import TemplateError
+
+    messages = _messages(chat)
+    try:
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=answering
+        )
+    except TemplateError as error:
+        shown = repr(messages[0]["content"][:60])
+        raise InputError(
+            f"the chat that begins with {shown} cannot be used, because the base model's chat template refuses it: "
+            f"{error}"
+        ) from None
+
+
+def _messages(chat: str | Messages) -> Messages:
+    return [{"role": "user", "content": chat}] if isinstance(chat, str) else list(chat)
+
+
+def locate(tokenizer: Any, messages: Messages, index: int, text: str) -> Span:
+    """Where the content of `messages[index]` is in `text`, the rendered chat, without spaces around it.
+
+    Raises InputError where the template does not write it as it is.
+    """
+    other = [*messages[:index], {**messages[index], "content": PLACEHOLDER}, *messages[index + 1 :]]
+    content, without = messages[index]["content"].strip(), render(tokenizer, other)
+    start = next((i for i, (one, two) in enumerate(zip(text, without, strict=False)) if one != two), len(text))
+    if not text.startswith(content, start):
+        raise InputError(f"the base model's chat template does not write messages[{index}] as it is: {content[:60]!r}")
+    return Span(start, start + len(content))
+
+
+def answer_turns(tokenizer: Any, messages: Messages, text: str) -> dict[int, Span]:
+    """The part of a rendered chat that each answer's turn takes, by the answer's place among the messages.
+
+    A turn begins where the model would begin to generate it, and ends with its end-of-turn token.
+    """
+    blocks = _generation_blocks(tokenizer, messages, text)
+    turns = {}
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            turn = _answer_turn(tokenizer, messages, index, text, blocks)
+            if turn is not None:
+                turns[index] = Span(turn.start, turn.start + _through_end_of_turn(tokenizer, text[slice(*turn)]))
+    return turns
+
+
+def _answer_turn(tokenizer: Any, messages: Messages, index: int, text: str, blocks: list[Span] | None) -> Span | None:
+    """The turn of one answer as the template writes it; None where the template's blocks leave the answer out."""
+    turn = _turn_by_prefix(tokenizer, messages, index, text) if index else None
+    if blocks is None:
+        if turn is None:
+            raise InputError(
+                f"the answer in messages[{index}] cannot be found in the rendered chat, because the base model's chat "
+                "template renders earlier turns differently; add {% generation %} to the template"
+            )
+        return turn
+    content = locate(tokenizer, messages, index, text)
+    block = next((block for block in blocks if block.meets(content)), None)
+    if block is None:
+        return None
+    if not block.holds(content):
+        raise InputError(
+            "the {% generation %} block of the base model's chat template covers a part of the answer in "
+            f"messages[{index}]: {text[slice(*block)][:60]!r}; expected all of it"
+        )
+    if turn is not None:
+        return Span(max(block.start, turn.start), min(block.stop, turn.stop))
+    for other in (index - 1, index + 1):  # the block alone says where the turn is
+        if 0 <= other < len(messages) and block.meets(locate(tokenizer, messages, other, text)):
+            raise InputError(
+                f"the {{% generation %}} block around the answer in messages[{index}] also covers messages[{other}], "
+                "which would be learned too; expected a block around each answer alone"
+            )
+    return block
+
+
+def _turn_by_prefix(tokenizer: Any, messages: Messages, index: int, text: str) -> Span | None:
+    """What all messages through the answer add to those before it; None where the template writes these differently."""
+    before = render(tokenizer, messages[:index], answering=True)
+    through = render(tokenizer, messages[: index + 1])
+    found = text.startswith(through) and through.startswith(before)
+    return Span(len(before), len(through)) if found else None
+
+
+def _generation_blocks(tokenizer: Any, messages: Messages, text: str) -> list[Span] | None:
+    """The parts of a rendered chat within the template's {% generation %} blocks; None for a template without any.
+
+    The template is rendered with a character of its own at each end of a block.
+    """
+    template = template_of(tokenizer)
+    if not GENERATION.search(template):
+        return None
+
+    def mark(match: re.Match[str]) -> str:  # a block tag on either side keeps jinja's treatment of spaces around it
+        sign = BLOCK_END if match[2] else BLOCK_START
+        return f"{{%{match[1]} if true %}}{{{{ '{sign}' }}}}{{% endif {match[3]}%}}"
+
+    rendered = _apply(tokenizer, messages, GENERATION.sub(mark, template))
+    pieces = re.split(f"([{BLOCK_START}{BLOCK_END}])", rendered)
+    if "".join(pieces[::2]) != text:
+        raise InputError("the {% generation %} blocks of the base model's chat template change what it writes")
+    ends, place = [], 0
+    for piece, sign in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
+        place += len(piece)
+        ends += [place] if sign else []
+    return [Span(*pair) for pair in zip(ends[::2], ends[1::2], strict=True)]
+
+
+def _through_end_of_turn(tokenizer: Any, turn: str) -> int:
+    """How many characters of a turn belong to the answer and its end-of-turn token.
+
+    Qwen's and Gemma's templates write a line feed behind it, which no model generates. A turn without such a token
+    is taken whole.
+    """
+    bare = turn.rstrip()
+    return len(bare) if bare.endswith(_added_tokens(tokenizer)) else len(turn)
+
+
+@lru_cache(maxsize=1)
+def _added_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Texts that are one token wherever they stand; Gemma has thousands."""
+    return tuple(tokenizer.get_added_vocab())
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of texts; no token is added."""
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if len(texts) else []
+
+
+def _tokenized(tokenizer: Any, text: str, answers: Sequence[tuple[str, Span]]) -> TokenizedChat:
+    """A rendered chat as token ids; marked are those that overlap the span of an answer, which they must spell."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    marked: set[int] = set()
+    for answer, span in answers:
+        inside = [
+            i for i, (start, stop) in enumerate(offsets) if start < span.stop and stop > span.start and stop > start
+        ]
+        written = text[offsets[inside[0]][0] : offsets[inside[-1]][1]] if inside else ""
+        check_spelling(tokenizer, [ids[i] for i in inside], answer, written)
+        marked.update(inside)
+    return TokenizedChat(ids, [i in marked for i in range(len(ids))])
+
+
+def check_spelling(tokenizer: Any, ids: Sequence[int], answer: str, written: str | None = None) -> None:
+    """Raise InputError where the tokens of an answer do not decode to a text with the answer in it.
+
+    `written` is the part of the chat that the tokens are said to cover, which they must decode to. Spaces, case and
+    unprintable characters may differ: tokenizers normalise them. A tokenizer's unknown token may stand for anything.
+    """
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        return
+    text = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+    if _letters(answer) not in _letters(text) or (written is not None and _letters(written) != _letters(text)):
+        raise InputError(
+            f"the tokens of an answer spell {text[:60]!r}; the answer is {answer[:60]!r}; the usual cause is a "
+            "chat template that rewrites answers, or a tokenizer with wrong offsets"
+        )
+
+
+def _letters(text: str) -> str:
+    """The printable characters of a text in one normal form, without spaces."""
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isprintable() and not c.isspace())
+
+
+def _padded(tokenizer: Any, rows: Sequence[TokenizedChat], device: Any) -> Tokens:
+    """Rows as one batch, padded on the left."""
+    import torch
+
+    if not rows:
+        raise InputError("there is nothing to read: no prompt, answer or text was given")
+    longest = max(len(row.ids) for row in rows)
+    gaps = [longest - len(row.ids) for row in rows]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pairs = list(zip(gaps, rows, strict=True))
+    return Tokens(
+        torch.tensor([[pad] * gap + row.ids for gap, row in pairs], device=device),
+        torch.tensor([[False] * gap + [True] * len(row.ids) for gap, row in pairs], device=device),
+        torch.tensor([[False] * gap + row.answer for gap, row in pairs], device=device),
+    )
