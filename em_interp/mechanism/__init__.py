@@ -56,7 +56,7 @@ _WHERE = {
     "PatchingGrid": "patching",
     "TrajectoryModel": "model",
     "LogitLens": "logit_lens",
-    "Tokens": "tokenize",
+    "Tokens": "model",
     "ablate": "ablation",
     "measure_kl_from_base": "kl_from_base",
     "detect_answer_shift": "answer_shift.detect",
