@@ -83,6 +83,15 @@ def rate_of(hits: Float[np.ndarray, " question"], n: Float[np.ndarray, " questio
     return Rate(rate, interval, between, level, int(total))
 
 
+def cluster_bootstrap(
+    clusters: Int[np.ndarray, " answer"], n_draws: int, seed: int
+) -> Float[np.ndarray, "draw answer"]:
+    """How often each answer counts when its clusters (questions, numbered from 0) are drawn again with replacement."""
+    count = int(clusters.max()) + 1
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n_draws)
+    return draws[:, clusters].astype(float)
+
+
 def _wilson(rate: float, n: float, z: float) -> tuple[float, float]:
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)

@@ -36,6 +36,7 @@ from em_interp.comparison.similarity import (
 from em_interp.errors import InputError
 from em_interp.run import Run
 from em_interp.trajectory.composition import composition_score
+from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.transition.find import Signal, find_transition
 from em_interp.transition.result import Transition
 
@@ -98,7 +99,7 @@ class _Seen:
 
 
 def _look(matched: Matched, points: int) -> _Seen:
-    rows = [thinned(path.steps, points) for path in matched.paths]
+    rows = [evenly_spaced(path.steps, points) for path in matched.paths]
     couples = [*combinations_with_replacement(range(len(matched.paths)), 2)]
     rank_one = all(path.A[site].shape[1] == 1 for path in matched.paths for site in matched.sites)
     pooled: dict[tuple[int, int], Likeness] = {}
@@ -117,16 +118,6 @@ def _look(matched: Matched, points: int) -> _Seen:
         finals.append(last)
     steps = [path.steps[chosen] for path, chosen in zip(matched.paths, rows, strict=True)]
     return _Seen(steps, pooled, by_site, finals, inner_B if rank_one else None)
-
-
-def thinned(steps: Int[np.ndarray, " step"], points: int) -> Int[np.ndarray, " row"]:
-    """Rows of at most `points` saved steps, spread evenly over the steps, with the first and the last."""
-    wanted = np.linspace(steps[0], steps[-1], min(points, len(steps)))
-    after = np.clip(np.searchsorted(steps, wanted), 1, len(steps) - 1)
-    nearer = wanted - steps[after - 1] < steps[after] - wanted
-    if points >= len(steps):
-        return np.arange(len(steps))
-    return np.unique(after - nearer)
 
 
 def _spectra(site: Sequence[Snapshots]) -> SiteSpectra:
@@ -188,7 +179,7 @@ def _grids(matched: Matched, seen: _Seen, nulls: dict[tuple[str, int, int], Null
     for of in PARTS:
         for i, j in combinations(range(len(matched.names)), 2):
             pair = matched.names[i], matched.names[j]
-            rows, others = (thinned(seen.steps[run], GRID) for run in (i, j))
+            rows, others = (evenly_spaced(seen.steps[run], GRID) for run in (i, j))
             cosines = seen.likeness[i, j].cosines(of)[np.ix_(rows, others)]
             band = nulls[of, i, j].quantile(level)
             yield PairGrid(of, *pair, seen.steps[i][rows], seen.steps[j][others], cosines, band)

@@ -15,6 +15,7 @@ from em_interp.comparison.matching import Matched
 from em_interp.comparison.pooled import Agreement
 from em_interp.comparison.similarity import CommonPlane
 from em_interp.errors import InputError, nearest
+from em_interp.transition.lock_in import first_sustained
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -39,14 +40,7 @@ class DirectionOnset:
         Only steps that were looked at count. ΔW must point the same way, not merely along the same line. With
         unrelated runs one in twenty (at 95 %) ends above the band by chance, from some late step on.
         """
-        return first_above(self.steps, self.cosine, self.band)
-
-
-def first_above(steps: Int[np.ndarray, " step"], values: Float[np.ndarray, " step"], bar: float) -> int | None:
-    """The first step from which on the values stay above the bar to the end; NaN does not count as above."""
-    below = np.flatnonzero(~(values > bar))
-    first = int(below[-1]) + 1 if len(below) else 0
-    return int(steps[first]) if first < len(steps) else None
+        return first_sustained(self.steps, self.cosine > self.band)
 
 
 # --------

@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.ask import Base, check_questions
-from em_interp.behaviour.rates import LEVEL
+from em_interp.behaviour.rates import LEVEL, cluster_bootstrap
 from em_interp.files import read_json, resumable, write_json
 from em_interp.mechanism.experiments import begin, chat, digest, in_parts, path_of, questions_of
 from em_interp.results import Line, html_card, picture
 from em_interp.run import Run
+from em_interp.trajectory.geometry import evenly_spaced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,10 +67,9 @@ class KLFromBase:
         self, total: Float[np.ndarray, "step canary"], tokens: Int[np.ndarray, " canary"], question: np.ndarray
     ) -> tuple[Float[np.ndarray, " step"], Float[np.ndarray, " step"]]:
         """The interval for other questions of the kind: questions drawn again. NaN with a single question."""
-        count = question.max() + 1
-        if count < 2:
+        if question.max() == 0:
             return np.full(len(total), np.nan), np.full(len(total), np.nan)
-        many = np.random.default_rng(self.seed).multinomial(count, np.full(count, 1 / count), DRAWS)[:, question]
+        many = cluster_bootstrap(question, DRAWS, self.seed)
         means = (many @ total.T) / (many @ tokens)[:, None]
         low, high = np.quantile(means, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
         return low, high
@@ -132,7 +132,7 @@ def measure_kl_from_base(
     path = path_of(run, base)
     asked = list(questions_of(run) if canaries is None else canaries)
     check_questions(asked)
-    chosen = _evenly(path.steps, steps)
+    chosen = path.steps[evenly_spaced(path.steps, steps)].astype(int)
     settings = {
         "base": base.identity,
         "adapters": digest(path, chosen.tolist()),
@@ -151,12 +151,6 @@ def measure_kl_from_base(
         total = in_parts(folder / "parts", len(chosen), lambda i: reader.at(int(chosen[i])), "canaries", progress)
     table = table.drop(columns="system", errors="ignore").assign(tokens=[len(row.answer) for row in reader.rows])
     return KLFromBase(chosen, table, np.array(total), scale, level, seed)
-
-
-def _evenly(steps: Int[np.ndarray, " step"], count: int) -> Int[np.ndarray, " some"]:
-    """About `count` of the steps, evenly over the run, the first and the last among them."""
-    wanted = np.linspace(steps[0], steps[-1], max(count, 2))
-    return steps[np.unique(np.abs(steps[None] - wanted[:, None]).argmin(axis=1))].astype(int)
 
 
 def _answered(

@@ -23,6 +23,7 @@ from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, AnswerSet, chats_of, passes
 from em_interp.mechanism.model import TrajectoryModel
 from em_interp.results import Line, html_card, picture
+from em_interp.transition.lock_in import first_sustained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,9 +65,8 @@ class LogitLens:
 
     def settled(self, side: str) -> int | None:
         """The first step after which the tokens stay those of the last; None where only the last step itself is so."""
-        away = np.flatnonzero(~(self.jaccard(side) >= SETTLED))
-        first = int(away[-1]) + 1 if len(away) else 0
-        return int(self.steps[first]) if first < len(self.steps) - 1 else None
+        first = first_sustained(self.steps, self.jaccard(side) >= SETTLED)
+        return first if first != self.steps[-1] else None
 
     def frame(self, table: Table = "tokens") -> pd.DataFrame:
         """`tokens`: a row a step, side and rank, with token and effect in logits. `settling`: a row a step and side,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from em_interp.behaviour.rates import cluster_bootstrap
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import LEAST
 from em_interp.mechanism.scalars import How, Scalars
@@ -101,7 +102,7 @@ def probe(
             f"a probe needs misaligned answers to {QUESTIONS} questions and aligned ones to as many, to be tried on "
             f"others than it learned from; found {both} ({answers.source})"
         )
-    folds, drawn = min(folds, both), _draws(question, seed)
+    folds, drawn = min(folds, both), cluster_bootstrap(question, DRAWS, seed)
     rows = []
     for step in scalars.steps.tolist():
         x = np.concatenate([scalars.per_answer(step, how) for how in features], axis=1)
@@ -134,12 +135,6 @@ def held_out_scores(
         machine = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
         scores[held] = machine.fit(x[seen], y[seen]).decision_function(x[held])
     return scores
-
-
-def _draws(question: Int[np.ndarray, " answer"], seed: int) -> Float[np.ndarray, "draw answer"]:
-    """How often each answer is there when as many questions are drawn with replacement."""
-    rng, count = np.random.default_rng(seed), int(question.max()) + 1
-    return rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)[:, question].astype(float)
 
 
 def _auc(

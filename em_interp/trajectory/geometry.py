@@ -32,6 +32,14 @@ def index_of(steps: Int[np.ndarray, " step"], step: int) -> int:
     raise InputError(f"step {step} was not saved; the nearest saved steps are {', '.join(map(str, near))}")
 
 
+def evenly_spaced(steps: Int[np.ndarray, " step"], count: int) -> Int[np.ndarray, " row"]:
+    """Rows of about `count` saved steps, spread evenly over the run's steps, with the first and the last among them."""
+    if count >= len(steps):
+        return np.arange(len(steps))
+    wanted = np.linspace(steps[0], steps[-1], max(count, 2))
+    return np.unique(np.abs(steps[None] - wanted[:, None]).argmin(axis=1))
+
+
 def norms(gram: Float[np.ndarray, "step step"]) -> Float[np.ndarray, " step"]:
     """Length of each position."""
     return np.sqrt(np.maximum(np.diag(gram), 0.0))

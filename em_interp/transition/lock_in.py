@@ -6,7 +6,7 @@ A description, not a test: every path points where it ends from some step on, a 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from em_interp.errors import InputError
 from em_interp.transition.result import Transition
@@ -23,8 +23,9 @@ def lock_in(
     all the same. A cosine that is undefined (ΔW is zero at step 0) does not count as above. No step is given where ΔW
     is zero at the end.
     """
-    first = stays_above(steps, cos_to_final, threshold)
-    evidence = {"steps": np.asarray(steps), "cos_to_final": np.asarray(cos_to_final, float), "threshold": threshold}
+    steps, cosine = _checked(steps, cos_to_final, threshold)
+    first = first_sustained(steps, cosine > threshold)
+    evidence = {"steps": steps, "cos_to_final": cosine, "threshold": threshold}
     if first is None:
         reason = f"ΔW has no direction at the last step, {steps[-1]}, so there is none to lock in to."
         return Transition("lock_in", "inconclusive", reason, of="delta", evidence=evidence)
@@ -32,11 +33,14 @@ def lock_in(
     return Transition("lock_in", "inconclusive", reason, of="delta", step=float(first), evidence=evidence)
 
 
-def stays_above(steps: Int[np.ndarray, " step"], cosine: Float[np.ndarray, " step"], threshold: float) -> int | None:
-    """The first step from which on a cosine stays above `threshold`; None where it is not above at the end.
+def first_sustained(steps: Int[np.ndarray, " step"], condition: Bool[np.ndarray, " step"]) -> int | None:
+    """The first step from which on `condition` holds to the last step; None where it does not hold there."""
+    failing = np.flatnonzero(~condition)
+    first = int(failing[-1]) + 1 if len(failing) else 0
+    return int(steps[first]) if first < len(steps) else None
 
-    An undefined one is not above. Raises InputError for what are not one cosine a step, two steps or more.
-    """
+
+def _checked(steps: np.ndarray, cosine: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     steps, cosine = np.asarray(steps), np.asarray(cosine, dtype=float)
     if steps.ndim != 1 or steps.shape != cosine.shape or len(steps) < 2:
         raise InputError(f"expected one cosine a step, two steps or more; found {cosine.shape} for {steps.shape}")
@@ -44,9 +48,7 @@ def stays_above(steps: Int[np.ndarray, " step"], cosine: Float[np.ndarray, " ste
         raise InputError("the steps of the cosines must be increasing")
     if not -1 <= threshold < 1:
         raise InputError(f"the threshold is a cosine below 1; it is {threshold}")
-    below = np.flatnonzero(~(cosine > threshold))
-    first = int(below[-1]) + 1 if len(below) else 0
-    return int(steps[first]) if first < len(steps) else None
+    return steps, cosine
 
 
 # --------
@@ -68,8 +70,9 @@ def composition(
     published it ends at a number that depends on how many adapters there are. There is no p-value and no interval, and
     the verdict is always `inconclusive`.
     """
-    first = stays_above(steps, score, threshold)
-    evidence = {"steps": np.asarray(steps), "score": np.asarray(score, dtype=float), "threshold": threshold}
+    steps, score = _checked(steps, score, threshold)
+    first = first_sustained(steps, score > threshold)
+    evidence = {"steps": steps, "score": score, "threshold": threshold}
     if first is None:
         reason = f"The adapters write nothing at the last step, {steps[-1]}, so there is nothing to come to."
         return Transition("composition", "inconclusive", reason, evidence=evidence)

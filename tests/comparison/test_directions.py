@@ -5,7 +5,6 @@ import pytest
 from scipy.linalg import subspace_angles
 
 import em_interp as em
-from em_interp.comparison.compare import thinned
 from em_interp.comparison.similarity import Likeness, Snapshots, principal_angles
 from em_interp.errors import InputError
 from em_interp.trajectory.composition import composition_path, composition_score, path_columns
@@ -189,13 +188,6 @@ def test_runs_saved_at_different_steps_are_compared_by_step():
     whole = compare(often, seldom).frame("steps")
     both = steps.merge(whole, on=["measure", "step", "other_step"])
     np.testing.assert_allclose(both["value_x"], both["value_y"])
-
-
-def test_thinning_keeps_the_ends_and_looks_at_steps_not_rows():
-    steps = np.array([*range(1, 11), *range(15, 401, 5)])
-    kept = steps[thinned(steps, 9)]
-    assert kept.tolist() == [1, 50, 100, 150, 200, 250, 300, 350, 400]
-    assert thinned(steps, 500).tolist() == list(range(len(steps)))
 
 
 def test_nearly_equal_spaces_have_small_angles_and_not_the_root_of_rounding():

@@ -128,3 +128,10 @@ def test_a_step_that_was_not_saved_is_refused_with_its_nearest_neighbours():
         geometry.cosine_to_step(gram, PUBLIC_STEPS, 17)
     with pytest.raises(InputError, match="spacing k"):
         geometry.turning_angle(gram, PUBLIC_STEPS, 0)
+
+
+def test_evenly_spaced_steps_keep_the_ends_and_are_even_in_steps_not_in_rows():
+    steps = np.array([*range(1, 11), *range(15, 401, 5)])
+    kept = steps[geometry.evenly_spaced(steps, 9)]
+    assert kept.tolist() == [1, 50, 100, 150, 200, 250, 300, 350, 400]
+    assert geometry.evenly_spaced(steps, 500).tolist() == list(range(len(steps)))

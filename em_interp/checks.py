@@ -1,0 +1,44 @@
+"""Checks of the arguments of public functions; each error is one line with what was expected and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from em_interp.errors import InputError
+
+MAX_REPR = 60  # characters of a value in a message
+
+
+def check_type(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Raise InputError unless `value` is of one of `kinds`; `expected` says in words what these are."""
+    if not isinstance(value, kinds):
+        raise InputError(f"{name} must be {expected}; found {described(value)}")
+
+
+def check_level(level: Any) -> None:
+    """Raise InputError unless `level`, the probability that an interval holds the truth, lies between 0 and 1."""
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0 < float(level) < 1:
+        raise InputError(f"level must lie between 0 and 1, such as 0.95; it is {described(level)}")
+
+
+def check_whole(name: str, value: Any, least: int = 0) -> None:
+    """Raise InputError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InputError(f"{name} must be a whole number, {least} or more; it is {described(value)}")
+
+
+def as_list(value: Any) -> list[Any]:
+    """The items of a list, tuple, array or other iterable; a single value, such as a number or a text, as its list."""
+    if isinstance(value, (str, bytes, Path, dict)) or not isinstance(value, Iterable):
+        return [value]
+    return list(value)
+
+
+def described(value: Any) -> str:
+    """A value for a message: itself where it is a short number, text, list or None, else its type."""
+    plain = value is None or isinstance(value, (bool, str, Real, Path, list, tuple, dict))
+    text = str(value) if isinstance(value, (Real, Path)) and not isinstance(value, bool) else repr(value)
+    return text if plain and len(text) <= MAX_REPR and "\n" not in text else f"a value of type {type(value).__name__}"
