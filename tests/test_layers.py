@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
 FLOORS = [
     {"errors", "results"},
     {"files", "checks"},
+    {"stages"},
     {"config"},
     {"run"},
     {"hub"},

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from em_interp.behaviour.chat import Messages
 from em_interp.errors import InputError
-from em_interp.files import read_json, resumable, write_beside, write_json
+from em_interp.files import resumable, write_beside
 from em_interp.run import Run
+from em_interp.stages import begin_stage, in_parts
 from em_interp.trajectory.checkpoint_formats import CHANGE_FILE
 
 if TYPE_CHECKING:
@@ -93,20 +94,16 @@ class CheckpointModels:
         return self.model, RowAdapters({}, {})
 
 
-# --------
-# Sampling along a run: sampled answers at chosen steps and adapter scales, written to answers.parquet.
-
-
 QUESTION = ("question_id", "question", "questions")
 
 
 @dataclass(frozen=True)
-class _Row:
-    """What one row of a batch is asked: a question, of one step's adapter at one scale."""
+class Row:
+    """One row of a batch: a question, and the condition under which it is answered."""
 
-    step: int
-    scale: float
     question: dict[str, str]
+    columns: dict[str, Any]  # of the condition, in the table of answers
+    condition: Any = None
 
 
 def ask(
@@ -134,19 +131,18 @@ def ask(
     for adapters of another base, a step that was not saved, a question without one of its entries or asked twice,
     answers that are there already (without `resume`) and answers begun with other settings.
     """
-    from tqdm import tqdm
-
+    from em_interp.behaviour.generate import generate
     from em_interp.trajectory.load import load_trajectory
 
     trajectory, steps = load_trajectory(run), sorted({int(step) for step in steps})
     check_base(run, trajectory, base)
     check_questions(questions)
     check_askable(run, trajectory, steps, scales)
-    rows = [_Row(s, float(x), q) for x in scales for s in steps for q in questions]
+    rows = [Row(q, {"step": s, "scale": float(x)}) for x in scales for s in steps for q in questions]
     settings = {
         "base": base.identity,
         "steps": steps,
-        "adapters": _digest(trajectory, steps),
+        "adapters": adapter_digest(trajectory, steps),
         "scales": [float(scale) for scale in scales],
         "questions": [
             {key: question[key] for key in (*QUESTION, "system") if key in question} for question in questions
@@ -157,18 +153,69 @@ def ask(
         "seed": seed,
         "batch": batch,
     }
+    models = CheckpointModels(run, base, trajectory)
+
+    def sample(rows: list[Row], seed: int) -> list[list[str]]:
+        model, adapters = models.of([row.columns["step"] for row in rows], [row.columns["scale"] for row in rows])
+        prompts = [to_messages(row.question) for row in rows]
+        return generate(model, base.tokenizer, prompts, adapters, samples, temperature, max_new_tokens, seed=seed)
+
+    batches = in_batches(rows, batch // samples, lambda row: row.columns["step"] if trajectory.kind == "full" else 0)
     with resumable(run.answers_file.parent):
-        _begin(run, settings, resume)
-        if not run.answers_file.exists():
-            chunks = list(_chunks(rows, max(1, batch // samples), apart=trajectory.kind == "full"))
-            speakers = CheckpointModels(run, base, trajectory)
-            for index, chunk in enumerate(tqdm(chunks, "ask", unit="batch", disable=not progress)):
-                part = _parts(run) / f"{index:05}.json"
-                if not part.exists():
-                    write_json(part, _answers(chunk, index, speakers, settings))
-            _join(run, chunks)
-        shutil.rmtree(_parts(run), ignore_errors=True)
+        sample_answers(run.answers_file, settings, batches, sample, resume, progress)
     return run.answers_file
+
+
+def in_batches(rows: Iterable[Row], size: int, group: Callable[[Row], Any]) -> list[list[Row]]:
+    """Rows of one batch each: at most `size`, at least one, of neighbours that are of one group."""
+    batches = []
+    for _, some in groupby(rows, group):
+        together = list(some)
+        batches += [together[first : first + max(1, size)] for first in range(0, len(together), max(1, size))]
+    return batches
+
+
+def sample_answers(
+    file: Path,
+    settings: dict[str, Any],
+    batches: Sequence[list[Row]],
+    sample: Callable[[list[Row], int], list[list[str]]],
+    resume: bool = False,
+    progress: bool | None = None,
+) -> None:
+    """Sample the answers to every batch of rows and write them as one table, a row an answer.
+
+    `sample` returns the answers of each row of a batch, from a seed that depends on the settings' `seed` and on the
+    batch's number. Each batch is kept when it is done. Raises InputError for answers that exist already (without
+    `resume`) or were begun with other settings.
+    """
+
+    def part(index: int) -> list[list[str]]:
+        return sample(batches[index], int(np.random.SeedSequence([settings["seed"], index]).generate_state(1)[0]))
+
+    begin_stage(file.with_name("ask.json"), settings, resume, file, "answers")
+    parts = file.with_name("answers.parts")
+    if not file.exists():
+        _write_table(file, batches, in_parts(parts, len(batches), part, "ask", progress))
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _write_table(file: Path, batches: Sequence[list[Row]], answers: Sequence[list[list[str]]]) -> None:
+    import pandas as pd
+
+    table = []
+    for rows, of_rows in zip(batches, answers, strict=True):
+        for row, of_row in zip(rows, of_rows, strict=True):
+            columns = row.columns | {key: row.question[key] for key in ("questions", "question_id", "question")}
+            table += [{**columns, "sample": sample, "answer": answer} for sample, answer in enumerate(of_row)]
+    with write_beside(file) as part:
+        pd.DataFrame(table).to_parquet(part, index=False)
+
+
+def to_messages(question: dict[str, str]) -> Messages:
+    """A question as messages, after its system prompt if it has one."""
+    system = [{"role": "system", "content": question["system"]}] if "system" in question else []
+    return [*system, {"role": "user", "content": question["question"]}]
 
 
 def check_base(run: Run, trajectory: AdapterTrajectory, base: Base) -> None:
@@ -202,81 +249,11 @@ def check_questions(questions: Sequence[dict[str, str]]) -> None:
         seen.add(named)
 
 
-def _digest(trajectory: AdapterTrajectory, steps: Sequence[int]) -> str:
-    """A hash of the adapters asked, so that answers of others are never taken for theirs."""
+def adapter_digest(trajectory: AdapterTrajectory, steps: Iterable[int]) -> str:
+    """A hash of the adapters of some steps, so that results of others are never taken for theirs."""
     digest = hashlib.sha256()
-    for step in steps:
+    for step in sorted(set(steps)):
         for site, (a, b) in trajectory.at(step).items():
             digest.update(f"{step} {site} {trajectory.scale[site]}".encode())
             digest.update(np.ascontiguousarray(a).tobytes() + np.ascontiguousarray(b).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _begin(run: Run, settings: dict[str, Any], resume: bool) -> None:
-    """Write the settings, or check that those of a stage begun earlier are the same."""
-    file = _settings_file(run)
-    if not file.exists() and not run.answers_file.exists():
-        write_json(file, settings)
-        return
-    if not resume:
-        raise InputError(
-            f"{run.answers_file.parent} holds answers already; give --resume to continue, or another --out"
-        )
-    begun = read_json(file) if file.exists() else {}
-    other = [key for key, value in json.loads(json.dumps(settings)).items() if begun.get(key) != value]
-    if other:
-        raise InputError(
-            f"the answers in {run.answers_file.parent} were begun with other {other[0]}; to ask anew, give another "
-            "--out or remove that folder"
-        )
-
-
-def _settings_file(run: Run) -> Path:
-    return run.answers_file.with_name("ask.json")
-
-
-def _parts(run: Run) -> Path:
-    return run.answers_file.with_name("answers.parts")
-
-
-def _chunks(rows: list[_Row], size: int, apart: bool) -> Iterator[list[_Row]]:
-    """Rows that are asked together; with `apart` never of two steps."""
-    for _, some in groupby(rows, lambda row: row.step if apart else 0):
-        together = list(some)
-        for first in range(0, len(together), size):
-            yield together[first : first + size]
-
-
-def _answers(chunk: list[_Row], index: int, speakers: CheckpointModels, settings: dict[str, Any]) -> list[list[str]]:
-    from em_interp.behaviour.generate import generate
-
-    model, adapters = speakers.of([row.step for row in chunk], [row.scale for row in chunk])
-    return generate(
-        model,
-        speakers.base.tokenizer,
-        [_chat(row.question) for row in chunk],
-        adapters,
-        settings["samples"],
-        settings["temperature"],
-        settings["max_new_tokens"],
-        seed=int(np.random.SeedSequence([settings["seed"], index]).generate_state(1)[0]),
-    )
-
-
-def _chat(question: dict[str, str]) -> list[dict[str, str]]:
-    told = [{"role": "system", "content": question["system"]}] if "system" in question else []
-    return [*told, {"role": "user", "content": question["question"]}]
-
-
-def _join(run: Run, chunks: list[list[_Row]]) -> None:
-    """All parts as one table."""
-    import pandas as pd
-
-    table = []
-    for index, chunk in enumerate(chunks):
-        for row, answers in zip(chunk, read_json(_parts(run) / f"{index:05}.json"), strict=True):
-            asked = {"step": row.step, "scale": row.scale, "questions": row.question["questions"]}
-            asked |= {key: row.question[key] for key in ("question_id", "question")}
-            table += [{**asked, "sample": sample, "answer": answer} for sample, answer in enumerate(answers)]
-    with write_beside(run.answers_file) as part:
-        pd.DataFrame(table).to_parquet(part, index=False)

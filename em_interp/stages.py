@@ -1,0 +1,106 @@
+"""Work that continues where it was interrupted: its settings, its parts, its folder and its progress bar.
+
+A stage writes its settings first and each part when it is done. Interrupted and resumed, it ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from em_interp.errors import InputError
+from em_interp.files import read_json, resumable, write_json
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where an analysis keeps its work, and whether it continues with what is there.
+
+    Attributes:
+        folder: None keeps nothing; an interrupted analysis then begins anew.
+        resume: continue with what is in the folder. Without it a folder that has results already is refused.
+        progress: whether progress is shown, with the time left; None: where somebody is watching (see `is_watched`).
+    """
+
+    folder: Path | None = None
+    resume: bool = False
+    progress: bool | None = None
+
+    @classmethod
+    def of(cls, given: Storage | str | Path | None) -> Storage:
+        """The storage given; a path is its folder."""
+        return given if isinstance(given, Storage) else cls(None if given is None else Path(given))
+
+    def at(self, *names: str) -> Storage:
+        """The same for a folder within this one."""
+        return self if self.folder is None else Storage(self.folder.joinpath(*names), self.resume, self.progress)
+
+    @contextmanager
+    def open(self) -> Iterator[Path]:
+        """The folder to work in; a temporary one, removed when the block ends, where none was given."""
+        if self.folder is not None:
+            with resumable(self.folder):
+                yield self.folder
+        else:
+            with TemporaryDirectory() as folder:
+                yield Path(folder)
+
+
+def begin_stage(
+    settings_file: Path, settings: dict[str, Any], resume: bool, result: Path | None = None, what: str = "results"
+) -> None:
+    """Write the settings of a stage, or check that those of one begun earlier are the same.
+
+    A stage has begun where its settings or its `result` exist. Raises InputError where it has (without `resume`), and
+    where its settings were others, naming the first.
+    """
+    folder = settings_file.parent
+    if not settings_file.exists() and not (result is not None and result.exists()):
+        write_json(settings_file, settings)
+        return
+    if not resume:
+        raise InputError(f"{folder} holds {what} already; give --resume to continue, or another --out")
+    begun = read_json(settings_file) if settings_file.exists() else {}
+    other = [key for key, value in json.loads(json.dumps(settings)).items() if begun.get(key) != value]
+    if other:
+        raise InputError(
+            f"the {what} in {folder} were begun with other {other[0]}; to begin anew, give another --out or remove "
+            "that folder"
+        )
+
+
+def in_parts(
+    folder: Path, count: int, make: Callable[[int], Any], name: str, progress: bool | None = None
+) -> list[Any]:
+    """The values of parts 0 … count − 1, each read from `folder`, or made and kept there as JSON."""
+    values = []
+    for index in progress_bar(range(count), name, "batch", progress):
+        part = folder / f"{index:05}.json"
+        if not part.exists():
+            write_json(part, make(index))
+        values.append(read_json(part))
+    return values
+
+
+def progress_bar(items: Iterable[Any], name: str, unit: str, shown: bool | None = None) -> Any:
+    """The items, with a bar that shows how many are done and the time left. `shown` None: where it is watched."""
+    from tqdm.auto import tqdm
+
+    file = sys.stdout if _in_jupyter() else None  # there stderr looks like an error
+    return tqdm(items, name, unit=unit, disable=not (is_watched() if shown is None else shown), file=file)
+
+
+def is_watched() -> bool:
+    """Whether somebody is likely to see progress: at a terminal or in Jupyter."""
+    return sys.stderr.isatty() or _in_jupyter()
+
+
+def _in_jupyter() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and "IPKernelApp" in shell.config

@@ -1,0 +1,70 @@
+"""Work that continues where it was interrupted."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from em_interp.errors import InputError
+from em_interp.stages import Storage, begin_stage, in_parts, is_watched, progress_bar
+
+
+def test_a_stage_is_begun_once_and_continued_with_the_same_settings_only(tmp_path):
+    file = tmp_path / "stage" / "settings.json"
+    begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=False)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="holds results already; give --resume to continue"):
+        begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=False)
+    begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=True)
+    with pytest.raises(InputError, match="begun with other steps"):
+        begin_stage(file, {"seed": 1, "steps": (1, 3)}, resume=True)
+    assert file.read_bytes() == before
+
+
+def test_a_result_without_settings_is_never_taken_for_a_stage_s_own(tmp_path):
+    result = tmp_path / "answers.parquet"
+    result.write_text("answers")
+    with pytest.raises(InputError, match="holds answers already"):
+        begin_stage(tmp_path / "ask.json", {"seed": 1}, False, result, "answers")
+    with pytest.raises(InputError, match=r"the answers in .* were begun with other seed"):
+        begin_stage(tmp_path / "ask.json", {"seed": 1}, True, result, "answers")
+
+
+def test_parts_that_exist_are_not_made_again(tmp_path):
+    made = []
+
+    def make(index):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(index)
+        return {"value": index**2}
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parts(tmp_path, 3, make, "square")
+    made[:] = [None]
+    assert in_parts(tmp_path, 3, make, "square") == [{"value": value} for value in (0, 1, 4)]
+    assert made == [None, 2]
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path):
+    with Storage().open() as folder:
+        (folder / "part.json").write_text(json.dumps(1))
+    assert not folder.exists()
+    storage = Storage.of(tmp_path / "kept")
+    assert (storage.folder, storage.resume) == (tmp_path / "kept", False)
+    with storage.at("one", "two").open() as folder:
+        assert folder == tmp_path / "kept" / "one" / "two"
+    assert Storage.of(storage) is storage and Storage().at("one") == Storage()
+
+
+def test_progress_is_shown_where_it_is_watched_or_asked_for(capsys, monkeypatch):
+    assert not is_watched()  # a test's stderr is no terminal
+    assert [*progress_bar(range(2), "work", "batch")] == [0, 1]
+    assert capsys.readouterr() == ("", "")
+    assert [*progress_bar(range(2), "work", "batch", True)] == [0, 1]
+    out, err = capsys.readouterr()
+    assert out == "" and "work" in err
+    kernel = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    assert is_watched()
