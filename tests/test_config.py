@@ -40,24 +40,24 @@ def test_overrides_lie_on_top_of_the_file(tmp_path):
         ({"trainig": {}}, "unknown key trainig; did you mean 'training'?"),
         ({"training": {"learning_rat": 1}}, "unknown key training.learning_rat; did you mean 'learning_rate'?"),
         ({"data": [{"datasets": "x"}]}, r"unknown key data\[0\].datasets; did you mean 'dataset'?"),
-        ({"seed": "one"}, "seed must be of type int; it is 'one'"),
-        ({"seed": True}, "seed must be of type int"),
+        ({"seed": "one"}, "seed must be a valid integer; it is 'one'"),
+        ({"seed": True}, "seed must not be true or false; it is True"),
         (
             {"adapter": {"layers_to_transform": [1.5]}},
-            r"adapter.layers_to_transform\[0\] must be of type int; it is 1.5",
+            r"adapter.layers_to_transform\[0\] must be a valid integer; it is 1.5",
         ),
         ({"adapter": 3}, "adapter must be a mapping"),
-        ({"adapter": {"r": 0}}, "adapter.r must be 1 or more; it is 0"),
+        ({"adapter": {"r": 0}}, "adapter.r must be greater than or equal to 1; it is 0"),
         (
             {"training": {"lr_scheduler_type": "step"}},
-            "training.lr_scheduler_type must be linear, cosine or constant_with_warmup; it is 'step'",
+            "training.lr_scheduler_type must be 'linear', 'cosine' or 'constant_with_warmup'; it is 'step'",
         ),
         ({"data": [{"dataset": "x", "steps": 3, "epochs": 1}]}, r"data\[0\] must give steps or epochs"),
-        ({"data": [{"steps": 3}]}, r"data\[0\].dataset must be the name of a dataset"),
+        ({"data": [{"steps": 3}]}, r"data\[0\].dataset is missing; expected the name of a dataset: a .jsonl"),
         ({"snapshots": "each 5"}, "config: snapshots: schedule part 'each 5' is not understood"),
         ({"behaviour": {"steps": None}}, "behaviour.steps: schedule None is not understood"),
-        ({"data": [{"dataset": "x", "epochs": float("inf")}]}, r"data\[0\].epochs must be positive; it is inf"),
-        ({"behaviour": {"scales": []}}, "behaviour.scales must be one scale or more"),
+        ({"data": [{"dataset": "x", "epochs": float("inf")}]}, r"data\[0\].epochs must be a finite number; it is inf"),
+        ({"behaviour": {"scales": []}}, "behaviour.scales must be a list of one value or more; it is \\[\\]"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(change, said):
@@ -98,7 +98,7 @@ def test_an_override_reaches_into_a_list_and_replaces_a_word_by_a_group():
     again = load_config(config, ["behaviour.judge.model=other", "adapter={layers_to_transform: [1]}"])
     assert again.behaviour.judge == EndpointConfig(base_url="http://x/v1", model="other")
     assert again.adapter == AdapterConfig(layers_to_transform=(1,))  # replaced, not merged
-    for wrong, said in (("data.0.epochs=5", "'0' was to be one of a group"), ("data[3].epochs=5", r"no entry \[3\]")):
+    for wrong, said in (("data.0.epochs=5", "expected a group of settings with '0'"), ("data[3].epochs=5", r"no entry \[3\]")):
         with pytest.raises(InputError, match=f"setting 'data.*{said}"):
             load_config(WHOLE, [wrong])
 

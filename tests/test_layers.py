@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
 FLOORS = [
     {"errors", "results"},
     {"files", "checks"},
-    {"stages"},
+    {"settings", "stages"},
     {"config"},
     {"run"},
     {"hub"},

@@ -180,7 +180,7 @@ def rejudge(run: Run, judge: OpenAIJudge, n: int = 100, seed: int = 0, again: in
     chosen = np.sort(np.random.default_rng(seed).choice(len(mine), min(n, len(mine)), replace=False))
     first = mine.iloc[chosen][[*KEY, *RETEST_SCORES, "status"]].reset_index(drop=True)
     asked = first[KEY].merge(read_table(run.answers_file), on=KEY, how="left")
-    second = replace(judge, again=again, config=replace(judge.config, topics=()))
+    second = replace(judge, again=again, config=judge.config.replace(topics=()))
     with closing(verdicts(second, zip(asked["question"], asked["answer"], strict=True))) as found:
         for column, values in _columns(list(found)).items():
             first[column] = values
