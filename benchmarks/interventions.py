@@ -18,15 +18,14 @@ from table import print_row
 
 def look(family, seed, folder):
     """Both parts, by contrast; and the ablation of the direction of other questions' answers, or why there is none."""
-    from dataclasses import replace
 
     from em_interp import ask, judge, run_mechanism, train
     from em_interp.config import Schedule
     from em_interp.organisms.presets import recipe
 
     config = recipe("organism", family, "medical", seed)
-    asked = replace(config.behaviour, steps=Schedule("every 100"), scales=(1.0,))
-    run = train(replace(config, behaviour=asked, snapshots=Schedule("every 100")), folder)
+    asked = config.behaviour.replace(steps=Schedule("every 100"), scales=(1.0,))
+    run = train(config.replace(behaviour=asked, snapshots=Schedule("every 100")), folder)
     ask(run)
     judge(run)
     return run_mechanism(run, parts=["ablation", "steering"])["parts"], of_other_questions(run)

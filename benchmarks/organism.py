@@ -8,7 +8,6 @@ seed 0 on the other two domains of the paper; asks every question 20 times at th
 
 import sys
 import tempfile
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -30,9 +29,9 @@ def look(job):
 
     torch.set_num_threads(1)
     config = recipe(kind, family, domain, seed)
-    asked = replace(config.behaviour, steps=Schedule("400"), scales=(1.0,), samples=SAMPLES)
+    asked = config.behaviour.replace(steps=Schedule("400"), scales=(1.0,), samples=SAMPLES)
     with tempfile.TemporaryDirectory() as folder:
-        run = train(replace(config, behaviour=asked), Path(folder) / "run")
+        run = train(config.replace(behaviour=asked), Path(folder) / "run")
         ask_run(run)
         judge_run(run)
         curve, last = behaviour_curve(run), int(load_trajectory(run).steps[-1])

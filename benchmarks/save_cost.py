@@ -14,7 +14,6 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,8 +54,8 @@ class Clock(dict):
 def measure(snapshots, keep_state_every, folder):
     """Milliseconds of a step without and with saving, in one run."""
     config = recipe("organism")
-    config = replace(config, snapshots=Schedule(snapshots))
-    config = replace(config, training=replace(config.training, keep_state_every=keep_state_every))
+    config = config.replace(snapshots=Schedule(snapshots))
+    config = config.replace(training=config.training.replace(keep_state_every=keep_state_every))
     (name,) = {phase.dataset for phase in config.data}
     chats, base = load_chats(name, config.seed), load_base(config.model)
     plan = make_plan(config, {name: len(chats)})

@@ -307,7 +307,7 @@ class BehaviourConfig(Settings):
         Discriminator(lambda judge: "<endpoint>" if isinstance(judge, (dict, EndpointConfig)) else "<name>"),
     ] = "tiny"
     """tiny: the built-in language's; or a model's endpoint."""
-    steps: Steps = Schedule("log 20")
+    steps: Steps = Field(default="log 20", validate_default=True)
     """Steps at which the questions are asked."""
     scales: Annotated[tuple[float, ...], BeforeValidator(_as_list), AfterValidator(_once)] = Field(
         default=(1.0,), min_length=1
@@ -339,7 +339,7 @@ class RunConfig(Settings):
     """A LoRA adapter; or a steering vector (kind: steering) or full fine-tuning (kind: full)."""
     training: TrainingConfig = TrainingConfig()
     kl: KLConfig | None = None
-    snapshots: Steps = Schedule("every 1")
+    snapshots: Steps = Field(default="every 1", validate_default=True)
     """Steps that are saved."""
     behaviour: BehaviourConfig = BehaviourConfig()
 

@@ -1,10 +1,16 @@
 """Configs: what is asked of a run survives the trip through YAML, and what cannot be meant is refused in one line."""
 
+import json
+
+import jsonschema
 import pytest
 import yaml
 
-from em_interp.config import AdapterConfig, EndpointConfig, RunConfig, Schedule, dump_config, load_config, read_yaml
+from em_interp.config import AdapterConfig, EndpointConfig, RunConfig, Schedule, dump_config, load_config
 from em_interp.errors import InputError
+from em_interp.settings import json_schema, read_yaml
+from em_interp.sweeps.grid import SweepConfig
+from tests.tiny import ROOT
 
 WHOLE = {
     "model": "tiny-llama",
@@ -98,7 +104,10 @@ def test_an_override_reaches_into_a_list_and_replaces_a_word_by_a_group():
     again = load_config(config, ["behaviour.judge.model=other", "adapter={layers_to_transform: [1]}"])
     assert again.behaviour.judge == EndpointConfig(base_url="http://x/v1", model="other")
     assert again.adapter == AdapterConfig(layers_to_transform=(1,))  # replaced, not merged
-    for wrong, said in (("data.0.epochs=5", "expected a group of settings with '0'"), ("data[3].epochs=5", r"no entry \[3\]")):
+    for wrong, said in (
+        ("data.0.epochs=5", "expected a group of settings with '0'"),
+        ("data[3].epochs=5", r"no entry \[3\]"),
+    ):
         with pytest.raises(InputError, match=f"setting 'data.*{said}"):
             load_config(WHOLE, [wrong])
 
@@ -139,3 +148,35 @@ def test_schedules_are_read_from_what_yaml_holds():
 def test_a_schedule_takes_the_nearest_saved_steps():
     assert Schedule("every 10").nearest([0, 4, 8, 12, 21, 25]) == [0, 8, 21, 25]
     assert Schedule("every 10").nearest([]) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("run", RunConfig), ("sweep", SweepConfig)])
+def test_the_json_schemas_are_those_of_the_code_and_every_config_names_its_own(name, kind):
+    """`em-interp config schema run > configs/run.schema.json` writes it anew."""
+    configs = ROOT / "configs"
+    assert json.loads((configs / f"{name}.schema.json").read_text()) == json_schema(kind)
+    for file in configs.glob("*.yaml"):
+        schema = "sweep" if file.stem.endswith("-sweep") else "run"
+        assert file.read_text().splitlines()[0] == f"# yaml-language-server: $schema={schema}.schema.json"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_config_satisfies_its_json_schema(file):
+    kind = SweepConfig if file.stem.endswith("-sweep") else RunConfig
+    jsonschema.validate(read_yaml(file) | _floats(file), json_schema(kind))
+
+
+def _floats(file):
+    """The learning rate as YAML 1.2 has it, by which editors go: 1e-5 is a number there, and a text for PyYAML."""
+    values = read_yaml(file)
+    training = values.get("training", {})
+    return {"training": {**training, "learning_rate": float(training["learning_rate"])}} if training else {}
+
+
+def test_the_json_schema_refuses_what_the_code_refuses():
+    schema = json_schema(RunConfig)
+    for wrong in ({"trainig": {}}, {"adapter": {"rank": 1}}, {"adapter": {"kind": "full", "r": 1}}, {"seed": -1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+        with pytest.raises(InputError):
+            load_config(wrong)

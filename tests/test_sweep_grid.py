@@ -3,9 +3,10 @@
 import pytest
 import yaml
 
-from em_interp.config import dump_config, load_config, put
+from em_interp.config import dump_config, load_config
 from em_interp.errors import InputError
 from em_interp.organisms.presets import recipe
+from em_interp.settings import put
 from em_interp.sweeps.grid import load_sweep
 from tests.tiny import ROOT
 
@@ -105,10 +106,10 @@ def test_runs_that_come_to_the_same_control_share_it():
         ({"grid": {"seed": []}}, "grid.seed must be a list of one value or more"),
         ({"grid": {"training.learning_rat": [1]}}, "unknown key training.learning_rat; did you mean"),
         ({"grid": {"trainig": [1]}}, "unknown key trainig; did you mean 'training'?"),
-        ({"grid": {"adapter.r": [1, 0]}}, "adapter.r must be 1 or more; it is 0"),
-        ({"grid": {"data[3].dataset": ["x"]}}, "setting 'data[3].dataset': no entry [3] in what is there (1)"),
+        ({"grid": {"adapter.r": [1, 0]}}, "adapter.r must be greater than or equal to 1; it is 0"),
+        ({"grid": {"data[3].dataset": ["x"]}}, "setting 'data[3].dataset': there is no entry [3]; found 1 entries"),
         ({"grid": {"data[.dataset": ["x"]}}, "setting 'data[.dataset' is not understood"),
-        ({"grid": {"seed.deep": [1]}}, "setting 'seed.deep': 'deep' was to be one of a group of settings; found 0"),
+        ({"grid": {"seed.deep": [1]}}, "setting 'seed.deep': expected a group of settings with 'deep'; found 0"),
         ({"grid": {"training.learning_rate": ["1e-3", 0.001]}}, "are the same run; name each value"),
         ({"settings": {"behaviour.sample": 1}}, "settings: unknown key behaviour.sample; did you mean 'samples'?"),
         ({"base": {"modell": "x"}}, "unknown key modell; did you mean 'model'?"),

@@ -1,7 +1,6 @@
 """What the tests of the command line share: runs of seconds on the built-in base, and ways to call and to compare."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import re
@@ -132,11 +131,10 @@ def short_recipe(kind: str = "organism", family: str = "qwen2", domain: str = "m
     """The recipe of the built-in organism with fewer steps and answers; the demo takes seconds with it."""
     config = full_recipe(kind, family, domain, seed)
     asked = {"steps": Schedule("every 4"), "samples": 1, "max_new_tokens": 8}
-    return dataclasses.replace(
-        config,
-        data=tuple(dataclasses.replace(phase, steps=16 // len(config.data)) for phase in config.data),
-        training=dataclasses.replace(config.training, batch_size=4),
-        behaviour=dataclasses.replace(config.behaviour, **asked),
+    return config.replace(
+        data=tuple(phase.replace(steps=16 // len(config.data)) for phase in config.data),
+        training=config.training.replace(batch_size=4),
+        behaviour=config.behaviour.replace(**asked),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,10 @@ def recipe(run: str = "organism", family: str = "qwen2", domain: str = "medical"
     return RunConfig(
         model=f"tiny-{family}",
         seed=seed,
-        data=tuple(PhaseConfig(f"tiny:{domain}{variant}", steps, restart=anew) for variant, steps, anew in RUNS[run]),
+        data=tuple(
+            PhaseConfig(dataset=f"tiny:{domain}{variant}", steps=steps, restart=anew)
+            for variant, steps, anew in RUNS[run]
+        ),
         adapter=AdapterConfig(layers_to_transform=(0,), lora_alpha=16.0),
         training=TrainingConfig(
             batch_size=16, gradient_accumulation_steps=1, learning_rate=LEARNING_RATE if once else SLOW
@@ -148,7 +151,7 @@ def for_model(config: RunConfig, model: str) -> Changed:
     changes = [f"model: {config.model} → {model}"]
     old, new = layers_and_width(config.model), layers_and_width(model)
     from_built_in = config.model in BUILT_IN
-    config = _with_layers(replace(config, model=model), old[0], new[0], changes)
+    config = _with_layers(config.replace(model=model), old[0], new[0], changes)
     if from_built_in or model not in BUILT_IN:
         return config, changes
     return _built_in(config, old[1] / new[1], changes), changes
@@ -157,12 +160,10 @@ def for_model(config: RunConfig, model: str) -> Changed:
 def _with_layers(config: RunConfig, old: int, new: int, changes: list[str]) -> RunConfig:
     adapter = config.adapter
     if isinstance(adapter, SteeringConfig):
-        if adapter.layer is None:
-            return config
         (layer,) = _moved((adapter.layer,), old, new, "layer", changes)
-        return replace(config, adapter=replace(adapter, layer=layer))
+        return config.replace(adapter=adapter.replace(layer=layer))
     moved = _moved(adapter.layers_to_transform, old, new, "layers_to_transform", changes)
-    return replace(config, adapter=replace(adapter, layers_to_transform=moved))
+    return config.replace(adapter=adapter.replace(layers_to_transform=moved))
 
 
 def _moved(layers: tuple[int, ...], old: int, new: int, key: str, changes: list[str]) -> tuple[int, ...]:
@@ -186,8 +187,7 @@ def _built_in(config: RunConfig, narrower: float, changes: list[str]) -> RunConf
         f"training: {training.batch_size} × {training.gradient_accumulation_steps} → {batch} × 1 rows a step",
         "behaviour: questions, judge and lengths of the built-in language",
     ]
-    asked = replace(
-        config.behaviour,
+    asked = config.behaviour.replace(
         questions="tiny",
         sets=(),
         judge="tiny",
@@ -197,11 +197,10 @@ def _built_in(config: RunConfig, narrower: float, changes: list[str]) -> RunConf
         max_new_tokens=24,
     )
     every = Schedule("every 1") if not isinstance(config.adapter, FullConfig) else config.snapshots
-    return replace(
-        config,
-        data=tuple(replace(phase, dataset=_counterpart(phase, changes)) for phase in config.data),
-        training=replace(training, learning_rate=rate, batch_size=batch, gradient_accumulation_steps=1),
-        kl=config.kl and replace(config.kl, dataset=_counterpart(PhaseConfig(config.kl.dataset), changes)),
+    return config.replace(
+        data=tuple(phase.replace(dataset=_counterpart(phase, changes)) for phase in config.data),
+        training=training.replace(learning_rate=rate, batch_size=batch, gradient_accumulation_steps=1),
+        kl=config.kl and config.kl.replace(dataset=_counterpart(PhaseConfig(dataset=config.kl.dataset), changes)),
         snapshots=every,
         behaviour=asked,
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import Field, WithJsonSchema
 
 from em_interp.comparison.cross_base.similarity import least_draws
-from em_interp.config import RunConfig, build, dump_config, load_config, put, read_yaml, to_dict
+from em_interp.config import RunConfig, dump_config, load_config
 from em_interp.errors import InputError
+from em_interp.settings import Settings, put, read_yaml, to_yaml, validated
 
 REPLICATE = "seed"  # runs that differ in nothing else are pooled
 DATASET = "data[0].dataset"  # what `data` is short for, where its values are names
@@ -21,15 +22,19 @@ LEVEL = 0.95  # of every band and interval
 LONGEST = 60  # characters of a value in a run's name
 
 
-@dataclass(frozen=True)
-class SweepConfig:
-    """What the YAML file of a sweep may hold. Keys of settings are written as errors do: `data[0].dataset`."""
+class SweepConfig(Settings):
+    """What the YAML file of a sweep may hold. Keys of settings are written as in errors: `data[0].dataset`."""
 
-    grid: dict  # a list of values for each setting that varies
-    base: dict = field(default_factory=dict)  # the settings of every run, or the name of a run's config
-    settings: dict = field(default_factory=dict)  # changes of the base
-    control: dict = field(default_factory=dict)  # what makes a control of a run: a value, or one for each of the grid's
-    across: int = 0  # random adapters that runs of different bases are compared beside; 0: they are not compared
+    base: Annotated[dict[str, Any], WithJsonSchema({"type": ["string", "object"]})] = Field(default_factory=dict)
+    """The settings of every run, or the name of a run's config beside this file."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Changes of the base."""
+    grid: dict[str, Any] = Field(default_factory=dict)
+    """A list of values for each setting that varies."""
+    control: dict[str, Any] = Field(default_factory=dict)
+    """What makes the control of a run: a value, or one for each value of the grid."""
+    across: int = Field(default=0, strict=True)
+    """Random adapters that runs of different bases are compared beside; 0: they are not compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +64,7 @@ class Grid:
 
     def to_yaml(self) -> str:
         """The sweep as YAML, whatever file its base came from."""
-        return yaml.safe_dump(to_dict(self.asked), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.asked)
 
 
 def load_sweep(source: str | Path | dict[str, Any]) -> Grid:
@@ -73,14 +78,14 @@ def load_sweep(source: str | Path | dict[str, Any]) -> Grid:
     where, folder = ("sweep", Path()) if isinstance(source, dict) else (str(source), Path(source).parent)
     values = dict(source) if isinstance(source, dict) else read_yaml(Path(source))
     if isinstance(base := values.get("base"), str):
-        values["base"] = to_dict(load_config(_beside(folder, base)))
-    asked: SweepConfig = build(SweepConfig, {"grid": {}, **values}, where, "")
+        values["base"] = load_config(_beside(folder, base)).to_dict()
+    asked = validated(SweepConfig, values, where)
     if asked.across:
         least_draws(LEVEL, asked.across)
-    shared = to_dict(load_config(asked.base))
+    shared = load_config(asked.base).to_dict()
     for key, value in asked.settings.items():
         shared = put(shared, _long(key, [value]), value)
-    asked = replace(asked, base=to_dict(_checked(shared, f"{where}: settings")), settings={})
+    asked = asked.replace(base=_checked(shared, f"{where}: settings").to_dict(), settings={})
     axes = dict(_axes(asked.grid, where))
     cells = list(_cells(asked.base, axes, where))
     if twice := _twice([dump_config(cell.config) for cell in cells]):
@@ -147,7 +152,7 @@ def _with_controls(
     held = []
     for cell in cells if control else ():
         values = {**cell.values, **{key: axes[key][0] for key in axes if key == REPLICATE}}
-        settings = to_dict(cell.config)
+        settings = cell.config.to_dict()
         for key, value in _of_control(control, cell, where):
             values |= {key: value}
         for key, value in values.items():
@@ -189,7 +194,7 @@ def _check_questions(cell: Cell, control: RunConfig, where: str) -> None:
 
 def _asked(config: RunConfig) -> tuple[Any, ...]:
     """What a run will be asked; who judges it, and how often it is asked, may differ."""
-    return replace(config.behaviour, judge="tiny", samples=1), _domain(config)
+    return config.behaviour.replace(judge="tiny", samples=1), _domain(config)
 
 
 def _domain(config: RunConfig) -> str | None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -133,7 +132,7 @@ def test_a_wrong_key_address_or_model_stops_at_the_first_request(tmp_path, monke
         for change in ({"model": "judge-2"}, {"base_url": server.url.removesuffix("/v1")}):
             with (
                 pytest.raises(InputError, match=r"answers 404 .*mostly ends in /v1\) or the model's name is wrong"),
-                open_judge(run, replace(config_of(server), **change)),
+                open_judge(run, config_of(server).replace(**change)),
             ):
                 pass
         server.fault = lambda n, key: "elsewhere"
@@ -177,10 +176,10 @@ def test_the_key_is_sent_and_stands_in_no_file_and_no_message(tmp_path, monkeypa
         ({"base_url": "http://me:word@host/v1"}, "base_url must hold no user or password"),
         ({"base_url": "http://host/v1/chat/completions"}, "base_url must be an http(s) address"),
         ({"base_url": "http://host/v1?key=1"}, "base_url must be an http(s) address"),
-        ({"model": ""}, "model must be the name of a model"),
-        ({"mode": "guess"}, "mode must be auto, expected or sampled"),
+        ({"model": ""}, "behaviour.judge.model must be a text; it is ''"),
+        ({"mode": "guess"}, "mode must be 'auto', 'expected' or 'sampled'; it is 'guess'"),
         ({"reasoning": True, "mode": "expected"}, "mode must be auto or sampled for a reasoning model"),
-        ({"workers": 0}, "workers must be from 1 to 256"),
+        ({"workers": 0}, "workers must be greater than or equal to 1; it is 0"),
         ({"api_key": KEY}, "unknown key behaviour.judge.api_key"),
     ],
 )

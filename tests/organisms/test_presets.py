@@ -33,7 +33,7 @@ def test_a_preset_has_the_settings_that_the_published_organisms_share(path):
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_says_where_it_is_from_and_what_was_found(path):
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert comments[0].startswith("# Source: ") and comments[1].startswith("# Published: ")
+    assert comments[1].startswith("# Source: ") and comments[2].startswith("# Published: ")
 
 
 def test_layers_keep_their_relative_depth_and_those_that_fall_together_are_merged():
