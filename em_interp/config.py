@@ -125,7 +125,7 @@ def _not_zero(value: float) -> float:
 
 Int = Annotated[int, Strict()]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Layers = Annotated[tuple[Annotated[int, Strict(), Field(ge=0)], ...], BeforeValidator(_as_list)]
+Layers = Annotated[tuple[Int, ...], BeforeValidator(_as_list)]
 Steps = Annotated[
     Schedule,
     PlainValidator(Schedule.of),
@@ -172,7 +172,7 @@ class SteeringConfig(Settings):
     """A learned steering vector: alpha · B is added to the residual stream after one layer, at every token."""
 
     kind: Literal["steering"]
-    layer: Int = Field(ge=0)
+    layer: Int
     """The number of the layer after which the vector is added."""
     alpha: Annotated[float, AfterValidator(_not_zero)] = Field(default=256.0, allow_inf_nan=False)
 

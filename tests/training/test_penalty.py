@@ -164,9 +164,9 @@ def test_what_the_penalty_was_held_to_is_in_the_manifest_and_may_not_change(kept
     ("kl", "said"),
     [
         ({"dataset": "nowhere.jsonl"}, "nowhere.jsonl"),
-        ({"dataset": ""}, "kl.dataset must be the name of a dataset"),
-        ({"weight": 0}, "kl.weight must be positive; it is 0"),
-        ({"every": 0}, "kl.every must be 1 or more"),
+        ({"dataset": ""}, "kl.dataset must be a text; it is"),
+        ({"weight": 0}, "kl.weight must be greater than 0; it is 0"),
+        ({"every": 0}, "kl.every must be greater than or equal to 1; it is 0"),
         ({"wieght": 1}, "unknown key kl.wieght; did you mean 'weight'"),
     ],
 )

@@ -156,7 +156,7 @@ def test_a_layer_that_does_not_exist_is_refused_before_anything_is_written(steer
 def test_keys_of_another_protocol_are_refused_and_a_config_survives_the_trip_through_yaml(steering):
     for adapter, said in (
         ({"kind": "steering", "layer": 1, "r": 2}, "unknown key adapter.r of kind steering .*kind, layer, alpha"),
-        ({"kind": "steering"}, "adapter.layer must be the number of the layer after which"),
+        ({"kind": "steering"}, "adapter.layer is missing; expected the number of the layer after which"),
         ({"kind": "stering", "layer": 1}, "adapter.kind must be one of lora, steering, full; it is 'stering'"),
         ({"layers": [1]}, "unknown key adapter.layers; did you mean 'layers_to_transform'"),
     ):
