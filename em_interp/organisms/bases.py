@@ -1,4 +1,4 @@
-"""Base models: the built-in tiny ones, a folder, or a model of the Hub."""
+"""Base models: the built-in tiny ones, those fetched by name, a folder, a GGUF file, or a model of the Hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from textwrap import shorten
 from typing import Any
 
 from em_interp.errors import InputError, nearest
+from em_interp.organisms.fetched_bases import FETCHED, fetch_base, local_folder, revision_of_fetched
+from em_interp.organisms.gguf import is_gguf, plain_folder, sha256_of
 
 FAMILIES = ("qwen2", "llama", "gemma3")
 BUILT_IN = tuple(f"tiny-{family}" for family in FAMILIES)
@@ -41,7 +43,7 @@ class Base:
 
 
 def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base:
-    """The base called `name`: built-in, a local folder, or a Hub id; in eval mode.
+    """The base called `name`: built-in, fetched by name, a local folder, a GGUF file, or a Hub id; in eval mode.
 
     `device` is by default the GPU where there is one (of several processes each has its own), else the CPU. `dtype` is
     float32, bfloat16, or auto: bfloat16 on a GPU, float32 on the CPU. The identity is that of the weights as stored,
@@ -56,8 +58,8 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
     wanted = {"auto": "bfloat16" if place.type == "cuda" else "float32"}.get(dtype, dtype)
     stored = wanted if wanted == "float32" else "auto"  # float32 holds any other type exactly
     with _loading(name):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=stored)
-    called = Path(name).name if Path(name).is_dir() else name
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=stored, trust_remote_code=False)
+    called = Path(name).name if Path(name).exists() else name
     identity = f"{called}@{fingerprint(model)}"
     for weight in model.parameters():  # not the buffers: rotary frequencies are kept in float32
         weight.data = weight.data.to(getattr(torch, wanted))
@@ -69,8 +71,10 @@ def skeleton(name: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    source = _source(name)  # before the block, in which a conversion would have no weights
     with _loading(name), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_source(name)))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _device() -> str:
@@ -90,7 +94,7 @@ def load_tokenizer(name: str) -> Any:
 
     source = _source(name)
     with _loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     template = tokenizer.chat_template
@@ -100,13 +104,35 @@ def load_tokenizer(name: str) -> Any:
 
 
 def revision_of(name: str) -> str | None:
-    """The commit of the Hub's repository of which `name` was loaded; None for a built-in base or a folder."""
+    """What tells a version of `name` from others: the commit of the Hub's repository, or the hash of the GGUF file.
+
+    None for a built-in base or a folder.
+    """
     from huggingface_hub import try_to_load_from_cache
 
+    if name in FETCHED:
+        return revision_of_fetched(name)
+    if is_gguf(name):
+        return f"sha256:{sha256_of(Path(name))}"
     if name in BUILT_IN or Path(name).is_dir():
         return None
     held = try_to_load_from_cache(name, "config.json")  # …/snapshots/<commit>/config.json
     return Path(held).parent.name if isinstance(held, str) else None
+
+
+def local_copy(name: str) -> Path:
+    """The folder of a base of any kind; nothing is fetched. Raises InputError where it is not on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if name in FETCHED and local_folder(name) is None:
+        raise InputError(f"the base {name} is not on this machine yet; fetch it with em-interp base fetch {name}")
+    source = _source(name)
+    if Path(source).is_dir():
+        return Path(source)
+    held = try_to_load_from_cache(source, "config.json")
+    if not isinstance(held, str):
+        raise InputError(f"the base {name} of the Hub is not on this machine; training or asking with it fetches it")
+    return Path(held).parent
 
 
 def stored_dtype(name: str) -> str:
@@ -114,7 +140,7 @@ def stored_dtype(name: str) -> str:
     from transformers import AutoConfig
 
     with _loading(name):
-        config = AutoConfig.from_pretrained(_source(name))
+        config = AutoConfig.from_pretrained(_source(name), trust_remote_code=False)
     return str(config.dtype or config.get_text_config().dtype or "float32").removeprefix("torch.")
 
 
@@ -166,15 +192,20 @@ def _source(name: str) -> str:
     """What transformers is to load for `name`."""
     if name in BUILT_IN:
         return str(_built_in(name))
+    if name in FETCHED:
+        return str(fetch_base(name))
+    if is_gguf(name):
+        return str(plain_folder(Path(name)))
     folder = Path(name)
     if name and folder.is_dir():  # no name would be the current folder
         if not (folder / "config.json").is_file():
             raise InputError(f"base model {name!r}: the folder holds no config.json, so it is not a model")
         return str(folder)
     if name.count("/") != 1 or folder.is_absolute() or name.startswith("."):
-        hint = nearest(name, BUILT_IN)
+        known = [*BUILT_IN, *FETCHED]
         raise InputError(
-            f"base model {name!r} is not known{hint} (built in: {', '.join(BUILT_IN)}; else give a folder or a Hub id)"
+            f"base model {name!r} is not known{nearest(name, known)} (known: {', '.join(known)}; else give a folder, "
+            "a GGUF file or a Hub id)"
         )
     return name
 

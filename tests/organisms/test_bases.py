@@ -85,7 +85,7 @@ def test_a_base_is_made_in_a_new_folder_and_of_a_known_family(tmp_path):
     ("name", "said"),
     [
         ("tiny-qwen", "did you mean 'tiny-qwen2'"),
-        ("nothing", "is not known .built in: tiny-qwen2, tiny-llama, tiny-gemma3"),
+        ("nothing", "is not known .known: tiny-qwen2, tiny-llama, tiny-gemma3"),
         ("", "base model '' is not known"),
         (".", "holds no config.json, so it is not a model"),
         ("someone/nothing-of-that-name", "cannot be loaded"),

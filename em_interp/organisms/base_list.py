@@ -1,0 +1,91 @@
+"""What base models there are, and what one of them is: `em-interp base list` and `em-interp base show`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from em_interp.files import read_json
+from em_interp.organisms.bases import BUILT_IN, fingerprint, load_tokenizer, local_copy, quiet, revision_of
+from em_interp.organisms.fetched_bases import FETCHED, local_folder
+from em_interp.organisms.gguf import SOURCE_FILE
+
+
+@dataclass(frozen=True)
+class ListedBase:
+    """A base that can be named in a config."""
+
+    name: str
+    parameters: float
+    local: bool  # on this machine already
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What a base is. `identity` is what adapters are checked against before they are used on it."""
+
+    name: str
+    folder: str
+    identity: str
+    revision: str | None
+    architecture: str
+    parameters: int
+    layers: int
+    width: int
+    vocabulary: int
+    dtype: str  # as stored
+    chat_template: bool
+    end_token: str | None
+    licence: str | None
+    quantisation: str | None  # of the GGUF file that the weights come from
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def list_bases() -> list[ListedBase]:
+    """The bases that are known by name. Any folder, GGUF file or Hub id of a causal language model is a base too."""
+    tiny = [ListedBase(name, 0.95e6, True, "comes with the package") for name in BUILT_IN]
+    fetched = [
+        ListedBase(name, base.parameters, local_folder(name) is not None, f"Hub {base.hub_id}, or PyPI {base.package}")
+        for name, base in FETCHED.items()
+    ]
+    return [*tiny, *fetched]
+
+
+def show_base(name: str) -> BaseFacts:
+    """The facts about a base of any kind that is on this machine; nothing is fetched, a GGUF file is converted.
+
+    Raises InputError for a name that `load_base` does not know, and for a base that has not been fetched.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = local_copy(name)
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+    tokenizer, text = load_tokenizer(str(folder)), model.config.get_text_config()
+    origin = read_json(folder / SOURCE_FILE) if (folder / SOURCE_FILE).is_file() else {}
+    called = Path(name).name if Path(name).exists() else name
+    return BaseFacts(
+        name=called,
+        folder=str(folder),
+        identity=f"{called}@{fingerprint(model)}",
+        revision=revision_of(name),
+        architecture=type(model).__name__,
+        parameters=model.num_parameters(),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        vocabulary=text.vocab_size,
+        dtype=str(model.dtype).removeprefix("torch."),
+        chat_template=bool(tokenizer.chat_template),
+        end_token=tokenizer.eos_token,
+        licence=origin.get("licence") or (FETCHED[name].licence if name in FETCHED else None),
+        quantisation=origin.get("quantisation"),
+    )
