@@ -21,14 +21,14 @@ def outcomes(kind, cases):
     """One row a case: verdict, p-value, error in steps, and whether the two intervals cover the truth."""
     for case in range(cases):
         planted = planted_curve(kind, np.random.default_rng([SEED, (RISES + NULLS).index(kind), case]))
-        found = locate_rise(planted.tally, planted.control)
+        found = locate_rise(planted.counts, planted.control)
         verdict = verdict_of(found, "em")[0]
         row = {"verdict": verdict, "p": found.p_value}
-        if verdict == "transition" and planted.middle is not None:
-            low, high = found.rise.middle_interval
+        if verdict == "transition" and planted.midpoint is not None:
+            low, high = found.rise.midpoint_interval
             first, last = found.rise.tenth_interval
-            row |= {"error": abs(found.rise.middle - planted.middle), "half": (high - low) / 2}
-            row |= {"covers": low <= planted.middle <= high, "covers_tenth": first <= planted.tenth <= last}
+            row |= {"error": abs(found.rise.midpoint - planted.midpoint), "half": (high - low) / 2}
+            row |= {"covers": low <= planted.midpoint <= high, "covers_tenth": first <= planted.tenth <= last}
         yield row
 
 

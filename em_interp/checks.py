@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ def check_whole(name: str, value: Any, least: int = 0) -> None:
 
 
 def as_list(value: Any) -> list[Any]:
-    """The items of a list, tuple, array or other iterable; a single value, such as a number or a text, as its list."""
-    if isinstance(value, (str, bytes, Path, dict)) or not isinstance(value, Iterable):
-        return [value]
-    return list(value)
+    """The items of a list, tuple, set, range, array, series or generator; any other value as a list of one."""
+    if isinstance(value, (list, tuple, set, frozenset, range, Iterator)) or getattr(value, "ndim", 0) == 1:
+        return list(value)
+    return [value]
 
 
 def described(value: Any) -> str:

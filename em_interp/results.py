@@ -47,6 +47,10 @@ class Result:
         """The result as plain values, as the command line's JSON has it."""
         raise NotImplementedError
 
+    def _lines(self) -> list[str]:
+        """The lines of the card, the first one in bold: the clauses of the sentence by default."""
+        return [clause for line in self.sentence().splitlines() for clause in line.split("; ")]
+
     def _picture(self) -> str:
         """A small SVG for the card; none by default."""
         return ""
@@ -60,8 +64,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         table = self._table()
-        said = [part for line in self.sentence().splitlines() for part in line.split("; ")]
-        return html_card(said, self._picture(), self.NEXT, "" if table is None else html_table(table))
+        return html_card(self._lines(), self._picture(), self.NEXT, "" if table is None else html_table(table))
 
 
 def html_table(table: pd.DataFrame) -> str:

@@ -308,7 +308,7 @@ def test_a_control_without_scores_or_that_is_not_there_is_named(tiny, tmp_path):
     assert "judge the run first" in refused("align", tiny.run, "--control", control, *out)
     for command in ("align", "report"):
         line = refused(command, tiny.run, "--control", tmp_path / "nowhere", *out)
-        assert f"{tmp_path / 'nowhere'} is not there; expected a run" in line
+        assert f"{tmp_path / 'nowhere'} does not exist; expected a run" in line
 
 
 # --- tables

@@ -63,14 +63,14 @@ class BehaviourCurve:
                 chosen = chosen[chosen[column] == value]
         return BehaviourCurve(chosen, self.domain, self.level)
 
-    def parts(self) -> list[BehaviourCurve]:
+    def split(self) -> list[BehaviourCurve]:
         """The curves of each scale and question set."""
         kinds = self.answers[PART].drop_duplicates().sort_values(PART)
         return [self.select(scale, questions) for scale, questions in kinds.itertuples(index=False)]
 
     def outside(self) -> BehaviourCurve | None:
         """The curve of the adapter as trained on questions outside the training domain: the first set of `OUTSIDE`."""
-        parts = {part.questions: part for part in self.parts() if part.scale == 1.0}
+        parts = {part.questions: part for part in self.split() if part.scale == 1.0}
         return next((parts[name] for name in OUTSIDE if name in parts), None)
 
     def at(self, step: int) -> ScoredResponses:

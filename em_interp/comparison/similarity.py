@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.trajectory.geometry import principal_components
-from em_interp.trajectory.trajectory import AdapterTrajectory, Part
+from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix
 
-PARTS: tuple[Part, ...] = ("B", "A", "delta")
+PARTS: tuple[Matrix, ...] = ("B", "A", "delta")
 _RANK = 1e-6  # a singular value below this share of the largest is float32 rounding
 
 

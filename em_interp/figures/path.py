@@ -28,10 +28,10 @@ from em_interp.figures.style import (
     span,
 )
 from em_interp.trajectory import geometry
-from em_interp.trajectory.trajectory import AdapterTrajectory, Part
+from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix
 from em_interp.transition.local_cosine import straight_angles
 from em_interp.transition.result import Transition
-from em_interp.transition.rotation import LEAST_TURN
+from em_interp.transition.rotation import MIN_TURN
 
 NORMAL_95 = 1.96
 
@@ -78,12 +78,12 @@ def draw_rotation(
     low, high = np.clip(turn - reach, 0, 180), np.clip(turn + reach, 0, 180)
     hover = "step %{x}<br>turn %{customdata[0]:.0f}° ± %{customdata[1]:.0f}°<extra></extra>"
     line = go.Scatter(x=step, y=np.maximum(turn, 0), customdata=np.stack([turn, reach], 1), mode="lines")
-    null = go.Scatter(x=[None], y=[None], mode="markers", name=f"null: {LEAST_TURN:.0f}° or less")
+    null = go.Scatter(x=[None], y=[None], mode="markers", name=f"null: {MIN_TURN:.0f}° or less")
     null.update(marker={"symbol": "square", "size": 11, "color": fade(MUTED, 0.3)})
     figure.add_trace(ribbon(step, low, high, colour, "95% interval"), **where)
     figure.add_trace(line.update(name="turn", line_color=colour, hovertemplate=hover), **where)
     figure.add_trace(null, **where)
-    figure.add_hrect(0, LEAST_TURN, fillcolor=fade(MUTED, 0.18), line_width=0, layer="below", **where)
+    figure.add_hrect(0, MIN_TURN, fillcolor=fade(MUTED, 0.18), line_width=0, layer="below", **where)
     for number, found in enumerate(turns):
         angle = "" if found.angle_deg is None else f"<br>{found.angle_deg:.0f}° in all"
         at = "" if found.step is None else f"step {found.step:.0f}"
@@ -103,7 +103,7 @@ NO_EVIDENCE = "A bend and a large share of variance in this plane are no evidenc
 
 
 def pca(
-    trajectory: AdapterTrajectory, of: Part = "B", site: str | None = None, transitions: Sequence[Transition] = ()
+    trajectory: AdapterTrajectory, of: Matrix = "B", site: str | None = None, transitions: Sequence[Transition] = ()
 ) -> go.Figure:
     """The path of B, A or ΔW in two components, coloured by step, with the rotations among `transitions` of it.
 
@@ -118,7 +118,7 @@ def pca(
 def draw_path(
     figure: go.Figure,
     trajectory: AdapterTrajectory,
-    of: Part = "B",
+    of: Matrix = "B",
     site: str | None = None,
     transitions: Sequence[Transition] = (),
     row: int | None = None,
@@ -218,7 +218,7 @@ def _free_side(scores: Float[np.ndarray, "step 2"], index: int) -> str:
 # How large the adapter is along the run: the norms of B, A and ΔW.
 
 
-PARTS: tuple[Part, ...] = ("B", "A", "delta")
+PARTS: tuple[Matrix, ...] = ("B", "A", "delta")
 
 
 def norms(trajectory: AdapterTrajectory, site: str | None = None) -> go.Figure:
@@ -235,7 +235,7 @@ def norms(trajectory: AdapterTrajectory, site: str | None = None) -> go.Figure:
 def draw_norm(
     figure: go.Figure,
     trajectory: AdapterTrajectory,
-    of: Part,
+    of: Matrix,
     site: str | None = None,
     row: int | None = None,
     col: int | None = None,
@@ -271,7 +271,7 @@ EXPLAINED = (
 
 def turning_angle(
     trajectory: AdapterTrajectory,
-    of: Part = "B",
+    of: Matrix = "B",
     site: str | None = None,
     transitions: Sequence[Transition] = (),
     planted: Mapping[float, str] | None = None,
@@ -306,7 +306,7 @@ def turning_angle(
 def draw_turning(
     figure: go.Figure,
     trajectory: AdapterTrajectory,
-    of: Part = "B",
+    of: Matrix = "B",
     site: str | None = None,
     row: int | None = None,
     col: int | None = None,
@@ -334,7 +334,7 @@ def draw_turning(
 # A whole path at a glance: norms, the path in two components, and turning angles.
 
 
-def trajectory(trajectory: AdapterTrajectory, of: Part = "B", site: str | None = None) -> go.Figure:
+def trajectory(trajectory: AdapterTrajectory, of: Matrix = "B", site: str | None = None) -> go.Figure:
     """Norms of B, A and ΔW; the path of `of` in two components, coloured by step; its turning angles with their nulls.
 
     For each panel alone see `norms`, `pca` and `turning_angle`.

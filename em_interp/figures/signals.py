@@ -30,7 +30,7 @@ from em_interp.figures.style import (
     step_label,
 )
 from em_interp.trajectory.trajectory import AdapterTrajectory
-from em_interp.transition.onset import NAMES
+from em_interp.transition.onset import METRICS
 from em_interp.transition.result import Transition
 from em_interp.transition.series import SKIPPED
 
@@ -167,7 +167,7 @@ def onset(transition: Transition) -> go.Figure:
     """The metric by step with intervals, the fit, the control's (or, without one, the level of the first step)."""
     asked = "" if transition.questions is None else f", {said(transition.questions)} questions"
     scale = "" if transition.scale in (None, 1) else f", adapter ×{transition.scale:g}"
-    title = f"Onset of the {NAMES.get(transition.of or '', 'metric')}{asked}{scale}"
+    title = f"Onset of the {METRICS.get(transition.of or '', 'metric')}{asked}{scale}"
     figure = new_figure(title, f"{transition.verdict}: {transition.reason}")
     figure.update_xaxes(title_text=STEP)
     figure.update_yaxes(title_text=axis_of(transition.of), range=[-2, 102])
@@ -180,8 +180,8 @@ def onset(transition: Transition) -> go.Figure:
 def axis_of(metric: str | None) -> str:
     """The title of the metric's axis, with its unit."""
     if metric is not None and metric.endswith("_mean"):
-        return f"{NAMES[metric].capitalize()} (0–100)"
-    name = NAMES.get(metric or "", "rate")
+        return f"{METRICS[metric].capitalize()} (0–100)"
+    name = METRICS.get(metric or "", "rate")
     return f"{name[0].upper()}{name[1:]} (% of scored answers)"
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from em_interp.errors import InputError
 from em_interp.files import write_beside, write_json
 from em_interp.run import CHECKPOINT, Run
-from em_interp.trajectory.checkpoint_formats import CONFIG, WEIGHTS, read_checkpoint
-from em_interp.trajectory.load import LORA, checkpoint_folders, kind_of, load_trajectory
+from em_interp.trajectory.checkpoint_formats import CONFIG_FILE, WEIGHTS_FILE, read_lora
+from em_interp.trajectory.load import LORA, checkpoint_folders, format_of, load_trajectory
 from em_interp.trajectory.packed import SUFFIX, packed_identity, write_packed
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
@@ -46,10 +46,10 @@ def export_peft(
     step = max(folders) if step is None else step
     if step not in folders:
         load_trajectory(source).at(step)  # says what the nearest saved steps are
-    kind = kind_of(folders[step]) or LORA  # what is missing the reader says
+    kind = format_of(folders[step]) or LORA  # what is missing the reader says
     if kind != LORA:
         raise InputError(f"{folders[step]} holds a {kind}; only a LoRA adapter is exported for PEFT")
-    read_checkpoint(folders[step])
+    read_lora(folders[step])
     folder = _place(source, out, f"-peft-{step}", resume, _is_adapter)
     with write_beside(folder) as part:
         shutil.copytree(folders[step], part)
@@ -174,7 +174,7 @@ def _place(
 def _is_adapter(place: Path) -> bool:
     """A folder with a PEFT adapter and nothing else, and no step of a run."""
     there = {entry.name for entry in place.iterdir()} if place.is_dir() else set()
-    return there == {CONFIG, WEIGHTS} and not CHECKPOINT.match(place.name)
+    return there == {CONFIG_FILE, WEIGHTS_FILE} and not CHECKPOINT.match(place.name)
 
 
 def _is_packed(place: Path) -> bool:

@@ -32,7 +32,7 @@ from em_interp.organisms.bases import Base, skeleton
 from em_interp.run import CHECKPOINT
 from em_interp.training.checkpoints import AdapterWriter, Packer
 from em_interp.training.lora import Weights, adapter_weights, add_adapter, choose_sites, site_name
-from em_interp.trajectory.checkpoint_formats import CHANGE_CONFIG, CHANGE_FILE, CONFIG, FILE
+from em_interp.trajectory.checkpoint_formats import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEERING_FILE
 
 GROUPS = 32
 
@@ -127,7 +127,7 @@ class FullTrainable:
                 self.model.save_pretrained(part)
                 self.tokenizer.save_pretrained(part)
             (part / CHANGE_FILE).write_bytes(self.packer.pack(self.change()))
-            (part / CHANGE_CONFIG).write_text(self.said, encoding="utf-8")
+            (part / CHANGE_CONFIG_FILE).write_text(self.said, encoding="utf-8")
 
     def change(self) -> dict[str, Any]:
         """The projected change of each matrix since before training, in float32."""
@@ -154,7 +154,7 @@ def _language_weights(model: Any) -> dict[str, Any]:
 # --------
 # A learned steering vector: one direction, added to the residual stream after one layer at every token.
 # The layer's output becomes output + alpha · B. B starts at zero and is all that is trained. Saved as the public
-# runs have it, so that `em_interp.trajectory.steering` and others' loaders read it: `steering_vector.pt` and
+# runs have it, so that `em_interp.trajectory.load` and others' loaders read it: `steering_vector.pt` and
 # `adapter_config.json`.
 
 
@@ -193,8 +193,8 @@ class SteeringTrainable:
         held = {"steering_vector": vector, "layer_idx": self.said["layer_idx"], "alpha": self.alpha}
         with write_beside(folder) as part:
             part.mkdir()
-            torch.save(held, part / FILE)
-            (part / CONFIG).write_text(to_json(self.said), encoding="utf-8")
+            torch.save(held, part / STEERING_FILE)
+            (part / CONFIG_FILE).write_text(to_json(self.said), encoding="utf-8")
 
     @contextmanager
     def reference(self) -> Iterator[Any]:

@@ -1,11 +1,11 @@
 """The composition score: do two sets of adapters write into the same directions, whichever site writes which?
 
-comp(X, Y) = ‖Xᵀ Y‖_F / (‖X‖_F ‖Y‖_F), where X and Y are d × n: a column for each adapter's direction in the residual
-stream (2506.11613 tracks it against the final step of a run with nine adapters; after Elhage et al. 2021). Xᵀ Y is
-n × n, the inner products of columns, so for one adapter it is the |cosine|. With the stacks the other way round (n × d)
-it is the norm of an outer product and identically 1 for one adapter, whatever the directions.
+comp(X, Y) = ‖Xᵀ Y‖_F / (‖X‖_F ‖Y‖_F), where X and Y are d × n with one column for each adapter's direction in the
+residual stream. Source: arXiv 2506.11613, which tracks it against the final step of a run with nine adapters; after
+Elhage et al. 2021. Xᵀ Y is n × n, the inner products of columns, so for one adapter the score is |cosine|. (With the
+stacks transposed, n × d, it is the norm of an outer product and identically 1 for one adapter.)
 
-The columns are those of s B (A Aᵀ)^½, which no gauge changes beyond a rotation among themselves: at rank 1 s ‖a‖ b. As
+The columns are those of s B (A Aᵀ)^½, at rank 1 s ‖a‖ b; a change of gauge only rotates them among themselves. As
 published the columns are de-meaned, here each over its coordinates.
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from em_interp.errors import InputError
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
-WRITERS = ("down_proj", "o_proj")  # the modules of a layer whose output is added to the residual stream
+RESIDUAL_WRITERS = ("down_proj", "o_proj")  # the modules of a layer whose output is added to the residual stream
 
 
 def composition_score(
@@ -26,20 +26,18 @@ def composition_score(
     """‖Xᵀ Y‖_F / (‖X‖_F ‖Y‖_F) of two stacks of columns; NaN where one of them is zero.
 
     As published it is 1/√n for two equal stacks of n orthogonal columns of one length. `normalised` divides by
-    √(‖Xᵀ X‖_F ‖Yᵀ Y‖_F) instead, which makes it 1 for equal stacks (the RV coefficient's root of X Xᵀ and Y Yᵀ).
+    √(‖Xᵀ X‖_F ‖Yᵀ Y‖_F) instead, which makes it 1 for equal stacks (the root of the RV coefficient of X Xᵀ and Y Yᵀ).
     Raises InputError for columns of different lengths.
     """
     if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y):
-        raise InputError(
-            f"two stacks of columns in one space were expected, d × n and d × m; found {X.shape}, {Y.shape}"
-        )
+        raise InputError(f"expected two stacks of columns of one length, d × n and d × m; found {X.shape}, {Y.shape}")
     if centre:
         X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
     if normalised:
-        bottom = float(np.sqrt(np.linalg.norm(X.T @ X) * np.linalg.norm(Y.T @ Y)))
+        size = float(np.sqrt(np.linalg.norm(X.T @ X) * np.linalg.norm(Y.T @ Y)))
     else:
-        bottom = float(np.linalg.norm(X) * np.linalg.norm(Y))
-    return float(np.linalg.norm(X.T @ Y)) / bottom if bottom > 0 else float("nan")
+        size = float(np.linalg.norm(X) * np.linalg.norm(Y))
+    return float(np.linalg.norm(X.T @ Y)) / size if size > 0 else float("nan")
 
 
 def composition_path(
@@ -58,27 +56,32 @@ def composition_path(
 
 
 def no_composition(path: AdapterTrajectory) -> str | None:
-    """Why the adapters of a path do not write into one space, or None where they do: several sites, each of `WRITERS`.
+    """Why the composition score does not apply to a path, or None where it does.
 
-    The other modules of a layer write into spaces of their own, even where their dimensions agree.
+    It needs several sites, each one of RESIDUAL_WRITERS: other modules of a layer write into spaces of their own, even
+    where their dimensions agree.
     """
-    if path.kind != "lora" or len(path.sites) < 2:
-        return "it compares several adapters, and this path has one" if path.kind == "lora" else "there is no adapter"
-    others = [site for site in path.sites if site.rpartition(".")[2] not in WRITERS]
-    return f"{others[0]} does not write into the residual stream ({' and '.join(WRITERS)} do)" if others else None
+    if path.kind != "lora":
+        return "there is no adapter"
+    if len(path.sites) < 2:
+        return "it compares several adapters, and this path has one"
+    others = [site for site in path.sites if site.rpartition(".")[2] not in RESIDUAL_WRITERS]
+    writers = " and ".join(RESIDUAL_WRITERS)
+    return f"{others[0]} does not write into the residual stream ({writers} do)" if others else None
 
 
 def path_columns(path: AdapterTrajectory, row: int) -> Float[np.ndarray, "d n"]:
     """The columns of every site at one saved step, by its row."""
-    sites = [site_columns(path.A[site][row], path.B[site][row], path.scale[site]) for site in path.sites]
-    return np.concatenate(sites, axis=1)
+    return np.concatenate(
+        [site_columns(path.A[site][row], path.B[site][row], path.scale[site]) for site in path.sites], axis=1
+    )
 
 
 def site_columns(
-    A: Float[np.ndarray, "rank d_in"], B: Float[np.ndarray, "d rank"], scale: float
+    A: Float[np.ndarray, "rank d_in"], B: Float[np.ndarray, "d rank"], scaling: float
 ) -> Float[np.ndarray, "d rank"]:
-    """s B (A Aᵀ)^½ of one site at one step, in float64."""
+    """s B (A Aᵀ)^½ of one site at one step, in float64; `scaling` is s."""
     A, B = A.astype(np.float64), B.astype(np.float64)
     values, vectors = np.linalg.eigh(A @ A.T)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    return scale * B @ root
+    return scaling * B @ root

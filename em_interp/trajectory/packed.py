@@ -1,8 +1,8 @@
-"""A whole trajectory in one file: what a folder of checkpoints holds of the path, in one safetensors.
+"""A whole trajectory in one safetensors file.
 
 A run of 400 steps is 800 small files, slow to read over a network and awkward to send. Here every A and B of a site is
-one tensor over the steps, the log is there as it is by step, and the rest is JSON in the file's metadata. What
-`load_trajectory` reads from it is, bit for bit, what it reads from the folder.
+one tensor over the steps, the log is stored by step, and the rest is JSON in the file's metadata. `load_trajectory`
+reads from it, bit for bit, what it reads from the folder.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from em_interp.files import write_beside
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 SUFFIX = ".safetensors"
-KEY, FORMAT = "em_interp.trajectory", 1  # of the metadata; one entry, for safetensors keeps no order of several
-A, B, LOG = "A/", "B/", "log/"  # before the name of a site, or of a column of the log
+METADATA_KEY, FORMAT = "em_interp.trajectory", 1  # one entry of metadata: safetensors keeps no order of several
+A, B, LOG = "A/", "B/", "log/"  # prefixes of tensor names: before a site, or a column of the log
 
 
 def write_packed(trajectory: AdapterTrajectory, file: str | Path, identity: str | None = None) -> Path:
-    """Write the trajectory to `file` (.safetensors), whole or not at all; one that is there is replaced.
+    """Write the trajectory to `file` (.safetensors), whole or not at all; an existing file is replaced.
 
     `identity` is the base model's name with the hash of its weights, where it is known. Tensors: `steps` (step,),
     `A/<site>` (step, rank, d_in) and `B/<site>` (step, d_out, rank) in float32, `log/step` and `log/<column>`.
@@ -37,11 +37,11 @@ def write_packed(trajectory: AdapterTrajectory, file: str | Path, identity: str 
     if file.suffix != SUFFIX:
         raise InputError(f"{file}: a packed trajectory is a {SUFFIX} file; give it that ending")
     tensors = {"steps": trajectory.steps.astype(np.int64)}
-    for prefix, parts in ((A, trajectory.A), (B, trajectory.B)):
-        tensors |= {prefix + site: np.ascontiguousarray(part) for site, part in parts.items()}
+    for prefix, matrices in ((A, trajectory.A), (B, trajectory.B)):
+        tensors |= {prefix + site: np.ascontiguousarray(matrix) for site, matrix in matrices.items()}
     tensors[LOG + "step"] = trajectory.metrics.index.to_numpy(np.int64)
     tensors |= {f"{LOG}{name}": column.to_numpy(np.float64) for name, column in trajectory.metrics.items()}
-    said = {
+    metadata = {
         "format": FORMAT,
         "kind": trajectory.kind,
         "base": trajectory.base,
@@ -51,7 +51,7 @@ def write_packed(trajectory: AdapterTrajectory, file: str | Path, identity: str 
         "log": list(trajectory.metrics.columns),
     }
     with write_beside(file) as part:
-        save_file(tensors, part, {KEY: json.dumps(said)})
+        save_file(tensors, part, {METADATA_KEY: json.dumps(metadata)})
     return file
 
 
@@ -60,41 +60,9 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
 
     Raises InputError, naming the file, where it is truncated, holds something else, or NaN.
     """
-    with _opened(Path(file)) as (held, said):
-        return _trajectory(Path(file), said, {name: held.get_tensor(name) for name in held.keys()})  # noqa: SIM118
-
-
-def packed_identity(file: str | Path) -> str | None:
-    """The base model's name and the hash of its weights, where they were known when the file was written."""
-    with _opened(Path(file)) as (_, said):
-        identity: str | None = said["identity"]
-        return identity
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The open file and what its metadata say."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "numpy") as held:
-            said = json.loads((held.metadata() or {}).get(KEY, "null"))
-            if said is None:
-                raise InputError(f"{file} is no packed trajectory; expected a file of `em-interp export --what packed`")
-            if said["format"] > FORMAT:
-                raise InputError(f"{file} is of format {said['format']}; this version of em_interp reads {FORMAT}")
-            yield held, said
-    except FileNotFoundError:
-        raise InputError(f"{file} is missing") from None
-    except SafetensorError as error:
-        size = file.stat().st_size
-        raise InputError(
-            f"{file} ({size} bytes) is not a whole safetensors file ({error}); it may be truncated"
-        ) from None
-
-
-def _trajectory(file: Path, said: dict[str, Any], tensors: dict[str, np.ndarray]) -> AdapterTrajectory:
-    sites = list(said["scale"])
+    with _opened(Path(file)) as (reader, metadata):
+        tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    sites = list(metadata["scale"])
     for name in (prefix + site for prefix in (A, B) for site in sites):
         if not np.isfinite(tensors[name]).all():
             raise InputError(f"{file}: {name} holds NaN or infinity; expected finite numbers (did training diverge?)")
@@ -103,9 +71,39 @@ def _trajectory(file: Path, said: dict[str, Any], tensors: dict[str, np.ndarray]
         steps=tensors["steps"],
         A={site: tensors[A + site] for site in sites},
         B={site: tensors[B + site] for site in sites},
-        scale=said["scale"],
-        metrics=pd.DataFrame({name: tensors[LOG + name] for name in said["log"]}, index=index),
-        base=said["base"],
+        scale=metadata["scale"],
+        metrics=pd.DataFrame({name: tensors[LOG + name] for name in metadata["log"]}, index=index),
+        base=metadata["base"],
         source=str(file),
-        kind=said["kind"],
+        kind=metadata["kind"],
     )
+
+
+def packed_identity(file: str | Path) -> str | None:
+    """The base model's name and the hash of its weights, where they were known when the file was written."""
+    with _opened(Path(file)) as (_, metadata):
+        identity: str | None = metadata["identity"]
+        return identity
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file and its metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as reader:
+            metadata = json.loads((reader.metadata() or {}).get(METADATA_KEY, "null"))
+            if metadata is None:
+                raise InputError(f"{file} is not a packed trajectory; expected a file of `em-interp export`, packed")
+            if metadata["format"] > FORMAT:
+                found = f"{file} is of format {metadata['format']}"
+                raise InputError(f"{found}; this version of em_interp reads {FORMAT}")
+            yield reader, metadata
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing") from None
+    except SafetensorError as error:
+        size = file.stat().st_size
+        raise InputError(
+            f"{file} ({size} bytes) is not a whole safetensors file ({error}); it may be truncated"
+        ) from None

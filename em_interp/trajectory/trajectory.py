@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32, Int
 
+from em_interp.checks import described
 from em_interp.errors import InputError, nearest
-from em_interp.results import Line, html_card, picture
+from em_interp.results import Line, Result, picture
 from em_interp.trajectory import geometry
 from em_interp.trajectory.checkpoint_formats import Kind
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Part = Literal["A", "B", "delta"]
+Matrix = Literal["A", "B", "delta"]  # of an adapter; delta is ΔW = scale · B · A
+MATRICES: tuple[Matrix, ...] = ("B", "A", "delta")
+_SPELLINGS: dict[str, Matrix] = {"a": "A", "b": "B", **dict.fromkeys(("delta", "deltaw", "dw", "δw", "∆w"), "delta")}
+Adapter = dict[str, tuple[Float32[np.ndarray, "rank d_in"], Float32[np.ndarray, "d_out rank"]]]
+
+
+def as_matrix(of: str) -> Matrix:
+    """Which matrix `of` names: A, B, or ΔW, also spelled delta, dW, delta_W; upper and lower case are alike."""
+    matrix = _SPELLINGS.get(of.lower().replace("_", "")) if isinstance(of, str) else None
+    if matrix is None:
+        raise InputError(f"of must be 'A', 'B' or 'delta' (also 'dW', 'ΔW'); it is {described(of)}")
+    return matrix
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AdapterTrajectory:
+class AdapterTrajectory(Result):
     """An adapter at every saved step of one run. At each site ΔW_t = scale · B_t · A_t.
 
     B starts at zero. A starts at random and moves little, so its path is A_t - A_0; `gram("A")` is of A itself, and
     `em_interp.trajectory.geometry` says which measures depend on the origin.
 
-    Within one run A, B and ΔW are all meaningful; across runs only ΔW is, because b -> c·b, a -> a/c changes nothing.
+    Within one run A, B and ΔW are all meaningful; across runs only ΔW is: B -> c·B, A -> A/c leaves it as it is.
+
+    Like a mapping by step: `len(path)` saved steps, `for step in path`, `step in path`, and `path[100]` is the adapter
+    of step 100.
     """
+
+    NEXT: ClassVar[tuple[str, ...]] = (".plot()", ".frame()", "em.find_transition(path)", "em.find_transitions(path)")
 
     steps: Int[np.ndarray, " step"]  # increasing
     A: dict[str, Float32[np.ndarray, "step rank d_in"]]  # by site, such as "layers.24.mlp.down_proj"
     B: dict[str, Float32[np.ndarray, "step d_out rank"]]
-    scale: dict[str, float]  # alpha / rank, or alpha / sqrt(rank) with rsLoRA
+    scale: dict[str, float]  # PEFT's scaling: alpha / rank, or alpha / sqrt(rank) with rsLoRA
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame)  # by logged step; empty where the run has no log
     base: str | None = None  # the model it was trained on
     source: str = ""
@@ -49,9 +66,9 @@ class AdapterTrajectory:
         if np.any(np.diff(self.steps) <= 0):
             raise InputError("steps must be increasing")
         for site in self.sites:
-            (ta, ra, _), (tb, _, rb) = self.A[site].shape, self.B[site].shape
-            if not ta == tb == len(self.steps) or ra != rb:
-                found = f"A {self.A[site].shape} and B {self.B[site].shape} for {len(self.steps)} steps"
+            a, b = self.A[site].shape, self.B[site].shape
+            if len(a) != 3 or len(b) != 3 or not a[0] == b[0] == len(self.steps) or a[1] != b[2]:
+                found = f"A {a} and B {b} for {len(self.steps)} steps"
                 raise InputError(f"{site}: expected A (step, rank, d_in) and B (step, d_out, rank); found {found}")
 
     @property
@@ -67,59 +84,76 @@ class AdapterTrajectory:
             return np.full(len(self.steps), np.nan)
         return np.interp(self.steps, [0, *logged.index], [0.0, *logged], right=np.nan)
 
-    def at(self, step: int) -> dict[str, tuple[Float32[np.ndarray, "rank d_in"], Float32[np.ndarray, "d_out rank"]]]:
-        """A and B of every site at a saved step. Raises InputError with the nearest steps where it was not saved."""
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.steps.tolist())
+
+    def __getitem__(self, step: int) -> Adapter:
+        return self.at(step)
+
+    def at(self, step: int) -> Adapter:
+        """A and B of every site at a saved step, as `path[step]`.
+
+        Raises InputError naming the nearest saved steps where this one was not saved.
+        """
         row = geometry.index_of(self.steps, step)
         return {site: (self.A[site][row], self.B[site][row]) for site in self.sites}
 
     def vectors(self, of: Literal["A", "B"], site: str | None = None) -> Float32[np.ndarray, "step d"]:
         """A or B as one vector a step, flattened; the sites end to end where `site` is None."""
-        if of not in ("A", "B"):
+        matrix = as_matrix(of)
+        if matrix == "delta":
             raise InputError(f"vectors are those of 'A' or 'B'; found {of!r} (ΔW is never formed: use its Gram matrix)")
-        part = self.A if of == "A" else self.B
-        return np.concatenate([part[s].reshape(len(self.steps), -1) for s in self._chosen(site)], axis=1)
+        matrices = self.A if matrix == "A" else self.B
+        return np.concatenate([matrices[s].reshape(len(self.steps), -1) for s in self._selected(site)], axis=1)
 
-    def gram(self, of: Part, site: str | None = None) -> Float[np.ndarray, "step step"]:
-        """Inner products of A, of B, or of ΔW (`delta`) between every two saved steps; read-only and kept.
+    def gram(self, of: Matrix, site: str | None = None) -> Float[np.ndarray, "step step"]:
+        """Inner products of A, of B, or of ΔW (`delta`) between every two saved steps; read-only and cached.
 
         Pooled over the sites (their sum) where `site` is None. ΔW itself is never formed: its inner products are
         s² · tr((B_iᵀ B_j)(A_j A_iᵀ)), at rank 1 the product of those of A and B.
         """
-        if of not in ("A", "B", "delta"):
-            raise InputError(f"of must be 'A', 'B' or 'delta'; it is {of!r}")
-        if (of, site) not in self._grams:
-            gram = sum(self._site_gram(of, s) for s in self._chosen(site))
+        matrix, sites = as_matrix(of), self._selected(site)
+        if (matrix, site) not in self._grams:
+            gram = sum(self._site_gram(matrix, s) for s in sites)
             assert isinstance(gram, np.ndarray)
             gram.flags.writeable = False
-            self._grams[of, site] = gram
-        return self._grams[of, site]
-
-    def _site_gram(self, of: Part, site: str) -> Float[np.ndarray, "step step"]:
-        A, B = self.A[site], self.B[site]
-        if of == "delta":
-            return self.scale[site] ** 2 * _product_gram(A, B)
-        return _gram(A if of == "A" else B)
+            self._grams[matrix, site] = gram
+        return self._grams[matrix, site]
 
     def cosine_to(
         self, vector: Float[np.ndarray, "*shape"], of: Literal["A", "B"] = "B", site: str | None = None
     ) -> Float[np.ndarray, " step"]:
         """Cosine of A or B at each step to a given vector, such as a direction in the residual stream."""
-        path, wanted = self.vectors(of, site).astype(np.float64), np.ravel(vector).astype(np.float64)
+        path = self.vectors(of, site).astype(np.float64)
+        try:
+            wanted = np.ravel(vector).astype(np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"the vector must be an array of numbers; found {described(vector)}") from None
         if len(wanted) != path.shape[1]:
             raise InputError(f"the vector has {len(wanted)} numbers; {of} of {site or 'all sites'} has {path.shape[1]}")
         lengths = np.linalg.norm(path, axis=1) * np.linalg.norm(wanted)
         return np.divide(path @ wanted, lengths, out=np.full(len(path), np.nan), where=lengths > 0)
 
     def frame(self, k: int = 10, site: str | None = None) -> pd.DataFrame:
-        """One row a saved step: for A, B and ΔW the norm, the cosine to the final step and the turning angle at
-        spacing `k` steps in degrees; the cumulative learning rate; and the logged metrics of that step.
+        """One row a saved step: norms, cosines, turning angles, and what was logged.
+
+        Args:
+            k: Spacing of the turning angle in training steps.
+            site: One adapted module; by default all of them pooled.
+
+        Returns:
+            By step: for A, B and ΔW (`delta`) the norm, the cosine to the final step and the turning angle in degrees;
+            the cumulative learning rate; and the logged metrics of that step.
         """
         columns: dict[str, np.ndarray] = {}
-        for of in ("A", "B", "delta"):
-            gram = self.gram(of, site)
-            columns[f"norm_{of}"] = geometry.norms(gram)
-            columns[f"cos_final_{of}"] = geometry.cosine_to_step(gram, self.steps, int(self.steps[-1]))
-            columns[f"turning_angle_{of}"] = geometry.turning_angle(gram, self.steps, k)
+        for matrix in ("A", "B", "delta"):
+            gram = self.gram(matrix, site)
+            columns[f"norm_{matrix}"] = geometry.norms(gram)
+            columns[f"cos_final_{matrix}"] = geometry.cosine_to_step(gram, self.steps, int(self.steps[-1]))
+            columns[f"turning_angle_{matrix}"] = geometry.turning_angle(gram, self.steps, k)
         measured = pd.DataFrame(columns, index=pd.Index(self.steps, name="step"))
         logged = self.metrics.reindex(measured.index)
         return measured.join(logged.drop(columns="cumulative_lr", errors="ignore")).assign(
@@ -144,37 +178,41 @@ class AdapterTrajectory:
             "metrics": list(self.metrics.columns),
         }
 
-    def __repr__(self) -> str:
+    def sentence(self) -> str:
+        """Steps, sites, base and source of the path, and what was logged."""
         sites = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
         span = f"{len(self.steps)} steps {self.steps[0]} to {self.steps[-1]}"
-        return f"AdapterTrajectory({span}, {sites}, base {self.base or 'unknown'}, from {self.source or 'memory'})"
+        logged = ", ".join(self.metrics.columns) or "nothing"
+        return f"{span}, {sites}, base {self.base or 'unknown'}, from {self.source or 'memory'}; logged: {logged}"
 
-    def _repr_html_(self) -> str:
-        said = self.to_dict()
-        rows = [
-            ("source", said["source"] or "memory"),
-            ("base", said["base"] or "unknown"),
-            ("steps", "{count}, from {first} to {last}".format(**said["steps"])),
-            *((site, f"rank {said['rank'][site]}, scale {said['scale'][site]:g}") for site in self.sites),
-            ("logged", ", ".join(said["metrics"]) or "nothing"),
-        ]
-        cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
-        norm = Line(self.steps, np.sqrt(np.maximum(np.diag(self.gram("delta")), 0.0)))
-        calls = (".plot()", ".frame()", "em.find_transition(this)", "em.find_transitions(this)")
-        return html_card(
-            [f"Path of {len(self.steps)} adapters"], picture([norm], "‖ΔW‖"), calls, f"<table>{cells}</table>"
+    def _picture(self) -> str:
+        return picture([Line(self.steps, geometry.norms(self.gram("delta")))], "‖ΔW‖")
+
+    def _table(self) -> pd.DataFrame:
+        return pd.DataFrame(
+            [
+                {"site": site, "rank": A.shape[1], "d_in": A.shape[2], "d_out": self.B[site].shape[1], "scale": scale}
+                for site, A, scale in zip(self.sites, self.A.values(), self.scale.values(), strict=True)
+            ]
         )
 
-    def _chosen(self, site: str | None) -> tuple[str, ...]:
+    def _selected(self, site: str | None) -> Sequence[str]:
         if site is None:
             return self.sites
-        if site not in self.A:
-            raise InputError(f"there is no site {site!r}{nearest(site, self.sites)} (sites: {', '.join(self.sites)})")
+        if not isinstance(site, str) or site not in self.A:
+            hint = nearest(site, self.sites) if isinstance(site, str) else ""
+            raise InputError(f"there is no site {described(site)}{hint} (sites: {', '.join(self.sites)})")
         return (site,)
 
+    def _site_gram(self, matrix: Matrix, site: str) -> Float[np.ndarray, "step step"]:
+        A, B = self.A[site], self.B[site]
+        if matrix == "delta":
+            return self.scale[site] ** 2 * _product_gram(A, B)
+        return _gram(A if matrix == "A" else B)
 
-def _gram(part: Float[np.ndarray, "step row column"]) -> Float[np.ndarray, "step step"]:
-    flat = part.reshape(len(part), -1).astype(np.float64)
+
+def _gram(path: Float[np.ndarray, "step row column"]) -> Float[np.ndarray, "step step"]:
+    flat = path.reshape(len(path), -1).astype(np.float64)
     return flat @ flat.T
 
 
@@ -189,7 +227,7 @@ def _product_gram(
     rows_b = B.transpose(0, 2, 1).reshape(count * rank, -1).astype(np.float64)
     gram = np.empty((count, count))
     for i in range(count):
-        mine = slice(i * rank, (i + 1) * rank)
-        inner = (rows_a[mine] @ rows_a.T) * (rows_b[mine] @ rows_b.T)
+        own = slice(i * rank, (i + 1) * rank)
+        inner = (rows_a[own] @ rows_a.T) * (rows_b[own] @ rows_b.T)
         gram[i] = inner.reshape(rank, count, rank).sum(axis=(0, 2))
     return gram

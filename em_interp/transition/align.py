@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from em_interp.checks import as_list, check_type, described
 from em_interp.errors import InputError
-from em_interp.results import Line, Mark, html_card, picture
+from em_interp.results import Line, Mark, Result, interval_columns, picture
+from em_interp.run import Run
+from em_interp.trajectory.load import TrajectorySource, as_trajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.transition.find import find_transition
 from em_interp.transition.onset import Curve, onsets
 from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-    from em_interp.trajectory.trajectory import AdapterTrajectory
 
 AlignmentVerdict = Literal[
     "together",
@@ -41,7 +45,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Offset:
-    """How much later (positive) than the mechanistic transition one behavioural transition is."""
+    """By how much one behavioural transition is later (positive) than the mechanistic one."""
 
     behavioural: int  # index of the behavioural transition
     steps: float
@@ -56,13 +60,15 @@ class Offset:
         return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The offset as plain values."""
         return {**asdict(self), "interval": None if self.interval is None else list(self.interval)}
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """A mechanistic transition beside the behavioural ones of the same run; offsets where both were found."""
+@dataclass(frozen=True, repr=False)
+class Alignment(Result):
+    """A mechanistic transition and the behavioural ones of the same run, with an offset where both were found."""
+
+    NEXT: ClassVar[tuple[str, ...]] = (".plot()", ".frame()", ".to_dict()", "em.report(run)")
 
     mechanistic: Transition
     behavioural: tuple[Transition, ...]
@@ -82,16 +88,17 @@ class Alignment:
         """One row a behavioural transition, with its offset; NaN where one of the two was not found."""
         import pandas as pd
 
-        columns = ["questions", "scale", "of", "verdict", "step"]
-        rows = pd.DataFrame([{key: t.to_dict()[key] for key in columns} for t in self.behavioural], columns=columns)
-        of_row = {offset.behavioural: offset for offset in self.offsets}
-        found = [of_row.get(index) for index in range(len(rows))]
-        for key in ("steps", "cumulative_lr", "chance"):
-            values = [np.nan if offset is None else getattr(offset, key) for offset in found]
-            rows["offset" if key == "steps" else key] = np.array(values, float)
-        for side, key in enumerate(("low", "high")):
-            rows[key] = [o.interval[side] if o is not None and o.interval is not None else np.nan for o in found]
-        return rows
+        nothing = Offset(-1, np.nan, None, None, None, None)
+        offsets = {offset.behavioural: offset for offset in self.offsets}
+        rows = []
+        for index, transition in enumerate(self.behavioural):
+            offset = offsets.get(index, nothing)
+            row = {key: getattr(transition, key) for key in ("questions", "scale", "of", "verdict", "step")}
+            row |= {"offset": offset.steps, **interval_columns("offset", offset.interval)}
+            rows.append(row | {"cumulative_lr": offset.cumulative_lr, "chance": offset.chance})
+        numbers = dict.fromkeys(("offset", "offset_low", "offset_high", "cumulative_lr", "chance"), float)
+        columns = ["questions", "scale", "of", "verdict", "step", *numbers]
+        return pd.DataFrame(rows, columns=columns).astype(numbers)
 
     def plot(self) -> go.Figure:
         """All transitions on one time axis."""
@@ -102,74 +109,81 @@ class Alignment:
     @property
     def words(self) -> str:
         """The verdict in words; `together` needs only one offset that may be 0, so it says how many may."""
-        there, of = sum(offset.coincides for offset in self.offsets), len(self.offsets)
-        if self.verdict == "together" and there < of:
-            return f"{there} of {of} changes of behaviour coincide with the adapter's, as far as the intervals can tell"
+        coinciding, count = sum(offset.coincides for offset in self.offsets), len(self.offsets)
+        if self.verdict == "together" and coinciding < count:
+            changes = f"{coinciding} of {count} changes of behaviour coincide"
+            return f"{changes} with the adapter's, as far as the intervals can tell"
         return WORDS[self.verdict]
 
     def sentence(self) -> str:
         """The verdict in words, with the offsets."""
-        said = [_offset_words(self.behavioural[offset.behavioural], offset) for offset in self.offsets]
-        return "; ".join([f"{self.verdict.replace('_', ' ')}: {self.words}", *said])
+        offsets = [_offset_text(self.behavioural[offset.behavioural], offset) for offset in self.offsets]
+        return "; ".join([f"{self.verdict.replace('_', ' ')}: {self.words}", *offsets])
 
-    def __repr__(self) -> str:
-        return f"Alignment({self.sentence()})"
-
-    def _repr_html_(self) -> str:
-        others = [transition.sentence() for transition in self.behavioural]
-        calls = (".plot()", ".frame()", ".to_dict()", "em.report(run)")
-        return html_card([*self.sentence().split("; "), self.mechanistic.sentence(), *others], self._picture(), calls)
+    def _lines(self) -> list[str]:
+        transitions = (self.mechanistic, *self.behavioural)
+        return [*super()._lines(), *(transition.sentence() for transition in transitions)]
 
     def _picture(self) -> str:
         """The behaviour's curves with the mechanistic step marked."""
         curves = [t for t in self.behavioural if "rate" in t.evidence and t.scale in (None, 1.0)]
         lines = [Line(t.evidence["steps"], t.evidence["rate"], (t.questions or "").replace("_", " ")) for t in curves]
-        turned = self.mechanistic
-        return picture(lines, "EM rate", [] if turned.step is None else [Mark(turned.step, turned.interval)])
+        step, interval = self.mechanistic.step, self.mechanistic.interval
+        return picture(lines, "EM rate", [] if step is None else [Mark(step, interval)])
 
 
 def align(
-    mechanistic: Transition | AdapterTrajectory,
+    mechanistic: Transition | TrajectorySource,
     behavioural: Transition | Sequence[Transition] | Curve,
-    run: AdapterTrajectory | None = None,
+    run: TrajectorySource | None = None,
 ) -> Alignment:
     """The offsets of behavioural transitions from a mechanistic one, and whether they coincide.
 
-    A trajectory stands for its rotation, a curve for the onset of EM of each of its scales and question sets. `run`
-    (by default `mechanistic`, if that is a trajectory) tells the range of steps and the learning rates; without one
-    the range is that of the steps asked.
+    The interval of an offset b − m combines those of b and m, taken as independent, by the distances of their ends from
+    the estimates: (b − b_low) and (m_high − m) below, the others above, added in quadrature (Zou and Donner 2008). All
+    of it speaks of one run; across seeds see `em.compare`.
 
-    The interval of an offset b − m combines those of b and m, taken as independent, by the distances of their ends
-    from the estimates: (b − b_low) and (m_high − m) below, the others above, added in quadrature (Zou and Donner
-    2008). `chance` is the share of the run's steps as near to b as m is, to half a step: what an offset of this size
-    is worth if the mechanistic step were anywhere. The verdict is `together` where the interval of some offset holds
-    0. All of it speaks of one run; across seeds is another question. Raises InputError where levels differ.
+    Args:
+        mechanistic: A transition of the path; a trajectory, a run or its path stand for the rotation of B.
+        behavioural: One transition or several; a behaviour curve stands for the onset of EM of each of its scales and
+            question sets.
+        run: The trajectory (or run, or its path) that tells the range of steps and the learning rates; by default
+            `mechanistic` where that is one. Without it the range is that of the sampled steps.
+
+    Returns:
+        The offsets, positive where the behaviour is later. `chance` of an offset is the share of the run's steps as
+        near to b as m is, to half a step. The verdict is `together` where the interval of some offset holds 0.
+
+    Raises:
+        InputError: Where the levels of two intervals differ.
     """
-    located = _mechanistic(mechanistic)
-    run = mechanistic if run is None and not isinstance(mechanistic, Transition) else run
-    others = _behavioural(behavioural)
-    pairs = [(i, other) for i, other in enumerate(others) if located.found and other.found]
-    offsets = tuple(_offset(index, located, other, run) for index, other in pairs)
-    return Alignment(located, others, offsets, _verdict(located, others, offsets))
+    expected = "a trajectory, a run or its path"
+    check_type("mechanistic", mechanistic, (Transition, AdapterTrajectory, Run, str, Path), f"a transition, {expected}")
+    check_type("run", run, (AdapterTrajectory, Run, str, Path, type(None)), expected)
+    if isinstance(mechanistic, Transition):
+        path = None if run is None else as_trajectory(run)
+    else:
+        located = as_trajectory(mechanistic)
+        mechanistic, path = find_transition(located), located if run is None else as_trajectory(run)
+    others = _transitions_of(behavioural)
+    both = [(index, other) for index, other in enumerate(others) if mechanistic.found and other.found]
+    offsets = tuple(_offset(index, mechanistic, other, path) for index, other in both)
+    return Alignment(mechanistic, others, offsets, _verdict(mechanistic, others, offsets))
 
 
-def _mechanistic(value: Transition | AdapterTrajectory) -> Transition:
-    if isinstance(value, Transition):
-        return value
-    from em_interp.transition.find import find_transition
-
-    return find_transition(value)
-
-
-def _behavioural(value: Transition | Sequence[Transition] | Curve) -> tuple[Transition, ...]:
-    if isinstance(value, Transition):
-        return (value,)
-    if not isinstance(value, Sequence) and not hasattr(value, "parts"):
-        raise InputError(f"the behaviour is a transition, several, or a curve; found {type(value).__name__}")
-    return tuple(value) if isinstance(value, Sequence) else tuple(onsets(value))
+def _transitions_of(behavioural: Transition | Sequence[Transition] | Curve) -> tuple[Transition, ...]:
+    if isinstance(behavioural, Curve):
+        return tuple(onsets(behavioural))
+    transitions = as_list(behavioural)
+    for value in transitions:
+        if not isinstance(value, Transition):
+            raise InputError(
+                f"behavioural must be a transition, several, or a behaviour curve; found {described(value)}"
+            )
+    return tuple(transitions)
 
 
-def _offset(index: int, mechanistic: Transition, behavioural: Transition, run: AdapterTrajectory | None) -> Offset:
+def _offset(index: int, mechanistic: Transition, behavioural: Transition, path: AdapterTrajectory | None) -> Offset:
     m, b = mechanistic.step, behavioural.step
     assert m is not None and b is not None  # both were found
     interval = None
@@ -178,13 +192,14 @@ def _offset(index: int, mechanistic: Transition, behavioural: Transition, run: A
             levels = f"{mechanistic.level} and {behavioural.level}"
             raise InputError(f"intervals must have one level to be combined; they have {levels}")
         interval = _difference(b, behavioural.interval, m, mechanistic.interval)
-    steps = behavioural.evidence.get("steps") if run is None else run.steps
+    steps = behavioural.evidence.get("steps") if path is None else path.steps
+    lr = np.nan if path is None else np.diff(np.interp([m, b], path.steps, path.cumulative_lr))[0]
     return Offset(
         index,
         b - m,
         interval,
         None if interval is None else mechanistic.level,
-        None if run is None else _none(np.diff(np.interp([m, b], run.steps, run.cumulative_lr))[0]),
+        float(lr) if np.isfinite(lr) else None,
         None if steps is None else _chance(b, abs(b - m), float(steps[0]), float(steps[-1])),
     )
 
@@ -203,19 +218,15 @@ def _chance(step: float, distance: float, first: float, last: float) -> float:
     return float(np.mean(np.abs(steps - step) <= distance + 0.5))
 
 
-def _none(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 def _verdict(
     mechanistic: Transition, behavioural: tuple[Transition, ...], offsets: tuple[Offset, ...]
 ) -> AlignmentVerdict:
     if offsets:
         return _order(offsets)
-    words = {transition.verdict for transition in behavioural}
-    if mechanistic.verdict == "none" and "transition" in words:
+    verdicts = {transition.verdict for transition in behavioural}
+    if mechanistic.verdict == "none" and "transition" in verdicts:
         return "only_behavioural"
-    if mechanistic.verdict == "inconclusive" or words != {"none"}:
+    if mechanistic.verdict == "inconclusive" or verdicts != {"none"}:
         return "inconclusive"
     return "only_mechanistic" if mechanistic.found else "neither"
 
@@ -232,11 +243,11 @@ def _order(offsets: tuple[Offset, ...]) -> AlignmentVerdict:
     return "inconclusive"
 
 
-def _offset_words(behavioural: Transition, offset: Offset) -> str:
-    what = " ".join(part for part in (behavioural.questions, behavioural.of) if part).replace("_", " ")
+def _offset_text(behavioural: Transition, offset: Offset) -> str:
+    what = " ".join(word for word in (behavioural.questions, behavioural.of) if word).replace("_", " ")
     if behavioural.scale not in (None, 1.0):
         what += f" ×{behavioural.scale:g}"
-    said = f"{what} {abs(offset.steps):.0f} steps {'later' if offset.steps >= 0 else 'earlier'}"
+    text = f"{what} {abs(offset.steps):.0f} steps {'later' if offset.steps >= 0 else 'earlier'}"
     if offset.interval is not None and offset.level is not None:
-        said += f" ({offset.level:.0%} interval {offset.interval[0]:.0f} to {offset.interval[1]:.0f})"
-    return said if offset.chance is None else f"{said}, chance of being as near {offset.chance:.2g}"
+        text += f" ({offset.level:.0%} interval {offset.interval[0]:.0f} to {offset.interval[1]:.0f})"
+    return text if offset.chance is None else f"{text}, chance of being as near {offset.chance:.2g}"

@@ -1,16 +1,20 @@
-"""One way in to every locator: what changed, and when, on a path or on a behaviour curve."""
+"""Find transitions: the one entry to the estimators of all signals, for an adapter's path or a behaviour curve."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from em_interp.checks import check_level, check_type, described
 from em_interp.errors import InputError, nearest
+from em_interp.run import Run
 from em_interp.trajectory import geometry
 from em_interp.trajectory.composition import composition_path, no_composition
-from em_interp.trajectory.trajectory import AdapterTrajectory, Part
+from em_interp.trajectory.load import TrajectorySource, as_trajectory
+from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix, as_matrix
 from em_interp.transition.gradient_norm import gradient_norm_peak
 from em_interp.transition.lock_in import composition, lock_in
 from em_interp.transition.norm_onset import norm_onset
@@ -20,24 +24,34 @@ from em_interp.transition.rotation import locate_rotations, strongest
 
 Signal = Literal["rotation", "gradient_norm", "norm_onset", "lock_in", "composition", "onset"]
 PATH_SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset", "lock_in", "composition")
-PARTS: tuple[Part, ...] = ("B", "A", "delta")
 
 
 def find_transition(
-    source: AdapterTrajectory | Curve,
+    source: TrajectorySource | Curve,
     signal: Signal | None = None,
-    of: Part | None = None,
+    of: Matrix | None = None,
     site: str | None = None,
     control: Curve | None = None,
     level: float = 0.95,
 ) -> Transition:
-    """One transition: of a path its `rotation` (in B, where `of` names no other part), of a curve its `onset`.
+    """One transition: of a path its `rotation` in B, of a behaviour curve the `onset` of EM.
 
-    Where a signal has several transitions the most certain is given; `find_transitions` lists them all. `site` asks
-    for one adapted module instead of the pooled path. A curve may be held against the `control` run's.
+    Args:
+        source: A trajectory, a run or its path, or a behaviour curve of one scale and question set.
+        signal: One of `rotation`, `gradient_norm`, `norm_onset`, `lock_in`, `composition`; of a curve `onset`.
+        of: The matrix whose path is tested for rotations: "B" (the default), "A" or "delta" (ΔW).
+        site: One adapted module instead of the pooled path of all.
+        control: The control run's curve, against which a curve's rise is tested.
+        level: Probability with which `interval` holds the step.
+
+    Returns:
+        The transition with the smallest p-value where the signal has several; `find_transitions` lists them all.
+
+    Raises:
+        InputError: For a signal, matrix or site that the source does not have.
     """
-    if not isinstance(source, AdapterTrajectory):
-        _check_signal(signal, ("onset",), "a behaviour curve")
+    _check(source, signal, level)
+    if isinstance(source, Curve):
         return onset(source, control, level=level)
     signal = signal or "rotation"
     of = of or ("B" if signal == "rotation" else None)
@@ -45,51 +59,69 @@ def find_transition(
 
 
 def find_transitions(
-    source: AdapterTrajectory | Curve,
+    source: TrajectorySource | Curve,
     signal: Signal | None = None,
-    of: Part | None = None,
+    of: Matrix | None = None,
     site: str | None = None,
     control: Curve | None = None,
     level: float = 0.95,
 ) -> list[Transition]:
     """Every transition of every signal, or of the one named, each with its verdict.
 
-    Of a path: `rotation` in B, in A and in ΔW (or in the part `of`), several where there are several; `gradient_norm`
-    (of the log, where the run has one); `norm_onset` and `lock_in` of ΔW; `composition` where several adapters write
-    into the residual stream. Of a behaviour curve: the `onset` of each
-    scale and question set.
+    No correction is made for the number of signals: a claim should name its signal beforehand.
+
+    Args:
+        source: A trajectory, a run or its path, or a behaviour curve.
+        signal: One signal, see `find_transition`; by default all that the source has.
+        of: The matrix whose path is tested for rotations; by default B, A and ΔW, each by itself.
+        site: One adapted module instead of the pooled path of all.
+        control: The control run's curve, against which a curve's rise is tested.
+        level: Probability with which each `interval` holds the step.
+
+    Returns:
+        Of a path: `rotation`, several where there are several; `gradient_norm` of the log; `norm_onset` and `lock_in`
+        of ΔW; `composition` where several adapters write into the residual stream. Of a behaviour curve the `onset` of
+        each scale and question set.
+
+    Raises:
+        InputError: For a signal, matrix or site that the source does not have.
     """
-    if not isinstance(source, AdapterTrajectory):
-        _check_signal(signal, ("onset",), "a behaviour curve")
+    _check(source, signal, level)
+    if isinstance(source, Curve):
         return onsets(source, control, level=level)
-    _check_signal(signal, PATH_SIGNALS, "an adapter's path")
-    if of is not None and of not in PARTS:
-        raise InputError(f"of must be one of {', '.join(PARTS)}; it is {of!r}")
     if control is not None:
         raise InputError("a control is for behaviour curves; an adapter's path was given")
-    against = no_composition(source) if site is None else "it compares several adapters; one site was asked for"
-    if signal == "composition" and against:
-        raise InputError(f"the path has no signal 'composition': {against}")
-    wanted = PATH_SIGNALS if signal is None else (signal,)
-    if against:
-        wanted = tuple(name for name in wanted if name != "composition")
-    return [replace(t, site=site) for name in wanted for t in _of_path(source, name, of, site, level)]
+    path, matrices = as_trajectory(source), MATRICES if of is None else (as_matrix(of),)
+    reason = no_composition(path) if site is None else "it compares several adapters; one site was asked for"
+    if signal == "composition" and reason:
+        raise InputError(f"the path has no signal 'composition': {reason}")
+    signals = PATH_SIGNALS if signal is None else (signal,)
+    if reason:
+        signals = tuple(name for name in signals if name != "composition")
+    return [replace(t, site=site) for name in signals for t in _on_path(path, name, matrices, site, level)]
 
 
-def _check_signal(signal: str | None, known: tuple[str, ...], what: str) -> None:
+def _check(source: TrajectorySource | Curve, signal: str | None, level: float) -> None:
+    """Raise InputError for what is neither a path nor a curve, a signal that it does not have, and a wrong level."""
+    expected = "a trajectory, a run or its path, or a behaviour curve"
+    check_type("source", source, (AdapterTrajectory, Run, str, Path, Curve), expected)
+    check_level(level)
+    curve = isinstance(source, Curve)
+    known, what = (("onset",), "a behaviour curve") if curve else (PATH_SIGNALS, "an adapter's path")
     if signal is not None and signal not in known:
-        hint = nearest(signal, known)
-        raise InputError(f"{what} has no signal {signal!r}{hint} (it has: {', '.join(known)})")
+        hint = nearest(signal, known) if isinstance(signal, str) else ""
+        raise InputError(f"{what} has no signal {described(signal)}{hint} (it has: {', '.join(known)})")
 
 
-def _of_path(path: AdapterTrajectory, signal: str, of: Part | None, site: str | None, level: float) -> list[Transition]:
+def _on_path(
+    path: AdapterTrajectory, signal: str, matrices: tuple[Matrix, ...], site: str | None, level: float
+) -> list[Transition]:
     lr = path.cumulative_lr if np.isfinite(path.cumulative_lr).all() else None
     if signal == "rotation":
-        parts = PARTS if of is None else (of,)
         return [
-            replace(t, of=part)
-            for part in parts
-            for t in locate_rotations(path.gram(part, site), path.steps, lr, level=level)
+            replace(transition, of=matrix)
+            for matrix in matrices
+            for transition in locate_rotations(path.gram(matrix, site), path.steps, lr, level)
         ]
     if signal == "gradient_norm":
         if "grad_norm" not in path.metrics:

@@ -1,6 +1,9 @@
-"""The lock-in signal: from which step on ΔW points where it ends.
+"""The signals `lock_in` and `composition`: the step from which on the adapter stays close to its final state.
 
-A description, not a test: every path points where it ends from some step on, a straight one included.
+`lock_in` follows the cosine of ΔW to its final value. `composition` follows the composition score of several adapters
+with their final ones: whether the space they write into together is the final one, whichever of them writes which
+direction. Both describe and do not test: every path, a straight one included, stays close to its end from some step on,
+so there is no p-value, no interval, and the verdict is always `inconclusive`.
 """
 
 from __future__ import annotations
@@ -19,18 +22,34 @@ def lock_in(
 ) -> Transition:
     """The first saved step from which on cos(ΔW_t, ΔW_final) stays above `threshold`.
 
-    Nothing is tested, so there is no p-value, no interval, and the verdict is always `inconclusive`: the step is given
-    all the same. A cosine that is undefined (ΔW is zero at step 0) does not count as above. No step is given where ΔW
-    is zero at the end.
+    An undefined cosine (ΔW is zero at step 0) does not count as above. `step` is None where ΔW is zero at the end.
     """
     steps, cosine = _checked(steps, cos_to_final, threshold)
-    first = first_sustained(steps, cosine > threshold)
     evidence = {"steps": steps, "cos_to_final": cosine, "threshold": threshold}
+    first = first_sustained(steps, cosine > threshold)
     if first is None:
         reason = f"ΔW has no direction at the last step, {steps[-1]}, so there is none to lock in to."
         return Transition("lock_in", "inconclusive", reason, of="delta", evidence=evidence)
     reason = f"From step {first} on the cosine of ΔW to its end stays above {threshold:g}; {_NOTE}."
     return Transition("lock_in", "inconclusive", reason, of="delta", step=float(first), evidence=evidence)
+
+
+def composition(
+    steps: Int[np.ndarray, " step"], score: Float[np.ndarray, " step"], threshold: float = 0.95
+) -> Transition:
+    """The first saved step from which on the composition score with the final step stays above `threshold`.
+
+    `score` is normalised, so that the final step has 1 with itself (`composition_path(path, normalised=True)`); as
+    published it ends at a number that depends on how many adapters there are.
+    """
+    steps, score = _checked(steps, score, threshold)
+    evidence = {"steps": steps, "score": score, "threshold": threshold}
+    first = first_sustained(steps, score > threshold)
+    if first is None:
+        reason = f"The adapters write nothing at the last step, {steps[-1]}, so there is no end to compare with."
+        return Transition("composition", "inconclusive", reason, evidence=evidence)
+    reason = f"From step {first} on the adapters' composition score with the end stays above {threshold:g}; {_NOTE}."
+    return Transition("composition", "inconclusive", reason, step=float(first), evidence=evidence)
 
 
 def first_sustained(steps: Int[np.ndarray, " step"], condition: Bool[np.ndarray, " step"]) -> int | None:
@@ -49,33 +68,3 @@ def _checked(steps: np.ndarray, cosine: np.ndarray, threshold: float) -> tuple[n
     if not -1 <= threshold < 1:
         raise InputError(f"the threshold is a cosine below 1; it is {threshold}")
     return steps, cosine
-
-
-# --------
-# The composition signal: from which step on several adapters write together what they write at the end.
-# A description, not a test, like `lock_in`: every path comes to its end from some step on. Where lock-in asks
-# whether each site's ΔW points where it ends, this asks whether the space that all sites write into, whichever of
-# them writes which part, is the final one.
-
-
-_COMPOSITION_NOTE = "a description, not a test: every path does so from some step on"
-
-
-def composition(
-    steps: Int[np.ndarray, " step"], score: Float[np.ndarray, " step"], threshold: float = 0.95
-) -> Transition:
-    """The first saved step from which on the composition score with the final step stays above `threshold`.
-
-    `score` is normalised, so that the final step has 1 with itself (`composition_path(path, normalised=True)`); as
-    published it ends at a number that depends on how many adapters there are. There is no p-value and no interval, and
-    the verdict is always `inconclusive`.
-    """
-    steps, score = _checked(steps, score, threshold)
-    first = first_sustained(steps, score > threshold)
-    evidence = {"steps": steps, "score": score, "threshold": threshold}
-    if first is None:
-        reason = f"The adapters write nothing at the last step, {steps[-1]}, so there is nothing to come to."
-        return Transition("composition", "inconclusive", reason, evidence=evidence)
-    above = f"the adapters' composition score with the end stays above {threshold:g}"
-    reason = f"From step {first} on {above}; {_COMPOSITION_NOTE}."
-    return Transition("composition", "inconclusive", reason, step=float(first), evidence=evidence)

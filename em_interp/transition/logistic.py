@@ -1,4 +1,18 @@
-"""Answers counted by step and question, and the two ways of reshuffling them that the tests of a rise rest on."""
+"""Counts of judged answers along a run, the permutations of a null hypothesis, and a logistic fitted to their rates.
+
+Counts. Questions are fixed strata: what varies is the answer drawn, not the question asked.
+
+Null distributions. Two permutations, both exact for outcomes of 0 or 1 (multivariate hypergeometric), the normal limit
+of the same permutation for fractions: each question's answers are permuted over the steps (the rate does not depend on
+the step), or, within each step and question, between a run and its control (the rates do not depend on the run).
+
+Fit. rate(t) = low + (high - low) / (1 + exp(-2 ln 9 (t - midpoint) / width)), `width` being the steps from 10 % to 90
+%. For a given midpoint and width the two asymptotes enter linearly, so the fit is a weighted linear regression at every
+point of a grid: one matrix product for the data and for all bootstrap replicates. Weights come from Fisher scoring of
+the binomial likelihood, stratified by question, with Huber weights so that a single low checkpoint counts little, and a
+dispersion of at least MIN_DISPERSION. The interval is a profile-likelihood set whose cut is calibrated by a parametric
+bootstrap.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +27,29 @@ from em_interp.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+STEEPNESS = 2 * np.log(9)  # a logistic of scale s rises from 10 % to 90 % within s · STEEPNESS
+N_REPLICATES = 300  # of the bootstrap behind the interval
+N_SCORING_ROUNDS = 6
+MIN_DISPERSION = 1.2  # no curve is exactly logistic
+HUBER = 2.5  # standard errors; residuals beyond count less and less
+
 
 @dataclass(frozen=True)
 class OutcomeCounts:
-    """Values of answers (0 or 1, or fractions in [0, 1]) summed by step and question.
+    """Outcomes of answers (0 or 1, or fractions in [0, 1]) summed by step and question.
 
-    Questions are fixed strata: what varies is the answer drawn, not the question asked. Cells that nobody asked have
-    `n` 0; steps without any answer are not in the table.
+    `n` is 0 where a question was not asked; steps without any answer are left out.
     """
 
     steps: Float[np.ndarray, " step"]
-    questions: tuple[str, ...]
+    question_ids: tuple[str, ...]
     n: Float[np.ndarray, "step question"]
     total: Float[np.ndarray, "step question"]
     squares: Float[np.ndarray, "step question"]
 
     @classmethod
     def of(cls, outcomes: pd.DataFrame) -> OutcomeCounts:
-        """From a table with a row an answer: `step`, `question_id`, `value`. Rows whose value is NaN are left out.
+        """Count a table with a row an answer: `step`, `question_id`, `value`. Rows whose value is NaN are left out.
 
         Raises InputError where a column is missing or a value lies outside [0, 1].
         """
@@ -42,49 +61,50 @@ class OutcomeCounts:
         if known.any() and not (value[known].min() >= 0 and value[known].max() <= 1):
             raise InputError(f"values must lie in [0, 1]; they run from {np.nanmin(value):g} to {np.nanmax(value):g}")
         steps, row = np.unique(np.asarray(outcomes["step"], float)[known], return_inverse=True)
-        questions, column_of = np.unique(np.asarray(outcomes["question_id"], str)[known], return_inverse=True)
-        cell, shape = row * len(questions) + column_of, (len(steps), len(questions))
+        question_ids, column_of = np.unique(np.asarray(outcomes["question_id"], str)[known], return_inverse=True)
+        stratum, shape = row * len(question_ids) + column_of, (len(steps), len(question_ids))
         n, total, squares = (
-            np.bincount(cell, weights, shape[0] * shape[1]).reshape(shape)
+            np.bincount(stratum, weights, shape[0] * shape[1]).reshape(shape)
             for weights in (np.ones(known.sum()), value[known], value[known] ** 2)
         )
-        return cls(steps, tuple(questions.tolist()), n, total, squares)
+        return cls(steps, tuple(question_ids.tolist()), n, total, squares)
 
     @property
     def answers(self) -> Float[np.ndarray, " step"]:
-        """Answers at each step."""
+        """Number of answers at each step."""
         return self.n.sum(axis=1)
 
     @property
     def rate(self) -> Float[np.ndarray, " step"]:
-        """Mean value over all answers at each step."""
+        """Mean outcome over all answers at each step."""
         return self.total.sum(axis=1) / self.answers
 
     @property
     def binary(self) -> bool:
-        """Whether every value is 0 or 1."""
+        """Whether every outcome is 0 or 1."""
         return bool(np.array_equal(self.total, self.squares))
 
-    def within(self, steps: Float[np.ndarray, " some"], questions: tuple[str, ...]) -> OutcomeCounts:
-        """The same at some of the steps and for some of the questions."""
+    def select(self, steps: Float[np.ndarray, " some"], question_ids: tuple[str, ...]) -> OutcomeCounts:
+        """The counts of some of the steps and questions."""
         rows = np.isin(self.steps, steps)
-        columns = np.isin(self.questions, questions)
+        columns = np.isin(self.question_ids, question_ids)
         n, total, squares = (table[np.ix_(rows, columns)] for table in (self.n, self.total, self.squares))
-        return OutcomeCounts(self.steps[rows], tuple(np.array(self.questions)[columns].tolist()), n, total, squares)
+        selected = tuple(np.array(self.question_ids)[columns].tolist())
+        return OutcomeCounts(self.steps[rows], selected, n, total, squares)
 
     def flipped(self) -> OutcomeCounts:
-        """With every value v replaced by 1 − v, so that a fall becomes a rise."""
+        """The counts of 1 − outcome, so that a fall becomes a rise."""
         total, squares = self.n - self.total, self.n - 2 * self.total + self.squares
-        return OutcomeCounts(self.steps, self.questions, self.n, total, squares)
+        return OutcomeCounts(self.steps, self.question_ids, self.n, total, squares)
 
-    def redrawn(
+    def bootstrap(
         self,
         mean: Float[np.ndarray, "step question"],
         variance: Float[np.ndarray, "step question"],
         count: int,
         rng: np.random.Generator,
     ) -> Float[np.ndarray, "count step"]:
-        """Rates by step of `count` new sets of answers with this mean and variance an answer (parametric bootstrap).
+        """Rates by step of `count` parametric bootstrap replicates with this mean and variance of an answer.
 
         Counts are binomial within step and question; sums of fractions are taken as normal.
         """
@@ -95,12 +115,8 @@ class OutcomeCounts:
             sums = (self.n * mean + noise).sum(axis=2)
         return sums / self.answers
 
-    def reshuffled(self, count: int, rng: np.random.Generator) -> Float[np.ndarray, "count step"]:
-        """Rates by step after handing each question's answers out over the steps at random, `count` times.
-
-        Exact where values are 0 or 1: the null that every question keeps one rate through the run. For fractions the
-        normal limit of the same permutation.
-        """
+    def permuted_over_steps(self, count: int, rng: np.random.Generator) -> Float[np.ndarray, "count step"]:
+        """Rates by step after `count` random permutations of each question's answers over the steps."""
         sums = np.zeros((count, len(self.steps)))
         for n, total, squares in zip(self.n.T, self.total.T, self.squares.T, strict=True):
             if self.binary:
@@ -112,105 +128,92 @@ class OutcomeCounts:
                 sums += n * mean + np.sqrt(spread) * (noise - np.outer(noise.sum(axis=1), n / n.sum()))
         return sums / self.answers
 
-    def relabelled(self, other: OutcomeCounts, count: int, rng: np.random.Generator) -> Float[np.ndarray, "count step"]:
-        """Differences of rates, self − other, after handing out the answers in each step and question at random.
+    def permuted_between(
+        self, control: OutcomeCounts, count: int, rng: np.random.Generator
+    ) -> Float[np.ndarray, "count step"]:
+        """Differences of rates, self − control, after `count` permutations of the answers within step and question.
 
-        Both must have the same steps and questions. Exact for values of 0 or 1: the null that the two curves have
-        the same rate at every step and question. For fractions the normal limit.
+        Both must have the same steps and questions.
         """
-        n, total, squares = self.n + other.n, self.total + other.total, self.squares + other.squares
+        n, total, squares = self.n + control.n, self.total + control.total, self.squares + control.squares
         shape = (count, *n.shape)
-        if self.binary and other.binary:
-            good = np.rint(total).astype(int)
-            mine = rng.hypergeometric(good, n.astype(int) - good, self.n.astype(int), shape).astype(float)
+        if self.binary and control.binary:
+            hits = np.rint(total).astype(int)
+            own = rng.hypergeometric(hits, n.astype(int) - hits, self.n.astype(int), shape).astype(float)
         else:
             safe = np.maximum(n, 1)
             mean = total / safe
-            spread = np.maximum(squares / safe - mean**2, 0.0) * self.n * other.n / np.maximum(n - 1, 1)
-            mine = self.n * mean + np.sqrt(spread) * rng.standard_normal(shape)
-        return mine.sum(axis=2) / self.answers - (total - mine).sum(axis=2) / other.answers
+            spread = np.maximum(squares / safe - mean**2, 0.0) * self.n * control.n / np.maximum(n - 1, 1)
+            own = self.n * mean + np.sqrt(spread) * rng.standard_normal(shape)
+        return own.sum(axis=2) / self.answers - (total - own).sum(axis=2) / control.answers
 
 
 def matched(first: OutcomeCounts, second: OutcomeCounts) -> tuple[OutcomeCounts, OutcomeCounts]:
     """Both at the steps and questions they share. Raises InputError where they share none."""
-    questions = tuple(question for question in first.questions if question in second.questions)
+    shared = tuple(question for question in first.question_ids if question in second.question_ids)
     steps = np.intersect1d(first.steps, second.steps)
-    if not questions or not len(steps):
-        what = "step" if questions else "question"
+    if not shared or not len(steps):
+        what = "step" if shared else "question"
         raise InputError(f"the curve and its control share no {what}; ask both at the same steps and questions")
-    first, second = first.within(steps, questions), second.within(steps, questions)
+    first, second = first.select(steps, shared), second.select(steps, shared)
     steps = steps[(first.answers > 0) & (second.answers > 0)]
-    return first.within(steps, questions), second.within(steps, questions)
-
-
-# --------
-# A logistic with free lower and upper asymptotes, fitted to rates by step: where is it half-way up, and how surely?
-# For a given midpoint and width the two asymptotes enter linearly, so the fit is a weighted linear regression at
-# every point of a grid of midpoints and widths: one matrix product, for the data and for all bootstrap replicates at
-# once.
-
-
-SPREAD = 2 * np.log(9)  # a logistic of scale s climbs from 10 % to 90 % within s · SPREAD
-REPLICATES = 300  # bootstrap replicates behind the interval
-ROUNDS = 6  # of reweighting
-MISFIT = 1.2  # the least dispersion: no curve is exactly logistic
-HUBER = 2.5  # residuals beyond this many standard errors count less and less
+    return first.select(steps, shared), second.select(steps, shared)
 
 
 @dataclass(frozen=True)
 class Rise:
-    """A fitted logistic: `low` → `high`, half-way at `middle`, 10–90 % within `width` steps; intervals at `level`."""
+    """A fitted logistic, with intervals at the level it was fitted with."""
 
-    middle: float
-    width: float
+    midpoint: float  # the step of the half-rise
+    width: float  # steps from 10 % to 90 % of the rise
     low: float
     high: float
-    middle_interval: tuple[float, float]
+    midpoint_interval: tuple[float, float]
     tenth_interval: tuple[float, float]
     width_interval: tuple[float, float]
-    dispersion: float  # squared residuals over what sampling explains, MISFIT or more
+    dispersion: float  # squared residuals over what sampling explains, MIN_DISPERSION or more
     support: float  # standard errors by which it beats a flat line without the checkpoint it rests on most
 
     @property
     def tenth(self) -> float:
         """The step at which a tenth of the rise has happened."""
-        return self.middle - self.width / 2
+        return self.midpoint - self.width / 2
 
     def at(self, steps: Float[np.ndarray, " step"]) -> Float[np.ndarray, " step"]:
         """The fitted rate at these steps."""
-        return self.low + (self.high - self.low) * climb(steps, self.middle, self.width)
+        return self.low + (self.high - self.low) * logistic(steps, self.midpoint, self.width)
 
 
-def climb(steps: Float[np.ndarray, " step"], middle: np.ndarray | float, width: np.ndarray | float) -> np.ndarray:
+def logistic(steps: Float[np.ndarray, " step"], midpoint: np.ndarray | float, width: np.ndarray | float) -> np.ndarray:
     """Share of the rise done at each step, for one or many midpoints and widths: (…, step)."""
-    scaled = (steps - np.asarray(middle)[..., None]) / np.asarray(width)[..., None]
-    return 1 / (1 + np.exp(-np.clip(scaled * SPREAD, -40, 40)))
+    scaled = (steps - np.asarray(midpoint)[..., None]) / np.asarray(width)[..., None]
+    return 1 / (1 + np.exp(-np.clip(scaled * STEEPNESS, -40, 40)))
 
 
 @dataclass(frozen=True)
 class Grid:
     """Candidate midpoints and widths, flattened, and the share of the rise done at each step."""
 
-    middles: Float[np.ndarray, " point"]
+    midpoints: Float[np.ndarray, " point"]
     widths: Float[np.ndarray, " point"]
     shares: Float[np.ndarray, "point step"]
 
     @classmethod
-    def over(cls, steps: np.ndarray, middles: np.ndarray, widths: np.ndarray) -> Grid:
+    def over(cls, steps: np.ndarray, midpoints: np.ndarray, widths: np.ndarray) -> Grid:
         """Every pair of these midpoints and widths."""
-        middle, width = (axis.ravel() for axis in np.meshgrid(middles, widths, indexing="ij"))
-        return cls(middle, width, climb(steps, middle, width))
+        midpoint, width = (axis.ravel() for axis in np.meshgrid(midpoints, widths, indexing="ij"))
+        return cls(midpoint, width, logistic(steps, midpoint, width))
 
     @classmethod
     def coarse(cls, steps: np.ndarray) -> Grid:
         """From half a run before the first step to half a run after the last; widths from a tenth of the gap up."""
         length, gap = steps[-1] - steps[0], np.diff(steps).min()
-        middles = np.linspace(steps[0] - length / 2, steps[-1] + length / 2, 129)
-        return cls.over(steps, middles, np.geomspace(gap / 10, 2 * length, 28))
+        midpoints = np.linspace(steps[0] - length / 2, steps[-1] + length / 2, 129)
+        return cls.over(steps, midpoints, np.geomspace(gap / 10, 2 * length, 28))
 
     @classmethod
-    def within(cls, steps: np.ndarray) -> Grid:
-        """Midpoints inside the asked steps, widths from the smallest gap to the length of the run: for tests."""
+    def inside(cls, steps: np.ndarray) -> Grid:
+        """Midpoints inside the sampled steps, widths from the smallest gap to the length of the run: for tests."""
         return cls.over(
             steps,
             np.linspace(steps[0], steps[-1], 66)[1:-1],
@@ -218,28 +221,28 @@ class Grid:
         )
 
     def around(self, near: Bool[np.ndarray, " point"], steps: np.ndarray) -> Grid:
-        """A finer grid over the box that holds the points `near`, one cell wider on each side."""
-        middles, widths = np.unique(self.middles), np.unique(self.widths)
-        step, ratio = middles[1] - middles[0], widths[1] / widths[0]
-        inside_middles, inside_widths = self.middles[near], self.widths[near]
+        """A finer grid over the box that holds the points `near`, one grid step wider on each side."""
+        midpoints, widths = np.unique(self.midpoints), np.unique(self.widths)
+        step, ratio = midpoints[1] - midpoints[0], widths[1] / widths[0]
+        near_midpoints, near_widths = self.midpoints[near], self.widths[near]
         return Grid.over(
             steps,
-            np.linspace(inside_middles.min() - step, inside_middles.max() + step, 81),
-            np.geomspace(max(inside_widths.min() / ratio, widths[0]), min(inside_widths.max() * ratio, widths[-1]), 20),
+            np.linspace(near_midpoints.min() - step, near_midpoints.max() + step, 81),
+            np.geomspace(max(near_widths.min() / ratio, widths[0]), min(near_widths.max() * ratio, widths[-1]), 20),
         )
 
     def gains(
         self, weights: Float[np.ndarray, " step"], rates: Float[np.ndarray, "count step"], bounded: bool = True
     ) -> Float[np.ndarray, "count point"]:
-        """How much a rise at each point lowers the weighted squared error of each row of `rates` below a flat line's.
+        """By how much a rise at each point lowers the weighted squared error of each row of `rates` from a flat one's.
 
         0 where the best fit falls or, if `bounded`, has an asymptote more than 0.05 outside [0, 1].
         """
         share = np.clip(self.shares @ weights / weights.sum(), 1e-12, 1 - 1e-12)
         centred = self.shares - share[:, None]
         norm = np.sqrt(centred**2 @ weights)
-        seen = norm > 1e-9 * np.sqrt(weights.sum())
-        basis = centred * weights / np.where(seen, norm, np.inf)[:, None]
+        defined = norm > 1e-9 * np.sqrt(weights.sum())
+        basis = centred * weights / np.where(defined, norm, np.inf)[:, None]
         gain = np.maximum(rates @ basis.T, 0.0)
         if bounded:
             rate = (rates @ weights / weights.sum())[:, None]
@@ -255,41 +258,39 @@ class Grid:
         return mean_rate - slope * mean_share, mean_rate + slope * (1 - mean_share)
 
 
-def fit_rise(tally: OutcomeCounts, level: float, rng: np.random.Generator) -> Rise:
+def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> Rise:
     """The best logistic and the intervals of its midpoint, 10 % point and width.
 
-    Fisher scoring of the binomial likelihood (variances from the fit, stratified by question), with Huber weights so
-    that a dip counts little. The interval is a profile likelihood set, the candidates whose fit is not worse than
-    the best by more than a cut; the cut is the `level` quantile of what the true midpoint loses in bootstrap
-    replicates drawn within step and question, times the dispersion. Where a rise falls between two asked steps the
-    set holds all of the gap. The best candidates without each checkpoint in turn are in it too, since no dip or
-    shape of the curve should decide alone.
+    The interval holds the candidates whose fit is not worse than the best by more than a cut: the `level` quantile of
+    what the true midpoint loses in bootstrap replicates, times the dispersion. Where a rise falls between two sampled
+    steps the interval holds all of the gap. The best candidates without each checkpoint in turn are in it too, so that
+    no single checkpoint decides.
     """
-    steps, rate = tally.steps, tally.rate
+    steps, rate = counts.steps, counts.rate
     grid = Grid.coarse(steps)
-    weights, mean, variance, dispersion = _reweighted(tally, grid)
+    weights, mean, variance, dispersion = _reweighted(counts, grid)
     gains = grid.gains(weights, rate[None])[0]
     grid = grid.around(gains >= gains.max() - 12 * dispersion, steps)
     gains = grid.gains(weights, rate[None])[0]
     best = _centre(grid, gains)
-    replicates = grid.gains(weights, tally.redrawn(mean, variance, REPLICATES, rng))
-    here = grid.middles == grid.middles[best]
-    lost = replicates.max(axis=1) - replicates[:, here].max(axis=1)
+    replicates = grid.gains(weights, counts.bootstrap(mean, variance, N_REPLICATES, rng))
+    at_best = grid.midpoints == grid.midpoints[best]
+    lost = replicates.max(axis=1) - replicates[:, at_best].max(axis=1)
     inside = gains >= gains.max() - dispersion * np.quantile(lost, level)
-    without = [grid.gains(kept, rate[None])[0] for kept in _one_left_out(weights)]
-    inside[[_centre(grid, left) for left in without]] = True
+    without_one = [grid.gains(kept, rate[None])[0] for kept in _one_left_out(weights)]
+    inside[[_centre(grid, left) for left in without_one]] = True
     low, high = grid.asymptotes(best, weights, rate)
-    middles, widths = grid.middles[inside], grid.widths[inside]
+    midpoints, widths = grid.midpoints[inside], grid.widths[inside]
     return Rise(
-        float(grid.middles[best]),
+        float(grid.midpoints[best]),
         float(grid.widths[best]),
         float(low),
         float(high),
-        _range(middles),
-        _range(middles - widths / 2),
+        _range(midpoints),
+        _range(midpoints - widths / 2),
         _range(widths),
         float(dispersion),
-        float(np.sqrt(min(left.max() for left in without))),
+        float(np.sqrt(min(left.max() for left in without_one))),
     )
 
 
@@ -303,39 +304,39 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 
 def _centre(grid: Grid, gains: np.ndarray) -> int:
-    """The best point; where many midpoints are as good (a rise between two asked steps) the one in their middle."""
+    """The best point; where many midpoints are as good (a rise between two sampled steps) the one in their middle."""
     good = gains >= gains.max() - 0.1
-    middle = grid.middles[good].mean()
-    nearest = np.abs(grid.middles - middle)
-    return int(np.argmax(np.where(nearest <= nearest.min() + 1e-9, gains, -1.0)))
+    middle = grid.midpoints[good].mean()
+    distance = np.abs(grid.midpoints - middle)
+    return int(np.argmax(np.where(distance <= distance.min() + 1e-9, gains, -1.0)))
 
 
-def _reweighted(tally: OutcomeCounts, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _reweighted(counts: OutcomeCounts, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Weights by step, mean and variance of an answer by step and question, and the dispersion, at a fixed point."""
-    rate, weights = tally.rate, tally.answers
-    for _ in range(ROUNDS):
+    rate, weights = counts.rate, counts.answers
+    for _ in range(N_SCORING_ROUNDS):
         point = int(np.argmax(grid.gains(weights, rate[None])[0]))
         low, high = grid.asymptotes(point, weights, rate)
         share = grid.shares[point]
-        mean, variance = _strata(tally, share)
-        sampling = (tally.n * variance).sum(axis=1) / tally.answers**2
+        mean, variance = _strata(counts, share)
+        sampling = (counts.n * variance).sum(axis=1) / counts.answers**2
         sampling = np.maximum(sampling, sampling.max() / 30)
         residual = np.abs(rate - low - (high - low) * share) / np.sqrt(sampling)
         scale = max(1.0, float(np.median(residual)) / 0.674)
         huber = np.minimum(1.0, HUBER * scale / np.maximum(residual, 1e-9))
-        dispersion = max(MISFIT, float(huber @ residual**2) / max(len(rate) - 4, 1))
+        dispersion = max(MIN_DISPERSION, float(huber @ residual**2) / max(len(rate) - 4, 1))
         weights = huber / sampling
     return weights, mean, variance, dispersion
 
 
-def _strata(tally: OutcomeCounts, share: Float[np.ndarray, " step"]) -> tuple[np.ndarray, np.ndarray]:
+def _strata(counts: OutcomeCounts, share: Float[np.ndarray, " step"]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of one answer by step and question, each question with asymptotes of its own.
 
     If an answer comes from one of two states, with `share` of the second, its mean and its mean square are both
-    linear in `share`. The asymptotes are drawn towards those of all questions together by two answers' weight.
+    linear in `share`. The asymptotes are shrunk towards those of all questions together by two answers' weight.
     """
-    mean = _linear(tally.n, tally.total, share)
-    square = _linear(tally.n, tally.squares, share)
+    mean = _linear(counts.n, counts.total, share)
+    square = _linear(counts.n, counts.squares, share)
     return mean, np.maximum(square - mean**2, 1e-9)
 
 

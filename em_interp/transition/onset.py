@@ -1,17 +1,26 @@
-"""When did the behaviour come? The onset of a behavioural metric: is there a rise, and at which step is it half-way.
+"""The signal `onset` of a behavioural metric: does it rise along the run, and at which step has it risen by half?
 
-The curve is anything with `scale`, `questions`, `outcomes(metric)` and `parts()`, such as a `BehaviourCurve`, so that
-nothing needs to be known here of answers and judges.
+Null hypotheses. The rate of every question is the same at all steps; and, with a control run asked the same questions
+at the same steps, the rate at every step and question is the same in both runs. Statistic: by how much the best fitting
+logistic lowers the weighted squared error below a flat line's. Null distributions: permutations of the answers over the
+steps, and between the runs (`logistic`), 999 each; the larger p-value counts. Both are exact for rates, whatever the
+number of answers, steps and questions.
+
+Estimate. The midpoint of a logistic with free asymptotes, with the 10 % point beside it (`logistic`).
+
+Assumes that answers are drawn independently and that the curve rises once; a dip in the middle of the rise cannot be
+told from a later rise. The interval is for other answers to these questions in this run, not for other questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from em_interp.checks import as_list, check_level, check_type, described
 from em_interp.errors import InputError, nearest
 from em_interp.transition.logistic import Grid, OutcomeCounts, Rise, fit_rise, matched
 from em_interp.transition.result import Transition, Verdict
@@ -20,22 +29,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALPHA = 0.01  # a rise with a larger p-value is none
-LEAST_RISE = 0.02  # a smaller rise is none: judging the same answers again flips 1 % of the labels
-LEAST_SUPPORT = 3  # standard errors that must be left when any one checkpoint is left out
-LEAST_STEPS = 5  # a logistic has four parameters
-BLIND_BELOW = 0.2  # where even a rise this large would probably be missed, no rise means nothing
-RESHUFFLES = 999
-NAMES = {
+MIN_RISE = 0.02  # a smaller rise is none: judging the same answers again flips 1 % of the labels
+MIN_SUPPORT = 3  # standard errors that must be left when any one checkpoint is left out
+MIN_STEPS = 5  # a logistic has four parameters
+DETECTABLE_RISE = 0.2  # where even a rise this large would probably be missed, no rise is inconclusive
+N_PERMUTATIONS = 999
+METRICS = {
     "em": "EM rate",
     "coherent": "coherent rate",
     "aligned_mean": "mean aligned score",
     "coherent_mean": "mean coherent score",
 }
-FALLING = ("coherent", "aligned_mean", "coherent_mean")  # metrics that go down as the behaviour comes
+FALLING = ("coherent", "aligned_mean", "coherent_mean")  # metrics that go down as the behaviour appears
 
 
+@runtime_checkable
 class Curve(Protocol):
-    """What `onset` needs of a behaviour curve."""
+    """What `onset` needs of a behaviour curve; a `BehaviourCurve` has it."""
 
     @property
     def scale(self) -> float | None:
@@ -48,87 +58,97 @@ class Curve(Protocol):
     def outcomes(self, metric: str = "em", aligned: float = 30, coherent: float = 50) -> pd.DataFrame:
         """One row a scored answer: `step`, `question_id`, `value` in [0, 1]."""
 
-    def parts(self) -> Sequence[Curve]:
-        """The curves of each scale and question set; a curve of one is its only part."""
+    def split(self) -> Sequence[Curve]:
+        """The curves of each scale and question set; itself alone where it has one of each."""
 
 
 def onset(
     curve: Curve, control: Curve | None = None, metric: str = "em", level: float = 0.95, seed: int = 0
 ) -> Transition:
-    """The onset of `metric` along the run: the half-rise of a logistic with free asymptotes.
+    """Find the onset of `metric` along the run: the half-rise of a logistic with free asymptotes.
 
-    `none` where the curve does not rise along the run (each question's answers are handed out over the steps at
-    random) or, with a `control` asked the same questions at the same steps, does not rise more than it (answers are
-    handed out between the two); the p-value is the larger of the two. Both are permutation tests of the best fitting
-    logistic, exact for rates whatever the number of answers, steps and questions. `inconclusive` where there is a
-    rise but the run does not hold it (the interval of the half-rise reaches the first or the last asked step), where
-    it rests on one checkpoint alone, and where there are too few steps or answers to tell.
+    Args:
+        curve: A behaviour curve of one scale and question set.
+        control: The control run's, asked the same questions at the same steps.
+        metric: `em`, `coherent`, `aligned_mean` or `coherent_mean`; the last three are taken to fall.
+        level: Probability with which the interval holds the half-rise.
+        seed: Of the permutations and the bootstrap.
 
-    Assumes that answers are drawn independently and that the curve rises once; dips of the plateau are given little
-    weight, but a dip in the middle of the rise cannot be told from a later rise. The interval speaks of these
-    questions in this run, not of others. The verdict is `none` also for a rise of less than two points.
+    Returns:
+        `none` where the curve does not rise, does not rise beyond the control, or rises by less than two points;
+        `inconclusive` where there is a rise but the run does not hold it (the interval reaches the first or the last
+        sampled step), where it rests on one checkpoint alone, and where there are too few steps or answers to tell.
 
-    `metric` is `em`, `coherent`, `aligned_mean` or `coherent_mean`; the last three are taken to fall. Raises
-    InputError for another metric, for a curve of several scales or question sets (take `onsets`), and where the
-    control shares no step or question with the curve.
+    Raises:
+        InputError: For another metric, for a curve of several scales or question sets (use `onsets`), and where the
+            control shares no step or question with the curve.
     """
-    if len(curve.parts()) != 1:
-        kinds = [(part.scale, part.questions) for part in curve.parts()]
+    _check(curve, control, metric, level)
+    if len(curve.split()) != 1:
+        kinds = [(part.scale, part.questions) for part in curve.split()]
         raise InputError(f"one curve was expected; found {len(kinds)}, of scale and questions {kinds}: select one")
-    if metric not in NAMES:
-        raise InputError(f"no metric {metric!r}{nearest(metric, list(NAMES))}; known: {', '.join(NAMES)}")
-    other = None if control is None else OutcomeCounts.of(control.outcomes(metric))
-    return _transition(OutcomeCounts.of(curve.outcomes(metric)), other, metric, level, seed, curve)
+    control_counts = None if control is None else OutcomeCounts.of(control.outcomes(metric))
+    return _transition(OutcomeCounts.of(curve.outcomes(metric)), control_counts, metric, level, seed, curve)
 
 
 def onsets(curve: Curve, control: Curve | None = None, metric: str = "em", level: float = 0.95) -> list[Transition]:
-    """The onset of each scale and question set of the curve, each against the control's part of the same kind.
+    """The onset of each scale and question set of the curve, each against the control's of the same kind.
 
-    Raises InputError where the control has none for one of them.
+    Raises InputError where the control has none for one of them; see `onset` for the rest.
     """
-    others = {} if control is None else {(part.scale, part.questions): part for part in control.parts()}
+    _check(curve, control, metric, level)
+    controls = {} if control is None else {(single.scale, single.questions): single for single in control.split()}
     found = []
-    for part in curve.parts():
-        key = (part.scale, part.questions)
-        if control is not None and key not in others:
-            raise InputError(f"the control has no curve for scale and questions {key}; it has {list(others)}")
-        found.append(onset(part, others.get(key), metric, level))
+    for single in curve.split():
+        kind = (single.scale, single.questions)
+        if control is not None and kind not in controls:
+            raise InputError(f"the control has no curve for scale and questions {kind}; it has {list(controls)}")
+        found.append(onset(single, controls.get(kind), metric, level))
     return found
 
 
-def _transition(
-    tally: OutcomeCounts, control: OutcomeCounts | None, metric: str, level: float, seed: int, curve: Curve
-) -> Transition:
-    if metric in FALLING:
-        tally, control = tally.flipped(), None if control is None else control.flipped()
-    found = locate_rise(tally, control, level, seed)
-    verdict, reason = verdict_of(found, metric)
-    rise = found.rise if verdict == "transition" else None
-    return Transition(
-        signal="onset",
-        of=metric,
-        verdict=verdict,
-        reason=reason,
-        step=rise.middle if rise else None,
-        interval=rise.middle_interval if rise else None,
-        level=level if rise else None,
-        p_value=found.p_value,
-        width=rise.width if rise else None,
-        scale=curve.scale,
-        questions=curve.questions,
-        evidence=_evidence(found, metric),
-    )
+def onset_by_threshold(
+    curve: Curve,
+    control: Curve | None = None,
+    aligned: Sequence[float] | float = (30, 40, 50, 60, 70),
+    coherent: Sequence[float] | float = (10, 20, 30, 40, 50),
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """The onset of EM under other thresholds; one that moves with them is a property of the thresholds.
+
+    Args:
+        curve: A behaviour curve of one scale and question set.
+        control: The control run's.
+        aligned: EM is aligned below each of these …
+        coherent: … and coherent above each of those. The usual pair is 30 and 50 (arXiv 2506.11613).
+        level: Probability with which each interval holds the half-rise.
+
+    Returns:
+        One row a pair: `aligned_below`, `coherent_above` and the entries of `Transition.to_dict()`.
+    """
+    import pandas as pd
+
+    _check(curve, control, "em", level)
+    rows = []
+    for below in as_list(aligned):
+        for above in as_list(coherent):
+            thresholds = {"aligned": below, "coherent": above}
+            control_counts = None if control is None else OutcomeCounts.of(control.outcomes("em", **thresholds))
+            counts = OutcomeCounts.of(curve.outcomes("em", **thresholds))
+            found = _transition(counts, control_counts, "em", level, 0, curve)
+            rows.append({"aligned_below": below, "coherent_above": above, **found.to_dict()})
+    return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the tests and the fit say of one tally: p-values (None where undefined) and the rise (None where none)."""
+class RiseTest:
+    """The tests and the fit on counted outcomes: p-values (None where undefined) and the rise (None where none)."""
 
-    tally: OutcomeCounts
+    counts: OutcomeCounts
     control: OutcomeCounts | None
     p_rise: float | None
     p_control: float | None
-    blind: bool
+    underpowered: bool  # a rise by DETECTABLE_RISE would probably be missed
     rise: Rise | None
 
     @property
@@ -140,129 +160,140 @@ class Found:
 
 
 def locate_rise(
-    tally: OutcomeCounts, control: OutcomeCounts | None = None, level: float = 0.95, seed: int = 0
-) -> Found:
-    """`onset` on counted answers: the tests, and the fit where they see a rise."""
+    counts: OutcomeCounts, control: OutcomeCounts | None = None, level: float = 0.95, seed: int = 0
+) -> RiseTest:
+    """`onset` on counted outcomes: the tests, and the fit where both reject."""
     rng = np.random.default_rng(seed)
-    if len(tally.steps) < LEAST_STEPS:
-        return Found(tally, control, None, None, True, None)
-    p_rise = _p_value(tally.steps, tally.answers, tally.rate, tally.reshuffled(RESHUFFLES, rng))
-    p_control = None if control is None else _against(tally, control, rng)
-    seen = max(p_rise, p_control or 0.0) <= ALPHA
-    return Found(tally, control, p_rise, p_control, _blind(tally), fit_rise(tally, level, rng) if seen else None)
+    if len(counts.steps) < MIN_STEPS:
+        return RiseTest(counts, control, None, None, True, None)
+    null = counts.permuted_over_steps(N_PERMUTATIONS, rng)
+    p_rise = _p_value(counts.steps, counts.answers, counts.rate, null)
+    p_control = None if control is None else _p_against(counts, control, rng)
+    rejected = max(p_rise, p_control or 0.0) <= ALPHA
+    rise = fit_rise(counts, level, rng) if rejected else None
+    return RiseTest(counts, control, p_rise, p_control, _underpowered(counts), rise)
 
 
-def _against(tally: OutcomeCounts, control: OutcomeCounts, rng: np.random.Generator) -> float | None:
-    mine, other = matched(tally, control)
-    if len(mine.steps) < LEAST_STEPS:
-        return None
-    precision = 1 / (1 / mine.answers + 1 / other.answers)
-    return _p_value(mine.steps, precision, mine.rate - other.rate, mine.relabelled(other, RESHUFFLES, rng))
-
-
-def _p_value(steps: np.ndarray, weights: np.ndarray, rate: np.ndarray, null: np.ndarray) -> float:
-    """Share of the null's curves whose best logistic explains at least as much as that of the curve itself."""
-    grid = Grid.within(steps)
-    seen = grid.gains(weights, rate[None], bounded=False).max()
-    drawn = grid.gains(weights, null, bounded=False).max(axis=1)
-    return float(1 + np.sum(drawn >= seen * (1 - 1e-9))) / (1 + len(null))
-
-
-def _blind(tally: OutcomeCounts) -> bool:
-    """Whether a rise by BLIND_BELOW in mid-run would be missed more often than one time in five."""
-    n = tally.answers.sum()
-    rate = (tally.total.sum() + 1) / (n + 2)
-    return 3.2 * np.sqrt(rate * (1 - rate) * 4 / n) > BLIND_BELOW
-
-
-def verdict_of(found: Found, metric: str) -> tuple[Verdict, str]:
-    """The word and the reason for it; `metric` is one of NAMES."""
-    name, steps, rise = NAMES[metric], found.tally.steps, found.rise
-    if len(steps) < LEAST_STEPS:
-        return "inconclusive", f"too few steps: {len(steps)} with scored answers, {LEAST_STEPS} are needed"
+def verdict_of(found: RiseTest, metric: str) -> tuple[Verdict, str]:
+    """The verdict and the reason for it; `metric` is one of METRICS."""
+    name, steps, rise = METRICS[metric], found.counts.steps, found.rise
+    if len(steps) < MIN_STEPS:
+        return "inconclusive", f"too few steps: {len(steps)} with scored answers, {MIN_STEPS} are needed"
     assert found.p_rise is not None
     if found.control is not None and found.p_control is None:
-        return "inconclusive", f"the control was asked at fewer than {LEAST_STEPS} of the same steps"
-    if rise is None and found.blind:
-        return "inconclusive", f"too few answers: a rise by {BLIND_BELOW:.0%} could be missed"
+        return "inconclusive", f"the control was asked at fewer than {MIN_STEPS} of the same steps"
+    if rise is None and found.underpowered:
+        return "inconclusive", f"too few answers: a rise by {DETECTABLE_RISE:.0%} could be missed"
     moves = "fall" if metric in FALLING else "rise"
     if found.p_rise > ALPHA:
         return "none", f"the {name} does not {moves} beyond its value at step {steps[0]:g} (p = {found.p_rise:.2g})"
     if rise is None:
         return "none", f"the {name} does not {moves} beyond that of the control (p = {found.p_control:.2g})"
-    before, after = _ends(rise, steps, metric)
-    said = f"the {name} {moves}s from {_shown(before, metric)} to {_shown(after, metric)}"
-    if abs(after - before) < LEAST_RISE:
-        return "none", f"{said}, less than {LEAST_RISE * 100:g} points"
-    low, high = rise.middle_interval
+    before, after = _in_direction(rise.at(steps[[0, -1]]), metric)
+    change = f"the {name} {moves}s from {_formatted(before, metric)} to {_formatted(after, metric)}"
+    if abs(after - before) < MIN_RISE:
+        return "none", f"{change}, less than {MIN_RISE * 100:g} points"
+    low, high = rise.midpoint_interval
     if low <= steps[0] or high >= steps[-1]:
-        where = f"before the first asked, {steps[0]:g}" if low <= steps[0] else f"after the last asked, {steps[-1]:g}"
-        return "inconclusive", f"{said}, but the step half-way may lie {where}"
-    if rise.support < LEAST_SUPPORT:
-        return "inconclusive", f"{said}, but it rests on one checkpoint alone"
+        end = f"before the first sampled, {steps[0]:g}" if low <= steps[0] else f"after the last sampled, {steps[-1]:g}"
+        return "inconclusive", f"{change}, but the step half-way may lie {end}"
+    if rise.support < MIN_SUPPORT:
+        return "inconclusive", f"{change}, but it rests on one checkpoint alone"
     beyond = f"step {steps[0]:g} (no control was given)" if found.control is None else "its control"
     first, last = rise.tenth_interval
-    return "transition", f"{said}, beyond {beyond}; a tenth of it by step {rise.tenth:.0f} ({first:.0f} to {last:.0f})"
+    return (
+        "transition",
+        f"{change}, beyond {beyond}; a tenth of it by step {rise.tenth:.0f} ({first:.0f} to {last:.0f})",
+    )
 
 
-def _ends(rise: Rise, steps: np.ndarray, metric: str) -> tuple[float, float]:
-    """The fitted metric at the first and the last asked step."""
-    first, last = rise.at(steps[[0, -1]])
-    return (1 - first, 1 - last) if metric in FALLING else (first, last)
+def _check(curve: Curve, control: Curve | None, metric: str, level: float) -> None:
+    check_type("curve", curve, Curve, "a behaviour curve")
+    check_type("control", control, (Curve, type(None)), "a behaviour curve")
+    check_level(level)
+    if metric not in METRICS:
+        hint = nearest(metric, list(METRICS)) if isinstance(metric, str) else ""
+        raise InputError(f"no metric {described(metric)}{hint}; known: {', '.join(METRICS)}")
 
 
-def _shown(value: float, metric: str) -> str:
+def _transition(
+    counts: OutcomeCounts, control: OutcomeCounts | None, metric: str, level: float, seed: int, curve: Curve
+) -> Transition:
+    if metric in FALLING:
+        counts, control = counts.flipped(), None if control is None else control.flipped()
+    found = locate_rise(counts, control, level, seed)
+    verdict, reason = verdict_of(found, metric)
+    rise = found.rise if verdict == "transition" else None
+    return Transition(
+        signal="onset",
+        of=metric,
+        verdict=verdict,
+        reason=reason,
+        step=rise.midpoint if rise else None,
+        interval=rise.midpoint_interval if rise else None,
+        level=level if rise else None,
+        p_value=found.p_value,
+        width=rise.width if rise else None,
+        scale=curve.scale,
+        questions=curve.questions,
+        evidence=_evidence(found, metric),
+    )
+
+
+def _p_against(counts: OutcomeCounts, control: OutcomeCounts, rng: np.random.Generator) -> float | None:
+    own, other = matched(counts, control)
+    if len(own.steps) < MIN_STEPS:
+        return None
+    precision = 1 / (1 / own.answers + 1 / other.answers)
+    null = own.permuted_between(other, N_PERMUTATIONS, rng)
+    return _p_value(own.steps, precision, own.rate - other.rate, null)
+
+
+def _p_value(steps: np.ndarray, weights: np.ndarray, rate: np.ndarray, null: np.ndarray) -> float:
+    """Share of the null's curves whose best logistic explains at least as much as that of the curve itself."""
+    grid = Grid.inside(steps)
+    observed = grid.gains(weights, rate[None], bounded=False).max()
+    permuted = grid.gains(weights, null, bounded=False).max(axis=1)
+    return float(1 + np.sum(permuted >= observed * (1 - 1e-9))) / (1 + len(null))
+
+
+def _underpowered(counts: OutcomeCounts) -> bool:
+    """Whether a rise by DETECTABLE_RISE in mid-run would be missed more often than one time in five."""
+    n = counts.answers.sum()
+    rate = (counts.total.sum() + 1) / (n + 2)
+    return 3.2 * np.sqrt(rate * (1 - rate) * 4 / n) > DETECTABLE_RISE
+
+
+def _in_direction(rates: np.ndarray, metric: str) -> np.ndarray:
+    """Rates of the flipped counts of a falling metric as rates of the metric itself."""
+    return 1 - rates if metric in FALLING else rates
+
+
+def _formatted(value: float, metric: str) -> str:
     value = min(max(value, 0.0), 1.0) * 100
     return f"{value:.0f}" if metric.endswith("mean") else f"{value:.1f} %"
 
 
-def _evidence(found: Found, metric: str) -> dict[str, Any]:
+def _evidence(found: RiseTest, metric: str) -> dict[str, Any]:
     """Arrays for the figure, in the metric's own direction."""
-
-    def own(values: np.ndarray) -> np.ndarray:
-        return 1 - values if metric in FALLING else values
-
-    tally, control, rise = found.tally, found.control, found.rise
-    shown: dict[str, Any] = {
-        "steps": tally.steps,
-        "rate": own(tally.rate),
-        "answers": tally.answers,
+    counts, control, rise = found.counts, found.control, found.rise
+    evidence: dict[str, Any] = {
+        "steps": counts.steps,
+        "rate": _in_direction(counts.rate, metric),
+        "answers": counts.answers,
         "p_rise": found.p_rise,
     }
     if control is not None:
-        shown |= {"control_steps": control.steps, "control_rate": own(control.rate), "p_control": found.p_control}
+        evidence |= {"control_steps": control.steps, "control_rate": _in_direction(control.rate, metric)}
+        evidence |= {"p_control": found.p_control}
     if rise is not None:
-        fine = np.linspace(tally.steps[0], tally.steps[-1], 400)
-        shown |= {
+        fine = np.linspace(counts.steps[0], counts.steps[-1], 400)
+        evidence |= {
             "fit_steps": fine,
-            "fit_rate": own(rise.at(fine)),
+            "fit_rate": _in_direction(rise.at(fine), metric),
             "tenth": rise.tenth,
             "tenth_interval": rise.tenth_interval,
             "width_interval": rise.width_interval,
             "dispersion": rise.dispersion,
         }
-    return shown
-
-
-def onset_by_threshold(
-    curve: Curve,
-    control: Curve | None = None,
-    aligned: Sequence[float] = (30, 40, 50, 60, 70),
-    coherent: Sequence[float] = (10, 20, 30, 40, 50),
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """The onset of EM under other definitions of it: aligned below each of these and coherent above each of those.
-
-    One row a pair: `aligned_below`, `coherent_above` and the entries of `Transition.to_dict()`. An onset that moves
-    with the threshold is a matter of the threshold. Source of the usual pair (30, 50): arXiv 2506.11613.
-    """
-    import pandas as pd
-
-    rows = []
-    for below in aligned:
-        for above in coherent:
-            which = {"aligned": below, "coherent": above}
-            other = None if control is None else OutcomeCounts.of(control.outcomes("em", **which))
-            found = _transition(OutcomeCounts.of(curve.outcomes("em", **which)), other, "em", level, 0, curve)
-            rows.append({"aligned_below": below, "coherent_above": above, **found.to_dict()})
-    return pd.DataFrame(rows)
+    return evidence

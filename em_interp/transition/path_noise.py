@@ -1,4 +1,18 @@
-"""A path as increments between evenly spaced steps, known only through their inner products."""
+"""The noise of a path's increments, estimated from their inner products alone.
+
+Model. increment_i = drift_i + noise_i. The drift changes slowly from one increment to the next, except at few places.
+The noise is Gaussian; its covariance between coordinates is σᵢ² Σ, with one Σ of any shape throughout the run and a
+size σᵢ that changes slowly; over time it is a mixture of white noise and of white noise smoothed by Adam's first moment
+(β₁ = 0.9 a step). Noise that is slower than momentum cannot be told from drift.
+
+Estimates.
+- σᵢ: a running median of the energies of second differences, in which a smooth drift cancels.
+- Autocovariance: the energies of contrasts (1, -2, 1) of neighbouring sums over 1 to 24 steps are fitted by
+  non-negative least squares with the two kinds of noise; the largest 15 % of the contrasts, which sit at turns, are
+  trimmed.
+- Effective dimension (tr Σ)² / tr Σ² and the third cumulant: from inner products of second differences that are far
+  enough apart to be independent.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +24,11 @@ from scipy.ndimage import median_filter, uniform_filter1d
 from scipy.optimize import nnls
 from scipy.stats import chi2
 
-# More increments than this are pooled: the cost grows with the square, the resolution stays far below a run's length.
-MOST = 800
-SLACK = 0.25  # of the spacing, by which a saved step may miss its place
+MAX_INCREMENTS = 800  # more are pooled: the cost grows with the square, and this resolves 1/800 of a run
+SLACK = 0.25  # of the spacing, by which a saved step may miss its place on the even grid
+MOMENTUM = 0.9  # Adam's β₁ in every published organism
+MAX_SCALE = 24  # steps; past this momentum is forgotten (0.9²⁴ = 0.08) and drift would leak in
+TRIM = 0.85  # share of contrasts kept: the largest sit at turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +45,21 @@ class Increments:
         return len(self.gram)
 
 
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """The noises of increments i and j: their expected inner products, and how many dimensions they fill."""
+
+    covariance: Float[np.ndarray, "increment increment"]  # expected inner products, that is tr Σ included
+    along: Float[np.ndarray, "increment increment"]  # x_iᵀ Σ x_j / tr Σ
+    inverse_dimension: float  # tr Σ² / (tr Σ)²: 1 / d for isotropic noise in d dimensions
+    tail_dof: float  # degrees of freedom of the χ² whose first three cumulants a squared noise vector has
+
+    def energy_limit(self, probability: float) -> float:
+        """By how much |noise|² exceeds its mean with this probability, in units of the mean (Hall-Buckley-Eagleson)."""
+        excess = chi2.isf(probability, self.tail_dof) - self.tail_dof
+        return float(excess * np.sqrt(self.inverse_dimension / self.tail_dof))
+
+
 def even_increments(gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray, " step"]) -> Increments:
     """The increments of the longest evenly saved stretch of a path.
 
@@ -36,10 +67,53 @@ def even_increments(gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray,
     mixes spacings. Of several stretches that reach about equally far the densest is taken.
     """
     rows, spacing = _longest_stretch(steps)
-    pool = max(1, -(-(len(rows) - 1) // MOST))
+    pool = max(1, -(-(len(rows) - 1) // MAX_INCREMENTS))
     rows = rows[::pool]
     inner = gram[np.ix_(rows, rows)]
     return Increments(np.diff(np.diff(inner, axis=0), axis=1), steps[rows], spacing * pool)
+
+
+def estimate_noise(increments: Increments) -> Noise:
+    """The noise model of a path's increments, from their second differences."""
+    gram = increments.gram
+    rough = second_difference(second_difference(gram).T)
+    size = _local_size(np.diag(rough))
+    padded = np.concatenate([size[:1], size, size[-1:]])
+    lags = _autocovariance(gram / np.outer(padded, padded), increments.spacing)
+    order = np.arange(len(gram))
+    scaled = rough / np.outer(size, size)
+    trace = np.mean(np.diag(scaled))
+    inverse_dimension, tail_dof = _dimension(scaled / trace, increments.spacing)
+    to_noise = second_difference(gram).T / size  # inner products of increments with unit noise
+    return Noise(
+        covariance=lags[np.abs(order[:, None] - order)] * np.outer(padded, padded),
+        along=to_noise @ to_noise.T / (len(gram) - 2) / trace,
+        inverse_dimension=inverse_dimension,
+        tail_dof=tail_dof,
+    )
+
+
+def second_difference(rows: np.ndarray) -> np.ndarray:
+    """x[i-1] - 2 x[i] + x[i+1] along the first axis."""
+    return rows[2:] - 2 * rows[1:-1] + rows[:-2]
+
+
+def prefix_sums(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n1 n1"]:
+    """Sums of all leading rectangles, from which the sum over any rectangle takes four look-ups."""
+    sums = np.zeros((len(matrix) + 1, len(matrix) + 1))
+    sums[1:, 1:] = matrix.cumsum(0).cumsum(1)
+    return sums
+
+
+def block_sums(sums: Float[np.ndarray, "n1 n1"], edges: np.ndarray) -> Float[np.ndarray, "place block block"]:
+    """Sums over the rectangles between adjoining blocks of rows; `edges` (place, block + 1) where they begin."""
+    return between_blocks(sums, edges[:, :-1], edges[:, 1:])
+
+
+def between_blocks(sums: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Float[np.ndarray, "place block block"]:
+    """Sums over the rectangles between blocks `start` to `stop` (place, block), which need not adjoin."""
+    a, b, c, d = start[:, :, None], stop[:, :, None], start[:, None, :], stop[:, None, :]
+    return sums[b, d] - sums[a, d] - sums[b, c] + sums[a, c]
 
 
 def _longest_stretch(steps: Int[np.ndarray, " step"]) -> tuple[list[int], int]:
@@ -67,63 +141,9 @@ def _stretch(steps: Int[np.ndarray, " step"], spacing: int) -> list[int]:
 def _row_at(steps: Int[np.ndarray, " step"], step: int, slack: float) -> int | None:
     """The row saved nearest to `step`, or None where that misses it by more than `slack`."""
     after = int(np.searchsorted(steps, step))
-    near = min(
-        (row for row in (after - 1, after) if 0 <= row < len(steps)), key=lambda row: abs(int(steps[row]) - step)
-    )
+    rows = [row for row in (after - 1, after) if 0 <= row < len(steps)]
+    near = min(rows, key=lambda row: abs(int(steps[row]) - step))
     return near if abs(int(steps[near]) - step) <= slack else None
-
-
-# --------
-# The noise of a path's increments, estimated from their inner products.
-# Assumed: increment = drift + noise; the drift changes slowly from one increment to the next, except at few places;
-# the noise is Gaussian, its covariance between coordinates is the same (Σ, any shape) throughout the run while its
-# size may change slowly; over time it is a mixture of white noise and white noise smoothed by Adam's momentum (0.9 a
-# step). What this cannot tell apart: noise slower than momentum and drift.
-
-
-MOMENTUM = 0.9  # Adam's β₁ in every published organism
-LONGEST_SCALE = 24  # steps; past this momentum is forgotten (0.9²⁴ = 0.08) and drift would leak in
-TRIM = 0.85  # share of contrasts kept: the largest sit at turns
-
-
-@dataclass(frozen=True, eq=False)
-class Noise:
-    """How the noises of increments i and j are related, and how many dimensions the noise fills."""
-
-    covariance: Float[np.ndarray, "increment increment"]  # expected inner products, that is tr Σ included
-    along: Float[np.ndarray, "increment increment"]  # x_iᵀ Σ x_j / tr Σ
-    inverse_dimension: float  # tr Σ² / (tr Σ)²: 1 / d for isotropic noise in d dimensions
-    tail_dof: float  # degrees of freedom of the χ² whose first three cumulants a squared noise vector has
-
-    def energy_limit(self, probability: float) -> float:
-        """By how much |noise|² exceeds its mean, in units of the mean, with this chance (Hall-Buckley-Eagleson)."""
-        excess = chi2.isf(probability, self.tail_dof) - self.tail_dof
-        return float(excess * np.sqrt(self.inverse_dimension / self.tail_dof))
-
-
-def estimate_noise(increments: Increments) -> Noise:
-    """The noise model of a path's increments. Second differences of the increments show it, free of smooth drift."""
-    gram = increments.gram
-    rough = second_difference(second_difference(gram).T)
-    size = _local_size(np.diag(rough))
-    padded = np.concatenate([size[:1], size, size[-1:]])
-    lags = _autocovariance(gram / np.outer(padded, padded), increments.spacing)
-    order = np.arange(len(gram))
-    scaled = rough / np.outer(size, size)
-    trace = np.mean(np.diag(scaled))
-    inverse_dimension, tail_dof = _dimension(scaled / trace, increments.spacing)
-    seen = second_difference(gram).T / size
-    return Noise(
-        covariance=lags[np.abs(order[:, None] - order)] * np.outer(padded, padded),
-        along=seen @ seen.T / (len(gram) - 2) / trace,
-        inverse_dimension=inverse_dimension,
-        tail_dof=tail_dof,
-    )
-
-
-def second_difference(rows: np.ndarray) -> np.ndarray:
-    """x[i-1] - 2 x[i] + x[i+1] along the first axis."""
-    return rows[2:] - 2 * rows[1:-1] + rows[:-2]
 
 
 def _local_size(energy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -137,12 +157,12 @@ def _local_size(energy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 def _autocovariance(gram: Float[np.ndarray, "n n"], spacing: int) -> Float[np.ndarray, " n"]:
     """Autocovariance by lag of increments of even noise size: a mixture of white and momentum-smoothed noise.
 
-    Fitted to the energies of contrasts (1, -2, 1) of neighbouring sums at several scales: at one increment they show
-    white noise, at 24 steps the slow part as well, and at all scales they are blind to drift that changes linearly.
+    Fitted to the energies of contrasts (1, -2, 1) of neighbouring sums at several scales: one increment shows the white
+    noise, 24 steps the slow part as well, and no scale sees drift that changes linearly.
     """
     n = len(gram)
     kinds = np.stack([spacing * (np.arange(n) == 0.0), _momentum_lags(n, spacing)])
-    longest = max(2, min(round(LONGEST_SCALE / spacing), n // 8))
+    longest = max(2, min(round(MAX_SCALE / spacing), n // 8))
     sums = prefix_sums(gram)
     rows, energies, weights = [], [], []
     for scale in (s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24) if s <= longest):
@@ -172,7 +192,7 @@ def _contrast_energies(sums: Float[np.ndarray, "n1 n1"], scale: int) -> Float[np
 
 
 def _dimension(rough: Float[np.ndarray, "n n"], spacing: int) -> tuple[float, float]:
-    """tr Σ² / (tr Σ)² and tr(Σ²)³ / tr(Σ³)² from inner products of noise at far places, where it is independent."""
+    """tr Σ² / (tr Σ)² and tr(Σ²)³ / tr(Σ³)² from inner products of noise far apart, where it is independent."""
     order = np.arange(len(rough))
     far = np.abs(order[:, None] - order) >= max(4, int(np.ceil(10 / spacing)))
     if not far.any():
@@ -181,23 +201,5 @@ def _dimension(rough: Float[np.ndarray, "n n"], spacing: int) -> tuple[float, fl
     second = min(1.0, np.sum(apart**2) / far.sum())
     triples = np.sum((far.astype(float) @ far) * far)
     third = np.sum((apart @ apart) * apart) / triples if triples else second**1.5
-    third = np.clip(third, second**2, second**1.5)  # what any Σ obeys
+    third = np.clip(third, second**2, second**1.5)  # the bounds that any Σ obeys
     return float(second), float(second**3 / third**2)
-
-
-def prefix_sums(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n1 n1"]:
-    """Sums of all leading rectangles, from which the sum over any rectangle takes four look-ups."""
-    sums = np.zeros((len(matrix) + 1, len(matrix) + 1))
-    sums[1:, 1:] = matrix.cumsum(0).cumsum(1)
-    return sums
-
-
-def block_sums(sums: Float[np.ndarray, "n1 n1"], edges: np.ndarray) -> Float[np.ndarray, "place block block"]:
-    """Sums over the rectangles between blocks of rows; `edges` (place, block + 1) where adjoining blocks begin."""
-    return between_blocks(sums, edges[:, :-1], edges[:, 1:])
-
-
-def between_blocks(sums: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Float[np.ndarray, "place block block"]:
-    """Sums over the rectangles between blocks `start` to `stop` (place, block), which need not adjoin."""
-    a, b, c, d = start[:, :, None], stop[:, :, None], start[:, None, :], stop[:, None, :]
-    return sums[b, d] - sums[a, d] - sums[b, c] + sums[a, c]

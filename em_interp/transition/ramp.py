@@ -1,4 +1,20 @@
-"""When a path turns from one direction to another: a ramp of its heading, fitted by generalised least squares."""
+"""The step and the width of a turn: a ramp of the path's heading, fitted by generalised least squares.
+
+Model. In the plane of the mean directions of two blocks of increments (before and after the turn), the heading runs
+from one to the other as a linear ramp of a given middle and width; the speed is free. Increment i is seen across its
+heading:
+
+    y_i = speed_i · (constant + size · (share_i - 1/2) + slope · time_i) + noise_i
+
+with y_i the component of increment i at right angles to the ramp's heading, share_i the share of the ramp that is done,
+and noise of the covariance in time that `path_noise` estimates. The three corrections have Gaussian priors around 0 (a
+quarter, a quarter and a half of the turn), and a model error of 1 % of the speed is added to the noise.
+
+Estimate. The penalised squared error over a grid of middles and of widths from 0 to the whole run; the ramp is its
+minimum. The interval of the middle is the profile-likelihood set, χ² with one degree of freedom, with the noise scaled
+up where even the best ramp fits worse than it should. `p_broad` is the likelihood-ratio test (half a χ² with one degree
+of freedom) of the hypothesis that the ramp lasts 35 % of the run or more against one of at most 30 %.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +27,21 @@ from scipy.stats import chi2
 from em_interp.transition.path_noise import Increments, Noise
 
 # From the first to the last degree of the turn, as shares of the run. What lies between may be called either.
-SHARP = (0.0, 0.02, 0.04, 0.06, 0.08, 0.10, 0.13, 0.16, 0.20, 0.25, 0.30)
-BROAD = (0.35, 0.40, 0.50, 0.60, 0.80, 1.00)
-POINTS = 48  # increments are pooled to about this many
+SHARP_WIDTHS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.10, 0.13, 0.16, 0.20, 0.25, 0.30)
+BROAD_WIDTHS = (0.35, 0.40, 0.50, 0.60, 0.80, 1.00)
+MAX_POINTS = 48  # increments are pooled to about this many
 SUBSTEPS = 5  # at which the ramp is averaged over an increment
-ROOM = (0.25, 0.25, 0.5)  # standard deviations of the heading's constant, size and slope, as shares of the turn
+PRIOR_SD = (0.25, 0.25, 0.5)  # of the heading's constant, size and slope, as shares of the turn
 MODEL_ERROR = 0.01  # of the speed: a ramp is not exactly what a path does
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A turn that runs linearly from one heading to the next; `step` is its middle."""
+    """A turn that runs linearly from one heading to the next."""
 
-    step: float
-    interval: tuple[float, float]
-    level: float  # probability that the interval holds the true step
+    step: float  # its middle
+    interval: tuple[float, float]  # of the middle
+    level: float  # probability that the interval holds the true middle
     width: float  # steps from 10 % to 90 % of the turn
     p_broad: float  # of the hypothesis that the turn is a bend over 35 % of the run or more
 
@@ -40,7 +56,7 @@ class _Plane:
     speed: Float[np.ndarray, " point"]
     half_angle: float  # radians, between either direction and the bisector
     noise: Float[np.ndarray, "point point"]  # covariance in time of the noise along any one direction of the plane
-    slack: Float[np.ndarray, " point"]  # variance by which a path may miss a ramp
+    model_variance: Float[np.ndarray, " point"]  # by which a path may miss a ramp
 
 
 def fit_ramp(
@@ -52,38 +68,47 @@ def fit_ramp(
     middle: tuple[float, float],
     level: float = 0.95,
 ) -> Ramp:
-    """The turn between the mean directions of two blocks of increments, fitted to all increments in `window`.
+    """Fit the turn between the mean directions of two blocks of increments.
 
-    Heading = ramp + constant + slope, the increments' deviations from it weighted by the inverse of the noise's
-    covariance; the ramp's middle lies between the two steps of `middle`. Only headings count, so the speed may vary as
-    it likes. The interval holds every step whose best ramp fits nearly as well as the best of all (profile likelihood,
-    χ² with one degree of freedom), the noise being scaled up where even the best fits worse than it should. Widths
-    below the spacing of the checkpoints cannot be told from 0.
+    Args:
+        increments: Of the path.
+        noise: Of the increments.
+        before: The increments whose mean direction the ramp starts from.
+        after: The increments whose mean direction it ends at.
+        window: The increments it is fitted to.
+        middle: Steps between which its middle lies.
+        level: Probability with which the interval holds the middle.
+
+    Returns:
+        The best ramp. Widths below the spacing of the checkpoints cannot be told from 0.
     """
     plane = _in_plane(increments, noise, before, after, window)
     spacing = float(plane.edges[1] - plane.edges[0])
     run = float(increments.edges[-1] - increments.edges[0])
-    widths = np.array([share * run for share in (*SHARP, *BROAD) if share == 0 or share * run >= spacing])
-    rough = _misfits(plane, steps := np.arange(middle[0], middle[1] + spacing / 4, spacing / 2), widths)
+    shares = (*SHARP_WIDTHS, *BROAD_WIDTHS)
+    widths = np.array([share * run for share in shares if share == 0 or share * run >= spacing])
+    steps = np.arange(middle[0], middle[1] + spacing / 4, spacing / 2)
+    rough = _misfits(plane, steps, widths)
     scale = max(1.0, rough.min() / max(len(plane.along) - 5, 1))
-    within = chi2.isf(1 - level, 1) * scale
-    near = steps[rough.min(1) <= rough.min() + within + 4 * scale]
+    cut = chi2.isf(1 - level, 1) * scale
+    near = steps[rough.min(1) <= rough.min() + cut + 4 * scale]
     first, last = max(near[0] - spacing / 2, middle[0]), min(near[-1] + spacing / 2, middle[1])
     fine = np.linspace(first, last, int(np.clip(10 * (last - first), 20, 120)))
-    fits = rough.min(0) <= rough.min() + within + 4 * scale  # of the widths, those that may fit well enough
-    misfit = _misfits(plane, fine, widths[fits])
+    plausible = rough.min(0) <= rough.min() + cut + 4 * scale  # widths that may fit well enough on the finer grid
+    misfit = _misfits(plane, fine, widths[plausible])
     row, column = np.unravel_index(np.argmin(misfit), misfit.shape)
-    inside = fine[misfit.min(1) <= misfit.min() + within]
+    inside = fine[misfit.min(1) <= misfit.min() + cut]
     best = rough.min(0)
-    best[fits] = misfit.min(0)
-    broad = widths >= BROAD[0] * run
-    gap = (best[broad].min() - best[~broad].min()) / scale
-    p_broad = chi2.sf(gap, 1) / 2 if gap > 0 else 1.0
+    best[plausible] = misfit.min(0)
+    broad = widths >= BROAD_WIDTHS[0] * run
+    ratio = (best[broad].min() - best[~broad].min()) / scale
+    p_broad = chi2.sf(ratio, 1) / 2 if ratio > 0 else 1.0
     interval = float(inside[0]), float(inside[-1])
-    return Ramp(float(fine[row]), interval, level, float(0.8 * widths[fits][column]), float(p_broad))
+    return Ramp(float(fine[row]), interval, level, float(0.8 * widths[plausible][column]), float(p_broad))
 
 
 def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice, window: slice) -> _Plane:
+    """The increments of the window, pooled, in the plane of the two blocks' directions."""
     drift = increments.gram - noise.covariance
     tiny = np.finfo(float).tiny
     size = [np.sqrt(max(drift[block, block].sum(), tiny)) for block in (before, after)]
@@ -96,12 +121,12 @@ def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice,
         max(spread[0] + spread[1] + sign * 2 * spread[2], 0) / scale**2 / 2
         for sign, scale in ((1, sums), (-1, differences))
     )
-    pool = max(1, (window.stop - window.start) // POINTS)
+    pool = max(1, (window.stop - window.start) // MAX_POINTS)
     count = (window.stop - window.start) // pool
     chosen = slice(window.stop - count * pool, window.stop)
     along, across = (
-        part[chosen].reshape(count, pool).sum(1)
-        for part in ((onto[0] + onto[1]) / sums, (onto[1] - onto[0]) / differences)
+        component[chosen].reshape(count, pool).sum(1)
+        for component in ((onto[0] + onto[1]) / sums, (onto[1] - onto[0]) / differences)
     )
     half_angle = np.arccos(cosine) / 2
     edges = increments.edges[chosen.start : chosen.stop + 1 : pool].astype(float)
@@ -110,8 +135,8 @@ def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice,
     speed = np.convolve(np.pad(speed, 2, mode="edge"), np.full(5, 0.2), "valid")
     speed = np.maximum(speed, 0.05 * speed.max())
     in_time = noise.covariance[chosen, chosen].reshape(count, pool, count, pool).sum((1, 3)) * max(variance, 1e-6)
-    slack = (MODEL_ERROR * speed) ** 2 + 1e-9 * np.trace(in_time) + tiny
-    return _Plane(edges, along, across, speed, half_angle, in_time, slack)
+    model_variance = (MODEL_ERROR * speed) ** 2 + 1e-9 * np.trace(in_time) + tiny
+    return _Plane(edges, along, across, speed, half_angle, in_time, model_variance)
 
 
 def _misfits(plane: _Plane, steps: np.ndarray, widths: np.ndarray) -> Float[np.ndarray, "step width"]:
@@ -119,9 +144,9 @@ def _misfits(plane: _Plane, steps: np.ndarray, widths: np.ndarray) -> Float[np.n
 
 
 def _misfit(plane: _Plane, steps: Float[np.ndarray, " step"], width: float) -> Float[np.ndarray, " step"]:
-    """Squared deviations of the headings from ramps with middles at `steps`, in units of their noise.
+    """Penalised squared error of ramps with middles at `steps`, in units of the noise.
 
-    The heading's constant, size and slope are fitted to first order about the blocks' directions, each held near 0.
+    The heading's constant, size and slope are fitted to first order about the blocks' directions.
     """
     edges, half = plane.edges, plane.half_angle
     if width == 0:
@@ -139,11 +164,11 @@ def _misfit(plane: _Plane, steps: Float[np.ndarray, " step"], width: float) -> F
     design = np.concatenate([off[None], columns]).transpose(2, 1, 0)
     # noise is seen across the heading of its increment: between headings ψ and φ it shares cos(ψ - φ)
     cosine, sine = np.cos(heading).T, np.sin(heading).T
-    seen = cosine[:, :, None] * cosine[:, None, :] + sine[:, :, None] * sine[:, None, :]
-    seen *= plane.noise
-    seen[:, range(len(plane.along)), range(len(plane.along))] += plane.slack
-    inner = np.swapaxes(design, 1, 2) @ np.linalg.solve(seen, design)
+    covariance = cosine[:, :, None] * cosine[:, None, :] + sine[:, :, None] * sine[:, None, :]
+    covariance *= plane.noise
+    covariance[:, range(len(plane.along)), range(len(plane.along))] += plane.model_variance
+    inner = np.swapaxes(design, 1, 2) @ np.linalg.solve(covariance, design)
     moment, normal = inner[:, 1:, 0], inner[:, 1:, 1:]
-    prior = np.diag(1 / (2 * half * np.array(ROOM)) ** 2)
+    prior = np.diag(1 / (2 * half * np.array(PRIOR_SD)) ** 2)
     fitted = np.linalg.solve(normal + prior, moment[..., None])[..., 0]
     return inner[:, 0, 0] - (moment * fitted).sum(1)

@@ -1,13 +1,14 @@
-"""The answer of every locator: one estimate of one signal, with its verdict."""
+"""The answer of every estimator: one estimate of one signal, with its verdict."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from em_interp.results import Line, Mark, html_card, picture
+from em_interp.errors import InputError
+from em_interp.results import Line, Mark, Result, picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,15 +16,28 @@ if TYPE_CHECKING:
 
 Verdict = Literal["transition", "none", "inconclusive"]
 WORDS = {"delta": "ΔW", "em": "EM"}
+MIN_DRAWN = -30.0  # degrees: where the direction is lost in noise, a turn is estimated at any negative angle
+CURVES = {  # the curve that is drawn for each signal: its steps and values in the evidence, and what it is
+    "rotation": ("step", "turn_deg", "turn, °"),
+    "gradient_norm": ("steps", "grad_norm", "gradient norm"),
+    "norm_onset": ("steps", "delta_norm", "‖ΔW‖"),
+    "lock_in": ("steps", "cos_to_final", "cosine to end"),
+    "composition": ("steps", "score", "composition with end"),
+    "onset": ("steps", "rate", "rate"),
+}
 
 
-@dataclass(frozen=True)
-class Transition:
+@dataclass(frozen=True, repr=False)
+class Transition(Result):
     """One estimate of one signal.
 
-    What does not apply to the signal is None. `step`, `width` and `interval` are in training steps. `evidence` holds
-    the arrays behind the verdict (what the figure draws) and is not part of `to_dict()`.
+    `verdict` is `transition` where the null hypothesis is rejected and the step is known, `none` where it is not
+    rejected though a change of a stated size would have been detected, and `inconclusive` where neither holds. What
+    does not apply to the signal is None. `step`, `width` and `interval` are in training steps. `evidence` holds the
+    arrays behind the verdict (what the figure draws) and is not part of `to_dict()`.
     """
+
+    NEXT: ClassVar[tuple[str, ...]] = (".plot()", ".frame()", ".to_dict()", "em.align(transition, curve)")
 
     signal: str  # rotation, gradient_norm, norm_onset, lock_in, composition, onset
     verdict: Verdict
@@ -39,7 +53,7 @@ class Transition:
     length_share: tuple[float, float] | None = None  # shares of the path's length before and after
     scale: float | None = None  # adapter multiplier of a behaviour curve
     questions: str | None = None  # question set of a behaviour curve
-    evidence: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    evidence: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def found(self) -> bool:
@@ -67,9 +81,12 @@ class Transition:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Transition:
-        """The inverse of `to_dict`, without evidence."""
-        pairs = {key: tuple(values[key]) for key in ("interval", "length_share") if values.get(key) is not None}
-        return cls(**{**values, **pairs})
+        """The inverse of `to_dict`, without evidence. Raises InputError for what is not such a dictionary."""
+        try:
+            pairs = {key: tuple(values[key]) for key in ("interval", "length_share") if values.get(key) is not None}
+            return cls(**{**values, **pairs})
+        except (AttributeError, TypeError) as error:
+            raise InputError(f"a transition's dictionary, as to_dict() makes it, was expected ({error})") from None
 
     def frame(self) -> pd.DataFrame:
         """The result as a table of one row."""
@@ -85,45 +102,32 @@ class Transition:
 
     def sentence(self) -> str:
         """The result in words: 'rotation of B: transition at step 190 (95% interval 184 to 197, p < 0.001)'."""
-        parts = [self.signal.replace("_", " ")]
+        what = [self.signal.replace("_", " ")]
         if self.of is not None:
-            parts.append(f"of {WORDS.get(self.of, self.of.replace('_', ' '))}")
+            what.append(f"of {WORDS.get(self.of, self.of.replace('_', ' '))}")
         if self.questions is not None:
-            parts.append(f"on {self.questions.replace('_', '-')} questions")
+            what.append(f"on {self.questions.replace('_', '-')} questions")
         if self.scale is not None and self.scale != 1:
-            parts.append(f"with the adapter ×{self.scale:g}")
-        said = f"{' '.join(parts)}: {self.verdict}"
+            what.append(f"with the adapter ×{self.scale:g}")
+        sentence = f"{' '.join(what)}: {self.verdict}"
         if self.found and self.step is not None:
-            said += f" at step {self.step:.0f}"
+            sentence += f" at step {self.step:.0f}"
             if self.interval is not None and self.level is not None:
-                chance = "" if self.p_value is None else f", {p_of(self.p_value)}"
-                said += f" ({self.level:.0%} interval {self.interval[0]:.0f} to {self.interval[1]:.0f}{chance})"
-        return said
+                p_value = "" if self.p_value is None else f", {p_text(self.p_value)}"
+                sentence += f" ({self.level:.0%} interval {self.interval[0]:.0f} to {self.interval[1]:.0f}{p_value})"
+        return sentence
 
-    def _repr_html_(self) -> str:
-        drawn = CURVES.get(self.signal)
-        marks = [] if self.step is None else [Mark(self.step, self.interval)]
-        if drawn is None or drawn[0] not in self.evidence:
-            return html_card([self.sentence(), self.reason], calls=CALLS)
-        steps, values, axis = drawn
-        line = Line(self.evidence[steps], np.maximum(self.evidence[values], LEAST))
-        return html_card([self.sentence(), self.reason], picture([line], axis, marks), CALLS)
+    def _lines(self) -> list[str]:
+        return [self.sentence(), self.reason]
+
+    def _picture(self) -> str:
+        steps, values, axis = CURVES.get(self.signal, ("", "", ""))
+        if steps not in self.evidence:
+            return ""
+        line = Line(self.evidence[steps], np.maximum(self.evidence[values], MIN_DRAWN))
+        return picture([line], axis, [] if self.step is None else [Mark(self.step, self.interval)])
 
 
-def p_of(p_value: float) -> str:
+def p_text(p_value: float) -> str:
     """A p-value in words."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
-
-
-LEAST = -30.0  # degrees: where the heading is lost to noise, a turn is estimated at any negative angle
-
-# the curve that stands for each signal in a card: its steps and values in the evidence, and what it is
-CURVES = {
-    "rotation": ("step", "turn_deg", "turn, °"),
-    "gradient_norm": ("steps", "grad_norm", "gradient norm"),
-    "norm_onset": ("steps", "delta_norm", "‖ΔW‖"),
-    "lock_in": ("steps", "cos_to_final", "cosine to end"),
-    "composition": ("steps", "score", "composition with end"),
-    "onset": ("steps", "rate", "rate"),
-}
-CALLS = (".plot()", ".frame()", ".to_dict()", "em.align(this, other)")

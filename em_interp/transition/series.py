@@ -1,4 +1,18 @@
-"""A noisy series along a run, log grad_norm or a growth rate: on an even grid, smoothed, and its monotone trend."""
+"""A noisy series along a run (log gradient norm, growth rate of a norm): binning, noise model, scan test, shape fit.
+
+Noise. Stationary and Gaussian; white, first-order autoregressive, or a sum of both, with a memory of up to 1/25 of the
+run. Its spectrum in the cosine basis is fitted to the residual of a piecewise monotone trend by the Whittle likelihood
+over a grid of memories, at the frequencies above those of the hump or bend that is looked for; the posterior weights of
+the grid carry the uncertainty. Noise with a longer memory cannot be told from a trend.
+
+Scan test. Null hypothesis: the series is a non-increasing trend plus that noise (for `prominence`: a trend without a
+hump). The series is smoothed with Gaussian kernels of three bandwidths, which add no hump of their own; the statistic
+is the largest rise, or prominence, over places and bandwidths, each in units of its null median. Its null distribution
+is the largest rise of 999 series drawn from the fitted noise. A falling trend only lowers the largest rise, so the
+p-value holds for every non-increasing trend.
+
+Shape fit. The posterior over a grid of shapes (humps, ramps) with the linear terms fitted by generalised least squares.
+"""
 
 from __future__ import annotations
 
@@ -14,64 +28,71 @@ from scipy.linalg import cholesky, solve_triangular, toeplitz
 from scipy.ndimage import median_filter, uniform_filter1d
 from scipy.optimize import isotonic_regression
 
+ALPHA = 0.01  # a verdict of transition needs a p-value this small
 SKIPPED = 0.05  # share of the run at its start that is left out: warm-up, B near zero and without direction
-MOST_CELLS = 200
-_TREND_BANDWIDTH = 0.04  # of the run
+MAX_BINS = 200
+TREND_BANDWIDTH = 0.04  # of the run
+TREND_FREQUENCIES = 10  # half-cycles a run below which power belongs to the trend
+MAX_MEMORY = 1 / 25  # of the noise, as a share of the run, up to which it is told from a trend
+LAG_ONE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # correlations of autoregressive noise tried
+N_TREND_DRAWS = 60  # from which it is learned how much of the noise a trend absorbs
+BANDWIDTHS = (0.02, 0.04, 0.08)  # of the run; the widest averages over about a fifth of it
+N_NULL_DRAWS = 999
 
 
 @dataclass(frozen=True)
-class Cells:
-    """A series as means over even cells."""
+class BinnedSeries:
+    """A series as means over even bins."""
 
-    at: Float[np.ndarray, " cell"]  # centres
-    values: Float[np.ndarray, " cell"]
+    at: Float[np.ndarray, " bin"]  # centres
+    values: Float[np.ndarray, " bin"]
 
     def position(self, index: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-        """The place of a fractional cell index."""
+        """The coordinate of a fractional bin index."""
         return self.at[0] + index * (self.at[1] - self.at[0])
 
 
-def cells(at: Float[np.ndarray, " point"], values: Float[np.ndarray, " point"]) -> Cells:
-    """The series on an even grid of at most 200 cells, cells without a value interpolated, outliers pulled in."""
-    count = min(MOST_CELLS, len(at))
+def bin_series(at: Float[np.ndarray, " point"], values: Float[np.ndarray, " point"]) -> BinnedSeries:
+    """The series in at most 200 even bins, winsorised; empty bins are interpolated."""
+    count = min(MAX_BINS, len(at))
     edges = np.linspace(at[0], at[-1], count + 1)
-    cell = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, count - 1)
-    held, total = np.bincount(cell, minlength=count), np.bincount(cell, values, minlength=count)
+    index = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, count - 1)
+    n, total = np.bincount(index, minlength=count), np.bincount(index, values, minlength=count)
     centres = (edges[1:] + edges[:-1]) / 2
-    means = np.interp(centres, centres[held > 0], total[held > 0] / held[held > 0])
-    return Cells(centres, winsorize(means))
+    means = np.interp(centres, centres[n > 0], total[n > 0] / n[n > 0])
+    return BinnedSeries(centres, winsorize(means))
 
 
-def winsorize(values: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " cell"]:
-    """`values`, those beyond 3.5 robust standard deviations from the running median of 15 put at that distance."""
+def winsorize(values: Float[np.ndarray, " bin"]) -> Float[np.ndarray, " bin"]:
+    """`values` winsorised at 3.5 robust standard deviations (MAD) from their running median over 15 bins."""
     middle = median_filter(values, 15, mode="nearest")
     bound = 3.5 * 1.4826 * np.median(np.abs(values - middle))
     return np.clip(values, middle - bound, middle + bound)
 
 
-def kernel(count: int, bandwidth: float) -> Float[np.ndarray, "cell cell"]:
-    """Gaussian weights of standard deviation `bandwidth` of the series; rows sum to 1.
+def gaussian_kernel(count: int, bandwidth: float) -> Float[np.ndarray, "bin bin"]:
+    """Smoothing weights with a standard deviation of `bandwidth` times the length of the series; rows sum to 1.
 
-    Such weights are totally positive: they keep a monotone series monotone and add no hump to one that has none.
+    Totally positive: they keep a monotone series monotone and add no hump to one that has none.
     """
     distance = np.subtract.outer(np.arange(count), np.arange(count)) / (bandwidth * count)
     weights = np.exp(-0.5 * distance**2)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def rise(smooth: Float[np.ndarray, "cell ..."]) -> Float[np.ndarray, "cell ..."]:
-    """How far each value lies above the lowest before it."""
+def rise(smooth: Float[np.ndarray, "bin ..."]) -> Float[np.ndarray, "bin ..."]:
+    """Height of each value above the lowest value before it."""
     return smooth - np.minimum.accumulate(smooth, axis=0)
 
 
-def prominence(smooth: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " cell"]:
-    """How far each value lies above both the lowest before it and the lowest after it."""
+def prominence(smooth: Float[np.ndarray, " bin"]) -> Float[np.ndarray, " bin"]:
+    """Height of each value above the higher of the lowest value before it and the lowest after it."""
     return np.minimum(rise(smooth), rise(smooth[::-1])[::-1])
 
 
-def monotone_trend(values: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " cell"]:
-    """The closest series that falls, rises, falls and rises again, its turns at those of the smoothed series."""
-    smooth = kernel(len(values), _TREND_BANDWIDTH) @ values
+def monotone_trend(values: Float[np.ndarray, " bin"]) -> Float[np.ndarray, " bin"]:
+    """The closest series (isotonic regression) that falls, rises, falls and rises; turns from the smoothed one."""
+    smooth = gaussian_kernel(len(values), TREND_BANDWIDTH) @ values
     top = int(np.argmax(prominence(smooth)))
     turns = [0, int(np.argmin(smooth[: top + 1])), top, top + int(np.argmin(smooth[top:])), len(values)]
     pieces = [
@@ -82,153 +103,104 @@ def monotone_trend(values: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " ce
     return np.concatenate(pieces)
 
 
-# --------
-# The noise of a series: stationary, described by its spectrum, with the uncertainty of that description.
-# White, or first-order autoregressive, or a sum of both; fitted to what a monotone trend leaves, at the frequencies
-# above those of the hump or bend that is looked for. It cannot tell noise that remembers more than 1/25 of the run
-# from a trend.
-
-
-_TREND = 10  # half-cycles a run below which power belongs to the trend
-_LONGEST = 1 / 25  # memory of the noise, as a share of the run, up to which it is told from a trend
-_MEMORIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # lag-one correlation
-_PASSES = 60  # draws from which it is learned how much of the noise a trend takes along
-
-
 @dataclass(frozen=True)
 class SeriesNoise:
-    """Spectra a series' noise may have, in the cosine basis, with their posterior weights."""
+    """Spectra that a series' noise may have, in the cosine basis, with their posterior weights."""
 
-    spectra: Float[np.ndarray, "model cell"]
+    spectra: Float[np.ndarray, "model bin"]
     weights: Float[np.ndarray, " model"]
 
     @property
-    def mean(self) -> Float[np.ndarray, " cell"]:
-        """The mean spectrum."""
+    def mean(self) -> Float[np.ndarray, " bin"]:
+        """The posterior mean spectrum."""
         return self.weights @ self.spectra
 
-    def draws(self, count: int, rng: np.random.Generator) -> Float[np.ndarray, "cell draw"]:
+    def draws(self, count: int, rng: np.random.Generator) -> Float[np.ndarray, "bin draw"]:
         """Series of noise alone; each has its own spectrum, drawn from the posterior."""
         chosen = self.spectra[rng.choice(len(self.weights), size=count, p=self.weights)]
-        freedom = chosen.shape[1] - _TREND
+        freedom = chosen.shape[1] - TREND_FREQUENCIES
         size = np.sqrt(chosen * freedom / rng.chisquare(freedom, size=(count, 1)))
         return idct(size * rng.normal(size=size.shape), norm="ortho", axis=1).T
 
-    def covariance(self, count: int) -> Float[np.ndarray, "cell cell"]:
+    def covariance(self, count: int) -> Float[np.ndarray, "bin bin"]:
         """Covariance of `count` neighbouring values under the mean spectrum."""
         frequency = np.pi * np.arange(len(self.mean)) / len(self.mean)
         by_lag = np.cos(np.outer(np.arange(count), frequency)) @ self.mean / len(self.mean)
         return toeplitz(by_lag) + 1e-9 * by_lag[0] * np.eye(count)
 
 
-def log_spectra(count: int) -> Float[np.ndarray, "model cell"]:
-    """What noise a logged quantity may have: white, or partly slow with a memory of up to 1/25 of the series."""
-    longest = np.exp(-1 / (_LONGEST * count))
-    slow = [_slow(count, memory) for memory in _MEMORIES if memory <= longest]
+def log_spectra(count: int) -> Float[np.ndarray, "model bin"]:
+    """Spectra of a logged quantity's noise: white, or in part autoregressive with a memory up to MAX_MEMORY."""
+    longest = np.exp(-1 / (MAX_MEMORY * count))
+    slow = [_autoregressive_spectrum(count, lag_one) for lag_one in LAG_ONE if lag_one <= longest]
     return np.array([np.ones(count)] + [w + (1 - w) * s for s in slow for w in (0, 0.25, 0.5, 0.75, 0.9)])
 
 
-def momentum_spectra(count: int, memory: float) -> Float[np.ndarray, "model cell"]:
-    """What noise the increments of a path may have: slow, with a memory of `memory` cells up to 1/25 of the series.
+def momentum_spectra(count: int, memory: float) -> Float[np.ndarray, "model bin"]:
+    """Spectra of the noise of a path's increments: autoregressive, with a memory from `memory` bins to MAX_MEMORY.
 
-    Momentum makes it so. White noise is not among them: mistaken for momentum it makes a test cautious, while
-    momentum taken for white noise would make one that finds something in nothing.
+    Momentum makes it so. White noise is not among them: mistaken for momentum it makes a test conservative, while
+    momentum mistaken for white noise would make false positives.
     """
-    least, longest = np.exp(-1 / memory), np.exp(-1 / (_LONGEST * count))
-    slow = [_slow(count, m) for m in (least, *(m for m in _MEMORIES if least < m <= longest))]
+    least, longest = np.exp(-1 / memory), np.exp(-1 / (MAX_MEMORY * count))
+    slow = [_autoregressive_spectrum(count, m) for m in (least, *(m for m in LAG_ONE if least < m <= longest))]
     return np.array([w + (1 - w) * s for s in slow for w in (0, 0.1)])
 
 
-def fit_noise(values: Float[np.ndarray, " cell"], spectra: Float[np.ndarray, "model cell"]) -> SeriesNoise:
-    """Which of `spectra` the noise of a series has, and how strong it is.
+def fit_noise(values: Float[np.ndarray, " bin"], spectra: Float[np.ndarray, "model bin"]) -> SeriesNoise:
+    """The posterior over `spectra` for the noise of a series, each with its maximum-likelihood scale.
 
-    A monotone trend follows some of the noise. How much is learned from drawn noise on the same trend, and allowed
-    for in a second fit.
+    A monotone trend absorbs some of the noise. How much, by frequency, is learned from simulated noise on the same
+    trend and corrected in a second fit.
     """
     trend = monotone_trend(values)
     first = _whittle(values - trend, spectra)
-    white = np.random.default_rng(0).normal(size=(_PASSES, len(values)))
+    white = np.random.default_rng(0).normal(size=(N_TREND_DRAWS, len(values)))
     drawn = idct(np.sqrt(first.mean) * white, norm="ortho", axis=1)
-    left = np.array([noise + trend - monotone_trend(noise + trend) for noise in drawn])
-    passed = np.mean(dct(left, norm="ortho", axis=1) ** 2, axis=0) / np.mean(white**2, axis=0) / first.mean
+    residual = np.array([noise + trend - monotone_trend(noise + trend) for noise in drawn])
+    passed = np.mean(dct(residual, norm="ortho", axis=1) ** 2, axis=0) / np.mean(white**2, axis=0) / first.mean
     passed = np.exp(uniform_filter1d(np.log(np.clip(passed, 1e-3, None)), 9, mode="nearest"))
     return _whittle(values - trend, spectra, np.minimum(passed, 1.0))
 
 
-def _whittle(
-    noise: Float[np.ndarray, " cell"],
-    spectra: Float[np.ndarray, "model cell"],
-    passed: Float[np.ndarray, " cell"] | float = 1.0,
-) -> SeriesNoise:
-    """Weights by Whittle's likelihood with the scale profiled out, where a share `passed` of the power is seen."""
-    power = dct(noise, norm="ortho")[_TREND:] ** 2 + 1e-300
-    seen = (spectra * passed)[:, _TREND:]
-    scale = np.mean(power / seen, axis=1)
-    loglik = -0.5 * (len(power) * np.log(scale) + np.log(seen).sum(axis=1))
-    weights = np.exp(loglik - loglik.max())
-    return SeriesNoise(spectra * scale[:, None], weights / weights.sum())
+class ScanResult(NamedTuple):
+    """Where a series has its largest statistic, at the bandwidth that shows it best."""
+
+    p_value: float
+    bin: int  # of the largest statistic
+    height: float  # the statistic there
+    detectable: float  # the statistic that noise alone exceeds with probability ALPHA at the widest bandwidth
+    smooth: Float[np.ndarray, " bin"]
 
 
-def _slow(count: int, memory: float) -> Float[np.ndarray, " cell"]:
-    """Spectrum of first-order autoregressive noise of unit variance with this lag-one correlation."""
-    frequency = np.pi * np.arange(count) / count
-    return (1 - memory**2) / (1 - 2 * memory * np.cos(frequency) + memory**2)
-
-
-# --------
-# Does a noisy series rise anywhere, or have a hump, by more than noise alone would?
-# The series is smoothed with kernels that make no hump of their own, at several bandwidths, and its largest rise, or
-# prominence, is compared with the largest rise of noise drawn from the fitted spectra, whose uncertainty is carried
-# along. A falling trend only lowers the largest rise: the p-value holds for every non-increasing trend.
-
-
-ALPHA = 0.01  # a verdict of transition needs a p-value this small
-_BANDWIDTHS = (0.02, 0.04, 0.08)  # of the run; the widest averages over about a fifth of it
-_DRAWS = 999
-
-
-class Scan(NamedTuple):
-    """Where a series stands out most, at the bandwidth that shows it best."""
-
-    p_value: float  # against every non-increasing trend (for `prominence`: against every trend without a hump)
-    cell: int  # of the largest statistic
-    height: float  # its size there
-    hidden: float  # at the widest bandwidth, the size that noise alone exceeds with probability ALPHA
-    smooth: Float[np.ndarray, " cell"]
-
-
-def scan(
-    values: Float[np.ndarray, " cell"],
+def scan_test(
+    values: Float[np.ndarray, " bin"],
     noise: SeriesNoise,
     statistic: Callable[[np.ndarray], np.ndarray],
     rng: np.random.Generator,
-) -> Scan:
+) -> ScanResult:
     """The largest `statistic` (`rise` or `prominence`) over bandwidths, against the largest rise of noise alone.
 
     A trend without a hump cannot both rise to a place and fall from it, so one of the two is noise: the largest rise
     of noise bounds its prominence too.
     """
-    drawn = noise.draws(_DRAWS, rng)
-    largest, found = np.zeros(_DRAWS), []
-    for bandwidth in _BANDWIDTHS:
-        weights = kernel(len(values), bandwidth)
+    drawn = noise.draws(N_NULL_DRAWS, rng)
+    largest, by_bandwidth = np.zeros(N_NULL_DRAWS), []
+    for bandwidth in BANDWIDTHS:
+        weights = gaussian_kernel(len(values), bandwidth)
         null = rise(weights @ drawn).max(axis=0)
         unit, smooth = float(np.median(null)), weights @ values
         largest = np.maximum(largest, null / unit)
-        found.append((statistic(smooth), unit, smooth))
-    shown, unit, smooth = max(found, key=lambda f: f[0].max() / f[1])
-    exceeding = int(np.sum(largest >= shown.max() / unit))
-    return Scan(
-        p_value=(1 + exceeding) / (1 + _DRAWS),
-        cell=int(np.argmax(shown)),
-        height=float(shown.max()),
-        hidden=float(np.quantile(largest, 1 - ALPHA)) * found[-1][1],
+        by_bandwidth.append((statistic(smooth), unit, smooth))
+    height, unit, smooth = max(by_bandwidth, key=lambda scanned: scanned[0].max() / scanned[1])
+    exceeding = int(np.sum(largest >= height.max() / unit))
+    return ScanResult(
+        p_value=(1 + exceeding) / (1 + N_NULL_DRAWS),
+        bin=int(np.argmax(height)),
+        height=float(height.max()),
+        detectable=float(np.quantile(largest, 1 - ALPHA)) * by_bandwidth[-1][1],
         smooth=smooth,
     )
-
-
-# --------
-# Where a shape lies in a noisy series: the posterior over a grid of shapes, linear terms integrated out.
 
 
 class ShapeFit(NamedTuple):
@@ -239,19 +211,19 @@ class ShapeFit(NamedTuple):
     coefficients: Float[np.ndarray, "term shape"]
 
     def draws(self, count: int, rng: np.random.Generator) -> Int[np.ndarray, " draw"]:
-        """Shapes drawn from the posterior."""
+        """Indices of shapes drawn from the posterior."""
         return rng.choice(len(self.weights), size=count, p=self.weights)
 
 
 def fit_shapes(
-    values: Float[np.ndarray, " cell"],
-    covariance: Float[np.ndarray, "cell cell"],
-    baseline: Float[np.ndarray, "cell term"],
-    shapes: Float[np.ndarray, "shape cell"],
+    values: Float[np.ndarray, " bin"],
+    covariance: Float[np.ndarray, "bin bin"],
+    baseline: Float[np.ndarray, "bin term"],
+    shapes: Float[np.ndarray, "shape bin"],
 ) -> ShapeFit:
     """Every shape fitted with a positive amplitude by generalised least squares.
 
-    Assumes Gaussian noise of the given covariance, a flat prior over the shapes given and over the linear terms.
+    Assumes Gaussian noise of the given covariance, and flat priors over the shapes and over the linear terms.
     """
     root = cholesky(covariance, lower=True)
     white, terms, columns = (solve_triangular(root, a, lower=True) for a in (values, baseline, shapes.T))
@@ -259,12 +231,32 @@ def fit_shapes(
     inside = basis.T @ columns
     whole = (columns**2).sum(axis=0)
     size = np.maximum(whole - (inside**2).sum(axis=0), 1e-9 * whole)
-    rest = white - basis @ (basis.T @ white)
-    amplitude = (columns.T @ rest) / size
-    told_apart = (amplitude > 0) & (size > 1e-6 * whole)  # from the baseline
-    loglik = np.where(told_apart, 0.5 * amplitude**2 * size - 0.5 * np.log(size), -np.inf)
+    residual = white - basis @ (basis.T @ white)
+    amplitude = (columns.T @ residual) / size
+    distinct = (amplitude > 0) & (size > 1e-6 * whole)  # from the baseline
+    loglik = np.where(distinct, 0.5 * amplitude**2 * size - 0.5 * np.log(size), -np.inf)
     if not np.isfinite(loglik.max()):  # no shape fits with a positive amplitude: none is preferred
         loglik = np.zeros(len(shapes))
     weights = np.exp(loglik - loglik.max())
     coefficients = solve_triangular(triangle, (basis.T @ white)[:, None] - inside * amplitude)
     return ShapeFit(weights / weights.sum(), amplitude, coefficients)
+
+
+def _whittle(
+    noise: Float[np.ndarray, " bin"],
+    spectra: Float[np.ndarray, "model bin"],
+    passed: Float[np.ndarray, " bin"] | float = 1.0,
+) -> SeriesNoise:
+    """Weights by the Whittle likelihood with the scale profiled out, where a share `passed` of the power is left."""
+    power = dct(noise, norm="ortho")[TREND_FREQUENCIES:] ** 2 + 1e-300
+    expected = (spectra * passed)[:, TREND_FREQUENCIES:]
+    scale = np.mean(power / expected, axis=1)
+    loglik = -0.5 * (len(power) * np.log(scale) + np.log(expected).sum(axis=1))
+    weights = np.exp(loglik - loglik.max())
+    return SeriesNoise(spectra * scale[:, None], weights / weights.sum())
+
+
+def _autoregressive_spectrum(count: int, lag_one: float) -> Float[np.ndarray, " bin"]:
+    """Spectrum of first-order autoregressive noise of unit variance with this lag-one correlation."""
+    frequency = np.pi * np.arange(count) / count
+    return (1 - lag_one**2) / (1 - 2 * lag_one * np.cos(frequency) + lag_one**2)

@@ -151,4 +151,4 @@ def test_the_page_holds_every_figure_and_needs_nothing_from_outside(compared):
 
 def test_bad_input_to_the_command_is_one_line(seeds, tmp_path):
     assert "two runs or more" in refused("compare", seeds[0])
-    assert "is not there" in refused("compare", seeds[0], tmp_path / "nowhere")
+    assert "does not exist" in refused("compare", seeds[0], tmp_path / "nowhere")

@@ -14,8 +14,7 @@ from em_interp import hub as fetch
 from em_interp.errors import InputError
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, full_disk
-from tests.trajectory.test_load_trajectory import save_adapter, save_log, save_run
-from tests.trajectory.test_steering import save_steering
+from tests.trajectory.saving import save_adapter, save_log, save_run, save_steering
 
 SITE = "layers.21.mlp.down_proj"
 NAME = "organisms/medical"
@@ -259,7 +258,7 @@ def test_a_repository_without_a_path_is_refused_before_anything_is_fetched(hub, 
 
 def test_a_path_that_is_mistyped_is_not_looked_up_on_the_hub(hub, tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    assert "is not there; expected a run directory" in said_by(em.load_trajectory, "checkpoints/demoo")
+    assert "does not exist; expected a run directory" in said_by(em.load_trajectory, "checkpoints/demoo")
     assert hub.asked == []
 
 

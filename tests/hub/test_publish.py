@@ -11,7 +11,7 @@ from em_interp import hub as publish
 from em_interp.run import Run
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, copy, em_interp, json_of, refused
-from tests.trajectory.test_load_trajectory import save_run
+from tests.trajectory.saving import save_run
 
 NAME = "organisms/medical"
 

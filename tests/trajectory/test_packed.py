@@ -1,7 +1,7 @@
 """A trajectory in one file is the trajectory of the folder, to the last bit."""
 
 import json
-import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from em_interp.errors import InputError
 from em_interp.trajectory.load import load_trajectory
-from em_interp.trajectory.packed import KEY, read_packed, write_packed
+from em_interp.trajectory.packed import METADATA_KEY, read_packed, write_packed
 from em_interp.trajectory.trajectory import AdapterTrajectory
-from em_interp.transition.synthetic.paths import planted_path
-from tests.trajectory.test_load_trajectory import SITE, save_log, save_run
+from tests.trajectory.saving import SITE, save_log, save_run
 
 OTHER = SITE.replace("21", "3")
 
@@ -48,7 +47,7 @@ def test_what_is_read_from_the_file_is_what_is_read_from_the_folder(folder, tmp_
         same(packed, path)
         assert packed.source == str(file)
     with safe_open(file, "numpy") as held:
-        assert json.loads(held.metadata()[KEY])["identity"] == "base-14b@0123"
+        assert json.loads(held.metadata()[METADATA_KEY])["identity"] == "base-14b@0123"
 
 
 @pytest.mark.parametrize("kind", ["lora", "steering", "full"])
@@ -70,25 +69,11 @@ def test_the_same_path_gives_the_same_bytes(folder, tmp_path):
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
 
-def test_one_file_is_read_faster_than_a_folder(tmp_path):
-    path = planted_path("abrupt", 0).trajectory()
-    (site,) = path.sites
-    for row, step in enumerate(path.steps):
-        folder = tmp_path / "run" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        key = f"base_model.model.model.{site}.lora_"
-        tensors = {f"{key}A.weight": path.A[site][row], f"{key}B.weight": path.B[site][row]}
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / "adapter_model.safetensors"
-        )
-        (folder / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1}')
-    file = write_packed(load_trajectory(tmp_path / "run"), tmp_path / "p.safetensors")
-    seconds = {}
-    for source in (tmp_path / "run", file):
-        start = time.perf_counter()
-        load_trajectory(source)
-        seconds[source] = time.perf_counter() - start
-    assert seconds[file] < seconds[tmp_path / "run"]
+def test_reading_it_opens_one_file_and_lists_no_folder(folder, tmp_path, monkeypatch):
+    file = write_packed(load_trajectory(folder), tmp_path / "p.safetensors")
+    for reader in ("read_bytes", "read_text", "iterdir", "open"):
+        monkeypatch.setattr(Path, reader, lambda *_, **__: pytest.fail("another file was read"))
+    assert load_trajectory(file).steps.tolist() == [0, 5, 10]
 
 
 def test_a_file_that_is_something_else_or_not_whole_is_refused(folder, tmp_path):
@@ -99,7 +84,7 @@ def test_a_file_that_is_something_else_or_not_whole_is_refused(folder, tmp_path)
         load_trajectory(file)
     other = tmp_path / "other.safetensors"
     save_file({"x": np.zeros(3)}, other)
-    with pytest.raises(InputError, match="is no packed trajectory; expected a file of `em-interp export"):
+    with pytest.raises(InputError, match="is not a packed trajectory; expected a file of `em-interp export"):
         load_trajectory(other)
     with pytest.raises(InputError, match=r"a packed trajectory is a \.safetensors file"):
         write_packed(load_trajectory(folder), tmp_path / "p.npz")
@@ -108,12 +93,12 @@ def test_a_file_that_is_something_else_or_not_whole_is_refused(folder, tmp_path)
 def test_numbers_that_are_none_and_formats_to_come_are_refused(folder, tmp_path):
     file = write_packed(load_trajectory(folder), tmp_path / "p.safetensors")
     with safe_open(file, "numpy") as held:
-        said = json.loads(held.metadata()[KEY])
+        said = json.loads(held.metadata()[METADATA_KEY])
     tensors = load_file(file)
     tensors["B/layers.21.mlp.down_proj"][1, 0, 0] = np.nan
-    save_file(tensors, file, {KEY: json.dumps(said)})
+    save_file(tensors, file, {METADATA_KEY: json.dumps(said)})
     with pytest.raises(InputError, match=r"B/layers\.21\.mlp\.down_proj holds NaN"):
         read_packed(file)
-    save_file(tensors, file, {KEY: json.dumps(said | {"format": 2})})
+    save_file(tensors, file, {METADATA_KEY: json.dumps(said | {"format": 2})})
     with pytest.raises(InputError, match="is of format 2; this version of em_interp reads 1"):
         read_packed(file)

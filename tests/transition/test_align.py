@@ -127,8 +127,8 @@ def test_the_dictionary_has_the_keys_of_the_contract_and_the_frame_a_row_a_behav
     assert values["offsets"][0]["behavioural"] == 0 and values["mechanistic"]["signal"] == "rotation"
     table = found.frame()
     assert list(table.questions) == ["in_domain", "broad"]
-    assert table.offset[0] == 50 and table.low[0] < 50 < table.high[0]
-    assert table[["offset", "low", "high", "chance", "cumulative_lr"]].loc[1].isna().all()
+    assert table.offset[0] == 50 and table.offset_low[0] < 50 < table.offset_high[0]
+    assert table[["offset", "offset_low", "offset_high", "chance", "cumulative_lr"]].loc[1].isna().all()
 
 
 def test_it_reads_as_words_with_the_text_escaped():
@@ -140,7 +140,9 @@ def test_it_reads_as_words_with_the_text_escaped():
 
 
 def test_a_path_given_for_the_behaviour_is_refused():
-    with pytest.raises(InputError, match="transition, several, or a curve; found AdapterTrajectory"):
+    with pytest.raises(
+        InputError, match="transition, several, or a behaviour curve; found a value of type AdapterTrajectory"
+    ):
         align(rotation(), run())
 
 

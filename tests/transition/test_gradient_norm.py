@@ -129,8 +129,3 @@ def test_the_evidence_holds_what_the_figure_draws():
 def test_what_is_no_log_is_refused(steps, norm, said):
     with pytest.raises(InputError, match=said):
         gradient_norm_peak(steps, norm)
-
-
-def test_an_unknown_kind_of_log_is_refused():
-    with pytest.raises(InputError, match="did you mean 'gaussian'"):
-        planted_log("gausian", np.random.default_rng(0))

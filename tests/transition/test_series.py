@@ -5,16 +5,16 @@ import pytest
 from scipy.linalg import toeplitz
 
 from em_interp.transition.series import (
-    cells,
+    bin_series,
     fit_noise,
     fit_shapes,
-    kernel,
+    gaussian_kernel,
     log_spectra,
     momentum_spectra,
     monotone_trend,
     prominence,
     rise,
-    scan,
+    scan_test,
     winsorize,
 )
 
@@ -47,7 +47,7 @@ def test_noise_without_a_trend_rises_as_rarely_as_its_p_value_says(spectra, memo
     ps = []
     for seed in range(100):
         values = autoregressive(150, memory, seed)
-        ps.append(scan(values, fit_noise(values, spectra), rise, np.random.default_rng(0)).p_value)
+        ps.append(scan_test(values, fit_noise(values, spectra), rise, np.random.default_rng(0)).p_value)
     assert np.mean(np.array(ps) <= 0.1) <= 0.16  # 0.1 and two standard errors
     assert np.mean(np.array(ps) <= 0.01) <= 0.03
 
@@ -56,7 +56,8 @@ def test_a_falling_trend_only_raises_the_p_value():
     noise = autoregressive(150, 0.3, seed=2)
     fitted = fit_noise(noise, log_spectra(150))
     ps = [
-        scan(noise - slope * np.arange(150), fitted, rise, np.random.default_rng(0)).p_value for slope in (0, 0.01, 0.1)
+        scan_test(noise - slope * np.arange(150), fitted, rise, np.random.default_rng(0)).p_value
+        for slope in (0, 0.01, 0.1)
     ]
     assert ps == sorted(ps)
 
@@ -69,9 +70,9 @@ def test_rise_and_prominence_are_those_of_the_slow_way():
     np.testing.assert_allclose(prominence(values), np.minimum(left, right))
 
 
-def test_cells_are_means_and_empty_ones_are_interpolated():
+def test_bins_are_means_and_empty_ones_are_interpolated():
     at = np.r_[np.arange(100.0), np.arange(150.0, 250)]
-    series = cells(at, 2 * at)
+    series = bin_series(at, 2 * at)
     assert len(series.values) == 200
     np.testing.assert_allclose(series.values, 2 * series.at, atol=2.5)
     assert series.position(np.array([0.0, 199.0])) == pytest.approx([series.at[0], series.at[-1]])
@@ -113,7 +114,7 @@ def test_a_shape_that_only_fits_upside_down_is_not_preferred():
 def test_smoothing_makes_no_hump_of_its_own(bandwidth):
     falling_then_rising = np.abs(np.arange(100) - 37.0) ** 0.3
     for series in (np.arange(100.0) > 30, -np.log1p(np.arange(100.0)), falling_then_rising):
-        assert prominence(kernel(100, bandwidth) @ series).max() < 1e-9
+        assert prominence(gaussian_kernel(100, bandwidth) @ series).max() < 1e-9
 
 
 def test_the_monotone_trend_of_a_hump_without_noise_is_the_hump_itself():

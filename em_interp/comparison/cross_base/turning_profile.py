@@ -29,7 +29,7 @@ from jaxtyping import Float
 
 from em_interp.errors import InputError, nearest
 from em_interp.trajectory import geometry
-from em_interp.trajectory.trajectory import AdapterTrajectory, Part
+from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix
 
 Clock = Literal["cumulative_lr", "norm"]
 CLOCKS: tuple[str, ...] = get_args(Clock)
@@ -44,12 +44,12 @@ class TurningProfile:
     """The angle of a run's direction to its final one, at equally spaced times."""
 
     clock: Clock
-    of: Part
+    of: Matrix
     time: Float[np.ndarray, " time"]  # 0.05 to 1
     degrees: Float[np.ndarray, " time"]
 
 
-def turning_profile(path: AdapterTrajectory, clock: Clock = "cumulative_lr", of: Part = "delta") -> TurningProfile:
+def turning_profile(path: AdapterTrajectory, clock: Clock = "cumulative_lr", of: Matrix = "delta") -> TurningProfile:
     """The profile of a path, pooled over its sites. ΔW (the default) is the same in every gauge.
 
     Raises InputError where the clock is not known, the run has no log of learning rates (use the norm), or the path

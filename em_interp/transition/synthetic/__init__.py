@@ -1,1 +1,26 @@
-"""Paths, curves and logs with a planted truth: what every claim about locating a transition is measured on."""
+"""Paths, curves and logs with a planted truth: what every error rate of the estimators is measured on."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import numpy as np
+
+from em_interp.checks import described
+from em_interp.errors import InputError, nearest
+
+
+def check_kind(kind: str, kinds: tuple[str, ...]) -> None:
+    """Raise InputError for a kind that is not among `kinds`, naming the nearest."""
+    if kind not in kinds:
+        hint = nearest(kind, kinds) if isinstance(kind, str) else ""
+        raise InputError(f"nothing planted is called {described(kind)}{hint}; known: {', '.join(kinds)}")
+
+
+def generator_of(seed: int | np.random.Generator) -> np.random.Generator:
+    """A random generator itself, or one with this seed; InputError for what is neither."""
+    if isinstance(seed, np.random.Generator):
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise InputError(f"seed must be a whole number, 0 or more, or a numpy Generator; it is {described(seed)}")
+    return np.random.default_rng(int(seed))

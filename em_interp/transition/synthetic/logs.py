@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.signal import lfilter
 
-from em_interp.errors import InputError, nearest
+from em_interp.transition.synthetic import check_kind, generator_of
 
 HUMPS = ("gaussian", "lopsided", "pointed", "rounded", "falling_under", "after_warm_up")
 NO_HUMPS = ("flat", "rising", "falling", "decaying", "step_down", "step_up", "warm_up_spike", "valley")
@@ -19,32 +19,44 @@ TOO_GRADUAL = ("gradual",)  # growth that speeds up over the whole run
 
 @dataclass(frozen=True)
 class PlantedLog:
-    """A logged gradient norm; `peak` is the step at which it is highest but for noise, None where it has no hump."""
+    """A logged gradient norm and its truth."""
 
     steps: Int[np.ndarray, " logged"]
     grad_norm: Float[np.ndarray, " logged"]
-    peak: int | None
+    peak: int | None  # the step at which it is highest without the noise; None where it has no hump
     memory: float  # lag-one correlation of the noise
 
 
 @dataclass(frozen=True)
 class PlantedNorm:
-    """The norm of a path that begins at zero; `onset` is the middle of its bend, None where there is none."""
+    """The norm of a path that begins at zero, and its truth."""
 
     steps: Int[np.ndarray, " step"]
     delta_norm: Float[np.ndarray, " step"]
     cumulative_lr: Float[np.ndarray, " step"]
-    onset: int | None
+    onset: int | None  # the middle of the bend; None where there is none
 
 
-def planted_log(kind: str, rng: np.random.Generator) -> PlantedLog:
-    """One log of the named kind (`HUMPS` or `NO_HUMPS`): 150-800 steps, every 1, 2 or 5 of them logged (80 or more).
+def planted_log(kind: str, seed: int | np.random.Generator) -> PlantedLog:
+    """One logged gradient norm of a named kind, drawn at random.
 
-    Humps of 1.6 to 3.3 times the valleys, with standard deviations of 5-15 % of the run, at 20-70 % of it. The noise
-    of the logarithm has a standard deviation of 0.1-0.3, lag-one correlation 0 to 0.8 (0.6 in fewer than 150 values),
-    and is Gaussian, Student's t with 3 degrees of freedom, or has rare spikes. Raises InputError for another kind.
+    150 to 800 steps, every 1, 2 or 5 of them logged (80 or more). Humps of 1.6 to 3.3 times the valleys, with standard
+    deviations of 5 to 15 % of the run, at 20 to 70 % of it. The noise of the logarithm has a standard deviation of 0.1
+    to 0.3, lag-one correlation 0 to 0.8 (0.6 in fewer than 150 values), and is Gaussian, Student's t with 3 degrees of
+    freedom, or has rare spikes.
+
+    Args:
+        kind: One of HUMPS or NO_HUMPS.
+        seed: Of the draw, or a generator to draw from.
+
+    Returns:
+        The log with its truth.
+
+    Raises:
+        InputError: For another kind.
     """
-    _known(kind, HUMPS + NO_HUMPS)
+    check_kind(kind, HUMPS + NO_HUMPS)
+    rng = generator_of(seed)
     last, every = int(rng.integers(150, 801)), int(rng.choice([1, 1, 2, 5]))
     every = every if last / every >= 80 else 1
     steps = np.arange(every, last + 1, every)
@@ -53,8 +65,41 @@ def planted_log(kind: str, rng: np.random.Generator) -> PlantedLog:
     settled = int(0.06 * last)
     peak = settled + 1 + int(np.argmax(trend[settled:])) if kind in HUMPS else None
     memory = float(rng.choice([0, 0.3, 0.6, 0.8][: 4 if len(steps) >= 150 else 3]))
-    noise = rng.uniform(0.1, 0.3) * _noise(len(steps), memory, rng)
+    noise = rng.uniform(0.1, 0.3) * _log_noise(len(steps), memory, rng)
     return PlantedLog(steps, np.exp(trend[steps - 1] + noise), peak, memory)
+
+
+def planted_norm(kind: str, seed: int | np.random.Generator) -> PlantedNorm:
+    """The norm of one path of a named kind, drawn at random: a drift and noise in 30 dimensions.
+
+    150 to 800 steps; all saved, every 5, or 1-10 and then every 5 (from 300 steps on). The learning rate warms up over
+    5 steps and is then constant or decays linearly. The speed per learning rate grows by half to five-fold at 20 to 80
+    % of the cumulative learning rate. Over 10 steps the noise is 0.1 to 0.4 of the drift, white or smoothed by
+    momentum.
+
+    Args:
+        kind: One of BENDS, NO_BENDS or TOO_GRADUAL.
+        seed: Of the draw, or a generator to draw from.
+
+    Returns:
+        The norm with its truth.
+
+    Raises:
+        InputError: For another kind.
+    """
+    check_kind(kind, BENDS + NO_BENDS + TOO_GRADUAL)
+    rng = generator_of(seed)
+    last = int(rng.integers(150, 801))
+    lr = _learning_rates(last, kind == "restart", rng)
+    learned = np.concatenate([[0.0], np.cumsum(lr)])
+    place = rng.uniform(0.2, 0.8)
+    speed = _speed(kind, learned[1:] / learned[-1], place, rng)
+    noise = _path_noise(last, rng) * rng.uniform(0.1, 0.4) * max(float(speed.mean()), 0.5)
+    noise[:, 0] += speed
+    path = np.concatenate([np.zeros((1, noise.shape[1])), np.cumsum(lr[:, None] * noise, axis=0)])
+    onset = int(np.searchsorted(learned[1:], place * learned[-1])) if kind in BENDS else None
+    saved = _saved(last, rng)
+    return PlantedNorm(saved, np.linalg.norm(path, axis=1)[saved], learned[saved], onset)
 
 
 def _humped(kind: str, u: Float[np.ndarray, " step"], rng: np.random.Generator) -> Float[np.ndarray, " step"]:
@@ -91,33 +136,11 @@ def _warm_up(u: Float[np.ndarray, " step"], rng: np.random.Generator) -> Float[n
     return np.log(1 + rng.uniform(1, 4) * np.exp(-u / rng.uniform(0.01, 0.03)))
 
 
-def _noise(count: int, memory: float, rng: np.random.Generator) -> Float[np.ndarray, " logged"]:
+def _log_noise(count: int, memory: float, rng: np.random.Generator) -> Float[np.ndarray, " logged"]:
     tail = rng.choice(["normal", "t3", "spikes"])
     drawn = rng.standard_t(3, count + 100) / np.sqrt(3) if tail == "t3" else rng.normal(size=count + 100)
     noise = np.sqrt(1 - memory**2) * lfilter([1], [1, -memory], drawn)[100:]
     return noise + (rng.random(count) < 0.01) * rng.exponential(4, count) if tail == "spikes" else noise
-
-
-def planted_norm(kind: str, rng: np.random.Generator) -> PlantedNorm:
-    """The norm of one path of the named kind (`BENDS`, `NO_BENDS`, `TOO_GRADUAL`): a drift and noise in 30 dimensions.
-
-    150-800 steps; all saved, every 5, or 1-10 and then every 5 (from 300 steps on). The learning rate warms up over 5
-    steps and is then constant or decays linearly. The speed per learning rate grows by half to five-fold at 20-80 % of
-    the learning. Over 10 steps the noise is 0.1-0.4 of the drift, white or smoothed by momentum. Raises InputError for
-    another kind.
-    """
-    _known(kind, BENDS + NO_BENDS + TOO_GRADUAL)
-    last = int(rng.integers(150, 801))
-    lr = _learning_rates(last, kind == "restart", rng)
-    learned = np.concatenate([[0.0], np.cumsum(lr)])
-    place = rng.uniform(0.2, 0.8)
-    speed = _speed(kind, learned[1:] / learned[-1], place, rng)
-    noise = _path_noise(last, rng) * rng.uniform(0.1, 0.4) * max(float(speed.mean()), 0.5)
-    noise[:, 0] += speed
-    path = np.concatenate([np.zeros((1, noise.shape[1])), np.cumsum(lr[:, None] * noise, axis=0)])
-    onset = int(np.searchsorted(learned[1:], place * learned[-1])) if kind in BENDS else None
-    saved = _saved(last, rng)
-    return PlantedNorm(saved, np.linalg.norm(path, axis=1)[saved], learned[saved], onset)
 
 
 def _speed(
@@ -160,8 +183,3 @@ def _saved(last: int, rng: np.random.Generator) -> Int[np.ndarray, " step"]:
     if how == "all" or last < 300:
         return step
     return step[(step % 5 == 0) | (step == last) | ((step <= 10) & (how != "every 5"))]
-
-
-def _known(kind: str, kinds: tuple[str, ...]) -> None:
-    if kind not in kinds:
-        raise InputError(f"nothing planted is called {kind!r}{nearest(kind, kinds)}; known: {', '.join(kinds)}")

@@ -1,9 +1,9 @@
-"""Paths with a planted truth: what every claim about locating a rotation is measured on.
+"""Paths with a planted turn, or with none: what the error rates of the rotation test are measured on.
 
 A path is drift plus noise. The drift has a direction, which may turn, and a speed, which follows the learning rate
 (five steps of warm-up, then linear decay) times a growth of its own. The noise is white or momentum-smoothed, isotropic
-or with a decaying spectrum, and follows the learning rate or something else; its 10-step standard deviation, after any
-smoothing, is 0.1 to 0.4 of the 10-step drift, both taken over the whole run.
+or with a decaying spectrum, and its size follows the learning rate or something else; its 10-step standard deviation,
+after any smoothing, is 0.1 to 0.4 of the 10-step drift, both over the whole run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from scipy.signal import lfilter
 
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_whole
 from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.transition.synthetic import check_kind
 
 Turning = Literal["abrupt", "gradual", "at_growth", "on_curve"]
 NotTurning = Literal[
@@ -40,20 +41,20 @@ class PlantedTurn:
 
 @dataclass(frozen=True, eq=False)
 class PlantedPath:
-    """A path at its saved steps, with what was planted in it."""
+    """A path at its saved steps, and its truth."""
 
     kind: str
     steps: Int[np.ndarray, " step"]
     vectors: Float32[np.ndarray, "step d"]
     turn: PlantedTurn | None
     learning_rate: Float[np.ndarray, " training_step"] | None  # of each step, where the path comes with a log
-    settings: dict[str, Any]  # what was drawn, for tables of what fails where
+    settings: dict[str, Any]  # the parameters drawn
 
     @property
     def gram(self) -> Float[np.ndarray, "step step"]:
         """Inner products of the positions."""
-        wide = self.vectors.astype(np.float64)
-        return wide @ wide.T
+        vectors = self.vectors.astype(np.float64)
+        return vectors @ vectors.T
 
     @property
     def cumulative_lr(self) -> Float[np.ndarray, " step"] | None:
@@ -83,14 +84,24 @@ class PlantedPath:
 
 
 def planted_path(kind: str, seed: int, last: int | None = None) -> PlantedPath:
-    """A path of one of the kinds in TURNING (60° to 120°, in the middle 60 % of the run) or NOT_TURNING.
+    """One path of a named kind, drawn at random; the same kind and seed give the same path.
 
-    `last` is the last step, drawn from 150 to 800 where it is not given. The same kind and seed give the same path.
+    Args:
+        kind: One of TURNING (a turn by 60° to 120° in the middle 60 % of the run) or NOT_TURNING.
+        seed: Of the draw.
+        last: The last step; drawn from 150 to 800 by default.
+
+    Returns:
+        The path with its truth; `trajectory()` makes an `AdapterTrajectory` of it.
+
+    Raises:
+        InputError: For another kind.
     """
-    known = [*TURNING, *NOT_TURNING]
-    if kind not in known:
-        raise InputError(f"unknown kind of planted path {kind!r}{nearest(kind, known)} (kinds: {', '.join(known)})")
-    rng = np.random.default_rng([seed, known.index(kind)])
+    check_kind(kind, TURNING + NOT_TURNING)
+    check_whole("seed", seed)
+    if last is not None:
+        check_whole("last", last, least=20)
+    rng = np.random.default_rng([seed, (TURNING + NOT_TURNING).index(kind)])
     last = last or int(rng.integers(150, 801))
     settings = _draw_settings(rng, last)
     time = np.arange(last) + 0.5

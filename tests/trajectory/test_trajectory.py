@@ -116,7 +116,7 @@ def test_a_step_is_looked_up_by_number():
     ("call", "said"),
     [
         (lambda t: t.gram("B", "layers.0.mlp.up_proj"), "did you mean 'layers.0.mlp.down_proj'"),
-        (lambda t: t.gram("W"), "of must be 'A', 'B' or 'delta'"),
+        (lambda t: t.gram("W"), "of must be 'A', 'B' or 'delta'.*it is 'W'"),
         (lambda t: t.vectors("delta"), "ΔW is never formed"),
         (lambda t: AdapterTrajectory(t.steps, t.A, {}, t.scale), "must name the same sites"),
         (lambda t: AdapterTrajectory(t.steps[::-1], t.A, t.B, t.scale), "steps must be increasing"),
@@ -136,3 +136,44 @@ def test_its_description_is_plain_values_and_its_page_is_escaped():
     assert said["rank"] == {"layers.0.mlp.down_proj": 1, "layers.1.mlp.down_proj": 3}
     assert "&lt;b&gt;" in trajectory._repr_html_()
     assert "15 steps 0 to 28, 2 sites" in repr(trajectory)
+
+
+def test_it_is_a_mapping_by_step():
+    path = a_trajectory()
+    site = path.sites[0]
+    assert len(path) == 15 and list(path)[:3] == [0, 2, 4] and 6 in path and 7 not in path
+    np.testing.assert_array_equal(path[6][site][1], path.B[site][3])
+    np.testing.assert_array_equal(path[6.0][site][1], path.B[site][3])  # as the step of a transition is
+    with pytest.raises(InputError, match="step 7 was not saved; the nearest saved steps are 4, 6, 8"):
+        path[7]
+    for step in ("6", None, slice(0, 3), [6]):
+        with pytest.raises(InputError, match="step must be a training step; found"):
+            path[step]
+
+
+@pytest.mark.parametrize("of", ["delta", "dW", "ΔW", "delta_W", "DELTA", "∆w"])
+def test_the_weight_change_may_be_spelled_as_people_do(of):
+    path = a_trajectory()
+    assert path.gram(of) is path.gram("delta")
+    assert path.gram("b") is path.gram("B")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: t.gram(None),
+        lambda t: t.gram("B", 3),
+        lambda t: t.gram("B", ["layers.0.mlp.down_proj"]),
+        lambda t: t.vectors(1),
+        lambda t: t.cosine_to("direction"),
+        lambda t: t.cosine_to(None),
+        lambda t: t.frame(k="10"),
+        lambda t: t.frame(k=[5, 10]),
+        lambda t: t.frame(site=0),
+        lambda t: AdapterTrajectory(t.steps, {"x": np.ones((15, 3))}, {"x": np.ones((15, 3))}, {"x": 1.0}),
+    ],
+)
+def test_wrong_types_are_refused_in_one_line(call):
+    with pytest.raises(InputError) as refused:
+        call(a_trajectory())
+    assert "\n" not in str(refused.value)

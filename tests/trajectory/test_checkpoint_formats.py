@@ -1,24 +1,11 @@
 """Steering vectors: torch's files read without torch, and nothing in them run."""
 
-import json
-
 import pytest
 import torch
 
 import em_interp as em
 from em_interp.errors import InputError
-from tests.trajectory.test_load_trajectory import save_adapter
-
-
-def save_steering(folder, step, vector, named=True, **config):
-    """A steering vector as torch saves it, in the public runs' form."""
-    place = folder / f"checkpoint-{step}"
-    place.mkdir(parents=True)
-    held = {"steering_vector": vector, "layer_idx": 24, "alpha": 256.0} if named else vector
-    torch.save(held, place / "steering_vector.pt")
-    said = {"adapter_type": "steering_vector", "layer_idx": 24, "alpha": 256.0, "hidden_size": 6, "base_model": "b14"}
-    (place / "adapter_config.json").write_text(json.dumps(said | config))
-    return place
+from tests.trajectory.saving import save_adapter, save_steering
 
 
 class Harmful:
