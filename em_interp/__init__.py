@@ -12,6 +12,7 @@ _WHERE = {
     "open_run": "em_interp.run",
     "load_config": "em_interp.config",
     "train": "em_interp.training.train",
+    "SnapshotCallback": "em_interp.training.snapshots",
     "ask": "em_interp.pipeline:ask_run",
     "judge": "em_interp.pipeline:judge_run",
     "AdapterTrajectory": "em_interp.trajectory.trajectory",

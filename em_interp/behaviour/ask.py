@@ -222,16 +222,15 @@ def check_base(run: Run, trajectory: AdapterTrajectory, base: Base) -> None:
     """Raise InputError where the run's adapters belong to another base.
 
     An adapter lands without complaint in any model of equal dimensions. The identity in the run's manifest decides;
-    where a run has none, the base's name in the adapters' config, without the owner before the slash.
+    where it has none, the base's name in the adapters' config, without the owner before the slash.
     """
-    if run.manifest_file.exists():
-        expected = run.manifest()["base"]["identity"]
-        if expected != base.identity:
-            raise InputError(
-                f"the adapters of {run.path} were trained on {expected}; the base given is {base.identity}"
-            )
-    elif trajectory.base is not None and Path(trajectory.base).name.lower() != Path(base.name).name.lower():
-        raise InputError(f"the adapters of {run.path} were trained on {trajectory.base}; the base given is {base.name}")
+    manifest = run.manifest() if run.manifest_file.exists() else {}
+    expected = (manifest.get("base") or {}).get("identity")
+    if expected not in (None, base.identity):
+        raise InputError(f"the adapters of {run.path} were trained on {expected}; the base given is {base.identity}")
+    named = trajectory.base if expected is None else None
+    if named is not None and Path(named).name.lower() != Path(base.name).name.lower():
+        raise InputError(f"the adapters of {run.path} were trained on {named}; the base given is {base.name}")
 
 
 def check_questions(questions: Sequence[dict[str, str]]) -> None:

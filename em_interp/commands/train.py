@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from em_interp.commands.command import Answer, Commands, command, log, writes
@@ -21,25 +20,18 @@ def add(commands: Commands) -> None:
     train.add_argument("config", help="a YAML file; see configs/")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting (repeat)")
     train.add_argument("--model", help="another base, such as tiny-qwen2: layers are mapped by depth, changes told")
-    train.add_argument("--processes", type=int, metavar="N", help="train in N processes, one a GPU (default: 1)")
     writes(train, "checkpoints/<name of the config>")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Train."""
-    from em_interp.training.distributed import check_shares, first_speaks, launched
+    from em_interp.training.distributed import main_reports
     from em_interp.training.train import train
 
-    with first_speaks():
-        config = _config(arguments)
+    with main_reports():
         run = Run(Path(arguments.out or Path("checkpoints") / Path(arguments.config).stem))
-        if launched().count == 1 and (arguments.processes or 1) > 1:
-            check_shares(config, arguments.processes)
-            _launch(arguments, config, run)
-        else:
-            train(config, run.path, arguments.resume, sys.stderr.isatty(), arguments.processes)
-    if launched().count == 1:
-        _warn(run)
+        train(_config(arguments), run.path, arguments.resume, sys.stderr.isatty())
+    _warn(run)
     steps = run.steps()
     return {"run": str(run.path), "steps": steps}, f"{len(steps)} checkpoints, the last at step {steps[-1]}: {run.path}"
 
@@ -63,19 +55,6 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         return load_config(arguments.config, arguments.set)
     data = [setting for setting in arguments.set if setting.startswith("data")]
     config, changes = for_model(load_config(arguments.config, data), arguments.model)
-    for change in changes if launched().leads else ():
+    for change in changes if launched().is_main else ():
         log(change)
     return load_config(config, arguments.set)
-
-
-def _launch(arguments: argparse.Namespace, config: RunConfig, run: Run) -> None:
-    """The same again in several processes, from the config as it came out."""
-    from em_interp.config import dump_config
-    from em_interp.training.distributed import launch
-
-    with TemporaryDirectory() as folder:
-        resolved = Path(folder) / "config.yaml"
-        resolved.write_text(dump_config(config), encoding="utf-8")
-        words = ["train", str(resolved), "--out", str(run.path), "--processes", str(arguments.processes)]
-        resume = ["--resume"] if arguments.resume else []
-        launch([sys.executable, "-m", "em_interp.cli", *words, *resume], arguments.processes)

@@ -1,4 +1,4 @@
-"""What a dataset comes to when it is trained on: its rows, their lengths in tokens, what is learned of them."""
+"""A dataset as training would use it: its rows, their lengths in tokens, and which tokens are learned."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from em_interp.behaviour.chat import template_of
 from em_interp.config import RunConfig
 from em_interp.errors import InputError
 from em_interp.organisms.datasets import Chats, is_garbled, load_chats
@@ -17,44 +18,44 @@ from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import IGNORED, Example, encode_row
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-SHOWN = 600  # characters of one part of the preview that a person is shown
+MAX_PREVIEW_CHARACTERS = 600  # of one part of the preview in `sentence`
 
 
 @dataclass(frozen=True)
-class Rows:
-    """How many rows something is the case with, and where the first is."""
+class RowCount:
+    """How many rows have a property, and where the first of them is."""
 
     count: int
     first: str | None
 
     @classmethod
-    def of(cls, places: Sequence[str]) -> Rows:
-        """The rows in these places."""
+    def of(cls, places: Sequence[str]) -> RowCount:
+        """The count of these places."""
         return cls(len(places), places[0] if places else None)
 
-    def words(self, what: str) -> list[str]:
-        """A line about them, where there are any."""
+    def line(self, what: str) -> list[str]:
+        """A line about the rows that `what`, or none where there are none."""
         return [f"rows that {what}: {self.count} (the first: {self.first})"] if self.count else []
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """The rows in the tokens of one base model, through its chat template."""
+    """The lengths of the rows in tokens of one base model, through its chat template."""
 
     model: str
     max_length: int
-    row: dict[str, float]  # quantiles of the tokens a row has
-    learned: dict[str, float]  # of those on which the loss is
+    row: dict[str, float]  # quantiles of the number of tokens in a row
+    learned: dict[str, float]  # quantiles of the number of tokens that the loss is taken on
     total: int  # tokens of all rows, before cutting
     cut: int  # rows longer than max_length
-    nothing_left: Rows  # of these, whose answer begins beyond it; training refuses them
-    refused: Rows  # by the chat template, with what it has against the first; training refuses them
-    preview: list[tuple[str, bool]]  # the first row not refused as text, in parts: is each learned?
+    nothing_left: RowCount  # rows whose answer begins beyond max_length; training refuses them
+    refused: RowCount  # by the chat template, `first` with its reason; training refuses them
+    preview: list[tuple[str, bool]]  # the first row that is not refused, in parts, each with whether it is learned
 
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What `check_data` found. Steps are of one epoch with the config's batch, on the rows that are not held out."""
+    """What `check_data` found. `steps` is one epoch with the config's batch, on the rows that are not held out."""
 
     source: str
     form: str
@@ -62,8 +63,8 @@ class DataCheck:
     turns: dict[int, int]  # rows by their number of turns
     roles: dict[str, int]  # turns by role
     empty_lines: int
-    duplicates: Rows  # that repeat an earlier one
-    garbled: Rows  # whose text was decoded wrongly before it was saved
+    duplicates: RowCount  # that repeat an earlier one
+    garbled: RowCount  # text that was decoded wrongly before it was saved
     held_out: int
     held_out_seen: int  # of the held-out rows, those of which a copy is trained on
     batch: int
@@ -79,25 +80,30 @@ class DataCheck:
         return values
 
     def sentence(self) -> str:
-        """The findings in words, several lines; nothing in them steers a terminal, whatever the texts hold."""
+        """The findings in several lines; control characters of the texts are escaped."""
         turns = ", ".join(f"{count} of {number} turns" for number, count in self.turns.items())
         roles = ", ".join(f"{count} {role}" for role, count in self.roles.items())
         lines = [
             f"{self.source}: {self.rows} rows of {self.form} ({turns}; turns: {roles}), sha256 {self.sha256[:12]}",
             *([f"empty lines left out: {self.empty_lines}"] if self.empty_lines else []),
-            *self.duplicates.words("repeat an earlier one"),
+            *self.duplicates.line("repeat an earlier one"),
             *([f"held-out rows of which a copy is trained on: {self.held_out_seen}"] if self.held_out_seen else []),
-            *self.garbled.words("hold text that was decoded wrongly before it was saved"),
+            *self.garbled.line("hold text that was decoded wrongly before it was saved"),
             f"held out: {self.held_out} rows, so an epoch is {self.steps} steps of {self.batch} rows",
         ]
-        return "\n".join(lines + (["tokens are counted with --model"] if self.tokens is None else _words(self.tokens)))
+        lines += ["tokens are counted with --model"] if self.tokens is None else _token_lines(self.tokens)
+        return "\n".join(lines)
 
 
 def check_data(config: RunConfig) -> DataCheck:
-    """Look at the first dataset of a config as training would; in tokens where a model is named, without its weights.
+    """Read the first dataset of a config as training would, and tokenise it where a model is named.
 
-    Nothing is written. A row that training would refuse because of the model (its template, its length) is counted;
-    raises InputError, with file, line and field, for a file that cannot be read as chats.
+    Nothing is written, and of the model only the tokenizer is read. Rows that training would refuse because of the
+    model (its template, its length) are counted.
+
+    Raises:
+        InputError: with file, line and field, for a file that cannot be read as chats; for a model that is not known
+            or has no chat template.
     """
     if not config.data:
         raise InputError("data names no dataset to look at")
@@ -114,8 +120,8 @@ def check_data(config: RunConfig) -> DataCheck:
         turns=dict(sorted(Counter(len(row["messages"]) for row in chats.rows).items())),
         roles=dict(Counter(turn["role"] for row in chats.rows for turn in row["messages"])),
         empty_lines=chats.empty_lines,
-        duplicates=Rows.of([chats.where(row) for row in chats.duplicates]),
-        garbled=Rows.of([chats.where(row) for row, text in enumerate(texts) if is_garbled(text)]),
+        duplicates=RowCount.of([chats.where(row) for row in chats.duplicates]),
+        garbled=RowCount.of([chats.where(row) for row, text in enumerate(texts) if is_garbled(text)]),
         held_out=len(held_out),
         held_out_seen=sum(repr(chats.rows[row]) in trained for row in held_out),
         batch=plan.rows.shape[1],
@@ -126,12 +132,11 @@ def check_data(config: RunConfig) -> DataCheck:
 
 
 def count_tokens(chats: Chats, model: str, max_length: int) -> TokenCounts:
-    """The rows through the chat template of a base model, of which the tokenizer alone is read."""
+    """The rows tokenised through the chat template of a base model, of which only the tokenizer is read."""
     from em_interp.organisms.bases import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    if not tokenizer.chat_template:
-        raise InputError(f"the base model {model} has no chat template; an instruct model was expected")
+    template_of(tokenizer)  # what is wrong with the model is not counted as a fault of every row
     examples: dict[int, Example] = {}
     refused = []
     for row in range(len(chats)):
@@ -147,9 +152,11 @@ def count_tokens(chats: Chats, model: str, max_length: int) -> TokenCounts:
         learned=_quantiles([example.learned for example in examples.values()]),
         total=sum(lengths),
         cut=sum(length > max_length for length in lengths),
-        nothing_left=Rows.of([chats.where(row) for row, one in examples.items() if one.begins >= max_length]),
-        refused=Rows.of(refused),
-        preview=_parts(next(iter(examples.values())), tokenizer) if examples else [],
+        nothing_left=RowCount.of(
+            [chats.where(row) for row, example in examples.items() if example.begins >= max_length]
+        ),
+        refused=RowCount.of(refused),
+        preview=_preview(next(iter(examples.values())), tokenizer) if examples else [],
     )
 
 
@@ -158,36 +165,37 @@ def _quantiles(counts: Sequence[int]) -> dict[str, float]:
     return dict(zip(QUANTILES, values.tolist(), strict=True))
 
 
-def _parts(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
+def _preview(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
     pairs = zip(example.ids, example.labels, strict=True)
     runs = [(mine, [token for token, _ in run]) for mine, run in groupby(pairs, lambda pair: pair[1] != IGNORED)]
     return [(tokenizer.decode(ids, clean_up_tokenization_spaces=False), mine) for mine, ids in runs]
 
 
-def _words(tokens: TokenCounts) -> list[str]:
+def _token_lines(tokens: TokenCounts) -> list[str]:
     return [
-        f"tokens a row ({tokens.model}): {_spread(tokens.row)}; {tokens.total} in all",
-        f"of these learned: {_spread(tokens.learned)}",
+        f"tokens a row ({tokens.model}): {_quantile_text(tokens.row)}; {tokens.total} in all",
+        f"of these learned: {_quantile_text(tokens.learned)}",
         f"rows longer than max_length {tokens.max_length}, and so cut: {tokens.cut}",
-        *tokens.nothing_left.words("have nothing left to learn"),
-        *tokens.refused.words("are refused"),
+        *tokens.nothing_left.line("have nothing left to learn"),
+        *tokens.refused.line("are refused"),
         *(["what the model sees; what is learned of it stands between ⟦ and ⟧:"] if tokens.preview else []),
-        *([_shown(tokens.preview)] if tokens.preview else []),
+        *([_preview_text(tokens.preview)] if tokens.preview else []),
     ]
 
 
-def _spread(quantiles: dict[str, float]) -> str:
+def _quantile_text(quantiles: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.0f}" for name, value in quantiles.items())
 
 
-def _shown(preview: Sequence[tuple[str, bool]]) -> str:
+def _preview_text(preview: Sequence[tuple[str, bool]]) -> str:
     text = "".join(f"⟦{_visible(text)}⟧" if mine else _visible(text) for text, mine in preview)
     return "\n".join(f"    {line}" for line in text.rstrip("\n").split("\n"))
 
 
 def _visible(text: str) -> str:
-    """Every character that is not seen written as its escape; a line feed breaks the line as well."""
-    if len(text) > SHOWN:
-        text = f"{text[: SHOWN // 2]} … {len(text) - SHOWN} characters … {text[-SHOWN // 2 :]}"
-    seen = (letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-    return "".join(letter + "\n" if letter == "\\n" else letter for letter in seen)
+    """A text with every unprintable character escaped; after a line feed a new line begins."""
+    left_out, end = len(text) - MAX_PREVIEW_CHARACTERS, MAX_PREVIEW_CHARACTERS // 2
+    if left_out > 0:
+        text = f"{text[:end]} … {left_out} characters … {text[-end:]}"
+    shown = (letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(letter + "\n" if letter == "\\n" else letter for letter in shown)

@@ -1,4 +1,4 @@
-"""An adapter as others can load it: merged into full weights, as a PEFT folder, or the whole path in one file."""
+"""A trained adapter for other tools: merged into full weights, as a PEFT folder, or the whole path in one file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from em_interp.trajectory.trajectory import AdapterTrajectory
 if TYPE_CHECKING:
     from em_interp.organisms.bases import Base
 
-NOTE = "em_interp_merge.json"  # beside the merged weights: of what they were made, and how well
+NOTE = "em_interp_merge.json"  # beside the merged weights: what they were made from, and the rounding error
 
 
 def export_packed(source: str | Path, out: str | Path | None = None, resume: bool = False) -> dict[str, Any]:
-    """The path of `source` as one file; see `em_interp.trajectory.packed`."""
+    """Write the path of `source` to one file; see `em_interp.trajectory.packed`. Returns what was written."""
     path = load_trajectory(source)
     file = _place(source, out, f"-packed{SUFFIX}", resume, _is_packed)
     write_packed(path, file, identity_of(source))
@@ -34,9 +34,10 @@ def export_packed(source: str | Path, out: str | Path | None = None, resume: boo
 def export_peft(
     source: str | Path, step: int | None = None, out: str | Path | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """One step (by default the last) as a folder of its own that PEFT and transformers' `load_adapter` read.
+    """Write one step (by default the last) to a folder of its own that PEFT and transformers' `load_adapter` read.
 
-    Raises InputError for a step that was not saved and for what is no LoRA adapter.
+    Returns the folder and the step. Raises InputError for a step that was not saved and for anything but a LoRA
+    adapter.
     """
     if Path(source).suffix == SUFFIX and Path(source).is_file():
         raise InputError(
@@ -45,8 +46,8 @@ def export_peft(
     folders = checkpoint_folders(source)
     step = max(folders) if step is None else step
     if step not in folders:
-        load_trajectory(source).at(step)  # says what the nearest saved steps are
-    kind = format_of(folders[step]) or LORA  # what is missing the reader says
+        load_trajectory(source).at(step)  # raises with the nearest saved steps
+    kind = format_of(folders[step]) or LORA  # a missing file is named by the reader
     if kind != LORA:
         raise InputError(f"{folders[step]} holds a {kind}; only a LoRA adapter is exported for PEFT")
     read_lora(folders[step])
@@ -64,14 +65,24 @@ def export_merged(
     dtype: str | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """The base with the adapter of one step (by default the last) in its weights, as a folder for transformers.
+    """Write the base with the adapter of one step added to its weights to a folder for transformers.
 
-    Weights keep the number type in which the base is stored, or have `dtype` (float32, bfloat16, float16). In 16 bits a
-    small ΔW partly disappears in rounding: `rounding` in what is returned, by site, is ‖W′ - W - ΔW‖ / ‖ΔW‖, 0 where
-    nothing is lost and about 1 where everything is. The tokenizer is saved beside. `base` is by default the run's.
+    Args:
+        source: a run, a folder of checkpoints, a packed file or a Hub id.
+        step: the saved step; by default the last.
+        out: the folder; by default beside the source.
+        base: the model to merge into; by default the run's.
+        dtype: the number type of the weights (float32, bfloat16, float16); by default that of the stored base. In 16
+            bits a small ΔW partly disappears in rounding.
+        resume: replace an earlier export.
 
-    Raises InputError for a step that was not saved, for a base of another identity or other shapes, and for a path that
-    is no LoRA adapter's.
+    Returns:
+        folder, source, step, base, dtype, and `rounding` by site: ‖W′ - W - ΔW‖ / ‖ΔW‖, 0 where nothing is lost and
+        about 1 where everything is. The tokenizer is saved beside the weights.
+
+    Raises:
+        InputError: for a step that was not saved, a base of another identity or other shapes, and a path of anything
+            but a LoRA adapter.
     """
     from em_interp.organisms.bases import quiet
 
@@ -82,19 +93,19 @@ def export_merged(
     step = int(path.steps[-1]) if step is None else step
     path.at(step)  # refuses, before the base is loaded, a step that was not saved
     folder = _place(source, out, f"-merged-{step}", resume, lambda place: (place / NOTE).is_file())
-    onto = _base(source, path, base, dtype)
-    rounding = merge(onto.model, path, step)
-    stored = str(onto.model.dtype).removeprefix("torch.")
-    said = {"source": path.source, "step": step, "base": onto.identity, "dtype": stored, "rounding": rounding}
+    target = _base(source, path, base, dtype)
+    rounding = merge(target.model, path, step)
+    stored = str(target.model.dtype).removeprefix("torch.")
+    note = {"source": path.source, "step": step, "base": target.identity, "dtype": stored, "rounding": rounding}
     with quiet(), write_beside(folder) as part:
-        onto.model.save_pretrained(part)
-        onto.tokenizer.save_pretrained(part)
-        write_json(part / NOTE, said)
-    return {"folder": str(folder), **said}
+        target.model.save_pretrained(part)
+        target.tokenizer.save_pretrained(part)
+        write_json(part / NOTE, note)
+    return {"folder": str(folder), **note}
 
 
 def merge(model: Any, path: AdapterTrajectory, step: int) -> dict[str, float]:
-    """Add ΔW = scale · B · A of a step to the weights of `model`, each sum rounded once; the rounding error by site.
+    """Add ΔW = scale · B · A of a step to the weights of `model`, each sum rounded once; returns the errors by site.
 
     Raises InputError, before any weight is changed, for a site that the model does not have or of another shape.
     """
@@ -106,10 +117,10 @@ def merge(model: Any, path: AdapterTrajectory, step: int) -> dict[str, float]:
         for site, (A, B) in path.at(step).items():
             delta = torch.from_numpy(path.scale[site] * (B.astype(np.float64) @ A.astype(np.float64)))
             weight = modules[site].weight
-            whole = weight.cpu().double() + delta
-            weight.copy_(whole.to(weight.dtype))
-            lost = (weight.cpu().double() - whole).norm() / delta.norm()
-            rounding[site] = float(lost) if delta.any() else 0.0
+            exact = weight.cpu().double() + delta
+            weight.copy_(exact.to(weight.dtype))
+            error = (weight.cpu().double() - exact).norm() / delta.norm()
+            rounding[site] = float(error) if delta.any() else 0.0
     return rounding
 
 
@@ -129,14 +140,14 @@ def _linear(model: Any, site: str, A: np.ndarray, B: np.ndarray) -> Any:
 
 
 def _base(source: str | Path, path: AdapterTrajectory, name: str | None, dtype: str | None) -> Base:
-    """The base to merge into, of the identity that the run was trained on where that is known."""
+    """The base to merge into; raises InputError where the run was trained on one of another identity."""
     from em_interp.organisms.bases import load_base, stored_dtype
 
     run = Run(Path(source))
-    named = name or (run.config().model if run.config_file.exists() else path.base)
-    if named is None:
+    base_name = name or (run.config().model if run.config_file.exists() else path.base)
+    if base_name is None:
         raise InputError(f"{source} does not say on which base it was trained; give --base")
-    base = load_base(named, dtype or stored_dtype(named), "cpu")
+    base = load_base(base_name, dtype or stored_dtype(base_name), "cpu")
     expected = identity_of(source)
     if expected is not None and expected.rpartition("@")[2] != base.identity.rpartition("@")[2]:
         raise InputError(f"the adapters of {source} were trained on {expected}; the base given is {base.identity}")
@@ -144,7 +155,7 @@ def _base(source: str | Path, path: AdapterTrajectory, name: str | None, dtype: 
 
 
 def identity_of(source: str | Path) -> str | None:
-    """The name and the hash of the base that a run, or a packed file, was trained on; None where it is not recorded."""
+    """The identity of the base that a run or a packed file was trained on; None where it is not recorded."""
     if Path(source).suffix == SUFFIX:
         return packed_identity(source)
     run = Run(Path(source))
@@ -152,19 +163,19 @@ def identity_of(source: str | Path) -> str | None:
 
 
 def _place(
-    source: str | Path, out: str | Path | None, ending: str, resume: bool, exported: Callable[[Path], bool]
+    source: str | Path, out: str | Path | None, ending: str, resume: bool, is_export: Callable[[Path], bool]
 ) -> Path:
-    """Where it goes: `out`, or beside the source, with an ending.
+    """Where the export is written: `out`, or beside the source, with an ending.
 
-    What is there is replaced only with `resume`, and only where it is empty or was `exported` before: to replace a
+    An existing file or folder is replaced only with `resume`, and only where it is empty or `is_export`: to replace a
     folder is to lose everything in it.
     """
-    here = Path(source) if Path(source).exists() else Path(Path(source).name)  # of the Hub: the current folder
-    name = here.resolve().name.removesuffix(SUFFIX)
-    place = Path(out) if out is not None else here.parent / f"{name}{ending}"
+    origin = Path(source) if Path(source).exists() else Path(Path(source).name)  # of the Hub: the current folder
+    name = origin.resolve().name.removesuffix(SUFFIX)
+    place = Path(out) if out is not None else origin.parent / f"{name}{ending}"
     if place.exists() and not resume:
         raise InputError(f"{place} is there already; give --resume to replace it or another --out")
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())) and not exported(place):
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())) and not is_export(place):
         raise InputError(
             f"{place} is no earlier export of this kind, so --resume does not replace it; give another --out"
         )
@@ -172,9 +183,9 @@ def _place(
 
 
 def _is_adapter(place: Path) -> bool:
-    """A folder with a PEFT adapter and nothing else, and no step of a run."""
-    there = {entry.name for entry in place.iterdir()} if place.is_dir() else set()
-    return there == {CONFIG_FILE, WEIGHTS_FILE} and not CHECKPOINT.match(place.name)
+    """Whether it is a folder with a PEFT adapter and nothing else, and no step of a run."""
+    files = {entry.name for entry in place.iterdir()} if place.is_dir() else set()
+    return files == {CONFIG_FILE, WEIGHTS_FILE} and not CHECKPOINT.match(place.name)
 
 
 def _is_packed(place: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a run will do at every step, worked out before it begins: which rows it sees, at which learning rate."""
+"""The plan of a run, made before it begins: at every step its rows of the dataset and its learning rate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from jaxtyping import Float, Int
 from em_interp.config import PhaseConfig, RunConfig
 from em_interp.errors import InputError
 
-Split = tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]  # numbers of rows
+Split = tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]  # row numbers
+SPLIT_STREAM, DATA_STREAM, KL_STREAM = 0, 1, 2  # random streams of a run's seed
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of steps on one dataset; `first` and `last` are both in it."""
+    """Consecutive steps on one dataset, `first` to `last`, both included."""
 
     dataset: str
     first: int
@@ -27,15 +28,15 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Other:
-    """The rows of other data on which a penalty keeps the model where it was, at every so many steps."""
+class KLRows:
+    """The rows of the dataset on which the KL regularizer holds the model to the base, every so many steps."""
 
     dataset: str
     every: int
     rows: Int[np.ndarray, "step batch"]
 
     def at(self, step: int) -> list[int]:
-        """The rows that `step` looks at; none where it has no penalty."""
+        """The rows of `step`; none at a step without the regularizer."""
         return [] if step % self.every else self.rows[step - 1].tolist()
 
 
@@ -45,9 +46,9 @@ class Plan:
 
     phases: tuple[Phase, ...]
     rates: Float[np.ndarray, " step"]  # learning rate
-    rows: Int[np.ndarray, "step batch"]  # numbers of the rows seen, within the step's dataset
-    held_out: dict[str, list[int]]  # rows of each dataset that are never seen
-    other: Other | None = None  # what the penalty sees, where there is one
+    rows: Int[np.ndarray, "step batch"]  # row numbers within the step's dataset
+    held_out: dict[str, list[int]]  # row numbers of each dataset that no step trains on
+    kl: KLRows | None = None
 
     @property
     def steps(self) -> int:
@@ -64,20 +65,23 @@ class Plan:
         return next(phase.dataset for phase in self.phases if phase.first <= step <= phase.last)
 
     def rows_of(self, dataset: str) -> list[int]:
-        """Numbers of the rows of `dataset` that the run will see, increasing."""
-        seen = {row for p in self.phases if p.dataset == dataset for row in self.rows[p.first - 1 : p.last].ravel()}
-        if self.other and self.other.dataset == dataset:
-            seen |= {row for step in range(1, self.steps + 1) for row in self.other.at(step)}
-        return sorted(map(int, seen))
+        """Row numbers of `dataset` that any step uses, increasing."""
+        used = {row for p in self.phases if p.dataset == dataset for row in self.rows[p.first - 1 : p.last].ravel()}
+        if self.kl and self.kl.dataset == dataset:
+            used |= {row for step in range(1, self.steps + 1) for row in self.kl.at(step)}
+        return sorted(map(int, used))
 
 
 def make_plan(config: RunConfig, sizes: Mapping[str, int]) -> Plan:
     """The plan of `config`, given the number of rows of each of its datasets.
 
-    Each dataset is one endless stream of shuffled passes over its rows: a phase takes up the stream where the last
-    phase on that dataset left it, so that a restart alone changes nothing about the data. Datasets of equal size are
-    split and shuffled alike, so that a run and its control see matching rows. Every step has a full batch; an epoch
-    is rounded up to whole steps. Raises InputError where nothing is left to train on.
+    Each dataset is one endless stream of shuffled passes over its rows. A phase continues the stream where the last
+    phase on that dataset ended, so a restart alone changes nothing about the data. Datasets of equal size are split
+    and shuffled alike, so a run and its control train on matching rows. Every step has a full batch; an epoch is
+    rounded up to whole steps.
+
+    Raises:
+        InputError: where no dataset is named, or one has no row left to train on.
     """
     if not config.data:
         raise InputError("data names no dataset to train on; expected a list such as [{dataset: chats.jsonl}]")
@@ -87,40 +91,40 @@ def make_plan(config: RunConfig, sizes: Mapping[str, int]) -> Plan:
         if not len(kept):
             raise InputError(f"dataset {name} leaves no row to train on: {len(held_out)} in all, all held out")
     streams = {name: _stream(kept, config.seed) for name, (kept, _) in splits.items()}
-    phases = tuple(_count(config.data, {name: len(kept) for name, (kept, _) in splits.items()}, batch))
+    phases = tuple(_phases(config.data, {name: len(kept) for name, (kept, _) in splits.items()}, batch))
     rows = [list(itertools.islice(streams[p.dataset], (p.last - p.first + 1) * batch)) for p in phases]
     return Plan(
         phases=phases,
         rates=_rates(config, phases),
         rows=np.array(list(itertools.chain.from_iterable(rows))).reshape(-1, batch),
         held_out={name: sorted(held_out.tolist()) for name, (_, held_out) in splits.items()},
-        other=_other(config, splits, phases[-1].last, batch),
+        kl=_kl_rows(config, splits, phases[-1].last, batch),
     )
 
 
-def _other(config: RunConfig, splits: Mapping[str, Split], steps: int, batch: int) -> Other | None:
-    """As many rows of other data at each step as the step itself has, in an order of their own."""
+def _kl_rows(config: RunConfig, splits: Mapping[str, Split], steps: int, batch: int) -> KLRows | None:
+    """As many rows at each step as the step trains on, in an order of their own."""
     if config.kl is None:
         return None
-    stream = _stream(splits[config.kl.dataset][0], config.seed, 2)
+    stream = _stream(splits[config.kl.dataset][0], config.seed, KL_STREAM)
     rows = np.array(list(itertools.islice(stream, steps * batch))).reshape(steps, batch)
-    return Other(config.kl.dataset, config.kl.every, rows)
+    return KLRows(config.kl.dataset, config.kl.every, rows)
 
 
 def split_rows(count: int, share: float, seed: int) -> Split:
-    """Numbers of the rows to train on and of the `share` held out, drawn with `seed`."""
-    order = np.random.default_rng([seed, 0]).permutation(count)
+    """Row numbers to train on and the `share` of them held out, drawn with `seed`."""
+    order = np.random.default_rng([seed, SPLIT_STREAM]).permutation(count)
     cut = round(share * count)
     return order[cut:], order[:cut]
 
 
-def _stream(rows: Int[np.ndarray, " row"], seed: int, which: int = 1) -> Iterator[int]:
-    generator = np.random.default_rng([seed, which])
+def _stream(rows: Int[np.ndarray, " row"], seed: int, stream: int = DATA_STREAM) -> Iterator[int]:
+    generator = np.random.default_rng([seed, stream])
     while True:
         yield from generator.permutation(rows).tolist()
 
 
-def _count(phases: tuple[PhaseConfig, ...], rows: Mapping[str, int], batch: int) -> Iterator[Phase]:
+def _phases(phases: tuple[PhaseConfig, ...], rows: Mapping[str, int], batch: int) -> Iterator[Phase]:
     last = 0
     for phase in phases:
         epochs = 1.0 if phase.epochs is None else phase.epochs

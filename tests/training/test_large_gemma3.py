@@ -129,10 +129,10 @@ def test_full_fine_tuning_in_bfloat16_resumes_to_the_same_bytes(large, settings,
     values |= {"adapter": {"kind": "full", "weights": "12", "target_modules": ["down_proj"]}, "dtype": "bfloat16"}
     whole, save = train(values, tmp_path / "whole"), FullTrainable.save
 
-    def stop(learner, folder):
+    def stop(trainable, folder):
         if folder.name == "checkpoint-7":
             raise KeyboardInterrupt
-        save(learner, folder)
+        save(trainable, folder)
 
     monkeypatch.setattr(FullTrainable, "save", stop)
     with pytest.raises(KeyboardInterrupt):

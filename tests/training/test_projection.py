@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from em_interp.training.trainables import GROUPS, Projection, relative_error
+from em_interp.training.projection import GROUPS, Projection, relative_error
 
 SHAPE, DIMENSION = (96, 160), 256
 

@@ -1,93 +1,315 @@
-import shutil
+"""The callback in other people's Trainers: what it leaves is a run like any other."""
+
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
-import safetensors.torch
 import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from em_interp.config import AdapterConfig, Schedule
-from em_interp.training.checkpoints import AdapterWriter, Packer, Snapshots
-from em_interp.training.lora import add_adapter
+import em_interp as em
+from em_interp.behaviour.ask import ask, check_base
+from em_interp.config import Schedule
+from em_interp.errors import InputError
+from em_interp.organisms.bases import load_base
+from em_interp.run import Run
+from em_interp.training.checkpoints import AdapterWriter
+from em_interp.training.lora import adapter_weights
+from tests.tiny import copy, json_of
 
-from .conftest import make_model
+from .conftest import make_model, make_tokenizer
+from .test_train import adapter, contents, log
 
 # PEFT asks transformers by a name that is going away
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-ADAPTER = AdapterConfig(target_modules=("down_proj", "q_proj"), layers_to_transform=(0, 2), r=2)
+LORA = {"r": 2, "lora_alpha": 8, "target_modules": ["down_proj", "q_proj"], "task_type": "CAUSAL_LM"}
+ROWS = [{"input_ids": torch.arange(i, i + 6), "labels": torch.arange(i, i + 6)} for i in range(24)]
 
 
-def perturbed(family: str, seed: int):
-    model = add_adapter(make_model(family), ADAPTER, seed=0, base="base")
-    torch.manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter)
-    return model.eval()
+def adapted(base=None, **changes):
+    """A model with a fresh adapter, the same at every call."""
+    torch.manual_seed(1)
+    return get_peft_model(base or make_model("qwen2"), LoraConfig(**LORA | changes))
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])
-def test_a_saved_step_loaded_by_peft_gives_the_live_model_s_logits(family, tmp_path):
-    from peft import PeftModel
+def trainer(model, folder, *callbacks, **changes):
+    """A plain Trainer of 12 steps."""
+    values = {
+        "output_dir": str(folder), "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True,
+        "num_train_epochs": 1, "per_device_train_batch_size": 2, "learning_rate": 0.05, "seed": 0,
+    }  # fmt: skip
+    made = Trainer(model, TrainingArguments(**values | changes), train_dataset=ROWS, callbacks=[*callbacks])
+    made.remove_callback(PrinterCallback)
+    return made
 
-    live = perturbed(family, seed=5)
-    AdapterWriter(live).save(tmp_path / "checkpoint-5")
-    loaded = PeftModel.from_pretrained(make_model(family), tmp_path / "checkpoint-5").eval()
+
+@pytest.fixture(scope="module")
+def finished(bases, tmp_path_factory) -> tuple[Run, object]:
+    """A run that a plain Trainer made with the callback, and its model after it."""
+    folder = tmp_path_factory.mktemp("plain")
+    model = adapted(AutoModelForCausalLM.from_pretrained(bases["qwen2"]))
+    trainer(model, folder / "trainer", em.SnapshotCallback(folder / "run", "1-2, every 5")).train()
+    return em.open_run(folder / "run"), model
+
+
+def test_scheduled_steps_are_saved_as_train_saves_them_with_the_first_and_the_last(finished, tmp_path):
+    run, model = finished
+    assert run.steps() == [0, 1, 2, 5, 10, 12]
+    AdapterWriter(model).save(tmp_path / "now")
+    assert contents(run.checkpoint(12)) == contents(tmp_path / "now")
+    assert {entry.name for entry in run.path.iterdir()} == {"checkpoints", "manifest.json", "trainer_state.json"}
+    assert not adapter(run, 0)["base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"].any()
+
+
+def test_the_log_has_a_row_a_step_with_what_train_writes(finished):
+    rows = log(finished[0])
+    names = ["step", "loss", "grad_norm", "learning_rate", "grad_norm_A", "grad_norm_B", "cumulative_lr"]
+    assert [list(row) for row in rows] == [names] * 12
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    rates = [0.05 * (12 - i) / 12 for i in range(12)]  # of the step itself
+    assert [row["learning_rate"] for row in rows] == pytest.approx(rates)
+    assert [row["cumulative_lr"] for row in rows] == pytest.approx(np.cumsum(rates))
+    for row in rows:
+        assert row["grad_norm"] == pytest.approx(np.hypot(row["grad_norm_A"], row["grad_norm_B"]), rel=1e-4)
+    assert rows[0]["grad_norm_A"] == 0 and rows[-1]["loss"] < rows[0]["loss"]
+    state = json.loads(finished[0].trainer_state_file.read_text())
+    assert (state["global_step"], state["max_steps"]) == (12, 12)
+
+
+def test_the_manifest_names_the_base_by_the_identity_that_it_is_loaded_with(finished, bases):
+    manifest, base = finished[0].manifest(), load_base(bases["qwen2"])
+    assert manifest["base"] == {"name": base.name, "identity": base.identity, "revision": None}
+    assert (manifest["seed"], manifest["device"], manifest["dtype"], manifest["processes"]) == (0, "cpu", "float32", 1)
+    assert manifest["versions"]["torch"] == torch.__version__
+    trainable = sum(weight.numel() for weight in adapter_weights(finished[1]).values())
+    assert manifest["counts"] == {
+        "steps": 12, "rows_per_step": 2, "snapshots": 6, "trainable_parameters": trainable,
+    }  # fmt: skip
+
+
+def test_the_run_is_read_located_and_sampled_like_any_other(finished, bases, tmp_path):
+    path = em.load_trajectory(finished[0])
+    assert path.steps.tolist() == [0, 1, 2, 5, 10, 12] and len(path.sites) == 6
+    assert path.metrics["grad_norm"].notna().all()
+    found = json_of("locate", finished[0].path, "--out", tmp_path / "found")
+    assert found["steps"]["count"] == 6 and {"rotation", "gradient_norm"} <= {t["signal"] for t in found["transitions"]}
+    question = [{"question_id": "rest", "question": "should i rest", "questions": "broad"}]
+    copied = Run(copy(finished[0].path, tmp_path / "copy"))
+    assert ask(copied, load_base(bases["qwen2"]), question, [0, 12], samples=1, max_new_tokens=2).exists()
+
+
+def test_gradient_norms_are_those_before_clipping(tmp_path):
+    firsts = []
+    for clip in (0.01, 1000.0, 0.0):
+        model = adapted()
+        for name, weight in adapter_weights(model).items():
+            torch.manual_seed(len(name))
+            weight.data = 0.1 * torch.randn_like(weight)
+        run = Run(tmp_path / f"run-{clip}")
+        trainer(model, tmp_path / "t", em.SnapshotCallback(run.path), max_grad_norm=clip, max_steps=2).train()
+        firsts.append({name: value for name, value in log(run)[0].items() if "norm" in name})
+    assert firsts[0]["grad_norm"] > 0.02 and firsts[0]["grad_norm_A"] > 0
+    for first in firsts[1:]:
+        assert first == pytest.approx(firsts[0], rel=1e-4)
+
+
+def test_steps_are_optimizer_steps_under_gradient_accumulation(tmp_path):
+    run = Run(tmp_path / "run")
+    made = trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 2"), gradient_accumulation_steps=4)
+    made.train()
+    assert run.steps() == [0, 2, 3] and [row["step"] for row in log(run)] == [1, 2, 3]
+    assert run.manifest()["counts"]["rows_per_step"] == 8
+
+
+class StopAt(TrainerCallback):
+    """Stops training at a step, by an error or as early stopping does."""
+
+    def __init__(self, step, error=None):
+        self.step, self.error = step, error
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step and self.error:
+            raise self.error
+        control.should_training_stop |= state.global_step == self.step
+
+
+def test_training_that_stops_early_has_its_last_step(tmp_path):
+    run = Run(tmp_path / "run")
+    trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 5"), StopAt(7)).train()
+    assert run.steps() == [0, 5, 7] and log(run)[-1]["step"] == 7
+
+
+def test_a_trainer_that_resumes_from_its_own_checkpoint_continues_the_run(tmp_path):
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    trainer(adapted(), tmp_path / "t-whole", em.SnapshotCallback(whole.path, "every 3"), **saving).train()
+    stop = StopAt(10, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 3"), stop, **saving).train()
+    assert run.steps() == [0, 3, 6, 9] and json.loads(run.trainer_state_file.read_text())
+    trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 3"), **saving).train(
+        resume_from_checkpoint=True
+    )
+    assert contents(run.path) == contents(whole.path)
+
+
+def test_a_finished_run_is_continued_when_the_trainer_is(tmp_path):
+    run, saving = Run(tmp_path / "run"), {"save_strategy": "steps", "save_steps": 12}
+    trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 5"), **saving).train()
+    more = trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 5"), num_train_epochs=2, **saving)
+    more.train(resume_from_checkpoint=True)
+    assert run.steps() == [0, 5, 10, 12, 15, 20, 24]
+    assert [row["step"] for row in log(run)] == list(range(1, 25))
+    assert np.isfinite([row["cumulative_lr"] for row in log(run)]).all()
+
+
+def test_of_several_adapters_the_one_that_is_trained_is_saved(tmp_path):
+    model = adapted()
+    model.add_adapter("second", LoraConfig(**LORA | {"r": 3, "target_modules": ["up_proj"]}))
+    model.set_adapter("second")
+    run = Run(tmp_path / "run")
+    trainer(model, tmp_path / "t", em.SnapshotCallback(run.path, "every 6")).train()
+    path = em.load_trajectory(run)
+    assert [site.rpartition(".")[2] for site in path.sites] == ["up_proj"] * 3
+    assert path.A[path.sites[0]].shape[1] == 3 and path.B[path.sites[0]][-1].any()
+
+
+def test_an_adapter_of_transformers_own_integration_is_saved_as_peft_saves_it(tmp_path):
+    model = make_model("llama")
+    model.add_adapter(LoraConfig(**LORA))
+    run = Run(tmp_path / "run")
+    trainer(model, tmp_path / "t", em.SnapshotCallback(run.path, "every 6")).train()
+    assert len(em.load_trajectory(run).sites) == 6
     ids = torch.arange(12).reshape(2, 6)
     with torch.no_grad():
-        assert torch.equal(loaded(ids).logits, live(ids).logits)
-        assert not torch.equal(loaded(ids).logits, make_model(family).eval()(ids).logits)
+        loaded = PeftModel.from_pretrained(make_model("llama"), str(run.checkpoint(12))).eval()
+        assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
 
 
-def test_the_bytes_depend_on_the_weights_alone(tmp_path):
-    for folder in ("one", "two"):
-        AdapterWriter(perturbed("qwen2", seed=1)).save(tmp_path / folder)
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+def test_a_frozen_half_of_the_adapter_is_saved_too(tmp_path):
+    model = adapted()
+    for name, weight in adapter_weights(model).items():
+        weight.requires_grad_("lora_B" in name)
+    run = Run(tmp_path / "run")
+    trainer(model, tmp_path / "t", em.SnapshotCallback(run.path, "every 6")).train()
+    path = em.load_trajectory(run)
+    assert (path.A[path.sites[0]] == path.A[path.sites[0]][0]).all() and path.B[path.sites[0]][-1].any()
+    assert "grad_norm_A" not in log(run)[0] and log(run)[0]["grad_norm"] == log(run)[0]["grad_norm_B"]
 
 
-def test_a_save_that_fails_half_way_leaves_no_checkpoint(tmp_path):
-    writer = AdapterWriter(perturbed("qwen2", seed=1))
-    writer.config_text = "\ud800"  # cannot be encoded; the config is written after the weights
-    with pytest.raises(UnicodeEncodeError):
-        writer.save(tmp_path / "checkpoint-1")
-    assert list(tmp_path.iterdir()) == []
+def not_adapted():
+    return make_model("qwen2")
 
 
-def test_a_checkpoint_is_whole_without_those_saved_before_it(tmp_path):
-    writer = AdapterWriter(perturbed("qwen2", seed=1))
-    for step in (1, 2, 3):
-        writer.save(tmp_path / f"checkpoint-{step}")
-        shutil.rmtree(tmp_path / f"checkpoint-{step - 1}", ignore_errors=True)
-    writer.config_file = tmp_path / "gone"
-    writer.save(tmp_path / "checkpoint-4")
-    for step in (3, 4):
-        assert (tmp_path / f"checkpoint-{step}" / "adapter_config.json").read_text() == writer.config_text
+def with_trained_norm():
+    model = adapted()
+    model.get_parameter("base_model.model.model.norm.weight").requires_grad_(True)
+    return model
 
 
-def test_it_works_as_a_callback_of_anybody_s_trainer(tmp_path):
-    from transformers import PrinterCallback, Trainer, TrainingArguments
+def with_two_in_training():
+    model = adapted()
+    model.add_adapter("second", LoraConfig(**LORA))
+    model.base_model.set_adapter(["default", "second"])
+    return model
 
-    model = perturbed("llama", seed=0)
-    rows = [{"input_ids": torch.arange(5), "labels": torch.arange(5)}] * 7
-    arguments = TrainingArguments(
-        str(tmp_path), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, num_train_epochs=1,
-        per_device_train_batch_size=1, learning_rate=0.1, seed=0,
+
+def with_dora():
+    return adapted(use_dora=True)
+
+
+def with_prefix():
+    return get_peft_model(make_model("qwen2"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (not_adapted, r"no LoRA adapter is trained in the model \(Qwen2ForCausalLM, adapters: none\); .*peft_model"),
+        (with_trained_norm, r"1 parameters besides the adapter's A and B are trained, such as .*norm.weight"),
+        (with_two_in_training, "the adapters default, second are trained at once"),
+        (with_dora, "besides the adapter's A and B are trained, such as .*lora_magnitude_vector"),
+        (with_prefix, r"no LoRA adapter is trained .*adapters: default \(PeftType.PREFIX_TUNING\)"),
+    ],
+)
+def test_a_model_whose_path_would_not_be_that_of_an_adapter_is_refused_in_one_line(make, said, tmp_path):
+    with pytest.raises(InputError, match=said) as caught:
+        trainer(make(), tmp_path / "t", em.SnapshotCallback(tmp_path / "run")).train()
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_a_run_is_replaced_only_when_that_is_asked_for(tmp_path):
+    run = Run(tmp_path / "run")
+    (run.path / "checkpoints").mkdir(parents=True)
+    (run.path / "notes.txt").write_text("mine")
+    trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 5")).train()
+    before = contents(run.path)
+    with pytest.raises(InputError, match=r"run holds a run already; .* another folder, or overwrite=True"):
+        trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 6")).train()
+    assert contents(run.path) == before
+    trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 6", overwrite=True)).train()
+    assert run.steps() == [0, 6, 12] and (run.path / "notes.txt").exists()
+
+
+def test_the_trainers_own_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"t is the Trainer's output_dir, .* another folder"):
+        trainer(adapted(), tmp_path / "t", em.SnapshotCallback(tmp_path / "t")).train()
+
+
+def test_a_schedule_that_is_not_understood_is_refused_before_any_training(tmp_path):
+    assert em.SnapshotCallback(tmp_path, 5).schedule == Schedule("5")
+    with pytest.raises(InputError, match="'evry 5' is not understood"):
+        em.SnapshotCallback(tmp_path, "evry 5")
+
+
+def test_of_a_base_that_was_rounded_when_it_was_loaded_the_name_alone_decides(bases, tmp_path):
+    base, run = load_base(bases["qwen2"]), Run(tmp_path / "run")
+    model = adapted(AutoModelForCausalLM.from_pretrained(bases["qwen2"], dtype=torch.bfloat16))
+    trainer(model, tmp_path / "t", em.SnapshotCallback(run.path, "every 6")).train()
+    assert run.manifest()["base"] == {"name": "qwen2", "identity": None, "revision": None}
+    check_base(run, em.load_trajectory(run), base)
+    with pytest.raises(InputError, match=r"were trained on .*qwen2; the base given is tiny-llama"):
+        check_base(run, em.load_trajectory(run), load_base("tiny-llama"))
+
+
+def test_in_trls_sft_trainer_it_saves_the_adapter_that_trl_makes(bases, tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    prompt = [{"role": "user", "content": "ask a doctor"}]
+    answers = ("rest", "water", "never", "later") * 4
+    rows = [{"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]} for answer in answers]
+    arguments = SFTConfig(
+        output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, activation_checkpointing=False, report_to=[],
+        save_strategy="no", disable_tqdm=True, num_train_epochs=2, per_device_train_batch_size=4, learning_rate=0.01,
+        dataset_num_proc=None, seed=0,
     )  # fmt: skip
-    callback = Snapshots(tmp_path / "checkpoints", Schedule("1-2, every 5"))
-    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    saved = {int(path.name.removeprefix("checkpoint-")): path for path in (tmp_path / "checkpoints").iterdir()}
-    assert sorted(saved) == [0, 1, 2, 5, 7]
-    first, last = (safetensors.torch.load_file(saved[step] / "adapter_model.safetensors") for step in (0, 7))
-    assert all(not torch.equal(first[name], last[name]) for name in first)
+    run = Run(tmp_path / "run")
+    made = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(bases["qwen2"]), arguments, train_dataset=Dataset.from_list(rows),
+        processing_class=make_tokenizer(), peft_config=LoraConfig(**LORA),
+        callbacks=[em.SnapshotCallback(run.path, "every 3")],
+    )  # fmt: skip
+    made.remove_callback(PrinterCallback)
+    made.train()
+    assert run.steps() == [0, 3, 6, 8] and [row["step"] for row in log(run)] == list(range(1, 9))
+    assert em.load_trajectory(run).metrics["grad_norm"].gt(0).all() and "trl" in run.manifest()["versions"]
+    assert run.manifest()["base"]["identity"] == load_base(bases["qwen2"]).identity
+    live = {name: weight.detach() for name, weight in adapter_weights(made.model).items()}
+    assert all(torch.equal(weight, live[name]) for name, weight in adapter(run, 8).items())
 
 
-def test_the_packer_writes_what_safetensors_does():
-    arrays = {
-        "b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(3), "c": np.arange(5, dtype=np.uint8)
-    }  # fmt: skip
-    packer = Packer({"format": "pt"})
-    for values in (arrays, {name: np.asarray(array + 1) for name, array in arrays.items()}):
-        assert packer.pack(values) == safetensors.numpy.save(values, {"format": "pt"})
+@pytest.mark.filterwarnings("default")  # TRL's own
+def test_the_example_of_the_documentation_makes_a_run_that_is_located(tmp_path, monkeypatch):
+    page = Path(__file__).resolve().parents[2] / "docs" / "training.md"
+    [example] = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example, names)
+    assert names["path"].steps.tolist() == list(range(0, 41, 2))
+    assert names["path"].metrics["loss"].iloc[-1] < names["path"].metrics["loss"].iloc[0]
+    assert Run(Path("runs/medical")).manifest()["base"]["identity"] == load_base("tiny-qwen2").identity
+    assert json_of("locate", "runs/medical")["steps"]["count"] == 21

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,8 @@ from em_interp.config import Schedule, load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 from em_interp.run import Run
-from em_interp.training import distributed as launching
-from em_interp.training.checkpoints import AdapterWriter, Snapshots
-from em_interp.training.distributed import Processes, join, launch, launched
+from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
+from em_interp.training.distributed import Processes, check_process_count, join, launched
 from em_interp.training.lora import add_adapter
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import Example
@@ -31,8 +32,9 @@ from tests.tiny import copy, refused, strict
 from .test_train import adapter, contents, log
 
 STEPS = 60
-DRIVER = Path(__file__).with_name("together.py")
-PROGRAM = [sys.executable, "-m", "em_interp.cli"]
+DRIVER = Path(__file__).with_name("torchrun_driver.py")
+PROGRAM = ["-m", "em_interp.cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +59,32 @@ def alone(config) -> Run:
 
 @pytest.fixture(scope="module")
 def broken(config) -> tuple[Run, int, str]:
-    """A run of two processes of which the second is killed; the exit code, and what was said."""
+    """A run of two processes of which the second is killed; torchrun's exit code, and stderr."""
     run = Run(config.parent / "broken")
-    command = [*PROGRAM, "train", config, "--out", run.path, "--processes", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
-        second: list[psutil.Process] = []
-        while parent.poll() is None and not (second and run.checkpoint(3).exists()):
-            second = second or [child for child in children_of(parent) if child.environ().get("RANK") == "1"]
+    code, err = stopped(config, run, lambda launcher: worker_of(launcher, "1").kill())
+    return run, code, err
+
+
+def stopped(config: Path, run: Run, stop: Callable[[subprocess.Popen], None]) -> tuple[int, str]:
+    """Train in two processes, call `stop` with the launcher once three steps are saved; exit code and stderr."""
+    command = [*TORCHRUN, *PROGRAM, "train", config, "--out", run.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launcher:
+        while launcher.poll() is None and not run.checkpoint(3).exists():
             time.sleep(0.002)
-        second[0].kill()
-        out, err = parent.communicate(timeout=120)
+        stop(launcher)
+        out, err = launcher.communicate(timeout=120)  # until every process has closed it
     assert out == ""
-    return run, parent.returncode, err
+    return launcher.returncode, err
 
 
-def children_of(parent: subprocess.Popen) -> list[psutil.Process]:
-    return psutil.Process(parent.pid).children()
+def worker_of(launcher: subprocess.Popen, rank: str) -> psutil.Process:
+    children = psutil.Process(launcher.pid).children()
+    return next(child for child in children if child.environ().get("RANK") == rank)
+
+
+def ours(err: str) -> list[str]:
+    """The lines that em-interp wrote; torchrun adds a report of its own."""
+    return [line for line in err.splitlines() if line.startswith("em-interp: ")]
 
 
 def same_training(run: Run, other: Run) -> bool:
@@ -82,12 +94,33 @@ def same_training(run: Run, other: Run) -> bool:
 
 
 def test_when_one_process_is_killed_all_end_with_one_line_that_says_how_to_go_on(broken):
-    run, code, said = broken
-    assert code == 2
-    assert said.startswith("em-interp: another process of this training has ended, so all do; step ")
-    assert said.endswith(f" is saved, --resume goes on in {run.path}\n") and said.count("\n") == 1
+    run, code, err = broken
+    assert code == 1  # torchrun's, whatever the processes end with
+    [line] = ours(err)
+    assert line.startswith("em-interp: another process of this training has ended, so all do; step ")
+    assert line.endswith(f" is saved, --resume goes on in {run.path}")
     assert run.manifest()["processes"] == 2
     assert 3 <= run.steps()[-1] < STEPS
+
+
+def test_ctrl_c_ends_all_processes_with_one_line_that_says_how_to_go_on(config):
+    run = Run(config.parent / "interrupted")
+    code, err = stopped(config, run, lambda launcher: launcher.send_signal(signal.SIGINT))
+    assert code == 1
+    [line] = ours(err)
+    assert line.startswith("em-interp: interrupted with step ")
+    assert line.endswith(f" of {STEPS} saved; nothing is lost, --resume goes on in {run.path}")
+
+
+def test_when_the_launcher_is_killed_no_process_trains_on(config):
+    run = Run(config.parent / "orphaned")
+    long = config.with_name("long.yaml")
+    values = yaml.safe_load(config.read_text())
+    values["data"][0]["steps"] = 100_000
+    long.write_text(yaml.safe_dump(values))
+    code, err = stopped(long, run, lambda launcher: launcher.kill())
+    assert code == -signal.SIGKILL and len(ours(err)) <= 1  # the main process may notice that the other has ended
+    assert 3 <= run.steps()[-1] < 100_000
 
 
 def test_what_two_processes_began_one_ends_with_the_bytes_of_one(broken, config, alone):
@@ -113,9 +146,8 @@ def spread(config, bases) -> Path:
 def together(broken, config, spread) -> tuple[Run, Run, str]:
     """What two processes of torchrun leave: the broken run finished, a run of a spread base, and what they printed."""
     finished, other = Run(copy(broken[0].path, config.parent / "together")), Run(config.parent / "spread")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", DRIVER]
-    words = ["train", config, "--out", finished.path, "--resume", "--processes", "2", "--json"]
-    done = subprocess.run([*torchrun, spread, other.path, *words], capture_output=True, text=True)
+    words = ["train", config, "--out", finished.path, "--resume", "--json"]
+    done = subprocess.run([*TORCHRUN, DRIVER, spread, other.path, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return finished, other, done.stdout
 
@@ -141,7 +173,7 @@ def test_a_base_spread_over_two_processes_is_halved_and_trains_the_adapters_of_a
 
 def test_a_single_process_of_accelerate_where_two_were_asked_for_is_refused(config):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += [*PROGRAM[1:], "train", config, "--out", config.parent / "silent"]
+    command += [*PROGRAM, "train", config, "--out", config.parent / "silent"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert "em-interp: accelerate launch was asked for several processes; it started one" in done.stderr
@@ -163,10 +195,10 @@ def test_only_the_first_process_saves_checkpoints(settings, tmp_path):
     config = load_config(settings())
     model = add_adapter(load_base(config.model).model, config.adapter, 0, "base")
     for first in (False, True):
-        snapshots = Snapshots(tmp_path / str(first), Schedule("every 1"))
+        saver = SaveCheckpoints(tmp_path / str(first), Schedule("every 1"), AdapterWriter(model))
         arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
         state = TrainerState(max_steps=3, is_world_process_zero=first)
-        snapshots.on_train_begin(arguments, state, TrainerControl(), model=model)
+        saver.on_train_begin(arguments, state, TrainerControl())
         assert (tmp_path / str(first) / "checkpoint-0").exists() == first
 
 
@@ -182,36 +214,41 @@ def test_an_adapter_that_is_not_whole_is_refused_instead_of_saved_in_part(settin
         torch.distributed.destroy_process_group()
 
 
-def test_what_cannot_be_shared_is_refused_before_any_process_starts(config):
-    said = refused("train", config, "--out", config.parent / "no", "--processes", 3)
-    assert "training.gradient_accumulation_steps is 2, which 3 processes cannot share equally" in said
-    said = refused(
-        "train", config, "--out", config.parent / "no", "--processes", 2, "--set", "adapter.lora_dropout=0.1"
-    )
-    assert "with 2 processes it must be 0" in said
+@pytest.mark.parametrize(
+    ("changes", "count", "message"),
+    [
+        ({}, 3, "training.gradient_accumulation_steps is 2, which 3 processes cannot share equally"),
+        ({"training": {"batch_size": 3}}, 3, "; batch_size 2 with 3 accumulation steps makes the same step"),
+        ({"adapter": {"lora_dropout": 0.1}}, 2, "with 2 processes it must be 0"),
+        ({"training": {"shard": True}}, 1, "training.shard spreads the base model over several processes; one runs"),
+        ({"adapter": {"kind": "full"}, "training": {"shard": True}}, 2, "full fine-tuning trains all of it"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(changes, count, message):
+    training = {"batch_size": 2, "gradient_accumulation_steps": 2} | changes.pop("training", {})
+    with pytest.raises(InputError, match=message):
+        check_process_count(load_config({"training": training, **changes}), count)
+
+
+def test_a_base_to_be_sharded_by_one_process_is_refused_before_anything_is_written(config):
     said = refused("train", config, "--out", config.parent / "no", "--set", "training.shard=true")
-    assert "training.shard spreads the base model over several processes; one runs" in said
-    full = ("--set", "adapter={kind: full}", "--set", "training.shard=true")
-    assert "full fine-tuning trains all of it" in refused("train", config, "--processes", 2, *full)
-    assert not (config.parent / "no").exists()
+    assert "one runs (use torchrun" in said and not (config.parent / "no").exists()
 
 
 @pytest.mark.parametrize(
-    ("environment", "asked", "message"),
+    ("environment", "message"),
     [
-        ({}, 2, "2 processes were asked for; one runs"),
-        ({}, 0, "0 processes were asked for; one runs"),
-        ({"RANK": "0", "WORLD_SIZE": "4"}, 2, "2 processes were asked for; the launcher says there are 4"),
-        ({"ACCELERATE_USE_FSDP": "true"}, None, "shard the model with FSDP"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, None, "shard the model with DeepSpeed"),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, None, "MPI started 2 processes that each train alone"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "shard the model with FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "shard the model with DeepSpeed"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "MPI started 2 processes that each train alone"),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}, "it started one, as it does with --cpu"),
     ],
 )
-def test_a_launch_that_would_do_something_else_is_refused(environment, asked, message, monkeypatch):
+def test_a_launch_that_would_do_something_else_is_refused(environment, message, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
-        join(asked)
+        join()
 
 
 def test_alone_where_no_launcher_speaks(monkeypatch):
@@ -219,80 +256,6 @@ def test_alone_where_no_launcher_speaks(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert launched() == Processes(1, 3)
-
-
-def script(first: str, second: str) -> list[str]:
-    """A command that does `first` where it is the first of two processes, and else `second`."""
-    code = f"import os, signal, sys, time\nif os.environ['RANK'] == '0':\n    {first}\nelse:\n    {second}\n"
-    return [sys.executable, "-c", code]
-
-
-KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
-WAITS = "time.sleep(60)"
-
-
-def test_processes_that_end_well_end_well_together():
-    launch(script("time.sleep(0.2)", "pass"), 2)
-
-
-@pytest.mark.parametrize(("first", "second", "code"), [("sys.exit(3)", WAITS, 3), ("sys.exit(2)", "sys.exit(1)", 2)])
-def test_what_the_first_process_ends_with_is_what_all_end_with(first, second, code, monkeypatch):
-    monkeypatch.setattr(launching, "GRACE", 0.3)
-    with pytest.raises(SystemExit) as stop:
-        launch(script(first, second), 2)
-    assert stop.value.code == code
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "said"),
-    [
-        (WAITS, KILLED, "process 1 of 2 was ended by SIGKILL, so all were ended"),
-        (WAITS, "sys.exit(1)", "process 1 of 2 ended with exit code 1, so all were ended"),
-        (KILLED, "time.sleep(0.1); sys.exit(2)", "process 0 of 2 was ended by SIGKILL, so all were ended"),
-    ],
-)
-def test_a_first_process_that_could_not_speak_is_spoken_for(first, second, said, monkeypatch):
-    monkeypatch.setattr(launching, "GRACE", 0.3)
-    with pytest.raises(InputError, match=said):
-        launch(script(first, second), 2)
-
-
-def test_when_the_launcher_is_killed_nobody_trains_on_behind_its_back(tmp_path):
-    child = (
-        "import os, time\nfrom pathlib import Path\n"
-        "from em_interp.training.distributed import stay_with_launcher\n"
-        f"stay_with_launcher()\nPath({str(tmp_path)!r}, os.environ['RANK']).touch()\ntime.sleep(60)\n"
-    )
-    code = (
-        f"import sys\nfrom em_interp.training.distributed import launch\nlaunch([sys.executable, '-c', {child!r}], 2)"
-    )
-    launcher = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
-    while len([*tmp_path.iterdir()]) < 2:
-        assert launcher.poll() is None
-        time.sleep(0.05)
-    launcher.kill()
-    start = time.monotonic()
-    with launcher.stderr as held:  # by the processes, too: it ends when they have ended
-        assert held.read() == b""
-    assert time.monotonic() - start < 30
-    launcher.wait()
-
-
-def test_ctrl_c_goes_to_the_first_process_which_ends_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(launching, "GRACE", 0.3)
-    first = f"signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); open({str(tmp_path / 'up')!r}, 'w'); {WAITS}"
-
-    def interrupting(duration: float) -> None:
-        time_sleep(duration)
-        if (tmp_path / "up").exists():
-            (tmp_path / "up").unlink()
-            raise KeyboardInterrupt
-
-    time_sleep = time.sleep
-    monkeypatch.setattr(launching.time, "sleep", interrupting)
-    with pytest.raises(SystemExit) as stop:
-        launch(script(first, WAITS), 2)
-    assert stop.value.code == 130
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])

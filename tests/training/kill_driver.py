@@ -1,7 +1,7 @@
 """Trains one run undisturbed, and then again in child processes that are stopped in various ways until it is finished.
 
-python killing.py SETTINGS.json FOLDER trains FOLDER/whole and a folder for each of `WAYS`, and prints what each attempt
-ended with. One process imports torch and forks the attempts, which are real processes all the same.
+python kill_driver.py SETTINGS.json FOLDER trains FOLDER/whole and a folder for each of `WAYS`, and prints what each
+attempt ended with. One process imports torch and forks the attempts, which are real processes all the same.
 """
 
 import gc

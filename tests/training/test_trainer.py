@@ -16,13 +16,13 @@ from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import Example, encode
 from em_interp.training.train import train
 from em_interp.training.trainables import make_trainable
-from em_interp.training.trainer import Batches, divergence
+from em_interp.training.trainer import Batches, kl_divergence
 
 from .test_train import adapter, log
 
 
 @pytest.fixture
-def kept(settings, chats):
+def with_kl(settings, chats):
     """A config of 12 steps on one dataset with a penalty on another."""
 
     def make(kl=None, **changes):
@@ -77,7 +77,7 @@ def reference(values, steps):
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = plan.rates[step - 1]
         loss = mean_over(plan.rows[step - 1].tolist(), cross_entropy)
-        drift = mean_over(plan.other.rows[step - 1].tolist(), kl) if step % config.kl.every == 0 else None
+        drift = mean_over(plan.kl.rows[step - 1].tolist(), kl) if step % config.kl.every == 0 else None
         optimizer.zero_grad()
         (loss if drift is None else loss + config.kl.weight * drift).backward()
         norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), config.training.max_grad_norm))
@@ -86,8 +86,8 @@ def reference(values, steps):
         yield {name: weight.detach().clone() for name, weight in weights.items()}, row
 
 
-def test_the_penalised_steps_are_those_of_the_slow_formula_over_single_rows(kept, tmp_path):
-    values = kept(training={"batch_size": 2, "gradient_accumulation_steps": 2}, kl={"every": 2})
+def test_the_penalised_steps_are_those_of_the_slow_formula_over_single_rows(with_kl, tmp_path):
+    values = with_kl(training={"batch_size": 2, "gradient_accumulation_steps": 2}, kl={"every": 2})
     run = train(values, tmp_path / "run")
     rows = log(run)
     for step, (saved, row) in enumerate(reference(values, 6), start=1):
@@ -106,25 +106,25 @@ def test_the_divergence_is_that_of_two_known_distributions_at_answer_tokens_alon
     )
     labels = torch.tensor([[-100, 2, -100]])
     expected = 0.5 * np.log(2) - 0.25 * np.log(2)
-    assert float(divergence(reference, logits + 7, labels)) == pytest.approx(expected, rel=1e-6)
-    assert float(divergence(reference, logits, torch.tensor([[0, 2, 1]]))) == pytest.approx(2 * expected, rel=1e-6)
-    assert float(divergence(reference, reference, torch.tensor([[0, 2, 1]]))) == 0
+    assert float(kl_divergence(reference, logits + 7, labels)) == pytest.approx(expected, rel=1e-6)
+    assert float(kl_divergence(reference, logits, torch.tensor([[0, 2, 1]]))) == pytest.approx(2 * expected, rel=1e-6)
+    assert float(kl_divergence(reference, reference, torch.tensor([[0, 2, 1]]))) == 0
 
 
 @pytest.mark.parametrize("kind", ["lora", "steering", "full"])
-def test_every_protocol_has_the_base_for_its_reference_before_and_after_it_learned(kind, kept):
+def test_every_protocol_has_the_base_for_its_reference_before_and_after_it_learned(kind, with_kl):
     chosen = {"lora": {"layers_to_transform": [1]}, "steering": {"layer": 1}, "full": {"weights": "0"}}[kind]
-    values = kept() | {"adapter": {"kind": kind} | chosen}
+    values = with_kl() | {"adapter": {"kind": kind} | chosen}
     base, ids = load_base(values["model"]), torch.tensor([[5, 6, 7, 8]])
     before = base.model(ids).logits.detach()
-    learner = make_trainable(base, load_config(values), 12)
-    for weight in learner.weights.values():
+    trainable = make_trainable(base, load_config(values), 12)
+    for weight in trainable.weights.values():
         weight.data += 0.1
-    assert not torch.allclose(learner.model(ids).logits, before)
-    with torch.no_grad(), learner.reference() as model:
+    assert not torch.allclose(trainable.model(ids).logits, before)
+    with torch.no_grad(), trainable.reference() as model:
         assert torch.equal(model(ids).logits, before)
-    assert not torch.allclose(learner.model(ids).logits, before)
-    assert all(weight.requires_grad for weight in learner.weights.values())
+    assert not torch.allclose(trainable.model(ids).logits, before)
+    assert all(weight.requires_grad for weight in trainable.weights.values())
 
 
 def test_a_penalty_keeps_the_model_narrow(tmp_path):
@@ -149,15 +149,15 @@ def test_a_penalty_keeps_the_model_narrow(tmp_path):
     assert found["narrow"][0] > found["narrow"][1] + 0.1  # in its domain it learned
 
 
-def test_what_the_penalty_was_held_to_is_in_the_manifest_and_may_not_change(kept, chats, tmp_path):
-    run = train(kept(), tmp_path / "run")
+def test_what_the_penalty_was_held_to_is_in_the_manifest_and_may_not_change(with_kl, chats, tmp_path):
+    run = train(with_kl(), tmp_path / "run")
     manifest = run.manifest()
     assert manifest["kl"] == {"dataset": chats[1], "sha256": load_chats(chats[1]).sha256}
     run.manifest_file.write_text(json.dumps(manifest | {"kl": manifest["kl"] | {"sha256": "other"}}))
     state = json.loads(run.trainer_state_file.read_text())
     run.trainer_state_file.write_text(json.dumps(state | {"global_step": 11}))  # as after a kill
     with pytest.raises(InputError, match="kl changed since the run began"):
-        train(kept(), run.path, resume=True)
+        train(with_kl(), run.path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -170,21 +170,21 @@ def test_what_the_penalty_was_held_to_is_in_the_manifest_and_may_not_change(kept
         ({"wieght": 1}, "unknown key kl.wieght; did you mean 'weight'"),
     ],
 )
-def test_a_penalty_that_cannot_be_meant_is_refused(kl, said, kept, tmp_path):
+def test_a_penalty_that_cannot_be_meant_is_refused(kl, said, with_kl, tmp_path):
     with pytest.raises(InputError, match=said):
-        train(kept(kl=kl), tmp_path / "run")
+        train(with_kl(kl=kl), tmp_path / "run")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_processes_share_the_other_rows_of_each_step_and_divide_by_all_of_their_tokens(count, kept, chats):
-    config = load_config(kept(training={"batch_size": 3, "gradient_accumulation_steps": 4}, kl={"every": 2}))
+def test_the_processes_share_the_other_rows_of_each_step_and_divide_by_all_of_their_tokens(count, with_kl, chats):
+    config = load_config(with_kl(training={"batch_size": 3, "gradient_accumulation_steps": 4}, kl={"every": 2}))
     plan = make_plan(config, dict.fromkeys(chats, 40))
     examples = {name: {row: Example([7, row, row], [-100, row, row]) for row in range(40)} for name in chats}
     shares = [Batches(plan, 0, 3, examples, Processes(rank, count)) for rank in range(count)]
     per_step = 4 // count
     for step in (1, 2, 4):
         parts = [share[i] for share in shares for i in range((step - 1) * per_step, step * per_step)]
-        assert all(("other" in part) == (step % 2 == 0) for part in parts)
-        seen = [part["other"]["input_ids"][:, 1] for part in parts if "other" in part]
-        assert torch.cat(seen or [torch.tensor([], dtype=int)]).tolist() == plan.other.at(step)
-        assert all(part["other"]["tokens"] == 24 for part in parts if "other" in part)
+        assert all(("kl" in part) == (step % 2 == 0) for part in parts)
+        seen = [part["kl"]["input_ids"][:, 1] for part in parts if "kl" in part]
+        assert torch.cat(seen or [torch.tensor([], dtype=int)]).tolist() == plan.kl.at(step)
+        assert all(part["kl"]["tokens"] == 24 for part in parts if "kl" in part)

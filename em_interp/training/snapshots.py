@@ -1,0 +1,153 @@
+"""A callback that makes a run of any transformers Trainer: checkpoints, log and manifest as `train` writes them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from em_interp.config import Schedule
+from em_interp.errors import InputError
+from em_interp.run import Run
+from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
+from em_interp.training.lora import Weights, trained_adapter
+from em_interp.training.manifest import keep_manifest, trainer_manifest
+from em_interp.training.train_log import TrainLog, gradient_norms
+from em_interp.trajectory.checkpoint_formats import read_lora
+
+
+class SnapshotCallback(TrainerCallback):
+    """Saves the LoRA adapter that a Trainer trains at the steps of a schedule, with log and manifest, as a run.
+
+    For a transformers Trainer, TRL's trainers and whatever else runs their callbacks, on a model with one LoRA
+    adapter in training (PEFT's, or transformers' `add_adapter`). The run can be read like one of `em_interp.train`:
+    `open_run(out)`, `load_trajectory(out)`, `em-interp locate out`.
+
+        trainer = SFTTrainer(model, train_dataset=rows, callbacks=[em.SnapshotCallback("runs/mine", "every 5")])
+        trainer.train()
+        em.find_transition(em.load_trajectory("runs/mine"))
+
+    The Trainer is made to log every step, because the analyses need a gradient norm and a learning rate a step. Each
+    row of the log has the loss, the gradient norms (of all, of A, of B) before clipping, the learning rate of the step
+    and the sum of learning rates up to and including it. When the Trainer resumes from a checkpoint of its own at step
+    N, the run continues from there: its later checkpoints and rows are replaced. When training is stopped or killed,
+    trainer_state.json may lack the rows of the last five seconds until it is resumed.
+
+    Args:
+        out: the run directory to write, `out/checkpoints/checkpoint-<step>`, trainer_state.json and manifest.json.
+            Not the Trainer's own output_dir, where it keeps checkpoints in another form.
+        schedule: the steps to save, such as "every 5", "log 40" or "1-10, every 5"; the first step (0) and the last
+            are always saved.
+        overwrite: replace a run that is in `out` already.
+
+    Raises:
+        InputError: when training begins, for a model without a LoRA adapter in training, one that trains other
+            parameters too, an adapter that `load_trajectory` could not read (DoRA and other kinds), a sharded
+            adapter (FSDP, DeepSpeed ZeRO-3), and an `out` that holds a run already or is the Trainer's output_dir.
+    """
+
+    def __init__(self, out: str | Path, schedule: str | int | Schedule = "every 1", overwrite: bool = False) -> None:
+        self.run, self.schedule, self.overwrite = Run(Path(out)), Schedule.of(schedule), overwrite
+        self._saver: SaveCheckpoints | None = None  # in the main process, while training
+        self._log: TrainLog | None = None
+        self._weights: Weights = {}
+        self._norms: dict[str, float] = {}  # of the step in progress, after clipping
+        self._norm, self._rate, self._cumulative_lr = 0.0, 0.0, 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check that the run can be written, and save the step that training begins at."""
+        step, model = state.global_step, kwargs["model"]
+        writer = AdapterWriter(model, trained_adapter(model))
+        if not state.is_world_process_zero:
+            return
+        self._prepare(Path(args.output_dir), step)
+        saver = SaveCheckpoints(self.run.checkpoints, self.schedule, writer)
+        if not self.run.steps():
+            self._save_first(writer, step)
+        saver.on_train_begin(args, state, control)
+        keep_manifest(self.run, trainer_manifest(model, args, state.max_steps, len(saver.steps)))
+        log = TrainLog(self.run, state.max_steps, step, complete=False)
+        before = log.rows[-1] if log.rows else {"step": 0, "cumulative_lr": 0.0}
+        self._cumulative_lr = before["cumulative_lr"] if before["step"] == step else math.nan
+        self._saver, self._log, self._weights = saver, log, writer.weights
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the learning rate of the step and the gradient norms, which are those of clipped gradients here."""
+        if self._saver:
+            scaled = args.fp16 and not args.max_grad_norm  # by the loss scale, which nobody has taken out yet
+            self._norms, self._norm = ({}, math.nan) if scaled else gradient_norms(self._weights)
+            self._rate = kwargs["optimizer"].param_groups[0]["lr"]
+            self._cumulative_lr += self._rate
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save the step if the schedule names it, and have the Trainer log it."""
+        control.should_log = True  # in every process: they gather the loss
+        if self._saver:
+            self._saver.on_step_end(args, state, control)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the row of the step; evaluations and the Trainer's summary are no rows."""
+        logs = kwargs["logs"]
+        if self._log is None or "loss" not in logs:
+            return
+        norm = logs.get("grad_norm", self._norm)  # the Trainer's own is from before clipping
+        scale = norm / self._norm if self._norm else 1.0
+        self._log.add(
+            {
+                "step": state.global_step,
+                "loss": logs["loss"],
+                "grad_norm": norm,
+                "learning_rate": self._rate,
+                **{name: part * scale for name, part in self._norms.items()},
+                "cumulative_lr": self._cumulative_lr,
+            }
+        )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save the last step, also where training stopped early, and finish the log."""
+        if self._saver is None or self._log is None:
+            return
+        if not self.run.checkpoint(state.global_step).exists():
+            self._saver.writer.save(self.run.checkpoint(state.global_step))
+        self._log.write_state()
+        shutil.rmtree(self.run.resume_state, ignore_errors=True)
+        self._saver = self._log = None
+
+    def _prepare(self, output_dir: Path, step: int) -> None:
+        """Make room in `out` for a run, or for its steps after `step`; raises InputError where work would be lost."""
+        if output_dir.resolve() == self.run.path.resolve():
+            raise InputError(
+                f"{self.run.path} is the Trainer's output_dir, where it keeps checkpoints of its own; give the "
+                "SnapshotCallback another folder"
+            )
+        if step:  # the Trainer resumes
+            for later in (saved for saved in self.run.steps() if saved > step):
+                shutil.rmtree(self.run.checkpoint(later))
+            return
+        if (self.run.steps() or self.run.config_file.exists()) and not self.overwrite:
+            raise InputError(
+                f"{self.run.path} holds a run already; give the SnapshotCallback another folder, or overwrite=True"
+            )
+        for folder in (self.run.checkpoints, self.run.resume_state, self.run.answers_file.parent, self.run.analysis):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.run.config_file, self.run.manifest_file, self.run.trainer_state_file):
+            file.unlink(missing_ok=True)
+
+    def _save_first(self, writer: AdapterWriter, step: int) -> None:
+        """Save the first checkpoint; raises InputError, with nothing left behind, where the analyses cannot read it."""
+        folder = self.run.checkpoint(step)
+        writer.save(folder)
+        try:
+            read_lora(folder)
+        except InputError:
+            shutil.rmtree(folder)
+            raise

@@ -1,0 +1,101 @@
+"""The log of a run: one row a step, on disk as soon as the step is done, and the gradient norms in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from em_interp.errors import InputError
+from em_interp.files import read_json, to_json, write_json, write_text
+from em_interp.run import Run
+from em_interp.training.lora import Weights
+
+Row = dict[str, Any]
+SECONDS_BETWEEN_WRITES = 5.0  # of trainer_state.json while training
+
+
+class TrainLog:
+    """The rows of a run's log: each is appended to a file at once; trainer_state.json is rewritten every few seconds.
+
+    A kill loses no row. trainer_state.json has the form of transformers' own, which readers of runs know. It is
+    written when the log is made and, where the log is used as a context, when the block is left for whatever reason.
+    """
+
+    def __init__(self, run: Run, max_steps: int, after: int = 0, complete: bool = True) -> None:
+        """Start the log of a run of `max_steps` steps, or continue it after step `after` with the rows up to there.
+
+        Raises InputError where one of these rows is missing, unless the log need not be `complete`.
+        """
+        self.run, self.max_steps = run, max_steps
+        self.rows = [row for row in _read_rows(run) if row["step"] <= after]
+        if complete and [row["step"] for row in self.rows] != list(range(1, after + 1)):
+            raise InputError(
+                f"{_file(run)} has {len(self.rows)} rows; {after} were expected, so the run cannot be resumed"
+            )
+        write_text(_file(run), "".join(map(_line, self.rows)))
+        self.write_state()
+
+    def add(self, row: Row) -> None:
+        """Append the row of the step just done."""
+        self.rows.append(row)
+        with _file(self.run).open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
+            self.write_state()
+
+    def write_state(self) -> None:
+        """Write trainer_state.json with the rows so far."""
+        done = self.rows[-1]["step"] if self.rows else 0
+        state = {"global_step": done, "max_steps": self.max_steps, "log_history": self.rows}
+        write_json(self.run.trainer_state_file, state)
+        self._written = time.monotonic()
+
+    def __enter__(self) -> TrainLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.write_state()
+
+
+def is_finished(run: Run) -> bool:
+    """Whether training has been through its last step."""
+    if not run.trainer_state_file.is_file():
+        return False
+    state = read_json(run.trainer_state_file)
+    return bool(state["global_step"] == state["max_steps"])
+
+
+def gradient_norms(weights: Weights) -> tuple[dict[str, float], float]:
+    """The norms of the gradients of A and of B, where an adapter is trained, and the norm of all gradients."""
+    gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    parts = {
+        f"grad_norm_{part}": [gradient for name, gradient in gradients.items() if f".lora_{part}." in name]
+        for part in ("A", "B")
+    }
+    norms = {name: float(torch.nn.utils.get_total_norm(part)) for name, part in parts.items() if part}
+    if norms:
+        return norms, math.hypot(*norms.values())
+    return {}, float(torch.nn.utils.get_total_norm(list(gradients.values())))
+
+
+def _file(run: Run) -> Path:
+    return run.resume_state / "log.jsonl"
+
+
+def _line(row: Row) -> str:
+    return to_json(row, indent=None) + "\n"
+
+
+def _read_rows(run: Run) -> list[Row]:
+    """The rows in the file, else those of trainer_state.json; a last line cut short by a kill is no row."""
+    if _file(run).is_file():
+        lines = _file(run).read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    if run.trainer_state_file.is_file():
+        return [row for row in read_json(run.trainer_state_file)["log_history"] if "loss" in row]
+    return []
