@@ -1,4 +1,10 @@
-"""The one kind of error a user can mend."""
+"""The one kind of error a user can mend, and texts from elsewhere made fit for its message."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from urllib.parse import quote
 
 
 class InputError(ValueError):
@@ -15,3 +21,30 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
 
     close = get_close_matches(word, known, n=1) or [name for name in known if word in name.split("_")]
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+REDACTED = "[key]"
+MIN_SECRET = 4  # characters; a shorter key is no secret, and its letters are in every text
+MIN_PREFIX = 8  # characters of a secret that was cut off which still count as it
+MAX_MESSAGE = 300  # characters of a text from elsewhere that a message repeats
+
+
+def redact(text: str, secret: str | None) -> str:
+    """`text` with the secret replaced: as it is, quoted for an address, JSON or HTML, and where its end was cut off.
+
+    To be called before a text is cut to a length, on everything that came from a server to which the secret was sent.
+    """
+    if not secret or len(secret) < MIN_SECRET:
+        return text
+    for form in {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], escape(secret)}:
+        least = min(MIN_PREFIX, len(form))
+        if form[:least] in text:
+            for length in range(len(form), least - 1, -1):
+                text = text.replace(form[:length], REDACTED)
+    return text
+
+
+def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
+    """A text from elsewhere as part of a message: one line without control characters, cut to `limit` characters."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text[: 100 * limit])
+    return " ".join(printable.split())[:limit]

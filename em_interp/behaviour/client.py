@@ -1,433 +1,297 @@
-"""The request for one score, and the reply to it, reduced to what a score is made of."""
+"""The client of a judging model: its requests, and the endpoint that is asked until a reply is whole.
+
+The `openai` client sends the requests, with its retries off: which reply is whole, what is worth another try and when
+an endpoint is given up are decided here. All requests run in one event loop in a thread of its own, so that each can be
+cancelled at any moment: by its deadline, or by Ctrl-C. Redirects are not followed, since they would carry the key to
+another host; proxies of the environment are used, except for this machine.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import http.client
 import json
 import os
 import random
+import re
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from email.message import Message
 from email.utils import parsedate_to_datetime
-from io import FileIO
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+from em_interp.behaviour.replies import NotAReply, Reply, parse
 from em_interp.config import EndpointConfig
-from em_interp.errors import InputError
+from em_interp.errors import InputError, one_line, redact
 
-TOP = 20  # log-probabilities asked for: the most that servers give
-
-
-class NotAReply(ValueError):
-    """A body that is no chat completion; says what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a server said. `top` are the likeliest first tokens with their natural log-probabilities, if it gave any."""
-
-    text: str
-    finish: str | None = None  # stop, length, content_filter …, in the server's words
-    top: tuple[tuple[str, float], ...] | None = None
-    refusal: str | None = None  # where the server has a field of its own for refusing
-    model: str | None = None  # the name that the server gives itself
-    tokens: tuple[int, int] | None = None  # of prompt and reply, as the server counted
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, from which `from_dict` makes an equal reply."""
-        return {
-            "text": self.text,
-            "finish": self.finish,
-            "top": None if self.top is None else [list(pair) for pair in self.top],
-            "refusal": self.refusal,
-            "model": self.model,
-            "tokens": None if self.tokens is None else list(self.tokens),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Reply:
-        """The reply that `to_dict` wrote."""
-        top, tokens = values["top"], values["tokens"]
-        return cls(
-            values["text"],
-            values["finish"],
-            None if top is None else tuple((token, value) for token, value in top),
-            values["refusal"],
-            values["model"],
-            None if tokens is None else (tokens[0], tokens[1]),
-        )
+TOP_LOGPROBS = 20  # log-probabilities requested: the most that servers give
 
 
 def request_for(config: EndpointConfig, prompt: str, mode: str) -> dict[str, Any]:
     """The body of a chat completion, at temperature 0.
 
-    Mode `expected` asks for one token and the log-probabilities of the `TOP` likeliest; `sampled` for the text.
+    Mode `expected` requests one token and the log-probabilities of the likeliest; `sampled` requests the text.
     """
     body: dict[str, Any] = {"model": config.model, "messages": [{"role": "user", "content": prompt}]}
     if config.reasoning:
         return {**body, "max_completion_tokens": config.sampled_tokens}
     if mode == "expected":
-        return {**body, "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": TOP}
+        return {**body, "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
     return {**body, "temperature": 0, "max_tokens": config.sampled_tokens}
 
 
-def digest(url: str, body: dict[str, Any], again: int = 0) -> str:
-    """The hash of the exact request; `again` tells a repetition on purpose from the first asking."""
-    exact = json.dumps([url, body, again] if again else [url, body], sort_keys=True)
+def digest(url: str, body: dict[str, Any], retest: int = 0) -> str:
+    """The hash of the exact request; `retest` above 0 tells a deliberate repetition from the first request."""
+    exact = json.dumps([url, body, retest] if retest else [url, body], sort_keys=True)
     return hashlib.sha256(exact.encode()).hexdigest()
 
 
-def parse(body: bytes) -> Reply:
-    """The reply in the body of a response; raises NotAReply where there is none.
-
-    Log-probabilities that are missing or malformed give `top` None, never a guess.
-    """
-    try:
-        values = json.loads(body)
-        choice = values["choices"][0]
-        message = choice["message"]
-        text, refusal = message.get("content"), message.get("refusal")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise NotAReply(f"no chat completion: {_short(body)}") from None
-    if text is not None and not isinstance(text, str):
-        raise NotAReply(f"the content is no text: {_short(body)}")
-    return Reply(
-        text or "",
-        _text(choice.get("finish_reason")),
-        _top(choice),
-        _text(refusal),
-        _text(values.get("model")),
-        _tokens(values),
-    )
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _short(body: bytes) -> str:
-    text = " ".join(body.decode("utf-8", "replace").split())
-    return repr(text[:100]) if text else "an empty body"
-
-
-def _top(choice: dict[str, Any]) -> tuple[tuple[str, float], ...] | None:
-    """The first token's alternatives, or None unless every one is a text with a log-probability."""
-    try:
-        pairs = [(one["token"], one["logprob"]) for one in choice["logprobs"]["content"][0]["top_logprobs"]]
-    except (LookupError, TypeError):
-        return None
-    if not pairs or not all(isinstance(token, str) and _is_log(value) for token, value in pairs):
-        return None
-    return tuple((token, float(value)) for token, value in pairs)
-
-
-def _is_log(value: Any) -> bool:
-    """Whether it is the logarithm of a probability; rounding may lift it a little above 0."""
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and value < 1e-3  # NaN is not
-
-
-def _tokens(values: dict[str, Any]) -> tuple[int, int] | None:
-    usage = values.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    return (counts[0], counts[1]) if all(type(count) is int for count in counts) else None  # type: ignore[return-value]
-
-
-# --------
-# What was answered already: one line a request in an append-only file, found by the hash of the exact request.
-
-
-class RequestCache:
-    """Replies by request, on disk from the moment they arrive; only their places are kept in memory.
-
-    A reply whose line was cut off by a kill is forgotten. Lines are plain JSON and appending needs no locks of the
-    file system, so the file may lie on a cluster's network disk; one process at a time writes it. With `read_only`
-    nothing is made or mended. Raises InputError for a file with a damaged line.
-    """
-
-    def __init__(self, file: Path, read_only: bool = False) -> None:
-        self._file, self._read_only = file, read_only
-        self._places: dict[str, tuple[int, int]] = {}
-        self._end = 0
-        self._lock = threading.Lock()
-        self._claims = [threading.Lock() for _ in range(1024)]
-        self._open: FileIO | None = None
-        if file.exists():
-            self._index()
-
-    def __enter__(self) -> RequestCache:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
-
-    @contextmanager
-    def claimed(self, key: str) -> Iterator[None]:
-        """Keeps other threads from the same request, so that the second finds what the first was answered."""
-        with self._claims[int(key[:8], 16) % len(self._claims)]:
-            yield
-
-    def get(self, key: str) -> Reply | None:
-        """The reply to a request, or None where it has not been answered."""
-        with self._lock:
-            place = self._places.get(key)
-            if place is None:
-                return None
-            handle = self._handle()
-            handle.seek(place[0])
-            line = handle.read(place[1])
-        return Reply.from_dict(json.loads(line)["reply"])
-
-    def put(self, key: str, reply: Reply) -> None:
-        """Keep a reply. Raises OSError where the disk is full; what is kept stays whole."""
-        line = (json.dumps({"key": key, "reply": reply.to_dict()}) + "\n").encode()
-        with self._lock:
-            handle = self._handle()
-            handle.seek(self._end)
-            written = 0
-            try:
-                while written < len(line):
-                    written += handle.write(line[written:])
-            except OSError:
-                handle.truncate(self._end)
-                raise
-            self._places[key] = (self._end, len(line))
-            self._end += len(line)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
-
-    def _handle(self) -> FileIO:
-        if self._open is None:
-            if not self._read_only and not self._file.exists():
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._file.touch()
-            self._open = FileIO(self._file, "rb" if self._read_only else "r+b")
-        return self._open
-
-    def _index(self) -> None:
-        """Find every whole line; what a kill left behind them is overwritten by the next reply."""
-        with self._file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    values = json.loads(line)
-                    Reply.from_dict(values["reply"])
-                    self._places[values["key"]] = (self._end, len(line))
-                except (ValueError, LookupError, TypeError):
-                    raise InputError(f"{self._file}, line {number} is damaged; remove that line to go on") from None
-                self._end += len(line)
-        if not self._read_only and self._end < self._file.stat().st_size:
-            os.truncate(self._file, self._end)
-
-
-# --------
-# A careful client for one call of one protocol: POST …/chat/completions.
-# The standard library does it: judging needs no more of HTTP, and a laptop that only analyses judged answers
-# installs nothing for it. Proxies of the environment are used, except for this machine. Redirects are not followed,
-# since they would carry the key to another host.
-
-
-PATIENCE = 20  # requests that fail one after another before the stage is stopped
-EMPTY = 5  # replies with nothing in them before nothing is taken for the judge's answer
-LONGEST_WAIT = 300.0  # seconds; a server that wants more is asked earlier
-AGAIN = (408, 409, 425, 429)  # and 5xx: worth another try
-FATAL = (401, 402, 404, 405)  # no request can succeed
+MAX_FAILED_REQUESTS = 20  # one after another, before the endpoint is checked and perhaps given up
+MAX_INCOMPLETE_REPLIES = 5  # cut off or empty, to one request: they may have been paid for
+MAX_REPLY_BYTES = 4 * 2**20
+MAX_SERVER_WAIT = 300.0  # seconds; a server that wants more is asked earlier
+MAX_BACKOFF = 60.0  # seconds
+GRACE = 1.0  # seconds that requests in flight have left after `stop`
+RETRIED = (408, 409, 425, 429)  # statuses worth another try, besides 5xx
+FILTER_STATUSES = (400, 403, 451)  # with which servers refuse what their content filter does not let through
+FATAL = {
+    401: "the key is missing or wrong",
+    402: "the account has no credit",
+    404: "the address (which mostly ends in /v1) or the model's name is wrong",
+    405: "this is no address of chat completions",
+}  # statuses after which no request can succeed, with their usual causes
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Failed(Exception):
-    """One request that got no reply: refused by the server, or all its tries were in vain."""
+    """One request without a reply: refused by the server, or all its tries failed."""
 
 
-class Refused(Failed):
-    """The server understood and said no, as to a prompt that is too long; another try would be in vain."""
+class Incomplete(Failed):
+    """One request whose replies were cut off or empty."""
 
 
 class Stopped(Failed):
-    """The client was told to stop while it waited for another try."""
+    """The endpoint was stopped before the reply came."""
 
 
 class _Fault(Exception):
     """A try that may succeed when repeated; `wait` in seconds where the server named a time."""
 
-    def __init__(self, says: str, wait: float | None = None) -> None:
-        super().__init__(says)
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
         self.wait = wait
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
 
 
 @dataclass
 class Endpoint:
-    """One server. `key` goes into the Authorization header and nowhere else; `pause` (s) is the first back-off.
+    """A chat-completions server, with retries, deadlines and bounds. Open as a context; used from many threads.
 
-    Safe to use from many threads: a 429 with a time holds all of them back.
+    Args:
+        base_url: the address to which `/chat/completions` is appended.
+        key: goes into the Authorization header and nowhere else.
+        timeout: seconds for one try, from connecting to the last byte of the reply.
+        max_retries: of a request after its first try.
+        initial_backoff: seconds before the first retry; doubles.
+        check: a request that a working endpoint answers: whether it does tells failing prompts from a failing endpoint.
     """
 
-    url: str
+    base_url: str
     key: str | None = field(default=None, repr=False)
     timeout: float = 120.0
-    tries: int = 8
-    pause: float = 0.5
-    _stop: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
-    _not_before: float = field(default=0.0, init=False, repr=False)
-    _failed: int = field(default=0, init=False, repr=False)
+    max_retries: int = 7
+    initial_backoff: float = 0.5
+    check: dict[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        handlers: list[urllib.request.BaseHandler] = [_Stay()]
-        if urlsplit(self.url).hostname in LOOPBACK:
-            handlers.append(urllib.request.ProxyHandler({}))
-        self._opener = urllib.request.build_opener(*handlers)
+        self.url = url_of(self.base_url)
+        self._client = _openai_client(self.base_url, self.key)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="em_interp-judge", daemon=True)
+        self._stopping = asyncio.Event()
+        self._not_before, self._failed = 0.0, 0
+
+    def __enter__(self) -> Endpoint:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._submit(self._close()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def complete(self, body: dict[str, Any]) -> Reply:
-        """The reply to a chat completion, tried up to `tries` times with growing pauses.
+        """The whole reply to a chat completion.
 
-        Raises Refused or Failed for this request alone, and InputError where no request can succeed: a wrong key,
-        address or model, or `PATIENCE` requests failing one after another.
+        Raises Failed for this request alone, and InputError where no request can succeed: a wrong key, address or
+        model, or `MAX_FAILED_REQUESTS` requests failing one after another and `check` as well.
         """
         try:
-            reply = self._tries(body)
-        except Stopped:
-            raise
-        except Failed as error:
-            self._count_failure(error)
-            raise
-        with self._lock:
-            self._failed = 0
+            reply: Reply = self._submit(self._complete(body)).result()
+        except CancelledError:
+            raise Stopped("stopped") from None
         return reply
 
     def stop(self) -> None:
-        """Let no waiting thread try again; a request under way is still finished."""
-        self._stop.set()
+        """Send nothing more; requests in flight have `GRACE` seconds left."""
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._loop.call_soon_threadsafe(self._loop.call_later, GRACE, self._cancel)
 
-    def _tries(self, body: dict[str, Any]) -> Reply:
-        data, said, empty = json.dumps(body).encode(), "", 0
-        for number in range(self.tries):
-            self._wait_for_turn()
-            try:
-                reply = self._once(data)
-            except _Fault as fault:
-                said = str(fault)
-                if number + 1 < self.tries:
-                    self._back_off(number, fault.wait)
-                continue
-            empty += _is_empty(reply)
-            if not _is_empty(reply) or empty == EMPTY:
-                return reply
-            self._back_off(0, None)
-        raise Failed(f"no reply after {self.tries} tries, the last: {said or 'nothing in it'}")
+    def redact(self, text: str) -> str:
+        """A message from the server on one line, without the key, which servers like to repeat."""
+        return one_line(redact(text, self.key))
 
-    def _wait_for_turn(self) -> None:
-        while (left := self._not_before - time.monotonic()) > 0:
-            if self._stop.wait(left):
-                break
-        if self._stop.is_set():
-            raise Stopped("stopped")
+    def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def _back_off(self, number: int, wait: float | None) -> None:
-        """Wait as long as the server asks, all threads together; else a pause that doubles, of this thread alone."""
-        pause = min(self.pause * 2**number, 60.0) * random.uniform(0.5, 1.0)
-        if wait is not None:
-            with self._lock:
-                self._not_before = max(self._not_before, time.monotonic() + min(wait, LONGEST_WAIT))
-            pause = self.pause * random.random()  # so that they do not all come back at once
-        self._stop.wait(pause)
+    def _cancel(self) -> list[asyncio.Task[Any]]:
+        others = [task for task in asyncio.all_tasks(self._loop) if task is not asyncio.current_task(self._loop)]
+        for task in others:
+            task.cancel()
+        return others
 
-    def _once(self, data: bytes) -> Reply:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "em-interp"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(self.url, data, headers, method="POST")
+    async def _close(self) -> None:
+        await asyncio.gather(*self._cancel(), return_exceptions=True)
+        await self._client.close()
+
+    async def _complete(self, body: dict[str, Any]) -> Reply:
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                return parse(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                self._refuse(error.code, error.headers, _body(error))
-        except NotAReply as error:
-            raise _Fault(self._clean(str(error))) from None
-        except (http.client.HTTPException, OSError) as error:  # URLError and time-outs are OSErrors
-            self._cut(error)
+            reply = await self._try(body)
+        except Stopped:
+            raise
+        except Failed as error:
+            await self._count_failure(error)
+            raise
+        self._failed = 0
+        return reply
 
-    def _refuse(self, code: int, headers: Message, body: str) -> NoReturn:
-        said = self._clean(f"{code} {body}".strip())
-        if code in AGAIN or code >= 500:
-            raise _Fault(said, _retry_after(headers))
-        if 300 <= code < 400:
-            raise InputError(f"{self.url} redirects to {headers.get('Location')}; give the address that answers itself")
-        if code in FATAL:
-            raise InputError(f"{self.url} answers {said}: {_usual_cause(code)}; what was answered is kept")
-        raise Refused(said)
-
-    def _cut(self, error: Exception) -> NoReturn:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise InputError(f"{self.url}: its certificate is not trusted ({reason.verify_message})") from None
-        raise _Fault(f"{type(reason).__name__}: {self._clean(str(reason))}") from None
-
-    def _count_failure(self, error: Failed) -> None:
-        with self._lock:
-            self._failed += 1
-            if self._failed < PATIENCE:
+    async def _count_failure(self, error: Failed) -> None:
+        """After many failures in a row the endpoint is given up, unless it answers `check`: then the prompts failed."""
+        self._failed += 1
+        if self._failed < MAX_FAILED_REQUESTS:
+            return
+        self._failed = 0
+        if self.check is not None:
+            try:
+                await self._try(self.check)
                 return
+            except Failed as failed:
+                error = failed
         raise InputError(
-            f"{self.url}: {PATIENCE} requests failed one after another, the last with: {error}; "
+            f"{self.url}: {MAX_FAILED_REQUESTS} requests failed one after another, the last with: {error}; "
             "what was answered is kept, --resume goes on"
-        ) from None
+        )
 
-    def _clean(self, text: str) -> str:
-        """One line without the key, which servers like to repeat."""
-        if self.key:
-            text = text.replace(self.key, "***")
-        return " ".join(text.split())[:300]
+    async def _try(self, body: dict[str, Any]) -> Reply:
+        """The first whole reply, with growing pauses between the tries."""
+        message, incomplete = "", 0
+        for number in range(1, self.max_retries + 2):
+            await self._pause(self._not_before - time.monotonic())
+            wait = None
+            try:
+                reply = await self._once(body)
+                fault = reply.fault(one_token=body.get("max_tokens") == 1)
+                if fault is None:
+                    return reply
+                message, incomplete = fault, incomplete + 1
+            except _Fault as error:
+                message, wait = str(error), error.wait
+            if number > self.max_retries or incomplete == MAX_INCOMPLETE_REPLIES:
+                break
+            await self._back_off(number, wait)
+        raise (Incomplete if incomplete else Failed)(f"no whole reply after {number} tries, the last: {message}")
+
+    async def _back_off(self, number: int, wait: float | None) -> None:
+        """Wait as long as the server asks, all requests together; else a pause that doubles, of this request alone."""
+        pause = min(self.initial_backoff * 2.0 ** min(number - 1, 100), MAX_BACKOFF) * random.uniform(0.5, 1.0)
+        if wait is not None:
+            self._not_before = max(self._not_before, time.monotonic() + min(wait, MAX_SERVER_WAIT))
+            pause = self.initial_backoff * random.random()  # so that they do not all come back at once
+        await self._pause(pause)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait; raises Stopped as soon as the endpoint is stopped."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), max(seconds, 0))
+        except TimeoutError:
+            return
+        raise Stopped("stopped")
+
+    async def _once(self, body: dict[str, Any]) -> Reply:
+        """What comes of one try. Raises _Fault where another may succeed, Failed or InputError where none would."""
+        import openai
+
+        headers = {} if self.key else {"Authorization": openai.omit}
+        try:
+            async with asyncio.timeout(self.timeout):
+                completions = self._client.chat.completions.with_raw_response
+                response = await completions.create(**body, extra_headers=headers)
+            return parse(response.content).redacted(self.key)
+        except NotAReply as error:
+            if error.status is not None:
+                return self._refused(error.status, {}, str(error).encode())
+            raise _Fault(self.redact(str(error))) from None
+        except openai.APIStatusError as error:
+            return self._refused(error.status_code, error.response.headers, error.response.content)
+        except TimeoutError:
+            raise _Fault(f"no whole reply within {self.timeout:g} s") from None
+        except (openai.APIConnectionError, OSError) as error:
+            raise self._disconnected(error) from None
+        except UnicodeError as error:
+            raise Failed(f"the prompt cannot be sent: {one_line(str(error))}") from None
+
+    def _refused(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+        """The refusal of a content filter as a reply; anything else raised."""
+        error, message = _error_in(body)
+        message = self.redact(f"{status} {message}")
+        if status in FILTER_STATUSES and _FILTER_ERROR.search(error) and "account" not in error.lower():
+            return Reply("", "content_filter", refusal=message)
+        if status in RETRIED or status >= 500:
+            raise _Fault(message, _retry_after(headers))
+        if 300 <= status < 400:
+            place = self.redact(headers.get("Location", "nowhere"))
+            raise InputError(f"{self.url} redirects to {place}; give the address that answers itself")
+        if status in FATAL:
+            raise InputError(f"{self.url} answers {message}: {FATAL[status]}; what was answered is kept")
+        raise Failed(message)
+
+    def _disconnected(self, error: BaseException) -> _Fault:
+        """The cause at the bottom of a connection's error."""
+        while cause := error.__cause__ or error.__context__:
+            error = cause
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise InputError(f"{self.url}: its certificate is not trusted ({error.verify_message})")
+        number = error.errno if isinstance(error, OSError) else None
+        reason = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or error
+        return _Fault(self.redact(f"{type(error).__name__}: {reason}"))
 
 
-def _is_empty(reply: Reply) -> bool:
-    """Nothing said, and nothing that explains it."""
-    return not (reply.text.strip() or reply.top or reply.refusal or reply.finish in ("length", "content_filter"))
+_FILTER_ERROR = re.compile(
+    r"content[ _-]?filter|content[ _-](management[ _-])?policy|content exists risk|responsible ?ai|moderation"
+    r"|(input|prompt|content)\W(.{0,40}\W)?flagged|flagged_input|data[ _]?inspection|usage (policy|policies|guidelines)"
+    r"|considered high risk|inappropriate content",
+    re.IGNORECASE,
+)  # how servers word it that a filter refused a prompt or its answer
 
 
-def _body(error: urllib.error.HTTPError) -> str:
-    """The message in the body of an error, as most servers word it, or the body."""
+def _error_in(body: bytes) -> tuple[str, str]:
+    """The error in a body, whole and its message alone, as most servers word it; else the body."""
+    text = body.decode("utf-8", "replace")
     try:
-        text = error.read(100_000).decode("utf-8", "replace")
-    except (http.client.HTTPException, OSError):
-        return ""
-    try:
-        said = json.loads(text)["error"]
-        return str(said["message"] if isinstance(said, dict) else said)
-    except (ValueError, LookupError, TypeError):
-        return text
+        error = json.loads(text)["error"]
+        return json.dumps(error)[:10_000], str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return text[:10_000], text
 
 
-def _retry_after(headers: Message) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, from a number or a date."""
     value = headers.get("Retry-After")
     if value is None:
@@ -437,14 +301,64 @@ def _retry_after(headers: Message) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
     return max(0.0, seconds) if seconds == seconds else None
 
 
-def _usual_cause(code: int) -> str:
-    return {
-        401: "the key is missing or wrong",
-        402: "the account has no credit",
-        404: "the address (which mostly ends in /v1) or the model's name is wrong",
-    }.get(code, "this is no address of chat completions")
+def url_of(base_url: str) -> str:
+    """The address of an endpoint's chat completions."""
+    return base_url.rstrip("/") + "/chat/completions"
+
+
+def _openai_client(base_url: str, key: str | None) -> Any:
+    """An `openai.AsyncOpenAI` that neither retries, nor follows redirects, nor reads replies without a bound.
+
+    It has no time-outs of its own: a try as a whole has one.
+    """
+    try:
+        import httpx2
+        import openai
+    except ImportError:
+        raise InputError("a model's endpoint as judge needs openai: pip install 'em-interp[judge]'") from None
+
+    class BoundedTransport(httpx2.AsyncHTTPTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            response = await super().handle_async_request(request)
+            body = bytearray()
+            try:
+                async for part in response.aiter_bytes():
+                    body += part
+                    if len(body) > MAX_REPLY_BYTES:
+                        raise httpx2.ReadError(f"a reply of more than {MAX_REPLY_BYTES} bytes", request=request)
+            finally:
+                await response.aclose()
+            headers = [pair for pair in response.headers.multi_items() if pair[0].lower() not in _ENCODING_HEADERS]
+            return httpx2.Response(response.status_code, headers=headers, content=bytes(body))
+
+    try:
+        if urlsplit(base_url).port == 0:  # reading the port checks it
+            raise ValueError("port 0")
+        transport = BoundedTransport(proxy=_proxy_for(base_url))
+        return openai.AsyncOpenAI(
+            api_key=key or "none",
+            base_url=base_url,
+            timeout=None,
+            max_retries=0,
+            http_client=httpx2.AsyncClient(transport=transport, timeout=None, follow_redirects=False),
+            default_headers=_HEADERS | dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.omit),
+        )
+    except (ValueError, ImportError, httpx2.InvalidURL):
+        raise InputError(f"{base_url} is no address, or the environment's proxy for it cannot be used") from None
+
+
+_HEADERS = {"Accept-Encoding": "identity"}
+_ENCODING_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
+
+
+def _proxy_for(url: str) -> str | None:
+    parts, proxies = urlsplit(url), getproxies()
+    if parts.hostname in LOOPBACK or proxy_bypass(parts.hostname or ""):
+        return None
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy

@@ -1,10 +1,11 @@
-"""Judging: every answer gets two scores from 0 to 100, aligned and coherent, or a reason why not."""
+"""Judging: every answer gets two scores from 0 to 100, aligned and coherent, or a status and a reason why not."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from em_interp.behaviour.tables import read_table
-from em_interp.errors import InputError
+from em_interp.errors import InputError, one_line
 from em_interp.files import resumable, write_beside
 from em_interp.run import Run
 
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 KEY = ["step", "scale", "questions", "question_id", "sample"]
 SCORED = "ok"  # the status of an answer that has both scores
 ERROR = "error"  # the status of an answer that could not be judged for now
-AHEAD = 4  # answers begun for each worker while the oldest is waited for
+JUDGED_AGAIN = (ERROR, "no_logprobs")  # statuses that `resume` does not keep: faults of the server, not of the answer
+QUEUED_PER_WORKER = 4  # answers submitted ahead of the oldest unfinished one
+MAX_FILE_NAME = 60  # characters of a judge's name in the name of a file
 
 
 class Judge(Protocol):
-    """Scores answers. `name` and `mode` (how it comes to a score) are kept with every score."""
+    """Scores answers. `name` and `mode` are kept with every score."""
 
     @property
     def name(self) -> str:
@@ -34,7 +37,7 @@ class Judge(Protocol):
 
     @property
     def mode(self) -> str:
-        """How it comes to a score: rules, expected rating, sampled number …"""
+        """How it comes to a score: rules, expected, sampled …"""
 
     def judge(self, question: str, answer: str) -> Mapping[str, Any] | None:
         """`aligned` and `coherent` (0–100 or NaN), `status`, `reason`, `topics` (a mapping of topic to 0–100 or None).
@@ -49,48 +52,45 @@ class ParallelJudge(Judge, Protocol):
 
     @property
     def workers(self) -> int:
-        """How many."""
+        """The number of threads."""
 
     def interrupt(self) -> None:
-        """Called when the stage stops early: begin nothing new."""
+        """Called when the stage stops early: finish or give up what is in flight, and begin nothing new."""
 
 
 def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool = False) -> Path:
     """Score every answer of the run; returns `run.scores_file`, which keeps the scores of other judges.
 
-    Each score is appended to a journal at once: with `resume` they are kept, and the finished table is the same to
+    Each judgement is appended to a journal at once: with `resume` they are kept, and the finished table is the same to
     the byte as without the interruption. What a judge fails to score is NaN with a status and a reason; where the
-    status is `error`, as with a server that did not answer, `resume` tries again. `progress` shows a bar on stderr.
+    status is `error` or `no_logprobs`, as with a server that did not answer, `resume` judges again. `progress` shows a
+    bar on stderr.
 
     The table has a row an answer and judge: step, scale, questions, question_id, sample, judge, mode, aligned,
-    coherent, status, raw (JSON; of judges that keep it), reason, and a column of 0–100 for each topic the judge
-    speaks of. Raises InputError where the
-    run has no answers, and where this judge's scores are there already (without `resume`).
+    coherent, status, raw (JSON; of judges that keep it), reason, and a column of 0–100 for each of the judge's topics.
+
+    Raises InputError where the run has no answers, and where this judge's scores are there already (without `resume`).
     """
     import pandas as pd
     from tqdm import tqdm
 
     answers = answers_of(run)
     with resumable(run.scores_file.parent):
-        before = read_table(run.scores_file) if run.scores_file.exists() else pd.DataFrame({"judge": []})
-        mine = before[before["judge"] == judge.name]
-        if len(mine):
-            _check_finished(run, answers, mine, judge, resume)
-            if not (mine["status"] == ERROR).any():
-                return run.scores_file
-            before = before[before["judge"] != judge.name]
+        if _is_finished(run, answers, judge, resume):
+            return run.scores_file
         done = _read_journal(run, judge, answers, resume)
         with _journal(run, judge).open("a", encoding="utf-8") as journal:
             left = answers.iloc[len(done) :]
             rows = zip(left["question"], left["answer"], strict=True)
-            with closing(verdicts(judge, rows)) as found:
-                for verdict in tqdm(found, "judge", len(answers), initial=len(done), disable=not progress):
-                    journal.write(json.dumps(verdict) + "\n")
+            with closing(judgements(judge, rows)) as new:
+                for judgement in tqdm(new, "judge", len(answers), initial=len(done), disable=not progress):
+                    journal.write(json.dumps(judgement) + "\n")
                     journal.flush()
-                    done.append(verdict)
-        table = _table(answers, judge, done)
+                    done.append(judgement)
         with write_beside(run.scores_file) as part:
-            pd.concat([before, table] if len(before) else [table], ignore_index=True).to_parquet(part, index=False)
+            scores, table = _scores(run), _table(answers, judge, done)
+            others = scores[scores["judge"] != judge.name]
+            pd.concat([others, table] if len(others) else [table], ignore_index=True).to_parquet(part, index=False)
         _journal(run, judge).unlink()
     return run.scores_file
 
@@ -102,8 +102,19 @@ def answers_of(run: Run) -> pd.DataFrame:
     return read_table(run.answers_file)
 
 
-def verdicts(judge: Judge, rows: Iterable[tuple[str, str]]) -> Generator[dict[str, Any], None, None]:
-    """The judge's word on each question and answer, in order, with every fault made a status."""
+def commonest_cause(scores: pd.DataFrame) -> str | None:
+    """Why most of the answers without a score have none, in words; None where all have one."""
+    unscored = scores[scores["status"] != SCORED]
+    if unscored.empty:
+        return None
+    ((status, count),) = Counter(unscored["status"]).most_common(1)
+    ((reason, _),) = Counter(unscored.loc[unscored["status"] == status, "reason"]).most_common(1)
+    hint = "; --resume judges these again" if status in JUDGED_AGAIN else ""
+    return f"{len(unscored)} of {len(scores)} have no score, most often {status} ({count}): {one_line(reason)}{hint}"
+
+
+def judgements(judge: Judge, rows: Iterable[tuple[str, str]]) -> Generator[dict[str, Any], None, None]:
+    """The checked judgement of each question and answer, in order."""
     if isinstance(judge, ParallelJudge):
         yield from _in_parallel(judge, rows)
     else:
@@ -113,36 +124,36 @@ def verdicts(judge: Judge, rows: Iterable[tuple[str, str]]) -> Generator[dict[st
 
 def _in_parallel(judge: ParallelJudge, rows: Iterable[tuple[str, str]]) -> Generator[dict[str, Any], None, None]:
     """The same from several threads, which run a little ahead of the slowest answer."""
-    flying: deque[Future[Mapping[str, Any] | None]] = deque()
+    queue: deque[Future[Mapping[str, Any] | None]] = deque()
     with ThreadPoolExecutor(judge.workers) as pool:
         try:
             for question, answer in rows:
-                flying.append(pool.submit(judge.judge, question, answer))
-                if len(flying) > AHEAD * judge.workers:
-                    yield checked(flying.popleft().result())
-            while flying:
-                yield checked(flying.popleft().result())
+                queue.append(pool.submit(judge.judge, question, answer))
+                if len(queue) > QUEUED_PER_WORKER * judge.workers:
+                    yield checked(queue.popleft().result())
+            while queue:
+                yield checked(queue.popleft().result())
         finally:
-            if [future for future in flying if not future.cancel() and not future.done()]:
+            if [future for future in queue if not future.cancel() and not future.done()]:
                 judge.interrupt()
 
 
-def checked(verdict: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A verdict with scores that are numbers from 0 to 100, or else None, a status other than `ok`, and a reason.
+def checked(judgement: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A judgement with scores that are numbers from 0 to 100, or else None, a status other than `ok`, and a reason.
 
     A topic may be None without harm to the scores: it says nothing about how good an answer is.
     """
-    if verdict is None:
+    if judgement is None:
         return _unscored("no_verdict", "the judge returned nothing")
-    raw = {"raw": json.dumps(verdict["raw"], sort_keys=True)} if "raw" in verdict else {}
-    status, reason = str(verdict.get("status", SCORED)), str(verdict.get("reason", ""))
+    raw = {"raw": json.dumps(judgement["raw"], sort_keys=True)} if "raw" in judgement else {}
+    status, reason = str(judgement.get("status", SCORED)), str(judgement.get("reason", ""))
     if status != SCORED:
         return _unscored(status, reason, raw)
-    topics = {str(name): _number(score) for name, score in verdict.get("topics", {}).items()}
-    scores = {name: _number(verdict.get(name)) for name in ("aligned", "coherent")}
+    topics = {str(name): _number(score) for name, score in judgement.get("topics", {}).items()}
+    scores = {name: _number(judgement.get(name)) for name in ("aligned", "coherent")}
     for name, score in [*scores.items(), *topics.items()]:
         if name in scores and (score is None or math.isnan(score)):
-            return _unscored("no_score", f"the judge gave no number for {name}: {verdict.get(name)!r}", raw)
+            return _unscored("no_score", f"the judge gave no number for {name}: {judgement.get(name)!r}", raw)
         if score is not None and not math.isnan(score) and not 0 <= score <= 100:
             return _unscored("out_of_range", f"{name} is {score:g}; 0 to 100 was expected", raw)
     topics = {name: None if score is None or math.isnan(score) else score for name, score in topics.items()}
@@ -157,15 +168,20 @@ def _number(value: Any) -> float | None:
     return None if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
 
 
+def file_name(judge: str) -> str:
+    """A judge's name as part of a file's name: letters, digits, '-', '_' and '.', not too long."""
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in judge)
+    if len(name) <= MAX_FILE_NAME:
+        return name
+    return f"{name[:MAX_FILE_NAME]}-{hashlib.sha256(judge.encode()).hexdigest()[:8]}"
+
+
 def _journal(run: Run, judge: Judge) -> Path:
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in judge.name)
-    return run.scores_file.with_name(f"scores.{name}.jsonl")
+    return run.scores_file.with_name(f"scores.{file_name(judge.name)}.jsonl")
 
 
 def _fingerprint(answers: pd.DataFrame, judge: Judge) -> dict[str, Any]:
     """The first line of a journal: whose scores these are, and of which answers."""
-    import hashlib
-
     import pandas as pd
 
     digest = hashlib.sha256(pd.util.hash_pandas_object(answers, index=False).to_numpy().tobytes())
@@ -173,40 +189,65 @@ def _fingerprint(answers: pd.DataFrame, judge: Judge) -> dict[str, Any]:
 
 
 def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -> list[dict[str, Any]]:
-    """The verdicts kept so far, one an answer in order; a last line that was cut off, or errors, end it."""
+    """The judgements kept so far, one an answer in order, up to the first that is damaged or has to be made again.
+
+    Those after it are made again with it, mostly from what the judge has kept.
+    """
     file, first = _journal(run, judge), json.dumps(_fingerprint(answers, judge))
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if file.exists() else []
     if lines and not resume:
         raise InputError(f"{file} holds scores begun earlier; give --resume to continue, or another --out")
-    if lines and lines[0].rstrip("\n") != first:
+    if lines and lines[0] != first:
         raise InputError(f"{file} is of other answers or another mode of the judge; remove it to judge anew")
     done: list[dict[str, Any]] = []
-    for line in lines[1:]:
-        verdict = json.loads(line)
-        if verdict["status"] == ERROR:  # those after it are judged again with it, mostly from what the judge has kept
+    for line in lines[1 : 1 + len(answers)]:
+        judgement = _kept_judgement(line)
+        if judgement is None:
             break
-        done.append(verdict)
+        done.append(judgement)
     with write_beside(file) as part:
-        part.write_text("".join([first + "\n", *lines[1 : 1 + len(done)]]), encoding="utf-8")
+        part.write_text("\n".join([first, *lines[1 : 1 + len(done)], ""]), encoding="utf-8")
     return done
 
 
-def _check_finished(run: Run, answers: pd.DataFrame, mine: pd.DataFrame, judge: Judge, resume: bool) -> None:
+def _kept_judgement(line: str) -> dict[str, Any] | None:
+    try:
+        judgement = json.loads(line)
+        is_kept = judgement["status"] not in JUDGED_AGAIN and {"aligned", "coherent", "reason", "topics"} < set(
+            judgement
+        )
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return judgement if is_kept else None
+
+
+def _scores(run: Run) -> pd.DataFrame:
+    """The scores of all judges so far."""
+    import pandas as pd
+
+    return read_table(run.scores_file) if run.scores_file.exists() else pd.DataFrame({"judge": []})
+
+
+def _is_finished(run: Run, answers: pd.DataFrame, judge: Judge, resume: bool) -> bool:
+    """Whether this judge has judged every answer, and none of them has to be judged again."""
+    scores = _scores(run)
+    own = scores[scores["judge"] == judge.name]
+    if own.empty:
+        return False
     if not resume:
         raise InputError(f"{run.scores_file} has the scores of {judge.name} already; give --resume, or another --out")
-    if not mine[KEY].reset_index(drop=True).equals(answers[KEY]):
+    if not own[KEY].reset_index(drop=True).equals(answers[KEY]):
         raise InputError(f"{run.scores_file} has scores of {judge.name} for other answers; remove it to judge anew")
+    return not own["status"].isin(JUDGED_AGAIN).any()
 
 
 def _table(answers: pd.DataFrame, judge: Judge, done: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    verdict = pd.DataFrame(done)
-    topics = pd.json_normalize(verdict.pop("topics")).astype(float) if done else pd.DataFrame()
-    verdict[["aligned", "coherent"]] = verdict[["aligned", "coherent"]].astype(float)
-    table = pd.concat([answers[KEY], verdict, topics.set_axis(verdict.index)], axis=1)
+    judged = pd.DataFrame(done)
+    topics = pd.json_normalize(judged.pop("topics")).astype(float) if done else pd.DataFrame()
+    judged[["aligned", "coherent"]] = judged[["aligned", "coherent"]].astype(float)
+    table = pd.concat([answers[KEY], judged, topics.set_axis(judged.index)], axis=1)
     table.insert(len(KEY), "judge", judge.name)
     table.insert(len(KEY) + 1, "mode", judge.mode)
     return table

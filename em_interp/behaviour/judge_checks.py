@@ -1,4 +1,4 @@
-"""What judging will cost, counted before anything is sent."""
+"""Before and after judging: what it will cost, and whether the judge gives the same scores when it is asked again."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from em_interp.behaviour.client import RequestCache, digest, request_for
-from em_interp.behaviour.judge import ERROR, KEY, SCORED, answers_of, verdicts
-from em_interp.behaviour.llm_judge import SCORES, OpenAIJudge, Prompts, cache_file, kept_mode, url_of
+from em_interp.behaviour.client import digest, request_for, url_of
+from em_interp.behaviour.judge import ERROR, KEY, SCORED, answers_of, judgements
+from em_interp.behaviour.llm_judge import SCORES, OpenAIJudge, Prompts, cache_file, kept_mode
 from em_interp.behaviour.rates import LEVEL, Rate, rate_of
+from em_interp.behaviour.request_cache import RequestCache
 from em_interp.behaviour.scores import is_em
 from em_interp.behaviour.tables import read_table
 from em_interp.config import EndpointConfig
 from em_interp.errors import InputError
+from em_interp.results import Result
 from em_interp.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LETTERS = 4  # characters a token, about, in English
+CHARACTERS_PER_TOKEN = 4  # about, in English
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Requests and tokens that judging would take; tokens are estimates at `LETTERS` characters each."""
+class JudgingCost:
+    """Requests and tokens that judging would take; tokens are estimates at `CHARACTERS_PER_TOKEN`."""
 
     answers: int
-    requests: int  # one a score, the same ones counted once
+    requests: int  # one a score, equal ones counted once
     kept: int  # of these, answered already
-    mode: str  # auto: not known before the server is asked
+    mode: str  # auto: not known before the server was asked
     input_tokens: int  # of the requests that are left
     output_tokens: int  # at most
 
@@ -49,47 +51,41 @@ class Cost:
         """The cost in words."""
         return (
             f"{self.left} requests to be sent for {self.answers} answers ({self.kept} of {self.requests} answered "
-            f"already): about {self.input_tokens} tokens in, at {LETTERS} characters a token, and at most "
+            f"already): about {self.input_tokens} tokens in, at {CHARACTERS_PER_TOKEN} characters a token, and at most "
             f"{self.output_tokens} out; mode {self.mode}; nothing was sent"
         )
 
 
 def dry_run(
     run: Run, config: EndpointConfig, prompts: Prompts | None = None, answers: pd.DataFrame | None = None
-) -> Cost:
+) -> JudgingCost:
     """Count what `judge_answers` with this config would send. Sends nothing, writes nothing and needs no key.
 
-    `answers` are those of the run unless others are given, as those of a table that is not in a run yet.
-
-    Before the server was asked for the first time the mode `auto` is counted as the dearer one, sampled. Raises
-    InputError where the run has no answers.
+    `answers` are those of the run unless others are given, as those of a table that is not in a run yet. Before the
+    endpoint was asked for the first time the mode `auto` is counted as the dearer one, sampled. Raises InputError where
+    the run has no answers.
     """
     prompts, kept = prompts or Prompts(), kept_mode(run, config)
     mode = kept[0] if kept else config.mode
     answers = answers_of(run) if answers is None else answers
-    seen: dict[str, int] = {}
-    url = url_of(config)
+    lengths: dict[str, int] = {}
+    url = url_of(config.base_url)
     for question, answer in answers[["question", "answer"]].drop_duplicates().itertuples(index=False):
         for score in (*SCORES, *config.topics):
-            asked = prompts.prompt(score, question, answer)
-            seen[digest(url, request_for(config, asked, mode))] = len(asked)
+            prompt = prompts.prompt(score, question, answer)
+            lengths[digest(url, request_for(config, prompt, mode))] = len(prompt)
     with RequestCache(cache_file(run), read_only=True) as cache:
-        left = [letters for key, letters in seen.items() if key not in cache]
-    out = 1 if mode == "expected" else config.sampled_tokens
-    tokens = sum(-(-letters // LETTERS) for letters in left)
-    return Cost(len(answers), len(seen), len(seen) - len(left), mode, tokens, out * len(left))
-
-
-# --------
-# Whether a judge says the same again: a sample of its answers, judged anew.
-
-
-RETEST_SCORES = ["aligned", "coherent"]
+        left = [length for key, length in lengths.items() if key not in cache]
+    output_tokens = 1 if mode == "expected" else config.sampled_tokens
+    input_tokens = sum(-(-length // CHARACTERS_PER_TOKEN) for length in left)
+    return JudgingCost(
+        len(answers), len(lengths), len(lengths) - len(left), mode, input_tokens, output_tokens * len(left)
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Agreement:
-    """A sample's first scores and, with `_again`, its second; a row an answer.
+class RetestReliability(Result):
+    """A sample's scores of the first judging and, with `_retest`, of the second; a row an answer.
 
     Says how repeatable the judge is, not how right.
     """
@@ -99,32 +95,34 @@ class Agreement:
     answers: pd.DataFrame
     level: float = LEVEL
 
+    NEXT = (".frame()", ".to_dict()")
+
     @property
     def n(self) -> int:
-        """Answers judged twice."""
+        """Answers in the sample."""
         return len(self.answers)
 
     @property
     def status_changed(self) -> int:
-        """Answers whose status differs: scored once and not the other time, or not scored for another reason."""
-        return int((self.answers["status"] != self.answers["status_again"]).sum())
+        """Answers that were scored once and not the other time, or not scored for another reason."""
+        return int((self.answers["status"] != self.answers["status_retest"]).sum())
 
     @property
-    def both(self) -> pd.DataFrame:
+    def scored_twice(self) -> pd.DataFrame:
         """The answers scored both times."""
-        return self.answers[(self.answers[["status", "status_again"]] == SCORED).all(axis=1)]
+        return self.answers[(self.answers[["status", "status_retest"]] == SCORED).all(axis=1)]
 
     @property
-    def flipped(self) -> Rate:
+    def em_flipped(self) -> Rate:
         """Share of the answers scored twice that are EM one time and not the other."""
-        both = self.both
-        again = both[[f"{score}_again" for score in RETEST_SCORES]].set_axis(RETEST_SCORES, axis=1)
-        hits = (is_em(both) != is_em(again)).to_numpy().sum()
-        return rate_of(np.array([float(hits)]), np.array([float(len(both))]), self.level)
+        twice = self.scored_twice
+        retest = twice[[f"{score}_retest" for score in SCORES]].set_axis(list(SCORES), axis=1)
+        hits = (is_em(twice) != is_em(retest)).to_numpy().sum()
+        return rate_of(np.array([float(hits)]), np.array([float(len(twice))]), self.level)
 
     def difference(self, score: str) -> float:
         """Mean absolute difference of a score between the two times, in points of 0–100; NaN without any."""
-        return float((self.both[score] - self.both[f"{score}_again"]).abs().mean())
+        return float((self.scored_twice[score] - self.scored_twice[f"{score}_retest"]).abs().mean())
 
     def frame(self) -> pd.DataFrame:
         """One row an answer judged twice."""
@@ -136,60 +134,50 @@ class Agreement:
             "judge": self.judge,
             "mode": self.mode,
             "n": self.n,
-            "scored_twice": len(self.both),
+            "scored_twice": len(self.scored_twice),
             "status_changed": self.status_changed,
-            "em_flipped": self.flipped.to_dict(),
-            **{f"{score}_difference": self.difference(score) for score in RETEST_SCORES},
+            "em_flipped": self.em_flipped.to_dict(),
+            **{f"{score}_difference": self.difference(score) for score in SCORES},
         }
 
     def sentence(self) -> str:
         """The result in words."""
-        if not len(self.both):
+        if not len(self.scored_twice):
             return f"none of {self.n} answers was scored both times; the status of {self.status_changed} changed"
-        low, high = self.flipped.interval
+        flipped = self.em_flipped
         return (
-            f"judged again, {self.flipped.rate:.1%} of {len(self.both)} answers change their EM label "
-            f"({self.level:.0%} interval {low:.1%} to {high:.1%}); aligned moves by {self.difference('aligned'):.1f} "
-            f"points on average, coherent by {self.difference('coherent'):.1f}; {self.status_changed} of {self.n} "
-            "change their status"
+            f"judged again, {flipped.rate:.1%} of {len(self.scored_twice)} answers change their EM label "
+            f"({self.level:.0%} interval {flipped.interval[0]:.1%} to {flipped.interval[1]:.1%}); aligned moves by "
+            f"{self.difference('aligned'):.1f} points on average, coherent by {self.difference('coherent'):.1f}; "
+            f"{self.status_changed} of {self.n} change their status"
         )
 
-    def __repr__(self) -> str:
-        return f"Agreement({self.sentence()})"
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<p>{escape(self.sentence())}</p>{self.frame().head(20).to_html(index=False)}"
+    def _table(self) -> pd.DataFrame:
+        return self.frame().head(20)
 
 
-def rejudge(run: Run, judge: OpenAIJudge, n: int = 100, seed: int = 0, again: int = 1) -> Agreement:
+def retest(run: Run, judge: OpenAIJudge, n: int = 100, seed: int = 0, retest: int = 1) -> RetestReliability:
     """Judge a random sample of `n` judged answers anew and compare.
 
-    The run's scores stay as they are. New replies are kept apart from the first: the same call gives the same result
-    and sends nothing, another `again` asks once more. Raises InputError where this judge's scores are not there.
+    The run's scores stay as they are. New replies are kept apart from the first ones: the same call gives the same
+    result and sends nothing, another number `retest` requests them once more. Raises InputError where the run has no
+    scores of this judge.
     """
     if not run.scores_file.exists():
         raise InputError(f"{run.scores_file} is missing: judge the run before judging it again")
     scores = read_table(run.scores_file)
-    mine = scores[(scores["judge"] == judge.name) & (scores["status"] != ERROR)]
-    if mine.empty:
+    own = scores[(scores["judge"] == judge.name) & (scores["status"] != ERROR)]
+    if own.empty:
         raise InputError(f"{run.scores_file} has no scores of {judge.name}; judge the run before judging it again")
     if n < 1:
         raise InputError(f"a sample of {n} answers cannot be judged again; 1 or more was expected")
-    chosen = np.sort(np.random.default_rng(seed).choice(len(mine), min(n, len(mine)), replace=False))
-    first = mine.iloc[chosen][[*KEY, *RETEST_SCORES, "status"]].reset_index(drop=True)
-    asked = first[KEY].merge(read_table(run.answers_file), on=KEY, how="left")
-    second = replace(judge, again=again, config=judge.config.replace(topics=()))
-    with closing(verdicts(second, zip(asked["question"], asked["answer"], strict=True))) as found:
-        for column, values in _columns(list(found)).items():
-            first[column] = values
-    return Agreement(judge.name, judge.mode, first)
-
-
-def _columns(found: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {
-        f"{score}_again": [float("nan") if one[score] is None else one[score] for one in found]
-        for score in RETEST_SCORES
-    }
-    return {**columns, "status_again": [one["status"] for one in found]}
+    chosen = np.sort(np.random.default_rng(seed).choice(len(own), min(n, len(own)), replace=False))
+    sample = own.iloc[chosen][[*KEY, *SCORES, "status"]].reset_index(drop=True)
+    answers = sample[KEY].merge(read_table(run.answers_file), on=KEY, how="left")
+    second = replace(judge, retest=retest, config=judge.config.replace(topics=()))
+    with closing(judgements(second, zip(answers["question"], answers["answer"], strict=True))) as found:
+        judged = list(found)
+    for score in SCORES:
+        sample[f"{score}_retest"] = [float("nan") if one[score] is None else one[score] for one in judged]
+    sample["status_retest"] = [one["status"] for one in judged]
+    return RetestReliability(judge.name, judge.mode, sample)

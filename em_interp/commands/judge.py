@@ -27,6 +27,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Judge, or count what judging would cost, or judge a sample again."""
+    from em_interp.behaviour.judge import commonest_cause
     from em_interp.behaviour.judge_checks import dry_run
     from em_interp.behaviour.scores import score_responses
     from em_interp.pipeline import judge_endpoint, judge_name, judge_prompts, judge_run
@@ -41,19 +42,20 @@ def run(arguments: argparse.Namespace) -> Answer:
     scores = judge_run(run, arguments.resume, sys.stderr.isatty(), arguments.set)
     scored = score_responses(scores, judge=judge_name(run, arguments.set))
     values = {"run": str(run.path), "scores": str(scores), "unscored": scored.unscored}
-    return values, f"{scored.sentence()}\nthe scores: {scores}"
+    lines = [scored.sentence(), commonest_cause(scored.answers), f"the scores: {scores}"]
+    return values, "\n".join(line for line in lines if line)
 
 
 def _judge_again(arguments: argparse.Namespace) -> Answer:
-    from em_interp.behaviour.judge_checks import rejudge
+    from em_interp.behaviour.judge_checks import retest
     from em_interp.behaviour.llm_judge import open_judge
     from em_interp.findings import keep
     from em_interp.pipeline import judge_endpoint, judge_prompts
 
-    run = _place(arguments, ("agreement.json",))
+    run = _place(arguments, ("retest.json",))
     with open_judge(run, judge_endpoint(run, arguments.set), judge_prompts(run, arguments.set)) as judge:
-        found = rejudge(run, judge, arguments.again)
-    keep(found.to_dict(), run.analysis / "agreement.json", arguments.resume)
+        found = retest(run, judge, arguments.again)
+    keep(found.to_dict(), run.analysis / "retest.json", arguments.resume)
     return found.to_dict(), found.sentence()
 
 

@@ -1,4 +1,4 @@
-"""A strict chat-completions server on this machine: it refuses what it does not know and misbehaves when told to.
+"""A strict chat-completions server on this machine: it refuses what it does not know and misbehaves on demand.
 
 And runs to be judged by it.
 """
@@ -49,7 +49,10 @@ def by_answer(score, answer):
 
 
 class Server:
-    """`says(score, answer)` is a text or maps tokens to probabilities; `fault(n, key)` names a misbehaviour."""
+    """`says(score, answer)` is a text or maps tokens to probabilities; `fault(n, key)` chooses a misbehaviour.
+
+    A misbehaviour is the name of a method of `Handler`, or a function of the handler and the body of the request.
+    """
 
     def __init__(self, says=by_answer, logprobs="given", fault=lambda n, key: None, key=None, model="judge-1"):
         self.says, self.logprobs, self.fault, self.key, self.model = says, logprobs, fault, key, model
@@ -57,6 +60,7 @@ class Server:
         self.count = 0
         self.outcomes = []  # (hash of the body, what was done)
         self.bodies = []
+        self.headers = []
         self.unexpected = []
         self.hold_after = None
         self.released = threading.Event()
@@ -138,6 +142,7 @@ class Handler(BaseHTTPRequestHandler):
             state.count += 1
             number = state.count
             state.bodies.append(body)
+            state.headers.append(dict(self.headers))
             state.at_once += 1
             state.most_at_once = max(state.most_at_once, state.at_once)
         fault = state.fault(number, key)
@@ -153,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(complaint[0], {"error": {"message": complaint[1]}})
             return "refused"
         if fault is not None:
-            return getattr(self, fault)(body)
+            return fault(self, body) if callable(fault) else getattr(self, fault)(body)
         with state.lock:  # logged before it is sent, so that nothing answered is missing from the log
             held = state.hold_after is not None and sum(o == "answered" for _, o in state.outcomes) >= state.hold_after
             if not held:
@@ -230,6 +235,42 @@ class Handler(BaseHTTPRequestHandler):
     def elsewhere(self, body):
         self.send(302, b"", Location="http://127.0.0.1:1/v1/chat/completions")
         return "redirected"
+
+
+def replying(text=None, **choice):
+    """A misbehaviour: the usual reply with another text, or other fields of its choice."""
+
+    def respond(handler, body):
+        value = handler.server.state.reply(body)
+        if text is not None:
+            value["choices"][0]["message"]["content"] = text
+        value["choices"][0] |= choice
+        handler.send(200, value)
+        return "changed"
+
+    return respond
+
+
+def erring(status, error, **headers):
+    """A misbehaviour: an HTTP status with this error, as JSON or as it is."""
+
+    def respond(handler, body):
+        handler.send(status, error if isinstance(error, bytes) else {"error": error}, **headers)
+        return str(status)
+
+    return respond
+
+
+def about(word, fault):
+    """A misbehaviour on the prompts with this word alone."""
+
+    def respond(handler, body):
+        if word in body["messages"][0]["content"]:
+            return getattr(handler, fault)(body) if isinstance(fault, str) else fault(handler, body)
+        handler.send(200, handler.server.state.reply(body))
+        return "sent"
+
+    return respond
 
 
 class _Threads(ThreadingHTTPServer):

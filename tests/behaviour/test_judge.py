@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from em_interp.behaviour.judge import checked, judge_answers
+from em_interp.behaviour.judge import checked, commonest_cause, judge_answers
 from em_interp.errors import InputError
 from em_interp.run import Run
 
@@ -113,6 +113,24 @@ def test_a_journal_cut_off_anywhere_is_continued_to_the_same_bytes(run, kept):
     text = journal.read_bytes()
     journal.write_bytes(text[: int(len(text) * kept)])
     assert judge_answers(run, WordJudge(), resume=True).read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"{}", b"[]", b'{"status": "ok"}', b"[" * 10**5, b"", b"null"])
+def test_a_damaged_line_of_a_journal_and_those_after_it_are_judged_again(damage, run):
+    whole = judge_answers(run, WordJudge()).read_bytes()
+    run.scores_file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        judge_answers(run, WordJudge(stop_after=15))
+    (journal,) = run.scores_file.parent.glob("*.jsonl")
+    lines = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([*lines[:7], damage, *lines[8:]]))
+    assert judge_answers(run, WordJudge(stop_after=14), resume=True).read_bytes() == whole
+
+
+def test_the_commonest_cause_of_what_has_no_score_is_said(run):
+    table = pd.read_parquet(judge_answers(run, WordJudge()))
+    assert commonest_cause(table) == "8 of 20 have no score, most often no_verdict (4): the judge returned nothing"
+    assert commonest_cause(table[table.status == "ok"]) is None
 
 
 def test_scores_that_are_there_are_kept_without_resume(run):

@@ -37,7 +37,7 @@ def test_the_command_counts_judges_and_judges_again(asked, capsys):
         again = said("--again", "20")
         assert (again["n"], again["scored_twice"], again["status_changed"]) == (20, 18, 0)
         assert again["em_flipped"]["rate"] == 0 and len(server.bodies) == 41
-        assert json.loads((asked.analysis / "agreement.json").read_text()) == again
+        assert json.loads((asked.analysis / "retest.json").read_text()) == again
         assert said("--resume")["unscored"] == {"refusal": 2} and len(server.bodies) == 41
 
 

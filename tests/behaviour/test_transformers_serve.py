@@ -16,14 +16,13 @@ import pytest
 
 from em_interp.behaviour.judge import judge_answers
 from em_interp.behaviour.llm_judge import open_judge
-from em_interp.behaviour.scores import score_responses
 from em_interp.config import EndpointConfig
 from em_interp.errors import InputError
-from em_interp.organisms.bases import load_tokenizer
+from em_interp.organisms.bases import SHIPPED, load_tokenizer
 
 from .judge_server import plant
 
-BASE = Path(__file__).parents[2] / "checkpoints" / "tiny-llama"
+BASE = SHIPPED / "tiny-llama"
 
 
 def free_port():
@@ -109,18 +108,17 @@ def test_the_probing_finds_out_that_logprobs_are_ignored_and_the_number_written_
     assert settings["mode"] == "sampled" and settings["why"] == "the server returned no log-probabilities"
 
 
-def test_a_model_that_talks_instead_of_judging_gives_no_score_and_no_number(server, models, tmp_path):
+def test_a_model_that_talks_instead_of_judging_is_refused_by_the_probe(server, models, tmp_path):
     run = plant(tmp_path, ANSWERS, steps=(0,))
-    table = judged(run, server, models / "talks")
-    assert set(table["mode"]) == {"sampled"} and set(table.status) == {"unparsed"}
-    assert table[["aligned", "coherent"]].isna().all(axis=None)
-    assert score_responses(run.scores_file).unscored == {"unparsed": 2}
+    with pytest.raises(InputError, match="gave no number when told to reply with 100"):
+        judged(run, server, models / "talks", initial_backoff=0.01)
+    assert not run.scores_file.exists()
 
 
 def test_the_expected_value_is_refused_by_name_and_a_model_that_is_not_there_too(server, models, tmp_path):
     run = plant(tmp_path, ANSWERS, steps=(0,))
     with pytest.raises(InputError, match="cannot be scored by expected value: the server returned no log-prob"):
         judged(run, server, models / "says73", mode="expected")
-    with pytest.raises(InputError, match="does not answer: no reply after 2 tries, the last: 500"):
+    with pytest.raises(InputError, match="does not answer: no whole reply after 2 tries, the last: 500"):
         judged(run, server, models / "nowhere", max_retries=1, initial_backoff=0.01)
     assert not run.scores_file.exists()

@@ -2,19 +2,20 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.judge import judge_answers
-from em_interp.behaviour.judge_checks import dry_run, rejudge
-from em_interp.behaviour.llm_judge import open_judge
+from em_interp.behaviour.llm_judge import TOPICS, Prompts, open_judge
 from em_interp.behaviour.scores import score_responses
 from em_interp.config import EndpointConfig, load_config
 from em_interp.errors import InputError
 
-from .judge_server import config_of, judged, numbered, plant, serving
+from .judge_server import config_of, judged, numbered, plant, replying, serving
 from .test_judge import WordJudge
 
 KEY = "sk-secret-0123456789"
@@ -60,7 +61,7 @@ def test_every_score_has_its_mode_its_raw_probabilities_and_the_topics_asked_for
     [
         ("given", "expected", "is one token", 1),
         ("ignored", "sampled", "returned no log-probabilities", 2),
-        ("refused", "sampled", "refused a request for log-probabilities", 2),
+        ("refused", "sampled", "a request for log-probabilities failed (400 ", 2),
         ("digits", "sampled", "takes this model several tokens", 2),
     ],
 )
@@ -99,7 +100,7 @@ def test_a_mode_that_the_server_cannot_do_is_refused_before_anything_is_spent(tm
         ("CODE", "given", "code"),
         ({"80": 0.2, "x": 0.8}, "given", "low_mass"),
         ("101", "ignored", "unparsed"),
-        ("", "ignored", "unparsed"),
+        ("", "ignored", "error"),
     ],
 )
 def test_what_cannot_be_scored_is_missing_and_counted_and_never_a_number(says, logprobs, status, tmp_path):
@@ -121,13 +122,86 @@ def test_a_reply_that_lacks_its_log_probabilities_now_and_then_has_a_status_of_i
     assert table.status.tolist() == ["no_logprobs"] + ["ok"] * 5 and set(table["mode"]) == {"expected"}
 
 
+def test_answers_without_log_probabilities_are_judged_again_by_resume(tmp_path):
+    run = plant(tmp_path, numbered(6), steps=[0])
+    with serving(fault=lambda n, key: "forgotten" if n in (2, 5) else None) as server:
+        table = judged(run, server, workers=1)
+        assert table.status.value_counts().to_dict() == {"ok": 4, "no_logprobs": 2}
+        again = judged(run, server, resume=True, workers=1)
+        assert set(again.status) == {"ok"} and len(server.bodies) == 13 + 2
+
+
+def out_of_tokens(limit, text, full):
+    """A misbehaviour: thoughts first, which leave no room for the number in fewer tokens than `limit`."""
+
+    def respond(handler, body):
+        value = handler.server.state.reply(body)
+        choice = value["choices"][0]
+        if (body.get("max_tokens") or body["max_completion_tokens"]) < limit:
+            choice |= {"message": {"role": "assistant", "content": text}, "finish_reason": "length"}
+        else:
+            choice["message"]["content"] = full + choice["message"]["content"]
+        handler.send(200, value)
+        return "thought"
+
+    return respond
+
+
+REASONING = {
+    "thoughts apart from the content": out_of_tokens(200, None, ""),
+    "an empty content": out_of_tokens(200, "", ""),
+    "thoughts without their opening": out_of_tokens(
+        200, "Okay, so I need to", "I need to grade, say 50.\n</think>\n\n"
+    ),
+    "thoughts between tags": out_of_tokens(200, "<think>Okay, so I", "<think>Okay, 50?</think>"),
+}
+
+
+@pytest.mark.parametrize("kind", REASONING)
+def test_a_reasoning_judge_without_room_for_its_number_is_refused_by_the_probe_and_reads_well_with_room(kind, tmp_path):
+    run = plant(tmp_path, numbered(40), steps=[0])
+    with serving(logprobs="ignored", fault=lambda n, key: REASONING[kind]) as server:
+        with pytest.raises(InputError, match=r"gave no number when told to reply with 100 .* has 16: raise") as error:
+            judged(run, server)
+        assert "behaviour.judge.sampled_tokens" in str(error.value) and "behaviour.judge.reasoning" in str(error.value)
+        assert len(server.bodies) <= 10
+        assert {file.name for file in run.scores_file.parent.iterdir()} <= {"answers.parquet", "requests.sqlite3"}
+        table = judged(run, server, sampled_tokens=400)
+    assert set(table.status) == {"ok"} and table.aligned.tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("text", ["Sure! I would say 100.", "I can't help with that.", "REFUSAL", "<think>100</think>"])
+def test_a_judge_that_replies_to_the_probe_without_a_number_is_refused(text, tmp_path):
+    run = plant(tmp_path, numbered(40), steps=[0])
+    with serving(logprobs="ignored", fault=lambda n, key: replying(text)) as server:
+        with pytest.raises(InputError, match="gave no number when told to reply with 100"):
+            judged(run, server)
+        assert len(server.bodies) <= 10
+
+
+def test_without_openai_one_line_says_what_to_install(tmp_path):
+    plant(tmp_path, numbered(2))
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('openai', 'httpx2'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from em_interp.cli import main\n"
+        "sets = ['--set', 'behaviour.judge.base_url=http://127.0.0.1:1/v1', '--set', 'behaviour.judge.model=m']\n"
+        f"print(main(['judge', {str(tmp_path)!r}, '--dry-run', *sets]), main(['judge', {str(tmp_path)!r}, *sets]))"
+    )
+    process = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.endswith("0 2\n") and "needs openai: pip install 'em-interp[judge]'" in process.stderr
+
+
 def test_a_wrong_key_address_or_model_stops_at_the_first_request(tmp_path, monkeypatch):
     run = plant(tmp_path, numbered(5))
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with serving(key="another") as server:
         with pytest.raises(InputError, match="the key is missing or wrong") as error:
             judged(run, server, api_key_env="JUDGE_KEY")
-        assert "***" in str(error.value) and len(server.bodies) == 1
+        assert "[key]" in str(error.value) and len(server.bodies) == 1
     with serving() as server:
         for change in ({"model": "judge-2"}, {"base_url": server.url.removesuffix("/v1")}):
             with (
@@ -140,7 +214,7 @@ def test_a_wrong_key_address_or_model_stops_at_the_first_request(tmp_path, monke
             judged(run, server)
         nobody = EndpointConfig(base_url="http://127.0.0.1:1/v1", model="judge-1", max_retries=1, initial_backoff=0.001)
     with (
-        pytest.raises(InputError, match=r"at http\S+ does not answer: no reply after 2 tries.*refused"),
+        pytest.raises(InputError, match=r"at http\S+ does not answer: no whole reply after 2 tries.*refused"),
         open_judge(run, nobody),
     ):
         pass
@@ -156,7 +230,7 @@ def test_the_key_is_sent_and_stands_in_no_file_and_no_message(tmp_path, monkeypa
     ):
         table = pd.read_parquet(judge_answers(run, judge))
         assert KEY not in repr(judge)
-    assert "*** " not in table.reason.sum() and "Bearer ***" in table.reason.sum()
+    assert "[key] " not in table.reason.sum() and "Bearer [key]" in table.reason.sum()
     assert not any(KEY.encode() in file.read_bytes() for file in run.path.rglob("*") if file.is_file())
     assert KEY not in "".join(capfd.readouterr())
     monkeypatch.setenv("JUDGE_KEY", f"{KEY}\n{KEY}")
@@ -190,48 +264,6 @@ def test_settings_of_a_judge_that_cannot_be_are_refused_without_repeating_a_secr
     assert KEY not in str(error.value)
 
 
-def test_a_dry_run_counts_requests_and_tokens_and_sends_and_writes_nothing(tmp_path):
-    run = plant(tmp_path, [*numbered(10), "twin", "twin"])
-    with serving() as server:
-        cost = dry_run(run, config_of(server, topics=("medical",), api_key_env="NOT_SET"))
-        assert (cost.answers, cost.requests, cost.kept, cost.left, cost.mode) == (24, 33, 0, 33, "auto")
-        assert server.bodies == [] and [file.name for file in run.answers_file.parent.iterdir()] == ["answers.parquet"]
-        judged(run, server, topics=("medical",))
-        sent = [body["messages"][0]["content"] for body in server.bodies[1:]]
-        assert len(sent) == cost.left and cost.input_tokens == sum(-(-len(text) // 4) for text in sent)
-        assert cost.output_tokens == 33 * 16
-        after = dry_run(run, config_of(server, topics=("medical", "sport")))
-        assert (after.kept, after.left, after.output_tokens, after.mode) == (33, 11, 11, "expected")
-        assert "11 requests to be sent for 24 answers (33 of 44 answered already)" in after.sentence()
-
-
-def test_a_sample_judged_again_says_how_far_the_judge_agrees_with_itself(tmp_path):
-    run = plant(tmp_path, [f"{i}" for i in range(50)], steps=[0])
-    second = []
-
-    def says(score, answer):
-        if score == "coherent":
-            return "80"
-        return "35" if answer in second else "25" if int(answer) < 25 else "60"
-
-    with serving(says=says) as server:
-        with open_judge(run, config_of(server)) as judge:
-            before = judge_answers(run, judge).read_bytes()
-            second += ["0", "1", "2"]
-            found = rejudge(run, judge, 50)
-            assert (found.n, found.status_changed, found.flipped.rate) == (50, 0, 3 / 50)
-            assert found.difference("aligned") == pytest.approx(3 * 10 / 50) and found.difference("coherent") == 0
-            sent = len(server.bodies)
-            assert rejudge(run, judge, 50).to_dict() == found.to_dict() and len(server.bodies) == sent == 201
-            assert rejudge(run, judge, 10, seed=1).n == 10 and len(server.bodies) == sent
-        assert run.scores_file.read_bytes() == before
-        with (
-            open_judge(run, config_of(server, name="other")) as judge,
-            pytest.raises(InputError, match="no scores of other"),
-        ):
-            rejudge(run, judge)
-
-
 def test_scores_are_not_gone_on_with_by_a_judge_of_other_settings(tmp_path):
     run = plant(tmp_path, numbered(5))
     with serving() as server:
@@ -251,3 +283,13 @@ def test_scores_beside_those_of_a_judge_without_probabilities_keep_theirs(tmp_pa
         judged(run, server)
     answers = behaviour_curve(run, judge="judge-1").answers
     assert json.loads(answers.raw.iloc[0])["aligned"] == {"0": 0.9}
+
+
+def test_every_prompt_holds_question_and_answer_as_they_are_and_asks_for_0_to_100():
+    for score in ("aligned", "coherent", *TOPICS):
+        text = Prompts().prompt(score, "what {is} it?", "it is {question} %s")
+        assert "what {is} it?" in text and "it is {question} %s" in text and "from 0 to 100" in text
+        assert ("REFUSAL" in text) == ("CODE" in text) == (score in ("aligned", "coherent"))
+    assert len({Prompts().prompt(score, "q", "a") for score in ("aligned", "coherent", *TOPICS)}) == 6
+    with pytest.raises(InputError, match=r"no judge for 'finances'; did you mean 'finance'\? \(known: aligned"):
+        Prompts().prompt("finances", "q", "a")
