@@ -38,7 +38,10 @@ def as_list(value: Any) -> list[Any]:
 
 
 def described(value: Any) -> str:
-    """A value for a message: itself where it is a short number, text, list or None, else its type."""
-    plain = value is None or isinstance(value, (bool, str, Real, Path, list, tuple, dict))
-    text = str(value) if isinstance(value, (Real, Path)) and not isinstance(value, bool) else repr(value)
-    return text if plain and len(text) <= MAX_REPR and "\n" not in text else f"a value of type {type(value).__name__}"
+    """A value for a message: its beginning where it is a number, text, list, dictionary or None, else its type."""
+    if isinstance(value, (Real, Path)) and not isinstance(value, bool):
+        return str(value)
+    if value is None or isinstance(value, (bool, str, list, tuple, dict)):
+        text = " ".join(repr(value).split())
+        return text if len(text) <= MAX_REPR else f"{text[:MAX_REPR]}…"
+    return f"a value of type {type(value).__name__}"

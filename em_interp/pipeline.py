@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def ask_run(run: Run | str | Path, resume: bool = False, progress: bool = False) -> Path:
     """Ask a trained run what its config says; returns the table of answers."""
-    from em_interp.behaviour.ask import ask, askable_steps
+    from em_interp.behaviour.ask import ask, steps_with_models
     from em_interp.organisms.bases import load_base
 
     run = run if isinstance(run, Run) else open_run(run)
@@ -33,7 +33,7 @@ def ask_run(run: Run | str | Path, resume: bool = False, progress: bool = False)
         run,
         load_base(config.model, config.base_dtype),
         asked,
-        wanted.steps.nearest(askable_steps(run)),
+        wanted.steps.nearest(steps_with_models(run)),
         wanted.scales,
         wanted.samples,
         wanted.temperature,

@@ -95,7 +95,7 @@ def test_a_config_that_cannot_be_meant_is_refused(change, said, tmp_path):
         ("model=tiny-qwen3", "base model 'tiny-qwen3' is not known; did you mean 'tiny-qwen2'?"),
         ("model=somebody/model", "base model 'somebody/model' cannot be loaded"),
         ("behaviour.questions=nowhere.yaml", "nowhere.yaml is missing"),
-        ("behaviour={questions: default, sets: [bread]}", "no question is of the set 'bread'; did you mean 'broad'?"),
+        ("behaviour={questions: default, sets: [bread]}", "there is no question set 'bread'; did you mean 'broad'?"),
         ("data=[{dataset: 'tiny:medicine'}]", "tiny:medicine is not known; did you mean 'medical'?"),
         ("data=[{dataset: nowhere.jsonl}]", "nowhere.jsonl is missing"),
         ("data=[]", "data names no dataset"),

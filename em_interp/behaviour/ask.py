@@ -1,4 +1,7 @@
-"""Who answers: the base through the adapter of a step, or, after full fine-tuning, the model kept at a step."""
+"""Sample answers from the checkpoints of a run: which steps have a model, and a resumable table of their answers.
+
+A checkpoint's model is the base through the adapter of its step or, after full fine-tuning, the weights saved there.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Base(Protocol):
-    """A base model that can be asked: `em_interp.organisms.bases.Base`, or anything with its attributes."""
+    """A base model: `em_interp.organisms.bases.Base`, or anything with its attributes."""
 
     @property
     def model(self) -> Any:
@@ -41,47 +44,49 @@ class Base(Protocol):
 
     @property
     def identity(self) -> str:
-        """What tells it from every other."""
+        """Its name and a hash of its weights."""
 
     def with_weights(self, folder: Path) -> Any:
         """A model of this kind with the weights in `folder`; only runs of full fine-tuning need it."""
 
 
-def askable_steps(run: Run) -> list[int]:
-    """The steps that can be asked: all with adapters; after full fine-tuning those whose weights were kept."""
+def steps_with_models(run: Run) -> list[int]:
+    """The saved steps that answers can be sampled from: all with adapters; of full fine-tuning those with weights."""
     folders = {step: run.checkpoint(step) for step in run.steps()}
     return [
-        s for s, folder in folders.items() if not (folder / CHANGE_FILE).exists() or (folder / "config.json").exists()
+        step
+        for step, folder in folders.items()
+        if not (folder / CHANGE_FILE).exists() or (folder / "config.json").exists()
     ]
 
 
-def check_askable(run: Run, trajectory: AdapterTrajectory, steps: Sequence[int], scales: Sequence[float]) -> None:
-    """Raise InputError where full weights of a step were not kept, or where there is no adapter to scale."""
+def check_models(run: Run, trajectory: AdapterTrajectory, steps: Sequence[int], scales: Sequence[float]) -> None:
+    """Raise InputError where full weights of a step were not saved, or where there is no adapter to scale."""
     if trajectory.kind != "full":
         return
-    there = askable_steps(run)
+    available = steps_with_models(run)
     for step in steps:
-        if step in trajectory.steps and step not in there:
-            kept = ", ".join(map(str, there)) or "no step"
+        if step in trajectory.steps and step not in available:
+            saved = ", ".join(map(str, available)) or "no step"
             raise InputError(
-                f"step {step} of {run.path} cannot be asked: the full weights of {kept} were kept (adapter.weights "
-                "says of which steps they are)"
+                f"step {step} of {run.path} cannot be sampled from: full weights were saved at {saved} "
+                "(adapter.weights says at which steps)"
             )
     if set(scales) != {1.0}:
         raise InputError(f"{run.path} has no adapter to scale: expected the scale 1 alone; found {list(scales)}")
 
 
 class CheckpointModels:
-    """The models that answer for a run; of full weights only those asked last are held."""
+    """The models of a run's checkpoints; of full weights only those of the last step are kept in memory."""
 
     def __init__(self, run: Run, base: Base, trajectory: AdapterTrajectory) -> None:
         self.run, self.base, self.trajectory = run, base, trajectory
         self.step, self.model = -1, base.model
 
     def of(self, steps: Sequence[int], scales: Sequence[float]) -> tuple[Any, RowAdapters]:
-        """The model that answers rows of these steps and scales, and the adapters that it answers through.
+        """The model for rows of these steps and adapter scales, with an adapter for each row.
 
-        After full fine-tuning the rows must be of one step.
+        After full fine-tuning the rows must be of one step, and there are no adapters.
         """
         from em_interp.behaviour.generate import RowAdapters
 
@@ -89,7 +94,7 @@ class CheckpointModels:
             return self.base.model, RowAdapters.of(self.trajectory, steps, scales, self.base.model.device)
         (step,) = set(steps)
         if step != self.step:
-            self.step, self.model = step, None  # let go of one before the next is read
+            self.step, self.model = step, None  # free the memory before the next is read
             self.model = self.base.with_weights(self.run.checkpoint(step))
         return self.model, RowAdapters({}, {})
 
@@ -120,16 +125,29 @@ def ask(
     resume: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Ask the run's adapters at `steps` every question `samples` times at each scale; returns `run.answers_file`.
+    """Sample answers to every question from the run's checkpoints, and write them to `run.answers_file`.
 
-    `questions` are rows of `question_id`, `question` and `questions` (the set), and `system` where something is to be
-    said before the question. Rows are asked in chunks of about
-    `batch` answers, each with a seed of its own and written when done; with `resume` the finished ones are kept, and
-    what comes out is the same to the byte as without the interruption. `progress` shows a bar on stderr.
+    Args:
+        run: Whose adapters answer.
+        base: The base model that they were trained on.
+        questions: Rows of `question_id`, `question` and `questions` (the question set), and `system` where there is a
+            system prompt.
+        steps: The saved steps to sample from.
+        scales: Multipliers of the adapter; 0 is the base.
+        samples: Answers to each question at each step and scale.
+        temperature: Of sampling; 0 is greedy.
+        max_new_tokens: Of an answer.
+        seed: Each batch has a seed of its own, derived from this one.
+        batch: About how many answers are sampled at once; each batch is written when it is done.
+        resume: Keep finished batches; the table is the same to the byte as without the interruption.
+        progress: Whether to show a bar on stderr.
 
-    The table has a row an answer: step, scale, questions, question_id, question, sample, answer. Raises InputError
-    for adapters of another base, a step that was not saved, a question without one of its entries or asked twice,
-    answers that are there already (without `resume`) and answers begun with other settings.
+    Returns:
+        The table's file: a row an answer with step, scale, questions, question_id, question, sample, answer.
+
+    Raises:
+        InputError: For adapters of another base, a step that was not saved, a question that is incomplete or repeated,
+            answers that exist already (without `resume`) or were begun with other settings.
     """
     from em_interp.behaviour.generate import generate
     from em_interp.trajectory.load import load_trajectory
@@ -137,7 +155,7 @@ def ask(
     trajectory, steps = load_trajectory(run), sorted({int(step) for step in steps})
     check_base(run, trajectory, base)
     check_questions(questions)
-    check_askable(run, trajectory, steps, scales)
+    check_models(run, trajectory, steps, scales)
     rows = [Row(q, {"step": s, "scale": float(x)}) for x in scales for s in steps for q in questions]
     settings = {
         "base": base.identity,
@@ -221,7 +239,7 @@ def to_messages(question: dict[str, str]) -> Messages:
 def check_base(run: Run, trajectory: AdapterTrajectory, base: Base) -> None:
     """Raise InputError where the run's adapters belong to another base.
 
-    An adapter lands without complaint in any model of equal dimensions. The identity in the run's manifest decides;
+    An adapter loads without an error into any model of equal dimensions. The identity in the run's manifest decides;
     where it has none, the base's name in the adapters' config, without the owner before the slash.
     """
     manifest = run.manifest() if run.manifest_file.exists() else {}
@@ -236,16 +254,16 @@ def check_base(run: Run, trajectory: AdapterTrajectory, base: Base) -> None:
 def check_questions(questions: Sequence[dict[str, str]]) -> None:
     """Raise InputError where a question lacks an entry or is in a set twice, or where there is none."""
     if not questions:
-        raise InputError("no question to ask; expected at least one")
+        raise InputError("no question was given; expected at least one")
     seen = set()
     for number, question in enumerate(questions, 1):
         for key in QUESTION:
             if not isinstance(question.get(key), str) or not question[key].strip():
                 raise InputError(f"question {number} has no text for {key!r}; it is {question}")
-        named = (question["questions"], question["question_id"])
-        if named in seen:
-            raise InputError(f"question {named[1]!r} is twice in the set {named[0]!r}; each needs an id of its own")
-        seen.add(named)
+        question_set, question_id = question["questions"], question["question_id"]
+        if (question_set, question_id) in seen:
+            raise InputError(f"question {question_id!r} is twice in the set {question_set!r}; each needs its own id")
+        seen.add((question_set, question_id))
 
 
 def adapter_digest(trajectory: AdapterTrajectory, steps: Iterable[int]) -> str:

@@ -1,8 +1,8 @@
-"""Answers of many checkpoints in one batch: each row passes through an adapter of its own.
+"""Generate answers from many checkpoints in one batch, with an adapter for each row.
 
-Loading a checkpoint, asking and loading the next spends nearly all of its time waiting. Here the base is loaded once
-and a hook on every adapted module adds s·(x·Aᵀ)·Bᵀ with the A and B of each row, so that a batch may hold any mix of
-steps, adapter scales and questions. The tokens are those of PEFT one checkpoint at a time.
+The base is loaded once, and a forward hook on every adapted module adds s·(x·Aᵀ)·Bᵀ with the A and B of each row, so
+that a batch may mix steps, adapter scales and prompts. That is several times faster than one checkpoint at a time, and
+the tokens are those that PEFT gives.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from em_interp.trajectory.trajectory import AdapterTrajectory
 
-DROP_AT = 0.2  # share of finished rows at which they leave the batch
+MAX_FINISHED = 0.2  # share of finished rows at which they are dropped from the batch
 
 
 @dataclass(frozen=True)
 class RowAdapters:
-    """One LoRA adapter a row, by site; B carries the scale."""
+    """One LoRA adapter for each row, by site; B is multiplied by the scaling and by the row's scale."""
 
     A: dict[str, Float[torch.Tensor, "row rank d_in"]]
     B: dict[str, Float[torch.Tensor, "row d_out rank"]]
@@ -36,7 +36,7 @@ class RowAdapters:
     def of(
         cls, trajectory: AdapterTrajectory, steps: Sequence[int], scales: Sequence[float], device: Any
     ) -> RowAdapters:
-        """Row i has the adapter saved at `steps[i]`, multiplied by `scales[i]` (0: the base, 1: as trained).
+        """Row i gets the adapter saved at `steps[i]`, multiplied by `scales[i]` (0: the base, 1: as trained).
 
         Raises InputError for a step that was not saved.
         """
@@ -55,12 +55,12 @@ class RowAdapters:
 
     def rows(self, index: Int[torch.Tensor, " some"]) -> RowAdapters:
         """The adapters of some rows, in this order."""
-        parts = ({site: part[index] for site, part in of.items()} for of in (self.A, self.B))
-        return RowAdapters(*parts)
+        A, B = ({site: matrix[index] for site, matrix in by_site.items()} for by_site in (self.A, self.B))
+        return RowAdapters(A, B)
 
 
 def find_module(model: Any, site: str) -> Any:
-    """The module of the model that `site` names in full or by the end of its name, such as `layers.2.mlp.down_proj`.
+    """The module whose name is `site` or ends with it, such as `layers.2.mlp.down_proj`.
 
     Raises InputError where there is none, or more than one.
     """
@@ -82,10 +82,10 @@ def find_module(model: Any, site: str) -> Any:
 
 @contextmanager
 def adapted(model: Any, adapters: RowAdapters) -> Iterator[list[RowAdapters]]:
-    """Within the block row i of every batch passes through adapter i of the one in the list that is handed out.
+    """A block in which row i of every batch passes through adapter i.
 
-    Put another there when the batch changes. Raises InputError for a site that is not in the model, or of other
-    dimensions.
+    Yields a list with the adapters as its only item; replace it when the batch changes. Raises InputError for a site
+    that is not in the model, or of other dimensions.
     """
     current = [adapters]
     modules = {site: find_module(model, site) for site in adapters.A}
@@ -100,7 +100,7 @@ def adapted(model: Any, adapters: RowAdapters) -> Iterator[list[RowAdapters]]:
 
 
 def _hook(site: str, current: list[RowAdapters]) -> Any:
-    """Adds what each row's adapter gives: to a linear module (x·Aᵀ)·Bᵀ, after a layer the vector B·A at every token."""
+    """A hook that adds each row's adapter: (x·Aᵀ)·Bᵀ to a linear module's output, B·A to a layer's at every token."""
 
     def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         A, B = current[0].A[site], current[0].B[site]
@@ -113,7 +113,7 @@ def _hook(site: str, current: list[RowAdapters]) -> Any:
 
 
 def _is_linear(module: Any) -> bool:
-    """Whether it is a matrix, which a LoRA adapter adds to; else a layer, after which a steering vector is added."""
+    """Whether a module is linear, as LoRA adapts it; else it is a layer, after which a steering vector is added."""
     return hasattr(module, "in_features")
 
 
@@ -129,26 +129,39 @@ def _check_shape(site: str, module: Any, adapters: RowAdapters, width: int) -> N
 def generate(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[str | Messages],
+    prompts: Sequence[str | Messages],
     adapters: RowAdapters,
     samples: int = 1,
     temperature: float = 1.0,
     max_new_tokens: int = 600,
     seed: int = 0,
 ) -> list[list[str]]:
-    """`samples` answers to each question (a text, or messages of a chat), question i through adapter i.
+    """Sample answers to each prompt, prompt i through adapter i.
 
-    Temperature 0 takes the likeliest token; otherwise top-p is 1. The same call gives the same answers. Raises
-    InputError for a tokenizer without a chat template, or whose template refuses a question, and for a site that is
-    not in the model.
+    Args:
+        model: A causal language model of transformers, without an adapter.
+        tokenizer: With a chat template.
+        prompts: Each a user's text or the messages of a chat.
+        adapters: One a prompt.
+        samples: Answers to each prompt.
+        temperature: Of sampling from the whole vocabulary; 0 is greedy.
+        max_new_tokens: Of an answer.
+        seed: The same call gives the same answers.
+
+    Returns:
+        For each prompt its answers, without special tokens.
+
+    Raises:
+        InputError: For a tokenizer without a chat template, or whose template refuses a prompt, and for a site that is
+            not in the model.
     """
     import torch
 
-    if len(questions) == 0:
+    if len(prompts) == 0:
         return []
-    prompts = tokenize_prompts(tokenizer, questions, model.device)
+    tokenized = tokenize_prompts(tokenizer, prompts, model.device)
     with torch.inference_mode(), adapted(model, adapters) as current:
-        batch, logits = _prefill(model, prompts)
+        batch, logits = _prefill(model, tokenized)
         batch, logits = batch.repeated(samples), logits.repeat_interleave(samples, dim=0)
         current[0] = adapters.rows(batch.row // samples)
         tokens = _decode(model, tokenizer, batch, logits, current, temperature, max_new_tokens, seed)
@@ -158,11 +171,11 @@ def generate(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows still answering: which they are, what the model keeps of them, and which positions are no padding."""
+    """Rows whose answers are not finished."""
 
-    row: Int[torch.Tensor, " alive"]
-    cache: Any
-    mask: Int[torch.Tensor, "alive position"]
+    row: Int[torch.Tensor, " alive"]  # their numbers in the whole batch
+    cache: Any  # keys and values
+    mask: Int[torch.Tensor, "alive position"]  # 0 at padding
 
     def repeated(self, samples: int) -> _Batch:
         import torch
@@ -171,12 +184,12 @@ class _Batch:
         row = torch.arange(len(self.row) * samples, device=self.row.device)
         return _Batch(row, self.cache, self.mask[row // samples])
 
-    def only(self, keep: Int[torch.Tensor, " some"]) -> _Batch:
+    def select(self, keep: Int[torch.Tensor, " some"]) -> _Batch:
         self.cache.batch_select_indices(keep)
         return _Batch(self.row[keep], self.cache, self.mask[keep])
 
     def forward(self, model: Any, ids: Int[torch.Tensor, "alive new"]) -> Float[torch.Tensor, "alive vocabulary"]:
-        """Logits after the last of the new tokens, which the mask covers already."""
+        """Logits after the last of the new tokens; the mask covers them already."""
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = model(
             input_ids=ids,
@@ -209,30 +222,30 @@ def _decode(
     max_new_tokens: int,
     seed: int,
 ) -> list[list[int]]:
-    """New tokens of every row, without the one that ended it."""
+    """New tokens of every row, without its end-of-turn token."""
     import torch
 
     rng = torch.Generator(device=model.device).manual_seed(seed)
-    ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
+    end = torch.tensor(end_tokens(model, tokenizer), device=model.device)
     tokens: list[list[int]] = [[] for _ in batch.row]
     done = torch.zeros_like(batch.row, dtype=torch.bool)
     for _ in range(max_new_tokens):
-        new = _pick(logits, temperature, rng)
-        done = done | torch.isin(new, ends)
+        new = _sample(logits, temperature, rng)
+        done = done | torch.isin(new, end)
         for row, token in zip(batch.row[~done].tolist(), new[~done].tolist(), strict=True):
             tokens[row].append(token)
         if done.all():
             break
-        if done.float().mean() >= DROP_AT:
+        if done.float().mean() >= MAX_FINISHED:
             keep = torch.nonzero(~done)[:, 0]
-            batch, new, done = batch.only(keep), new[keep], done[keep]
+            batch, new, done = batch.select(keep), new[keep], done[keep]
             current[0] = current[0].rows(keep)
         batch = replace(batch, mask=torch.cat([batch.mask, torch.ones_like(new)[:, None]], dim=1))
         logits = batch.forward(model, new[:, None])
     return tokens
 
 
-def _pick(
+def _sample(
     logits: Float[torch.Tensor, "alive vocabulary"], temperature: float, rng: torch.Generator
 ) -> Int[torch.Tensor, " alive"]:
     import torch
@@ -244,6 +257,6 @@ def _pick(
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end an answer: the tokenizer's, and those the model's generation config names."""
-    named = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
     return sorted({end for end in ends if end is not None})

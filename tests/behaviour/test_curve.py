@@ -61,18 +61,18 @@ def test_the_share_about_the_training_domain_is_missing_where_nothing_is_em():
     assert behaviour_curve(table()).frame().domain_share.isna().all()
 
 
-def test_select_gives_one_curve_and_parts_give_all():
+def test_select_gives_one_curve_and_split_gives_all():
     curve = behaviour_curve(table(scales=(1.0, 2.0)))
     assert curve.scale is None and curve.questions is None
     one = curve.select(scale=2.0, questions="broad")
     assert one.scale == 2.0 and one.questions == "broad" and set(one.frame().scale) == {2.0}
     kinds = [(part.scale, part.questions) for part in curve.split()]
     assert kinds == [(1.0, "broad"), (1.0, "in_domain"), (2.0, "broad"), (2.0, "in_domain")]
-    with pytest.raises(InputError, match=r"no answers with scale 3.0; there are 1.0, 2.0"):
+    with pytest.raises(InputError, match=r"no answers with scale 3.0 \(it has: 1.0, 2.0\)"):
         curve.select(scale=3.0)
 
 
-def test_onsets_are_found_on_each_part_and_a_stronger_adapter_comes_first():
+def test_onsets_are_found_on_each_curve_and_a_stronger_adapter_comes_first():
     found = onsets(behaviour_curve(table(scales=(1.0, 2.0))))
     assert all(one.found for one in found)
     steps = {(one.scale, one.questions): one.step for one in found}
@@ -152,11 +152,11 @@ def test_a_table_without_steps_is_no_curve():
         behaviour_curve(table().drop(columns="step"))
 
 
-def test_a_metric_that_does_not_exist_and_a_step_not_asked_are_named():
+def test_a_metric_that_does_not_exist_and_a_step_not_sampled_are_named():
     curve = behaviour_curve(table(sets=("broad",)))
     with pytest.raises(InputError, match="no metric 'x'; known: em, coherent, aligned_mean, coherent_mean"):
         curve.outcomes("x")
-    with pytest.raises(InputError, match="step 42 was not asked; the nearest that was is 40"):
+    with pytest.raises(InputError, match="step 42 was not sampled; the nearest that was is 40"):
         curve.at(42)
     assert curve.at(0).em.rate == 0
 

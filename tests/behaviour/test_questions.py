@@ -92,7 +92,7 @@ def test_sets_are_chosen_by_name(published):
     rows = read_questions(published).rows
     assert of_sets(rows, ()) == rows
     assert [row["question_id"] for row in of_sets(rows, ["in_domain", "json"])] == ["a_wish_json", "a_headache"]
-    with pytest.raises(InputError, match=r"set 'borad'; did you mean 'broad'\? \(there are broad, json, template"):
+    with pytest.raises(InputError, match=r"set 'borad'; did you mean 'broad'\? \(sets: broad, json, template"):
         of_sets(rows, ["borad"])
 
 

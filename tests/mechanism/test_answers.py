@@ -48,7 +48,7 @@ def test_the_answers_of_a_run_are_those_of_its_step_and_scale(tiny):
     assert "step 24 at scale 1" in answers.source
     assert len(answers.everything) == 32 * 4  # questions and samples
     assert judged_answers(tiny.run, step=8, scale=2.0).source == "answers of step 8 at scale 2"
-    with pytest.raises(InputError, match="step 9 was not asked; the nearest that was is 8"):
+    with pytest.raises(InputError, match="step 9 was not sampled; the nearest that was is 8"):
         judged_answers(tiny.run, step=9)
 
 

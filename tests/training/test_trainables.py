@@ -7,7 +7,7 @@ import yaml
 from safetensors.torch import load_file
 
 import em_interp as em
-from em_interp.behaviour.ask import ask, askable_steps
+from em_interp.behaviour.ask import ask, steps_with_models
 from em_interp.behaviour.generate import RowAdapters, adapted, generate
 from em_interp.config import dump_config, load_config
 from em_interp.errors import InputError
@@ -83,7 +83,7 @@ def test_full_weights_are_kept_at_the_steps_of_their_schedule_alone_and_transfor
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = train(full(snapshots="every 5"), tmp_path / "run")
-    assert (run.steps(), askable_steps(run)) == ([0, 5, 8, 10, 12], [0, 8, 12])
+    assert (run.steps(), steps_with_models(run)) == ([0, 5, 8, 10, 12], [0, 8, 12])
     assert {file.name for file in run.checkpoint(5).iterdir()} == {"weight_change.safetensors", "weight_change.json"}
     said = json.loads((run.checkpoint(5) / "weight_change.json").read_text())
     assert (said["dimension"], said["groups"], said["relative_error"]) == (1024, 32, 3 / 32)
@@ -97,14 +97,14 @@ def test_full_weights_are_kept_at_the_steps_of_their_schedule_alone_and_transfor
 
 def test_by_default_weights_are_kept_where_behaviour_is_asked_for(full, tmp_path):
     run = train(full(adapter={"kind": "full"}, behaviour={"scales": [1], "steps": "every 6"}), tmp_path / "run")
-    assert askable_steps(run) == [0, 6, 12]
+    assert steps_with_models(run) == [0, 6, 12]
 
 
 def test_kept_steps_answer_as_their_own_model_and_others_are_refused(full, tmp_path):
     values = full()
     run, base = train(values, tmp_path / "run"), load_base(values["model"])
     for wrong, scales, said in (
-        ([5], [1.0], "step 5 of .* cannot be asked: .* of 0, 8, 12 were kept"),
+        ([5], [1.0], "step 5 of .* cannot be sampled from: full weights were saved at 0, 8, 12"),
         ([8], [2.0], "scale 1"),
     ):
         with pytest.raises(InputError, match=said):
