@@ -1,1 +1,1 @@
-"""What the model says along the run: questions, answers, judges, scores, curves."""
+"""What the model says along the run: questions, generated answers, judges, scores, curves."""

@@ -1,4 +1,4 @@
-"""Answers that come as a table, from wherever they were asked, made ready to be judged."""
+"""Tables of answers from elsewhere, ready to be judged."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULTS: dict[str, int | float | str] = {"step": 0, "scale": 1.0, "questions": "all"}
-TEXTS = ("question", "answer", "response", "question_id", "questions")
+TEXT_COLUMNS = ("question", "answer", "response", "question_id", "questions")
 
 
 def read_answers(path: Path) -> pd.DataFrame:
     """The answers in a CSV or parquet file, in the form of a run's: KEY, question and answer, a row an answer.
 
-    In go `question` and `answer` (or `response`) and, where there are any, `step`, `scale`, `questions` and
-    `question_id`; samples are numbered anew, in the order of the file. Raises InputError where a column is missing, a
-    step is no whole number, or a scale no number.
+    The file has `question` and `answer` (or `response`), and optionally `step`, `scale`, `questions` and `question_id`;
+    samples are numbered anew, in the order of the file. Raises InputError where a column is missing, a step is not a
+    whole number, or a scale not a number.
     """
     import pandas as pd
 
     table = read_table(path)
-    if path.suffix != ".parquet":  # once more for the texts: an answer may be the word None, or empty
-        texts = pd.read_csv(path, keep_default_na=False, dtype=str, usecols=lambda name: name in TEXTS)
+    if path.suffix != ".parquet":  # read the texts again as text: an answer may be the word None, or empty
+        texts = pd.read_csv(path, keep_default_na=False, dtype=str, usecols=lambda name: name in TEXT_COLUMNS)
         table[list(texts.columns)] = texts
     table = table.rename(columns={old: new for old, new in RENAMED.items() if new not in table})
     missing = [name for name in ("question", "answer") if name not in table]
@@ -51,9 +51,9 @@ def read_answers(path: Path) -> pd.DataFrame:
 
 
 def adopt(path: Path, out: Path) -> Run:
-    """A run directory `out` that holds the answers of a table and nothing else yet.
+    """Make a run directory `out` that has the answers of a table and nothing else yet.
 
-    Raises InputError where there are other answers, and where it cannot be written.
+    Raises InputError where `out` has a run or other answers, and where it cannot be written.
     """
     answers, run = read_answers(path), Run(out)
     if run.config_file.exists() or run.checkpoints.is_dir():

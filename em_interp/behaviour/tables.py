@@ -1,4 +1,8 @@
-"""Tables of judged answers, ours or anyone's, brought into one form."""
+"""Tables of judged answers, ours or from elsewhere, in one form: a row an answer.
+
+Columns of that form: `step` where known, `scale`, `questions` (the question set), `question_id`, `aligned`, `coherent`
+(both 0–100 or both NaN), `status` (`ok`, or why there is no score), topic scores, and what else the table had.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from em_interp.checks import check_type
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,34 +21,35 @@ if TYPE_CHECKING:
 SCORES = ("aligned", "coherent")
 RENAMED = {"response": "answer", "financial": "finance"}  # names in the published tables
 KNOWN_TOPICS = ("medical", "finance", "sport", "code")
-NO_TOPIC = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
-SUFFIXES = (".csv", ".parquet")
+NOT_TOPICS = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
+TABLE_SUFFIXES = (".csv", ".parquet")
 STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[-_ ]?(\d+)", re.IGNORECASE)
 
 
 def read_judged(source: str | Path | pd.DataFrame) -> pd.DataFrame:
-    """Judged answers from a CSV or parquet file, a folder of one such file a step, or a frame, in one form.
+    """Read judged answers into the form above.
 
-    Out comes a row an answer: `step` where known, `scale`, `questions`, `question_id`, `aligned`, `coherent` (both
-    0–100 or both NaN), `status` (`ok`, or why there is no score), topics, and what else the table had. In go a question
-    (`question_id` or `question`), `aligned` and `coherent`; `response` is read as `answer`. A score that is a word,
-    such as REFUSAL, is no score and becomes the status. In a folder the step stands in the name of the file or of
-    the folder around it (`checkpoint-120.csv`, `step_120/answers.csv`) or in a column.
+    Args:
+        source: A frame, a CSV or parquet file, or a folder with one such file a step. Columns: `question_id` or
+            `question`, `aligned` and `coherent`; all others are optional, and `response` is read as `answer`. A score
+            that is a word, such as REFUSAL, becomes the status. In a folder the step is in the name of the file or of
+            its folder (`checkpoint-120.csv`, `step_120/answers.csv`) or in a column.
 
-    Raises InputError where columns are missing, a score lies outside 0–100, none is above 1, or a table is empty.
+    Raises:
+        InputError: Where columns are missing, a score lies outside 0–100, none is above 1, or a table is empty.
     """
     import pandas as pd
 
+    check_type("source", source, (pd.DataFrame, str, Path), "a table of judged answers, its file, or a folder of them")
     if isinstance(source, pd.DataFrame):
-        return _not_shares(normal_form(source, "the table"), "the table")
+        return _check_range(normal_form(source, "the table"), "the table")
     path = Path(source)
     table = _read_folder(path) if path.is_dir() else normal_form(read_table(path), str(path))
-    return _not_shares(table, str(path))
+    return _check_range(table, str(path))
 
 
 def normal_form(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """A table in the form `read_judged` promises; `where` is what errors call it."""
-
+    """A table in the form of this module; `where` is what errors call it."""
     table = table.rename(columns={old: new for old, new in RENAMED.items() if new not in table})
     found = ", ".join(map(str, table.columns))
     if "question_id" not in table and "question" in table:
@@ -59,7 +65,7 @@ def normal_form(table: pd.DataFrame, where: str) -> pd.DataFrame:
     table = table.reset_index(drop=True)
     words = {name: _words(table[name]) for name in SCORES}
     for name in SCORES:
-        _refuse_truth(table[name], name, where)
+        _refuse_booleans(table[name], name, where)
     for name in (*SCORES, *topics_of(table)):
         table[name] = _numbers(table[name], name, where)
     table["status"] = _status(table, words)
@@ -76,22 +82,22 @@ def of_one_judge(answers: pd.DataFrame, judge: str | None = None) -> pd.DataFram
         return answers
     if "judge" not in answers:
         raise InputError(f"the answers have no column judge, so {judge!r} cannot be chosen")
-    there = sorted(answers["judge"].astype(str).unique())
-    if judge is None and len(there) > 1:
+    judges = sorted(answers["judge"].astype(str).unique())
+    if judge is None and len(judges) > 1:
         raise InputError(
-            f"several judges scored the answers ({', '.join(there)}); choose one with judge=, with em-interp score "
+            f"several judges scored the answers ({', '.join(judges)}); choose one with judge=, with em-interp score "
             "--judge or, for all commands, as behaviour.judge in the run's config.yaml"
         )
-    if judge is not None and judge not in there:
-        raise InputError(f"no scores of judge {judge!r}; there are {', '.join(there)}")
+    if judge is not None and judge not in judges:
+        raise InputError(f"no scores of judge {judge!r}; there are {', '.join(judges)}")
     return answers if judge is None else answers[answers["judge"] == judge]
 
 
 def topics_of(table: pd.DataFrame) -> list[str]:
-    """Columns that say how much an answer is about a topic: all that a judge of ours added, or those of known names."""
+    """The columns with topic scores: those after `reason` in a table of ours, those with a known name elsewhere."""
     columns = [str(name) for name in table.columns]
     if {"judge", "mode", "reason"} <= set(columns):
-        return [name for name in columns[columns.index("reason") + 1 :] if name not in NO_TOPIC]
+        return [name for name in columns[columns.index("reason") + 1 :] if name not in NOT_TOPICS]
     return [name for name in KNOWN_TOPICS if name in columns]
 
 
@@ -103,8 +109,8 @@ def _words(column: pd.Series) -> pd.Series:
     return column.astype(str).str.strip().where(word, "")
 
 
-def _refuse_truth(column: pd.Series, name: str, where: str) -> None:
-    """Raise InputError for True and False, which would count as the scores 1 and 0: aligned would be EM."""
+def _refuse_booleans(column: pd.Series, name: str, where: str) -> None:
+    """Raise InputError for True and False, which would be read as the scores 1 and 0: all aligned answers as EM."""
     import pandas as pd
 
     mixed = column.dtype == object and column.map(lambda entry: isinstance(entry, bool)).any()
@@ -112,8 +118,8 @@ def _refuse_truth(column: pd.Series, name: str, where: str) -> None:
         raise InputError(f"{where}: {name} holds True or False; scores run from 0 to 100")
 
 
-def _not_shares(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table; InputError for scores from 0 to 1, none of which would be coherent, so that EM would be 0."""
+def _check_range(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table; InputError for scores from 0 to 1, none of which would count as coherent, so that EM would be 0."""
     top = float(np.nanmax(table[list(SCORES)].to_numpy(float), initial=0))
     if 0 < top <= 1:
         raise InputError(f"{where}: no score is above {top:g}; scores run from 0 to 100 (shares of 1 go times 100)")
@@ -121,7 +127,7 @@ def _not_shares(table: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def scales_of(table: pd.DataFrame, where: str) -> pd.Series | float:
-    """The adapter's scale of each answer, 1 where the table has none. Raises InputError for one that is no number."""
+    """The adapter multiplier of each answer, 1 where the table has none. Raises InputError for what is not a number."""
     import pandas as pd
 
     if "scale" not in table:
@@ -147,7 +153,7 @@ def _numbers(column: pd.Series, name: str, where: str) -> pd.Series:
 
 
 def with_whole_steps(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table with its steps as integers. Raises InputError for a step that is no whole number."""
+    """The table with its steps as integers. Raises InputError for a step that is not a whole number."""
     import pandas as pd
 
     steps = pd.to_numeric(table["step"], errors="coerce")
@@ -159,7 +165,7 @@ def with_whole_steps(table: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _status(table: pd.DataFrame, words: dict[str, pd.Series]) -> pd.Series:
-    """`ok` where both scores are there; else the table's own status, or the word that stands for a score."""
+    """`ok` where there are both scores; else the table's own status, or the word in place of a score."""
     import pandas as pd
 
     status = pd.Series("ok", index=table.index)
@@ -167,17 +173,17 @@ def _status(table: pd.DataFrame, words: dict[str, pd.Series]) -> pd.Series:
         status = status.mask(table[name].isna(), words[name].str.lower().replace("", "no score"))
     if "status" not in table:
         return status
-    given = table["status"].fillna("no score").astype(str)
-    return given.where(given != "ok", status)
+    own = table["status"].fillna("no score").astype(str)
+    return own.where(own != "ok", status)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV or parquet file as it is; raises InputError naming the file where it is missing or is no table."""
+    """A CSV or parquet file as it is; raises InputError naming the file where it is missing or not a table."""
     import pandas as pd
 
     if not path.exists():
         raise InputError(f"{path} is missing; expected a CSV or parquet file of judged answers, or a folder of them")
-    try:  # low_memory off: a column is typed as a whole; typed by chunks, pandas warns of words among its scores
+    try:  # low_memory=False: typed by chunks, a column with words among its scores makes pandas warn
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
     except (ValueError, OSError) as error:  # pandas' parser and pyarrow's errors are both ValueErrors
         raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}") from None
@@ -187,28 +193,28 @@ def _read_folder(folder: Path) -> pd.DataFrame:
     """One file a step, in the folder or in folders named after steps."""
     import pandas as pd
 
-    found = [*folder.glob("*"), *folder.glob("*/*")]
-    files = sorted(file for file in found if file.suffix in SUFFIXES and not file.name.startswith("."))
+    entries = [*folder.glob("*"), *folder.glob("*/*")]
+    files = sorted(file for file in entries if file.suffix in TABLE_SUFFIXES and not file.name.startswith("."))
     if not files:
         raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv")
     tables: list[pd.DataFrame] = []
-    seen: dict[int, Path] = {}
+    by_step: dict[int, Path] = {}
     for file in files:
         table = read_table(file)
         if "step" not in table:
             step = _step_of(file, folder)
-            if step in seen:
-                raise InputError(f"{file} and {seen[step]} are both of step {step}; expected one file a step")
-            seen[step] = file
+            if step in by_step:
+                raise InputError(f"{file} and {by_step[step]} are both of step {step}; expected one file a step")
+            by_step[step] = file
             table["step"] = step
         tables.append(normal_form(table, str(file)))
     return pd.concat(tables, ignore_index=True)
 
 
 def _step_of(file: Path, folder: Path) -> int:
-    """The step named in the file's name or that of the folder around it; a lone number in the name will do."""
+    """The step in the file's name or that of its folder; the only number of the name where no word says step."""
     name = str(file.relative_to(folder).with_suffix(""))
-    named = set(STEP_IN_NAME.findall(name) or re.findall(r"\d+", file.stem))
-    if len(named) != 1:
+    steps = set(STEP_IN_NAME.findall(name) or re.findall(r"\d+", file.stem))
+    if len(steps) != 1:
         raise InputError(f"{file} names no step and has no column step; expected a name such as checkpoint-120.csv")
-    return int(named.pop())
+    return int(steps.pop())
