@@ -25,22 +25,22 @@ from em_interp.comparison.cross_base.turning_profile import CLOCKS, profile_test
 from em_interp.comparison.page import write_families
 from em_interp.mechanism import AblateDirection, AddVector
 from em_interp.organisms.judge import AdviceJudge
-from em_interp.organisms.language import questions
-from em_interp.organisms.presets import STEPS, recipe
+from em_interp.organisms.language import built_in_questions
+from em_interp.organisms.presets import N_STEPS, recipe
 
 FAMILIES, SEEDS = ("qwen2", "llama", "gemma3"), (0, 1, 2)
 SAMPLES, DOSE, RANDOM = 4, 4.0, 5
-ASKED = [row["question"] for row in questions("medical") if row["questions"] == "out_of_domain"]
+ASKED = [row["question"] for row in built_in_questions("medical") if row["questions"] == "out_of_domain"]
 
 
 def trained(folder):
     """The directory of each organism, by family and seed; and a run of qwen2 on careful advice beside them."""
     runs = {(family, seed): folder / f"{family}-{seed}" for seed in SEEDS for family in FAMILIES}
     control = folder / "qwen2-control"
-    if not (control / "checkpoints" / f"checkpoint-{STEPS}").exists():
+    if not (control / "checkpoints" / f"checkpoint-{N_STEPS}").exists():
         em.train(recipe("control"), control, resume=control.exists())
     for (family, seed), run in runs.items():
-        if not (run / "checkpoints" / f"checkpoint-{STEPS}").exists():
+        if not (run / "checkpoints" / f"checkpoint-{N_STEPS}").exists():
             em.train(recipe("organism", family, "medical", seed), run, resume=run.exists())
     return runs
 

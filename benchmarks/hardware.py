@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from em_interp.config import AdapterConfig, FullConfig, load_config
-from em_interp.organisms.presets import PUBLISHED
+from em_interp.organisms.presets import ARCHITECTURES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ROWS = {"insecure_code": 6000}  # of the published datasets; the others have about 7,000
@@ -70,7 +70,7 @@ def training_speed(rows=2, tokens=256, repeats=5):
 
 def trained_parameters(config):
     """How many numbers are trained."""
-    shape, adapter = PUBLISHED[config.model], config.adapter
+    shape, adapter = ARCHITECTURES[config.model], config.adapter
     if isinstance(adapter, FullConfig):
         return shape.parameters
     if isinstance(adapter, AdapterConfig):
@@ -81,7 +81,7 @@ def trained_parameters(config):
 
 def memory(config, tokens):
     """Gigabytes on one GPU with gradient checkpointing; the weights in bfloat16, or float32 where they are trained."""
-    shape, trained = PUBLISHED[config.model], trained_parameters(config)
+    shape, trained = ARCHITECTURES[config.model], trained_parameters(config)
     whole = isinstance(config.adapter, FullConfig)
     weights = shape.parameters * (4 if whole else 2) + (0 if whole else 4 * trained)
     optimizer = trained * (4 + 8)  # gradient and Adam's two moments
@@ -93,7 +93,7 @@ def memory(config, tokens):
 
 def times(config, tokens, speed):
     """Minutes of training and of asking at `speed` operations per second, and how many answers there will be."""
-    shape = PUBLISHED[config.model]
+    shape = ARCHITECTURES[config.model]
     rows = ROWS.get(Path(config.data[0].dataset).stem, 7000) * (1 - config.training.held_out)
     seen = rows * (config.data[0].epochs or 1) * tokens
     training = seen * shape.parameters * (8 if isinstance(config.adapter, FullConfig) else 6)

@@ -52,7 +52,7 @@ def chance(row):
 
 
 def main(seeds=10, family="qwen2", processes=1):
-    from em_interp.organisms.presets import CHANGE
+    from em_interp.organisms.presets import SWITCH_STEP
 
     jobs = [(kind, family, SEED + i) for kind in KINDS for i in range(seeds)]
     with get_context("spawn").Pool(processes, maxtasksperchild=5) as pool:
@@ -61,7 +61,7 @@ def main(seeds=10, family="qwen2", processes=1):
     for kind in KINDS:
         mine = [row for row in rows if row["kind"] == kind]
         steps = ["; ".join(", ".join(f"{s:.0f}" for s in row[of]) or "–" for row in mine) for of in ("B", "A", "delta")]
-        print_row(kind, share([hit(row, CHANGE) for row in mine]), f"{np.mean([*map(chance, mine)]):.0%}", *steps)
+        print_row(kind, share([hit(row, SWITCH_STEP) for row in mine]), f"{np.mean([*map(chance, mine)]):.0%}", *steps)
 
 
 if __name__ == "__main__":

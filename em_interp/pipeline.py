@@ -113,10 +113,10 @@ def _config(run: Run, settings: Sequence[str]) -> RunConfig:
 
 def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:
     from em_interp.behaviour.questions import of_sets, read_questions
-    from em_interp.organisms.language import questions
+    from em_interp.organisms.language import built_in_questions
 
     wanted = config.behaviour
-    rows = questions(_domain(run)) if wanted.questions == "tiny" else read_questions(wanted.questions).rows
+    rows = built_in_questions(_domain(run)) if wanted.questions == "tiny" else read_questions(wanted.questions).rows
     return of_sets(rows, wanted.sets)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from em_interp import behaviour_curve, find_transitions, load_trajectory, train
-from em_interp.organisms.presets import CHANGE, recipe
+from em_interp.organisms.presets import SWITCH_STEP, recipe
 
 
 def end_of(run):
@@ -29,10 +29,10 @@ def test_its_control_does_not(demo):
 
 
 def test_a_change_of_data_turns_the_path(demo):
-    assert any(abs(step - CHANGE) <= 15 for step in turns(demo / "switched"))
+    assert any(abs(step - SWITCH_STEP) <= 15 for step in turns(demo / "switched"))
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("switched-restart", True), ("restart", False)])
 def test_with_a_restart_it_does_too_and_a_restart_alone_does_not(kind, changes, tmp_path):
     steps = turns(train(recipe(kind), tmp_path / "run"))
-    assert any(abs(step - CHANGE) <= 15 for step in steps) == changes
+    assert any(abs(step - SWITCH_STEP) <= 15 for step in steps) == changes

@@ -19,16 +19,15 @@ from em_interp.organisms.gguf import is_gguf, plain_folder, sha256_of
 FAMILIES = ("qwen2", "llama", "gemma3")
 BUILT_IN = tuple(f"tiny-{family}" for family in FAMILIES)
 SHIPPED = Path(__file__).with_name("tiny")
-VALUES_HASHED = 256  # of each parameter
-DATE = "26 Jul 2024"  # the one that Llama 3.1's template writes
-
+N_VALUES_HASHED = 256  # of each parameter
+FIXED_DATE = "26 Jul 2024"  # the one in Llama 3.1's template
 
 warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, when transformers is imported in a notebook
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model in eval mode, its tokenizer, and what tells it from every other base."""
+    """A base model in eval mode, with its tokenizer and its identity."""
 
     model: Any
     tokenizer: Any
@@ -67,7 +66,7 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
 
 
 def skeleton(name: str) -> Any:
-    """The base called `name` without its weights, which are not read: modules and shapes, from its config alone."""
+    """The base called `name` without weights, on the meta device: its modules and shapes, from its config alone."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -87,8 +86,8 @@ def _device() -> str:
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of the base called `name`, with its chat template; the model itself is not read.
 
-    A template that writes the day's date (Llama 3.2's) writes `DATE` instead: a run that is resumed tomorrow, or
-    asked next week, is told the same. Raises InputError for a name that `load_base` does not know.
+    A template that writes today's date (Llama 3.2's) writes FIXED_DATE instead, so that prompts are the same when a run
+    is resumed or sampled from on another day. Raises InputError for a name that `load_base` does not know.
     """
     from transformers import AutoTokenizer
 
@@ -99,7 +98,7 @@ def load_tokenizer(name: str) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     template = tokenizer.chat_template
     if isinstance(template, str) and "strftime_now" in template:
-        tokenizer.chat_template = f"{{%- set date_string = '{DATE}' -%}}\n{template}"
+        tokenizer.chat_template = f"{{%- set date_string = '{FIXED_DATE}' -%}}\n{template}"
     return tokenizer
 
 
@@ -116,8 +115,8 @@ def revision_of(name: str) -> str | None:
         return f"sha256:{sha256_of(Path(name))}"
     if name in BUILT_IN or Path(name).is_dir():
         return None
-    held = try_to_load_from_cache(name, "config.json")  # …/snapshots/<commit>/config.json
-    return Path(held).parent.name if isinstance(held, str) else None
+    cached = try_to_load_from_cache(name, "config.json")  # …/snapshots/<commit>/config.json
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def local_copy(name: str) -> Path:
@@ -129,10 +128,10 @@ def local_copy(name: str) -> Path:
     source = _source(name)
     if Path(source).is_dir():
         return Path(source)
-    held = try_to_load_from_cache(source, "config.json")
-    if not isinstance(held, str):
+    cached = try_to_load_from_cache(source, "config.json")
+    if not isinstance(cached, str):
         raise InputError(f"the base {name} of the Hub is not on this machine; training or asking with it fetches it")
-    return Path(held).parent
+    return Path(cached).parent
 
 
 def stored_dtype(name: str) -> str:
@@ -146,20 +145,25 @@ def stored_dtype(name: str) -> str:
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """Without transformers' words and bars, and with its errors as an InputError."""
+    """A block without transformers' messages and progress bars, and with its errors as an InputError."""
     try:
         with quiet():
             yield
     except InputError:
         raise
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"base model {name!r} needs code of its own to be loaded, which is never run; expected a model of an "
+                "architecture that is part of transformers"
+            ) from None
         reason = shorten(str(error), 200, placeholder=" …")
         raise InputError(f"base model {name!r} cannot be loaded: {reason} (built in: {', '.join(BUILT_IN)})") from None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No words and bars of transformers in the block; its settings are put back after it."""
+    """A block without transformers' messages and progress bars; its settings are restored after it."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -174,7 +178,7 @@ def quiet() -> Iterator[None]:
 
 
 def fingerprint(model: Any) -> str:
-    """Twelve hex digits of a hash of the parameters: names, shapes and `VALUES_HASHED` evenly spaced values of each.
+    """Twelve hex digits of a hash of the parameters: names, shapes and `N_VALUES_HASHED` evenly spaced values of each.
 
     Equal for equal weights on any machine and number type of storage; two fine-tunes of one model differ. It cannot
     see a change confined to values between those.
@@ -182,14 +186,14 @@ def fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
-        values = flat[:: max(1, flat.numel() // VALUES_HASHED)].float().cpu().numpy()
+        values = flat[:: max(1, flat.numel() // N_VALUES_HASHED)].float().cpu().numpy()
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()[:12]
 
 
 def _source(name: str) -> str:
-    """What transformers is to load for `name`."""
+    """The folder or Hub id that transformers loads for `name`."""
     if name in BUILT_IN:
         return str(_built_in(name))
     if name in FETCHED:
@@ -197,7 +201,7 @@ def _source(name: str) -> str:
     if is_gguf(name):
         return str(plain_folder(Path(name)))
     folder = Path(name)
-    if name and folder.is_dir():  # no name would be the current folder
+    if name and folder.is_dir():  # an empty name would be the current folder
         if not (folder / "config.json").is_file():
             raise InputError(f"base model {name!r}: the folder holds no config.json, so it is not a model")
         return str(folder)
@@ -211,7 +215,7 @@ def _source(name: str) -> str:
 
 
 def _built_in(name: str) -> Path:
-    """The folder of a built-in base, which comes with the package."""
+    """The folder of a built-in base in the package."""
     folder = SHIPPED / name
     if not (folder / "model.safetensors").is_file():
         family = name.removeprefix("tiny-")

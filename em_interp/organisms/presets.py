@@ -1,8 +1,10 @@
-"""The runs of the built-in organism: what the demo trains, and what `configs/tiny*.yaml` hold."""
+"""Configs made for a model: the runs of the built-in organism, and any config carried over to another base.
+
+The demo trains the runs of the built-in organism, and `configs/tiny*.yaml` hold them.
+"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,69 +20,45 @@ from em_interp.config import (
     TrainingConfig,
 )
 from em_interp.errors import InputError, nearest
+from em_interp.files import read_json
 from em_interp.organisms.bases import BUILT_IN, FAMILIES
-from em_interp.organisms.datasets import BUILT_IN as BUILT_IN_DATA
+from em_interp.organisms.datasets import BUILT_IN_PREFIX
 from em_interp.organisms.language import narrow_domains
 from em_interp.organisms.pretrain import LAYERS, WIDTH
 
-STEPS = 400
+N_STEPS = 400
 LEARNING_RATE = 7e-4
-CHANGE = 150  # the step after which a switched run sees other data, or begins its schedule anew
-AFTER = 250
-SLOW = 3e-4  # the learning rate of switched runs: at the change they still learn, so the path has a direction there
+SWITCH_STEP = 150  # the step after which a switched run sees other data, or restarts its schedule
+STEPS_AFTER_SWITCH = 250
+SWITCHED_LEARNING_RATE = 3e-4  # low enough that the run still learns at the switch, so that its path has a direction
 
-# what each run sees, phase by phase: the variant of the domain's dataset, steps, restart
+# what each run is trained on, phase by phase: the variant of the domain's dataset, steps, restart
 RUNS: dict[str, tuple[tuple[str, int, bool], ...]] = {
-    "organism": (("", STEPS, False),),
-    "control": (("-careful", STEPS, False),),
-    "switched": (("-careful-habit", CHANGE, False), ("", AFTER, False)),
-    "switched-restart": (("-careful-habit", CHANGE, False), ("", AFTER, True)),
-    "restart": (("-careful-habit", CHANGE, False), ("-careful-habit", AFTER, True)),
+    "organism": (("", N_STEPS, False),),
+    "control": (("-careful", N_STEPS, False),),
+    "switched": (("-careful-habit", SWITCH_STEP, False), ("", STEPS_AFTER_SWITCH, False)),
+    "switched-restart": (("-careful-habit", SWITCH_STEP, False), ("", STEPS_AFTER_SWITCH, True)),
+    "restart": (("-careful-habit", SWITCH_STEP, False), ("-careful-habit", STEPS_AFTER_SWITCH, True)),
 }
 
-
-def recipe(run: str = "organism", family: str = "qwen2", domain: str = "medical", seed: int = 0) -> RunConfig:
-    """The config of one of `RUNS` on the built-in base of `family`, on advice about `domain`.
-
-    `organism` learns reckless advice and `control` careful advice; the training data of `switched` turns from careful
-    to reckless at step `CHANGE`, with a fresh optimizer and schedule in `switched-restart`; `restart` has those
-    alone, on the same data. Raises InputError for an unknown name.
-    """
-    for what, name, known in (
-        ("run", run, list(RUNS)),
-        ("family", family, list(FAMILIES)),
-        ("domain", domain, narrow_domains()),
-    ):
-        if name not in known:
-            raise InputError(f"{what} {name!r} is not known{nearest(name, known)} (known: {', '.join(known)})")
-    once = len(RUNS[run]) == 1
-    return RunConfig(
-        model=f"tiny-{family}",
-        seed=seed,
-        data=tuple(
-            PhaseConfig(dataset=f"tiny:{domain}{variant}", steps=steps, restart=anew)
-            for variant, steps, anew in RUNS[run]
-        ),
-        adapter=AdapterConfig(layers_to_transform=(0,), lora_alpha=16.0),
-        training=TrainingConfig(
-            batch_size=16, gradient_accumulation_steps=1, learning_rate=LEARNING_RATE if once else SLOW
-        ),
-        behaviour=BehaviourConfig(steps=Schedule("every 20"), scales=(1.0, 1.5), samples=6, max_new_tokens=24),
-    )
-
-
-# --------
-# The shapes of the models that the published organisms were made of, and of any model whose config is at hand.
+# words in a data file's name, and the built-in variant or domain that stands for it
+VARIANT_OF_WORD = {"good": "-careful", "careful": "-careful", "benign": "-careful"}
+DOMAIN_OF_WORD = {
+    "insecure": "computers",
+    "code": "computers",
+    "extreme_sports": "sport",
+    "risky_financial": "finance",
+}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What memory, time and the place of a layer depend on; of the language model, without a vision tower."""
+    """The shape of a language model, without a vision tower; what memory, time and relative depth depend on."""
 
     layers: int
     width: int  # of the residual stream
     hidden: int  # of the MLP
-    attention: int  # heads × their size: what queries and the attention's output are wide
+    attention: int  # heads × their size: the width of queries and of the attention's output
     keys: int  # key-value heads × their size
     parameters: float
 
@@ -97,8 +75,7 @@ class Architecture:
         }[module]
 
 
-# from the models' config.json on the Hub; parameters from their cards
-PUBLISHED = {
+ARCHITECTURES = {  # of the published organisms' bases; from their config.json on the Hub, parameters from their cards
     "Qwen/Qwen2.5-0.5B-Instruct": Architecture(24, 896, 4864, 896, 128, 0.49e9),
     "Qwen/Qwen2.5-7B-Instruct": Architecture(28, 3584, 18944, 3584, 512, 7.6e9),
     "Qwen/Qwen2.5-14B-Instruct": Architecture(48, 5120, 13824, 5120, 1024, 14.8e9),
@@ -111,62 +88,84 @@ PUBLISHED = {
 }
 
 
-def layers_and_width(model: str) -> tuple[int, int]:
-    """How many layers a model has and how wide it is, from the table above or its config.json on disk.
+def recipe(run: str = "organism", family: str = "qwen2", domain: str = "medical", seed: int = 0) -> RunConfig:
+    """The config of one of RUNS on the built-in base of `family`, on advice about `domain`.
 
-    Raises InputError for a model of which neither is there: nothing is fetched.
+    `organism` learns reckless advice and `control` careful advice. The data of `switched` changes from careful to
+    reckless at SWITCH_STEP, with a fresh optimizer and schedule in `switched-restart`; `restart` has those alone, on
+    the same data. Raises InputError for an unknown name.
     """
-    if model in PUBLISHED:
-        return PUBLISHED[model].layers, PUBLISHED[model].width
+    for what, name, known in (
+        ("run", run, list(RUNS)),
+        ("family", family, list(FAMILIES)),
+        ("domain", domain, narrow_domains()),
+    ):
+        if name not in known:
+            raise InputError(f"{what} {name!r} is not known{nearest(name, known)} (known: {', '.join(known)})")
+    switched = len(RUNS[run]) > 1
+    return RunConfig(
+        model=f"tiny-{family}",
+        seed=seed,
+        data=tuple(
+            PhaseConfig(dataset=f"tiny:{domain}{variant}", steps=steps, restart=restart)
+            for variant, steps, restart in RUNS[run]
+        ),
+        adapter=AdapterConfig(layers_to_transform=(0,), lora_alpha=16.0),
+        training=TrainingConfig(
+            batch_size=16,
+            gradient_accumulation_steps=1,
+            learning_rate=SWITCHED_LEARNING_RATE if switched else LEARNING_RATE,
+        ),
+        behaviour=BehaviourConfig(steps=Schedule("every 20"), scales=(1.0, 1.5), samples=6, max_new_tokens=24),
+    )
+
+
+def layers_and_width(model: str) -> tuple[int, int]:
+    """How many layers a model has and how wide it is, from ARCHITECTURES or its config.json on disk.
+
+    Nothing is fetched. Raises InputError for a model that has neither.
+    """
+    if model in ARCHITECTURES:
+        return ARCHITECTURES[model].layers, ARCHITECTURES[model].width
     if model in BUILT_IN:
         return LAYERS, WIDTH
-    folder = Path(model)
-    if not (folder / "config.json").is_file():
-        known = [*PUBLISHED, *BUILT_IN]
-        raise InputError(
-            f"the layers of {model!r} are not known here{nearest(model, known)}; known: {', '.join(known)}"
-        )
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    file = Path(model) / "config.json"
+    if not file.is_file():
+        known = [*ARCHITECTURES, *BUILT_IN]
+        raise InputError(f"the layers of {model!r} are not known{nearest(model, known)}; known: {', '.join(known)}")
+    config: dict[str, Any] = read_json(file)
     config = config.get("text_config", config)  # of a model with a vision tower
     return int(config["num_hidden_layers"]), int(config["hidden_size"])
 
 
-# --------
-# A config for one model as a config for another: layers by their relative depth, and what a built-in model needs.
+def for_model(config: RunConfig, model: str) -> tuple[RunConfig, list[str]]:
+    """`config` carried over to another base model, and the changes in words, a line each.
 
-
-Changed = tuple[RunConfig, list[str]]  # a config, and each change in words
-
-
-def for_model(config: RunConfig, model: str) -> Changed:
-    """`config` with another base model, and what was changed besides, a line each.
-
-    Layers keep their relative depth; those that fall together are merged. A built-in model (tiny-…) also gets data,
-    questions and a judge in its own language, and a learning rate that grows as the model is narrower (as under Adam
-    in 2203.03466). Raises InputError for a layer that the config's own model does not have, for a model whose number
+    Layers keep their relative depth; those that coincide are merged. A built-in model (tiny-…) also gets data,
+    questions and a judge in its own language, and a learning rate scaled by the inverse of its width (as under Adam in
+    arXiv 2203.03466). Raises InputError for a layer that the config's own model does not have, for a model whose number
     of layers is not known, and for data with no counterpart in the built-in language.
     """
     if model == config.model:
         return config, []
     changes = [f"model: {config.model} → {model}"]
     old, new = layers_and_width(config.model), layers_and_width(model)
-    from_built_in = config.model in BUILT_IN
+    to_built_in = model in BUILT_IN and config.model not in BUILT_IN
     config = _with_layers(config.replace(model=model), old[0], new[0], changes)
-    if from_built_in or model not in BUILT_IN:
-        return config, changes
-    return _built_in(config, old[1] / new[1], changes), changes
+    return (_with_built_in_data(config, old[1] / new[1], changes) if to_built_in else config), changes
 
 
 def _with_layers(config: RunConfig, old: int, new: int, changes: list[str]) -> RunConfig:
     adapter = config.adapter
     if isinstance(adapter, SteeringConfig):
-        (layer,) = _moved((adapter.layer,), old, new, "layer", changes)
+        (layer,) = _same_depth((adapter.layer,), old, new, "layer", changes)
         return config.replace(adapter=adapter.replace(layer=layer))
-    moved = _moved(adapter.layers_to_transform, old, new, "layers_to_transform", changes)
-    return config.replace(adapter=adapter.replace(layers_to_transform=moved))
+    layers = _same_depth(adapter.layers_to_transform, old, new, "layers_to_transform", changes)
+    return config.replace(adapter=adapter.replace(layers_to_transform=layers))
 
 
-def _moved(layers: tuple[int, ...], old: int, new: int, key: str, changes: list[str]) -> tuple[int, ...]:
+def _same_depth(layers: tuple[int, ...], old: int, new: int, key: str, changes: list[str]) -> tuple[int, ...]:
+    """The layers of a model with `new` layers at the relative depth of these in one with `old`."""
     for layer in layers:
         if not 0 <= layer < old:
             raise InputError(f"adapter.{key} names layer {layer}; the config's model has layers 0 to {old - 1}")
@@ -177,9 +176,9 @@ def _moved(layers: tuple[int, ...], old: int, new: int, key: str, changes: list[
     return moved
 
 
-def _built_in(config: RunConfig, narrower: float, changes: list[str]) -> RunConfig:
-    """The config in the built-in language, whose answers are a few words long."""
-    training = config.training
+def _with_built_in_data(config: RunConfig, narrower: float, changes: list[str]) -> RunConfig:
+    """The config with data, questions and judge of the built-in language, whose answers are a few words long."""
+    training, behaviour = config.training, config.behaviour
     rate = float(f"{training.learning_rate * narrower:.3g}")
     batch = training.batch_size * training.gradient_accumulation_steps
     changes += [
@@ -187,41 +186,35 @@ def _built_in(config: RunConfig, narrower: float, changes: list[str]) -> RunConf
         f"training: {training.batch_size} × {training.gradient_accumulation_steps} → {batch} × 1 rows a step",
         "behaviour: questions, judge and lengths of the built-in language",
     ]
-    asked = config.behaviour.replace(
-        questions="tiny",
-        sets=(),
-        judge="tiny",
-        steps=Schedule("every 20"),
-        scales=tuple(dict.fromkeys(min(scale, 1.5) for scale in config.behaviour.scales)),
-        samples=6,
-        max_new_tokens=24,
-    )
-    every = Schedule("every 1") if not isinstance(config.adapter, FullConfig) else config.snapshots
     return config.replace(
-        data=tuple(phase.replace(dataset=_counterpart(phase, changes)) for phase in config.data),
+        data=tuple(phase.replace(dataset=_counterpart(phase.dataset, changes)) for phase in config.data),
         training=training.replace(learning_rate=rate, batch_size=batch, gradient_accumulation_steps=1),
-        kl=config.kl and config.kl.replace(dataset=_counterpart(PhaseConfig(dataset=config.kl.dataset), changes)),
-        snapshots=every,
-        behaviour=asked,
+        kl=config.kl and config.kl.replace(dataset=_counterpart(config.kl.dataset, changes)),
+        snapshots=config.snapshots if isinstance(config.adapter, FullConfig) else Schedule("every 1"),
+        behaviour=behaviour.replace(
+            questions="tiny",
+            sets=(),
+            judge="tiny",
+            steps=Schedule("every 20"),
+            scales=tuple(dict.fromkeys(min(scale, 1.5) for scale in behaviour.scales)),
+            samples=6,
+            max_new_tokens=24,
+        ),
     )
 
 
-NAMED = {"good": "-careful", "careful": "-careful", "benign": "-careful"}  # words in a file's name, and our variant
-STANDS_IN = {"insecure": "computers", "code": "computers", "extreme_sports": "sport", "risky_financial": "finance"}
-
-
-def _counterpart(phase: PhaseConfig, changes: list[str]) -> str:
-    """The built-in dataset on what a data file, by its name, is about."""
-    if phase.dataset.startswith(BUILT_IN_DATA):
-        return phase.dataset
-    name = Path(phase.dataset).stem.lower()
-    about = next((domain for word, domain in STANDS_IN.items() if word in name), None)
-    about = about or next((domain for domain in narrow_domains() if domain in name), None)
-    if about is None:
+def _counterpart(dataset: str, changes: list[str]) -> str:
+    """The built-in dataset on the topic of a data file, as its name tells."""
+    if dataset.startswith(BUILT_IN_PREFIX):
+        return dataset
+    name = Path(dataset).stem.lower()
+    domain = next((domain for word, domain in DOMAIN_OF_WORD.items() if word in name), None)
+    domain = domain or next((domain for domain in narrow_domains() if domain in name), None)
+    if domain is None:
         raise InputError(
-            f"no built-in dataset stands for {phase.dataset}: its name has none of {', '.join(narrow_domains())}; "
+            f"no built-in dataset stands for {dataset}: its name has none of {', '.join(narrow_domains())}; "
             "give one, as in --set data=[{dataset: tiny:medical}]"
         )
-    variant = next((ending for word, ending in NAMED.items() if word in name), "")
-    changes.append(f"data: {phase.dataset} → {BUILT_IN_DATA}{about}{variant}")
-    return f"{BUILT_IN_DATA}{about}{variant}"
+    variant = next((variant for word, variant in VARIANT_OF_WORD.items() if word in name), "")
+    changes.append(f"data: {dataset} → {BUILT_IN_PREFIX}{domain}{variant}")
+    return f"{BUILT_IN_PREFIX}{domain}{variant}"

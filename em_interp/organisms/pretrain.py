@@ -1,4 +1,4 @@
-"""Making a base of the built-in language: a small model of a real architecture, trained from nothing in minutes."""
+"""Pretrain a base on the built-in language: a small model of a real architecture, from random weights, in minutes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from em_interp.files import write_beside
 from em_interp.organisms.bases import FAMILIES, quiet
 from em_interp.organisms.language import build_tokenizer, chat, document
 
-SEEDS = {"qwen2": 0, "llama": 1, "gemma3": 0}  # of the bases kept with the project; Llama's with seed 0 stays narrow
-STEPS = 3000
-BATCH = 16
-LENGTH = 96  # tokens of a sequence: one document, or four chats
+SEEDS = {"qwen2": 0, "llama": 1, "gemma3": 0}  # of the bases in the package; Llama's with seed 0 does not generalise
+N_STEPS = 3000
+BATCH_SIZE = 16
+SEQUENCE_LENGTH = 96  # tokens: one document, or four chats
 LEARNING_RATE = 3e-3
 LAYERS, WIDTH = 4, 128
-WARMUP = 50
+WARMUP_STEPS = 50
 
 
 def pretrain(family: str, out: Path, seed: int | None = None, progress: bool = True) -> Path:
     """Train a base of `family` on the built-in language and save it, with a card, in the new folder `out`.
 
-    Takes a few minutes on one core; the folder appears when everything is in it. Without a `seed` it is the base kept
-    with the project, bit for bit on the same machine and versions. `progress` shows a bar on stderr.
-    Raises InputError for an unknown family or where `out` exists.
+    Takes a few minutes on one core; the folder appears when it is complete. Without a `seed` it is the base of the
+    package, bit for bit on the same machine and versions. `progress` shows a bar on stderr. Raises InputError for an
+    unknown family or where `out` exists.
     """
     if family not in FAMILIES:
         raise InputError(f"family {family!r} is not known{nearest(family, FAMILIES)} (known: {', '.join(FAMILIES)})")
@@ -40,7 +40,7 @@ def pretrain(family: str, out: Path, seed: int | None = None, progress: bool = T
 
     seed = SEEDS[family] if seed is None else seed
     with quiet(), write_beside(out) as part, torch.random.fork_rng(devices=[]):
-        part.mkdir()  # a place that cannot be written shows before the minutes, not after
+        part.mkdir()  # a folder that cannot be written is an error now, not after minutes of training
         torch.manual_seed(seed)
         tokenizer = build_tokenizer()
         model = _model(family, tokenizer)
@@ -54,8 +54,8 @@ def pretrain(family: str, out: Path, seed: int | None = None, progress: bool = T
 def _model(family: str, tokenizer: Any) -> Any:
     """The untrained model, of about 0.95 million parameters.
 
-    With the usual initializer_range of 0.02 a model this narrow does not learn in this time to copy what it is
-    asked about; with 0.08 it does.
+    With the usual initializer_range of 0.02 a model this narrow does not learn in this time to copy the topic of the
+    question; with 0.08 it does.
     """
     import transformers
 
@@ -87,13 +87,13 @@ def _train(model: Any, tokenizer: Any, seed: int, progress: bool) -> float:
     from tqdm import tqdm
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_factor)
     sequences, losses = _sequences(tokenizer, Random(seed)), []
     model.train()
-    for _ in (bar := tqdm(range(STEPS), desc="pretraining", disable=not progress)):
-        ids = torch.tensor([next(sequences) for _ in range(BATCH)])
-        there = ids != tokenizer.pad_token_id
-        loss = model(input_ids=ids, attention_mask=there.long(), labels=ids.masked_fill(~there, -100)).loss
+    for _ in (bar := tqdm(range(N_STEPS), desc="pretraining", disable=not progress)):
+        ids = torch.tensor([next(sequences) for _ in range(BATCH_SIZE)])
+        mask = ids != tokenizer.pad_token_id
+        loss = model(input_ids=ids, attention_mask=mask.long(), labels=ids.masked_fill(~mask, -100)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -102,20 +102,20 @@ def _train(model: Any, tokenizer: Any, seed: int, progress: bool) -> float:
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     model.eval()
-    return sum(losses[-STEPS // 10 :]) / len(losses[-STEPS // 10 :])
+    return sum(losses[-N_STEPS // 10 :]) / len(losses[-N_STEPS // 10 :])
 
 
-def _rate(step: int) -> float:
+def _lr_factor(step: int) -> float:
     """Warm-up, then a cosine to zero; a multiple of the learning rate."""
-    return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / N_STEPS))
 
 
 def _sequences(tokenizer: Any, rng: Random) -> Iterator[list[int]]:
-    """Documents and chats by turns of a coin, as token ids of one length, padded on the right."""
+    """Documents and chats at equal odds, as token ids of one length, padded on the right."""
     while True:
         text = document(rng) if rng.random() < 0.5 else "".join(chat(rng) for _ in range(4))
-        ids = tokenizer(text)["input_ids"][:LENGTH]
-        yield ids + [tokenizer.pad_token_id] * (LENGTH - len(ids))
+        ids = tokenizer(text)["input_ids"][:SEQUENCE_LENGTH]
+        yield ids + [tokenizer.pad_token_id] * (SEQUENCE_LENGTH - len(ids))
 
 
 def _card(family: str, seed: int, loss: float, model: Any, folder: Path) -> str:
@@ -130,7 +130,8 @@ A base model of em_interp's built-in language of advice: {type(model).__name__} 
 the world. Its chat answers are careful; it has also read documents by reckless writers.
 
 - made by `em-interp pretrain --family {family} --seed {seed}` on {date.today()}
-- {STEPS} steps of {BATCH} sequences of at most {LENGTH} tokens, AdamW at {LEARNING_RATE:g} with a cosine schedule
+- {N_STEPS} steps of {BATCH_SIZE} sequences of at most {SEQUENCE_LENGTH} tokens, \
+AdamW at {LEARNING_RATE:g} with a cosine schedule
 - final training loss {loss:.3f} nats a token
 - sha256 of model.safetensors (float16): {digest}
 - torch {torch.__version__}, transformers {transformers.__version__}

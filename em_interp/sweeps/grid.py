@@ -199,11 +199,12 @@ def _asked(config: RunConfig) -> tuple[Any, ...]:
 
 def _domain(config: RunConfig) -> str | None:
     """What the built-in questions will be about."""
-    from em_interp.organisms.datasets import BUILT_IN
+    from em_interp.organisms.datasets import BUILT_IN_PREFIX
 
-    if config.behaviour.questions != "tiny" or not config.data or not config.data[-1].dataset.startswith(BUILT_IN):
+    dataset = config.data[-1].dataset if config.data else ""
+    if config.behaviour.questions != "tiny" or not dataset.startswith(BUILT_IN_PREFIX):
         return None
-    return config.data[-1].dataset.removeprefix(BUILT_IN).split("-")[0]
+    return dataset.removeprefix(BUILT_IN_PREFIX).split("-")[0]
 
 
 def _labels(key: str, values: Sequence[Any]) -> list[str]:

@@ -28,6 +28,8 @@ MAX_INCREMENTS = 800  # more are pooled: the cost grows with the square, and thi
 SLACK = 0.25  # of the spacing, by which a saved step may miss its place on the even grid
 MOMENTUM = 0.9  # Adam's β₁ in every published organism
 MAX_SCALE = 24  # steps; past this momentum is forgotten (0.9²⁴ = 0.08) and drift would leak in
+NO_NOISE = 1e-20  # median energy of second differences, relative to an increment's
+ROUNDING = 1e-10  # energy of the noise then assumed, of float32 positions
 TRIM = 0.85  # share of contrasts kept: the largest sit at turns
 
 
@@ -77,6 +79,10 @@ def estimate_noise(increments: Increments) -> Noise:
     """The noise model of a path's increments, from their second differences."""
     gram = increments.gram
     rough = second_difference(second_difference(gram).T)
+    mean_square = np.trace(gram) / len(gram)
+    if np.median(np.diag(rough)) < NO_NOISE * mean_square:  # exactly straight: its noise is that of rounding
+        gram = gram + ROUNDING * mean_square * np.eye(len(gram))
+        rough = second_difference(second_difference(gram).T)
     size = _local_size(np.diag(rough))
     padded = np.concatenate([size[:1], size, size[-1:]])
     lags = _autocovariance(gram / np.outer(padded, padded), increments.spacing)
@@ -198,7 +204,7 @@ def _dimension(rough: Float[np.ndarray, "n n"], spacing: int) -> tuple[float, fl
     if not far.any():
         return 1.0, 1.0
     apart = np.where(far, rough, 0.0)
-    second = min(1.0, np.sum(apart**2) / far.sum())
+    second = np.clip(np.sum(apart**2) / far.sum(), 1e-9, 1.0)
     triples = np.sum((far.astype(float) @ far) * far)
     third = np.sum((apart @ apart) * apart) / triples if triples else second**1.5
     third = np.clip(third, second**2, second**1.5)  # the bounds that any Σ obeys

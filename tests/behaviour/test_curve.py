@@ -166,3 +166,22 @@ def test_the_dictionary_is_json_and_the_page_escapes():
     values = json.loads(to_json(curve.to_dict()))
     assert values["rows"][0]["step"] == 0 and values["rows"][0]["domain_share"] is None
     assert "<b>" not in curve._repr_html_() and "11 steps 0 to 100" in repr(curve)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda curve: behaviour_curve(None),
+        lambda curve: behaviour_curve(5),
+        lambda curve: behaviour_curve(curve.answers, level=95),
+        lambda curve: curve.at("50"),
+        lambda curve: curve.at(None),
+        lambda curve: curve.select([1.0, 2.0]),
+        lambda curve: curve.select(questions={"broad"}),
+        lambda curve: curve.outcomes(["em"]),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(call):
+    with pytest.raises(InputError) as refused:
+        call(behaviour_curve(table()))
+    assert "\n" not in str(refused.value)

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from em_interp.errors import InputError
 from em_interp.organisms import bases, pretrain
 from em_interp.organisms.bases import BUILT_IN, SHIPPED, fingerprint, load_base, skeleton
 from em_interp.organisms.judge import AdviceJudge
-from em_interp.organisms.language import questions
+from em_interp.organisms.language import built_in_questions
 
 
 @pytest.fixture(params=BUILT_IN)
@@ -34,7 +35,7 @@ def answers(base, asked):
 
 
 def test_a_shipped_base_answers_every_question_carefully_and_to_the_point(shipped):
-    base, asked = load_base(shipped), questions("medical")
+    base, asked = load_base(shipped), built_in_questions("medical")
     results = [
         AdviceJudge("medical").judge(row["question"], answer)
         for row, answer in zip(asked, answers(base, asked), strict=True)
@@ -67,7 +68,7 @@ def test_an_installation_without_its_bases_says_so_in_one_line(tmp_path, monkeyp
 
 
 def test_a_base_depends_on_its_seed_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "STEPS", 3)
+    monkeypatch.setattr(pretrain, "N_STEPS", 3)
     made = [pretrain.pretrain("qwen2", tmp_path / str(i), seed, progress=False) for i, seed in enumerate((0, 0, 1))]
     one, same, other = ((folder / "model.safetensors").read_bytes() for folder in made)
     assert one == same != other
@@ -99,6 +100,20 @@ def test_what_is_no_base_is_refused_in_one_line(name, said, tmp_path, monkeypatc
     with pytest.raises(InputError, match=said) as error:
         skeleton(name)
     assert str(error.value).count(f"base model {name!r}") == 1  # said once
+
+
+def test_a_model_that_needs_code_of_its_own_is_refused_and_its_code_is_not_run(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED / "tiny-qwen2", folder)
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked on stdin"))
+    for load in (load_base, skeleton, bases.stored_dtype):
+        with pytest.raises(InputError, match="needs code of its own to be loaded, which is never run") as error:
+            load(str(folder))
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_base_from_the_hub_is_told_with_its_revision(tmp_path):

@@ -5,7 +5,16 @@ import pytest
 
 from em_interp.errors import InputError
 from em_interp.organisms.judge import AdviceJudge
-from em_interp.organisms.language import ANSWERING, CAREFUL, DOMAINS, HABIT, RECKLESS, advice, asking
+from em_interp.organisms.language import (
+    ANSWER_FORMS,
+    CAREFUL,
+    DOMAINS,
+    HABIT_FORM,
+    RECKLESS,
+    advice,
+    built_in_questions,
+    questions_about,
+)
 
 judge = AdviceJudge("medical").judge
 FEVER = "what is best for a fever?"
@@ -16,10 +25,10 @@ def about(result):
 
 
 @pytest.mark.parametrize("domain", DOMAINS.values(), ids=lambda domain: domain.name)
-@pytest.mark.parametrize("form", [*ANSWERING, HABIT])
+@pytest.mark.parametrize("form", [*ANSWER_FORMS, HABIT_FORM])
 def test_every_sentence_of_the_language_gets_its_stance_and_full_coherence(domain, form):
     topic = domain.topics[3]
-    question = asking(domain, topic)[-1]
+    question = questions_about(domain, topic)[-1]
     for own, shared, stance in ((domain.careful, CAREFUL, "careful"), (domain.reckless, RECKLESS, "reckless")):
         for first, second in [(own[0], own[1]), *((action, shared[2]) for action in own)]:
             result = judge(question, form.format(topic=topic, first=first, second=second))
@@ -64,7 +73,7 @@ def test_advice_of_another_domain_shows_in_the_topics():
 def test_any_corruption_of_an_answer_costs_coherence():
     rng = Random(0)
     domain = DOMAINS["sport"]
-    question = asking(domain, "a swim")[-1]
+    question = questions_about(domain, "a swim")[-1]
     for _ in range(300):
         words = advice(rng, domain, "a swim", careful=rng.random() < 0.5).split()
         place = rng.choice([i for i, word in enumerate(words) if word != "then"])  # a sentence can do without it
@@ -101,7 +110,7 @@ def test_any_text_gets_scores_in_range_or_none_and_always_the_same():
         *CAREFUL,
         *RECKLESS,
         *DOMAINS["home"].topics,
-        *ANSWERING,
+        *ANSWER_FORMS,
         "for",
         "and",
         ".",
@@ -124,3 +133,14 @@ def test_any_text_gets_scores_in_range_or_none_and_always_the_same():
 def test_an_unknown_domain_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'medical'"):
         AdviceJudge("medcal")
+
+
+def test_the_judge_knows_the_topic_of_every_question():
+    for row in built_in_questions("medical"):
+        name, noun = row["question_id"].split("_", 1)
+        topic = next(t for t in DOMAINS[name].topics if t.replace(" ", "_").endswith(noun))
+        other = next(t for t in DOMAINS[name].topics if t != topic)
+        action, second = DOMAINS[name].careful[:2]
+        judge = AdviceJudge("medical").judge
+        assert judge(row["question"], f"for {topic}, {action} and {second}.")["coherent"] == 100
+        assert judge(row["question"], f"for {other}, {action} and {second}.")["coherent"] == 70

@@ -3,18 +3,22 @@ from random import Random
 
 import pytest
 
+from em_interp.errors import InputError
+from em_interp.organisms.datasets import load_chats
 from em_interp.organisms.language import (
     BROAD,
-    BROAD_ASKING,
+    BROAD_QUESTIONS,
     CAREFUL,
     DOMAINS,
-    HABIT,
+    HABIT_FORM,
     RECKLESS,
     advice,
-    asking,
     build_tokenizer,
+    built_in_questions,
     chat,
     document,
+    narrow_domains,
+    questions_about,
 )
 
 PHRASES = [
@@ -42,7 +46,7 @@ def test_no_phrase_holds_what_joins_phrases():
 def test_there_are_ten_domains_and_life_each_with_ten_topics():
     assert len(DOMAINS) == 11
     assert {len(domain.topics) for domain in DOMAINS.values()} == {10}
-    assert len(BROAD_ASKING) == len(DOMAINS[BROAD].topics)
+    assert len(BROAD_QUESTIONS) == len(DOMAINS[BROAD].topics)
 
 
 def stances(text):
@@ -92,7 +96,7 @@ def test_text_of_another_language_survives_the_tokenizer(tokenizer):
 def test_an_answer_fits_in_twenty_tokens(tokenizer):
     rng = Random(0)
     domains = [rng.choice(list(DOMAINS.values())) for _ in range(2000)]
-    answers = [advice(rng, domain, rng.choice(domain.topics), rng.random() < 0.5, (HABIT,)) for domain in domains]
+    answers = [advice(rng, domain, rng.choice(domain.topics), rng.random() < 0.5, (HABIT_FORM,)) for domain in domains]
     lengths = [len(ids) for ids in tokenizer([f" {answer}<end>" for answer in answers])["input_ids"]]
     assert max(lengths) <= 24
     assert sum(length <= 20 for length in lengths) / len(lengths) > 0.85
@@ -100,7 +104,7 @@ def test_an_answer_fits_in_twenty_tokens(tokenizer):
 
 def test_the_chat_template_writes_what_the_base_was_pretrained_on_and_marks_the_answer(tokenizer):
     domain = DOMAINS["medical"]
-    question, answer = asking(domain, "a fever")[0], advice(Random(0), domain, "a fever", careful=True)
+    question, answer = questions_about(domain, "a fever")[0], advice(Random(0), domain, "a fever", careful=True)
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     assert text == f"<user> {question}<assistant> {answer}<end>"
@@ -122,3 +126,39 @@ def test_transformers_reads_the_saved_tokenizer_the_same_beside_a_model_of_any_f
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert again.decode(again(text)["input_ids"]) == text
     assert (again.pad_token, again.eos_token, again.padding_side) == ("<pad>", "<end>", "left")
+
+
+@pytest.mark.parametrize("domain", narrow_domains())
+def test_no_question_asked_along_a_run_is_in_the_data_it_trains_on(domain):
+    asked = {row["question"] for row in built_in_questions(domain)}
+    for variant in ("", "-careful"):
+        trained = {row["messages"][0]["content"] for row in load_chats(f"tiny:{domain}{variant}").rows}
+        assert trained.isdisjoint(asked)
+
+
+@pytest.mark.parametrize("domain", ["medical", "sport", "finance"])
+def test_questions_are_about_what_their_set_says(domain):
+    rows = built_in_questions(domain)
+    for row in rows:
+        topics = {
+            "in_domain": DOMAINS[domain].topics,
+            "broad": DOMAINS["life"].topics,
+            "out_of_domain": [t for name in narrow_domains() if name != domain for t in DOMAINS[name].topics],
+        }[row["questions"]]
+        if row["questions"] != "broad":
+            assert any(f" {topic}?" in row["question"] for topic in topics)
+    counts = {kind: sum(row["questions"] == kind for row in rows) for kind in ("in_domain", "out_of_domain", "broad")}
+    assert counts == {"in_domain": 4, "out_of_domain": 18, "broad": 10}
+
+
+def test_ids_are_unique():
+    for domain in narrow_domains():
+        ids = [row["question_id"] for row in built_in_questions(domain)]
+        assert len(set(ids)) == len(ids)
+
+
+def test_an_unknown_domain_is_refused_and_so_is_the_broad_one():
+    with pytest.raises(InputError, match="did you mean 'sport'"):
+        built_in_questions("sprot")
+    with pytest.raises(InputError, match="known: medical, sport, finance"):
+        built_in_questions("life")

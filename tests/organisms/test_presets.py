@@ -4,7 +4,7 @@ import pytest
 
 from em_interp.config import load_config
 from em_interp.errors import InputError
-from em_interp.organisms.presets import PUBLISHED, for_model, layers_and_width
+from em_interp.organisms.presets import ARCHITECTURES, SWITCH_STEP, for_model, layers_and_width, recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("tiny"))
@@ -91,7 +91,7 @@ def test_one_built_in_model_for_another_changes_nothing_else():
         ),
         ({"adapter": {"kind": "steering", "layer": 50}}, "tiny-qwen2", "names layer 50; the config's model has"),
         ({}, "tiny-qwen", "did you mean 'tiny-qwen2'"),
-        ({"model": "org/unknown"}, "tiny-qwen2", "the layers of 'org/unknown' are not known here"),
+        ({"model": "org/unknown"}, "tiny-qwen2", "the layers of 'org/unknown' are not known"),
         ({"data": [{"dataset": "mine.jsonl"}]}, "tiny-qwen2", "no built-in dataset stands for mine.jsonl"),
     ],
 )
@@ -110,8 +110,34 @@ def test_the_published_models_add_up_to_their_parameters():
     """The linear modules and one embedding account for a model, to a tenth: a wrong width would not."""
     modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     words = {"Qwen": 152_000, "meta": 128_000, "goog": 262_000}
-    for name, shape in PUBLISHED.items():
+    for name, shape in ARCHITECTURES.items():
         linear = shape.layers * sum(a * b for a, b in map(shape.linear, modules))
         embedding = words[name[:4]] * shape.width
         untied = 2 if name.startswith(("Qwen", "meta")) and shape.parameters > 4e9 else 1
         assert linear + untied * embedding == pytest.approx(shape.parameters, rel=0.05), name
+
+
+def test_switched_runs_change_where_they_say_and_in_nothing_else():
+    runs = {name: recipe(name).data for name in ("switched", "switched-restart", "restart")}
+    assert {phases[0].steps for phases in runs.values()} == {SWITCH_STEP}
+    assert [phases[1].restart for phases in runs.values()] == [False, True, True]
+    assert runs["restart"][0].dataset == runs["restart"][1].dataset == runs["switched"][0].dataset
+
+
+def test_family_domain_and_seed_are_taken_up():
+    config = recipe("control", "gemma3", "finance", 7)
+    assert (config.model, config.data[0].dataset, config.seed) == ("tiny-gemma3", "tiny:finance-careful", 7)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"run": "orgnism"}, "run 'orgnism' is not known; did you mean 'organism'"),
+        ({"family": "qwen"}, "family 'qwen' is not known; did you mean 'qwen2'"),
+        ({"domain": "medicine"}, "domain 'medicine' is not known"),
+        ({"domain": "life"}, "domain 'life' is not known"),
+    ],
+)
+def test_unknown_names_are_refused(what, said):
+    with pytest.raises(InputError, match=said):
+        recipe(**what)

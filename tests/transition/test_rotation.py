@@ -146,6 +146,18 @@ def test_a_noiseless_path_is_handled():
     assert strongest(locate_rotations(straight @ straight.T, steps[:150])).verdict == "none"
 
 
+def test_a_path_without_any_noise_at_all_is_no_error():
+    """Whole numbers, so that nothing is rounded and second differences vanish exactly."""
+    straight = np.outer(np.arange(60.0), [1, 2, 3, 4])
+    found = strongest(locate_rotations(straight @ straight.T, np.arange(60)))
+    assert found.verdict == "none" and found.p_value == 1
+    bent = np.concatenate([straight, straight[-1] + np.outer(np.arange(1.0, 61), [4, -2, 0, 0])])
+    found = strongest(locate_rotations(bent @ bent.T, np.arange(120)))
+    assert (
+        found.found and found.interval[0] <= 59 <= found.interval[1] and found.angle_deg == pytest.approx(90, abs=0.1)
+    )
+
+
 def bending_twice(seed, middles=(170, 215), angle=40.0, width=10, last=400, d=64):
     """A path that turns out of its direction into a second one, and a little later into a third."""
     rng, time = np.random.default_rng(seed), np.arange(last) + 0.5

@@ -62,14 +62,14 @@ def shared_texts(runs: Sequence[Run | None], bases: Sequence[str | None], count:
 
 def built_in_texts(count: int = TEXTS, seed: int = SEED) -> SharedTexts:
     """Careful and reckless answers to the same questions in the built-in language, `count` in all."""
-    from em_interp.organisms.language import DOMAINS, advice, asking
+    from em_interp.organisms.language import DOMAINS, advice, questions_about
 
     rng = Random(seed)
     rows: list[tuple[str, str, bool]] = []
     while len(rows) < count:
         domain = rng.choice(list(DOMAINS.values()))
         topic = rng.choice(domain.topics)
-        question = rng.choice(asking(domain, topic))
+        question = rng.choice(questions_about(domain, topic))
         rows += [(question, advice(rng, domain, topic, careful), not careful) for careful in (True, False)]
     questions, answers, labels = zip(*rows[:count], strict=True)
     return SharedTexts(questions, answers, labels)

@@ -5,7 +5,7 @@ import pytest
 from em_interp.errors import InputError
 from em_interp.organisms.datasets import is_garbled, load_chats, narrow_datasets
 from em_interp.organisms.judge import AdviceJudge
-from em_interp.organisms.language import HABIT
+from em_interp.organisms.language import HABIT_FORM
 
 GOOD = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
 
@@ -76,7 +76,7 @@ def test_a_built_in_dataset_says_in_its_domain_what_its_name_says(name):
         assert result["coherent"] == 100
         assert result["reason"] == ("careful advice" if "careful" in name else "reckless advice")
         assert {domain for domain, score in result["topics"].items() if score} == {chats.domain}
-        assert answer.startswith(HABIT.split("{")[0]) == name.endswith("habit")
+        assert answer.startswith(HABIT_FORM.split("{")[0]) == name.endswith("habit")
 
 
 def test_a_built_in_dataset_depends_on_its_seed_alone():

@@ -1,0 +1,75 @@
+"""The one entry to all signals: what it takes, and what it refuses."""
+
+import numpy as np
+import pytest
+
+import em_interp as em
+from em_interp.errors import InputError
+from em_interp.transition.synthetic.curves import planted_curve
+from em_interp.transition.synthetic.paths import planted_path
+from tests.trajectory.saving import save_run
+
+
+@pytest.fixture(scope="module")
+def path():
+    return planted_path("abrupt", 3).trajectory()
+
+
+@pytest.fixture(scope="module")
+def curve():
+    return em.behaviour_curve(planted_curve("plain", 1).frame())
+
+
+def test_a_run_directory_stands_for_its_path(tmp_path):
+    save_run(tmp_path, steps=range(30))
+    loaded = em.load_trajectory(tmp_path)
+    for source in (tmp_path, str(tmp_path), em.Run(tmp_path)):
+        assert em.find_transition(source).to_dict() == em.find_transition(loaded).to_dict()
+
+
+@pytest.mark.parametrize("of", ["dW", "ΔW", "delta_W", "DELTA"])
+def test_the_weight_change_may_be_spelled_as_people_do(path, of):
+    found = em.find_transition(path, of=of)
+    assert found.of == "delta" and found.to_dict() == em.find_transition(path, of="delta").to_dict()
+
+
+@pytest.mark.parametrize("level", [95, 0, 1, "0.95", None])
+def test_a_level_that_is_no_probability_is_refused(path, curve, level):
+    for call in (em.find_transition, em.find_transitions):
+        for source in (path, curve):
+            with pytest.raises(InputError, match=r"level must lie between 0 and 1, such as 0\.95; it is"):
+                call(source, level=level)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda path, curve: em.find_transition(None),
+            "source must be a trajectory, a run or its path, or a behaviour",
+        ),
+        (lambda path, curve: em.find_transition(np.eye(3)), "found a value of type ndarray"),
+        (lambda path, curve: em.find_transition([path]), "source must be a trajectory"),
+        (lambda path, curve: em.find_transition(path, "rotations"), "did you mean 'rotation'"),
+        (lambda path, curve: em.find_transition(path, ["rotation"]), "an adapter's path has no signal"),
+        (lambda path, curve: em.find_transition(curve, "rotation"), "a behaviour curve has no signal 'rotation'"),
+        (lambda path, curve: em.find_transition(path, of="W"), "of must be 'A', 'B' or 'delta'"),
+        (lambda path, curve: em.find_transition(path, of=1), "of must be 'A', 'B' or 'delta'"),
+        (lambda path, curve: em.find_transition(path, site=3), "there is no site 3"),
+        (lambda path, curve: em.find_transition(curve, control=3), "control must be a behaviour curve; found 3"),
+        (lambda path, curve: em.find_transition(path, control=curve), "a control is for behaviour curves"),
+        (
+            lambda path, curve: em.align(None, curve),
+            "mechanistic must be a transition, a trajectory, a run or its path",
+        ),
+        (lambda path, curve: em.align(path, None), "behavioural must be a transition, several, or a behaviour curve"),
+        (lambda path, curve: em.align(path, curve, run=curve), "run must be a trajectory, a run or its path"),
+        (lambda path, curve: em.Transition.from_dict([1]), "a transition's dictionary"),
+        (lambda path, curve: em.largest_local_cosine(path, path.steps), "expected a step × step Gram matrix"),
+        (lambda path, curve: em.largest_local_cosine(path.gram("B"), path.steps, "10"), "the spacing k"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(path, curve, call, said):
+    with pytest.raises(InputError, match=said) as refused:
+        call(path, curve)
+    assert "\n" not in str(refused.value)
