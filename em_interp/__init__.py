@@ -32,7 +32,7 @@ _WHERE = {
     "behaviour_curve": "em_interp.behaviour.curve",
     "report": "em_interp.reports.page",
     "export_run": "em_interp.reports.run_figures",
-    "publish": "em_interp.hub",
+    "publish": "em_interp.publishing",
 }
 
 _ROOMS = ("figures", "mechanism")

@@ -15,7 +15,7 @@ FLOORS = [
     {"config"},
     {"run"},
     {"hub"},
-    {"trajectory"},
+    {"trajectory", "publishing"},
     {"organisms", "behaviour", "transition"},
     {"mechanism", "training", "figures"},
     {"findings"},

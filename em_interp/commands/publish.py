@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Publish."""
-    from em_interp.hub import publish
+    from em_interp.publishing import publish
 
     commit = publish(arguments.source, arguments.repository, arguments.resume, arguments.private)
     return {"repository": arguments.repository, "commit": commit}, f"published: {commit}"

@@ -30,12 +30,13 @@ class Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         with self.hub.lock:
             self.hub.asked.append(Asked(self.command, path, token, self.headers["Host"], body))
-        self.kind, headers = self.hub.fault(path)
+        self.kind, headers = self.hub.fault(path) if self.command != "HEAD" else ("", {})
         if self.kind.isdigit():
             return self.send(int(self.kind), b'{"error": "on demand"}', **headers)
         for method, pattern, answer in ROUTES:
             if method == self.command and (match := re.fullmatch(pattern, path)):
-                return answer(self, *map(unquote, match.groups()), **({"body": body} if body else {}))
+                parts = [part and unquote(part) for part in match.groups()]
+                return answer(self, *parts, **({"body": body} if body else {}))
         return self.refuse(f"{self.command} {self.path}")
 
     def body(self):
@@ -55,6 +56,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send(400, b'{"error": "no such call"}')
 
     def send(self, status, body=b"", **headers):
+        if (start := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))) and status == 200:
+            status, body = 206, body[int(start[1]) :]
         sent = body
         if status == 200 and self.kind in ("short", "long", "changed"):
             sent = {"short": body[:-7], "long": body + b"\0", "changed": b"\xff" + body[1:]}[self.kind]
@@ -65,6 +68,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(sent)))
         self.end_headers()
+        if self.command == "HEAD":
+            return
         if self.kind == "cut":
             self.wfile.write(sent[: len(sent) // 2])
             self.close_connection = True
@@ -98,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def info(self, name, revision):
     if repo := self.repo(name):
-        sha = repo.find(revision)
+        sha = repo.find(revision or "main")
         if sha is None:
             return self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return self.json({"id": name, "sha": sha, "siblings": [{"rfilename": path} for path in repo.commits[sha]]})
@@ -106,7 +111,7 @@ def info(self, name, revision):
 
 
 def tree(self, name, sha):
-    if self.query.get("recursive") != ["true"] or self.query.get("expand") != ["false"]:
+    if self.query.get("recursive") != ["true"]:
         return self.refuse(f"a listing with {self.query}")
     if repo := self.repo(name):
         entries = [entry(path, held) for path, held in repo.commits[sha].items()]
@@ -114,30 +119,32 @@ def tree(self, name, sha):
         entries += [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
         start = int(self.query.get("cursor", ["0"])[0])
         stop = start + self.hub.page_size
-        more = f"https://huggingface.co{urlsplit(self.path).path}?recursive=true&expand=false&cursor={stop}"
+        more = f"{self.hub.endpoint}{urlsplit(self.path).path}?recursive=true&cursor={stop}"
         links = {"Link": f'<{more}>; rel="next"'} if stop < len(entries) else {}
         return self.json(entries[start:stop], **links)
     return None
 
 
 def resolve(self, name, sha, path):
+    """A file, or where it is stored; in the headers its commit, hash and size."""
     if repo := self.repo(name, files=True):
         if path not in repo.commits[sha]:
             return self.error(404, "EntryNotFound", "Entry not found")
-        if not path.endswith(LFS):
-            return self.send(200, repo.commits[sha][path])
         held = repo.commits[sha][path]
-        self.hub.stored[hashlib.sha256(held).hexdigest()] = held
-        elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")  # another host: the token stays behind
-        kept, self.kind = self.kind, ""
-        return self.send(302, Location=f"{elsewhere}/storage/{hashlib.sha256(held).hexdigest()}?fault={kept}")
+        listed = entry(path, held)
+        if "lfs" not in listed:
+            return self.send(200, held, X_Repo_Commit=sha, ETag=f'"{listed["oid"]}"')
+        oid, elsewhere = listed["lfs"]["oid"], self.hub.endpoint.replace("127.0.0.1", "localhost")
+        self.hub.stored[oid] = held
+        linked = {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(held))}
+        place = f"{elsewhere}/storage/{oid}/{path}"  # another host: the token stays behind
+        return self.send(302, X_Repo_Commit=sha, Location=place, **linked)
     return None
 
 
-def storage(self, oid):
+def storage(self, oid, path):
     if self.headers.get("Authorization"):
         return self.refuse("the token was given to another host")
-    self.kind = self.query.get("fault", [""])[0]
     return self.send(200, self.hub.stored[oid])
 
 
@@ -209,10 +216,11 @@ def commit(self, name, body):
 
 NAME = r"([\w.-]+/[\w.-]+)"
 ROUTES = (
-    ("GET", rf"/api/models/{NAME}/revision/([^/]+)", info),
+    ("GET", rf"/api/models/{NAME}(?:/revision/([^/]+))?", info),
     ("GET", rf"/api/models/{NAME}/tree/([0-9a-f]{{40}})", tree),
+    ("HEAD", rf"/{NAME}/resolve/([0-9a-f]{{40}})/(.+)", resolve),
     ("GET", rf"/{NAME}/resolve/([0-9a-f]{{40}})/(.+)", resolve),
-    ("GET", r"/storage/([0-9a-f]{64})", storage),
+    ("GET", r"/storage/([0-9a-f]{64})/(.+)", storage),
     ("POST", r"/api/repos/create", create),
     ("POST", r"/api/validate-yaml", validate),
     ("POST", rf"/api/models/{NAME}/preupload/main", preupload),

@@ -68,6 +68,13 @@ class Hub:
     def paths(self, method: str = "GET") -> list[str]:
         return [asked.path for asked in self.asked if asked.method == method]
 
+    def downloads(self) -> list[str]:
+        """The files whose content was requested, as often as it was."""
+        found = (
+            re.fullmatch(r"(?:/storage/[0-9a-f]{64}|/[^/]+/[^/]+/resolve/[0-9a-f]{40})/(.+)", p) for p in self.paths()
+        )
+        return sorted(match[1] for match in found if match)
+
     def fault(self, path: str) -> tuple[str, dict[str, str]]:
         with self.lock:
             for fault in self.faults:

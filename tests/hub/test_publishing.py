@@ -1,13 +1,15 @@
 """Publishing: whole, in one commit, on top of nothing that is another's."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 
 import em_interp as em
-from em_interp import hub as publish
+from em_interp.publishing import publish
 from em_interp.run import Run
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, copy, em_interp, json_of, refused
@@ -140,6 +142,65 @@ def test_publishing_refuses_in_one_line_and_leaves_no_half_of_a_run(hub, run, tm
             assert len(hub.repos[NAME].commits) == 1
             publish(run, NAME)
             assert len(hub.repos[NAME].commits) == 2
+
+
+def outside(tmp_path):
+    """A folder with a file that is nobody's business."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret.json").write_text('{"key": "mine"}')
+    return tmp_path / "outside"
+
+
+LINKS = {
+    "a file outside": ("analysis/found.json", "../../outside/secret.json"),
+    "a folder outside": ("figures", "../outside"),
+    "a folder of a checkpoint": ("checkpoints/checkpoint-99", "../../outside"),
+    "nothing": ("report.html", "../outside/nowhere"),
+    "itself": ("loop", "loop"),
+    "the run": ("checkpoints/again", "../.."),
+    "a file of the run": ("copy.yaml", "config.yaml"),
+    "an absolute place": ("etc", "/etc"),
+}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_link_in_a_run_is_refused_by_name_and_nothing_is_sent(kind, hub, token, run, tmp_path):
+    outside(tmp_path)
+    place, target = LINKS[kind]
+    link = run.path / place
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    said = said_by(publish, run, NAME)
+    assert f"{link} is a link; a run is published without links" in said
+    assert hub.asked == []
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_refused_by_name(hub, token, run):
+    os.mkfifo(run.path / "analysis/pipe.json")
+    assert f"{run.path / 'analysis/pipe.json'} is neither a file nor a folder" in said_by(publish, run, NAME)
+    assert hub.asked == []
+
+
+def test_caches_and_unfinished_files_are_left_out_whatever_they_are(hub, token, run, tmp_path):
+    place = outside(tmp_path)
+    left_out = [
+        "requests.sqlite3",
+        "requests.sqlite3-journal",
+        "requests.sqlite3.damaged",
+        "scores.judge.jsonl",
+        ".x.part",
+    ]
+    for name in left_out:
+        (run.path / "behaviour" / name).write_text("private")
+    (run.path / ".git").symlink_to(place)
+    (run.path / "resume").exists() and shutil.rmtree(run.path / "resume")
+    (run.path / "resume").symlink_to(place)
+    publish(run, NAME)
+    published = hub.repos[NAME].commits[hub.repos[NAME].refs["main"]]
+    assert b"private" not in published.values() and b"mine" not in b"".join(published.values())
+    assert not [name for name in published if name.startswith((".git/", "resume")) or "requests" in name]
 
 
 def test_offline_a_run_is_not_published_and_the_reason_is_said(hub, token, tmp_path, monkeypatch):

@@ -1,17 +1,17 @@
 """Fetching, spoken for real with a local server that refuses unknown calls and misbehaves on demand."""
 
+import os
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import em_interp as em
-from em_interp import hub as fetch
 from em_interp.errors import InputError
+from em_interp.hub import fetch
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, full_disk
 from tests.trajectory.saving import save_adapter, save_log, save_run, save_steering
@@ -45,15 +45,17 @@ def test_a_repository_of_either_layout_is_the_path_that_its_folder_is(hub, tmp_p
 
 
 def test_only_what_a_path_needs_is_asked_for_and_once(hub, tmp_path):
-    commit = hub.put(NAME, save_public(tmp_path / "there"))
+    there = save_public(tmp_path / "there")
+    commit = hub.put(NAME, there)
     folder = fetch(NAME)
     steps = {f"checkpoints/checkpoint-{step}/adapter_{file}" for step in (5, 10, 100) for file in ("config.json",)}
     weights = {path.replace("config.json", "model.safetensors") for path in steps}
     logs = {"checkpoints/checkpoint-100/trainer_state.json"}
     assert set(contents(folder)) == steps | weights | logs | {"adapter_config.json"}
-    asked = [path for path in hub.paths() if not path.startswith("/storage/")]
-    assert asked[:2] == [f"/api/models/{NAME}/revision/main", f"/api/models/{NAME}/tree/{commit}"]
-    assert sorted(asked[2:]) == sorted(f"/{NAME}/resolve/{commit}/{path}" for path in contents(folder))
+    assert hub.paths()[:2] == [f"/api/models/{NAME}/revision/main", f"/api/models/{NAME}/tree/{commit}"]
+    assert len(hub.paths()) == 2 + len(hub.downloads())
+    assert {file.read_bytes() for file in there.rglob("*") if file.is_file()} >= set(contents(folder).values())
+    assert len(hub.downloads()) == len(set(contents(folder).values()))  # equal files once
 
 
 def test_the_second_load_asks_where_the_branch_is_and_a_commit_asks_nothing(hub, tmp_path):
@@ -92,11 +94,11 @@ def test_a_listing_of_many_pages_is_followed_to_its_end(hub, tmp_path):
 @pytest.mark.parametrize("kind", ["429", "500", "503", "cut", "short", "long", "changed"])
 def test_a_file_that_fails_or_arrives_wrong_is_asked_for_again(hub, tmp_path, kind):
     hub.put(NAME, save_public(tmp_path / "there"))
-    files = ("checkpoint-5/adapter_model.safetensors", "checkpoint-10/adapter_config.json")
+    files = ("checkpoints/checkpoint-5/adapter_model.safetensors", "checkpoints/checkpoint-100/trainer_state.json")
     for file in files:
         hub.misbehave(kind, file, times=2)
     em.load_trajectory(NAME)
-    assert [sum(path.endswith(file) for path in hub.paths()) for file in files] == [3, 3]
+    assert [hub.downloads().count(file) for file in files] == [3, 3]
     whole = contents(tmp_path / "there")
     assert all(held == whole[name] for name, held in contents(fetch(NAME)).items())
 
@@ -108,20 +110,22 @@ def test_a_listing_that_fails_is_asked_for_again(hub, tmp_path, kind, where):
     assert len(em.load_trajectory(NAME).steps) == 3
 
 
-def test_the_time_that_a_busy_server_names_is_waited(hub, tmp_path):
+def test_the_time_that_a_busy_server_names_is_waited(hub, waits, tmp_path):
     hub.put(NAME, save_public(tmp_path / "there"))
-    hub.misbehave("429", "checkpoint-10/adapter_config", RateLimit='"api";r=0;t=0')  # and a second more
-    start = time.perf_counter()
+    hub.misbehave("429", "checkpoint-10/adapter_model", RateLimit='"api";r=0;t=41')
     fetch(NAME)
-    assert time.perf_counter() - start > 1
+    assert waits == [42]  # and a second more
 
 
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
         ("500", r"is busy \(500\); a token in HF_TOKEN is allowed more; try later"),
-        ("short", "arrived 3 times with .* bytes instead of"),
-        ("changed", "another sha256 than is listed"),
+        (
+            "short",
+            r"checkpoint-29/adapter_model.safetensors arrived with \d+ bytes instead of \d+",
+        ),
+        ("changed", "arrived 3 times with another sha256 than the Hub gives"),
         ("cut", "could not be reached"),
     ],
 )
@@ -130,18 +134,20 @@ def test_a_file_that_never_comes_is_said_and_what_came_is_kept(hub, tmp_path, ki
     hub.misbehave(kind, "checkpoint-29/adapter_model", times=100)
     with pytest.raises(InputError, match=said):
         em.load_trajectory(NAME)
-    assert not [*(tmp_path / "cache").rglob("*.part")]
+    assert not [*(tmp_path / "cache").rglob("*.incomplete")]
     hub.faults.clear()
     hub.asked.clear()
     assert len(em.load_trajectory(NAME).steps) == 30
-    assert len([path for path in hub.paths() if "/resolve/" in path]) < 30
+    assert len(hub.downloads()) < 30
     assert not [path for path in hub.paths() if "/tree/" in path]
 
 
 def test_a_file_whose_git_hash_differs_is_not_taken(hub, tmp_path):
     hub.put(NAME, save_public(tmp_path / "there"))
-    hub.misbehave("changed", "checkpoint-5/adapter_config", times=100)
-    assert "another git hash than is listed" in said_by(fetch, NAME)
+    hub.misbehave("changed", "trainer_state.json", times=100)
+    assert "another git hash than the Hub gives" in said_by(fetch, NAME)
+    hub.faults.clear()
+    assert len(em.load_trajectory(NAME).metrics) == 99  # nothing wrong was kept
 
 
 def test_a_file_that_was_cut_in_the_cache_is_fetched_again(hub, tmp_path):
@@ -150,16 +156,14 @@ def test_a_file_that_was_cut_in_the_cache_is_fetched_again(hub, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-3])
     hub.asked.clear()
     em.load_trajectory(NAME, revision=commit)
-    assert [p for p in hub.paths() if "/resolve/" in p] == [
-        f"/{NAME}/resolve/{commit}/{weights.relative_to(fetch(NAME))}"
-    ]
+    assert hub.downloads() == ["checkpoints/checkpoint-10/adapter_model.safetensors"]
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(hub, tmp_path):
     hub.put(NAME, save_public(tmp_path / "there"))
     with full_disk(200):
         assert "cannot be written: File too large" in said_by(fetch, NAME)
-    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.parent.name != "refs"]
+    assert not [*(tmp_path / "cache").rglob("*.incomplete"), *(tmp_path / "cache").rglob("adapter_model*")]
     assert len(em.load_trajectory(NAME).steps) == 3
 
 
@@ -231,6 +235,58 @@ def test_with_the_hub_switched_off_a_branch_is_what_it_was_and_the_rest_is_said(
     said = said_by(em.load_trajectory, "organisms/sport")
     assert "HF_HUB_OFFLINE is set" in said and "clone" in said
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("lost", ["adapter_model.safetensors", "adapter_config.json", ""])
+def test_with_the_hub_switched_off_half_a_path_is_refused_and_never_read_as_a_shorter_one(
+    hub, tmp_path, monkeypatch, lost
+):
+    from huggingface_hub import constants
+
+    hub.put(NAME, save_public(tmp_path / "there"))
+    folder = fetch(NAME)
+    step = folder / "checkpoints/checkpoint-10"
+    for file in [step / lost] if lost else list(step.iterdir()):
+        file.unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in said_by(em.load_trajectory, NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert em.load_trajectory(NAME).steps.tolist() == [5, 10, 100]
+
+
+def test_a_snapshot_of_which_nobody_kept_the_listing_is_refused_offline(hub, tmp_path):
+    hub.put(NAME, save_public(tmp_path / "there"))
+    folder = fetch(NAME)
+    (listing,) = folder.parents[1].glob("trees/*")
+    load = f"print(len(em.load_trajectory({NAME!r}).steps))"
+    code = f"import em_interp as em\ntry: {load}\nexcept em.InputError as error: print(error)"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+
+    def said():
+        command = [sys.executable, "-W", "error", "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+    assert said() == "3\n"
+    listing.unlink()
+    assert "HF_HUB_OFFLINE is set" in said()
+
+
+def test_a_token_that_the_server_repeats_is_in_no_message(hub, tmp_path, token):
+    hub.put(NAME, save_public(tmp_path / "there"))
+    for where in ("/revision/", "/tree/", "adapter_model"):
+        for text in (f"no {TOKEN}", f"{TOKEN[:-2]} is odd", "x" * 290 + TOKEN):
+            hub.misbehave("403", where, X_Error_Message=text)
+            said = said_by(em.load_trajectory, NAME)
+            assert "forbids this" in said and TOKEN[:12] not in said
+
+
+def test_a_commit_that_is_none_and_a_name_that_is_none_are_refused(hub, tmp_path):
+    hub.put(NAME, save_public(tmp_path / "there"))
+    hub.repos[NAME].refs["main"] = "../../outside"
+    hub.repos[NAME].commits["../../outside"] = {}
+    assert "main is commit '../../outside'" in said_by(em.load_trajectory, NAME)
+    assert "cannot be the name of a repository" in said_by(em.load_trajectory, "organisms/a--b")
+    assert not (tmp_path / "outside").exists()
 
 
 def test_a_server_that_is_no_hub_is_told_apart(hub, tmp_path):
