@@ -13,6 +13,9 @@ Search. Greedy non-maximum suppression: take the window and step with the larges
 p ≤ ALPHA. p = MULTIPLICITY · P(Z ≥ z); the factor stands for the number of windows looked through, and is calibrated on
 planted paths without a turn (docs/rotation.md has the error rates).
 
+Noisy paths. Where the noise exceeds the drift, so that no window could show even a turn of 60°, the angle between mean
+drifts over long blocks is tested instead, without a noise model (`noisy_turn`).
+
 Step. A ramp of the heading is fitted by generalised least squares (`ramp`): `step` is its middle, `width` the steps
 from 10 % to 90 % of it, and a second p-value is that of the hypothesis that it takes 35 % of the run or more; the
 larger of the two counts. A bend over more than 30 % of the run is `none`; its angle and width are still reported.
@@ -33,6 +36,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 
 from em_interp.checks import check_level
+from em_interp.transition.noisy_turn import MEMORY, NoisyTurn, find_noisy_turn
 from em_interp.transition.path_noise import Increments, Noise, estimate_noise, even_increments
 from em_interp.transition.ramp import Ramp, fit_ramp
 from em_interp.transition.result import Transition, Verdict
@@ -108,10 +112,14 @@ def locate_rotations(
     scans = list(scan_turns(increments, noise))
     evidence = _profile(scans, increments)
     candidates = _search(scans, noise)
+    lr = None if cumulative_lr is None else np.interp(increments.edges, steps, cumulative_lr)
+    if not candidates or candidates[0].p_value > ALPHA:
+        noisy = find_noisy_turn(increments, ~_detectable(evidence), ALPHA, level)
+        if noisy is not None:
+            return [_noisy_answer(noisy, increments, noise, lr, level)]
     if not candidates:
         reason = "At no step can the direction of the path be told from its noise."
         return [Transition("rotation", "inconclusive", reason, evidence=evidence)]
-    lr = None if cumulative_lr is None else np.interp(increments.edges, steps, cumulative_lr)
     turns = []
     for candidate in candidates:
         if candidate.p_value <= ALPHA:
@@ -228,8 +236,8 @@ def _answer(
         return Transition(
             "rotation", "none", reason, p_value=p_value, width=ramp.width, angle_deg=angle, evidence=evidence
         )
-    shares = _length_share(ramp, increments, noise)
-    too_short = _too_short(ramp, shares, increments.edges, cumulative_lr)
+    shares = _length_share(ramp.step, increments, noise)
+    too_short = _too_short(ramp.step, shares, increments.edges, cumulative_lr)
     reason = "The path turns by more than 20° beyond its own curvature."
     first, last = min(other.step for other in ramps), max(other.step for other in ramps)
     if first < np.floor(ramp.interval[0]) or last > np.ceil(ramp.interval[1]):
@@ -250,23 +258,56 @@ def _answer(
     )
 
 
-def _length_share(ramp: Ramp, increments: Increments, noise: Noise) -> tuple[float, float]:
+def _noisy_answer(
+    turn: NoisyTurn, increments: Increments, noise: Noise, cumulative_lr: np.ndarray | None, level: float
+) -> Transition:
+    """The answer for a turn that only long averages show."""
+    shares = _length_share(turn.step, increments, noise)
+    low, high = (float(end) for end in (np.floor(turn.interval[0]), np.ceil(turn.interval[1])))
+    known = (high - low) / float(increments.edges[-1] - increments.edges[0])
+    reason = (
+        f"Noise exceeds the drift: the angle is that between the mean drifts of {turn.blocks * MEMORY} steps or more on "
+        f"each side, and the step is known to within {known:.0%} of the run."
+    )
+    too_short = _too_short(turn.step, shares, increments.edges, cumulative_lr)
+    angle, error = turn.angles.T
+    return Transition(
+        "rotation",
+        "inconclusive" if too_short else "transition",
+        too_short or reason,
+        step=turn.step,
+        interval=(low, high),
+        level=level,
+        p_value=turn.p_value,
+        width=turn.width,
+        angle_deg=turn.angle_deg,
+        length_share=shares,
+        evidence={
+            "step": increments.edges.astype(float),
+            "turn_deg": angle,
+            "error_deg": error,
+            "ramp": np.array([low, high]),
+        },
+    )
+
+
+def _length_share(step: float, increments: Increments, noise: Noise) -> tuple[float, float]:
     travelled = np.concatenate([[0.0], np.cumsum(drift_length(increments, noise))])
-    before = float(np.interp(ramp.step, increments.edges, travelled) / travelled[-1])
+    before = float(np.interp(step, increments.edges, travelled) / travelled[-1])
     return before, 1.0 - before
 
 
 def _too_short(
-    ramp: Ramp, shares: tuple[float, float], edges: np.ndarray, cumulative_lr: np.ndarray | None
+    step: float, shares: tuple[float, float], edges: np.ndarray, cumulative_lr: np.ndarray | None
 ) -> str | None:
     """Why a side of the turn is too short for a transition, or None.
 
     A side has at least 10 % of the path's length, unless it has 15 % of the steps and moves as fast as the schedule
     lets it: under linear decay to zero the last third of a run is 11 % of its cumulative learning rate.
     """
-    elapsed = float((ramp.step - edges[0]) / (edges[-1] - edges[0]))
+    elapsed = float((step - edges[0]) / (edges[-1] - edges[0]))
     if cumulative_lr is not None and cumulative_lr[-1] > 0:
-        scheduled = float(np.interp(ramp.step, edges, cumulative_lr) / cumulative_lr[-1])
+        scheduled = float(np.interp(step, edges, cumulative_lr) / cumulative_lr[-1])
     else:
         scheduled = 1 - (1 - elapsed) ** 2  # linear decay, the usual schedule
     for length, of_steps, of_schedule, side in (
@@ -282,7 +323,7 @@ def _no_turn(
     candidate: _Candidate, increments: Increments, noise: Noise, evidence: dict[str, np.ndarray]
 ) -> Transition:
     """`none`, or `inconclusive` where a turn of 60° would have been found at no step."""
-    detectable = evidence["error_deg"] * norm.isf(ALPHA / MULTIPLICITY) <= DETECTABLE_TURN - MIN_TURN
+    detectable = _detectable(evidence)
     share = np.count_nonzero(detectable) / increments.count
     angle, width = _bend(increments, noise, evidence)
     verdict: Verdict = "none" if detectable.any() else "inconclusive"
@@ -294,6 +335,11 @@ def _no_turn(
     return Transition(
         "rotation", verdict, reason, p_value=candidate.p_value, angle_deg=angle, width=width, evidence=evidence
     )
+
+
+def _detectable(evidence: dict[str, np.ndarray]) -> Bool[np.ndarray, " edge"]:
+    """Where a turn of 60° would have been significant."""
+    return evidence["error_deg"] * norm.isf(ALPHA / MULTIPLICITY) <= DETECTABLE_TURN - MIN_TURN
 
 
 def _bend(increments: Increments, noise: Noise, evidence: dict[str, np.ndarray]) -> tuple[float | None, float | None]:
