@@ -123,6 +123,22 @@ class AdapterTrajectory(Result):
             self._grams[matrix, site] = gram
         return self._grams[matrix, site]
 
+    def rounding(self, of: Matrix, site: str | None = None) -> Float[np.ndarray, " step"]:
+        """Squared rounding error expected of each position where the values are stored in 16 bits, else 0.
+
+        A value is off by up to half the spacing of numbers of its size, so the expected square is spacing² / 12. For ΔW
+        the relative errors of A and B add up.
+        """
+        matrix, total = as_matrix(of), np.zeros(len(self.steps))
+        for s in self._selected(site):
+            errors = [_rounding(self.A[s]) if self.kind == "lora" else np.zeros(len(total)), _rounding(self.B[s])]
+            if matrix == "delta":
+                norms = [np.einsum("tij,tij->t", x, x, dtype=np.float64) for x in (self.A[s], self.B[s])]
+                total += self.scale[s] ** 2 * (errors[0] * norms[1] + errors[1] * norms[0])
+            else:
+                total += errors[0 if matrix == "A" else 1]
+        return total
+
     def cosine_to(
         self, vector: Float[np.ndarray, "*shape"], of: Literal["A", "B"] = "B", site: str | None = None
     ) -> Float[np.ndarray, " step"]:
@@ -209,6 +225,20 @@ class AdapterTrajectory(Result):
         if matrix == "delta":
             return self.scale[site] ** 2 * _product_gram(A, B)
         return _gram(A if matrix == "A" else B)
+
+
+def _rounding(values: Float32[np.ndarray, "step row column"]) -> Float[np.ndarray, " step"]:
+    """Expected squared rounding error of each step's values, if all of them are numbers of a 16-bit type."""
+    values = np.ascontiguousarray(values, np.float32).reshape(len(values), -1)
+    with np.errstate(over="ignore"):
+        half = bool((values.astype(np.float16) == values).all())
+    brain = not (values.view(np.uint32) & 0xFFFF).any()
+    if not (half or brain):
+        return np.zeros(len(values))
+    digits, smallest = (10, 2.0**-24) if half else (7, 0.0)
+    _, exponent = np.frexp(values)
+    spacing = np.maximum(np.ldexp(1.0, exponent - 1 - digits), smallest)
+    return np.where(values != 0, spacing**2 / 12, 0.0).sum(1)
 
 
 def _gram(path: Float[np.ndarray, "step row column"]) -> Float[np.ndarray, "step step"]:

@@ -121,7 +121,9 @@ def _on_path(
         return [
             replace(transition, of=matrix)
             for matrix in matrices
-            for transition in locate_rotations(path.gram(matrix, site), path.steps, lr, level)
+            for transition in locate_rotations(
+                path.gram(matrix, site), path.steps, lr, level, path.rounding(matrix, site)
+            )
         ]
     if signal == "gradient_norm":
         if "grad_norm" not in path.metrics:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.ndimage import median_filter, uniform_filter1d
 from scipy.optimize import nnls
 from scipy.stats import chi2
@@ -30,6 +30,8 @@ MOMENTUM = 0.9  # Adam's β₁ in every published organism
 MAX_SCALE = 24  # steps; past this momentum is forgotten (0.9²⁴ = 0.08) and drift would leak in
 NO_NOISE = 1e-20  # median energy of second differences, relative to an increment's
 ROUNDING = 1e-10  # energy of the noise then assumed, of float32 positions
+MAX_ROUNDING = 0.1  # of the energy of increments, in paths that are stored in 16 bits
+MIN_POOLED = 40  # increments that pooling against rounding leaves
 TRIM = 0.85  # share of contrasts kept: the largest sit at turns
 
 
@@ -73,6 +75,47 @@ def even_increments(gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray,
     rows = rows[::pool]
     inner = gram[np.ix_(rows, rows)]
     return Increments(np.diff(np.diff(inner, axis=0), axis=1), steps[rows], spacing * pool)
+
+
+def resolved_increments(increments: Increments, rounding: Float[np.ndarray, " edge"]) -> tuple[Increments, float]:
+    """The longest stretch of a path in which rounding is small beside the increments, pooled where that helps.
+
+    Args:
+        increments: Of the whole path.
+        rounding: Squared rounding error of the position at each edge.
+
+    Returns:
+        The stretch, in which rounding has at most a tenth of the increments' energy (both averaged over a tenth of the
+        run), and its share of the run. Of the poolings that leave 40 increments the first that loses nothing is taken,
+        or else the one that keeps most.
+    """
+    best, best_share = increments, -1.0
+    for pool in range(1, max(1, increments.count // MIN_POOLED) + 1):
+        pooled = _pooled(increments, pool)
+        error = rounding[::pool][: pooled.count + 1]
+        width = max(3, pooled.count // 10)
+        noise = uniform_filter1d(error[1:] + error[:-1], width, mode="nearest")
+        energy = uniform_filter1d(np.diag(pooled.gram), width, mode="nearest")
+        first, last = _longest_run(noise <= MAX_ROUNDING * energy)
+        share = (last - first) / pooled.count
+        if share > best_share:
+            best = Increments(pooled.gram[first:last, first:last], pooled.edges[first : last + 1], pooled.spacing)
+            best_share = share
+        if share == 1:
+            break
+    return best, best_share
+
+
+def _pooled(increments: Increments, pool: int) -> Increments:
+    count = increments.count // pool
+    gram = increments.gram[: count * pool, : count * pool].reshape(count, pool, count, pool).sum((1, 3))
+    return Increments(gram, increments.edges[: count * pool + 1 : pool], increments.spacing * pool)
+
+
+def _longest_run(true: Bool[np.ndarray, " n"]) -> tuple[int, int]:
+    """Where the longest run of True values begins and ends; (0, 0) where there is none."""
+    turns = np.flatnonzero(np.diff(np.concatenate([[0], true.astype(int), [0]])))
+    return max(zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True), key=lambda r: r[1] - r[0], default=(0, 0))
 
 
 def estimate_noise(increments: Increments) -> Noise:

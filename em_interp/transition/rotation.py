@@ -37,7 +37,7 @@ from scipy.stats import norm
 
 from em_interp.checks import check_level
 from em_interp.transition.noisy_turn import MEMORY, NoisyTurn, find_noisy_turn
-from em_interp.transition.path_noise import Increments, Noise, estimate_noise, even_increments
+from em_interp.transition.path_noise import Increments, Noise, estimate_noise, even_increments, resolved_increments
 from em_interp.transition.ramp import Ramp, fit_ramp
 from em_interp.transition.result import Transition, Verdict
 from em_interp.transition.turn_test import TurnScan, drift_length, scan_turns, simulated_turns
@@ -51,6 +51,11 @@ Z_TOLERANCE = 1.0  # a window whose z is lower by no more than this sees the tur
 RESOLVED_ERROR = 5.0  # degrees; the block grows until a turn is known this well
 MIN_SNR = 3.0  # below it the first-order standard error is used where it is the larger
 MIN_INCREMENTS = 20
+MIN_RESOLVED = 0.7  # of the run; the rest may be lost to rounding
+ROUNDED = (
+    "The path is stored in 16 bits: only in {share:.0%} of the run is rounding small beside the moves between saved "
+    "steps; save adapters in float32."
+)
 FIT_SHARE = 0.25  # of the run, on either side of a turn: the increments to which its ramp is fitted
 MIN_LENGTH_SHARE = 0.10  # of the path's length, on either side of a turn
 DETECTABLE_TURN = 60.0  # degrees; "none" means that a turn of this size would have been found
@@ -88,6 +93,7 @@ def locate_rotations(
     steps: Int[np.ndarray, " step"],
     cumulative_lr: Float[np.ndarray, " step"] | None = None,
     level: float = 0.95,
+    rounding: Float[np.ndarray, " step"] | None = None,
 ) -> list[Transition]:
     """Find the rotations of a path.
 
@@ -97,6 +103,7 @@ def locate_rotations(
         cumulative_lr: Sum of the learning rates up to each step. It serves only to tell a side that is short because
             the schedule ran out from one on which learning was over.
         level: Probability with which each interval holds the step.
+        rounding: Squared rounding error of each position, where the path was stored in 16 bits.
 
     Returns:
         The rotations in the order of their steps, or one answer whose verdict is `none` or `inconclusive`.
@@ -108,6 +115,10 @@ def locate_rotations(
         return [Transition("rotation", "inconclusive", reason)]
     if not np.trace(increments.gram) > 0:
         return [Transition("rotation", "inconclusive", "The path does not move.")]
+    if rounding is not None and rounding.any():
+        increments, share = resolved_increments(increments, np.interp(increments.edges, steps, rounding))
+        if share < MIN_RESOLVED or increments.count < MIN_INCREMENTS:
+            return [Transition("rotation", "inconclusive", ROUNDED.format(share=share))]
     noise = estimate_noise(increments)
     scans = list(scan_turns(increments, noise))
     evidence = _profile(scans, increments)
