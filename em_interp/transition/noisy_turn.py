@@ -34,6 +34,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
 
+from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.transition.path_noise import Increments
 
 MEMORY = 20  # steps after which the noise of Adam with momentum 0.9 counts as independent
@@ -47,6 +48,7 @@ STEADY = (0.70, 1.00, 1.50)  # of the length of the drift that is fitted: curvat
 PRIOR = (0.25, 0.25, 0.5, 0.5)  # standard deviations of the constant, the size and the slopes on each side, in turns
 MODEL_ERROR = 0.02  # of the drift: no path follows a ramp exactly
 PARAMETERS = 6  # of the fit: middle, width, constant, size, slope on each side
+MAX_FITS = 8  # ramps fitted about the candidate steps that are about as clear as the clearest
 AS_CLEAR = 1e-6  # windows with p-values below this are not told apart
 
 
@@ -113,12 +115,12 @@ def find_noisy_turn(
     if best.p_value * tests > alpha:
         return None
     clear = [w for w in windows if w.p_value <= max(AS_CLEAR, best.p_value * np.e)]
-    fits = {place: _fit(increments, best.blocks, place, size, level) for place in {w.place for w in clear}}
-    fit = fits[best.place]
+    clear = [clear[row] for row in evenly_spaced(np.array([window.place for window in clear]), MAX_FITS)]
+    fit, *others = (_fit(increments, window, size, level) for window in (best, *clear))
     p_value = max(min(1.0, best.p_value * tests), fit.p_broad)
     if p_value > alpha:
         return None
-    low, high = min(one.interval[0] for one in fits.values()), max(one.interval[1] for one in fits.values())
+    low, high = min(f.interval[0] for f in (fit, *others)), max(f.interval[1] for f in (fit, *others))
     angles = np.full((increments.count + 1, 2), np.nan)
     for window in windows:
         if window.blocks == best.blocks:
@@ -220,13 +222,13 @@ class _Plane:
     travelled: Float[np.ndarray, " edge"]  # length of the drift, in units of all of it
 
 
-def _fit(increments: Increments, width: int, place: int, size: int, level: float) -> _Fit:
-    """The ramp of the heading near `place`, refitted once about the middle that is found first."""
+def _fit(increments: Increments, window: _Window, size: int, level: float) -> _Fit:
+    """The ramp of the heading near a window's place, refitted once about the middle that is found first."""
+    place, reach = window.place, window.blocks * size
     for _ in range(2):
-        plane = _plane(_blocks(increments, place, size), width)
-        fit, middle = _fit_ramp(plane, increments, level)
-        edge = int(np.argmin(np.abs(increments.edges - middle)))
-        place = int(np.clip(edge, width * size, increments.count - width * size))
+        fit = _fit_ramp(_plane(_blocks(increments, place, size), window.blocks), increments, level)
+        nearest = int(np.argmin(np.abs(increments.edges - fit.step)))
+        place = int(np.clip(nearest, reach, increments.count - reach))
     return fit
 
 
@@ -267,7 +269,7 @@ def _difference_covariance(points: Float[np.ndarray, "block 2"]) -> Float[np.nda
     return covariance + 1e-7 * np.eye(2)
 
 
-def _fit_ramp(plane: _Plane, increments: Increments, level: float) -> tuple[_Fit, float]:
+def _fit_ramp(plane: _Plane, increments: Increments, level: float) -> _Fit:
     spacing, run = plane.steps[1] - plane.steps[0], float(increments.edges[-1] - increments.edges[0])
     middles = np.arange(plane.steps[0] + 2 * spacing, plane.steps[-1] - 2 * spacing + 1, spacing / 4)
     share = run / (plane.steps[-1] - plane.steps[0])  # of the run, in units of the fitted window
@@ -281,13 +283,12 @@ def _fit_ramp(plane: _Plane, increments: Increments, level: float) -> tuple[_Fit
     scale = max(1.0, sharp[row, column] / freedom)
     gap = (min(broad, steady) - sharp[row, column]) / scale
     inside = middles[sharp.min(1) <= sharp[row, column] + scale * f_distribution.isf(1 - level, 1, freedom)]
-    fit = _Fit(
+    return _Fit(
         step=float(middles[row]),
         interval=(float(inside[0] - spacing / 4), float(inside[-1] + spacing / 4)),
         width=float(0.8 * SHARP[column] * run),
         p_broad=float(f_distribution.sf(gap, 1, freedom)) if gap > 0 else 1.0,  # twice one tail: two broad families
     )
-    return fit, fit.step
 
 
 def _misfits(

@@ -277,8 +277,8 @@ def _noisy_answer(
     low, high = (float(end) for end in (np.floor(turn.interval[0]), np.ceil(turn.interval[1])))
     known = (high - low) / float(increments.edges[-1] - increments.edges[0])
     reason = (
-        f"Noise exceeds the drift: the angle is that between the mean drifts of {turn.blocks * MEMORY} steps or more on "
-        f"each side, and the step is known to within {known:.0%} of the run."
+        f"Noise exceeds the drift: the angle is that between the mean drifts of {turn.blocks * MEMORY} steps or more "
+        f"on each side, and the step is known to within {known:.0%} of the run."
     )
     too_short = _too_short(turn.step, shares, increments.edges, cumulative_lr)
     angle, error = turn.angles.T

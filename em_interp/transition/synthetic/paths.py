@@ -23,6 +23,7 @@ Turning = Literal["abrupt", "gradual", "at_growth", "on_curve"]
 NotTurning = Literal[
     "straight", "random_walk", "saturating", "arc", "arc_growth", "bend", "growth", "stall", "restart"
 ]  # fmt: skip
+Storage = Literal["float32", "bfloat16", "float16"]
 TURNING: tuple[str, ...] = get_args(Turning)
 NOT_TURNING: tuple[str, ...] = get_args(NotTurning)
 
@@ -83,13 +84,18 @@ class PlantedPath:
         )
 
 
-def planted_path(kind: str, seed: int, last: int | None = None) -> PlantedPath:
-    """One path of a named kind, drawn at random; the same kind and seed give the same path.
+def planted_path(
+    kind: str, seed: int, last: int | None = None, noise_ratio: float | None = None, storage: Storage = "float32"
+) -> PlantedPath:
+    """One path of a named kind, drawn at random; the same arguments give the same path.
 
     Args:
         kind: One of TURNING (a turn by 60° to 120° in the middle 60 % of the run) or NOT_TURNING.
         seed: Of the draw.
         last: The last step; drawn from 150 to 800 by default.
+        noise_ratio: Noise over drift, both over 10 steps; drawn from 0.1 to 0.4 by default. Of a ratio that is given
+            the noise fills 256 to 2048 dimensions, since on real paths much noise is noise in many dimensions.
+        storage: Number type of the saved positions, whose largest coordinate is then 0.003 as that of a real B.
 
     Returns:
         The path with its truth; `trajectory()` makes an `AdapterTrajectory` of it.
@@ -104,6 +110,8 @@ def planted_path(kind: str, seed: int, last: int | None = None) -> PlantedPath:
     rng = np.random.default_rng([seed, (TURNING + NOT_TURNING).index(kind)])
     last = last or int(rng.integers(150, 801))
     settings = _draw_settings(rng, last)
+    if noise_ratio is not None:
+        settings |= {"noise_ratio": noise_ratio, "dimensions": 8 * settings["dimensions"]}
     time = np.arange(last) + 0.5
     rate = _learning_rate(last, int(last * rng.uniform(0.3, 0.7)) if kind == "restart" else None)
     turn, drift = _drift(kind, rng, time, rate, settings)
@@ -112,9 +120,19 @@ def planted_path(kind: str, seed: int, last: int | None = None) -> PlantedPath:
     noise *= settings["noise_ratio"] * reference / _ten_step_size(noise)
     positions = np.concatenate([np.zeros((1, settings["dimensions"])), np.cumsum(drift + noise, axis=0)])
     steps = _saved_steps(settings["saved"], last)
-    return PlantedPath(
-        kind, steps, positions[steps].astype(np.float32), turn, rate if settings["logged"] else None, settings
-    )
+    vectors = _stored(positions[steps].astype(np.float32), storage)
+    return PlantedPath(kind, steps, vectors, turn, rate if settings["logged"] else None, settings)
+
+
+def _stored(vectors: Float32[np.ndarray, "step d"], storage: Storage) -> Float32[np.ndarray, "step d"]:
+    """The numbers that a type keeps, rounded to the nearest, ties to even."""
+    if storage == "float32":
+        return vectors
+    scaled = vectors * np.float32(3e-3 / np.abs(vectors).max())
+    if storage == "float16":
+        return scaled.astype(np.float16).astype(np.float32)
+    bits = scaled.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
 def _draw_settings(rng: np.random.Generator, last: int) -> dict[str, Any]:
