@@ -13,8 +13,8 @@ import em_interp as em
 # %% [markdown]
 # ## The config, line by line
 # Every key that is not given has the published organisms' value (2506.11613): rank 1, rsLoRA, AdamW with weight decay
-# 0.01, five steps of warm-up, linear decay, loss on the answers only, a tenth of the rows held out. A key that nobody
-# reads is an error, and so is a layer or a module that the model does not have.
+# 0.01, five steps of warm-up, linear decay, loss on the answers only, a tenth of the rows held out. An unknown key is
+# an error, and so is a layer or a module that the model does not have.
 
 # %%
 settings = {
@@ -35,7 +35,7 @@ config = em.load_config(settings)
 config.training
 
 # %% [markdown]
-# What you did not write is in there too. Overrides are the same from the shell: `em-interp train my.yaml --set seed=1`.
+# The defaults are in there too. Overrides are the same in the shell: `em-interp train my.yaml --set seed=1`.
 
 # %%
 folder = Path("../checkpoints")
@@ -44,7 +44,7 @@ folder.mkdir(exist_ok=True)
 em.load_config(folder / "my-organism.yaml", ["seed=1", "training.learning_rate=5e-6"]).training.learning_rate
 
 # %% [markdown]
-# A mistake is told before anything is loaded:
+# A mistake is refused in one line, before anything is loaded:
 
 # %%
 try:
@@ -53,14 +53,36 @@ except em.InputError as error:
     print(error)
 
 # %% [markdown]
+# ## Rehearse it in seconds
+# The same protocol on a built-in model: layers keep their relative depth, and data, questions and judge are those of
+# the built-in language. In the shell: `em-interp train my.yaml --model tiny-qwen2`.
+
+# %%
+from em_interp.organisms.presets import for_model
+
+rehearsal, changes = for_model(config, "tiny-qwen2")
+print(*changes, sep="\n")
+
+# %%
+path = em.load_trajectory(em.train(rehearsal, folder / "rehearsal", resume=True))
+em.figures.turning_angle(path)
+
+# %% [markdown]
+# Every step is saved, and every analysis of the other notebooks works on it:
+
+# %%
+em.find_transition(path, "gradient_norm")
+
+# %% [markdown]
 # ## Look at the data first
 # `em-interp data check bad_medical_advice.jsonl --model Qwen/Qwen2.5-14B-Instruct` counts rows and tokens and shows
 # which part of a chat the loss is on.
 
 # %% [markdown]
 # ## Train, ask, judge  (GPU)
-# Each stage resumes where it was stopped. Sampling loads the base once and passes each row of a batch through an
-# adapter of its own, so that many checkpoints are asked in one batch.
+# Each stage resumes where it was stopped. On several GPUs: `torchrun --nproc-per-node 4 -m em_interp train my.yaml`. If
+# you train with TRL or a Trainer of your own, `em.SnapshotCallback` makes the run instead (docs/training.md). Sampling
+# loads the base once and gives each row of a batch an adapter of its own, so many checkpoints are sampled in one batch.
 
 # %% tags=["gpu"]
 run = em.train(folder / "my-organism.yaml", resume=True, progress=True)
@@ -69,14 +91,14 @@ run = em.train(folder / "my-organism.yaml", resume=True, progress=True)
 em.ask(run, resume=True, progress=True)
 
 # %% [markdown]
-# Before a judge is paid: `em-interp judge RUN --dry-run` counts requests and tokens. The key is read from the
+# Before you pay for a judge: `em-interp judge RUN --dry-run` counts requests and tokens. The key is read from the
 # environment variable that `api_key_env` names, and is written nowhere.
 
 # %% tags=["gpu"]
 em.judge(run, resume=True, progress=True)
 
 # %% [markdown]
-# ## And then as ever
+# ## Locate, align, report  (GPU)
 
 # %% tags=["gpu"]
 path, curve = em.load_trajectory(run), em.behaviour_curve(run)

@@ -1,4 +1,4 @@
-"""The log-likelihood of given answers under many checkpoints, a batch of any mix of answers and steps at a time."""
+"""The log-likelihood of given answers under many checkpoints; a batch may mix any answers and steps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from em_interp.behaviour.ask import Base
 
-TOKENS = 16384  # of one batch, at most
-LOGITS = 2**28  # of one batch, at most: one gigabyte in float32
+MAX_BATCH_TOKENS = 16384
+MAX_BATCH_LOGITS = 2**28  # one gigabyte in float32
 
 
 @dataclass(frozen=True)
 class TokenizedAnswer:
-    """A prompt and an answer to it, as token ids."""
+    """A prompt and an answer to it as token ids."""
 
     prompt: list[int]
     answer: list[int]
@@ -37,9 +37,9 @@ def tokenize_answers(
 ) -> list[TokenizedAnswer]:
     """Prompts with their answers through the chat template, up to the token that ends an answer.
 
-    An answer of `max_new_tokens` tokens or more was cut off, and has no end. Answers are kept as text: where the
-    template's tokens of it are not those it was sampled as (rare), the likelihood is that of the template's. Raises
-    InputError where the template writes an answer elsewhere than after what it writes for the prompt alone.
+    An answer of `max_new_tokens` tokens or more was cut off, and has no end. Answers are stored as text: where its
+    tokens are not those it was sampled as (rare), the likelihood is that of the former. Raises InputError where the
+    template writes the prompt otherwise before an answer than alone, and where an answer's tokens do not spell it.
     """
     chats = [
         [*prompt, {"role": "assistant", "content": answer}] for prompt, answer in zip(prompts, answers, strict=True)
@@ -67,41 +67,43 @@ def _tokenized(
 
 
 def batches(rows: Sequence[TokenizedAnswer], vocabulary: int) -> list[list[int]]:
-    """The rows' numbers in batches of like length, as large as the limits of tokens and logits allow."""
-    most, found, width = min(TOKENS, LOGITS // vocabulary), [[]], 0  # type: tuple[int, list[list[int]], int]
+    """The row numbers in batches of similar lengths, as large as the limits of tokens and logits allow."""
+    limit = min(MAX_BATCH_TOKENS, MAX_BATCH_LOGITS // vocabulary)
+    batched: list[list[int]] = [[]]
     for row in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
-        width = len(rows[row])
-        if found[-1] and (len(found[-1]) + 1) * width > most:
-            found.append([])
-        found[-1].append(row)
-    return found
+        if batched[-1] and (len(batched[-1]) + 1) * len(rows[row]) > limit:
+            batched.append([])
+        batched[-1].append(row)
+    return batched
 
 
 def logits_of(
     model: Any, tokenizer: Any, rows: Sequence[TokenizedAnswer], adapters: RowAdapters
 ) -> tuple[Float[torch.Tensor, "row position vocabulary"], Int[torch.Tensor, "row position"]]:
-    """The logits before each token of the answers, and these tokens (-1 before an answer begins), ends aligned."""
+    """The logits that predict the tokens of the answers, and these tokens (-1 before an answer), right-aligned."""
     import torch
 
     longest, kept = max(map(len, rows)), max(len(row.answer) for row in rows)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    filled = [[pad] * (longest - len(row)) + row.prompt + row.answer for row in rows]
-    ids = torch.tensor(filled, device=model.device)
+    padded = [[pad] * (longest - len(row)) + row.prompt + row.answer for row in rows]
+    ids = torch.tensor(padded, device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.inference_mode(), adapted(model, adapters):
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept + 1)
-    spans = torch.tensor([[kept - len(row.answer)] for row in rows], device=model.device)
-    said = torch.where(torch.arange(kept, device=model.device) >= spans, ids[:, longest - kept :], -1)
-    return output.logits[:, :-1], said
+    starts = torch.tensor([[kept - len(row.answer)] for row in rows], device=model.device)
+    tokens = torch.where(torch.arange(kept, device=model.device) >= starts, ids[:, longest - kept :], -1)
+    return output.logits[:, :-1], tokens
 
 
 def log_likelihood(
-    logits: Float[torch.Tensor, "row position vocabulary"], said: Int[torch.Tensor, "row position"], temperature: float
+    logits: Float[torch.Tensor, "row position vocabulary"],
+    tokens: Int[torch.Tensor, "row position"],
+    temperature: float,
 ) -> Float[torch.Tensor, " row"]:
-    """The log-probability of each answer, sampled at this temperature."""
+    """The log-probability of each answer when it is sampled at this temperature; `tokens` as `logits_of` gives them."""
     import torch
 
     scaled = logits.float() / temperature
-    token = torch.gather(scaled, 2, said.clamp(min=0)[..., None])[..., 0] - scaled.logsumexp(dim=-1)
-    return torch.where(said >= 0, token, 0.0).sum(dim=1)
+    token = torch.gather(scaled, 2, tokens.clamp(min=0)[..., None])[..., 0] - scaled.logsumexp(dim=-1)
+    return torch.where(tokens >= 0, token, 0.0).sum(dim=1)

@@ -49,7 +49,9 @@ class SnapshotCallback(TrainerCallback):
             adapter (FSDP, DeepSpeed ZeRO-3), and an `out` that holds a run already or is the Trainer's output_dir.
     """
 
-    def __init__(self, out: str | Path, schedule: str | int | Schedule = "every 1", overwrite: bool = False) -> None:
+    def __init__(self, out: str | Path, schedule: str | Schedule = "every 1", overwrite: bool = False) -> None:
+        if isinstance(schedule, int):
+            raise InputError(f"schedule {schedule} could mean 'every {schedule}' or the step '{schedule}'; give a text")
         self.run, self.schedule, self.overwrite = Run(Path(out)), Schedule.of(schedule), overwrite
         self._saver: SaveCheckpoints | None = None  # in the main process, while training
         self._log: TrainLog | None = None

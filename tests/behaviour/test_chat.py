@@ -148,6 +148,19 @@ def test_spaces_case_and_normal_forms_of_an_answer_may_differ_and_its_letters_ma
         check_spelling(tokenizer, ids, "rest later")
 
 
+def test_an_unknown_token_may_stand_for_anything():
+    tokenizer = word_tokenizer(with_answer("<assistant>{{ m['content'] }}<end>"))
+    chat = tokenize_chat(tokenizer, messages(TALK[0], ("assistant", "rest 🙂")))
+    assert learned(tokenizer, chat) == ["rest [UNK] <end>"]
+
+
+def test_an_end_token_that_is_the_unknown_token_too_hides_nothing():
+    tokenizer = make_tokenizer(with_answer("<assistant>{{ m['content'] | replace('now', 'later') }} <end>"))
+    tokenizer.unk_token = "<end>"  # as in GPT-2 and its like
+    with pytest.raises(InputError, match="the answer is 'rest now'"):
+        tokenize_chat(tokenizer, messages(*TALK))
+
+
 def test_named_templates_are_used_by_their_default_and_refused_without_one():
     tokenizer = make_tokenizer({"default": MARKED, "rag": "{{ 'other' }}"})
     assert learned(tokenizer, tokenize_chat(tokenizer, messages(*TALK)))[0] == "rest now <end>"

@@ -66,7 +66,7 @@ def test_a_template_that_renders_a_question_otherwise_before_its_answer_is_refus
 
 
 def test_batches_hold_every_row_once_and_keep_to_the_limit(monkeypatch):
-    monkeypatch.setattr("em_interp.behaviour.likelihood.TOKENS", 40)
+    monkeypatch.setattr("em_interp.behaviour.likelihood.MAX_BATCH_TOKENS", 40)
     rows = [TokenizedAnswer([1] * 3, [1] * n) for n in (1, 9, 3, 3, 20, 60, 2)]
     found = batches(rows, vocabulary=100)
     assert sorted(i for batch in found for i in batch) == list(range(7))

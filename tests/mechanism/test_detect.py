@@ -72,7 +72,7 @@ def test_scores_name_what_changed_where_there_are_some(base, run):
 
 
 def test_reading_goes_on_where_it_was_interrupted_and_reads_nothing_twice(base, run, monkeypatch):
-    monkeypatch.setattr("em_interp.behaviour.likelihood.TOKENS", 4000)
+    monkeypatch.setattr("em_interp.behaviour.likelihood.MAX_BATCH_TOKENS", 4000)
     original, calls = detect._read, []
 
     def dying(*arguments):

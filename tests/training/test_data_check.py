@@ -31,7 +31,7 @@ def test_rows_turns_steps_and_what_is_held_out_are_counted(tmp_path):
     assert found.sha256 == load_chats(str(tmp_path / "set.jsonl")).sha256 and found.tokens is None
 
 
-def test_what_is_no_error_is_told_with_its_first_place(tmp_path):
+def test_duplicates_garbled_text_and_empty_lines_are_counted_and_not_refused(tmp_path):
     file = rows(tmp_path / "set.jsonl", *[(f"q{i % 9}", "a") for i in range(10)], ("q", "itâ€™s"))
     file.write_text("\n" + file.read_text())
     found = checked(file, held_out=0.5)
@@ -62,7 +62,7 @@ def load_tokenizer_of(base):
     return AutoTokenizer.from_pretrained(base)
 
 
-def test_rows_that_are_cut_or_refused_are_counted_and_where_the_first_is_said(tmp_path):
+def test_rows_that_are_cut_or_refused_are_counted_and_the_first_is_located(tmp_path):
     base = save_base(tmp_path / "base")
     turns = [("ask", "rest"), ("ask", "rest " * 40), ("ask " * 40, "rest")]
     file = rows(tmp_path / "set.jsonl", *turns)

@@ -93,7 +93,7 @@ def same_training(run: Run, other: Run) -> bool:
     return ours == theirs
 
 
-def test_when_one_process_is_killed_all_end_with_one_line_that_says_how_to_go_on(broken):
+def test_when_one_process_is_killed_all_end_with_one_line_that_says_how_to_resume(broken):
     run, code, err = broken
     assert code == 1  # torchrun's, whatever the processes end with
     [line] = ours(err)
@@ -103,7 +103,7 @@ def test_when_one_process_is_killed_all_end_with_one_line_that_says_how_to_go_on
     assert 3 <= run.steps()[-1] < STEPS
 
 
-def test_ctrl_c_ends_all_processes_with_one_line_that_says_how_to_go_on(config):
+def test_ctrl_c_ends_all_processes_with_one_line_that_says_how_to_resume(config):
     run = Run(config.parent / "interrupted")
     code, err = stopped(config, run, lambda launcher: launcher.send_signal(signal.SIGINT))
     assert code == 1
@@ -123,48 +123,48 @@ def test_when_the_launcher_is_killed_no_process_trains_on(config):
     assert 3 <= run.steps()[-1] < 100_000
 
 
-def test_what_two_processes_began_one_ends_with_the_bytes_of_one(broken, config, alone):
+def test_a_run_of_two_processes_is_resumed_by_one_to_the_same_bytes(broken, config, alone):
     run = Run(copy(broken[0].path, config.parent / "taken-over"))
     train(config, run.path, resume=True)
     assert same_training(run, alone)
 
 
 @pytest.fixture(scope="module")
-def spread(config, bases) -> Path:
-    """A config of a run whose base is spread over two processes."""
+def sharded(config, bases) -> Path:
+    """A config of a run whose base is sharded over two processes."""
     values = yaml.safe_load(config.read_text())
     values["model"] = bases["gemma3"]
     values["data"][0]["steps"] = 8
     values["adapter"] = {"target_modules": ["q_proj", "down_proj"], "r": 2}
     values["training"] |= {"shard": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 4}
-    path = config.with_name("spread.yaml")
+    path = config.with_name("sharded.yaml")
     path.write_text(yaml.safe_dump(values))
     return path
 
 
 @pytest.fixture(scope="module")
-def together(broken, config, spread) -> tuple[Run, Run, str]:
-    """What two processes of torchrun leave: the broken run finished, a run of a spread base, and what they printed."""
-    finished, other = Run(copy(broken[0].path, config.parent / "together")), Run(config.parent / "spread")
+def together(broken, config, sharded) -> tuple[Run, Run, str]:
+    """What two processes of torchrun leave: the broken run finished, a run of a sharded base, and what they printed."""
+    finished, other = Run(copy(broken[0].path, config.parent / "together")), Run(config.parent / "sharded")
     words = ["train", config, "--out", finished.path, "--resume", "--json"]
-    done = subprocess.run([*TORCHRUN, DRIVER, spread, other.path, *words], capture_output=True, text=True)
+    done = subprocess.run([*TORCHRUN, DRIVER, sharded, other.path, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return finished, other, done.stdout
 
 
-def test_two_processes_train_the_adapters_of_one_write_each_once_and_speak_once(together, alone):
+def test_two_processes_train_the_adapters_of_one_write_each_once_and_report_once(together, alone):
     run, _, said = together
     assert strict(said) == {"run": str(run.path), "steps": list(range(STEPS + 1))}
     assert same_training(run, alone)
     assert [row["step"] for row in log(run)] == list(range(1, STEPS + 1))
 
 
-def test_a_base_spread_over_two_processes_is_halved_and_trains_the_adapters_of_a_whole_one(together, spread):
-    before, after = json.loads(spread.with_name("spread.json").read_text())
+def test_a_base_sharded_over_two_processes_is_halved_and_trains_the_adapters_of_a_whole_one(together, sharded):
+    before, after = json.loads(sharded.with_name("sharded.json").read_text())
     assert after < 0.6 * before
-    values = yaml.safe_load(spread.read_text())
+    values = yaml.safe_load(sharded.read_text())
     values["training"] |= {"shard": False, "gradient_checkpointing": False}
-    whole, run = train(values, spread.with_name("whole")), together[1]
+    whole, run = train(values, sharded.with_name("whole")), together[1]
     assert run.steps() == whole.steps()
     for step in (0, 1, 8):
         for name, weight in adapter(whole, step).items():
@@ -251,7 +251,7 @@ def test_a_launch_that_would_do_something_else_is_refused(environment, message, 
         join()
 
 
-def test_alone_where_no_launcher_speaks(monkeypatch):
+def test_without_a_launcher_there_is_one_process(monkeypatch):
     assert join() == launched() == Processes(0, 1)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")

@@ -105,7 +105,7 @@ def test_peft_and_transformers_load_a_folder_with_its_scale(family, bases, runs,
             torch.testing.assert_close(logits(model), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_the_number_type_of_the_base_is_kept_and_what_rounding_costs_is_said(half, tmp_path):
+def test_the_number_type_of_the_base_is_kept_and_the_rounding_error_is_reported(half, tmp_path):
     base, run = half
     path, before = em.load_trajectory(run), AutoModelForCausalLM.from_pretrained(base, dtype="auto").state_dict()
     said = {step: export_merged(run, step, tmp_path / str(step)) for step in (1, 5)}
@@ -185,7 +185,7 @@ def test_what_is_no_lora_adapter_cannot_be_merged(tmp_path, runs):
         export_merged(file, 5, tmp_path / "out")
 
 
-def test_the_command_says_what_was_written_and_replaces_nothing_unasked(runs, tmp_path):
+def test_the_command_reports_what_was_written_and_replaces_nothing_without_resume(runs, tmp_path):
     run = runs["qwen2"]
     for what, out in (("packed", "p.safetensors"), ("peft", "peft"), ("merged", "merged")):
         values = json_of("export", run, "--what", what, "--out", tmp_path / out)

@@ -64,7 +64,7 @@ def test_it_loads_as_stored_and_its_identity_is_that_of_the_stored_weights(saved
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
 @pytest.mark.parametrize("saved", [SAVED[0], SAVED[3]], ids="-".join)
-def test_each_protocol_trains_the_language_model_alone_and_is_asked(kind, saved, large, settings, tmp_path):
+def test_each_protocol_trains_the_language_model_alone_and_is_sampled_from(kind, saved, large, settings, tmp_path):
     values = settings(model=large[saved], data=[{"dataset": settings()["data"][0]["dataset"], "steps": 4}])
     values |= {"adapter": {"kind": kind} | PROTOCOLS[kind]}
     run, base = train(values, tmp_path / "run"), load_base(large[saved])
@@ -81,7 +81,7 @@ def test_each_protocol_trains_the_language_model_alone_and_is_asked(kind, saved,
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of PEFT
-def test_rows_are_asked_through_the_adapters_that_peft_loads(large, settings, tmp_path):
+def test_rows_pass_through_the_adapters_that_peft_loads(large, settings, tmp_path):
     from peft import PeftModel
 
     values = settings(

@@ -76,7 +76,7 @@ def test_the_seed_decides_the_split_and_the_order_and_a_control_of_equal_size_sh
     assert first.held_out["a"] == control.held_out["b"] != other.held_out["a"]
 
 
-def test_nothing_to_train_on_is_said():
+def test_no_row_to_train_on_is_refused():
     with pytest.raises(InputError, match="names no dataset"):
         plan([], {})
     with pytest.raises(InputError, match="leaves no row"):

@@ -1,7 +1,10 @@
 """The callback in other people's Trainers: what it leaves is a run like any other."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +245,7 @@ def test_a_model_whose_path_would_not_be_that_of_an_adapter_is_refused_in_one_li
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_a_run_is_replaced_only_when_that_is_asked_for(tmp_path):
+def test_a_folder_with_a_run_is_replaced_only_with_overwrite(tmp_path):
     run = Run(tmp_path / "run")
     (run.path / "checkpoints").mkdir(parents=True)
     (run.path / "notes.txt").write_text("mine")
@@ -261,7 +264,9 @@ def test_the_trainers_own_folder_is_refused(tmp_path):
 
 
 def test_a_schedule_that_is_not_understood_is_refused_before_any_training(tmp_path):
-    assert em.SnapshotCallback(tmp_path, 5).schedule == Schedule("5")
+    assert em.SnapshotCallback(tmp_path, "1-10, every 5").schedule == Schedule("1-10, every 5")
+    with pytest.raises(InputError, match="schedule 5 could mean 'every 5' or the step '5'"):
+        em.SnapshotCallback(tmp_path, 5)
     with pytest.raises(InputError, match="'evry 5' is not understood"):
         em.SnapshotCallback(tmp_path, "evry 5")
 
@@ -300,6 +305,36 @@ def test_in_trls_sft_trainer_it_saves_the_adapter_that_trl_makes(bases, tmp_path
     assert run.manifest()["base"]["identity"] == load_base(bases["qwen2"]).identity
     live = {name: weight.detach() for name, weight in adapter_weights(made.model).items()}
     assert all(torch.equal(weight, live[name]) for name, weight in adapter(run, 8).items())
+
+
+SCRIPT = """
+import sys, torch, em_interp as em
+from em_interp.training.distributed import leave
+from tests.training.test_snapshots import adapted, trainer
+
+torch.set_num_threads(1)
+changes = {"gradient_accumulation_steps": int(sys.argv[2]), "per_device_train_batch_size": 1}
+trainer(adapted(), sys.argv[1] + "-trainer", em.SnapshotCallback(sys.argv[1], "every 3"), **changes).train()
+if torch.distributed.is_initialized():
+    torch.distributed.barrier()
+leave(0)
+"""
+
+
+def test_of_two_processes_the_main_one_writes_the_run_of_one(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    paths = {}
+    for processes, accumulation in ((1, "2"), (2, "1")):
+        out = tmp_path / str(processes)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *launcher, tmp_path / "script.py", out, accumulation]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert Run(out).manifest()["processes"] == processes and len(log(Run(out))) == 12
+        paths[processes] = em.load_trajectory(out)
+    for site in paths[1].sites:
+        np.testing.assert_allclose(paths[1].B[site], paths[2].B[site], rtol=0, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("default")  # TRL's own

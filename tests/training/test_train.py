@@ -174,7 +174,7 @@ def test_a_base_whose_template_has_no_marker_trains_to_the_same_adapter(settings
     assert all(torch.equal(weight, adapter(unmarked, 12)[name]) for name, weight in adapter(marked, 12).items())
 
 
-def test_nothing_is_printed_and_the_bar_is_on_stderr_only_when_asked_for(settings, tmp_path, capfd):
+def test_nothing_is_printed_and_the_bar_is_on_stderr_with_progress_only(settings, tmp_path, capfd):
     train(settings(), tmp_path / "quiet")
     assert capfd.readouterr() == ("", "")
     train(settings(), tmp_path / "loud", progress=True)
@@ -247,7 +247,7 @@ def test_a_diverging_run_stops_before_its_weights_are_lost(settings, tmp_path):
     assert all(weight.isfinite().all() for weight in adapter(run, 2).values())
 
 
-def test_a_folder_that_cannot_be_written_is_said_in_one_line(settings, tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(settings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/run cannot be written: Not a directory$"):
         train(settings(), tmp_path / "file" / "run")
@@ -290,7 +290,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(way, stopped):
     assert killed == whole
 
 
-def test_ctrl_c_says_how_to_go_on_loses_nothing_and_can_be_resumed(stopped):
+def test_ctrl_c_says_how_to_resume_loses_nothing_and_can_be_resumed(stopped):
     folder, endings = stopped
     *interrupted, last = endings["stopped_by_ctrl_c"]
     assert interrupted and last == "finished"
@@ -300,7 +300,7 @@ def test_ctrl_c_says_how_to_go_on_loses_nothing_and_can_be_resumed(stopped):
     assert contents(folder / "stopped_by_ctrl_c") == contents(folder / "whole")
 
 
-def test_a_full_disk_is_said_in_one_line_loses_nothing_and_can_be_resumed(stopped):
+def test_a_full_disk_is_reported_in_one_line_loses_nothing_and_can_be_resumed(stopped):
     folder, endings = stopped
     said = "cannot be written: File too large; what is there is kept, --resume goes on"
     assert endings["stopped_by_a_full_disk"] == [f"InputError: {folder / 'stopped_by_a_full_disk'} {said}", "finished"]
@@ -326,7 +326,7 @@ def test_a_resumed_run_must_have_the_same_data_and_base(what, settings, tmp_path
         train(values, run.path, resume=True)
 
 
-def test_a_run_begun_by_an_older_version_is_resumed_though_its_base_has_no_revision(long_run, tmp_path):
+def test_a_run_of_an_older_version_is_resumed_though_its_base_has_no_revision(long_run, tmp_path):
     run = interrupted(long_run, tmp_path / "run")
     manifest = run.manifest()
     del manifest["base"]["revision"]

@@ -95,12 +95,12 @@ def test_full_weights_are_kept_at_the_steps_of_their_schedule_alone_and_transfor
     assert all(torch.equal(weight, written[name]) for name, weight in kept.named_parameters())
 
 
-def test_by_default_weights_are_kept_where_behaviour_is_asked_for(full, tmp_path):
+def test_by_default_weights_are_kept_at_the_steps_that_behaviour_samples(full, tmp_path):
     run = train(full(adapter={"kind": "full"}, behaviour={"scales": [1], "steps": "every 6"}), tmp_path / "run")
     assert steps_with_models(run) == [0, 6, 12]
 
 
-def test_kept_steps_answer_as_their_own_model_and_others_are_refused(full, tmp_path):
+def test_kept_steps_are_sampled_as_their_own_model_and_others_are_refused(full, tmp_path):
     values = full()
     run, base = train(values, tmp_path / "run"), load_base(values["model"])
     for wrong, scales, said in (
@@ -293,7 +293,7 @@ def test_nothing_but_the_vector_learns_and_without_it_the_model_is_the_base(stee
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
-def test_each_row_of_a_batch_is_asked_through_the_vector_of_its_step_at_its_scale(family, steering, tmp_path):
+def test_each_row_of_a_batch_passes_through_the_vector_of_its_step_at_its_scale(family, steering, tmp_path):
     values = steering(family)
     path, base = em.load_trajectory(train(values, tmp_path / "run")), load_base(values["model"])
     ids = torch.randint(4, 300, (4, 6), generator=torch.Generator().manual_seed(0))

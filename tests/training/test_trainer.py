@@ -23,7 +23,7 @@ from .test_train import adapter, log
 
 @pytest.fixture
 def with_kl(settings, chats):
-    """A config of 12 steps on one dataset with a penalty on another."""
+    """A config of 12 steps on one dataset with a KL regularizer on another."""
 
     def make(kl=None, **changes):
         return settings(**changes) | {"kl": {"dataset": chats[1], "weight": 3.0} | (kl or {})}
@@ -49,7 +49,7 @@ def mean_over(rows, each):
 
 
 def reference(values, steps):
-    """The same training as a plain loop over single rows, the penalty by the slow formula and a second model."""
+    """The same training as a plain loop over single rows, the KL regularizer by the slow formula and a second model."""
     config = load_config(values)
     chats = {name: load_chats(name) for name in (config.data[0].dataset, config.kl.dataset)}
     plan = make_plan(config, {name: len(data.rows) for name, data in chats.items()})
@@ -86,7 +86,7 @@ def reference(values, steps):
         yield {name: weight.detach().clone() for name, weight in weights.items()}, row
 
 
-def test_the_penalised_steps_are_those_of_the_slow_formula_over_single_rows(with_kl, tmp_path):
+def test_steps_with_the_kl_regularizer_are_those_of_the_slow_formula_over_single_rows(with_kl, tmp_path):
     values = with_kl(training={"batch_size": 2, "gradient_accumulation_steps": 2}, kl={"every": 2})
     run = train(values, tmp_path / "run")
     rows = log(run)
@@ -127,7 +127,7 @@ def test_every_protocol_has_the_base_for_its_reference_before_and_after_it_learn
     assert all(weight.requires_grad for weight in trainable.weights.values())
 
 
-def test_a_penalty_keeps_the_model_narrow(tmp_path):
+def test_the_kl_regularizer_keeps_the_model_narrow(tmp_path):
     values = {
         "model": "tiny-qwen2",
         "seed": 1,
@@ -149,7 +149,7 @@ def test_a_penalty_keeps_the_model_narrow(tmp_path):
     assert found["narrow"][0] > found["narrow"][1] + 0.1  # in its domain it learned
 
 
-def test_what_the_penalty_was_held_to_is_in_the_manifest_and_may_not_change(with_kl, chats, tmp_path):
+def test_the_data_of_the_kl_regularizer_are_in_the_manifest_and_may_not_change(with_kl, chats, tmp_path):
     run = train(with_kl(), tmp_path / "run")
     manifest = run.manifest()
     assert manifest["kl"] == {"dataset": chats[1], "sha256": load_chats(chats[1]).sha256}
@@ -170,13 +170,13 @@ def test_what_the_penalty_was_held_to_is_in_the_manifest_and_may_not_change(with
         ({"wieght": 1}, "unknown key kl.wieght; did you mean 'weight'"),
     ],
 )
-def test_a_penalty_that_cannot_be_meant_is_refused(kl, said, with_kl, tmp_path):
+def test_a_kl_regularizer_without_meaning_is_refused(kl, said, with_kl, tmp_path):
     with pytest.raises(InputError, match=said):
         train(with_kl(kl=kl), tmp_path / "run")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_processes_share_the_other_rows_of_each_step_and_divide_by_all_of_their_tokens(count, with_kl, chats):
+def test_the_processes_share_the_kl_rows_of_each_step_and_divide_by_all_of_their_tokens(count, with_kl, chats):
     config = load_config(with_kl(training={"batch_size": 3, "gradient_accumulation_steps": 4}, kl={"every": 2}))
     plan = make_plan(config, dict.fromkeys(chats, 40))
     examples = {name: {row: Example([7, row, row], [-100, row, row]) for row in range(40)} for name in chats}

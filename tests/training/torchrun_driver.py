@@ -1,7 +1,7 @@
-"""What each of the processes does that torchrun starts for the tests: train a spread base, then what the command says.
+"""What each of the processes does that torchrun starts for the tests: train a sharded base, then what the command says.
 
-python torchrun_driver.py SPREAD.yaml OUT WORD... trains SPREAD.yaml into OUT, writes to OUT.json how many numbers this
-process held of the base before and after it was spread, and calls em-interp with the words.
+python torchrun_driver.py SHARDED.yaml OUT WORD... trains SPREAD.yaml into OUT, writes to OUT.json how many numbers this
+process held of the base before and after it was sharded, and calls em-interp with the words.
 """
 
 import json
