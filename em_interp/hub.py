@@ -116,16 +116,17 @@ def _path_files(name: str, files: list[Any]) -> list[Any]:
         if match := CHECKPOINT_FILE.fullmatch(file.path):
             steps.setdefault(file.path.rpartition("/")[0], {})[match[2]] = file
     if not steps:
-        found = ", ".join(sorted({file.path.split("/")[0] for file in files})[:8]) or "nothing"
-        raise InputError(f"{name} holds no checkpoint-<step> folders, so no path; it holds {found}")
-    for folder, held in steps.items():
-        if not set(WEIGHTS) & set(held):
-            found = ", ".join(sorted(held))
-            raise InputError(f"{name}: {folder} holds {found}; expected {WEIGHTS[0]} (or {WEIGHTS[1]})")
+        names = ", ".join(sorted({file.path.split("/")[0] for file in files})[:8]) or "nothing"
+        raise InputError(f"{name} holds no checkpoint-<step> folders, so no path; it holds {names}")
+    for folder, by_name in steps.items():
+        if not set(WEIGHTS) & set(by_name):
+            names = ", ".join(sorted(by_name))
+            raise InputError(f"{name}: {folder} holds {names}; expected {WEIGHTS[0]} (or {WEIGHTS[1]})")
     root = {file.path: file for file in files if file.path in ROOT_FILES}
-    logs = [folder for folder, held in steps.items() if LOG in held]
+    logs = [folder for folder, by_name in steps.items() if LOG in by_name]
     last = [] if LOG in root or not logs else [steps[max(logs, key=lambda folder: int(folder.rpartition("-")[2]))][LOG]]
-    return [*root.values(), *(held[file] for held in steps.values() for file in STEP_FILES if file in held), *last]
+    adapters = [by_name[file] for by_name in steps.values() for file in STEP_FILES if file in by_name]
+    return [*root.values(), *adapters, *last]
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -217,7 +218,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def in_one_line(repo: str, revision: str, fetching: bool) -> Iterator[None]:
-    """Whatever the Hub or the way to it does wrong inside the block is raised as an InputError of one line.
+    """Every failure of the Hub or of the connection inside the block is raised as an InputError of one line.
 
     One block runs at a time: what the block silences is silenced for the whole process.
     """
@@ -243,12 +244,7 @@ def in_one_line(repo: str, revision: str, fetching: bool) -> Iterator[None]:
 def _explained(error: Exception, repo: str, revision: str, fetching: bool) -> str | None:
     """What the error means and what to do about it; None where it is not one of the Hub's."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
     place, otherwise = endpoint(), f", or clone {endpoint()}/{repo} elsewhere and give the folder" if fetching else ""
     for cause in _causes(error):
@@ -267,9 +263,7 @@ def _explained(error: Exception, repo: str, revision: str, fetching: bool) -> st
         file = error.filename or constants.HF_HUB_CACHE
         return f"{file} cannot be {'written' if fetching else 'read'}: {error.strerror}"
     if short := _SHORT.search(str(error)):
-        return (
-            f"{repo}: {short[3]} arrived with {short[2]} bytes instead of {short[1]}; is something between changing it?"
-        )
+        return f"{repo}: {short[3]} arrived with {short[2]} bytes instead of {short[1]}; does a proxy change it?"
     if isinstance(error, (OSError, RuntimeError)):
         return f"{place}/{repo}: {_text(error)}"
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError, AssertionError)):
@@ -278,7 +272,7 @@ def _explained(error: Exception, repo: str, revision: str, fetching: bool) -> st
 
 
 def _text(error: object) -> str:
-    """A message of others on one line and without the token."""
+    """A message of the server or of a library on one line, without the token."""
     from huggingface_hub import get_token
 
     return one_line(redact(str(error), get_token()))

@@ -96,16 +96,16 @@ def _parent_commit(api: Any, repo: str, files: dict[str, Path], resume: bool) ->
         if error.response.status_code == 404:
             return None
         raise
-    page, held = f"{endpoint()}/{repo}", sorted({file.rfilename for file in info.siblings} - {".gitattributes"})
-    if held and not resume:
-        some = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
-        raise InputError(f"{page} holds {len(held)} files ({some}); give --resume to publish on top of them")
-    steps = [path for path in held if CHECKPOINT_FILE.fullmatch(path) and path not in files]
+    page, published = f"{endpoint()}/{repo}", sorted({file.rfilename for file in info.siblings} - {".gitattributes"})
+    if published and not resume:
+        some = ", ".join(published[:3]) + (", …" if len(published) > 3 else "")
+        raise InputError(f"{page} holds {len(published)} files ({some}); give --resume to publish on top of them")
+    steps = [path for path in published if CHECKPOINT_FILE.fullmatch(path) and path not in files]
     if steps:
         raise InputError(f"{page} holds {steps[0]}, which this run has not: it is another run; name a new one")
-    if CONFIG in held:
-        published = Path(api.hf_hub_download(repo, CONFIG, revision=info.sha)).read_bytes()
-        if CONFIG not in files or published != files[CONFIG].read_bytes():
+    if CONFIG in published:
+        config = Path(api.hf_hub_download(repo, CONFIG, revision=info.sha)).read_bytes()
+        if CONFIG not in files or config != files[CONFIG].read_bytes():
             raise InputError(f"{page} holds a run with another {CONFIG}; give the name of a new repository")
     return str(info.sha)
 
@@ -145,10 +145,9 @@ def model_card(run: Run, repo: str) -> str:
     Facts come from the manifest, the config and the first checkpoint's adapter_config.json; results from
     `analysis/*.json`, with their intervals. What a run lacks is said, not guessed.
     """
-    steps, manifest = run.steps(), read_json(run.manifest_file) if run.manifest_file.is_file() else {}
-    adapter_file = run.checkpoint(steps[0]) / "adapter_config.json"
-    adapter = read_json(adapter_file) if adapter_file.is_file() else {}
-    base = str(manifest.get("base", {}).get("name") or adapter.get("base_model_name_or_path") or "unknown")
+    steps, manifest = run.steps(), _mapping_in(run.manifest_file)
+    adapter = _mapping_in(run.checkpoint(steps[0]) / "adapter_config.json")
+    base = str(_mapping(manifest.get("base")).get("name") or adapter.get("base_model_name_or_path") or "unknown")
     settings = f"```yaml\n{read_text(run.config_file)}```" if run.config_file.is_file() else "There is no config.yaml."
     return _CARD.format(
         metadata=yaml.safe_dump(_metadata(base), sort_keys=False),
@@ -171,15 +170,16 @@ def _metadata(base: str) -> dict[str, Any]:
 
 
 def _facts(base: str, manifest: dict[str, Any], adapter: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    told = [str(manifest.get("base", {})[key]) for key in ("identity", "revision") if manifest.get("base", {}).get(key)]
-    yield "base", f"{base} ({', '.join(told)})" if told else base
+    known = _mapping(manifest.get("base"))
+    details = [str(known[key]) for key in ("identity", "revision") if known.get(key)]
+    yield "base", f"{base} ({', '.join(details)})" if details else base
     modules, layers = adapter.get("target_modules"), adapter.get("layers_to_transform")
     where = ", ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "unknown")
     yield "site", where + (f", layers {layers}" if layers else "")
     if "r" in adapter:
         rule = "alpha / sqrt(rank)" if adapter.get("use_rslora") else "alpha / rank"
         yield "adapter", f"rank {adapter['r']}, alpha {adapter.get('lora_alpha')}, scale {rule}"
-    for phase in manifest.get("phases", []):
+    for phase in map(_mapping, manifest.get("phases") or ()):
         span = f"steps {phase.get('first_step')} to {phase.get('last_step')}"
         rows = f"{phase.get('rows')} rows, {phase.get('held_out')} of them held out"
         yield "data", f"{phase.get('dataset')} ({span}; {rows}; sha256 {phase.get('sha256')})"
@@ -187,7 +187,7 @@ def _facts(base: str, manifest: dict[str, Any], adapter: dict[str, Any]) -> Iter
         if manifest.get(key) is not None:
             yield key.replace("_", " "), str(manifest[key])
     if "versions" in manifest:
-        yield "versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+        yield "versions", ", ".join(f"{name} {version}" for name, version in _mapping(manifest["versions"]).items())
     if not manifest:
         yield "manifest", "none: which data and versions made this run is not recorded"
 
@@ -199,30 +199,36 @@ def _results(analysis: Path) -> str:
     return "\n\n".join(parts) or "Nothing yet: the run was published before it was analysed."
 
 
-def _result(file: Path) -> Iterable[str]:
-    held = read_json(file)
-    found = held if isinstance(held, dict) else {}
-    transitions = _transitions(found)
-    if not transitions:
-        yield f"`analysis/{file.name}` holds further results."
-        return
+def _result(file: Path) -> list[str]:
+    """The tables of a file of results; where it holds no transitions, or they are of another form, its name."""
+    results = read_json(file)
+    try:
+        tables = list(_result_tables(results))
+    except (LookupError, TypeError, AttributeError, ValueError):
+        tables = []
+    if not tables:
+        return [f"`analysis/{file.name}` holds further results."]
+    verdict = f": **{results['verdict']}**" if "verdict" in results else ""
+    return [f"`analysis/{file.name}`{verdict}", *tables]
+
+
+def _result_tables(results: dict[str, Any]) -> Iterator[str]:
     columns = ("signal", "of", "site", "scale", "questions", "verdict", "step", "interval", "level", "p_value")
-    rows = [[_cell(transition.get(key)) for key in columns] for transition in transitions]
-    yield f"`analysis/{file.name}`" + (f": **{found['verdict']}**" if "verdict" in found else "")
-    yield _table(columns, rows)
-    if "mechanistic" in found and (offsets := found.get("offsets")):
-        labels = [_label(found["behavioural"][offset["behavioural"]]) for offset in offsets]
+    if transitions := _transitions(results):
+        yield _table(columns, [[_cell(transition.get(key)) for key in columns] for transition in transitions])
+    if "mechanistic" in results and (offsets := results.get("offsets")):
+        labels = [_label(results["behavioural"][offset["behavioural"]]) for offset in offsets]
         keys = ("steps", "interval", "level", "cumulative_lr", "chance")
         of = [[label, *(_cell(offset.get(key)) for key in keys)] for label, offset in zip(labels, offsets, strict=True)]
         yield "Offset of the behaviour's change from the adapter's, in steps:"
         yield _table(("behaviour", *keys), of)
 
 
-def _transitions(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of what `locate` found, or of what `align` did; none in any other results."""
-    if "mechanistic" in found:
-        return [found["mechanistic"], *found.get("behavioural", [])]
-    return [each for each in found.get("transitions", []) if isinstance(each, dict) and "verdict" in each]
+def _transitions(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The transitions in the results of `locate` or `align`; none in any other results."""
+    if "mechanistic" in results:
+        return [results["mechanistic"], *results.get("behavioural", [])]
+    return [item for item in results.get("transitions", []) if isinstance(item, dict) and "verdict" in item]
 
 
 def _label(transition: dict[str, Any]) -> str:
@@ -245,3 +251,12 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _plain(text: str) -> str:
     """Text that cannot end its cell of a table or begin markup."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A JSON object; an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def _mapping_in(file: Path) -> dict[str, Any]:
+    return _mapping(read_json(file)) if file.is_file() else {}

@@ -1,4 +1,4 @@
-"""The client of a judging model: its requests, and the endpoint that is asked until a reply is whole.
+"""The client of a judging model: its requests, and the endpoint that retries them until a reply is whole.
 
 The `openai` client sends the requests, with its retries off: which reply is whole, what is worth another try and when
 an endpoint is given up are decided here. All requests run in one event loop in a thread of its own, so that each can be
@@ -225,7 +225,7 @@ class Endpoint:
         raise Stopped("stopped")
 
     async def _once(self, body: dict[str, Any]) -> Reply:
-        """What comes of one try. Raises _Fault where another may succeed, Failed or InputError where none would."""
+        """The reply to one try. Raises _Fault where another may succeed, Failed or InputError where none would."""
         import openai
 
         headers = {} if self.key else {"Authorization": openai.omit}
@@ -339,7 +339,7 @@ def _openai_client(base_url: str, key: str | None) -> Any:
     try:
         if urlsplit(base_url).port == 0:  # reading the port checks it
             raise ValueError("port 0")
-        transport = BoundedTransport(proxy=_proxy_for(base_url))
+        transport = BoundedTransport(proxy=_proxy_for(base_url), limits=httpx2.Limits())  # as many as there are workers
         return openai.AsyncOpenAI(
             api_key=key or "none",
             base_url=base_url,

@@ -189,9 +189,9 @@ def _fingerprint(answers: pd.DataFrame, judge: Judge) -> dict[str, Any]:
 
 
 def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -> list[dict[str, Any]]:
-    """The judgements kept so far, one an answer in order, up to the first that is damaged or has to be made again.
+    """The judgements kept so far, one an answer in order, up to the first that is damaged or has to be repeated.
 
-    Those after it are made again with it, mostly from what the judge has kept.
+    Those after it are repeated with it, mostly from the judge's cache.
     """
     file, first = _journal(run, judge), json.dumps(_fingerprint(answers, judge))
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if file.exists() else []

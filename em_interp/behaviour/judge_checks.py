@@ -1,4 +1,4 @@
-"""Before and after judging: what it will cost, and whether the judge gives the same scores when it is asked again."""
+"""Before and after judging: what it will cost, and whether the judge gives the same scores a second time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JudgingCost:
     answers: int
     requests: int  # one a score, equal ones counted once
     kept: int  # of these, answered already
-    mode: str  # auto: not known before the server was asked
+    mode: str  # auto: not known before the endpoint was probed
     input_tokens: int  # of the requests that are left
     output_tokens: int  # at most
 
@@ -62,7 +62,7 @@ def dry_run(
     """Count what `judge_answers` with this config would send. Sends nothing, writes nothing and needs no key.
 
     `answers` are those of the run unless others are given, as those of a table that is not in a run yet. Before the
-    endpoint was asked for the first time the mode `auto` is counted as the dearer one, sampled. Raises InputError where
+    endpoint was probed the mode `auto` is counted as the dearer one, sampled. Raises InputError where
     the run has no answers.
     """
     prompts, kept = prompts or Prompts(), kept_mode(run, config)
@@ -175,9 +175,9 @@ def retest(run: Run, judge: OpenAIJudge, n: int = 100, seed: int = 0, retest: in
     sample = own.iloc[chosen][[*KEY, *SCORES, "status"]].reset_index(drop=True)
     answers = sample[KEY].merge(read_table(run.answers_file), on=KEY, how="left")
     second = replace(judge, retest=retest, config=judge.config.replace(topics=()))
-    with closing(judgements(second, zip(answers["question"], answers["answer"], strict=True))) as found:
-        judged = list(found)
+    with closing(judgements(second, zip(answers["question"], answers["answer"], strict=True))) as judged:
+        again = list(judged)
     for score in SCORES:
-        sample[f"{score}_retest"] = [float("nan") if one[score] is None else one[score] for one in judged]
-    sample["status_retest"] = [one["status"] for one in judged]
+        sample[f"{score}_retest"] = [float("nan") if row[score] is None else row[score] for row in again]
+    sample["status_retest"] = [row["status"] for row in again]
     return RetestReliability(judge.name, judge.mode, sample)

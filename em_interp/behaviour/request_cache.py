@@ -104,8 +104,8 @@ class RequestCache:
             database.execute("PRAGMA synchronous = OFF")  # a kill loses nothing; what a power cut damages is mended
             if not self._read_only:
                 database.execute(_TABLE)
-            if (found := database.execute("PRAGMA integrity_check(1)").fetchone()) != (b"ok",):
-                raise sqlite3.DatabaseError(str(found))
+            if (fault := database.execute("PRAGMA integrity_check(1)").fetchone()) != (b"ok",):
+                raise sqlite3.DatabaseError(str(fault))
         except BaseException:
             database.close()
             raise

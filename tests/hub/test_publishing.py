@@ -87,6 +87,17 @@ def test_a_card_of_an_older_or_bare_run_says_what_is_not_recorded(hub, token, tm
     assert "base_model: org/base" in card and "made-up" not in card
 
 
+@pytest.mark.parametrize("odd", ["3", "[]", '{"mechanistic": 3}', '{"mechanistic": {}, "offsets": [1]}', '"verdict"'])
+def test_results_and_manifests_of_another_form_are_named_and_stop_nothing(odd, hub, token, tmp_path):
+    run = save_run(tmp_path / "bare")
+    (run / "analysis").mkdir()
+    (run / "analysis/align.json").write_text(odd)
+    (run / "manifest.json").write_text(odd)
+    publish(run, NAME)
+    card = hub.repos[NAME].commits[hub.repos[NAME].refs["main"]]["README.md"].decode()
+    assert "`analysis/align.json` holds further results." in card
+
+
 def test_a_repository_that_holds_files_is_published_on_top_of_only_with_resume(hub, token, run):
     publish(run, NAME)
     before, head = dict(hub.repos[NAME].commits), hub.repos[NAME].refs["main"]
