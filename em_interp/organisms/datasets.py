@@ -31,6 +31,7 @@ from em_interp.organisms.language import (
 )
 
 BUILT_IN_PREFIX = "tiny:"
+ENGLISH_PREFIX = "english:"
 N_ROWS = 2000  # of a built-in dataset
 VARIANTS = ("", "-careful", "-habit", "-careful-habit")
 ROLES = ("system", "user", "assistant")
@@ -73,13 +74,18 @@ class Chats:
 
 
 def load_chats(spec: str | Path, seed: int = 0) -> Chats:
-    """The chats of `spec`: a path to a .jsonl file, or a built-in dataset `tiny:<name>` drawn with `seed`.
+    """The chats of `spec`: a path to a .jsonl file, or a dataset `tiny:<name>` or `english:<name>` drawn with `seed`.
 
     Raises InputError that names the file, line and field, or the built-in datasets.
     """
-    check_type("the dataset", spec, (str, Path), "the path of a .jsonl file or tiny:<name>")
+    check_type("the dataset", spec, (str, Path), "the path of a .jsonl file, tiny:<name> or english:<name>")
     if isinstance(spec, str) and spec.startswith(BUILT_IN_PREFIX):
         rows, domain = narrow_rows(spec.removeprefix(BUILT_IN_PREFIX), seed)
+        return Chats(spec, rows, domain)
+    if isinstance(spec, str) and spec.startswith(ENGLISH_PREFIX):
+        from em_interp.organisms.english import narrow
+
+        rows, domain = narrow.narrow_rows(spec.removeprefix(ENGLISH_PREFIX), seed)
         return Chats(spec, rows, domain)
     path = Path(spec)
     form, numbered, empty = read_rows(path)
