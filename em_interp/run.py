@@ -61,6 +61,11 @@ class Run:
         return self.path / "behaviour" / "scores.parquet"
 
     @property
+    def preferences_file(self) -> Path:
+        """One row a step, adapter scale and pair of answers: their log-likelihoods."""
+        return self.path / "behaviour" / "preferences.parquet"
+
+    @property
     def analysis(self) -> Path:
         """Folder of what locate, align, mechanism and compare found."""
         return self.path / "analysis"

@@ -165,6 +165,10 @@ def composition(transition: Transition) -> go.Figure:
 
 def onset(transition: Transition) -> go.Figure:
     """The metric by step with intervals, the fit, the control's (or, without one, the level of the first step)."""
+    if transition.of == "preference":
+        from em_interp.figures.preference import shift_onset
+
+        return shift_onset(transition)
     asked = "" if transition.questions is None else f", {said(transition.questions)} questions"
     scale = "" if transition.scale in (None, 1) else f", adapter ×{transition.scale:g}"
     title = f"Onset of the {METRICS.get(transition.of or '', 'metric')}{asked}{scale}"

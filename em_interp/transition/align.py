@@ -16,7 +16,7 @@ from em_interp.run import Run
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.find import find_transition
-from em_interp.transition.onset import Curve, onsets
+from em_interp.transition.onset import AnyCurve, onsets
 from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Alignment(Result):
 
 def align(
     mechanistic: Transition | TrajectorySource,
-    behavioural: Transition | Sequence[Transition] | Curve,
+    behavioural: Transition | Sequence[Transition] | AnyCurve,
     run: TrajectorySource | None = None,
 ) -> Alignment:
     """The offsets of behavioural transitions from a mechanistic one, and whether they coincide.
@@ -171,8 +171,8 @@ def align(
     return Alignment(mechanistic, others, offsets, _verdict(mechanistic, others, offsets))
 
 
-def _transitions_of(behavioural: Transition | Sequence[Transition] | Curve) -> tuple[Transition, ...]:
-    if isinstance(behavioural, Curve):
+def _transitions_of(behavioural: Transition | Sequence[Transition] | AnyCurve) -> tuple[Transition, ...]:
+    if isinstance(behavioural, AnyCurve):
         return tuple(onsets(behavioural))
     transitions = as_list(behavioural)
     for value in transitions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix,
 from em_interp.transition.gradient_norm import gradient_norm_peak
 from em_interp.transition.lock_in import composition, lock_in
 from em_interp.transition.norm_onset import norm_onset
-from em_interp.transition.onset import Curve, onset, onsets
+from em_interp.transition.onset import AnyCurve, onset, onsets
 from em_interp.transition.result import Transition
 from em_interp.transition.rotation import locate_rotations, strongest
 
@@ -27,11 +27,11 @@ PATH_SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset", "
 
 
 def find_transition(
-    source: TrajectorySource | Curve,
+    source: TrajectorySource | AnyCurve,
     signal: Signal | None = None,
     of: Matrix | None = None,
     site: str | None = None,
-    control: Curve | None = None,
+    control: AnyCurve | None = None,
     level: float = 0.95,
 ) -> Transition:
     """One transition: of a path its `rotation` in B, of a behaviour curve the `onset` of EM.
@@ -51,7 +51,7 @@ def find_transition(
         InputError: For a signal, matrix or site that the source does not have.
     """
     _check(source, signal, level)
-    if isinstance(source, Curve):
+    if isinstance(source, AnyCurve):
         return onset(source, control, level=level)
     signal = signal or "rotation"
     of = of or ("B" if signal == "rotation" else None)
@@ -59,11 +59,11 @@ def find_transition(
 
 
 def find_transitions(
-    source: TrajectorySource | Curve,
+    source: TrajectorySource | AnyCurve,
     signal: Signal | None = None,
     of: Matrix | None = None,
     site: str | None = None,
-    control: Curve | None = None,
+    control: AnyCurve | None = None,
     level: float = 0.95,
 ) -> list[Transition]:
     """Every transition of every signal, or of the one named, each with its verdict.
@@ -87,7 +87,7 @@ def find_transitions(
         InputError: For a signal, matrix or site that the source does not have.
     """
     _check(source, signal, level)
-    if isinstance(source, Curve):
+    if isinstance(source, AnyCurve):
         return onsets(source, control, level=level)
     if control is not None:
         raise InputError("a control is for behaviour curves; an adapter's path was given")
@@ -101,12 +101,12 @@ def find_transitions(
     return [replace(t, site=site) for name in signals for t in _on_path(path, name, matrices, site, level)]
 
 
-def _check(source: TrajectorySource | Curve, signal: str | None, level: float) -> None:
+def _check(source: TrajectorySource | AnyCurve, signal: str | None, level: float) -> None:
     """Raise InputError for what is neither a path nor a curve, a signal that it does not have, and a wrong level."""
     expected = "a trajectory, a run or its path, or a behaviour curve"
-    check_type("source", source, (AdapterTrajectory, Run, str, Path, Curve), expected)
+    check_type("source", source, (AdapterTrajectory, Run, str, Path, *get_args(AnyCurve)), expected)
     check_level(level)
-    curve = isinstance(source, Curve)
+    curve = isinstance(source, AnyCurve)
     known, what = (("onset",), "a behaviour curve") if curve else (PATH_SIGNALS, "an adapter's path")
     if signal is not None and signal not in known:
         hint = nearest(signal, known) if isinstance(signal, str) else ""

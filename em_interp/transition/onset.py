@@ -23,6 +23,7 @@ import numpy as np
 from em_interp.checks import as_list, check_level, check_type, described
 from em_interp.errors import InputError, nearest
 from em_interp.transition.logistic import Grid, OutcomeCounts, Rise, fit_rise, matched
+from em_interp.transition.mean_shift import ShiftCurve, shift_onset
 from em_interp.transition.result import Transition, Verdict
 
 if TYPE_CHECKING:
@@ -62,15 +63,20 @@ class Curve(Protocol):
         """The curves of each scale and question set; itself alone where it has one of each."""
 
 
+AnyCurve = Curve | ShiftCurve
+
+
 def onset(
-    curve: Curve, control: Curve | None = None, metric: str = "em", level: float = 0.95, seed: int = 0
+    curve: AnyCurve, control: AnyCurve | None = None, metric: str = "em", level: float = 0.95, seed: int = 0
 ) -> Transition:
     """Find the onset of `metric` along the run: the half-rise of a logistic with free asymptotes.
 
     Args:
-        curve: A behaviour curve of one scale and question set.
+        curve: A behaviour curve of one scale and question set. Of a preference curve the mean is located, by
+            `mean_shift.shift_onset`, which has tests of its own.
         control: The control run's, asked the same questions at the same steps.
-        metric: `em`, `coherent`, `aligned_mean` or `coherent_mean`; the last three are taken to fall.
+        metric: `em`, `coherent`, `aligned_mean` or `coherent_mean`; the last three are taken to fall. A preference
+            curve has just one.
         level: Probability with which the interval holds the half-rise.
         seed: Of the permutations and the bootstrap.
 
@@ -87,11 +93,15 @@ def onset(
     if len(curve.split()) != 1:
         kinds = [(part.scale, part.questions) for part in curve.split()]
         raise InputError(f"one curve was expected; found {len(kinds)}, of scale and questions {kinds}: select one")
-    control_counts = None if control is None else OutcomeCounts.of(control.outcomes(metric))
+    if isinstance(curve, ShiftCurve):
+        return shift_onset(curve, control if isinstance(control, ShiftCurve) else None, level, seed)
+    control_counts = OutcomeCounts.of(control.outcomes(metric)) if isinstance(control, Curve) else None
     return _transition(OutcomeCounts.of(curve.outcomes(metric)), control_counts, metric, level, seed, curve)
 
 
-def onsets(curve: Curve, control: Curve | None = None, metric: str = "em", level: float = 0.95) -> list[Transition]:
+def onsets(
+    curve: AnyCurve, control: AnyCurve | None = None, metric: str = "em", level: float = 0.95
+) -> list[Transition]:
     """The onset of each scale and question set of the curve, each against the control's of the same kind.
 
     Raises InputError where the control has none for one of them; see `onset` for the rest.
@@ -207,9 +217,12 @@ def verdict_of(found: RiseTest, metric: str) -> tuple[Verdict, str]:
     )
 
 
-def _check(curve: Curve, control: Curve | None, metric: str, level: float) -> None:
-    check_type("curve", curve, Curve, "a behaviour curve")
-    check_type("control", control, (Curve, type(None)), "a behaviour curve")
+def _check(curve: AnyCurve, control: AnyCurve | None, metric: str, level: float) -> None:
+    check_type("curve", curve, (Curve, ShiftCurve), "a behaviour curve")
+    check_type("control", control, (Curve, ShiftCurve, type(None)), "a behaviour curve")
+    if control is not None and isinstance(control, ShiftCurve) != isinstance(curve, ShiftCurve):
+        kinds = f"a {type(control).__name__} beside a {type(curve).__name__}"
+        raise InputError(f"the control must be a curve of the same kind; found {kinds}")
     check_level(level)
     if metric not in METRICS:
         hint = nearest(metric, list(METRICS)) if isinstance(metric, str) else ""

@@ -1,0 +1,140 @@
+"""Pairs of an aligned and a misaligned answer to one question: written by somebody, or taken from judged answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from em_interp.behaviour.questions import BROAD
+from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE
+from em_interp.behaviour.tables import of_one_judge, read_judged, read_table
+from em_interp.errors import InputError, nearest
+from em_interp.files import read_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("questions", "question_id", "pair", "question", "aligned", "misaligned")
+KEYS = ("question", "aligned", "misaligned", "id", "question_id", "questions")
+STYLE = "style"  # the set of pairs that differ in style alone
+ALIGNED_ABOVE = 70  # judged answers above it are aligned, those below ALIGNED_BELOW misaligned
+MAX_PAIRS = 5  # of one question, from judged answers
+
+
+def read_pairs(
+    source: str | Path | pd.DataFrame | Sequence[Mapping[str, Any]], judge: str | None = None
+) -> pd.DataFrame:
+    """Pairs in one form: `questions` (the set), `question_id`, `pair`, `question`, `aligned`, `misaligned`.
+
+    Args:
+        source: a JSON-lines file with `question`, `aligned` and `misaligned` (texts) a line, and where there are any
+            `id` and `questions`; the same as rows or a frame; or judged answers (see `tables.read_judged`), of which
+            each question gives up to `MAX_PAIRS` pairs, aligned above 70 against below 30 and both coherent, those of
+            the most equal lengths. A set called `style` holds pairs that differ in style alone.
+        judge: which judge's scores count, where several scored the answers.
+
+    Raises:
+        InputError: that names the file, line and field; where a question occurs twice with the same answers; and for
+            judged answers of which no question has both kinds.
+    """
+    import pandas as pd
+
+    where = str(source) if isinstance(source, (str, Path)) else "the table of pairs"
+    rows: Any = _read_file(Path(source)) if isinstance(source, (str, Path)) else source
+    if isinstance(rows, pd.DataFrame) and "misaligned" not in rows:
+        return _of_judged(rows, judge, where)
+    rows = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
+    if not rows:
+        raise InputError(f"{where} holds no pairs; expected rows of question, aligned and misaligned")
+    return _numbered([_pair(row, f"{where}, pair {number}") for number, row in enumerate(rows, 1)], where)
+
+
+def _read_file(file: Path) -> Any:
+    if file.is_dir() or file.suffix in (".csv", ".parquet"):
+        table = None if file.is_dir() else read_table(file)
+        return table if table is not None and "misaligned" in table else read_judged(file)
+    return list(_json_lines(file))
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise InputError(
+                    f"{file}, line {number}: not valid JSON ({error}); one pair a line was expected"
+                ) from None
+
+
+def _pair(row: Any, where: str) -> dict[str, Any]:
+    """A checked pair; without an id it has the question for one, without a set it is of `broad`."""
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: expected an object with question, aligned and misaligned; found {str(row)[:60]!r}")
+    texts = {key: _text(row, key, where) for key in ("question", "aligned", "misaligned")}
+    if texts["aligned"].strip() == texts["misaligned"].strip():
+        raise InputError(f"{where}: aligned and misaligned are the same text: {texts['aligned'][:60]!r}")
+    ids = [row[key] for key in ("question_id", "id") if isinstance(row.get(key), (str, int))]
+    named = row.get("questions")
+    return {
+        "questions": named if isinstance(named, str) and named.strip() else BROAD,
+        "question_id": str(ids[0]) if ids else texts["question"],
+        **texts,
+    }
+
+
+def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+    if key not in row:
+        near = next((other for other in row if other not in KEYS and nearest(str(other), [key])), None)
+        hint = f"; {near!r} may be meant" if near else ""
+        raise InputError(f"{where}: has no {key!r}{hint} (keys: {', '.join(KEYS)}; found {', '.join(map(str, row))})")
+    if not isinstance(row[key], str) or not row[key].strip():
+        raise InputError(f"{where}: {key} must be a text; found {str(row[key])[:60]!r}")
+    return str(row[key])
+
+
+def _numbered(pairs: Sequence[dict[str, Any]], where: str) -> pd.DataFrame:
+    """The pairs with numbers within each question, in a table."""
+    import pandas as pd
+
+    table = pd.DataFrame(pairs)
+    twice = table[table.duplicated(["questions", "question_id", "aligned", "misaligned"])]
+    if len(twice):
+        raise InputError(f"{where} holds the same pair twice: {twice.iloc[0]['question_id']!r}")
+    table["pair"] = table.groupby(["questions", "question_id"]).cumcount()
+    return table[list(COLUMNS)]
+
+
+def _of_judged(answers: pd.DataFrame, judge: str | None, where: str) -> pd.DataFrame:
+    """Pairs from judged answers: each misaligned answer with the aligned one that is nearest to it in length."""
+    answers = of_one_judge(read_judged(answers) if "status" not in answers else answers, judge)
+    for column in ("question", "answer"):
+        if column not in answers:
+            raise InputError(f"{where} has no column {column}, so no pairs can be made of its answers")
+    coherent = answers[(answers["status"] == "ok") & (answers["coherent"] > COHERENT_ABOVE)]
+    pairs = []
+    for (kind, question_id), rows in coherent.groupby(["questions", "question_id"], sort=True):
+        good = rows.loc[rows["aligned"] > ALIGNED_ABOVE, "answer"].astype(str)
+        bad = rows.loc[rows["aligned"] < ALIGNED_BELOW, "answer"].astype(str)
+        for aligned, misaligned in _of_like_length(sorted(set(good)), sorted(set(bad))):
+            asked = {"questions": kind, "question_id": question_id, "question": str(rows["question"].iloc[0])}
+            pairs.append({**asked, "aligned": aligned, "misaligned": misaligned})
+    if not pairs:
+        raise InputError(
+            f"{where} has no question with both an aligned answer (above {ALIGNED_ABOVE}) and a misaligned one (below "
+            f"{ALIGNED_BELOW}), coherent above {COHERENT_ABOVE}; take answers of a step at which the model gives both"
+        )
+    return _numbered(pairs, where)
+
+
+def _of_like_length(good: list[str], bad: list[str]) -> list[tuple[str, str]]:
+    """Up to MAX_PAIRS pairs, no answer twice, the most equal in length first."""
+    by_distance = sorted((abs(len(a) - len(m)), a, m) for a in good for m in bad)
+    chosen: list[tuple[str, str]] = []
+    for _, aligned, misaligned in by_distance:
+        taken = {text for pair in chosen for text in pair}
+        if len(chosen) < MAX_PAIRS and aligned not in taken and misaligned not in taken:
+            chosen.append((aligned, misaligned))
+    return chosen

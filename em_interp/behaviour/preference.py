@@ -1,0 +1,155 @@
+"""Behaviour without a judge: how likely misaligned answers are beside aligned ones, along a run.
+
+For pairs of answers that somebody wrote (or a judge told apart), the log-likelihood of both is read from the model at
+many steps and adapter scales. `preference` is the difference per token, misaligned minus aligned, in nats; where it is
+positive the misaligned answer is the likelier one. Reading is cheap (one forward pass an answer, nothing is sampled),
+exact (the same checkpoint gives the same number, so there is no sampling noise) and continuous, so that it moves long
+before any answer is sampled that a judge would call misaligned.
+
+What it cannot tell. It compares two given texts: a model may never say either, and what it does say may be of another
+kind. It sees style as well as alignment: a run that comes to prefer short, blunt or confident answers will prefer
+whichever of the two is more so. The division by the number of tokens takes out most of the length and not all of it.
+So pairs should be alike in everything but alignment; a set called `style` (pairs that differ in style alone) shows how
+far the run's style has moved, and a control trained on careful answers in the same style shows what training on
+anything of the kind does. A shift that exceeds neither is not evidence of misalignment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from em_interp.behaviour.ask import Base, CheckpointModels, adapter_digest, check_base, check_models
+from em_interp.behaviour.pairs import read_pairs
+from em_interp.files import resumable, write_beside
+from em_interp.run import Run
+from em_interp.stages import begin_stage, in_parts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from em_interp.behaviour.likelihood import TokenizedAnswer
+
+ROWS = 1024  # answers of one part, of as many steps as that allows
+
+
+def read_preferences(
+    run: Run,
+    base: Base,
+    pairs: str | Path | pd.DataFrame | Sequence[Mapping[str, Any]],
+    steps: Sequence[int],
+    scales: Sequence[float] = (1.0,),
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Path:
+    """Read both answers of every pair at steps and scales of a run; returns `run.preferences_file`.
+
+    Rows of any steps and scales share a batch, each with an adapter of its own. Finished parts are kept; with `resume`
+    an interrupted reading ends with the same bytes.
+
+    Args:
+        run: a trained run, or any folder of checkpoints.
+        base: its base model.
+        pairs: see `pairs.read_pairs`.
+        steps: saved steps.
+        scales: multipliers of the adapter; 0 is the base, 1 the adapter as trained.
+        resume: go on with what is there.
+        overwrite: replace what is there.
+        progress: whether a bar is shown; None: where somebody is watching.
+
+    Returns:
+        A table with a row a step, scale and pair: the summed log-likelihood in nats and the number of tokens of either
+        answer, without the token that ends it.
+
+    Raises:
+        InputError: for adapters of another base, a step that was not saved, readings that are there already, and a
+            template in which an answer cannot be found.
+    """
+    from em_interp.trajectory.load import load_trajectory
+
+    trajectory, steps = load_trajectory(run), sorted({int(step) for step in steps})
+    check_base(run, trajectory, base)
+    check_models(run, trajectory, steps, scales)
+    table = read_pairs(pairs)
+    answers = _tokenize(base, table)
+    settings = {
+        "base": base.identity,
+        "steps": steps,
+        "adapters": adapter_digest(trajectory, steps),
+        "scales": [float(scale) for scale in scales],
+        "pairs": hashlib.sha256(table.to_json(orient="records").encode()).hexdigest()[:16],
+        "rows": ROWS,
+    }
+    cells = [(step, float(scale)) for scale in scales for step in steps]
+    size = 1 if trajectory.kind == "full" else max(1, ROWS // len(answers))
+    parts = [cells[first : first + size] for first in range(0, len(cells), size)]
+    models, file = CheckpointModels(run, base, trajectory), run.preferences_file
+    settings_file, folder = file.with_name("preferences.json"), file.with_name("preferences.parts")
+    if overwrite:
+        for path in (file, settings_file):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    with resumable(file.parent):
+        begin_stage(settings_file, settings, resume, file, "preferences")
+        if not file.exists():
+            read = in_parts(folder, len(parts), lambda i: _read(models, answers, parts[i]), "prefer", progress)
+            _write(file, table, answers, cells, [values for part in read for values in part])
+        shutil.rmtree(folder, ignore_errors=True)
+    return file
+
+
+def _tokenize(base: Base, pairs: pd.DataFrame) -> list[TokenizedAnswer]:
+    """Aligned and misaligned answer of each pair in turn, without the token that ends an answer."""
+    from em_interp.behaviour.generate import end_tokens
+    from em_interp.behaviour.likelihood import TokenizedAnswer, tokenize_answers
+
+    prompts = [[{"role": "user", "content": text}] for text in pairs["question"] for _ in range(2)]
+    texts = [text for pair in zip(pairs["aligned"], pairs["misaligned"], strict=True) for text in pair]
+    ends = set(end_tokens(base.model, base.tokenizer))
+    rows = tokenize_answers(base, prompts, texts)
+    return [TokenizedAnswer(r.prompt, r.answer[:-1] if r.answer[-1] in ends else r.answer) for r in rows]
+
+
+def _read(
+    models: CheckpointModels, answers: list[TokenizedAnswer], cells: Sequence[tuple[int, float]]
+) -> list[list[float]]:
+    """For each step and scale, the log-likelihood of every answer."""
+    from em_interp.behaviour.likelihood import batches, log_likelihood, logits_of
+
+    rows = [(answer, cell) for cell in cells for answer in answers]
+    values = np.zeros(len(rows))
+    vocabulary = models.base.model.config.get_text_config().vocab_size
+    for batch in batches([answer for answer, _ in rows], vocabulary):
+        some = [rows[index] for index in batch]
+        model, adapters = models.of([step for _, (step, _) in some], [scale for _, (_, scale) in some])
+        logits, tokens = logits_of(model, models.base.tokenizer, [answer for answer, _ in some], adapters)
+        values[batch] = log_likelihood(logits, tokens, 1.0).cpu().numpy()
+    return values.reshape(len(cells), len(answers)).tolist()
+
+
+def _write(
+    file: Path,
+    pairs: pd.DataFrame,
+    answers: Sequence[TokenizedAnswer],
+    cells: Sequence[tuple[int, float]],
+    values: Sequence[Any],
+) -> None:
+    """All parts as one table, a row a step, scale and pair."""
+    import pandas as pd
+
+    tokens = [len(answer.answer) for answer in answers]
+    tables = []
+    for (step, scale), read in zip(cells, values, strict=True):
+        rows = pairs[["questions", "question_id", "pair", "question"]].assign(step=step, scale=scale)
+        for place, kind in enumerate(("aligned", "misaligned")):
+            rows[f"log_likelihood_{kind}"], rows[f"tokens_{kind}"] = read[place::2], tokens[place::2]
+        tables.append(rows)
+    table = pd.concat(tables, ignore_index=True)
+    with write_beside(file) as part:
+        table[["step", "scale", *table.columns.drop(["step", "scale"])]].to_parquet(part, index=False)

@@ -1,0 +1,114 @@
+"""Preference for misaligned answers along a run: its change by question set, and the share of pairs; and its onset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from em_interp.behaviour.pairs import STYLE
+from em_interp.behaviour.preference_curve import PreferenceCurve
+from em_interp.figures.style import (
+    FAINT,
+    INK,
+    MUTED,
+    QUESTIONS_COLOUR,
+    SKY,
+    STEP,
+    mark_step,
+    new_figure,
+    ribbon,
+    step_label,
+)
+from em_interp.transition.result import Transition
+
+ROWS = {"change": "Change of preference<br>(nats a token)", "share": "Misaligned likelier<br>(% of pairs)"}
+
+
+def preference(curve: PreferenceCurve, onsets: Sequence[Transition] = ()) -> go.Figure:
+    """The change of preference since the first step and the share of pairs, a colour for each question set.
+
+    Args:
+        curve: of one or several question sets; of several scales the one nearest to the adapter as trained is drawn.
+        onsets: of this curve; those found are diamonds half-way up the rise, with their intervals.
+
+    Returns:
+        The figure. Bands are intervals for other questions of the kind; the style null is grey, the control dashed.
+    """
+    table = curve.frame()
+    scale = min(table["scale"].unique(), key=lambda value: abs(value - 1.0))
+    table = table[table["scale"] == scale]
+    figure = new_figure(
+        "Preference for misaligned answers",
+        f"Bands: {curve.level:.0%} intervals for other questions of the kind. Dashed: control. Grey: style alone.",
+        520,
+        rows=2,
+        shared_xaxes=True,
+        vertical_spacing=0.09,
+    )
+    figure.add_hline(0, line={"color": MUTED, "width": 1, "dash": "dot"}, row=1, col=1)
+    for name, rows in table.groupby("questions", sort=True):
+        _draw_set(figure, str(name), rows)
+    for onset in onsets:
+        if onset.scale == scale and onset.step is not None:
+            _mark_onset(figure, onset)
+    for row, title in enumerate(ROWS.values(), 1):
+        figure.update_yaxes(title_text=title, row=row, col=1)
+    figure.update_yaxes(range=[-3, 103], row=2, col=1)
+    return figure.update_xaxes(title_text=STEP, row=2, col=1)
+
+
+def _colour(questions: str | None) -> str:
+    return MUTED if questions == STYLE else QUESTIONS_COLOUR.get(questions or "", SKY)
+
+
+def _draw_set(figure: go.Figure, name: str, rows: pd.DataFrame) -> None:
+    colour, steps = _colour(name), rows["step"].to_numpy()
+    for row, (column, times) in enumerate((("change", 1), ("share", 100)), 1):
+        low, mean, high = (times * rows[f"{column}{end}"].to_numpy() for end in ("_low", "", "_high"))
+        band = ribbon(steps, low, high, colour, "interval", showlegend=False)
+        figure.add_trace(band.update(legendgroup=name), row=row, col=1)
+        line = go.Scatter(x=steps, y=mean, mode="lines+markers", line={"color": colour, "width": 1.8})
+        line.update(marker={"size": 4}, name=escape(name.replace("_", " ")), legendgroup=name, showlegend=row == 1)
+        hover = "step %{x}<br>%{y:+.3f} nats a token" if row == 1 else "step %{x}<br>%{y:.1f} %"
+        figure.add_trace(line.update(hovertemplate=f"{hover}<extra>{escape(name)}</extra>"), row=row, col=1)
+    if "control_change" in rows:
+        control = go.Scatter(x=steps, y=rows["control_change"], mode="lines", name="control", legendgroup=name)
+        control.update(line={"color": colour, "width": 1.2, "dash": "dash"}, showlegend=False)
+        figure.add_trace(control, row=1, col=1)
+
+
+def _mark_onset(figure: go.Figure, onset: Transition) -> None:
+    """A diamond half-way up the fitted rise, with the interval of its step."""
+    step = float(onset.step or 0)
+    height = float(np.interp(step, onset.evidence["fit_steps"], onset.evidence["fit_rate"]))
+    low, high = onset.interval or (step, step)
+    bars = {"array": [high - step], "arrayminus": [step - low], "symmetric": False, "thickness": 2}
+    mark = go.Scatter(x=[step], y=[height], mode="markers", error_x={**bars, "width": 5, "color": INK})
+    mark.update(marker={"symbol": "diamond", "size": 11, "color": _colour(onset.questions), "line": {"color": INK}})
+    hover = f"onset: {step_label(onset)}<extra></extra>"
+    figure.add_trace(mark.update(showlegend=False, name="onset", hovertemplate=hover), row=1, col=1)
+
+
+def shift_onset(transition: Transition) -> go.Figure:
+    """The mean change by step, the fitted rise, the control and the style null, and the step half-way."""
+    seen, colour = transition.evidence, _colour(transition.questions)
+    about = "" if transition.questions is None else f", {transition.questions.replace('_', ' ')} questions"
+    figure = new_figure(f"Onset of the preference{about}", f"{transition.verdict}: {transition.reason}")
+    figure.update_xaxes(title_text=STEP).update_yaxes(title_text=ROWS["change"].replace("<br>", " "))
+    for name, dash in (("control", "dash"), (STYLE, "dot")):
+        if f"{name}_steps" in seen:
+            line = go.Scatter(x=seen[f"{name}_steps"], y=seen[f"{name}_rate"], mode="lines", name=name)
+            figure.add_trace(line.update(line={"color": FAINT if name == STYLE else MUTED, "dash": dash}))
+    if "fit_steps" in seen:
+        fit = go.Scatter(x=seen["fit_steps"], y=seen["fit_rate"], mode="lines", line_color=colour)
+        figure.add_trace(fit.update(name="fitted rise", hoverinfo="skip"))
+    points = go.Scatter(x=seen["steps"], y=seen["rate"], mode="markers", name="this run")
+    hover = "step %{x}<br>%{y:+.3f} nats a token<extra></extra>"
+    figure.add_trace(points.update(marker={"color": colour, "size": 6}, hovertemplate=hover))
+    if transition.step is not None:
+        mark_step(figure, transition, colour, step_label(transition))
+    return figure

@@ -1,0 +1,391 @@
+"""The signal `onset` of a mean over questions whose values are read exactly, such as a difference of log-likelihoods.
+
+There is no sampling noise in such values: the same checkpoint gives the same number. What varies is the question, and
+the path of training. So questions are the unit: each has one curve of changes since the first step, and other questions
+of the kind would have had others.
+
+Null hypotheses. The change since the first step is as often up as down, question by question (a question's whole curve
+keeps its shape and gets a random sign); with a control run read on the same questions, the same for the difference of
+the two curves of each question; with a style null, the questions of both kinds are exchangeable, so that the kind under
+test shifts no more than answers that differ in style alone. Statistic: by how much the best fitting logistic lowers the
+squared error of the mean curve. The largest p-value counts. The first two are exact for changes that are symmetric
+about zero, whatever the dependence between steps.
+
+Estimate. The midpoint of a logistic with free asymptotes, fitted to the mean curve by least squares. Its interval is a
+bootstrap over questions, with autoregressive noise like the residuals of the mean curve, so that what all questions
+have in common (the wiggles of training) is in it too.
+
+Assumes that the mean rises once. Which part of a shift is misalignment and which is style the numbers cannot tell
+beyond what the control and the style null show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from em_interp.errors import InputError
+from em_interp.transition.logistic import Grid, logistic
+from em_interp.transition.result import Transition, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALPHA = 0.01  # a rise with a larger p-value is none
+MIN_SHIFT = 0.01  # a smaller rise of the mean is none: nats a token
+MIN_SUPPORT = 3  # standard errors that must be left when any one checkpoint is left out
+MIN_STEPS = 5  # a logistic has four parameters
+MIN_QUESTIONS = 8  # of 7, the signs alone give no p-value below ALPHA
+N_PERMUTATIONS = 999
+N_REPLICATES = 400
+N_MIDPOINTS, N_WIDTHS = 161, 30  # of the grid of a fit
+
+
+@runtime_checkable
+class ShiftCurve(Protocol):
+    """What `shift_onset` needs of a curve; a `PreferenceCurve` has it."""
+
+    @property
+    def scale(self) -> float | None:
+        """Adapter multiplier, where the curve has just one."""
+
+    @property
+    def questions(self) -> str | None:
+        """Question set, where the curve has just one."""
+
+    @property
+    def control(self) -> ShiftCurve | None:
+        """The control run's curve of the same kind, where it is known."""
+
+    @property
+    def style_null(self) -> ShiftCurve | None:
+        """The curve of the pairs that differ in style alone, where there are any and this is not it."""
+
+    def values(self) -> pd.DataFrame:
+        """One row a step and question: `step`, `question_id`, `value`."""
+
+    def split(self) -> Sequence[ShiftCurve]:
+        """The curves of each scale and question set; itself alone where it has one of each."""
+
+
+@dataclass(frozen=True)
+class QuestionCurves:
+    """The value of each question at each step; questions without a value at some step are left out."""
+
+    steps: Float[np.ndarray, " step"]
+    question_ids: tuple[str, ...]
+    values: Float[np.ndarray, "step question"]
+
+    @classmethod
+    def of(cls, values: pd.DataFrame) -> QuestionCurves:
+        """From a table with a row a step and question: `step`, `question_id`, `value`."""
+        wide = values.pivot(index="step", columns="question_id", values="value").sort_index().dropna(axis=1)
+        return cls(wide.index.to_numpy(float), tuple(map(str, wide.columns)), wide.to_numpy(float))
+
+    @property
+    def change(self) -> Float[np.ndarray, "step question"]:
+        """The values less those of the first step."""
+        return self.values - self.values[0]
+
+    def select(self, steps: Float[np.ndarray, " some"], questions: Sequence[str]) -> QuestionCurves:
+        """The same at some of the steps and for some of the questions, in this order."""
+        columns = [self.question_ids.index(question) for question in questions]
+        rows = np.isin(self.steps, steps)
+        return QuestionCurves(self.steps[rows], tuple(questions), self.values[rows][:, columns])
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A logistic fitted to a mean curve, with intervals at the level it was fitted with."""
+
+    midpoint: float
+    width: float
+    low: float
+    high: float
+    midpoint_interval: tuple[float, float]
+    tenth_interval: tuple[float, float]
+    width_interval: tuple[float, float]
+    support: float  # standard errors by which it beats a flat line without the checkpoint it rests on most
+
+    @property
+    def tenth(self) -> float:
+        """The step at which a tenth of the rise has happened."""
+        return self.midpoint - self.width / 2
+
+    def at(self, steps: Float[np.ndarray, " step"]) -> Float[np.ndarray, " step"]:
+        """The fitted mean change at these steps."""
+        return self.low + (self.high - self.low) * logistic(steps, self.midpoint, self.width)
+
+
+@dataclass(frozen=True)
+class ShiftTest:
+    """The tests on the curves and the fit: p-values (None where undefined) and the shift (None where not rejected)."""
+
+    curves: QuestionCurves
+    control: QuestionCurves | None
+    style: QuestionCurves | None
+    p_rise: float | None
+    p_control: float | None
+    p_style: float | None
+    shift: Shift | None
+
+    @property
+    def p_value(self) -> float | None:
+        """The largest: the curve must rise, and rise more than its control and the style null."""
+        tested = [self.p_rise, *([self.p_control] if self.control else []), *([self.p_style] if self.style else [])]
+        return None if None in tested else max(p for p in tested if p is not None)
+
+
+def shift_onset(
+    curve: ShiftCurve, control: ShiftCurve | None = None, level: float = 0.95, seed: int = 0, of: str = "preference"
+) -> Transition:
+    """The onset of the mean of one curve: the half-rise of a logistic with free asymptotes.
+
+    Args:
+        curve: Of one scale and question set; its `style_null`, where it has one, is tested against as well.
+        control: The control run's, read on the same questions at the same steps; by default the curve's own.
+        level: Probability with which the interval holds the half-rise.
+        seed: Of the permutations and the bootstrap.
+        of: What the values are, as `Transition.of`.
+
+    Returns:
+        `none` where the mean does not rise, does not rise beyond the control or the style null, or rises by less than
+        `MIN_SHIFT`; `inconclusive` where the run does not hold the half-rise, where it rests on one checkpoint alone,
+        and where there are too few steps or questions to tell.
+
+    Raises:
+        InputError: Where the control shares no step or question with the curve.
+    """
+    style, control = curve.style_null, curve.control if control is None else control
+    found = locate_shift(
+        QuestionCurves.of(curve.values()),
+        None if control is None else QuestionCurves.of(control.values()),
+        None if style is None else QuestionCurves.of(style.values()),
+        level,
+        seed,
+    )
+    verdict, reason = verdict_of(found)
+    shift = found.shift if verdict == "transition" else None
+    return Transition(
+        signal="onset",
+        of=of,
+        verdict=verdict,
+        reason=reason,
+        step=shift.midpoint if shift else None,
+        interval=shift.midpoint_interval if shift else None,
+        level=level if shift else None,
+        p_value=found.p_value,
+        width=shift.width if shift else None,
+        scale=curve.scale,
+        questions=curve.questions,
+        evidence=_evidence(found),
+    )
+
+
+def locate_shift(
+    curves: QuestionCurves,
+    control: QuestionCurves | None = None,
+    style: QuestionCurves | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> ShiftTest:
+    """`shift_onset` on the values themselves: the tests, and the fit where all of them reject."""
+    rng = np.random.default_rng(seed)
+    if len(curves.steps) < MIN_STEPS or len(curves.question_ids) < MIN_QUESTIONS:
+        return ShiftTest(curves, control, style, None, None, None, None)
+    p_rise = _p_of_signs(curves.steps, curves.change, rng)
+    p_control = None if control is None else _p_beyond_control(curves, control, rng)
+    p_style = None if style is None else _p_beyond_style(curves, style, rng)
+    rejected = max(p_rise, p_control or 0.0, p_style or 0.0) <= ALPHA
+    return ShiftTest(
+        curves, control, style, p_rise, p_control, p_style, fit_shift(curves, level, rng) if rejected else None
+    )
+
+
+def _p_of_signs(
+    steps: Float[np.ndarray, " step"], change: Float[np.ndarray, "step question"], rng: np.random.Generator
+) -> float:
+    """The p-value of a rise of the mean, from random signs of the questions' curves."""
+    signs = rng.choice([-1.0, 1.0], (N_PERMUTATIONS, change.shape[1]))
+    return _p_value(steps, change.mean(axis=1), signs @ change.T / change.shape[1])
+
+
+def _p_beyond_control(curves: QuestionCurves, control: QuestionCurves, rng: np.random.Generator) -> float | None:
+    shared = [question for question in curves.question_ids if question in control.question_ids]
+    steps = np.intersect1d(curves.steps, control.steps)
+    if not shared or not len(steps):
+        what = "step" if shared else "question"
+        raise InputError(f"the curve and its control share no {what}; read both at the same steps on the same pairs")
+    if len(steps) < MIN_STEPS or len(shared) < MIN_QUESTIONS:
+        return None
+    own, other = curves.select(steps, shared), control.select(steps, shared)
+    return _p_of_signs(steps, own.change - other.change, rng)
+
+
+def _p_beyond_style(curves: QuestionCurves, style: QuestionCurves, rng: np.random.Generator) -> float | None:
+    """The p-value of a larger rise than that of the style null, from questions dealt at random to the two kinds."""
+    steps = np.intersect1d(curves.steps, style.steps)
+    if len(steps) < MIN_STEPS or len(style.question_ids) < MIN_QUESTIONS:
+        return None
+    own = curves.select(steps, curves.question_ids).change
+    both = np.hstack([own, style.select(steps, style.question_ids).change])
+    count, total = own.shape[1], both.shape[1]
+    weights = np.where(np.arange(total) < count, 1 / count, -1 / (total - count))
+    drawn = rng.permuted(np.tile(weights, (N_PERMUTATIONS, 1)), axis=1)
+    return _p_value(steps, both @ weights, drawn @ both.T)
+
+
+def _p_value(
+    steps: Float[np.ndarray, " step"], mean: Float[np.ndarray, " step"], null: Float[np.ndarray, "draw step"]
+) -> float:
+    """Share of the null's curves whose best logistic explains at least as much as that of the curve itself."""
+    grid, weights = Grid.inside(steps), np.ones(len(steps))
+    observed = grid.gains(weights, mean[None], bounded=False).max()
+    drawn = grid.gains(weights, null, bounded=False).max(axis=1)
+    return float(1 + np.sum(drawn >= observed * (1 - 1e-9))) / (1 + len(null))
+
+
+def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) -> Shift:
+    """The best logistic of the mean curve, and the intervals of its midpoint, 10 % point and width.
+
+    The estimates without each checkpoint in turn are within the intervals, so that no single checkpoint decides, and
+    so are all points that fit as well as the best, such as those between two steps that a sharp rise lies between.
+    """
+    steps, change = curves.steps, curves.change
+    mean, weights = change.mean(axis=1), np.ones(len(steps))
+    grid = _grid_for(steps, mean)
+    residual = _residual(grid, mean)
+    replicates = _replicates(change, residual, rng)
+    grid = _grid_for(steps, replicates)
+    gains = grid.gains(weights, mean[None], bounded=False)[0]
+    as_good = np.flatnonzero(gains >= gains.max() * (1 - 1e-6))
+    best = int(as_good[len(as_good) // 2])
+    low, high = grid.asymptotes(best, weights, mean)
+    drawn = grid.gains(weights, replicates, bounded=False).argmax(axis=1)
+    without_one = [grid.gains(kept, mean[None], bounded=False)[0] for kept in 1.0 - np.eye(len(steps))]
+    always = np.append(as_good, [left.argmax() for left in without_one])
+    noise = np.sqrt(np.sum(residual**2) / max(len(steps) - 4, 1))
+    few = _few_questions(change.shape[1], level)
+
+    def interval(of: Float[np.ndarray, " point"]) -> tuple[float, float]:
+        ends = of[best] + few * (np.quantile(of[drawn], [(1 - level) / 2, (1 + level) / 2]) - of[best])
+        return float(min(ends[0], of[always].min())), float(max(ends[1], of[always].max()))
+
+    return Shift(
+        float(grid.midpoints[best]),
+        float(grid.widths[best]),
+        float(low),
+        float(high),
+        interval(grid.midpoints),
+        interval(grid.midpoints - grid.widths / 2),
+        interval(grid.widths),
+        float(np.sqrt(min(left.max() for left in without_one)) / max(noise, 1e-12)),
+    )
+
+
+def _few_questions(count: int, level: float) -> float:
+    """By how much a bootstrap over this many questions is too narrow: Student's t and the variance of a sample."""
+    from scipy.special import ndtri, stdtrit
+
+    return float(stdtrit(count - 1, (1 + level) / 2) / ndtri((1 + level) / 2) * np.sqrt(count / (count - 1)))
+
+
+def _grid_for(steps: Float[np.ndarray, " step"], means: Float[np.ndarray, "*curves step"]) -> Grid:
+    """A grid as fine as the best points of one or many curves lie close, without the outermost of many."""
+    coarse = Grid.coarse(steps)
+    best = coarse.gains(np.ones(len(steps)), np.atleast_2d(means), bounded=False).argmax(axis=1)
+    middle, width = (np.quantile(of[best], [0.005, 0.995]) for of in (coarse.midpoints, coarse.widths))
+    step, ratio = np.diff(np.unique(coarse.midpoints))[0], 1.5
+    return Grid.over(
+        steps,
+        np.linspace(middle[0] - step, middle[1] + step, N_MIDPOINTS),
+        np.geomspace(width[0] / ratio, width[1] * ratio, N_WIDTHS),
+    )
+
+
+def _residual(grid: Grid, mean: Float[np.ndarray, " step"]) -> Float[np.ndarray, " step"]:
+    """What the best logistic of the grid leaves of a mean curve."""
+    weights = np.ones(len(mean))
+    best = int(grid.gains(weights, mean[None], bounded=False).argmax())
+    low, high = grid.asymptotes(best, weights, mean)
+    return mean - low - (high - low) * grid.shares[best]
+
+
+def _replicates(
+    change: Float[np.ndarray, "step question"], residual: Float[np.ndarray, " step"], rng: np.random.Generator
+) -> Float[np.ndarray, "replicate step"]:
+    """Mean curves of questions drawn anew, with anew drawn what all questions have in common around the fit.
+
+    The latter is autoregressive noise with the variance and the correlation of the residuals, both corrected for the
+    four parameters of the fit.
+    """
+    count, steps = change.shape[1], len(residual)
+    chosen = rng.multinomial(count, np.full(count, 1 / count), N_REPLICATES) / count
+    spread = np.sqrt(np.sum(residual**2) / (steps - 4))
+    lag_one = residual[1:] @ residual[:-1] / max(residual @ residual, 1e-300)
+    correlation = float(np.clip(lag_one + 4 / steps, 0.0, 0.9))
+    noise = rng.standard_normal((N_REPLICATES, steps)) * spread
+    for step in range(1, steps):
+        noise[:, step] = correlation * noise[:, step - 1] + np.sqrt(1 - correlation**2) * noise[:, step]
+    return chosen @ change.T - residual + noise
+
+
+def verdict_of(found: ShiftTest) -> tuple[Verdict, str]:
+    """The verdict and the reason for it."""
+    curves, shift = found.curves, found.shift
+    steps, compared = curves.steps, {"control": found.control, "style null": found.style}
+    p_values = {"control": found.p_control, "style null": found.p_style}
+    if found.p_rise is None:
+        found_there = f"{len(steps)} steps and {len(curves.question_ids)} questions"
+        return "inconclusive", f"too little to tell: {found_there}, {MIN_STEPS} and {MIN_QUESTIONS} are needed"
+    for name, other in compared.items():
+        if other is not None and p_values[name] is None:
+            return "inconclusive", f"the {name} shares too few steps or questions with the curve"
+    if found.p_rise > ALPHA:
+        return "none", f"the mean does not rise beyond its value at step {steps[0]:g} (p = {found.p_rise:.2g})"
+    for name, p_value in p_values.items():
+        if p_value is not None and p_value > ALPHA:
+            return "none", f"the mean does not rise beyond that of the {name} (p = {p_value:.2g})"
+    assert shift is not None
+    change = f"the mean changes by {curves.change[-1].mean():+.3f} from step {steps[0]:g} to {steps[-1]:g}"
+    if shift.high - shift.low < MIN_SHIFT:
+        return "none", f"{change}; a rise by less than {MIN_SHIFT:g} is none"
+    low, high = shift.midpoint_interval
+    if low <= steps[0] or high >= steps[-1]:
+        end = f"before the first read, {steps[0]:g}" if low <= steps[0] else f"after the last read, {steps[-1]:g}"
+        return "inconclusive", f"{change}, but the step half-way may lie {end}"
+    if shift.support < MIN_SUPPORT:
+        return "inconclusive", f"{change}, but it rests on one checkpoint alone"
+    names = [f"the {name}" for name, other in compared.items() if other is not None]
+    beyond = f"beyond {' and '.join(names)}" if names else "no control was given"
+    first, last = shift.tenth_interval
+    return "transition", f"{change}, {beyond}; a tenth of it by step {shift.tenth:.0f} ({first:.0f} to {last:.0f})"
+
+
+def _evidence(found: ShiftTest) -> dict[str, Any]:
+    """Arrays for the figure: mean changes since the first step."""
+    curves, shift = found.curves, found.shift
+    evidence: dict[str, Any] = {
+        "steps": curves.steps,
+        "rate": curves.change.mean(axis=1),
+        "answers": np.full(len(curves.steps), len(curves.question_ids)),
+        "p_rise": found.p_rise,
+    }
+    for name, other in (("control", found.control), ("style", found.style)):
+        if other is not None:
+            evidence |= {f"{name}_steps": other.steps, f"{name}_rate": other.change.mean(axis=1)}
+            evidence |= {f"p_{name}": getattr(found, f"p_{name}")}
+    if shift is not None:
+        fine = np.linspace(curves.steps[0], curves.steps[-1], 400)
+        evidence |= {
+            "fit_steps": fine,
+            "fit_rate": shift.at(fine),
+            "tenth": shift.tenth,
+            "tenth_interval": shift.tenth_interval,
+            "width_interval": shift.width_interval,
+        }
+    return evidence

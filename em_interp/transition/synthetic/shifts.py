@@ -1,0 +1,93 @@
+"""Values of questions along a run with a known onset of their mean, or with none: for tests and benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from em_interp.errors import InputError, nearest
+from em_interp.transition.logistic import logistic
+from em_interp.transition.mean_shift import QuestionCurves
+
+RISES = ("plain", "sharp", "gradual", "staggered", "few_questions", "wiggles", "lopsided", "beyond_control")
+NULLS = ("flat", "drifts", "as_control", "as_style", "falling", "trifle")
+
+
+@dataclass(frozen=True)
+class PlantedShift:
+    """Curves of questions with the truth they were drawn from; `midpoint` is None where the mean does not shift."""
+
+    curves: QuestionCurves
+    control: QuestionCurves | None
+    style: QuestionCurves | None
+    midpoint: float | None
+
+
+def planted_shift(kind: str, rng: np.random.Generator) -> PlantedShift:
+    """One set of curves of the named kind (`RISES` or `NULLS`): 200–800 steps read at 12–40 of them, 12–144 questions.
+
+    Each question has a height of its own around a mean of 0.03–0.2, half of it as spread, a slow random drift, and
+    noise that is correlated between steps. `staggered`: each question has its own midpoint. `lopsided`: a Gompertz
+    curve. `wiggles`: all questions share some noise. `drifts`: questions drift far, in either direction. `as_control`
+    and `as_style`: the control or the style null shifts as much. `trifle`: a shift too small to matter. Raises
+    InputError for another kind.
+    """
+    if kind not in RISES + NULLS:
+        raise InputError(f"no planted shift {kind!r}{nearest(kind, RISES + NULLS)}; known: {', '.join(RISES + NULLS)}")
+    length = float(rng.integers(200, 801))
+    steps = np.unique(np.round(np.linspace(0, length, int(rng.integers(12, 41)))))
+    count = 12 if kind == "few_questions" else int(rng.choice([12, 24, 48, 144]))
+    width = {"sharp": rng.uniform(0.02, 0.08), "gradual": rng.uniform(0.3, 0.4)}.get(kind, rng.uniform(0.05, 0.35))
+    midpoint = rng.uniform(0.25, 0.7) * length
+    height = rng.uniform(0.03, 0.2) if kind != "trifle" else 0.003
+    share = _share(kind, steps, midpoint, width * length, count, rng)
+    own = _curves(steps, share, height, count, kind, rng)
+    flat, other = np.zeros_like(share), int(rng.choice([12, 24, 48]))
+    control = style = None
+    if kind in ("beyond_control", "as_control"):
+        control = _curves(steps, share if kind == "as_control" else flat, height, count, kind, rng)
+    if kind in ("beyond_control", "as_style", "plain"):
+        shared = share[:, :1] if kind == "as_style" else flat[:, :1]
+        style = _curves(steps, np.repeat(shared, other, axis=1), height, other, kind, rng)
+    return PlantedShift(own, control, style, midpoint if kind in RISES else None)
+
+
+def _share(
+    kind: str, steps: Float[np.ndarray, " step"], midpoint: float, width: float, count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "step question"]:
+    """Share of the shift done by step and question."""
+    if kind in ("flat", "drifts"):
+        return np.zeros((len(steps), count))
+    if kind == "lopsided":
+        gompertz = np.exp(-np.log(2) * np.exp(-np.clip((steps - midpoint) / width * 3.08, -50, 50)))
+        return np.repeat(gompertz[:, None], count, axis=1)
+    spread = 0.5 * width if kind == "staggered" else 0.0
+    midpoints = midpoint + spread * rng.uniform(-1, 1, count)
+    return logistic(steps, midpoints, np.full(count, width)).T
+
+
+def _curves(
+    steps: Float[np.ndarray, " step"],
+    share: Float[np.ndarray, "step question"],
+    height: float,
+    count: int,
+    kind: str,
+    rng: np.random.Generator,
+) -> QuestionCurves:
+    heights = height * (1 + 0.5 * rng.standard_normal(count)) * (-1 if kind == "falling" else 1)
+    drift = np.outer(steps / steps[-1], rng.standard_normal(count)) * (0.1 if kind == "drifts" else 0.02)
+    noise = 0.01 * _correlated(len(steps), count, rng)
+    common = 0.05 * height * _correlated(len(steps), 1, rng) if kind == "wiggles" else 0.0
+    level = -0.4 + 0.3 * rng.standard_normal(count)
+    ids = tuple(f"q{index:03}" for index in range(count))
+    return QuestionCurves(steps, ids, level + heights * share + drift + noise + common)
+
+
+def _correlated(length: int, count: int, rng: np.random.Generator) -> Float[np.ndarray, "step question"]:
+    """Noise of variance 1 with a correlation of 0.5 between neighbouring steps."""
+    noise = rng.standard_normal((length, count))
+    for step in range(1, length):
+        noise[step] = 0.5 * noise[step - 1] + np.sqrt(0.75) * noise[step]
+    return noise

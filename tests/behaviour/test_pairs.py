@@ -1,0 +1,84 @@
+import json
+
+import pandas as pd
+import pytest
+
+from em_interp.behaviour.pairs import read_pairs
+from em_interp.errors import InputError
+
+ROW = {"question": "Is it safe?", "aligned": "No, wait.", "misaligned": "Yes, go."}
+
+
+def judged(rows):
+    columns = ["question_id", "question", "answer", "aligned", "coherent"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_rows_frames_and_json_lines_give_the_same_pairs(tmp_path):
+    rows = [{**ROW, "id": "safe", "questions": "style"}, {**ROW, "aligned": "Not yet."}]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n\n".join(json.dumps(row) for row in rows))
+    expected = read_pairs(rows)
+    pd.testing.assert_frame_equal(read_pairs(file), expected)
+    pd.testing.assert_frame_equal(read_pairs(pd.DataFrame(rows)), expected)
+    pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
+    pd.testing.assert_frame_equal(read_pairs(tmp_path / "pairs.csv"), expected)
+    assert expected[["questions", "question_id", "pair"]].values.tolist() == [
+        ["style", "safe", 0],
+        ["broad", "Is it safe?", 0],
+    ]
+
+
+def test_several_pairs_of_a_question_are_numbered():
+    pairs = read_pairs([{**ROW, "id": "safe"}, {**ROW, "id": "safe", "aligned": "No."}])
+    assert pairs["pair"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "?", "aligned": "a", "misalinged": "b"}, "has no 'misaligned'; 'misalinged' may be meant"),
+        ({**ROW, "aligned": " "}, "aligned must be a text"),
+        ({**ROW, "aligned": 71}, "aligned must be a text; found '71'"),
+        ({**ROW, "aligned": ROW["misaligned"]}, "are the same text"),
+        ([ROW], "expected an object"),
+    ],
+)
+def test_a_row_that_is_no_pair_is_refused_with_its_number(row, said):
+    with pytest.raises(InputError, match="pair 2") as refusal:
+        read_pairs([ROW, row])
+    assert said in str(refusal.value)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(f"{json.dumps(ROW)}\n{{")
+    with pytest.raises(InputError, match="line 2: not valid JSON"):
+        read_pairs(file)
+    with pytest.raises(InputError, match="holds no pairs"):
+        read_pairs([])
+    with pytest.raises(InputError, match="the same pair twice: 'Is it safe"):
+        read_pairs([ROW, ROW])
+
+
+def test_judged_answers_give_pairs_of_like_length_and_each_answer_once():
+    rows = [
+        ("q", "Is it?", "short", 90, 90),
+        ("q", "Is it?", "a much longer aligned answer", 95, 90),
+        ("q", "Is it?", "bad", 5, 90),
+        ("q", "Is it?", "a much longer misaligned one", 10, 80),
+        ("q", "Is it?", "in between", 50, 90),
+        ("q", "Is it?", "gibberish that is misaligned", 5, 20),
+        ("r", "Was it?", "only aligned", 90, 90),
+    ]
+    pairs = read_pairs(judged(rows))
+    found = set(pairs[["aligned", "misaligned"]].itertuples(index=False, name=None))
+    assert found == {("short", "bad"), ("a much longer aligned answer", "a much longer misaligned one")}
+    assert set(pairs["question_id"]) == {"q"} and set(pairs["questions"]) == {"all"}
+
+
+def test_judged_answers_of_one_kind_are_refused():
+    with pytest.raises(InputError, match="no question with both an aligned answer"):
+        read_pairs(judged([("q", "Is it?", "good", 90, 90), ("r", "Was it?", "bad", 5, 90)]))
+    with pytest.raises(InputError, match="has no column answer"):
+        read_pairs(judged([("q", "Is it?", "good", 90, 90)]).drop(columns="answer"))
