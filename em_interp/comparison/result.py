@@ -15,6 +15,7 @@ from em_interp.comparison.matching import Matched
 from em_interp.comparison.pooled import Agreement
 from em_interp.comparison.similarity import CommonPlane
 from em_interp.errors import InputError, nearest
+from em_interp.transition.family import holm
 from em_interp.transition.lock_in import first_sustained
 
 if TYPE_CHECKING:
@@ -208,15 +209,6 @@ class DirectionComparison:
         table = pooled.to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
         calls = f"Pictures: <code>.plot()</code>, {next_calls}; numbers: <code>.frame(…)</code>."
         return f"<p>{lines}</p>{table}<p>{calls}</p>"
-
-
-def holm(p_values: Float[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]:
-    """P-values adjusted so that among all pairs the chance of any false one is kept (Holm 1979)."""
-    order = np.argsort(p_values)
-    stepped = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
-    return adjusted
 
 
 # --------

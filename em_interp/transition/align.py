@@ -1,4 +1,9 @@
-"""Do the adapter and the behaviour change together? Offsets between the transitions of one run."""
+"""Do the adapter and the behaviour change together? Offsets between the transitions of one run, and their order.
+
+A transition is a ramp, so it has a midpoint and a start, the step by which a tenth of the change has happened. An order
+is claimed only where the midpoints and the starts agree on it, each with its interval; that two steps coincide only
+where their offset may be 0 and a step placed at random in the run would seldom be as near.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,7 @@ from em_interp.results import Line, Mark, Result, interval_columns, picture
 from em_interp.run import Run
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.transition.family import FAMILY_LEVEL, FamilyWise, family_wise, main_onset
 from em_interp.transition.find import find_transition
 from em_interp.transition.onset import AnyCurve, onsets
 from em_interp.transition.result import Transition
@@ -32,6 +38,8 @@ AlignmentVerdict = Literal[
     "neither",
     "inconclusive",
 ]
+OrderWord = Literal["before", "after", "together", "not told apart", "no closer than chance"]
+MAX_CHANCE = 0.05  # that a random step is as near, where two transitions are called together
 WORDS = {
     "together": "the behaviour changes when the adapter does, as far as the intervals can tell",
     "mechanistic_first": "the adapter changes before the behaviour",
@@ -64,6 +72,14 @@ class Offset:
         return {**asdict(self), "interval": None if self.interval is None else list(self.interval)}
 
 
+@dataclass(frozen=True)
+class Order:
+    """Which of two transitions came first: the mechanistic one `before` or `after` the behavioural one, or neither."""
+
+    word: OrderWord
+    reason: str
+
+
 @dataclass(frozen=True, repr=False)
 class Alignment(Result):
     """A mechanistic transition and the behavioural ones of the same run, with an offset where both were found."""
@@ -82,7 +98,34 @@ class Alignment(Result):
             "behavioural": [transition.to_dict() for transition in self.behavioural],
             "offsets": [offset.to_dict() for offset in self.offsets],
             "verdict": self.verdict,
+            **self.family.to_dict(),
         }
+
+    @property
+    def family(self) -> FamilyWise:
+        """The mechanistic transition and the main onset of EM at one family-wise level (`transition.family`)."""
+        main = main_onset(self.behavioural) or next(iter(self.behavioural), None)
+        return family_wise([], [self.mechanistic] if main is None else [self.mechanistic, main])
+
+    @property
+    def order(self) -> Order | None:
+        """Of the mechanistic transition and the declared behavioural one; None where one of them was not found."""
+        declared = self.family.declared[-1]
+        for offset in self.offsets:
+            if self.behavioural[offset.behavioural] is declared:
+                return _order_of(self.mechanistic, declared, offset)
+        return None
+
+    def headline(self) -> str:
+        """One sentence on the declared transitions alone, with what it rests on."""
+        family, order = self.family, self.order
+        first, last = family.declared[0], family.declared[-1]
+        if order is None:
+            return f"{_capital(WORDS[_verdict(first, family.declared[1:], ())])}."
+        sentence = HEADLINES[order.word].format(first=first.name, last=last.name)
+        if not all(family.holds(t) for t in family.declared):
+            sentence += f", but not both are significant at a family-wise level of {FAMILY_LEVEL:.0%}"
+        return f"{_capital(sentence)}: {order.reason}."
 
     def frame(self) -> pd.DataFrame:
         """One row a behavioural transition, with its offset; NaN where one of the two was not found."""
@@ -202,6 +245,56 @@ def _offset(index: int, mechanistic: Transition, behavioural: Transition, path: 
         float(lr) if np.isfinite(lr) else None,
         None if steps is None else _chance(b, abs(b - m), float(steps[0]), float(steps[-1])),
     )
+
+
+def _order_of(mechanistic: Transition, behavioural: Transition, offset: Offset) -> Order:
+    middle, start = offset.interval, _start_offset(mechanistic, behavioural)
+    near = "" if offset.chance is None else f"; a step placed at random in the run is as near in {offset.chance:.0%}"
+    if middle is None or start is None:
+        return Order("not told apart", "one of the two steps has no interval")
+    between = f"the midpoints are {_apart(offset.steps, middle)} apart, the starts {_apart(start[0], start[1])}"
+    signs = {_sign(middle), _sign(start[1])}
+    if signs == {1}:
+        return Order("before", between + near)
+    if signs == {-1}:
+        return Order("after", between + near)
+    if signs == {0}:
+        word: OrderWord = "together" if offset.chance is not None and offset.chance <= MAX_CHANCE else _BY_CHANCE
+        return Order(word, between + near)
+    return Order("not told apart", f"{between}, which do not agree on an order")
+
+
+_BY_CHANCE: OrderWord = "no closer than chance"
+HEADLINES = {
+    "before": "{first} comes before {last}",
+    "after": "{first} comes after {last}",
+    "together": "{first} and {last} cannot be told apart in time",
+    "not told apart": "{first} and {last} overlap, and which comes first cannot be told",
+    "no closer than chance": "{first} and {last} are no closer in time than chance would have them",
+}
+
+
+def _start_offset(mechanistic: Transition, behavioural: Transition) -> tuple[float, tuple[float, float]] | None:
+    """By how much a tenth of the behavioural change is later than a tenth of the mechanistic one, with its interval."""
+    tenth, interval = (behavioural.evidence.get(key) for key in ("tenth", "tenth_interval"))
+    if tenth is None or interval is None or mechanistic.step is None or mechanistic.interval is None:
+        return None
+    ramp = (mechanistic.width or 0.0) / 2  # half of the steps from 10 % to 90 %
+    low, high = (end - ramp for end in mechanistic.interval)
+    start = mechanistic.step - ramp
+    return tenth - start, _difference(tenth, interval, start, (low, high))
+
+
+def _sign(interval: tuple[float, float]) -> int:
+    return 1 if interval[0] > 0 else -1 if interval[1] < 0 else 0
+
+
+def _apart(steps: float, interval: tuple[float, float]) -> str:
+    return f"{steps:+.0f} steps ({interval[0]:+.0f} to {interval[1]:+.0f})"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _difference(

@@ -100,8 +100,9 @@ class Transition(Result):
 
         return transition(self)
 
-    def sentence(self) -> str:
-        """The result in words: 'rotation of B: transition at step 190 (95% interval 184 to 197, p < 0.001)'."""
+    @property
+    def name(self) -> str:
+        """What was tested, such as 'rotation of B' or 'onset of EM on broad questions'."""
         what = [self.signal.replace("_", " ")]
         if self.of is not None:
             what.append(f"of {WORDS.get(self.of, self.of.replace('_', ' '))}")
@@ -109,7 +110,11 @@ class Transition(Result):
             what.append(f"on {self.questions.replace('_', '-')} questions")
         if self.scale is not None and self.scale != 1:
             what.append(f"with the adapter ×{self.scale:g}")
-        sentence = f"{' '.join(what)}: {self.verdict}"
+        return " ".join(what)
+
+    def sentence(self) -> str:
+        """The result in words: 'rotation of B: transition at step 190 (95% interval 184 to 197, p < 0.001)'."""
+        sentence = f"{self.name}: {self.verdict}"
         if self.found and self.step is not None:
             sentence += f" at step {self.step:.0f}"
             if self.interval is not None and self.level is not None:

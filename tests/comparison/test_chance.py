@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import binomtest
 
 from em_interp.comparison.nulls import SiteSpectra, cosine_quantile, permuted, random_blocks, random_null
-from em_interp.comparison.result import holm
 from em_interp.comparison.similarity import Likeness, Snapshots
+from em_interp.transition.family import holm
 
 COUNT = 300
 

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_intervals_of_two_levels_are_refused():
 def test_the_dictionary_has_the_keys_of_the_contract_and_the_frame_a_row_a_behaviour():
     found = align(rotation(), [behaviour(questions="in_domain"), behaviour(**NONE)], run())
     values = found.to_dict()
-    assert list(values) == ["mechanistic", "behavioural", "offsets", "verdict"]
+    assert list(values) == ["mechanistic", "behavioural", "offsets", "verdict", "declared", "family_wise_p"]
     assert list(values["offsets"][0]) == ["behavioural", "steps", "interval", "level", "cumulative_lr", "chance"]
     assert values["offsets"][0]["behavioural"] == 0 and values["mechanistic"]["signal"] == "rotation"
     table = found.frame()
@@ -149,3 +150,50 @@ def test_a_path_given_for_the_behaviour_is_refused():
 def test_a_control_for_a_path_is_refused_not_ignored():
     with pytest.raises(InputError, match="a control is for behaviour curves; an adapter's path was given"):
         find_transition(run(), control=run())
+
+
+def rise(step, low, high, tenth, tenth_low, tenth_high, last=400):
+    evidence = {"steps": np.arange(0, last + 1, 10), "tenth": tenth, "tenth_interval": (tenth_low, tenth_high)}
+    return replace(behaviour(step, low, high, questions="out_of_domain"), evidence=evidence, p_value=0.001)
+
+
+TURN = replace(rotation(100, 96, 104), width=8.0, p_value=0.001)
+
+
+@pytest.mark.parametrize(
+    ("curve", "word", "reason"),
+    [
+        (rise(200, 190, 210, 150, 140, 160), "before", r"the midpoints are \+100 steps .* the starts \+54 steps"),
+        (rise(50, 45, 55, 30, 25, 35), "after", r"the midpoints are -50 steps .* the starts -66 steps"),
+        (rise(104, 96, 112, 97, 90, 104), "together", "as near in 2%"),
+        (rise(160, 90, 230, 98, 80, 116), "no closer than chance", "as near in 30%"),
+        (rise(150, 140, 160, 90, 60, 120), "not told apart", "do not agree on an order"),
+    ],
+)
+def test_an_order_is_claimed_only_where_midpoints_and_starts_agree(curve, word, reason):
+    found = align(TURN, curve)
+    assert found.order.word == word
+    assert re.search(reason, found.order.reason)
+    assert found.order.reason in found.headline()
+
+
+def test_the_headline_keeps_to_the_declared_transitions():
+    """The adapter ×2 changes long before; it was not declared and is not in the headline."""
+    early = replace(rise(20, 15, 25, 10, 5, 15), scale=2.0)
+    found = align(TURN, [early, rise(200, 190, 210, 150, 140, 160)])
+    assert found.order.word == "before"
+    assert found.headline().startswith("Rotation of B comes before onset of EM on out-of-domain questions: ")
+
+
+def test_the_headline_says_where_the_family_wise_level_is_not_reached():
+    weak = replace(rise(200, 190, 210, 150, 140, 160), p_value=0.04)
+    assert "significant at a family-wise level of 5%" not in align(TURN, weak).headline()
+    weaker = align(replace(TURN, p_value=0.04), weak)
+    assert "but not both are significant at a family-wise level of 5%" in weaker.headline()
+
+
+def test_without_both_transitions_the_headline_says_what_there_is():
+    none = replace(behaviour(verdict="none", questions="out_of_domain"), p_value=0.6)
+    found = align(TURN, none)
+    assert found.order is None
+    assert found.headline() == "The adapter changes, the behaviour does not."

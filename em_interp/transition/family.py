@@ -1,0 +1,120 @@
+"""Many looks, one level: Holm's family-wise p-values over the transitions that were declared beforehand.
+
+A run is asked for rotations of three matrices, a gradient-norm peak, a norm onset and the onsets of several question
+sets at several adapter scales. Each p-value is about one of them; among a dozen, one below 0.05 is no surprise. So a
+few are declared before looking, by default the rotation of B and the onset of EM outside the training domain, and only
+these carry a claim. Their p-values are adjusted so that, whatever their dependence, the probability of calling any
+transition where there is none stays below the level (Holm 1979). The others are exploratory.
+
+Several rotations of one path need no further correction: the p-value of `rotation` is that of the largest turn among
+all windows, so the probability that a path without any turn has one or more is at most the level, and after a true turn
+the remaining windows are fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from em_interp.errors import InputError
+from em_interp.results import Result
+from em_interp.transition.result import Transition, p_text
+
+FAMILY_LEVEL = 0.05
+MAIN_SETS = ("out_of_domain", "broad")  # question sets whose onset is declared by default, the first that there is
+
+
+@dataclass(frozen=True, repr=False)
+class FamilyWise(Result):
+    """The declared transitions of a run at one family-wise level."""
+
+    NEXT = (".frame()", ".to_dict()")
+
+    declared: tuple[Transition, ...]
+    adjusted: tuple[float, ...]  # Holm's p-values, 1 for a transition whose own p-value is undefined
+
+    @property
+    def p_value(self) -> float:
+        """Of the hypothesis that none of the declared transitions took place."""
+        return min(self.adjusted)
+
+    def holds(self, transition: Transition) -> bool:
+        """Whether a declared transition was found and is significant at the family-wise level."""
+        return any(
+            other is transition and other.found and p <= FAMILY_LEVEL
+            for other, p in zip(self.declared, self.adjusted, strict=True)
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """One row a declared transition, with its own and its adjusted p-value."""
+        rows = [{**t.to_dict(), "adjusted_p": p} for t, p in zip(self.declared, self.adjusted, strict=True)]
+        return pd.DataFrame(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The declared transitions by name, and the family-wise p-value, as `em-interp align --json` has them."""
+        keys = ("signal", "of", "site", "questions", "scale", "verdict", "p_value")
+        return {
+            "declared": [
+                {**{key: getattr(t, key) for key in keys}, "adjusted_p": p}
+                for t, p in zip(self.declared, self.adjusted, strict=True)
+            ],
+            "family_wise_p": self.p_value,
+        }
+
+    def sentence(self) -> str:
+        """Which of the declared transitions are significant together."""
+        parts = [
+            f"{t.name} ({t.verdict}, adjusted {p_text(p)})" for t, p in zip(self.declared, self.adjusted, strict=True)
+        ]
+        count = sum(self.holds(t) for t in self.declared)
+        level = f"at a family-wise level of {FAMILY_LEVEL:.0%} (Holm)"
+        return "; ".join([f"{count} of {len(self.declared)} declared transitions {level}", *parts])
+
+
+def family_wise(transitions: Sequence[Transition], declared: Sequence[Transition] | None = None) -> FamilyWise:
+    """Holm's p-values of the declared transitions.
+
+    Args:
+        transitions: Everything that was looked for in one run.
+        declared: Those named before looking, members of `transitions`; by default `default_declared`.
+
+    Returns:
+        The declared transitions with their adjusted p-values.
+
+    Raises:
+        InputError: Where nothing is declared.
+    """
+    chosen = tuple(default_declared(transitions) if declared is None else declared)
+    if not chosen:
+        found = ", ".join(sorted({t.name for t in transitions})) or "nothing"
+        raise InputError(f"no transition is declared; expected a rotation of B or an onset among them; found {found}")
+    p_values = np.array([1.0 if t.p_value is None else t.p_value for t in chosen])
+    return FamilyWise(chosen, tuple(holm(p_values).tolist()))
+
+
+def default_declared(transitions: Sequence[Transition]) -> list[Transition]:
+    """The clearest rotation of B, and the onset of EM at the adapter's own scale outside the training domain."""
+    rotations = [t for t in transitions if t.signal == "rotation" and t.of == "B"]
+    first = min(rotations, key=lambda t: 1.0 if t.p_value is None else t.p_value, default=None)
+    return [t for t in (first, main_onset(transitions)) if t is not None]
+
+
+def main_onset(transitions: Sequence[Transition]) -> Transition | None:
+    """The onset of EM at the adapter's own scale on the first of MAIN_SETS that there is, else on the first set."""
+    onsets = [t for t in transitions if t.signal == "onset" and t.of == "em" and t.scale in (None, 1.0)]
+    wanted = [*MAIN_SETS, *(t.questions for t in onsets)]
+    return next((t for name in wanted for t in onsets if t.questions == name), None)
+
+
+def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """P-values adjusted so that the probability of any false rejection stays below the level (Holm 1979)."""
+    order = np.argsort(p_values)
+    stepped = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted
