@@ -1,4 +1,4 @@
-"""How well `onset` does on planted behaviour curves: found share, error, coverage, false positives.
+"""Error rates of `onset` on planted behaviour curves: power, error, coverage, false positives.
 
     python benchmarks/onset.py [cases a kind]
 
@@ -40,17 +40,19 @@ def main(cases):
         rows = list(outcomes(kind, cases))
         found = [row for row in rows if "error" in row]
         errors = [row["error"] for row in found]
-        cells = [share([row["verdict"] == "transition" for row in rows])]
-        cells += [share([row[key] for row in found]) for key in ("covers", "covers_tenth")]
-        cells += [f"{np.median(errors):.1f}", f"{np.quantile(errors, 0.95):.1f}"]
-        print(f"| {kind} | " + " | ".join(cells) + f" | {np.median([row['half'] for row in found]):.1f} |", flush=True)
+        columns = [share([row["verdict"] == "transition" for row in rows])]
+        columns += [share([row[key] for row in found]) for key in ("covers", "covers_tenth")]
+        columns += [f"{np.median(errors):.1f}", f"{np.quantile(errors, 0.95):.1f}"]
+        print(
+            f"| {kind} | " + " | ".join(columns) + f" | {np.median([row['half'] for row in found]):.1f} |", flush=True
+        )
     print("\n| no rise | transition % | inconclusive % | p ≤ 0.01 % | p ≤ 0.05 % | p ≤ 0.1 % |")
     print("|---|---|---|---|---|---|")
     for kind in NULLS:
         rows = list(outcomes(kind, cases))
-        cells = [share([row["verdict"] == word for row in rows]) for word in ("transition", "inconclusive")]
-        cells += [share([row["p"] <= alpha for row in rows]) for alpha in (0.01, 0.05, 0.1)]
-        print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
+        columns = [share([row["verdict"] == word for row in rows]) for word in ("transition", "inconclusive")]
+        columns += [share([row["p"] <= alpha for row in rows]) for alpha in (0.01, 0.05, 0.1)]
+        print(f"| {kind} | " + " | ".join(columns) + " |", flush=True)
 
 
 if __name__ == "__main__":

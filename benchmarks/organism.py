@@ -2,8 +2,9 @@
 
     python benchmarks/organism.py [seeds] [processes]
 
-Trains the demo's runs (`em_interp/organisms/recipe.py`) with seeds 0, 1, … on medical advice for every family, and with
-seed 0 on the other two domains of the paper; asks every question 20 times at the last step. Prints a markdown table.
+Trains the demo's runs (`em_interp/organisms/presets.py`) with seeds 0, 1, … on medical advice for every family, and
+with seed 0 on the other two domains of the paper; samples 20 answers to every question at the last step. Prints a
+markdown table.
 """
 
 import sys
@@ -16,7 +17,7 @@ from table import print_row, share
 SAMPLES = 20
 
 
-def look(job):
+def measure(job):
     """Misaligned and coherent answers of one trained run, out of domain and in domain."""
     kind, family, domain, seed = job
     import torch
@@ -45,7 +46,7 @@ def main(seeds=5, processes=1):
     jobs = [(kind, family, "medical", seed) for family in families for seed in range(seeds) for kind in kinds]
     jobs += [(kind, family, domain, 0) for family in families for domain in ("sport", "finance") for kind in kinds]
     with get_context("spawn").Pool(processes, maxtasksperchild=10) as pool:
-        rows = pool.map(look, jobs, chunksize=1)
+        rows = pool.map(measure, jobs, chunksize=1)
     print_row(
         "family", "domain", "run", "EM out of domain, %", "coherent out of domain, %", "EM in domain, %", head=True
     )

@@ -1,4 +1,4 @@
-"""How well `rotation` does on planted paths, beside the published heuristic: the table of docs/rotation.md.
+"""Error rates of `rotation` and of the published heuristic on planted paths: the tables of docs/rotation.md.
 
     python benchmarks/rotation.py [cases a kind] [processes]
 
@@ -21,8 +21,8 @@ SEED = 1_000_000
 SPACINGS = (10, 15, 20)
 
 
-def look(case, kind):
-    """What is found on one path, by the locator and by the heuristic."""
+def measure(case, kind):
+    """The answers of the estimator and of the heuristic on one path."""
     path = planted_path(kind, SEED + case)
     gram, last = path.gram, path.settings["last"]
     found = strongest(locate_rotations(gram, path.steps, path.cumulative_lr))
@@ -70,7 +70,7 @@ def print_not_turning(kind, rows):
 
 def main(cases, processes):
     with Pool(processes) as pool:
-        tables = {kind: pool.map(partial(look, kind=kind), range(cases)) for kind in TURNING + NOT_TURNING}
+        tables = {kind: pool.map(partial(measure, kind=kind), range(cases)) for kind in TURNING + NOT_TURNING}
     heads = [f"heuristic within 15 steps, k = {k}" for k in SPACINGS]
     print_row(
         "turn",

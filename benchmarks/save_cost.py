@@ -2,8 +2,8 @@
 
 Trains the demo's organism and saves at every second step, so that steps with and without are side by side in one run
 and whatever else the machine does falls on both alike. The cost of a run is the difference of the two medians; printed
-are the median and the range over repeats, which take turns over what is kept: the adapter, the state to resume from,
-and both, as a run that saves every step does by default.
+are the median and the range over repeats, which alternate between saving the adapter, the state to resume from, and
+both, as a run that saves every step does by default.
 
 python benchmarks/save_cost.py [--repeats 5] [--folder DIR]
 """

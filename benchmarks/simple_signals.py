@@ -1,8 +1,8 @@
-"""How well `gradient_norm_peak` and `norm_onset` do on planted logs and norms.
+"""Error rates of `gradient_norm_peak` and `norm_onset` on planted logs and norms.
 
     python benchmarks/simple_signals.py [cases a kind]
 
-Prints markdown tables: found share, error, coverage of the 95 % interval, false positives. Seeds start with 2029, which
+Prints markdown tables: power, error, coverage of the 95 % interval, false positives. Seeds start with 2029, which
 no tuning and no test has used. 95 % binomial (Wilson) intervals in brackets.
 """
 
@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 
 import numpy as np
+from table import share
 
 from em_interp.transition.gradient_norm import gradient_norm_peak
 from em_interp.transition.norm_onset import norm_onset
@@ -32,14 +33,6 @@ def norm_outcome(kind, rng):
     return answer, planted.onset, {"steps": spacing}
 
 
-def share(hits):
-    """A share in per cent with its Wilson interval."""
-    n, rate, z = len(hits), float(np.mean(hits)), 1.96
-    centre, half = rate + z * z / (2 * n), z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    low, high = ((centre + sign * half) / (1 + z * z / n) * 100 for sign in (-1, 1))
-    return f"{rate * 100:.1f} [{low:.1f}, {high:.1f}]"
-
-
 def grouped(outcome, kinds, offset, cases):
     """Answers and truths by kind, over all kinds, and by what else the outcome tells of a case."""
     groups = defaultdict(list)
@@ -52,7 +45,7 @@ def grouped(outcome, kinds, offset, cases):
 
 
 def print_found(name, groups):
-    """How often it was found, how far off, and how often its interval held the truth."""
+    """Power, error, and coverage of the interval."""
     print(f"\n| {name} | cases | found % | interval covers % | median error | 95 % of errors | median interval |")
     print("|---|---|---|---|---|---|---|")
     for kind, rows in groups.items():
@@ -60,21 +53,21 @@ def print_found(name, groups):
         errors = [abs(answer.step - truth) for answer, truth in found]
         covered = [answer.interval[0] <= truth <= answer.interval[1] for answer, truth in found]
         wide = np.median([answer.interval[1] - answer.interval[0] for answer, _ in found])
-        cells = [len(rows), share([answer.found for answer, _ in rows]), share(covered)]
-        cells += [f"{np.median(errors):.1f}", f"{np.quantile(errors, 0.95):.1f}", f"{wide:.0f}"]
-        print(f"| {kind} | " + " | ".join(map(str, cells)) + " |", flush=True)
+        columns = [len(rows), share([answer.found for answer, _ in rows]), share(covered)]
+        columns += [f"{np.median(errors):.1f}", f"{np.quantile(errors, 0.95):.1f}", f"{wide:.0f}"]
+        print(f"| {kind} | " + " | ".join(map(str, columns)) + " |", flush=True)
 
 
 def print_false(name, groups):
-    """How often something was found in nothing."""
+    """False positives."""
     print(f"\n| {name} | cases | transition % | inconclusive % | p ≤ 0.01 % | p ≤ 0.05 % | p ≤ 0.1 % |")
     print("|---|---|---|---|---|---|---|")
     for kind, rows in groups.items():
         verdicts = [answer.verdict for answer, _ in rows]
         ps = [np.inf if answer.p_value is None else answer.p_value for answer, _ in rows]
-        cells = [len(rows), *(share([v == word for v in verdicts]) for word in ("transition", "inconclusive"))]
-        cells += [share([p <= alpha for p in ps]) for alpha in (0.01, 0.05, 0.1)]
-        print(f"| {kind} | " + " | ".join(map(str, cells)) + " |", flush=True)
+        columns = [len(rows), *(share([v == word for v in verdicts]) for word in ("transition", "inconclusive"))]
+        columns += [share([p <= alpha for p in ps]) for alpha in (0.01, 0.05, 0.1)]
+        print(f"| {kind} | " + " | ".join(map(str, columns)) + " |", flush=True)
 
 
 def main(cases):

@@ -2,7 +2,7 @@
 
     python benchmarks/switched.py [seeds] [family] [processes]
 
-Trains the built-in organism's switched runs (`em_interp/organisms/recipe.py`), seeds 100, 101, …, which no tuning has
+Trains the built-in organism's switched runs (`em_interp/organisms/presets.py`), seeds 100, 101, …, which no tuning has
 used, and looks for rotations in B, A and ΔW. A hit is a rotation within 15 steps of the change of data, or of the
 restart. Chance is the share of the run's steps within 15 of some rotation found: how often a change placed anywhere
 would have been hit. Prints a markdown table.
@@ -21,7 +21,7 @@ NEAR = 15
 KINDS = ("switched", "switched-restart", "restart")
 
 
-def look(job):
+def measure(job):
     """The steps of the rotations found in one trained run, and the run's last step."""
     kind, family, seed = job
     import torch
@@ -56,7 +56,7 @@ def main(seeds=10, family="qwen2", processes=1):
 
     jobs = [(kind, family, SEED + i) for kind in KINDS for i in range(seeds)]
     with get_context("spawn").Pool(processes, maxtasksperchild=5) as pool:
-        rows = pool.map(look, jobs, chunksize=1)
+        rows = pool.map(measure, jobs, chunksize=1)
     print_row("run", "hits, %", "chance", "rotations of B", "of A", "of ΔW", head=True)
     for kind in KINDS:
         mine = [row for row in rows if row["kind"] == kind]

@@ -1,9 +1,9 @@
-"""Does the interval of a rotation hold the step that is found when fewer checkpoints were saved?
+"""Does the interval of a rotation contain the step that is estimated from fewer checkpoints?
 
     python benchmarks/thinned.py RUN RUN… (such as checkpoints/tiny-sweep/runs/tiny-*)
 
-Of every run whose B turns: the rotation nearest to the one found, looked for in every 2nd, 4th and 5th checkpoint. The
-paths are real ones, with as many bends as they have. Prints a markdown table; 95 % Wilson intervals in brackets.
+For every run whose B turns: the nearest rotation in every 2nd, 4th and 5th checkpoint. The paths are trained ones, with
+as many bends as they have. Prints a markdown table; 95 % Wilson intervals in brackets.
 """
 
 import sys

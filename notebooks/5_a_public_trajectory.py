@@ -3,8 +3,8 @@
 # A repository of checkpoints on the Hub is a path: some megabytes, no model. With network access this is one line:
 # `em.load_trajectory("ModelOrganismsForEM/Qwen2.5-14B-Instruct_R1_0_1_0_extended_train", revision="<commit>")`.
 #
-# So that this notebook runs anywhere, it writes a repository's layout to disk from a run of its own, steps missing and
-# all, and reads that.
+# So that this notebook runs anywhere, it writes a repository's layout to disk from a run of its own, with the steps
+# that the public ones lack missing, and reads that.
 
 # %%
 import shutil
@@ -34,8 +34,8 @@ path
 path.frame().tail(3)
 
 # %% [markdown]
-# ## Ask it
-# All signals, each with its verdict. The adapter of step 0 was not published, and does not need to be.
+# ## Find its transitions
+# All signals, each with its verdict. The adapter of step 0 was not published and is not needed.
 
 # %%
 for found in em.find_transitions(path):
@@ -45,12 +45,12 @@ for found in em.find_transitions(path):
 em.find_transition(path).plot()
 
 # %% [markdown]
-# ## Would every step have said the same?
-# The same run with all its 401 steps:
+# ## The same with every step
+# The run with all its 401 steps:
 
 # %%
 em.find_transition(em.load_trajectory(run))
 
 # %% [markdown]
-# From the shell: `em-interp locate ORG/NAME --revision COMMIT --json`. Files are fetched once, checked and cached; give
-# a commit as the revision to read the same bytes again, without a network.
+# From the shell: `em-interp locate ORG/NAME --revision COMMIT --json`. Files are fetched once, checked and cached; with
+# a commit as the revision the same bytes are read again without a network.
