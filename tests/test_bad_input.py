@@ -292,7 +292,7 @@ def test_a_control_that_was_asked_at_other_steps_leaves_it_open(tiny, tmp_path):
     said = did("align", tiny.run, "--control", control, "--out", tmp_path / "out", "--json")
     for transition in json.loads(said)["behavioural"]:
         assert transition["verdict"] == "inconclusive"
-        assert "the control was asked at fewer than" in transition["reason"]
+        assert "the control was sampled at fewer than" in transition["reason"]
 
 
 def test_what_is_not_found_is_printed_with_its_reason(tiny, tmp_path):

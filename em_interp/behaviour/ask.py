@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from em_interp.behaviour.chat import Messages
+from em_interp.checks import as_list
 from em_interp.errors import InputError
 from em_interp.files import resumable, write_beside
 from em_interp.run import Run
@@ -115,8 +116,8 @@ def ask(
     run: Run,
     base: Base,
     questions: Sequence[dict[str, str]],
-    steps: Sequence[int],
-    scales: Sequence[float] = (1.0,),
+    steps: int | Sequence[int],
+    scales: float | Sequence[float] = (1.0,),
     samples: int = 50,
     temperature: float = 1.0,
     max_new_tokens: int = 600,
@@ -152,7 +153,8 @@ def ask(
     from em_interp.behaviour.generate import generate
     from em_interp.trajectory.load import load_trajectory
 
-    trajectory, steps = load_trajectory(run), sorted({int(step) for step in steps})
+    trajectory, scales = load_trajectory(run), as_list(scales)
+    steps = sorted({int(step) for step in as_list(steps)})
     check_base(run, trajectory, base)
     check_questions(questions)
     check_models(run, trajectory, steps, scales)

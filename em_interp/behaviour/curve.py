@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -13,7 +14,7 @@ from em_interp.behaviour.judge import KEY
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_em
 from em_interp.behaviour.tables import normal_form, of_one_judge, read_judged, read_table
-from em_interp.checks import check_level, check_type, described
+from em_interp.checks import as_list, check_level, check_type, described
 from em_interp.errors import InputError
 from em_interp.results import Line, Result, interval_columns, picture
 from em_interp.run import Run
@@ -62,17 +63,20 @@ class BehaviourCurve(Result):
         values = self.answers[column].unique().tolist()
         return values[0] if len(values) == 1 else None
 
-    def select(self, scale: float | None = None, questions: str | None = None) -> BehaviourCurve:
-        """The curve of one scale, one question set, or both. Raises InputError naming those of the curve."""
+    def select(
+        self, scale: float | Sequence[float] | None = None, questions: str | Sequence[str] | None = None
+    ) -> BehaviourCurve:
+        """The curve of these scales and question sets. Raises InputError for one that the curve does not have."""
         answers = self.answers
-        for column, value in (("scale", scale), ("questions", questions)):
-            if value is not None:
-                known = sorted(answers[column].unique())
+        for column, wanted in (("scale", scale), ("questions", questions)):
+            if wanted is None:
+                continue
+            known = sorted(answers[column].unique())
+            for value in as_list(wanted):
                 if not isinstance(value, (Real, str)) or value not in known:
-                    raise InputError(
-                        f"no answers with {column} {described(value)} (it has: {', '.join(map(str, known))})"
-                    )
-                answers = answers[answers[column] == value]
+                    has = ", ".join(map(str, known))
+                    raise InputError(f"no answers with {column} {described(value)} (it has: {has})")
+            answers = answers[answers[column].isin(as_list(wanted))]
         return BehaviourCurve(answers, self.domain, self.level)
 
     def split(self) -> list[BehaviourCurve]:

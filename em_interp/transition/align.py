@@ -47,7 +47,7 @@ WORDS = {
     "only_mechanistic": "the adapter changes, the behaviour does not",
     "only_behavioural": "the behaviour changes without a transition of the adapter",
     "neither": "neither the adapter nor the behaviour changes",
-    "inconclusive": "it cannot be told whether the two coincide",
+    "inconclusive": "whether the two coincide cannot be decided",
 }
 
 

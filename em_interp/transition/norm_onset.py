@@ -64,7 +64,7 @@ def norm_onset(
 
     Returns:
         `none` also where the rate rises by under 25 %, or over more than 30 % of the run (the width is still reported);
-        `inconclusive` where fewer than 30 increments can be told apart, or where noise could hide a doubling of the
+        `inconclusive` where fewer than 30 increments can be resolved, or where noise could hide a doubling of the
         rate.
 
     Raises:
@@ -75,7 +75,7 @@ def norm_onset(
     count = min(MAX_BINS, int((lr[-1] - start) / np.max(np.diff(lr))))
     evidence: dict[str, Any] = {"steps": steps, "delta_norm": norm, "cumulative_lr": lr}
     if count < MIN_INCREMENTS:
-        reason = f"Too few steps were saved: {count} even increments can be told apart, {MIN_INCREMENTS} are needed."
+        reason = f"Too few steps were saved: {count} even increments can be resolved, {MIN_INCREMENTS} are needed."
         return Transition("norm_onset", "inconclusive", reason, of="delta", evidence=evidence)
     edges = np.linspace(start, lr[-1], count + 1)
     rate = winsorize(np.diff(np.interp(edges, lr, norm)) / np.diff(edges))

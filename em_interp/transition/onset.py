@@ -1,15 +1,16 @@
 """The signal `onset` of a behavioural metric: does it rise along the run, and at which step has it risen by half?
 
-Null hypotheses. The rate of every question is the same at all steps; and, with a control run asked the same questions
-at the same steps, the rate at every step and question is the same in both runs. Statistic: by how much the best fitting
-logistic lowers the weighted squared error below a flat line's. Null distributions: permutations of the answers over the
-steps, and between the runs (`logistic`), 999 each; the larger p-value counts. Both are exact for rates, whatever the
-number of answers, steps and questions.
+Null hypotheses. The rate of every question is the same at all steps; and, with a control run sampled at the same
+questions at the same steps, the rate at every step and question is the same in both runs. Statistic: by how much the
+best fitting logistic lowers the weighted squared error below a flat line's. Null distributions: permutations of the
+answers over the steps, and between the runs (`logistic`), 999 each; the larger p-value counts. Both are exact for
+rates, whatever the number of answers, steps and questions.
 
 Estimate. The midpoint of a logistic with free asymptotes, with the 10 % point beside it (`logistic`).
 
 Assumes that answers are drawn independently and that the curve rises once; a dip in the middle of the rise cannot be
-told from a later rise. The interval is for other answers to these questions in this run, not for other questions.
+distinguished from a later rise. The interval is for other answers to these questions in this run, not for other
+questions.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def onset(
     Args:
         curve: A behaviour curve of one scale and question set. Of a preference curve the mean is located, by
             `mean_shift.shift_onset`, which has tests of its own.
-        control: The control run's, asked the same questions at the same steps.
+        control: The control run's, with the same questions at the same steps.
         metric: `em`, `coherent`, `aligned_mean` or `coherent_mean`; the last three are taken to fall. A preference
             curve has just one.
         level: Probability with which the interval holds the half-rise.
@@ -191,7 +192,7 @@ def verdict_of(found: RiseTest, metric: str) -> tuple[Verdict, str]:
         return "inconclusive", f"too few steps: {len(steps)} with scored answers, {MIN_STEPS} are needed"
     assert found.p_rise is not None
     if found.control is not None and found.p_control is None:
-        return "inconclusive", f"the control was asked at fewer than {MIN_STEPS} of the same steps"
+        return "inconclusive", f"the control was sampled at fewer than {MIN_STEPS} of the same steps"
     if rise is None and found.underpowered:
         return "inconclusive", f"too few answers: a rise by {DETECTABLE_RISE:.0%} could be missed"
     moves = "fall" if metric in FALLING else "rise"

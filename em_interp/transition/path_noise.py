@@ -3,7 +3,7 @@
 Model. increment_i = drift_i + noise_i. The drift changes slowly from one increment to the next, except at few places.
 The noise is Gaussian; its covariance between coordinates is σᵢ² Σ, with one Σ of any shape throughout the run and a
 size σᵢ that changes slowly; over time it is a mixture of white noise and of white noise smoothed by Adam's first moment
-(β₁ = 0.9 a step). Noise that is slower than momentum cannot be told from drift.
+(β₁ = 0.9 a step). Noise that is slower than momentum cannot be distinguished from drift.
 
 Estimates.
 - σᵢ: a running median of the energies of second differences, in which a smooth drift cancels.

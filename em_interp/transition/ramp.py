@@ -80,7 +80,7 @@ def fit_ramp(
         level: Probability with which the interval holds the middle.
 
     Returns:
-        The best ramp. Widths below the spacing of the checkpoints cannot be told from 0.
+        The best ramp. Widths below the spacing of the checkpoints cannot be distinguished from 0.
     """
     plane = _in_plane(increments, noise, before, after, window)
     spacing = float(plane.edges[1] - plane.edges[0])

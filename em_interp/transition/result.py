@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 Verdict = Literal["transition", "none", "inconclusive"]
 WORDS = {"delta": "ΔW", "em": "EM"}
+KEYS = (  # of the JSON, in its order
+    *("signal", "of", "site", "verdict", "step", "interval", "level", "p_value", "width", "angle_deg", "length_share"),
+    *("scale", "questions", "reason"),
+)
 MIN_DRAWN = -30.0  # degrees: where the direction is lost in noise, a turn is estimated at any negative angle
 CURVES = {  # the curve that is drawn for each signal: its steps and values in the evidence, and what it is
     "rotation": ("step", "turn_deg", "turn, °"),
@@ -62,22 +66,8 @@ class Transition(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, in the order of the command line's JSON."""
-        return {
-            "signal": self.signal,
-            "of": self.of,
-            "site": self.site,
-            "verdict": self.verdict,
-            "step": self.step,
-            "interval": None if self.interval is None else list(self.interval),
-            "level": self.level,
-            "p_value": self.p_value,
-            "width": self.width,
-            "angle_deg": self.angle_deg,
-            "length_share": None if self.length_share is None else list(self.length_share),
-            "scale": self.scale,
-            "questions": self.questions,
-            "reason": self.reason,
-        }
+        values = {key: getattr(self, key) for key in KEYS}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Transition:

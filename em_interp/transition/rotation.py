@@ -129,7 +129,7 @@ def locate_rotations(
         if noisy is not None:
             return [_noisy_answer(noisy, increments, noise, lr, level)]
     if not candidates:
-        reason = "At no step can the direction of the path be told from its noise."
+        reason = "At no step can the direction of the path be distinguished from its noise."
         return [Transition("rotation", "inconclusive", reason, evidence=evidence)]
     turns = []
     for candidate in candidates:

@@ -3,7 +3,7 @@
 Noise. Stationary and Gaussian; white, first-order autoregressive, or a sum of both, with a memory of up to 1/25 of the
 run. Its spectrum in the cosine basis is fitted to the residual of a piecewise monotone trend by the Whittle likelihood
 over a grid of memories, at the frequencies above those of the hump or bend that is looked for; the posterior weights of
-the grid carry the uncertainty. Noise with a longer memory cannot be told from a trend.
+the grid carry the uncertainty. Noise with a longer memory cannot be distinguished from a trend.
 
 Scan test. Null hypothesis: the series is a non-increasing trend plus that noise (for `prominence`: a trend without a
 hump). The series is smoothed with Gaussian kernels of three bandwidths, which add no hump of their own; the statistic
@@ -33,7 +33,7 @@ SKIPPED = 0.05  # share of the run at its start that is left out: warm-up, B nea
 MAX_BINS = 200
 TREND_BANDWIDTH = 0.04  # of the run
 TREND_FREQUENCIES = 10  # half-cycles a run below which power belongs to the trend
-MAX_MEMORY = 1 / 25  # of the noise, as a share of the run, up to which it is told from a trend
+MAX_MEMORY = 1 / 25  # of the noise, as a share of the run, up to which it is distinguished from a trend
 LAG_ONE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # correlations of autoregressive noise tried
 N_TREND_DRAWS = 60  # from which it is learned how much of the noise a trend absorbs
 BANDWIDTHS = (0.02, 0.04, 0.08)  # of the run; the widest averages over about a fifth of it

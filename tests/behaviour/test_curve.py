@@ -66,6 +66,7 @@ def test_select_gives_one_curve_and_split_gives_all():
     assert curve.scale is None and curve.questions is None
     one = curve.select(scale=2.0, questions="broad")
     assert one.scale == 2.0 and one.questions == "broad" and set(one.frame().scale) == {2.0}
+    assert len(curve.select(scale=[1.0, 2.0], questions="broad").split()) == 2
     kinds = [(part.scale, part.questions) for part in curve.split()]
     assert kinds == [(1.0, "broad"), (1.0, "in_domain"), (2.0, "broad"), (2.0, "in_domain")]
     with pytest.raises(InputError, match=r"no answers with scale 3.0 \(it has: 1.0, 2.0\)"):
