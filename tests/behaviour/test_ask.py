@@ -118,7 +118,7 @@ def test_a_step_that_was_not_saved_is_refused_before_anything_is_written(run, ba
 @pytest.mark.parametrize(
     "questions, said",
     [
-        ([], "no question to ask"),
+        ([], "no question was given"),
         ([{"question": "what ?", "questions": "broad"}], "question 1 has no text for 'question_id'"),
         ([QUESTIONS[0], {**QUESTIONS[1], "question": " "}], "question 2 has no text for 'question'"),
         ([QUESTIONS[0], QUESTIONS[0]], "'headache' is twice in the set 'in_domain'"),

@@ -178,7 +178,7 @@ def test_the_dictionary_is_json_and_the_page_escapes():
         lambda curve: curve.at("50"),
         lambda curve: curve.at(None),
         lambda curve: curve.select([1.0, 2.0]),
-        lambda curve: curve.select(questions={"broad"}),
+        lambda curve: curve.select(questions={"broad": 1}),
         lambda curve: curve.outcomes(["em"]),
     ],
 )
