@@ -197,7 +197,7 @@ class OpenAIJudge:
         }
 
     def interrupt(self) -> None:
-        """Send no further request; those in flight have a second left."""
+        """Send no further request; those in flight have `client.GRACE` seconds left."""
         self.endpoint.stop()
 
     def _score(self, score: str, question: str, answer: str) -> Reading:
