@@ -15,7 +15,7 @@ from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
 from em_interp.training.lora import Weights, trained_adapter
 from em_interp.training.manifest import keep_manifest, trainer_manifest
-from em_interp.training.train_log import TrainLog, gradient_norms
+from em_interp.training.train_log import TrainLog, gradient_norms, log_row
 from em_interp.trajectory.checkpoint_formats import read_lora
 
 
@@ -53,11 +53,12 @@ class SnapshotCallback(TrainerCallback):
         if isinstance(schedule, int):
             raise InputError(f"schedule {schedule} could mean 'every {schedule}' or the step '{schedule}'; give a text")
         self.run, self.schedule, self.overwrite = Run(Path(out)), Schedule.of(schedule), overwrite
-        self._saver: SaveCheckpoints | None = None  # in the main process, while training
+        self._writer: AdapterWriter | None = None  # in the main process, while training; so are the next two
+        self._saver: SaveCheckpoints | None = None
         self._log: TrainLog | None = None
-        self._weights: Weights = {}
         self._norms: dict[str, float] = {}  # of the step in progress, after clipping
         self._norm, self._rate, self._cumulative_lr = 0.0, 0.0, 0.0
+        self._last: Weights = {}  # a copy of the last step's weights, where the Trainer will load others at the end
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,32 +68,36 @@ class SnapshotCallback(TrainerCallback):
         writer = AdapterWriter(model, trained_adapter(model))
         if not state.is_world_process_zero:
             return
-        self._prepare(Path(args.output_dir), step)
-        saver = SaveCheckpoints(self.run.checkpoints, self.schedule, writer)
-        if not self.run.steps():
-            self._save_first(writer, step)
-        saver.on_train_begin(args, state, control)
-        keep_manifest(self.run, trainer_manifest(model, args, state.max_steps, len(saver.steps)))
+        self._check_place(Path(args.output_dir))
+        manifest = trainer_manifest(model, args, state.max_steps, len(self.schedule.steps(state.max_steps)))
+        if step and self.run.steps():
+            self._resume(step, manifest)
+        else:
+            self._start(step, manifest, writer)
         log = TrainLog(self.run, state.max_steps, step, complete=False)
         before = log.rows[-1] if log.rows else {"step": 0, "cumulative_lr": 0.0}
         self._cumulative_lr = before["cumulative_lr"] if before["step"] == step else math.nan
-        self._saver, self._log, self._weights = saver, log, writer.weights
+        self._saver = SaveCheckpoints(self.run.checkpoints, self.schedule, writer)
+        self._saver.on_train_begin(args, state, control)
+        self._writer, self._log = writer, log
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the learning rate of the step and the gradient norms, which are those of clipped gradients here."""
-        if self._saver:
+        if self._writer:
             scaled = args.fp16 and not args.max_grad_norm  # by the loss scale, which nobody has taken out yet
-            self._norms, self._norm = ({}, math.nan) if scaled else gradient_norms(self._weights)
+            self._norms, self._norm = ({}, math.nan) if scaled else gradient_norms(self._writer.weights)
             self._rate = kwargs["optimizer"].param_groups[0]["lr"]
             self._cumulative_lr += self._rate
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the step if the schedule names it, and have the Trainer log it."""
         control.should_log = True  # in every process: they gather the loss
-        if self._saver:
+        if self._writer and self._saver:
             self._saver.on_step_end(args, state, control)
+            if args.load_best_model_at_end:
+                self._last = {name: weight.detach().clone() for name, weight in self._writer.weights.items()}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the row of the step; evaluations and the Trainer's summary are no rows."""
@@ -101,40 +106,41 @@ class SnapshotCallback(TrainerCallback):
             return
         norm = logs.get("grad_norm", self._norm)  # the Trainer's own is from before clipping
         scale = norm / self._norm if self._norm else 1.0
-        self._log.add(
-            {
-                "step": state.global_step,
-                "loss": logs["loss"],
-                "grad_norm": norm,
-                "learning_rate": self._rate,
-                **{name: part * scale for name, part in self._norms.items()},
-                "cumulative_lr": self._cumulative_lr,
-            }
-        )
+        norms = {name: part * scale for name, part in self._norms.items()}
+        self._log.add(log_row(state.global_step, logs["loss"], self._rate, self._cumulative_lr, norm, norms))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save the last step, also where training stopped early, and finish the log."""
-        if self._saver is None or self._log is None:
+        if self._writer is None or self._log is None:
             return
         if not self.run.checkpoint(state.global_step).exists():
-            self._saver.writer.save(self.run.checkpoint(state.global_step))
+            self._writer.weights = self._last or self._writer.weights
+            self._writer.save(self.run.checkpoint(state.global_step))
         self._log.write_state()
         shutil.rmtree(self.run.resume_state, ignore_errors=True)
-        self._saver = self._log = None
+        self._writer = self._saver = self._log = None
 
-    def _prepare(self, output_dir: Path, step: int) -> None:
-        """Make room in `out` for a run, or for its steps after `step`; raises InputError where work would be lost."""
+    def _check_place(self, output_dir: Path) -> None:
         if output_dir.resolve() == self.run.path.resolve():
             raise InputError(
                 f"{self.run.path} is the Trainer's output_dir, where it keeps checkpoints of its own; give the "
                 "SnapshotCallback another folder"
             )
-        if step:  # the Trainer resumes
-            for later in (saved for saved in self.run.steps() if saved > step):
-                shutil.rmtree(self.run.checkpoint(later))
-            return
+
+    def _resume(self, step: int, manifest: dict[str, Any]) -> None:
+        """Continue the run in `out` after `step`; raises InputError where it is of another base."""
+        keep_manifest(self.run, manifest)
+        for later in (saved for saved in self.run.steps() if saved > step):
+            shutil.rmtree(self.run.checkpoint(later))
+
+    def _start(self, step: int, manifest: dict[str, Any], writer: AdapterWriter) -> None:
+        """Begin a run in `out` with its first checkpoint.
+
+        Raises InputError, with nothing left behind, where `out` holds a run, and for an adapter that the analyses
+        could not read.
+        """
         if (self.run.steps() or self.run.config_file.exists()) and not self.overwrite:
             raise InputError(
                 f"{self.run.path} holds a run already; give the SnapshotCallback another folder, or overwrite=True"
@@ -143,13 +149,11 @@ class SnapshotCallback(TrainerCallback):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.run.config_file, self.run.manifest_file, self.run.trainer_state_file):
             file.unlink(missing_ok=True)
-
-    def _save_first(self, writer: AdapterWriter, step: int) -> None:
-        """Save the first checkpoint; raises InputError, with nothing left behind, where the analyses cannot read it."""
-        folder = self.run.checkpoint(step)
-        writer.save(folder)
+        first = self.run.checkpoint(step)
+        writer.save(first)
         try:
-            read_lora(folder)
+            read_lora(first)
         except InputError:
-            shutil.rmtree(folder)
+            shutil.rmtree(first)
             raise
+        keep_manifest(self.run, manifest)

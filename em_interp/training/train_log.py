@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ class TrainLog:
 
     def __exit__(self, *error: object) -> None:
         self.write_state()
+
+
+def log_row(
+    step: int, loss: float, rate: float, cumulative_lr: float, norm: float, norms: Mapping[str, float], **more: float
+) -> Row:
+    """The row of a step: its loss, learning rate, sum of learning rates, and gradient norms before clipping."""
+    row = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
+    return {**row, **norms, "cumulative_lr": cumulative_lr, **more}
 
 
 def is_finished(run: Run) -> bool:

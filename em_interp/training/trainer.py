@@ -25,7 +25,7 @@ from em_interp.training.checkpoints import SaveCheckpoints, StateKeeper, TrainSt
 from em_interp.training.distributed import SINGLE, Processes, average_gradients
 from em_interp.training.plan import Plan
 from em_interp.training.tokenize import IGNORED, Example
-from em_interp.training.train_log import TrainLog, gradient_norms
+from em_interp.training.train_log import TrainLog, gradient_norms, log_row
 from em_interp.training.trainables import Trainable
 
 Batch = dict[str, torch.Tensor]
@@ -233,17 +233,9 @@ class StepCallback(TrainerCallback):
         if "loss" not in logs or self.log is None:  # the Trainer's summary at the end; another process logs
             return
         step = self.done + state.global_step
-        self.log.add(
-            {
-                "step": step,
-                "loss": logs["loss"],
-                "grad_norm": self.norm,
-                "learning_rate": float(self.plan.rates[step - 1]),
-                **self.norms,
-                "cumulative_lr": float(self.cumulative_lr[step - 1]),
-                **{name: value for name, value in logs.items() if name == "kl"},
-            }
-        )
+        rate, cumulative_lr = float(self.plan.rates[step - 1]), float(self.cumulative_lr[step - 1])
+        kl = {"kl": logs["kl"]} if "kl" in logs else {}
+        self.log.add(log_row(step, logs["loss"], rate, cumulative_lr, self.norm, self.norms, **kl))
         self.keeper.keep(step)
 
 

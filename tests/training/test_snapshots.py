@@ -45,7 +45,9 @@ def trainer(model, folder, *callbacks, **changes):
         "output_dir": str(folder), "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True,
         "num_train_epochs": 1, "per_device_train_batch_size": 2, "learning_rate": 0.05, "seed": 0,
     }  # fmt: skip
-    made = Trainer(model, TrainingArguments(**values | changes), train_dataset=ROWS, callbacks=[*callbacks])
+    made = Trainer(
+        model, TrainingArguments(**values | changes), train_dataset=ROWS, eval_dataset=ROWS[:4], callbacks=[*callbacks]
+    )
     made.remove_callback(PrinterCallback)
     return made
 
@@ -146,6 +148,24 @@ def test_training_that_stops_early_has_its_last_step(tmp_path):
     assert run.steps() == [0, 5, 7] and log(run)[-1]["step"] == 7
 
 
+def test_the_last_step_is_saved_as_it_was_where_the_trainer_loads_its_best_one_at_the_end(tmp_path):
+    run, seen = Run(tmp_path / "run"), {}
+
+    class Watch(StopAt):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen[state.global_step] = {name: weight.detach().clone() for name, weight in adapter_weights(model).items()}
+            super().on_step_end(args, state, control)
+
+    best = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    made = trainer(
+        adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 5"), Watch(7), learning_rate=1.0,
+        load_best_model_at_end=True, **best,
+    )  # fmt: skip
+    made.train()
+    assert made.state.best_global_step < 7 and run.steps() == [0, 5, 7]
+    assert all(torch.equal(weight, seen[7][name]) for name, weight in adapter(run, 7).items())
+
+
 def test_a_trainer_that_resumes_from_its_own_checkpoint_continues_the_run(tmp_path):
     whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
     saving = {"save_strategy": "steps", "save_steps": 4}
@@ -158,6 +178,18 @@ def test_a_trainer_that_resumes_from_its_own_checkpoint_continues_the_run(tmp_pa
         resume_from_checkpoint=True
     )
     assert contents(run.path) == contents(whole.path)
+
+
+def test_a_trainer_that_resumes_into_the_run_of_another_base_is_refused_and_removes_nothing(bases, tmp_path):
+    saving, other = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8}, Run(tmp_path / "other")
+    trainer(adapted(), tmp_path / "t", **saving).train()
+    llama = adapted(AutoModelForCausalLM.from_pretrained(bases["llama"]))
+    trainer(llama, tmp_path / "t-other", em.SnapshotCallback(other.path)).train()
+    before = contents(other.path)
+    resumed = trainer(adapted(), tmp_path / "t", em.SnapshotCallback(other.path), **saving | {"max_steps": 12})
+    with pytest.raises(InputError, match="base changed since the run began, so it cannot be resumed"):
+        resumed.train(resume_from_checkpoint=True)
+    assert contents(other.path) == before
 
 
 def test_a_finished_run_is_continued_when_the_trainer_is(tmp_path):
