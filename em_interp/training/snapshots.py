@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from em_interp.checks import check_type
 from em_interp.config import Schedule
 from em_interp.errors import InputError
 from em_interp.run import Run
@@ -50,8 +51,8 @@ class SnapshotCallback(TrainerCallback):
     """
 
     def __init__(self, out: str | Path, schedule: str | Schedule = "every 1", overwrite: bool = False) -> None:
-        if isinstance(schedule, int):
-            raise InputError(f"schedule {schedule} could mean 'every {schedule}' or the step '{schedule}'; give a text")
+        check_type("out", out, (str, Path), "the path of a folder")
+        check_type("schedule", schedule, (str, Schedule), "a text such as 'every 5' or '1-10, every 5'")
         self.run, self.schedule, self.overwrite = Run(Path(out)), Schedule.of(schedule), overwrite
         self._writer: AdapterWriter | None = None  # in the main process, while training; so are the next two
         self._saver: SaveCheckpoints | None = None

@@ -297,8 +297,10 @@ def test_the_trainers_own_folder_is_refused(tmp_path):
 
 def test_a_schedule_that_is_not_understood_is_refused_before_any_training(tmp_path):
     assert em.SnapshotCallback(tmp_path, "1-10, every 5").schedule == Schedule("1-10, every 5")
-    with pytest.raises(InputError, match="schedule 5 could mean 'every 5' or the step '5'"):
+    with pytest.raises(InputError, match=r"schedule must be a text such as 'every 5' .*; found 5"):
         em.SnapshotCallback(tmp_path, 5)
+    with pytest.raises(InputError, match="out must be the path of a folder; found None"):
+        em.SnapshotCallback(None)
     with pytest.raises(InputError, match="'evry 5' is not understood"):
         em.SnapshotCallback(tmp_path, "evry 5")
 
