@@ -36,6 +36,8 @@ _WHERE = {
     "ScoredResponses": "em_interp.behaviour.scores",
     "behaviour_curve": "em_interp.behaviour.curve",
     "BehaviourCurve": "em_interp.behaviour.curve",
+    "preference_curve": "em_interp.prefer",
+    "PreferenceCurve": "em_interp.behaviour.preference_curve",
     "report": "em_interp.reports.page",
     "export_run": "em_interp.reports.run_figures",
     "publish": "em_interp.publishing",

@@ -21,7 +21,7 @@ FLOORS = [
     {"findings"},
     {"reports"},
     {"comparison"},
-    {"pipeline"},
+    {"pipeline", "prefer"},
     {"sweeps"},
     {"commands"},
     {"cli"},
