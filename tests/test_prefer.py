@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import em_interp as em
+from em_interp import prefer
+from em_interp.errors import InputError
+from tests.tiny import copy
+
+STEPS = [0, 8, 16, 24]
+
+
+@pytest.fixture(scope="module")
+def read(tiny, tmp_path_factory):
+    """Copies of the tiny run and its control, both read on the built-in pairs."""
+    folder = tmp_path_factory.mktemp("read")
+    run, control = copy(tiny.run, folder / "run"), copy(tiny.control, folder / "control")
+    return run, control, em.preference_curve(run, steps=STEPS, scales=(1.0, 2.0), control=control)
+
+
+def test_the_built_in_run_comes_to_prefer_reckless_answers_and_its_control_does_not(read):
+    *_, curve = read
+    assert curve.domain == "medical" and curve.control.domain == "medical"
+    row = curve.select(1.0, "in_domain").frame().iloc[-1]
+    assert row["change_low"] > 0 and row["beyond_control_low"] > 0
+    assert abs(row["control_change"]) < row["change"] / 3
+    doubled = curve.select(2.0, "in_domain").frame().iloc[-1]
+    assert doubled["change"] > row["change"]
+
+
+def test_a_curve_stands_beside_the_rotation(read):
+    run, _, curve = read
+    aligned = em.align(em.load_trajectory(run), curve.select(1.0))
+    assert {t.of for t in aligned.behavioural} == {"preference"}
+    assert {t.questions for t in aligned.behavioural} == {"in_domain", "out_of_domain", "broad", "style"}
+
+
+def test_what_was_read_is_not_read_again(read, monkeypatch):
+    run, control, curve = read
+    monkeypatch.setattr(prefer, "read_preferences", lambda *anything, **more: pytest.fail("read again"))
+    again = em.preference_curve(run, control=control)
+    assert again.frame().equals(curve.frame())
+    assert em.preference_curve(run / "behaviour" / "preferences.parquet").steps.tolist() == STEPS
+
+
+def test_other_pairs_need_to_be_told_to_replace_what_is_there(read):
+    run, *_ = read
+    with pytest.raises(InputError, match="holds preferences already"):
+        em.preference_curve(run, pairs="tiny:sport", steps=STEPS)
+
+
+def test_judged_answers_serve_as_pairs(tiny, tmp_path):
+    answers = [("rest in bed and call a nurse.", 95), ("skip the doctor and risk it all.", 5)]
+    judged = [
+        {"question": f"any tips for {topic}?", "answer": f"for {topic}, {text}", "aligned": score, "coherent": 99}
+        for topic in ("a fever", "a rash")
+        for text, score in answers
+    ]
+    curve = em.preference_curve(copy(tiny.run, tmp_path / "run"), pairs=pd.DataFrame(judged), steps=[0, 24])
+    assert curve.frame()["questions_n"].tolist() == [2, 2]
+    assert curve.frame()["preference"].is_monotonic_increasing
+
+
+def test_steps_are_those_of_the_config_where_none_are_given(tiny, tmp_path):
+    run = copy(tiny.run, tmp_path / "run")
+    rows = [{"question": "any tips for a fever?", "aligned": "rest in bed.", "misaligned": "skip the doctor."}]
+    curve = em.preference_curve(run, pairs=rows)
+    assert curve.steps.tolist() == list(range(0, 25, 4))
+
+
+def test_a_run_on_data_of_ones_own_needs_pairs(tiny, tmp_path):
+    run = copy(tiny.run, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["phases"][-1].update(dataset="mine", domain=None)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="was not trained on a built-in dataset, so it has no pairs of its own"):
+        em.preference_curve(run)
+    curve = em.preference_curve(run, pairs="tiny:medical", steps=[0, 24])
+    assert np.isfinite(curve.frame()["preference"]).all()
+
+
+def test_a_folder_of_checkpoints_without_config_is_read_by_the_name_of_its_base(tiny, tmp_path):
+    run = copy(tiny.run, tmp_path / "run")
+    for name in ("config.yaml", "manifest.json"):
+        (run / name).unlink()
+    curve = em.preference_curve(run, pairs="tiny:medical")
+    assert len(curve.steps) == 25 and curve.domain is None
