@@ -23,6 +23,7 @@ _WHERE = {
     "largest_local_cosine": "em_interp.transition.local_cosine",
     "planted_path": "em_interp.transition.synthetic.paths",
     "planted_curve": "em_interp.transition.synthetic.curves",
+    "planted_shift": "em_interp.transition.synthetic.shifts",
     "planted_log": "em_interp.transition.synthetic.logs",
     "planted_norm": "em_interp.transition.synthetic.logs",
     "align": "em_interp.transition.align",

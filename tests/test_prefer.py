@@ -60,7 +60,7 @@ def test_judged_answers_serve_as_pairs(tiny, tmp_path):
     ]
     curve = em.preference_curve(copy(tiny.run, tmp_path / "run"), pairs=pd.DataFrame(judged), steps=[0, 24])
     assert curve.frame()["questions_n"].tolist() == [2, 2]
-    assert curve.frame()["preference"].is_monotonic_increasing
+    assert (curve.frame()["preference"] < 0).all()  # the base finds careful advice likelier
 
 
 def test_steps_are_those_of_the_config_where_none_are_given(tiny, tmp_path):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.errors import InputError, nearest
 from em_interp.transition.logistic import logistic
 from em_interp.transition.mean_shift import QuestionCurves
+from em_interp.transition.synthetic import check_kind, generator_of
 
 RISES = ("plain", "sharp", "gradual", "staggered", "few_questions", "wiggles", "lopsided", "beyond_control")
 NULLS = ("flat", "drifts", "as_control", "as_style", "falling", "trifle")
@@ -25,7 +25,7 @@ class PlantedShift:
     midpoint: float | None
 
 
-def planted_shift(kind: str, rng: np.random.Generator) -> PlantedShift:
+def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     """One set of curves of the named kind (`RISES` or `NULLS`): 200–800 steps read at 12–40 of them, 12–144 questions.
 
     Each question has a height of its own around a mean of 0.03–0.2, half of it as spread, a slow random drift, and
@@ -34,8 +34,8 @@ def planted_shift(kind: str, rng: np.random.Generator) -> PlantedShift:
     and `as_style`: the control or the style null shifts as much. `trifle`: a shift too small to matter. Raises
     InputError for another kind.
     """
-    if kind not in RISES + NULLS:
-        raise InputError(f"no planted shift {kind!r}{nearest(kind, RISES + NULLS)}; known: {', '.join(RISES + NULLS)}")
+    check_kind(kind, RISES + NULLS)
+    rng = generator_of(seed)
     length = float(rng.integers(200, 801))
     steps = np.unique(np.round(np.linspace(0, length, int(rng.integers(12, 41)))))
     count = 12 if kind == "few_questions" else int(rng.choice([12, 24, 48, 144]))
