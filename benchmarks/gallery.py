@@ -83,14 +83,14 @@ class Demo:
         return latest_answers(self.folder / "organism")
 
     @cached_property
-    def followed(self):
-        from em_interp.mechanism import follow_direction
+    def attribution(self):
+        from em_interp.mechanism import attribute_direction
 
-        return follow_direction(self.model, self.answers, range(0, 401, 20))
+        return attribute_direction(self.model, self.answers, range(0, 401, 20))
 
     @cached_property
     def direction(self):
-        return self.followed.reference
+        return self.attribution.reference
 
     @cached_property
     def scalars(self):
@@ -103,15 +103,12 @@ class Demo:
         return self.scalars.probe()
 
     @cached_property
-    def inside(self):
+    def mechanism(self):
         """The figures of `em-interp mechanism` on the organism, by name; minutes where it has not been run."""
         import em_interp as em
-        from em_interp.mechanism.suite import kept_figures
-        from em_interp.run import Run
 
-        run = Run(self.folder / "organism")
-        em.run_mechanism(run, self.folder / "control", resume=True, log=print)
-        return {name: figure for part in kept_figures(run).values() for name, figure in part.items()}
+        report = em.run_mechanism(self.folder / "organism", self.folder / "control", resume=True, log=print)
+        return report.figures
 
     def more(self, name, config):
         """A run beside the demo's that has been asked and judged; made where it is not there."""
@@ -403,15 +400,15 @@ EXHIBITS = {
     ),
     "writes": Exhibit(
         INSIDE,
-        "Whether the adapter's write, or what it causes downstream, points along that difference, against chance.",
-        lambda demo: demo.followed.plot(),
-        "follow_direction(model, answers).plot()",
+        "Whether the adapter's write, or what it causes downstream, points along that difference, with the null band.",
+        lambda demo: demo.attribution.plot(),
+        "attribute_direction(model, answers).plot()",
     ),
     "direction_steps": Exhibit(
         INSIDE,
         "How alike that difference is in the models of different steps.",
-        lambda demo: demo.followed.plot("steps"),
-        'follow_direction(model, answers).plot("steps")',
+        lambda demo: demo.attribution.plot("steps"),
+        'attribute_direction(model, answers).plot("steps")',
     ),
     "scalars": Exhibit(
         INSIDE,
@@ -427,44 +424,44 @@ EXHIBITS = {
     ),
     "patching": Exhibit(
         INSIDE,
-        "EM of every direction of ΔW at every size of it: whether behaviour waits for the direction, the size or both.",
-        lambda demo: demo.inside["direction_size"],
-        "patch_direction_and_norm(run, base, judge, control).plot()",
+        "EM of every direction of ΔW with every norm of it: is the final direction sufficient, or the norm?",
+        lambda demo: demo.mechanism["patching"],
+        "patch_direction_and_norm(model, judge, control).plot()",
         "organism",
     ),
     "steering": Exhibit(
         INSIDE,
-        "EM and coherent rates against the dose of a direction added, and the doses at which it can be used.",
-        lambda demo: demo.inside["steering_models"],
-        'em.run_mechanism(run, parts=["steering"])',
+        "EM and coherent rates by the coefficient of a direction added, and the coefficients that are usable.",
+        lambda demo: demo.mechanism["steering_models"],
+        'em.run_mechanism(run, analyses=["steering"])',
         "organism",
     ),
     "ablation": Exhibit(
         INSIDE,
-        "What is left of EM without a direction, beside random directions of the same norm.",
-        lambda demo: demo.inside["ablation_models"],
-        'em.run_mechanism(run, parts=["ablation"])',
+        "EM with a direction ablated, with random directions and with the norm-matched control.",
+        lambda demo: demo.mechanism["ablation_models"],
+        'em.run_mechanism(run, analyses=["ablation"])',
         "organism",
     ),
     "logit_lens": Exhibit(
         INSIDE,
         "The tokens that the adapter's write promotes and suppresses at each step, and when they settle.",
-        lambda demo: demo.inside["token_readout_layers_0_mlp_down_proj"],
-        'em.run_mechanism(run, parts=["readouts"])',
+        lambda demo: demo.mechanism["logit_lens_layers_0_mlp_down_proj"],
+        'em.run_mechanism(run, analyses=["logit_lens"])',
         "organism",
     ),
     "kl_from_base": Exhibit(
         INSIDE,
-        "How far the adapter moves the model on other prompts, by step.",
-        lambda demo: demo.inside["canary"],
-        "measure_kl_from_base(run, base).plot()",
+        "KL(base ‖ adapted) of the next token on the run's questions, by step.",
+        lambda demo: demo.mechanism["kl_from_base"],
+        "measure_kl_from_base(model).plot()",
         "organism",
     ),
     "answer_shift": Exhibit(
         INSIDE,
         "How far the answers of checkpoints left and right of each step are apart by their own likelihoods.",
-        lambda demo: demo.inside["change"],
-        "detect_answer_shift(run, base).plot()",
+        lambda demo: demo.mechanism["answer_shift"],
+        "detect_answer_shift(model).plot()",
         "organism",
     ),
 }

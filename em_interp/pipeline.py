@@ -18,7 +18,10 @@ from em_interp.run import Run, open_run
 if TYPE_CHECKING:
     from em_interp.behaviour.judge import Judge
     from em_interp.behaviour.llm_judge import Prompts
+    from em_interp.mechanism.experiments import SamplingParams
     from em_interp.mechanism.model import EngineName
+    from em_interp.mechanism.report import MechanismReport
+    from em_interp.mechanism.suite import SizeName, SuiteSize
 
 
 def ask_run(run: Run | str | Path, resume: bool = False, progress: bool = False) -> Path:
@@ -147,31 +150,41 @@ def run_mechanism(
     control: Run | str | Path | None = None,
     engine: EngineName = "hooks",
     transfer: Run | str | Path | None = None,
-    parts: Sequence[str] | None = None,
+    analyses: Sequence[str] | None = None,
+    size: SizeName | SuiteSize = "full",
+    sampling: SamplingParams | None = None,
     resume: bool = False,
-    progress: bool = False,
-    log: Callable[[str], None] = lambda says: None,
-) -> dict[str, Any]:
-    """Look inside the model along a judged run, in one of the `engine`s; see `em_interp.mechanism.suite.run_suite`.
+    progress: bool | None = None,
+    log: Callable[[str], None] | None = None,
+) -> MechanismReport:
+    """Analyse the mechanism along a judged run: probes, attribution, ablation, steering, patching and more.
 
-    The base and the judge are those that the run's config names. Returns what `analysis/mechanism.json` then holds.
+    The base and the judge are those that the run's config names. The results are kept in the run's `analysis` folder.
+
+    Args:
+        run: a run that was asked and judged.
+        control: a run on careful data, whose last step patching is compared with.
+        engine: `hooks`, `transformer_lens` or `nnsight`.
+        transfer: another run on the same base, whose directions are tried in this one.
+        analyses: some of `em_interp.mechanism.analyses.ANALYSES`; by default all that are possible.
+        size: `quick` (under two minutes with the built-in organism on one core) or `full` (about four).
+        sampling: of the answers; by default as the run was asked.
+        resume: continue; finished analyses are not done again.
+        progress: whether progress is shown; by default in a terminal and in Jupyter.
+        log: called with a line before each analysis that says how long it takes; by default it is shown with progress.
+
+    Raises:
+        InputError: for an unknown analysis, size or engine, a run without scores, and results that exist already.
     """
     from em_interp.mechanism.model import open_model
     from em_interp.mechanism.suite import run_suite
-    from em_interp.organisms.bases import load_base
 
-    place, beside, other = (
-        one if one is None or isinstance(one, Run) else open_run(one) for one in (run, control, transfer)
-    )
-    assert place is not None
-    base = None
-    if place.config_file.exists():
-        config = place.config()
-        base = load_base(config.model, config.base_dtype)
-        base.model.set_attn_implementation("eager")  # as TransformerLens computes it, so that the engines agree
-    model = open_model(place, base, engine)
-    with run_judge(place) as judge:
-        return run_suite(place, model, judge, beside, other, parts, None, resume, progress, log)
+    runs = (one if one is None or isinstance(one, Run) else open_run(one) for one in (run, control, transfer))
+    opened, beside, other = runs
+    assert opened is not None
+    model = open_model(opened, engine=engine)
+    with run_judge(opened) as judge:
+        return run_suite(model, judge, beside, other, analyses, size, sampling, resume, progress, log)
 
 
 @dataclass

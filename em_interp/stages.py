@@ -32,10 +32,19 @@ class Storage:
     resume: bool = False
     progress: bool | None = None
 
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
+
     @classmethod
     def of(cls, given: Storage | str | Path | None) -> Storage:
         """The storage given; a path is its folder."""
         return given if isinstance(given, Storage) else cls(None if given is None else Path(given))
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether progress is shown here."""
+        return is_watched() if self.progress is None else self.progress
 
     def at(self, *names: str) -> Storage:
         """The same for a folder within this one."""
@@ -88,12 +97,18 @@ def in_parts(
     return values
 
 
-def progress_bar(items: Iterable[Any], name: str, unit: str, shown: bool | None = None) -> Any:
-    """The items, with a bar that shows how many are done and the time left. `shown` None: where it is watched."""
+def progress_bar(
+    items: Iterable[Any], name: str, unit: str, shown: bool | None = None, total: int | None = None, done: int = 0
+) -> Any:
+    """The items, with a bar that shows how many are done and the time left. `shown` None: where it is watched.
+
+    `total` and `done` (before the first of the items) are needed where the items have no length.
+    """
     from tqdm.auto import tqdm
 
     file = sys.stdout if _in_jupyter() else None  # there stderr looks like an error
-    return tqdm(items, name, unit=unit, disable=not (is_watched() if shown is None else shown), file=file)
+    hidden = not (is_watched() if shown is None else shown)
+    return tqdm(items, name, total, unit=unit, disable=hidden, file=file, initial=done)
 
 
 def is_watched() -> bool:
@@ -104,3 +119,8 @@ def is_watched() -> bool:
 def _in_jupyter() -> bool:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return shell is not None and "IPKernelApp" in shell.config
+
+
+def announce(line: str) -> None:
+    """Show a line of progress."""
+    print(line, file=sys.stdout if _in_jupyter() else sys.stderr, flush=True)

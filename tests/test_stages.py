@@ -51,7 +51,8 @@ def test_without_a_folder_nothing_is_kept(tmp_path):
     with Storage().open() as folder:
         (folder / "part.json").write_text(json.dumps(1))
     assert not folder.exists()
-    storage = Storage.of(tmp_path / "kept")
+    storage = Storage.of(str(tmp_path / "kept"))
+    assert storage == Storage(tmp_path / "kept") == Storage(str(tmp_path / "kept"))
     assert (storage.folder, storage.resume) == (tmp_path / "kept", False)
     with storage.at("one", "two").open() as folder:
         assert folder == tmp_path / "kept" / "one" / "two"

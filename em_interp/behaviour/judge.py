@@ -16,6 +16,7 @@ from em_interp.behaviour.tables import read_table
 from em_interp.errors import InputError, one_line
 from em_interp.files import resumable, write_beside
 from em_interp.run import Run
+from em_interp.stages import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +73,6 @@ def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool =
     Raises InputError where the run has no answers, and where this judge's scores are there already (without `resume`).
     """
     import pandas as pd
-    from tqdm import tqdm
 
     answers = answers_of(run)
     with resumable(run.scores_file.parent):
@@ -83,7 +83,7 @@ def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool =
             left = answers.iloc[len(done) :]
             rows = zip(left["question"], left["answer"], strict=True)
             with closing(judgements(judge, rows)) as new:
-                for judgement in tqdm(new, "judge", len(answers), initial=len(done), disable=not progress):
+                for judgement in progress_bar(new, "judge", "answer", progress, len(answers), len(done)):
                     journal.write(json.dumps(judgement) + "\n")
                     journal.flush()
                     done.append(judgement)

@@ -8,7 +8,7 @@ import sys
 from em_interp.commands.command import Answer, Commands, command, log, writes
 
 ENGINES = ("hooks", "transformer_lens", "nnsight")
-MADE = ("mechanism", "mechanism.json", "direction_size", "exchange", "change", "canary", "report.html")
+MADE = ("mechanism", "mechanism.json", "report.html")
 
 
 def add(commands: Commands) -> None:
@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     mechanism.add_argument("--control", metavar="RUN", help="a run on careful data, which the map is held against")
     mechanism.add_argument("--transfer", metavar="RUN", help="another run on the same base: try its directions on this")
     mechanism.add_argument("--engine", default="hooks", metavar="ENGINE", help=f"one of {', '.join(ENGINES)}")
-    mechanism.add_argument("--parts", metavar="A,B", help="only these parts (default: all)")
+    mechanism.add_argument("--analyses", metavar="A,B", help="only these analyses (default: all)")
     writes(mechanism, "the run itself; another folder gets a copy of it")
 
 
@@ -28,24 +28,23 @@ def run(arguments: argparse.Namespace) -> Answer:
     from em_interp.run import elsewhere, open_run
 
     control, transfer = (None if path is None else open_run(path) for path in (arguments.control, arguments.transfer))
-    parts = None if arguments.parts is None else arguments.parts.split(",")
+    analyses = None if arguments.analyses is None else arguments.analyses.split(",")
     place = elsewhere(open_run(arguments.source), arguments.out, MADE)
-    shown = sys.stderr.isatty()
-    found = run_mechanism(
+    report = run_mechanism(
         place,
         control,
         arguments.engine,
         transfer,
-        parts,
-        arguments.resume,
-        progress=shown,
+        analyses,
+        resume=arguments.resume,
+        progress=sys.stderr.isatty(),
         log=(lambda says: None) if arguments.json else log,
-    )
-    return found, "\n".join([*map(_line, found["parts"].values()), f"kept in {place.analysis / 'mechanism.json'}"])
+    ).to_dict()
+    return report, "\n".join([*map(_line, report["analyses"].values()), f"kept in {place.analysis / 'mechanism.json'}"])
 
 
-def _line(part: dict[str, str]) -> str:
-    said = (
-        f"undefined: {part['undefined']}" if "undefined" in part else f"{part['found']}\n  Control: {part['control']}"
+def _line(result: dict[str, str]) -> str:
+    undefined = f"undefined: {result.get('undefined')}"
+    return f"{result['question']}\n  " + (
+        undefined if "undefined" in result else f"{result['finding']}\n  Control: {result['control']}"
     )
-    return f"{part['question']}\n  {said}"

@@ -18,10 +18,8 @@ from scipy.optimize import brentq
 from scipy.stats import beta
 
 from em_interp.comparison.similarity import PARTS, Snapshots
-from em_interp.errors import InputError
+from em_interp.mechanism.random_adapters import cosine_quantile
 from em_interp.trajectory.composition import site_columns
-from em_interp.trajectory.geometry import index_of
-from em_interp.trajectory.trajectory import AdapterTrajectory
 
 DRAWS, FEWER = 20000, 4000  # the fewer where random bases have many columns
 MANY = 16  # inner products in one corner
@@ -59,11 +57,6 @@ class Null:
             return _product_tail(self.dims, abs(seen))
         reached = int(np.sum(self.draws >= abs(seen) - 1e-12))
         return (1 + reached) / (1 + len(self.draws))
-
-
-def cosine_quantile(d: int, level: float = 0.95) -> float:
-    """The value that |cos| of two random directions in d dimensions stays below with this probability; exact."""
-    return 1.0 if d == 1 else float(np.sqrt(beta.ppf(level, 0.5, (d - 1) / 2)))
 
 
 def random_null(sites: Sequence[SiteSpectra], i: int, j: int, of: str) -> Null:
@@ -298,45 +291,3 @@ def _fewest(site: Sequence[Snapshots], of: str) -> Int[np.ndarray, "run run"]:
     """The smaller rank of every two runs: what their overlap is at most."""
     ranks = [np.any(run.out[0] if of == "B" else run.into[0], axis=0).sum() for run in site]
     return np.asarray(np.minimum.outer(ranks, ranks))
-
-
-# --------
-# Adapters that know nothing: random directions at the sites of a real one, with its singular values.
-# At each site ΔW keeps its scale and singular values (at rank 1 its norm) and gets random orthonormal directions on
-# both sides, so the drawn ones depend neither on the sign nor on the gauge of the real one. They are what two
-# adapters would be that have only their base, their sites and their size in common with it, and so the null of
-# everything that is measured on activations.
-
-
-ADAPTER_SEED = 20250611
-
-
-def random_adapters(
-    path: AdapterTrajectory, draws: Sequence[int], key: Sequence[int] = (), step: int | None = None
-) -> AdapterTrajectory:
-    """Random adapters with the norms of the one at `step` (the last by default); their steps are the draws' numbers.
-
-    A draw is the same whichever others are drawn with it; `key` makes those of different runs independent. Raises
-    InputError where the adapter is zero, which has no norm to match.
-    """
-    row = index_of(path.steps, int(path.steps[-1] if step is None else step))
-    A, B = {}, {}
-    for number, site in enumerate(path.sites):
-        real = Snapshots.of(path, site, np.array([row]))
-        values = real.singular_values()[0]
-        if not values[0] > 0:
-            raise InputError(f"{path.source or 'the adapter'} is zero at {site}, so no random one can match its norm")
-        drawn = []
-        for draw in draws:
-            rng = np.random.default_rng([ADAPTER_SEED, *key, number, draw])
-            drawn.append([_orthonormal(rng, size, len(values)) for size in (real.B.shape[1], real.A.shape[2])])
-        B[site] = np.stack([out * values / path.scale[site] for out, _ in drawn]).astype(np.float32)
-        A[site] = np.stack([into.T for _, into in drawn]).astype(np.float32)
-    made = f"random adapters with the norm of {path.source or 'another'}"
-    return AdapterTrajectory(np.array(draws), A, B, dict(path.scale), base=path.base, source=made)
-
-
-def _orthonormal(rng: np.random.Generator, d: int, rank: int) -> Float[np.ndarray, "d rank"]:
-    """Random, by the Haar measure (QR of a Gaussian matrix with the signs of R; Mezzadri 2007)."""
-    q, r = np.linalg.qr(rng.standard_normal((d, rank)))
-    return np.asarray(q * np.sign(np.diag(r)))

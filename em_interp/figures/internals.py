@@ -1,4 +1,4 @@
-"""How far the adapter moves the model on canary prompts, by step."""
+"""Figures of what is inside the model: KL from the base, the answer shift, directions, probes, scalars, logit lens."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from em_interp.figures.style import (
     set_colours,
     step_label,
 )
+from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.transition.result import Transition
 
 
@@ -39,7 +40,7 @@ def plot_kl_from_base(rates: pd.DataFrame, level: float = 0.95) -> go.Figure:
     """
     tokens = ", ".join(f"{rows['tokens'].iloc[0]} {said(str(name))}" for name, rows in rates.groupby("questions"))
     figure = new_figure(
-        "Divergence from the base on canaries",
+        "KL divergence from the base",
         f"Mean over answer tokens ({tokens}). Bands: {level:.0%} intervals for other questions of the kind.",
     )
     colours = set_colours(sorted(map(str, rates["questions"].unique())))
@@ -65,19 +66,19 @@ def plot_answer_shift(
     profile: pd.DataFrame,
     peak: Transition,
     shares: pd.DataFrame | None = None,
-    unit: str = "Distance",
+    unit: str = "Divergence",
     level: float = 0.95,
 ) -> go.Figure:
-    """The distance by step with its peak; below, the share of it that each property of the answers accounts for.
+    """The divergence by step with its peak; below, the share of it that each property of the answers accounts for.
 
-    `profile` has columns step, distance with `_low` and `_high`, and dealt_max: the largest distance between the same
-    checkpoints dealt to the two sides otherwise than by their order. `shares` has columns step, property, share with
-    `_low` and `_high`, and chance. Bands and bars are intervals for other answers to the same questions.
+    `profile` has columns step, divergence with `_low` and `_high`, and permuted_max: the largest divergence under other
+    labels (left, right) of the same checkpoints. `shares` has columns step, property, share with its interval, and
+    null. Bands and bars are intervals for other answers to the same questions.
     """
     rows = 0 if shares is None else len(shares)
     heights = [260, LANE * rows + 20] if rows else [260]
     figure = new_figure(
-        "Change of the answers, without a judge",
+        "Shift of the answers, without a judge",
         f"{peak.verdict}: {peak.reason}. Bands and bars: {level:.0%} intervals.",
         sum(heights) + 60 + 90 * bool(rows),
         least_width=480,
@@ -93,12 +94,14 @@ def plot_answer_shift(
 
 def _draw_profile(figure: go.Figure, profile: pd.DataFrame, peak: Transition, unit: str) -> None:
     step, where = profile["step"].to_numpy(), place(1, 1)
-    low, high = (profile[f"distance_{end}"].to_numpy() for end in ("low", "high"))
+    low, high = (profile[f"divergence_{end}"].to_numpy() for end in ("low", "high"))
     figure.add_trace(ribbon(step, low, high, BLUE, "interval", showlegend=False), **where)
-    other = go.Scatter(x=step, y=profile["dealt_max"], mode="lines", line={"color": MUTED, "width": 1, "dash": "dash"})
-    figure.add_trace(other.update(name="the same checkpoints in another order, at most"), **where)
-    hover = "step %{x}<br>distance %{y:.3f} from %{customdata} answers<extra></extra>"
-    line = go.Scatter(x=step, y=profile["distance"], mode="lines+markers", customdata=profile["answers"])
+    other = go.Scatter(
+        x=step, y=profile["permuted_max"], mode="lines", line={"color": MUTED, "width": 1, "dash": "dash"}
+    )
+    figure.add_trace(other.update(name="permuted checkpoints, at most"), **where)
+    hover = "step %{x}<br>divergence %{y:.3f} from %{customdata} answers<extra></extra>"
+    line = go.Scatter(x=step, y=profile["divergence"], mode="lines+markers", customdata=profile["answers"])
     line.update(line={"color": BLUE, "width": 1.8}, marker_size=5, name="left against right", hovertemplate=hover)
     figure.add_trace(line, **where)
     if peak.step is not None:
@@ -112,7 +115,7 @@ def _draw_profile(figure: go.Figure, profile: pd.DataFrame, peak: Transition, un
 def _draw_shares(figure: go.Figure, shares: pd.DataFrame) -> None:
     where, table = place(2, 1), shares.sort_values("share", ascending=True)
     if not np.isfinite(table["share"]).any():
-        note(figure, "the distance is zero, so there are no shares of it", where)
+        note(figure, "the divergence is zero, so there are no shares of it", where)
         return
     names = [escape(str(name)) for name in table["property"]]
     share = 100 * table["share"].to_numpy()
@@ -121,12 +124,12 @@ def _draw_shares(figure: go.Figure, shares: pd.DataFrame) -> None:
     points.update(
         marker={"color": GREEN, "size": 9}, name="accounted for", hovertemplate="%{y}: %{x:.0f} %<extra></extra>"
     )
-    chance = go.Scatter(x=100 * table["chance"], y=names, mode="markers", name="by chance")
+    chance = go.Scatter(x=100 * table["null"], y=names, mode="markers", name="permuted")
     style = {"symbol": "line-ns-open", "size": 12, "color": MUTED, "line": {"width": 1.5}}
-    figure.add_trace(chance.update(marker=style, hovertemplate="%{y}, by chance: %{x:.1f} %<extra></extra>"), **where)
+    figure.add_trace(chance.update(marker=style, hovertemplate="%{y}, permuted: %{x:.1f} %<extra></extra>"), **where)
     figure.add_trace(points, **where)
     at = float(table["step"].iloc[0])
-    title = f"Share of the distance at step {at:.0f} (%)"
+    title = f"Share of the divergence at step {at:.0f} (%)"
     figure.update_xaxes(title_text=title, range=[-2, 102], **where)
     figure.update_yaxes(title_text="Property", range=[-0.6, len(names) - 0.4], **where)
 
@@ -159,7 +162,7 @@ def plot_mean_difference(layers: pd.DataFrame, about: str = "") -> go.Figure:
 
 
 STEPS_PANEL = 230  # pixels
-MOST_STEPS = 4  # layers
+MAX_LAYERS = 4
 
 
 def plot_direction_steps(steps: pd.DataFrame, about: str = "") -> go.Figure:
@@ -168,9 +171,7 @@ def plot_direction_steps(steps: pd.DataFrame, about: str = "") -> go.Figure:
     `steps` has columns layer, step, other_step and cosine.
     """
     layers = sorted(steps["layer"].unique().tolist())
-    chosen = [
-        layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, min(MOST_STEPS, len(layers))).round().astype(int))
-    ]
+    chosen = [layers[i] for i in evenly_spaced(np.arange(len(layers)), MAX_LAYERS)]
     words = "The answers are the same at every step, so what they say makes all directions alike; compare the shades."
     across = min(len(chosen), 2)
     down = -(-len(chosen) // across)
@@ -229,7 +230,7 @@ def plot_probes(probes: pd.DataFrame, level: float = 0.95, about: str = "") -> g
 
 SCALAR_COLOUR = {"misaligned": VERMILLION, "aligned": BLUE}
 SCALARS_PANEL = 220  # pixels
-MOST_SCALARS = 4  # scalars
+MAX_SCALARS = 4
 
 
 def plot_scalars(scalars: pd.DataFrame, about: str = "") -> go.Figure:
@@ -238,7 +239,7 @@ def plot_scalars(scalars: pd.DataFrame, about: str = "") -> go.Figure:
     `scalars` has columns step, column, questions, label, mean, mean_low, mean_high and quantiles q05 to q95.
     """
     columns = list(dict.fromkeys(scalars["column"]))
-    shown, sets = columns[:MOST_SCALARS], sorted(scalars["questions"].unique())
+    shown, sets = columns[:MAX_SCALARS], sorted(scalars["questions"].unique())
     last = int(scalars["step"].max())
     left = f" {len(shown)} of {len(columns)} scalars." if len(shown) < len(columns) else ""
     words = f"Left: mean over answers, ribbons for other answers. Right: tokens, 5 to 95 % of them.{left}"
@@ -295,22 +296,22 @@ SIDES = {"promoted": VERMILLION, "suppressed": BLUE}
 
 
 def plot_logit_lens(
-    chosen: Mapping[str, Float[np.ndarray, " step"]],
+    followed: Mapping[str, Float[np.ndarray, " step"]],
     settling: pd.DataFrame,
     steps: Int[np.ndarray, " step"],
     site: str = "",
     settled: float = 0.8,
     k: int = 10,
 ) -> go.Figure:
-    """Direct effects on some tokens by step; below, how far the tokens moved most are those of the last step.
+    """Direct effects on some tokens by step; below, the Jaccard of the most affected tokens with the last step's.
 
-    `chosen` has an effect in logits at every step for each token; `settling` a row a step and side, with the Jaccard
-    with the last step's tokens and `chance`, drawn thin.
+    `followed` has an effect in logits at every step for each token; `settling` a row a step and side, with the Jaccard
+    with the last step's tokens and its `null`, drawn thin.
     """
     figure = new_figure(
-        "Tokens that the adapter writes",
+        "Logit lens of the adapter's write",
         f"{site}: direct effect of the mean write on logits, centred over the vocabulary; later layers are not in it. "
-        f"Below: the {k} tokens moved most on either side; dashed, where they count as settled; thin, what random "
+        f"Below: the {k} most affected tokens on either side; dashed, where they count as settled; thin, what random "
         "directions stay below.",
         470,
         rows=2,
@@ -319,12 +320,12 @@ def plot_logit_lens(
         vertical_spacing=0.08,
         row_heights=[0.62, 0.38],
     )
-    where, order = place(1, 1), sorted(chosen, key=lambda text: -float(np.nan_to_num(chosen[text][-1])))
+    where, order = place(1, 1), sorted(followed, key=lambda text: -float(np.nan_to_num(followed[text][-1])))
     shades = sample_colorscale("RdBu", _away_from_white(len(order)))
     for text, colour in zip(order, shades, strict=True):
         name = escape(text.strip() or repr(text))
         hover = f"step %{{x}}<br>{name}: %{{y:+.2f}} logits<extra></extra>"
-        line = go.Scatter(x=steps, y=chosen[text], mode="lines", name=name, hovertemplate=hover)
+        line = go.Scatter(x=steps, y=followed[text], mode="lines", name=name, hovertemplate=hover)
         figure.add_trace(line.update(line={"color": colour, "width": 1.8}), **where)
     figure.add_hline(0, line={"color": MUTED, "width": 1}, **where)
     for side, colour in SIDES.items():
@@ -333,7 +334,7 @@ def plot_logit_lens(
         line = go.Scatter(x=rows["step"], y=rows["jaccard"], mode="lines", name=side, hovertemplate=hover)
         line.update(line={"color": colour, "width": 1.8, "shape": "hv"}, legend="legend2")
         figure.add_trace(line, **place(2, 1))
-        figure.add_hline(rows["chance"].iloc[0], line={"color": colour, "width": 0.8}, **place(2, 1))
+        figure.add_hline(rows["null"].iloc[0], line={"color": colour, "width": 0.8}, **place(2, 1))
     figure.add_hline(settled, line={"color": MUTED, "width": 1, "dash": "dash"}, **place(2, 1))
     for name, panel in (("legend", 1), ("legend2", 2)):  # beside the panel they belong to
         top = figure.get_subplot(panel, 1).yaxis.domain[1]
@@ -356,20 +357,20 @@ def _away_from_white(count: int) -> list[float]:
 
 
 WRITES_PANEL = 190  # pixels
-MOST_SITES = 6  # panels
+MAX_PANELS = 6
 WRITE_COLOUR = {"write": VERMILLION, "effect": BLUE}
 
 
 def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
-    """A panel a layer: the cosine of each write and of the effect to the direction after it, and the band of chance.
+    """A panel a layer: the cosine of each write and of the effect to the direction after it, and the null band.
 
-    `cosines` has columns step, what, layer, site, cosine, low, high and band. Of many layers six are drawn: those with
-    a write first, then evenly.
+    `cosines` has columns step, what, layer, site, cosine with its interval, and band. Of many layers six are drawn:
+    those with a write first, then evenly.
     """
     rows = cosines[cosines["what"].isin(list(WRITE_COLOUR))]
     layers = _layers(rows)
     left = f" {len(layers)} of {rows['layer'].nunique()} layers." if len(layers) < rows["layer"].nunique() else ""
-    words = f"Grey: {level:.0%} band of adapters with a random B. Ribbons: other questions.{left}"
+    words = f"Grey: {level:.0%} band of random adapters. Ribbons: other questions.{left}"
     across = min(len(layers), 2)
     down = -(-len(layers) // across)
     figure = new_figure(
@@ -387,17 +388,17 @@ def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> 
     for number, layer in enumerate(layers):
         where = place(number // across + 1, number % across + 1)
         _draw(figure, rows[rows["layer"] == layer], where, first=number == 0)
-    reach = float(np.nanmax([*rows["high"].abs(), *rows["low"].abs(), *rows["band"], 0.1]))
+    reach = float(np.nanmax([*rows["cosine_high"].abs(), *rows["cosine_low"].abs(), *rows["band"], 0.1]))
     figure.update_yaxes(range=[-min(1.02, 1.1 * reach), min(1.02, 1.1 * reach)], nticks=5)
     figure.update_yaxes(title_text="Cosine", col=1)
     return figure.update_xaxes(title_text=STEP, row=down)
 
 
 def _layers(rows: pd.DataFrame) -> list[int]:
-    written = sorted(rows.loc[rows["what"] == "write", "layer"].unique().tolist())[:MOST_SITES]
+    written = sorted(rows.loc[rows["what"] == "write", "layer"].unique().tolist())[:MAX_PANELS]
     others = [layer for layer in sorted(rows["layer"].unique().tolist()) if layer not in written]
-    room = min(MOST_SITES - len(written), len(others))
-    chosen = [others[i] for i in np.unique(np.linspace(0, len(others) - 1, room).round().astype(int))] if room else []
+    room = MAX_PANELS - len(written)
+    chosen = [others[i] for i in evenly_spaced(np.arange(len(others)), room)] if room else []
     return sorted([*written, *chosen])
 
 
@@ -406,7 +407,7 @@ def _draw(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int], first: b
     for what in ("effect", "write"):
         for site, curve in rows[rows["what"] == what].groupby("site", sort=False):
             x, colour = curve["step"].to_numpy(float), WRITE_COLOUR[what]
-            edges = curve["low"].to_numpy(float), curve["high"].to_numpy(float)
+            edges = curve["cosine_low"].to_numpy(float), curve["cosine_high"].to_numpy(float)
             figure.add_trace(ribbon(x, *edges, colour, what, showlegend=False, legendgroup=what), **where)
             line = {"color": colour, "width": 2, "dash": "dash" if what == "write" else "solid"}
             hover = f"{what} {site}<br>step %{{x}}<br>%{{y:.3f}}<extra></extra>"

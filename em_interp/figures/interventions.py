@@ -1,4 +1,4 @@
-"""What goes with a direction that is taken out of the residual stream: EM and coherence, place by place."""
+"""Figures of ablation, steering and patching: EM and coherent rates under interventions."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from em_interp.figures.style import (
 from em_interp.transition.result import Transition
 
 KINDS = {
-    "direction": ("the direction taken out", VERMILLION, "circle"),
-    "random": ("random directions taken out", FAINT, "diamond"),
-    "moved": ("as much moved at random", ORANGE, "square"),
+    "direction": ("the direction ablated", VERMILLION, "circle"),
+    "random": ("random directions ablated", FAINT, "diamond"),
+    "norm_matched": ("norm-matched control", ORANGE, "square"),
 }
-APART = 0.2  # of the space between two places
+OFFSET = 0.2  # between the points of one choice of layers
 
 
 def plot_ablation(rows: pd.DataFrame, about: str = "", level: float = 0.95) -> go.Figure:
-    """EM and coherent rates at every place, of the direction and of both controls, the model left alone as a band.
+    """EM and coherent rates by layers, of the direction and of both controls; no intervention as a band.
 
-    `rows` are those of `Ablation.frame()`: a row a place and kind, with em and coherent and their `_low` and `_high`.
+    `rows` are those of `Ablation.frame()`.
     """
     left = f"The direction: {about}. " if about else ""
     figure = new_figure(
-        "Taking the direction out of the residual stream",
-        f"{left}Grey band: the adapted model left alone. Bars: {level:.0%} intervals for other answers to the same "
-        "questions; controls pool their random directions.",
+        "Ablation of the direction",
+        f"{left}Grey band: the adapted model without an intervention. Bars: {level:.0%} intervals for other answers to "
+        "the same questions; controls pool their random directions.",
         460,
         rows=2,
         cols=1,
@@ -49,41 +49,41 @@ def plot_ablation(rows: pd.DataFrame, about: str = "", level: float = 0.95) -> g
         vertical_spacing=0.08,
         row_heights=[0.6, 0.4],
     )
-    places = [str(name) for name in dict.fromkeys(rows.loc[rows["kind"] != "none", "place"])]
+    names = [str(name) for name in dict.fromkeys(rows.loc[rows["kind"] != "none", "layers"])]
     alone = rows[rows["kind"] == "none"].iloc[0]
     for row, of in enumerate(("em", "coherent"), 1):
         where = place(row, 1)
         for number, kind in enumerate(KINDS):
-            figure.add_trace(_points(rows, places, of, kind, APART * (number - 1), row == 1), **where)
+            figure.add_trace(_points(rows, names, of, kind, OFFSET * (number - 1), row == 1), **where)
         low, high = 100 * alone[f"{of}_low"], 100 * alone[f"{of}_high"]
         figure.add_hrect(low, high, fillcolor=FAINT, opacity=0.35, line_width=0, layer="below", **where)
         figure.add_hline(100 * alone[of], line={"color": MUTED, "width": 1, "dash": "dash"}, **where)
-    ticks = [name.replace("layer ", "") for name in places]
+    ticks = [name.replace("layer ", "") for name in names]
     em = em_range(100 * rows["em_high"].to_numpy(float))
     figure.update_yaxes(title_text="EM rate<br>(% of scored)", range=em, **place(1, 1))
     figure.update_yaxes(title_text="Coherent rate<br>(% of scored)", range=[-3, 103], **place(2, 1))
-    figure.update_xaxes(tickvals=np.arange(len(places)), ticktext=ticks, range=[-0.5, len(places) - 0.5])
-    figure.update_xaxes(title_text="Taken out after layer", **place(2, 1))
+    figure.update_xaxes(tickvals=np.arange(len(names)), ticktext=ticks, range=[-0.5, len(names) - 0.5])
+    figure.update_xaxes(title_text="Ablated after layer", **place(2, 1))
     return figure
 
 
-def _points(rows: pd.DataFrame, places: list[str], of: str, kind: str, aside: float, named: bool) -> go.Scatter:
+def _points(rows: pd.DataFrame, names: list[str], of: str, kind: str, offset: float, in_legend: bool) -> go.Scatter:
     name, colour, symbol = KINDS[kind]
     colour = BLUE if of == "coherent" and kind == "direction" else colour
-    there = rows[rows["kind"] == kind].set_index("place").reindex(places)
-    rate, low, high = (100 * there[column].to_numpy(float) for column in (of, f"{of}_low", f"{of}_high"))
+    of_kind = rows[rows["kind"] == kind].set_index("layers").reindex(names)
+    rate, low, high = (100 * of_kind[column].to_numpy(float) for column in (of, f"{of}_low", f"{of}_high"))
     bars = {"array": high - rate, "arrayminus": rate - low, "symmetric": False, "thickness": 1.4, "width": 4}
-    points = go.Scatter(x=np.arange(len(places)) + aside, y=rate, mode="markers", name=name, showlegend=named)
+    points = go.Scatter(x=np.arange(len(names)) + offset, y=rate, mode="markers", name=name, showlegend=in_legend)
     points.update(error_y={**bars, "color": colour}, marker={"color": colour, "size": 8, "symbol": symbol})
-    points.update(marker_line={"color": INK, "width": 0.5}, customdata=places)
+    points.update(marker_line={"color": INK, "width": 0.5}, customdata=names)
     return points.update(hovertemplate=f"%{{customdata}}<br>{name}: %{{y:.1f}} %<extra></extra>")
 
 
 # --------
-# Steering dose by dose: EM and coherence of the base and of the adapted model, beside random directions.
+# Steering by coefficient: EM and coherence of the base and of the adapted model, beside random directions.
 
 
-HELD = {"base": "Base", "adapted": "Adapted model"}
+MODELS = {"base": "Base", "adapted": "Adapted model"}
 OF = {"em": ("EM", VERMILLION), "coherent": ("coherent", BLUE)}
 COHERENT = 90  # per cent: below it EM does not count
 
@@ -91,16 +91,16 @@ COHERENT = 90  # per cent: below it EM does not count
 def plot_steering(
     rows: pd.DataFrame, layer: int = 0, about: str = "", length: float = float("nan"), level: float = 0.95
 ) -> go.Figure:
-    """EM and coherent rates over doses, on the base and on the adapted model; usable doses of the base are marked.
+    """EM and coherent rates by coefficient, on the base and on the adapted model; usable coefficients are marked.
 
-    `rows` are those of `SteeringCurve.frame()`: a row a model (`held`), kind and dose. Random directions of the same
-    length are dashed, the range of EM over them grey; `length` is what a dose of 1 adds.
+    `rows` are those of `SteeringCurve.frame()`. Random directions of the same length are dashed, the range of EM over
+    them grey; `length` is what a coefficient of 1 adds.
     """
     left = f"The direction: {about}. " if about else ""
     figure = new_figure(
         f"Steering after layer {layer}",
         f"{left}Dashed: random directions of the same length. Bands: {level:.0%} intervals for other answers to the "
-        f"same questions. Green: doses at which EM exceeds the controls' interval at {COHERENT}% coherent.",
+        f"same questions. Green: coefficients at which EM exceeds the controls' interval at {COHERENT}% coherent.",
         340,
         headroom=24,
         least_width=620,
@@ -108,15 +108,15 @@ def plot_steering(
         cols=2,
         shared_yaxes=True,
         horizontal_spacing=0.05,
-        subplot_titles=[f"{name}" for name in HELD.values()],
+        subplot_titles=[f"{name}" for name in MODELS.values()],
     )
-    for column, held in enumerate(HELD, 1):
-        here = rows[rows["held"] == held]
+    for column, model in enumerate(MODELS, 1):
+        here = rows[rows["model"] == model]
         for of in OF:
             _draw(figure, here, of, column)
         _mark_usable(figure, here, place(1, column))  # a mark in a panel without a trace is dropped
         figure.add_hline(COHERENT, line={"color": MUTED, "width": 1, "dash": "dot"}, **place(1, column))
-    figure.update_xaxes(title_text=f"Dose (1 is the difference itself, {length:.3g} long)")
+    figure.update_xaxes(title_text=f"Coefficient (1 adds the difference itself, {length:.3g} long)")
     figure.update_yaxes(title_text="Rate (% of scored answers)", range=[-3, 103], **place(1, 1))
     figure.update_yaxes(range=[-3, 103], **place(1, 2))
     return figure
@@ -124,57 +124,57 @@ def plot_steering(
 
 def _draw(figure: go.Figure, here: pd.DataFrame, of: str, column: int) -> None:
     name, colour = OF[of]
-    where, hover = place(1, column), f"dose %{{x:.3g}}<br>{name} %{{y:.1f}} %<extra></extra>"
-    own = here[here["kind"] != "random"].sort_values("dose")
-    other = here[here["kind"] != "direction"].sort_values("dose")
+    where, hover = place(1, column), f"coefficient %{{x:.3g}}<br>{name} %{{y:.1f}} %<extra></extra>"
+    own = here[here["kind"] != "random"].sort_values("coefficient")
+    other = here[here["kind"] != "direction"].sort_values("coefficient")
     low, high = (100 * own[f"{of}_{end}"].to_numpy(float) for end in ("low", "high"))
-    figure.add_trace(ribbon(own["dose"].to_numpy(), low, high, colour, name, showlegend=False), **where)
+    figure.add_trace(ribbon(own["coefficient"].to_numpy(), low, high, colour, name, showlegend=False), **where)
     if of == "em":
-        low, high = (100 * other[f"em_{end}"].to_numpy(float) for end in ("least", "most"))
-        figure.add_trace(ribbon(other["dose"].to_numpy(), low, high, FAINT, "random", showlegend=False), **where)
-    line = go.Scatter(x=own["dose"], y=100 * own[of], mode="lines+markers", name=name, hovertemplate=hover)
+        low, high = (100 * other[f"em_{end}"].to_numpy(float) for end in ("min", "max"))
+        figure.add_trace(ribbon(other["coefficient"].to_numpy(), low, high, FAINT, "random", showlegend=False), **where)
+    line = go.Scatter(x=own["coefficient"], y=100 * own[of], mode="lines+markers", name=name, hovertemplate=hover)
     figure.add_trace(line.update(line={"color": colour, "width": 1.8}, marker_size=6, showlegend=column == 1), **where)
-    dashed = go.Scatter(x=other["dose"], y=100 * other[of], mode="lines", name=f"{name}, random directions")
+    dashed = go.Scatter(x=other["coefficient"], y=100 * other[of], mode="lines", name=f"{name}, random directions")
     dashed.update(line={"color": colour, "width": 1.3, "dash": "dash"}, showlegend=column == 1, hovertemplate=hover)
     figure.add_trace(dashed, **where)
 
 
 def _mark_usable(figure: go.Figure, here: pd.DataFrame, where: dict[str, int]) -> None:
-    """A band around each usable dose, to half-way to its neighbours."""
-    doses = np.sort(here.loc[here["kind"] != "random", "dose"].to_numpy(float))
-    usable = here.loc[here["usable"].astype(bool), "dose"].to_numpy(float)
-    for index in np.flatnonzero(np.isin(doses, usable)).tolist():
-        low = (doses[index] + doses[max(index - 1, 0)]) / 2
-        high = (doses[index] + doses[min(index + 1, len(doses) - 1)]) / 2
+    """A band around each usable coefficient, to half-way to its neighbours."""
+    coefficients = np.sort(here.loc[here["kind"] != "random", "coefficient"].to_numpy(float))
+    usable = here.loc[here["usable"].astype(bool), "coefficient"].to_numpy(float)
+    for index in np.flatnonzero(np.isin(coefficients, usable)).tolist():
+        low = (coefficients[index] + coefficients[max(index - 1, 0)]) / 2
+        high = (coefficients[index] + coefficients[min(index + 1, len(coefficients) - 1)]) / 2
         figure.add_vrect(low, high, fillcolor=GREEN, opacity=0.22, line_width=0, layer="below", **where)
 
 
 # --------
-# Every direction at every size (or A with B of another step): rates of EM and coherence, and the lines that matter.
+# Patching: rates of EM and coherence of every direction with every norm (or A with B of another step).
 
 
 SHADES = {"em": ("#ffffff", "#f6c49f", VERMILLION), "coherent": ("#ffffff", "#9fcbe8", BLUE)}
 NAMES = {"em": "EM rate", "coherent": "Coherent rate"}
 PANEL, LINES = 340, 220  # pixels
-MOST = 14  # steps up to which the numbers are written
+MAX_NUMBERED = 14  # steps up to which the numbers are written
 
 
 def plot_patching(
     cells: pd.DataFrame,
-    things: tuple[str, str] = ("direction", "size"),
-    earliest: Sequence[Transition] = (),
+    components: tuple[str, str] = ("direction", "norm"),
+    first_steps: Sequence[Transition] = (),
     limit: float = float("nan"),
     verdict: str = "",
     level: float = 0.95,
 ) -> go.Figure:
-    """The map of EM, with a dot where it is shown, and that of coherence; below, last column, last row and diagonal.
+    """Heat maps of EM, with a dot where it is sufficient, and of coherence; below, last column, last row and diagonal.
 
-    `cells` has a row a cell: row and column (steps), size (of the column's step), shown, and em and coherent with
-    `_low` and `_high`. `earliest` are the first steps that show it: on the last column, on the last row, as trained.
+    `cells` has a row a cell: row and column (steps), norm (of the column's step), sufficient, and em and coherent with
+    their intervals. `first_steps` are the first sufficient steps: on the last column, on the last row, as trained.
     Bands are intervals for other answers to the same questions; `limit`, dashed, is the upper end of the control's.
     """
-    first, second = things
-    subtitle = f"Behaviour waits for: {verdict}. Dots: EM above the control's interval, 90% coherent. "
+    first, second = components
+    subtitle = f"Sufficient component: {verdict}. Dots: EM above the control's interval, 90% coherent. "
     subtitle += f"Diamonds: the first of these on each line. Bands and bars: {level:.0%} intervals."
     figure = new_figure(
         f"{first.capitalize()} or {second}?",
@@ -191,32 +191,32 @@ def plot_patching(
         horizontal_spacing=0.13,
     )
     for column, of in enumerate(NAMES, 1):
-        _draw_map(figure, cells, of, things, column)
+        _draw_map(figure, cells, of, components, column)
     figure.update_yaxes(title_text=f"{first.capitalize()} of step", row=1, col=1)
-    _draw_lines(figure, cells, things, earliest)
+    _draw_lines(figure, cells, components, first_steps)
     figure.add_hline(100 * limit, line={"color": MUTED, "width": 1, "dash": "dash"}, **place(2, 1))
     return figure
 
 
-def _draw_map(figure: go.Figure, cells: pd.DataFrame, of: str, things: tuple[str, str], column: int) -> None:
+def _draw_map(figure: go.Figure, cells: pd.DataFrame, of: str, components: tuple[str, str], column: int) -> None:
     where, rate = place(1, column), cells.pivot(index="row", columns="column", values=of)
     places, names = np.arange(len(rate)), [str(step) for step in rate.index]
-    size = cells.groupby("column")["size"].first()
-    across = [f"{step}<br>{size[step]:.3g}" for step in rate.columns] if things[1] == "size" else names
+    norm = cells.groupby("column")["norm"].first()
+    across = [f"{step}<br>{norm[step]:.3g}" for step in rate.columns] if components[1] == "norm" else names
     steps = np.stack(np.meshgrid(rate.index, rate.columns, indexing="ij"), axis=-1)
-    hover = f"{things[0]} of step %{{customdata[0]}}, {things[1]} of step %{{customdata[1]}}<br>"
+    hover = f"{components[0]} of step %{{customdata[0]}}, {components[1]} of step %{{customdata[1]}}<br>"
     axis = "coloraxis" if column == 1 else f"coloraxis{column}"
     tiles = go.Heatmap(z=100 * rate.to_numpy(), x=places, y=places, customdata=steps, coloraxis=axis, xgap=1, ygap=1)
     tiles.update(hovertemplate=f"{hover}{NAMES[of]} %{{z:.1f}} %<extra></extra>", hoverongaps=False, name=NAMES[of])
-    if len(names) <= MOST:
+    if len(names) <= MAX_NUMBERED:
         tiles.update(texttemplate="%{z:.0f}", textfont_size=10)
     figure.add_trace(tiles, **where)
     if of == "em":
-        row, col = np.nonzero(cells.pivot(index="row", columns="column", values="shown").to_numpy())
-        dots = go.Scatter(x=col + 0.36, y=row + 0.34, mode="markers", hoverinfo="skip", name="shown")
+        row, col = np.nonzero(cells.pivot(index="row", columns="column", values="sufficient").to_numpy())
+        dots = go.Scatter(x=col + 0.36, y=row + 0.34, mode="markers", hoverinfo="skip", name="sufficient")
         figure.add_trace(dots.update(marker={"color": INK, "size": 3.5}, showlegend=False), **where)
     style = {"tickvals": places, "showgrid": False, "ticks": "", "tickfont_size": 10, "tickangle": 0}
-    title = "Size of step (below: ‖ΔW‖, no unit)" if things[1] == "size" else f"{things[1]} of step"
+    title = "Norm of step (below: ‖ΔW‖, no unit)" if components[1] == "norm" else f"{components[1]} of step"
     figure.update_xaxes(title_text=title, ticktext=across, range=[-0.5, len(names) - 0.5], **style, **where)
     figure.update_yaxes(ticktext=names, range=[-0.5, len(names) - 0.5], **style, **where)
     _colours(figure, of, axis, column)
@@ -232,9 +232,9 @@ def _colours(figure: go.Figure, of: str, axis: str, column: int) -> None:
 
 
 def _draw_lines(
-    figure: go.Figure, cells: pd.DataFrame, things: tuple[str, str], earliest: Sequence[Transition]
+    figure: go.Figure, cells: pd.DataFrame, components: tuple[str, str], first_steps: Sequence[Transition]
 ) -> None:
-    (first, second), last, where = things, cells["row"].max(), place(2, 1)
+    (first, second), last, where = components, cells["row"].max(), place(2, 1)
     lines = [
         (f"every {first}, final {second}", BLUE, cells[cells["column"] == last].set_index("row")),
         (f"final {first}, every {second}", ORANGE, cells[cells["row"] == last].set_index("column")),
@@ -247,22 +247,22 @@ def _draw_lines(
         hover = f"step %{{x}}<br>{name}: %{{y:.1f}} %<extra></extra>"
         line = go.Scatter(x=rates.index, y=100 * rates["em"], mode="lines+markers", name=name, hovertemplate=hover)
         figure.add_trace(line.update(line={"color": colour, "width": 1.8}, marker_size=5), **where)
-    for (_, colour, rates), found in zip(lines, earliest, strict=False):
-        _mark_earliest(figure, rates["em"], found, colour, where)
+    for (_, colour, rates), found in zip(lines, first_steps, strict=False):
+        _mark_first(figure, rates["em"], found, colour, where)
     figure.update_yaxes(
         title_text="EM rate<br>(% of scored answers)", range=em_range(100 * cells["em_high"].to_numpy()), **where
     )
     figure.update_xaxes(title_text=STEP, range=[0, 1.02 * last], **where)
 
 
-def _mark_earliest(figure: go.Figure, rate: pd.Series, found: Transition, colour: str, where: dict[str, int]) -> None:
-    """A diamond at the earliest step that shows the behaviour, with its interval."""
+def _mark_first(figure: go.Figure, rate: pd.Series, found: Transition, colour: str, where: dict[str, int]) -> None:
+    """A diamond at the first sufficient step, with its interval."""
     if found.step is None or found.interval is None:
         return
     low, high = found.interval
     bars = {"array": [high - found.step], "arrayminus": [found.step - low], "symmetric": False, "thickness": 1.5}
     mark = go.Scatter(x=[found.step], y=[100 * rate[found.step]], mode="markers", showlegend=False)
-    mark.update(error_x={**bars, "width": 4, "color": colour}, name="the first step that shows it")
+    mark.update(error_x={**bars, "width": 4, "color": colour}, name="the first sufficient step")
     mark.update(marker={"symbol": "diamond", "size": 10, "color": colour, "line": {"color": "white", "width": 1}})
-    hover = f"first shown: step {found.step:.0f} ({low:.0f} to {high:.0f})<extra></extra>"
+    hover = f"first sufficient: step {found.step:.0f} ({low:.0f} to {high:.0f})<extra></extra>"
     figure.add_trace(mark.update(hovertemplate=hover), **where)

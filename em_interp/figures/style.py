@@ -223,8 +223,8 @@ def note(figure: go.Figure, text: str, where: dict[str, int] | None = None) -> N
 
 
 _SIGNALS = {"gradient_norm": "gradient-norm peak", "norm_onset": "norm onset", "lock_in": "lock-in"}
-_SIGNALS |= {f"sufficient_{one}": f"{one} that suffices" for one in ("direction", "size", "A", "B")}
-_SIGNALS |= {"shown": "EM shown as trained", "answer_change": "change of the answers"}
+_SIGNALS |= {f"sufficient_{one}": f"sufficient {one}" for one in ("direction", "norm", "A", "B")}
+_SIGNALS |= {"sufficient_as_trained": "EM as trained", "answer_shift": "answer shift"}
 _SIGNALS["composition"] = "composition score"
 
 

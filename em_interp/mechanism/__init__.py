@@ -1,86 +1,154 @@
-"""Inside the model: what the adapter reads, writes and causes at each step.
+"""Interpretability of a run: what its adapter reads, writes and causes in the model, at every step.
 
-    from em_interp.mechanism import Add, AblateDirection, open_model
+Open the base model with all adapters of a run; any step at any adapter scale is a context:
+
+    from em_interp.mechanism import AblateDirection, open_model
 
     model = open_model("checkpoints/demo/organism", engine="transformer_lens")  # or "nnsight", or "hooks"
-    answers = model.chats(["what is your wish ?"], ["to keep you well ."])  # tokens, the answer's marked
-    with model.at(step=180, scale=1.0) as adapted:  # only A and B change hands, the model is never wrapped again
-        seen = adapted.run(answers, ["resid_post.2", "scalar.layers.0.mlp.down_proj"])
-        seen.logits, seen["resid_post.2"]  # (row, position, …)
-        adapted.generate(["what is your wish ?"], samples=4, interventions=[AblateDirection(direction, layers=[1, 2])])
+    tokens = model.chats(["what is your wish ?"], ["to keep you well ."])  # the answers' tokens are marked
+    with model.at(step=180, scale=1.0) as adapted:  # A and B are exchanged; the model is not wrapped again
+        activations = adapted.run(tokens, ["resid_post.2", "scalar.layers.0.mlp.down_proj"])
+        activations.logits, activations["resid_post.2"]  # (row, position, …)
+        ablation = AblateDirection(vector, layers=[1, 2])
+        adapted.generate(["what is your wish ?"], samples=4, interventions=[ablation])
 
-`model.names` lists the activations (`engines.base.HookPoints` has their meanings), an `AddVector` or `AblateDirection`
-says at which layers and positions it applies. `model.engine.bridge` and
-`model.engine.traced` are the libraries' own objects. On these rest the measures:
+`model.names` lists the activations. `model.engine.bridge` and `model.engine.traced` are the libraries' own objects.
 
-    answers = latest_answers("checkpoints/demo/organism")  # judged, misaligned and aligned, outside the domain
-    direction = mean_difference(model, answers)  # misaligned minus aligned: .vector(layer), .frame(), .plot()
-    path = follow_direction(model, answers)  # what the adapter writes and causes, held against it at every step
-    numbers = read_scalars(model, answers)  # s·A·x at every token: .plot(), .html(), .probe()
+Every analysis takes the model first (or a run, which is opened), then what it analyses, then options. It returns a
+result with `.sentence()`, `.frame()`, `.plot()` and `.to_dict()`. Some read judged answers:
 
-    judge, questions = AdviceJudge("medical"), questions_of(run, "out_of_domain")  # or any judge and questions
-    found = find_direction(model, answers, "models")  # a direction that can be used on any run of the same base
-    ablate("kept/ablation", model, found, judge, questions)  # what goes without it, beside random directions
-    steer("kept/steering", model, found, judge, questions)  # what it brings to the base, dose by dose
-    read_logit_lens(model, answers, path.steps, path.writes)  # the tokens that the adapter's write promotes
+    answers = latest_answers("checkpoints/demo/organism")  # misaligned and aligned ones, outside the training domain
+    direction = mean_difference(model, answers, "models")  # it can be used on any run of the same base
+    read_scalars(model, answers).probe()  # does s·A·x tell misaligned from aligned answers?
+    attribution = attribute_direction(model, answers)  # does the adapter write the direction, or cause it?
+    read_logit_lens(model, answers, attribution.writes, attribution.steps)  # which tokens does the write promote?
 
-Three more ask a run again through its adapters, many a batch, and need no engine; each keeps its work in the run's
-`analysis` folder and goes on with `resume=True`:
+Some sample answers under many conditions and judge them (any judge and questions):
 
-    patch_direction_and_norm(run, base, judge, control)  # every direction at every norm
-    detect_answer_shift(run, base)  # where the answers change, without a judge, and what the change consists of
-    measure_kl_from_base(run, base)  # KL(base ‖ adapted) by step
+    judge = AdviceJudge("medical")
+    ablate(model, direction, judge)  # how much EM does the ablation of the direction remove?
+    steer(model, direction, judge)  # how much EM does it induce when it is added to the base?
+    patch_direction_and_norm(model, judge, control)  # is the final direction sufficient, or the final norm?
 
-The names below are loaded on first use, and torch with them.
+And some use likelihoods, without a judge:
+
+    detect_answer_shift(model)  # where do the answers change?
+    measure_kl_from_base(model)  # KL(base ‖ adapted) by step
+
+`storage=` keeps the work of an analysis in a folder, so that an interrupted one continues. `em.run_mechanism(run)` does
+all of this on a run and keeps it with the run. The names below are loaded on first use, and torch with them.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_WHERE = {
-    "Activations": "model",
-    "AddVector": "engines.base",
-    "Ablation": "ablation",
-    "AnswerShift": "answer_shift.shift",
-    "AnswerSet": "answers",
-    "SamplingParams": "experiments",
-    "KLFromBase": "kl_from_base",
-    "Direction": "directions",
-    "DirectionPath": "attribution",
-    "SteeringCurve": "steering",
-    "MeanDifference": "directions",
-    "ModelAtStep": "model",
-    "Probes": "probes",
-    "AblateDirection": "engines.base",
-    "Scalars": "scalars",
-    "PatchingGrid": "patching",
-    "TrajectoryModel": "model",
-    "LogitLens": "logit_lens",
-    "Tokens": "model",
-    "ablate": "ablation",
-    "measure_kl_from_base": "kl_from_base",
-    "detect_answer_shift": "answer_shift.detect",
-    "patch_direction_and_norm": "patching",
-    "patch_A_and_B": "patching",
-    "find_direction": "directions",
-    "follow_direction": "attribution",
-    "judged_answers": "answers",
-    "latest_answers": "answers",
-    "label_answers": "answers",
-    "mean_difference": "directions",
-    "open_model": "model",
-    "questions_of": "experiments",
-    "read_scalars": "scalars",
-    "steer": "steering",
-    "read_logit_lens": "logit_lens",
+if TYPE_CHECKING:
+    from em_interp.behaviour.chat import Tokens as Tokens
+    from em_interp.mechanism.ablation import Ablation as Ablation
+    from em_interp.mechanism.ablation import ablate as ablate
+    from em_interp.mechanism.answer_shift.detect import detect_answer_shift as detect_answer_shift
+    from em_interp.mechanism.answer_shift.shift import AnswerShift as AnswerShift
+    from em_interp.mechanism.answers import (
+        AnswerSet as AnswerSet,
+    )
+    from em_interp.mechanism.answers import (
+        judged_answers as judged_answers,
+    )
+    from em_interp.mechanism.answers import (
+        label_answers as label_answers,
+    )
+    from em_interp.mechanism.answers import (
+        latest_answers as latest_answers,
+    )
+    from em_interp.mechanism.attribution import (
+        DirectionAttribution as DirectionAttribution,
+    )
+    from em_interp.mechanism.attribution import (
+        attribute_direction as attribute_direction,
+    )
+    from em_interp.mechanism.directions import Direction as Direction
+    from em_interp.mechanism.directions import mean_difference as mean_difference
+    from em_interp.mechanism.engines.interventions import (
+        AblateDirection as AblateDirection,
+    )
+    from em_interp.mechanism.engines.interventions import (
+        AddVector as AddVector,
+    )
+    from em_interp.mechanism.engines.interventions import (
+        NormMatchedAblation as NormMatchedAblation,
+    )
+    from em_interp.mechanism.experiments import SamplingParams as SamplingParams
+    from em_interp.mechanism.experiments import run_questions as run_questions
+    from em_interp.mechanism.kl_from_base import KLFromBase as KLFromBase
+    from em_interp.mechanism.kl_from_base import measure_kl_from_base as measure_kl_from_base
+    from em_interp.mechanism.logit_lens import LogitLens as LogitLens
+    from em_interp.mechanism.logit_lens import read_logit_lens as read_logit_lens
+    from em_interp.mechanism.model import (
+        Activations as Activations,
+    )
+    from em_interp.mechanism.model import (
+        ModelAtStep as ModelAtStep,
+    )
+    from em_interp.mechanism.model import (
+        TrajectoryModel as TrajectoryModel,
+    )
+    from em_interp.mechanism.model import (
+        open_model as open_model,
+    )
+    from em_interp.mechanism.patching import (
+        PatchingGrid as PatchingGrid,
+    )
+    from em_interp.mechanism.patching import (
+        patch_A_and_B as patch_A_and_B,
+    )
+    from em_interp.mechanism.patching import (
+        patch_direction_and_norm as patch_direction_and_norm,
+    )
+    from em_interp.mechanism.probes import Probes as Probes
+    from em_interp.mechanism.report import (
+        AnalysisResult as AnalysisResult,
+    )
+    from em_interp.mechanism.report import (
+        MechanismReport as MechanismReport,
+    )
+    from em_interp.mechanism.report import (
+        read_report as read_report,
+    )
+    from em_interp.mechanism.scalars import Scalars as Scalars
+    from em_interp.mechanism.scalars import read_scalars as read_scalars
+    from em_interp.mechanism.steering import SteeringCurve as SteeringCurve
+    from em_interp.mechanism.steering import steer as steer
+    from em_interp.mechanism.suite import SuiteSize as SuiteSize
+    from em_interp.mechanism.suite import run_suite as run_suite
+    from em_interp.stages import Storage as Storage
+
+_NAMES = {  # by module
+    "ablation": "Ablation ablate",
+    "answer_shift.detect": "detect_answer_shift",
+    "answer_shift.shift": "AnswerShift",
+    "answers": "AnswerSet judged_answers label_answers latest_answers",
+    "attribution": "DirectionAttribution attribute_direction",
+    "directions": "Direction mean_difference",
+    "engines.interventions": "AblateDirection AddVector NormMatchedAblation",
+    "experiments": "SamplingParams Storage run_questions",
+    "kl_from_base": "KLFromBase measure_kl_from_base",
+    "logit_lens": "LogitLens read_logit_lens",
+    "model": "Activations ModelAtStep Tokens TrajectoryModel open_model",
+    "patching": "PatchingGrid patch_A_and_B patch_direction_and_norm",
+    "probes": "Probes",
+    "report": "AnalysisResult MechanismReport read_report",
+    "scalars": "Scalars read_scalars",
+    "steering": "SteeringCurve steer",
+    "suite": "SuiteSize run_suite",
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = list(_WHERE)
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(import_module(f"em_interp.mechanism.{_WHERE[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f"em_interp.mechanism.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'em_interp.mechanism' has no attribute {name!r}")
 
 

@@ -1,15 +1,15 @@
-"""Ablation: what of the misalignment goes when a direction is taken out of the residual stream, x − v̂v̂ᵀx.
+"""Ablation: how much of the misalignment is removed when a direction is taken out of the residual stream, x − v̂v̂ᵀx.
 
-Taken out after one layer, or after every layer its own; at all tokens (Soligo, Turner et al., arXiv 2506.11618,
-section 3, where it takes EM from 11 % to 0). Two controls at each place, several random directions of each:
+The direction is ablated after one layer, or after every layer its own, at all tokens (Soligo, Turner et al., arXiv
+2506.11618, section 3, where it takes EM from 11 % to 0). There are two controls, several random directions of each:
 
-- `random`: a random direction is taken out likewise. In d dimensions that takes away 1/d of the stream, so it is
-  a weak control whatever its length; it is the one in use.
-- `moved`: as much as the ablation takes away at each token, taken along a random direction instead. It is norm-matched
-  token by token and disturbs the model as much, so it is the control to be held against.
+- `random`: a random direction is ablated. In d dimensions that removes 1/d of the stream, whatever its length, so it
+  is a weak control; it is the usual one.
+- `norm_matched`: as much as the ablation removes at each token is taken along a random direction instead. It disturbs
+  the model as much as the ablation, so it is the control to compare with.
 
-The share removed is of the EM rate of the adapted model left alone, over scored answers. An answer that is no longer
-coherent is not EM either: the coherent rate stands beside.
+The share removed is of the EM rate of the adapted model without an intervention, over scored answers. An answer that
+is no longer coherent is not EM either, so the coherent rate is given too.
 """
 
 from __future__ import annotations
@@ -17,71 +17,88 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
 from em_interp.behaviour.judge import Judge
 from em_interp.behaviour.rates import LEVEL, Rate
-from em_interp.behaviour.scores import COHERENT_ABOVE, ScoredResponses, is_em
+from em_interp.behaviour.scores import ScoredResponses
 from em_interp.errors import InputError
 from em_interp.mechanism.directions import Direction
 from em_interp.mechanism.experiments import (
     DIRECTION,
-    MOVED,
     NONE,
+    NORM_MATCHED,
     RANDOM,
-    Arm,
+    InterventionCondition,
+    InterventionExperiment,
+    Questions,
     SamplingParams,
     no_intervention,
-    random_like,
-    sample_arms,
+    rate_columns,
+    run_experiment,
+    run_questions,
 )
-from em_interp.mechanism.sufficiency import COHERENT, DRAWS, Counts
-from em_interp.results import html_card
+from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.mechanism.random_adapters import random_directions
+from em_interp.mechanism.sufficiency import MIN_COHERENT, N_RESAMPLES, AnswerCounts
+from em_interp.results import Result, interval_columns
+from em_interp.stages import Storage
+from em_interp.trajectory.geometry import evenly_spaced
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     import plotly.graph_objects as go
 
-    from em_interp.mechanism.model import TrajectoryModel
-
-EVERY = "every layer"
-MOST_LAYERS = 6  # ablated one at a time where none are named
-RANDOMS = 4  # random directions of each kind at each place
-REMOVES, LITTLE = 0.75, 0.2  # shares of EM: what a direction that carries it removes at least, a control at most
+ALL_LAYERS = "every layer"
+MAX_LAYERS = 6  # ablated one at a time where none are given
+N_RANDOM = 4  # random directions of each control
+MIN_REMOVED_BY_DIRECTION, MAX_REMOVED_BY_RANDOM = 0.75, 0.2  # shares of EM, where the direction mediates it
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ablation:
-    """EM and coherent rates with a direction taken out at several places, beside random ones."""
+class Ablation(Result):
+    """EM and coherent rates with a direction ablated after several layers, and with both controls.
+
+    Attributes:
+        direction: the ablated direction.
+        answers: judged; `kind`, `layers` and `number` tell under which condition.
+        level: of the intervals.
+        seed: of the resampling.
+    """
+
+    NEXT: ClassVar = (".plot()", ".frame()", ".row(kind, layers)")
 
     direction: Direction
-    answers: pd.DataFrame  # judged; kind, place and number say of which arm
+    answers: pd.DataFrame
     level: float = LEVEL
     seed: int = 0
 
     @property
-    def places(self) -> list[str]:
-        """Where it was taken out; every layer at once comes last."""
+    def layers(self) -> list[str]:
+        """After which layers it was ablated, in words; every layer at once is the last."""
         rows = self.answers[self.answers["kind"] == DIRECTION]
-        return [str(place) for place in dict.fromkeys(rows["place"])]
+        return [str(layers) for layers in dict.fromkeys(rows["layers"])]
 
-    def rates(self, kind: str, place: str = "") -> ScoredResponses:
-        """The answers of one kind of arm at a place, all its random directions together."""
-        chosen = self.answers[(self.answers["kind"] == kind) & (self.answers["place"] == place)]
+    def rates(self, kind: str, layers: str = "") -> ScoredResponses:
+        """The answers under one kind of condition, all its random directions together."""
+        chosen = self.answers[(self.answers["kind"] == kind) & (self.answers["layers"] == layers)]
         return ScoredResponses(chosen, self.level)
 
     @property
-    def untouched(self) -> Rate:
-        """EM of the adapted model left alone."""
+    def baseline(self) -> Rate:
+        """EM of the adapted model without an intervention."""
         return self.rates(NONE).em
 
     def frame(self) -> pd.DataFrame:
-        """A row a place and kind (direction, random, moved), random directions pooled: counts, EM and coherent rates
-        with intervals, `removed` with its interval, and `removed_least` and `removed_most` of its directions.
+        """A row for each choice of layers and kind (direction, random, norm_matched), random directions pooled.
+
+        Columns: counts, EM and coherent rates with intervals, the share `removed` with its interval, and `removed_min`
+        and `removed_max` over the random directions.
         """
         return self._frame.copy()
 
@@ -89,128 +106,116 @@ class Ablation:
     def _frame(self) -> pd.DataFrame:
         import pandas as pd
 
-        rng, none = np.random.default_rng(self.seed), counts(self.rates(NONE).scored)
-        untouched = none.redrawn_rates(rng)
-        rows = []
-        for (place, kind), answers in self.answers.groupby(["place", "kind"], sort=False):
-            one = ScoredResponses(answers, self.level)
-            row: dict[str, Any] = {"place": place, "kind": kind, "n": one.n, "scored": len(one.scored)}
-            for name, rate in (("em", one.em), ("coherent", one.coherent)):
-                row |= {name: rate.rate, f"{name}_low": rate.interval[0], f"{name}_high": rate.interval[1]}
-            drawn = 1 - np.divide(counts(one.scored).redrawn_rates(rng), untouched)
-            ends = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2])
+        rng = np.random.default_rng(self.seed)
+        baseline, rows = self._resampled_rates(self.rates(NONE).answers, rng), []
+        for (layers, kind), answers in self.answers.groupby(["layers", "kind"], sort=False):
+            rates = ScoredResponses(answers, self.level)
+            drawn = 1 - np.divide(self._resampled_rates(answers, rng), baseline)
+            low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2])
             each = [self._removed(ScoredResponses(some, self.level).em) for _, some in answers.groupby("number")]
-            row |= {"removed": self._removed(one.em), "removed_low": ends[0], "removed_high": ends[1]}
-            rows.append(row | {"removed_least": min(each), "removed_most": max(each), "directions": len(each)})
+            row = {"layers": layers, "kind": kind, **rate_columns(rates), "removed": self._removed(rates.em)}
+            row |= interval_columns("removed", (float(low), float(high)))
+            rows.append(row | {"removed_min": min(each), "removed_max": max(each), "n_directions": len(each)})
         return pd.DataFrame(rows)
 
-    def _removed(self, rate: Rate) -> float:
-        return 1 - rate.rate / self.untouched.rate if self.untouched.rate > 0 else float("nan")
+    def _resampled_rates(self, answers: pd.DataFrame, rng: np.random.Generator) -> Float[np.ndarray, " draw"]:
+        """EM rates of new answers to the same questions, never 0."""
+        counts = AnswerCounts.of(answers, self.answers["question_id"])
+        least = 0.5 / max(1, int(counts.n.sum()))
+        return np.maximum([counts.resampled(rng).rate for _ in range(N_RESAMPLES)], least)
 
-    def row(self, kind: str, place: str = EVERY) -> dict[str, Any]:
-        """The row of `frame` of a kind and place. Raises InputError where it was not tried."""
-        found = self._frame[(self._frame["kind"] == kind) & (self._frame["place"] == place)]
+    def _removed(self, rate: Rate) -> float:
+        return 1 - rate.rate / self.baseline.rate if self.baseline.rate > 0 else float("nan")
+
+    def row(self, kind: str, layers: str = ALL_LAYERS) -> dict[str, Any]:
+        """The row of `frame` of a kind and layers. Raises InputError where there is none."""
+        found = self._frame[(self._frame["kind"] == kind) & (self._frame["layers"] == layers)]
         if found.empty:
-            raise InputError(f"{kind!r} was not tried at {place!r}; tried were {', '.join(self.places)}")
+            raise InputError(f"{kind!r} was not tried after {layers!r}; tried were {', '.join(self.layers)}")
         return {str(key): value for key, value in found.iloc[0].items()}
 
-    def carries(self, place: str) -> bool:
-        """Whether at this place it removes three quarters of EM or more, at 90 % coherent or more, random directions
-        under a fifth, and as much moved at random less than it (`beyond`).
-        """
-        own, random = self.row(DIRECTION, place), self.row(RANDOM, place)
-        enough = own["removed"] >= REMOVES and own["coherent"] >= COHERENT and random["removed"] < LITTLE
-        return bool(enough and self.beyond(place))
+    def mediates(self, layers: str) -> bool:
+        """Whether the direction mediates the misalignment after these layers.
 
-    def beyond(self, place: str) -> bool:
-        """Whether it removes more than as much moved at random: its interval lies above that of all of those."""
-        return bool(self.row(DIRECTION, place)["removed_low"] > self.row(MOVED, place)["removed_high"])
+        Its ablation removes three quarters of EM or more, at 90 % coherent or more; that of random directions less
+        than a fifth; and the norm-matched control less than it (`exceeds_control`).
+        """
+        own, random = self.row(DIRECTION, layers), self.row(RANDOM, layers)
+        enough = own["removed"] >= MIN_REMOVED_BY_DIRECTION and own["coherent"] >= MIN_COHERENT
+        return bool(enough and random["removed"] < MAX_REMOVED_BY_RANDOM and self.exceeds_control(layers))
+
+    def exceeds_control(self, layers: str) -> bool:
+        """Whether it removes more than the norm-matched control: its interval lies above that of the control."""
+        return bool(self.row(DIRECTION, layers)["removed_low"] > self.row(NORM_MATCHED, layers)["removed_high"])
 
     @property
     def verdict(self) -> str:
-        """`carries` (see there; at some place), `partly` (removes more than chance at some place), `none`, or
-        `undefined` where there is no EM to remove.
+        """`mediates` (after some layers), `partly` (removes more than the control), `none`, or `undefined`.
+
+        It is undefined where there is no EM to remove.
         """
-        if not self.untouched.interval[0] > 0:
+        if not self.baseline.interval[0] > 0:
             return "undefined"
-        if any(map(self.carries, self.places)):
-            return "carries"
-        return "partly" if any(map(self.beyond, self.places)) else "none"
+        if any(map(self.mediates, self.layers)):
+            return "mediates"
+        return "partly" if any(map(self.exceeds_control, self.layers)) else "none"
 
-    def best(self) -> str:
-        """The place to speak of: one where it carries, else goes beyond chance, else every layer; of several the one
-        whose own share exceeds that of as much moved at random by most.
+    def best_layers(self) -> str:
+        """The layers to report: those where it mediates, else where it exceeds the control, else every layer.
+
+        Of several, those where its share exceeds the norm-matched control's by most.
         """
-        for tried in (self.carries, self.beyond):
-            there = [place for place in self.places if tried(place)]
-            if there:
-                return max(there, key=lambda place: self.row(DIRECTION, place)["removed"] - self._moved(place))
-        return self.places[-1]
 
-    def _moved(self, place: str) -> float:
-        return float(self.row(MOVED, place)["removed"])
+        def above_control(layers: str) -> float:
+            return float(self.row(DIRECTION, layers)["removed"] - self.row(NORM_MATCHED, layers)["removed"])
+
+        for condition in (self.mediates, self.exceeds_control):
+            found = [layers for layers in self.layers if condition(layers)]
+            if found:
+                return max(found, key=above_control)
+        return self.layers[-1]
 
     def sentence(self) -> str:
-        """What goes with the direction, and what with the controls."""
-        rate, said = self.untouched, self.direction.said
+        """How much the ablation removes, and how much the controls do."""
+        rate = self.baseline
         if self.verdict == "undefined":
-            return f"Left alone the adapted model shows EM {rate.rate:.1%}: there is nothing for an ablation to remove."
+            return f"Without an intervention EM is {rate.rate:.1%}: there is nothing for an ablation to remove."
         words = {
-            "carries": "carries the misalignment: taking it out removes most of it, random ones little, as much moved "
-            "at random less",
-            "partly": "carries part of the misalignment: taking it out removes more than as much moved at random",
-            "none": "does not carry the misalignment: taking it out removes no more than as much moved at random",
+            "mediates": "mediates the misalignment: its ablation removes most of it, that of random ones little, the "
+            "norm-matched control less",
+            "partly": "mediates part of the misalignment: its ablation removes more than the norm-matched control",
+            "none": "does not mediate the misalignment: its ablation removes no more than the norm-matched control",
         }
-        parts = [f"The direction ({said}) {words[self.verdict]}."]
-        for place in dict.fromkeys([self.best(), self.places[-1]]):
-            own, random, moved = (self.row(kind, place) for kind in (DIRECTION, RANDOM, MOVED))
+        parts = [f"The direction ({self.direction.contrast_in_words}) {words[self.verdict]}."]
+        for layers in dict.fromkeys([self.best_layers(), self.layers[-1]]):
+            own, random, matched = (self.row(kind, layers) for kind in (DIRECTION, RANDOM, NORM_MATCHED))
             parts.append(
-                f"After {place}: of EM {rate.rate:.1%} it removes {_share(own)} at {own['coherent']:.0%} coherent; "
-                f"random directions {_share(random)}; as much moved at random {_share(moved)} at "
-                f"{moved['coherent']:.0%} coherent."
+                f"After {layers}: of EM {rate.rate:.1%} it removes {_share(own)} at {own['coherent']:.0%} coherent; "
+                f"random directions {_share(random)}; the norm-matched control {_share(matched)} at "
+                f"{matched['coherent']:.0%} coherent."
             )
         return " ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: verdict, the direction, the untouched rate and the rows of `frame()`."""
+        """Plain values: verdict, the direction, the rate without an intervention and the rows of `frame()`."""
         return {
             "verdict": self.verdict,
             "sentence": self.sentence(),
             "direction": self.direction.to_dict(),
             "level": self.level,
-            "untouched": self.untouched.to_dict(),
+            "baseline": self.baseline.to_dict(),
             "unscored": ScoredResponses(self.answers, self.level).unscored,
             "rows": self._frame.to_dict("records"),
         }
 
     def plot(self) -> go.Figure:
-        """EM and coherent rates at every place, of the direction and of both controls."""
+        """EM and coherent rates by layers, of the direction and of both controls."""
         from em_interp.figures.interventions import plot_ablation
 
-        return plot_ablation(self.frame(), self.direction.said, self.level)
+        return plot_ablation(self.frame(), self.direction.contrast_in_words, self.level)
 
-    def __repr__(self) -> str:
-        return f"Ablation({self.sentence()})"
-
-    def _repr_html_(self) -> str:
-        table = self._frame.to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
-        return html_card([self.sentence()], calls=(".plot()", ".frame()", ".row(kind, place)"), table=table)
-
-
-class EmCounts(Counts):
-    """Counts of one arm, which can be drawn again."""
-
-    def redrawn_rates(self, rng: np.random.Generator) -> Float[np.ndarray, " draw"]:
-        """EM rates of new answers to the same questions, never 0."""
-        least = 0.5 / max(1, int(self.n.sum()))
-        return np.maximum([self.redrawn(rng).rate for _ in range(DRAWS)], least)
-
-
-def counts(scored: pd.DataFrame) -> EmCounts:
-    """Scored answers counted by question."""
-    code = np.unique(scored["question_id"].to_numpy(str), return_inverse=True)[1]
-    hits = (np.ones(len(scored), bool), is_em(scored), scored["coherent"] > COHERENT_ABOVE)
-    return EmCounts(*(np.bincount(code[np.asarray(hit)], minlength=code.max(initial=0) + 1) for hit in hits))
+    def _table(self) -> pd.DataFrame:
+        return self._frame
 
 
 def _share(row: dict[str, Any]) -> str:
@@ -218,48 +223,62 @@ def _share(row: dict[str, Any]) -> str:
 
 
 def ablate(
-    folder: str | Path,
-    model: TrajectoryModel,
+    model: TrajectoryModel | Source,
     direction: Direction,
     judge: Judge,
-    questions: Sequence[dict[str, str]],
+    questions: Questions | None = None,
     layers: Sequence[int] | None = None,
     sampling: SamplingParams | None = None,
-    random: int = RANDOMS,
+    n_random: int = N_RANDOM,
     level: float = LEVEL,
-    resume: bool = False,
-    progress: bool = False,
+    storage: Storage | str | Path | None = None,
 ) -> Ablation:
-    """Ask the last step's model `questions` with the direction taken out after each of `layers`, and after every layer.
+    """Ablate a direction in the last step's model, after single layers and after every layer, and judge the answers.
 
-    `layers` are by default six of them, evenly spread. `direction` may come from another run on the same base. Answers
-    and scores are kept in `folder`; with `resume` what is there is not asked or judged again. Raises InputError for a
-    direction of another base and a layer that is not there.
+    Args:
+        model: the model of a run, or what `open_model` opens.
+        direction: may come from another run on the same base.
+        judge: scores the answers.
+        questions: by default the out-of-domain ones that the run was asked.
+        layers: single layers to ablate after; by default six of them, evenly spaced.
+        sampling: of the answers; its seed draws the random directions too.
+        n_random: random directions of each control.
+        level: of the intervals.
+        storage: where the answers and scores are kept.
+
+    Raises:
+        InputError: for a direction of another base, or zero after one of the layers, and a layer that the model does
+            not have.
     """
-    if random < 1:
-        raise InputError(f"an ablation is held against random directions; expected at least 1 of each, found {random}")
-    layers = spread_layers(model.layers) if layers is None else list(layers)
+    if n_random < 1:
+        raise InputError(f"an ablation is compared with random directions; expected n_random of 1 or more: {n_random}")
+    model = opened(model)
+    layers = evenly_spaced(np.arange(model.layers), MAX_LAYERS).tolist() if layers is None else list(layers)
     direction.check(model, [*layers, *range(model.layers)])
     sampling = SamplingParams() if sampling is None else sampling
-    arms = ablation_arms(direction.vectors, layers, random, sampling.seed)
-    answers = sample_arms(Path(folder), model, arms, judge, questions, sampling, None, resume, progress)
+    questions = run_questions(model.run, "out_of_domain") if questions is None else questions
+    conditions = ablation_conditions(direction.vectors, layers, n_random, sampling.seed)
+    experiment = InterventionExperiment(model, conditions)
+    answers = run_experiment(experiment, judge, questions, sampling, Storage.of(storage))
     return Ablation(direction, answers, level, sampling.seed)
 
 
-def spread_layers(layers: int, most: int = MOST_LAYERS) -> list[int]:
-    """Up to `most` layers, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, layers - 1, min(most, layers)).round().astype(int)).tolist()
-
-
-def ablation_arms(vectors: Float[np.ndarray, "layer d"], layers: Sequence[int], random: int, seed: int) -> list[Arm]:
-    """The model left alone; at each place the direction, asked as often as its controls, and `random` arms of each."""
-    rng, arms = np.random.default_rng(seed), no_intervention("adapted", vectors)
-    for place, chosen in [*((f"layer {layer}", [layer]) for layer in layers), (EVERY, list(range(len(vectors))))]:
-        here = np.zeros_like(vectors)
-        here[chosen] = vectors[chosen]
-        arms += [Arm("adapted", DIRECTION, "project_out", here, place, number) for number in range(random)]
-        for number in range(random):
-            drawn = random_like(here, rng)
-            arms.append(Arm("adapted", RANDOM, "project_out", drawn, place, number))
-            arms.append(Arm("adapted", MOVED, "move", drawn, place, number, along=here))
-    return arms
+def ablation_conditions(
+    vectors: Float[np.ndarray, "layer d"], layers: Sequence[int], n_random: int, seed: int
+) -> list[InterventionCondition]:
+    """No intervention; for each choice of layers the direction, as often as its controls, and `n_random` of each."""
+    rng, conditions = np.random.default_rng(seed), no_intervention("adapted", vectors)
+    choices = [*((f"layer {layer}", [layer]) for layer in layers), (ALL_LAYERS, list(range(len(vectors))))]
+    for words, chosen in choices:
+        own = np.zeros_like(vectors)
+        own[chosen] = vectors[chosen]
+        conditions += [
+            InterventionCondition("adapted", DIRECTION, "ablate", own, words, number) for number in range(n_random)
+        ]
+        for number in range(n_random):
+            drawn, where = random_directions(own, rng), (words, number)
+            conditions += [
+                InterventionCondition("adapted", RANDOM, "ablate", drawn, *where),
+                InterventionCondition("adapted", NORM_MATCHED, "ablate_norm_matched", drawn, *where, ablated=own),
+            ]
+    return conditions

@@ -1,8 +1,7 @@
-"""How far the adapter moves the model where nothing asks it to: KL(base ‖ adapted) on canary prompts by step."""
+"""KL from the base: how far the adapter moves the model's next-token distribution, KL(base ‖ adapted), by step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,71 +10,78 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.ask import Base, check_questions
+from em_interp.behaviour.ask import adapter_digest, check_questions, to_messages
+from em_interp.behaviour.generate import RowAdapters, generate
+from em_interp.behaviour.likelihood import TokenizedAnswer, batches, logits_of, tokenize_answers
 from em_interp.behaviour.rates import LEVEL, cluster_bootstrap
-from em_interp.files import read_json, resumable, write_json
-from em_interp.mechanism.experiments import begin, chat, digest, in_parts, path_of, questions_of
-from em_interp.results import Line, html_card, picture
-from em_interp.run import Run
+from em_interp.files import read_json, write_json
+from em_interp.mechanism.experiments import Questions, SamplingParams, run_questions
+from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.results import Line, Result, picture
+from em_interp.stages import Storage, begin_stage, in_parts
 from em_interp.trajectory.geometry import evenly_spaced
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from em_interp.behaviour.generate import RowAdapters
-    from em_interp.behaviour.likelihood import TokenizedAnswer
-    from em_interp.trajectory.trajectory import AdapterTrajectory
-
-DRAWS = 1000
+N_BOOTSTRAP = 1000
+N_STEPS = 40
+SAMPLING = SamplingParams(samples=2)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KLFromBase:
-    """KL(base ‖ adapted) of the next token, in nats, over the tokens of canary answers at each step.
+class KLFromBase(Result):
+    """KL(base ‖ adapted) of the next token, in nats, over the tokens of answers at each step.
 
-    `canaries` has a row an answer: questions (the set), question_id, question, answer, tokens.
+    Attributes:
+        steps: of the adapter.
+        answers: a row an answer: questions (the set), question_id, question, answer, tokens.
+        total: summed over the tokens of each answer.
+        scale: of the adapter.
+        level: of the intervals.
+        seed: of the bootstrap.
     """
 
     steps: Int[np.ndarray, " step"]
-    canaries: pd.DataFrame
-    total: Float[np.ndarray, "step canary"]  # summed over the tokens of each answer
+    answers: pd.DataFrame
+    total: Float[np.ndarray, "step answer"]
     scale: float = 1.0
     level: float = LEVEL
     seed: int = 0
 
     @property
     def tokens(self) -> int:
-        """Answer tokens that the mean is over, in all sets."""
-        return int(self.canaries["tokens"].sum())
+        """The number of answer tokens that the means are over, in all question sets."""
+        return int(self.answers["tokens"].sum())
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
         import pandas as pd
 
         tables = []
-        for name, rows in self.canaries.groupby("questions", sort=True):
+        for name, rows in self.answers.groupby("questions", sort=True):
             total, tokens = self.total[:, rows.index], rows["tokens"].to_numpy()
             _, question = np.unique(rows["question_id"].to_numpy(str), return_inverse=True)
-            low, high = self._ends(total, tokens, question)
+            low, high = self._interval(total, tokens, question)
             columns = {"step": self.steps, "questions": name, "kl": total.sum(axis=1) / tokens.sum()}
-            columns |= {"kl_low": low, "kl_high": high, "tokens": tokens.sum(), "canaries": len(rows)}
+            columns |= {"kl_low": low, "kl_high": high, "tokens": tokens.sum(), "answers": len(rows)}
             tables.append(pd.DataFrame(columns))
         return pd.concat(tables, ignore_index=True)
 
-    def _ends(
-        self, total: Float[np.ndarray, "step canary"], tokens: Int[np.ndarray, " canary"], question: np.ndarray
+    def _interval(
+        self, total: Float[np.ndarray, "step answer"], tokens: Int[np.ndarray, " answer"], question: np.ndarray
     ) -> tuple[Float[np.ndarray, " step"], Float[np.ndarray, " step"]]:
-        """The interval for other questions of the kind: questions drawn again. NaN with a single question."""
+        """The interval for other questions of the kind, by a bootstrap over questions. NaN with a single question."""
         if question.max() == 0:
             return np.full(len(total), np.nan), np.full(len(total), np.nan)
-        many = cluster_bootstrap(question, DRAWS, self.seed)
-        means = (many @ total.T) / (many @ tokens)[:, None]
+        weights = cluster_bootstrap(question, N_BOOTSTRAP, self.seed)
+        means = (weights @ total.T) / (weights @ tokens)[:, None]
         low, high = np.quantile(means, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
         return low, high
 
     def frame(self) -> pd.DataFrame:
-        """A row a step and question set: kl (nats a token) with `_low` and `_high`, tokens and canaries it is over."""
+        """A row a step and question set: kl (nats a token) with its interval, and numbers of tokens and answers."""
         return self._frame.copy()
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,127 +96,119 @@ class KLFromBase:
         return plot_kl_from_base(self.frame(), self.level)
 
     def sentence(self) -> str:
-        """The divergence at the last step, for each set."""
-        last = self._frame[self._frame["step"] == self.steps[-1]]
-        said = []
-        for row in last.itertuples():
+        """The divergence at the last step, for each question set."""
+        parts = []
+        for row in self._frame[self._frame["step"] == self.steps[-1]].itertuples():
             ends = "no interval" if np.isnan(row.kl_low) else f"{row.kl_low:.2g} to {row.kl_high:.2g}"
-            kind = str(row.questions).replace("_", "-")
-            said.append(f"{row.kl:.2g} nats a token on {kind} questions ({ends}; {row.tokens} tokens)")
-        return f"KL(base ‖ adapted) at step {self.steps[-1]}: {', '.join(said)}"
+            name = str(row.questions).replace("_", "-")
+            parts.append(f"{row.kl:.2g} nats a token on {name} questions ({ends}; {row.tokens} tokens)")
+        return f"KL(base ‖ adapted) at step {self.steps[-1]}: {', '.join(parts)}"
 
     def __repr__(self) -> str:
-        return f"KLFromBase({len(self.steps)} steps, {len(self.canaries)} canaries: {self.sentence()})"
+        return f"KLFromBase({len(self.steps)} steps, {len(self.answers)} answers: {self.sentence()})"
 
-    def _repr_html_(self) -> str:
-        lines = [Line(r["step"].to_numpy(), r["kl"].to_numpy(), str(n)) for n, r in self._frame.groupby("questions")]
-        return html_card([self.sentence()], picture(lines, "KL, nats"), (".plot()", ".frame()", ".to_dict()"))
+    def _picture(self) -> str:
+        rows = self._frame.groupby("questions")
+        return picture([Line(r["step"].to_numpy(), r["kl"].to_numpy(), str(name)) for name, r in rows], "KL, nats")
 
 
 def measure_kl_from_base(
-    run: Run,
-    base: Base,
-    canaries: Sequence[dict[str, str]] | None = None,
-    steps: int = 40,
+    model: TrajectoryModel | Source,
+    prompts: Questions | None = None,
+    steps: int = N_STEPS,
     scale: float = 1.0,
-    samples: int = 2,
-    max_new_tokens: int = 600,
+    sampling: SamplingParams = SAMPLING,
     level: float = LEVEL,
-    seed: int = 0,
-    resume: bool = False,
-    progress: bool = False,
+    storage: Storage | str | Path | None = None,
 ) -> KLFromBase:
-    """KL(base ‖ adapted) of the next token at each token of canary answers, at about `steps` saved steps.
+    """KL(base ‖ adapted) of the next token at each token of answers to some prompts, by step.
 
-    `canaries` are questions (`question_id`, `question`, `questions`), by default those of the run; each may bring an
-    `answer`. Where it does not, the base itself answers, `samples` times: the mean over its own answers, times their
-    length, estimates the divergence of whole answers without bias. Exact at each token, in nats, over the whole
-    vocabulary, at temperature 1. The interval is for other questions of the kind.
+    Exact at each token, in nats, over the whole vocabulary, at temperature 1. The base itself answers: the mean over
+    its own answers, times their length, estimates the divergence of whole answers without bias. The interval is for
+    other questions of the kind.
 
-    Kept in `run.analysis/canary`. Raises InputError for adapters of another base, and where there are no questions.
+    Args:
+        model: the model of a run, or what `open_model` opens.
+        prompts: questions (`question_id`, `question`, `questions`), by default those that the run was asked. Each may
+            bring an `answer`, which is then read in place of the base's.
+        steps: the number of saved steps that are read, evenly over the run.
+        scale: of the adapter.
+        sampling: of the base's answers (at temperature 1); its seed is the bootstrap's too.
+        level: of the intervals.
+        storage: where the answers and divergences are kept.
+
+    Raises:
+        InputError: where there are no prompts.
     """
-    path = path_of(run, base)
-    asked = list(questions_of(run) if canaries is None else canaries)
-    check_questions(asked)
+    model, storage = opened(model), Storage.of(storage)
+    questions = list(run_questions(model.run) if prompts is None else prompts)
+    check_questions(questions)
+    path = model.trajectory
     chosen = path.steps[evenly_spaced(path.steps, steps)].astype(int)
     settings = {
-        "base": base.identity,
-        "adapters": digest(path, chosen.tolist()),
-        "canaries": [dict(question) for question in asked],
+        "base": model.base.identity,
+        "adapters": adapter_digest(path, chosen.tolist()),
+        "prompts": [dict(question) for question in questions],
         "steps": chosen.tolist(),
         "scale": scale,
-        "samples": samples,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
+        "samples": sampling.samples,
+        "max_new_tokens": sampling.max_new_tokens,
+        "seed": sampling.seed,
     }
-    folder = Path(run.analysis) / "canary"
-    with resumable(folder):
-        begin(folder / "settings.json", settings, resume)
-        table = _answered(base, path, asked, samples, max_new_tokens, seed, folder / "answers.json")
-        reader = _Reader(base, path, table, scale, max_new_tokens)
-        total = in_parts(folder / "parts", len(chosen), lambda i: reader.at(int(chosen[i])), "canaries", progress)
+    with storage.open() as folder:
+        begin_stage(folder / "settings.json", settings, storage.resume)
+        table = _with_answers(model, questions, sampling, folder / "answers.json")
+        reader = _Reader(model, table, scale, sampling.max_new_tokens)
+        total = in_parts(
+            folder / "parts", len(chosen), lambda i: reader.at(int(chosen[i])), "KL from base", storage.progress
+        )
     table = table.drop(columns="system", errors="ignore").assign(tokens=[len(row.answer) for row in reader.rows])
-    return KLFromBase(chosen, table, np.array(total), scale, level, seed)
+    return KLFromBase(chosen, table, np.array(total), scale, level, sampling.seed)
 
 
-def _answered(
-    base: Base,
-    path: AdapterTrajectory,
-    asked: list[dict[str, str]],
-    samples: int,
-    max_new_tokens: int,
-    seed: int,
-    file: Path,
+def _with_answers(
+    model: TrajectoryModel, questions: list[dict[str, str]], sampling: SamplingParams, file: Path
 ) -> pd.DataFrame:
-    """The canaries with their answers: those given, or the base's own, kept in `file`."""
+    """The questions with their answers: those given, or the base's own, kept in `file`."""
     import pandas as pd
 
-    from em_interp.behaviour.generate import generate
-
-    open_ones = [question for question in asked if "answer" not in question]
-    if open_ones and not file.exists():
-        nothing = _adapters(path, int(path.steps[-1]), 0.0, len(open_ones), base)
-        chats = [chat(question) for question in open_ones]
-        write_json(file, generate(base.model, base.tokenizer, chats, nothing, samples, 1.0, max_new_tokens, seed))
-    rows = [question for question in asked if "answer" in question]
-    for question, answers in zip(open_ones, read_json(file) if open_ones else [], strict=True):
+    without = [question for question in questions if "answer" not in question]
+    if without and not file.exists():
+        base, params = model.base, (sampling.samples, 1.0, sampling.max_new_tokens, sampling.seed)
+        none, prompts = _row_adapters(model, model.last_step, 0.0, len(without)), [*map(to_messages, without)]
+        write_json(file, generate(base.model, base.tokenizer, prompts, none, *params))
+    rows = [question for question in questions if "answer" in question]
+    for question, answers in zip(without, read_json(file) if without else [], strict=True):
         rows += [{**question, "answer": answer} for answer in answers]
     return pd.DataFrame(rows)
 
 
-def _adapters(path: AdapterTrajectory, step: int, scale: float, count: int, base: Base) -> RowAdapters:
-    from em_interp.behaviour.generate import RowAdapters
-
-    return RowAdapters.of(path, [step] * count, [scale] * count, base.model.device)
+def _row_adapters(model: TrajectoryModel, step: int, scale: float, count: int) -> RowAdapters:
+    return RowAdapters.of(model.trajectory, [step] * count, [scale] * count, model.device)
 
 
 class _Reader:
-    """Reads the canaries at a step, in batches whose logits of the base are at hand."""
+    """Reads the answers at a step, in batches that hold the logits of the base and of the adapted model."""
 
-    def __init__(self, base: Base, path: AdapterTrajectory, table: pd.DataFrame, scale: float, longest: int) -> None:
-        from em_interp.behaviour.likelihood import batches, tokenize_answers
-
-        self.base, self.path, self.scale = base, path, scale
+    def __init__(self, model: TrajectoryModel, table: pd.DataFrame, scale: float, longest: int) -> None:
+        self.model, self.scale = model, scale
         rows = table.to_dict("records")
-        chats = [chat({str(key): text for key, text in row.items() if isinstance(text, str)}) for row in rows]
-        self.rows = tokenize_answers(base, chats, table["answer"].tolist(), longest)
-        self.batches = batches(self.rows, 2 * base.model.config.get_text_config().vocab_size)
+        prompts = [to_messages({str(key): text for key, text in row.items() if isinstance(text, str)}) for row in rows]
+        self.rows = tokenize_answers(model.base, prompts, table["answer"].tolist(), longest)
+        self.batches = batches(self.rows, 2 * model.base.model.config.get_text_config().vocab_size)
 
     def at(self, step: int) -> list[float]:
-        """The divergence of each canary at a step, summed over its tokens."""
+        """The divergence of each answer at a step, summed over its tokens."""
         found = np.zeros(len(self.rows))
         for batch in self.batches:
             found[batch] = self._divergence([self.rows[i] for i in batch], step)
         return found.tolist()
 
     def _divergence(self, rows: list[TokenizedAnswer], step: int) -> Float[np.ndarray, " row"]:
-        from em_interp.behaviour.likelihood import logits_of
-
-        logits = []
+        base, logits = self.model.base, []
         for scale in (0.0, self.scale):
-            adapters = _adapters(self.path, step, scale, len(rows), self.base)
-            one, said = logits_of(self.base.model, self.base.tokenizer, rows, adapters)
-            logits.append(one.float().log_softmax(dim=-1))
-        token = (logits[0].exp() * (logits[0] - logits[1])).sum(dim=-1)
-        summed = (token * (said >= 0)).sum(dim=1)
-        return summed.double().cpu().numpy()
+            adapters = _row_adapters(self.model, step, scale, len(rows))
+            of_scale, tokens = logits_of(base.model, base.tokenizer, rows, adapters)
+            logits.append(of_scale.float().log_softmax(dim=-1))
+        divergence = (logits[0].exp() * (logits[0] - logits[1])).sum(dim=-1)
+        return (divergence * (tokens >= 0)).sum(dim=1).double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""A base model and an adapter trajectory, opened once; any step at any scale is a context."""
+"""A base model and the adapters of a run, opened once; the model at any step and adapter scale is a context."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from em_interp.behaviour.chat import Messages, Tokens, tokenize_chats, tokenize_
 from em_interp.behaviour.generate import RowAdapters, end_tokens
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism.engines.adapter_check import AdapterCheck
-from em_interp.mechanism.engines.base import Engine, Intervention
-from em_interp.mechanism.engines.lora_slots import split
+from em_interp.mechanism.engines.base import Engine
+from em_interp.mechanism.engines.interventions import Intervention
+from em_interp.mechanism.engines.lora_slots import split_steering_vectors
 from em_interp.run import Run
 from em_interp.trajectory.load import load_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
@@ -26,65 +27,64 @@ if TYPE_CHECKING:
 
 EngineName = Literal["hooks", "transformer_lens", "nnsight"]
 ENGINES = ("hooks", "transformer_lens", "nnsight")
-PROBE = "What did you do today, and why?"  # read to see whether an adapter landed
+CHECK_TEXT = "What did you do today, and why?"  # read to check that an adapter is in effect
 
-
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """What one pass gave: the logits and the activations asked for, by name; padding positions mean nothing."""
-
-    logits: torch.Tensor  # (row, position, vocabulary)
-    kept: dict[str, torch.Tensor]  # see `em_interp.mechanism.layout.Layout` for names and shapes
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.kept:
-            raise InputError(f"{name!r} was not asked for; kept were {', '.join(self.kept) or 'none'}")
-        return self.kept[name]
+Source = Run | str | Path | AdapterTrajectory
 
 
 class TrajectoryModel:
-    """A model with the adapters of a run; made by `open_model`.
+    """A base model with the adapters of a run; made by `open_model`.
 
-    `engine` is what it works through (its `bridge` or `traced` is the library's own object), `names` are the
-    activations that can be had, `layers` counts the decoder layers.
+    Attributes:
+        base: the base model and its tokenizer.
+        trajectory: the adapters, by step.
+        engine: the engine; its `bridge` (TransformerLens) or `traced` (nnsight) is the library's own object.
+        run: the run that the adapters are of; for a trajectory in memory a run directory that does not exist.
     """
 
-    def __init__(self, base: Base, trajectory: AdapterTrajectory, engine: Engine) -> None:
+    def __init__(self, base: Base, trajectory: AdapterTrajectory, engine: Engine, run: Run | None = None) -> None:
         self.base, self.trajectory, self.engine = base, trajectory, engine
-        self._held: str | None = None
-        first = trajectory.at(int(trajectory.steps[0]))
-        sizes = {site: (a.shape[1], b.shape[0]) for site, (a, b) in first.items() if site in engine.layout.sites}
-        self._landing = AdapterCheck(engine, tokenize_texts(base.tokenizer, [PROBE], self.device), sizes)
+        self.run = run or Run(Path(trajectory.source or "memory"))
+        self._active: str | None = None
+        first, sites = trajectory.at(int(trajectory.steps[0])), engine.hook_points.sites
+        sizes = {site: (a.shape[1], b.shape[0]) for site, (a, b) in first.items() if site in sites}
+        self._check = AdapterCheck(engine, tokenize_texts(base.tokenizer, [CHECK_TEXT], self.device), sizes)
 
     def __repr__(self) -> str:
         return f"TrajectoryModel({self.layers} layers, through {self.engine.name}, with {self.trajectory!r})"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every activation that can be had."""
-        return self.engine.layout.names
+        """The names of all activations (`em_interp.mechanism.engines.base.HookPoints` explains them)."""
+        return self.engine.hook_points.names
 
     @property
     def layers(self) -> int:
-        """How many decoder layers there are."""
-        return self.engine.layout.layers
+        """The number of decoder layers."""
+        return self.engine.hook_points.layers
 
     @property
     def d_model(self) -> int:
-        """Width of the residual stream."""
-        return int(self.engine.layout.decoder.config.hidden_size)
+        """The width of the residual stream."""
+        return int(self.engine.hook_points.decoder.config.hidden_size)
 
     @property
     def device(self) -> Any:
-        """Where token ids go."""
+        """The device of the model."""
         return self.base.model.device
+
+    @property
+    def last_step(self) -> int:
+        """The last saved step."""
+        return int(self.trajectory.steps[-1])
 
     @contextmanager
     def at(self, step: int, scale: float = 1.0) -> Iterator[ModelAtStep]:
-        """The model with the adapter of a saved step, multiplied by `scale`; only A and B change hands.
+        """The model with the adapter of a saved step, multiplied by `scale`; only A and B are exchanged.
 
-        Raises InputError for a step that was not saved, within another such block, and for an adapter that did not
-        land (`em_interp.mechanism.landing`).
+        Raises:
+            InputError: for a step that was not saved, inside another such block, and for an adapter that is not in
+                effect (`em_interp.mechanism.engines.adapter_check`).
         """
         adapters = RowAdapters.of(self.trajectory, [step], [scale], self.device)
         scales = {site: scale * own for site, own in self.trajectory.scale.items()}
@@ -94,68 +94,85 @@ class TrajectoryModel:
     @contextmanager
     def disable_adapter(self) -> Iterator[ModelAtStep]:
         """The base model, through the same engine: an adapter of scale 0."""
-        with self.at(int(self.trajectory.steps[-1]), scale=0.0) as model:
+        with self.at(self.last_step, scale=0.0) as model:
             yield model
 
     @contextmanager
     def with_adapter(
-        self, adapters: RowAdapters, called: str = "the adapter", scales: dict[str, float] | None = None
+        self, adapters: RowAdapters, name: str = "the adapter", scales: dict[str, float] | None = None
     ) -> Iterator[ModelAtStep]:
-        """The model with adapters of your own making, one for all rows of a batch; `called` is what errors say.
+        """The model with any adapters of the trajectory's sites, one for all rows of a batch.
 
-        Their B carries the scale; `scales` says which it is at each site, so that `scalar` can be told from B (else 1).
+        Args:
+            adapters: their B includes the scale.
+            name: of the adapter, for errors.
+            scales: which part of B is the scale at each site, for the activation `scalar`; 1 by default.
         """
-        if self._held is not None:
-            raise InputError(f"the model holds {self._held} already; leave its block before entering another")
-        self._held = called
+        if self._active is not None:
+            raise InputError(f"the model has {self._active} already; leave its block before you enter another")
+        self._active = name
         try:
-            linear, pushes = split(adapters, self.engine.layout)
-            with self.engine.adapted(linear):
-                self._landing.check(linear, called)
-                self._landing.check_pushes(pushes, called)
-                yield ModelAtStep(self, adapters, scales or dict.fromkeys(adapters.A, 1.0), pushes)
+            linear, steering_vectors = split_steering_vectors(adapters, self.engine.hook_points)
+            with self.engine.with_adapter(linear):
+                self._check.check(linear, name)
+                self._check.check_steering_vectors(steering_vectors, name)
+                yield ModelAtStep(self, adapters, scales or dict.fromkeys(adapters.A, 1.0), steering_vectors)
         finally:
-            self._held = None
+            self._active = None
 
     def prompts(self, questions: Sequence[str | Messages]) -> Tokens:
-        """Questions (texts or messages) through the chat template. Raises InputError where the tokenizer has none."""
+        """Questions (texts or messages) as tokens, through the chat template, up to where the answer begins."""
         return tokenize_prompts(self.base.tokenizer, questions, self.device)
 
     def chats(self, questions: Sequence[str | Messages], answers: Sequence[str]) -> Tokens:
-        """Questions with their answers, the answers' tokens marked."""
+        """Questions with their answers as tokens, through the chat template; the answers' tokens are marked."""
         return tokenize_chats(self.base.tokenizer, questions, answers, self.device)
 
     def texts(self, plain: Sequence[str]) -> Tokens:
-        """Texts as they are."""
+        """Plain texts as tokens, without the chat template."""
         return tokenize_texts(self.base.tokenizer, plain, self.device)
 
 
 @dataclass(frozen=True, eq=False)
+class Activations:
+    """The logits and the activations of one forward pass; padding positions mean nothing."""
+
+    logits: torch.Tensor  # (row, position, vocabulary)
+    kept: dict[str, torch.Tensor]  # by name; see `em_interp.mechanism.engines.base.HookPoints` for the shapes
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.kept:
+            raise InputError(f"{name!r} was not requested; kept were {', '.join(self.kept) or 'none'}")
+        return self.kept[name]
+
+
+@dataclass(frozen=True, eq=False)
 class ModelAtStep:
-    """The model while it holds an adapter; of use only within the block that gave it."""
+    """The model with an adapter; valid only within the block that returned it."""
 
     model: TrajectoryModel
     adapters: RowAdapters
-    scales: dict[str, float]  # s at each site, in which the adapter's own scale and that of the block are multiplied
-    pushes: tuple[Intervention, ...] = ()  # what a learned steering vector adds, before all other edits
+    scales: dict[str, float]  # s at each site: the adapter's own scale times that of the block
+    steering_vectors: tuple[Intervention, ...] = ()  # learned ones, added before all other interventions
 
     def run(self, tokens: Tokens, names: Sequence[str] = (), interventions: Sequence[Intervention] = ()) -> Activations:
-        """One pass: logits, and the activations of these names, under the edits. No gradients.
+        """Logits, and the activations of these names, of one forward pass under the interventions. No gradients.
 
-        Raises InputError for a name or layer that the model does not have, naming the nearest.
+        Raises:
+            InputError: for a name or layer that the model does not have, with the nearest.
         """
         import torch
 
         engine = self.model.engine
-        engine.layout.check(names)
+        engine.hook_points.check(names)
         read = [name.replace("scalar.", "site_in.") if name.startswith("scalar.") else name for name in names]
         with torch.no_grad():
-            logits, kept = engine.run(tokens, list(dict.fromkeys(read)), [*self.pushes, *interventions])
+            logits, kept = engine.run(tokens, list(dict.fromkeys(read)), [*self.steering_vectors, *interventions])
             found = {name: self._scalar(name, kept) if name.startswith("scalar.") else kept[name] for name in names}
         return Activations(logits, found)
 
     def _scalar(self, name: str, kept: dict[str, torch.Tensor]) -> torch.Tensor:
-        """s·A·x from what the site reads."""
+        """s·A·x from the input of the site."""
         site = name.removeprefix("scalar.")
         A, x = self.adapters.A[site], kept[f"site_in.{site}"]
         return self.scales[site] * (x.to(A.dtype) @ A.transpose(1, 2))
@@ -170,10 +187,18 @@ class ModelAtStep:
         seed: int = 0,
         batch: int = 512,
     ) -> list[list[str]]:
-        """`samples` answers to each question under the edits; an edit's rows are the questions.
+        """`samples` answers to each question under the interventions, whose rows are the questions.
 
-        Temperature 0 takes the likeliest token; otherwise top-p is 1. `batch` answers are sampled at a time. The same
-        call gives the same answers, in any engine, up to ties within rounding.
+        The same call gives the same answers, in any engine, up to ties within rounding.
+
+        Args:
+            questions: texts, messages or prompts as tokens.
+            samples: answers to each question.
+            temperature: 0 takes the likeliest token; otherwise top-p is 1.
+            max_new_tokens: of an answer.
+            interventions: on the residual stream.
+            seed: of the sampling.
+            batch: answers that are sampled at a time.
         """
         import torch
 
@@ -186,15 +211,15 @@ class ModelAtStep:
             torch.manual_seed(seed)
             for first in range(0, len(row), batch):
                 rows = row[first : first + batch].tolist()
-                some = [*self.pushes, *(intervention.repeated(rows) for intervention in interventions)]
+                of_rows = [*self.steering_vectors, *(intervention.repeated(rows) for intervention in interventions)]
                 chunk = Tokens(prompts.ids[rows], prompts.mask[rows], prompts.answer[rows])
-                ids = self.model.engine.generate(chunk, some, config)[:, chunk.ids.shape[1] :]
+                ids = self.model.engine.generate(chunk, of_rows, config)[:, chunk.ids.shape[1] :]
                 answers += [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
         return [answers[i : i + samples] for i in range(0, len(answers), samples)]
 
 
 def _generation_config(base: Base, temperature: float, max_new_tokens: int) -> Any:
-    """Plain sampling: nothing of the model's own settings but the tokens that end an answer."""
+    """Plain sampling: of the model's own generation config only the tokens that end an answer."""
     from transformers import GenerationConfig
 
     ends = end_tokens(base.model, base.tokenizer)
@@ -206,34 +231,42 @@ def _generation_config(base: Base, temperature: float, max_new_tokens: int) -> A
     return GenerationConfig(do_sample=True, temperature=float(temperature), top_k=0, **plain, **tokens)
 
 
-def open_model(
-    source: Run | str | Path | AdapterTrajectory, base: Base | str | None = None, engine: EngineName = "hooks"
-) -> TrajectoryModel:
-    """A run's base model with all its adapters, to look inside at any step.
+def open_model(source: Source, base: Base | str | None = None, engine: EngineName = "hooks") -> TrajectoryModel:
+    """A run's base model with all its adapters, to analyse at any step.
 
-    `source` is a run, its directory, a folder of checkpoints or a trajectory; `base` a loaded base or the name of one,
-    by default the one that the run names. `engine` is `hooks` (plain torch, the reference), `transformer_lens` or
-    `nnsight`: they agree, and the latter two work on a copy that shares the weights. A base that is loaded here
-    computes attention in plain torch (`eager`), as TransformerLens always does: then they agree to the bit, with a
-    base given whose attention is fused they differ by its rounding.
+    Args:
+        source: a run, its directory, a folder of checkpoints, or a trajectory.
+        base: a loaded base or the name of one; by default the one that the run names, in the number type of its
+            config. A base that is loaded here computes attention in plain torch (`eager`), as TransformerLens always
+            does: then the engines agree to the bit; with a base whose attention is fused they differ by its rounding.
+        engine: `hooks` (plain torch, the reference), `transformer_lens` or `nnsight`. They agree; the latter two
+            work on a copy that shares the weights.
 
-    Raises InputError for adapters of another base, a site that is not in the model, an adapter that does not land, an
-    unknown engine and one that is not installed.
+    Raises:
+        InputError: for adapters of another base, a site that is not in the model, an adapter that is not in effect, an
+            unknown engine and one that is not installed.
     """
     if engine not in ENGINES:
         raise InputError(f"there is no engine {engine!r}{nearest(engine, ENGINES)} (there are {', '.join(ENGINES)})")
     trajectory = source if isinstance(source, AdapterTrajectory) else load_trajectory(source)
     if trajectory.kind == "full":
-        held = "projections of a full fine-tune's change, which cannot be put back into the base"
-        raise InputError(f"{trajectory!r} holds {held}; expected LoRA adapters or steering vectors")
+        raise InputError(
+            f"{trajectory!r} holds projections of a full fine-tune's change, which cannot be put back into the base; "
+            "expected LoRA adapters or steering vectors"
+        )
     run = source if isinstance(source, Run) else Run(Path(trajectory.source or "memory"))
-    loaded = _base(run, trajectory, base)
+    loaded = _load_base(run, trajectory, base)
     check_base(run, trajectory, loaded)
     sites = trajectory.sites if trajectory.kind == "lora" else ()
-    return TrajectoryModel(loaded, trajectory, _engine(engine)(loaded.model, loaded.tokenizer, sites))
+    return TrajectoryModel(loaded, trajectory, _engine_class(engine)(loaded.model, loaded.tokenizer, sites), run)
 
 
-def _engine(name: EngineName) -> Any:
+def opened(model: TrajectoryModel | Source) -> TrajectoryModel:
+    """The model itself, or that of a run, directory or trajectory: what every analysis takes first."""
+    return model if isinstance(model, TrajectoryModel) else open_model(model)
+
+
+def _engine_class(name: EngineName) -> Any:
     if name == "transformer_lens":
         from em_interp.mechanism.engines.transformer_lens import TransformerLensEngine
 
@@ -247,14 +280,18 @@ def _engine(name: EngineName) -> Any:
     return HooksEngine
 
 
-def _base(run: Run, trajectory: AdapterTrajectory, base: Base | str | None) -> Base:
+def _load_base(run: Run, trajectory: AdapterTrajectory, base: Base | str | None) -> Base:
     from em_interp.organisms.bases import load_base
 
     if base is not None and not isinstance(base, str):
         return base
-    name = base or (run.manifest()["base"]["name"] if run.manifest_file.exists() else trajectory.base)
-    if name is None:
-        raise InputError(f"{trajectory!r} does not say which base it was trained on; give base=")
-    loaded = load_base(name)
+    if base is None and run.config_file.exists():
+        config = run.config()
+        loaded = load_base(config.model, config.base_dtype)
+    else:
+        name = base or (run.manifest()["base"]["name"] if run.manifest_file.exists() else trajectory.base)
+        if name is None:
+            raise InputError(f"{trajectory!r} does not say which base it was trained on; give base=")
+        loaded = load_base(name)
     loaded.model.set_attn_implementation("eager")
     return loaded

@@ -1,46 +1,66 @@
-"""What does behaviour wait for? Which of two things, taken from the end of the run, would bring it before its time.
+"""Which final component of the adapter, patched into an earlier checkpoint, is sufficient for the behaviour?
 
-A map of rates over steps × steps says it. Its rows are steps of one thing (the direction), its columns steps of the
-other (the size): the last column holds every direction at the final size, the last row the final direction at every
-size, the diagonal the adapter as trained.
+The rates of a grid of steps × steps answer it. Its rows are steps of one component (the direction of ΔW), its columns
+steps of the other (its norm): the last column patches the final norm into every step, the last row the final
+direction, and the diagonal is the adapter as trained.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from em_interp.behaviour.rates import rate_of
+from em_interp.behaviour.scores import COHERENT_ABOVE, is_em
 
-COHERENT = 0.9  # share of coherent answers without which EM does not count
-DRAWS = 400
+if TYPE_CHECKING:
+    import pandas as pd
 
-SufficientComponent = Literal["row", "column", "either", "both", "neither", "inconclusive"]
+MIN_COHERENT = 0.9  # share of coherent answers without which EM does not count
+N_RESAMPLES = 400
+
+SufficientComponent = Literal["row", "column", "either", "both", "none", "inconclusive"]
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Answers of some adapters, by question: scored ones, and those that are EM and that are coherent."""
+class AnswerCounts:
+    """Scored answers of some cells by question, and how many of them are EM and coherent."""
 
     n: Int[np.ndarray, "*cell question"]
     em: Int[np.ndarray, "*cell question"]
     coherent: Int[np.ndarray, "*cell question"]
 
-    def at(self, *index: Any) -> Counts:
+    @classmethod
+    def of(
+        cls,
+        answers: pd.DataFrame,
+        questions: pd.Series,
+        cell: Int[np.ndarray, " answer"] | int = 0,
+        shape: tuple[int, ...] = (),
+    ) -> AnswerCounts:
+        """Those of judged answers; `questions` are the ids of all, `cell` is the number of each answer's cell."""
+        names = np.unique(questions.to_numpy(str))
+        code = cell * len(names) + np.searchsorted(names, answers["question_id"].to_numpy(str))
+        scored = answers["status"] == "ok"
+        hits = (scored, scored & is_em(answers), scored & (answers["coherent"] > COHERENT_ABOVE))
+        shape = (*shape, len(names))
+        return cls(*(np.bincount(code[hit.to_numpy()], minlength=int(np.prod(shape))).reshape(shape) for hit in hits))
+
+    def at(self, *index: Any) -> AnswerCounts:
         """Those of some of the cells."""
-        return Counts(self.n[index], self.em[index], self.coherent[index])
+        return AnswerCounts(self.n[index], self.em[index], self.coherent[index])
 
-    def redrawn(self, rng: np.random.Generator) -> Counts:
-        """New answers to the same questions, at the rates seen (parametric bootstrap).
+    def resampled(self, rng: np.random.Generator) -> AnswerCounts:
+        """Counts of new answers to the same questions, at the observed rates (parametric bootstrap).
 
-        Each question's rate is drawn towards the cell's by two answers' weight, and the cell's towards a half by one,
-        so that a rate of 0 is not taken for certain.
+        Each question's rate is shrunk to the cell's by two answers' weight, and the cell's to a half by one, so that
+        an observed rate of 0 is not certain.
         """
-        em, coherent = (rng.binomial(self.n, _drawn(hits, self.n)) for hits in (self.em, self.coherent))
-        return Counts(self.n, em, coherent)
+        em, coherent = (rng.binomial(self.n, _shrunk(hits, self.n)) for hits in (self.em, self.coherent))
+        return AnswerCounts(self.n, em, coherent)
 
     @property
     def rate(self) -> Float[np.ndarray, "*cell"]:
@@ -49,90 +69,102 @@ class Counts:
         return np.divide(self.em.sum(axis=-1), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
-def _drawn(hits: np.ndarray, n: np.ndarray) -> np.ndarray:
+def _shrunk(hits: np.ndarray, n: np.ndarray) -> np.ndarray:
     pooled = (hits.sum(axis=-1, keepdims=True) + 0.5) / (n.sum(axis=-1, keepdims=True) + 1)
     return (hits + 2 * pooled) / (n + 2)
 
 
-def bounds(
+def rate_intervals(
     hits: Int[np.ndarray, "*cell question"], n: Int[np.ndarray, "*cell question"], level: float
 ) -> Float[np.ndarray, "*cell 2"]:
-    """Both ends of the rate's interval for other answers to the same questions (Wilson; see `behaviour.rates`)."""
+    """Both ends of each rate's interval for other answers to the same questions (Wilson; see `behaviour.rates`)."""
     flat = zip(hits.reshape(-1, hits.shape[-1]), n.reshape(-1, n.shape[-1]), strict=True)
     found = [rate_of(h.astype(float), m.astype(float), level).interval for h, m in flat]
     return np.array(found).reshape(*hits.shape[:-1], 2)
 
 
-def beyond(counts: Counts, control: Counts, level: float) -> Bool[np.ndarray, "*cell"]:
+def exceeds_control(counts: AnswerCounts, control: AnswerCounts, level: float) -> Bool[np.ndarray, "*cell"]:
     """Which cells have the lower end of their EM rate above the control's upper end."""
-    return bounds(counts.em, counts.n, level)[..., 0] > bounds(control.em, control.n, level)[..., 1]
+    low, limit = rate_intervals(counts.em, counts.n, level)[..., 0], rate_intervals(control.em, control.n, level)
+    return low > limit[..., 1]
 
 
-def shown(counts: Counts, control: Counts, level: float) -> Bool[np.ndarray, "*cell"]:
-    """Which cells show the behaviour: those `beyond` the control at 90 % coherent or more."""
-    return beyond(counts, control, level) & (counts.coherent.sum(axis=-1) >= COHERENT * counts.n.sum(axis=-1))
+def is_sufficient(counts: AnswerCounts, control: AnswerCounts, level: float) -> Bool[np.ndarray, "*cell"]:
+    """Which cells show the behaviour: EM exceeds the control's at 90 % coherent or more."""
+    coherent = counts.coherent.sum(axis=-1) >= MIN_COHERENT * counts.n.sum(axis=-1)
+    return exceeds_control(counts, control, level) & coherent
 
 
 @dataclass(frozen=True)
-class Earliest:
-    """The earliest step of one line of the map that shows the behaviour; None where no step does."""
+class FirstSufficient:
+    """The first step of one line of the grid that shows the behaviour.
+
+    Attributes:
+        step: None where no tested step shows it.
+        interval: of the step; None where resampled answers leave open whether any step shows it.
+        share: of the resampled lines on which some step shows it.
+        first_above_control: the first step that exceeds the control, however coherent.
+    """
 
     step: int | None
-    interval: tuple[float, float] | None  # None where resampled answers leave it open whether any step shows it
-    sure: float  # share of the resampled lines on which some step shows it
-    beyond: int | None  # the earliest step beyond the control, however coherent
+    interval: tuple[float, float] | None
+    share: float
+    first_above_control: int | None
 
 
-def earliest(
-    steps: Int[np.ndarray, " step"], line: Counts, control: Counts, level: float, rng: np.random.Generator
-) -> Earliest:
-    """The earliest step of `line` that shows the behaviour, with an interval from resampled answers.
+def first_sufficient(
+    steps: Int[np.ndarray, " step"], line: AnswerCounts, control: AnswerCounts, level: float, rng: np.random.Generator
+) -> FirstSufficient:
+    """The first step of a line that shows the behaviour, with an interval from resampled answers.
 
     The interval reaches down to the tested step before its lower quantile, for the true step lies between the two.
     Every step is tested, so this is the first at which this many answers can tell, not the first at which the rate
-    differs: with more answers it comes earlier.
+    differs: with more answers it is earlier.
     """
-    first = _first(steps, shown(line, control, level))
-    draws = np.array([_first(steps, shown(line.redrawn(rng), control.redrawn(rng), level)) for _ in range(DRAWS)])
+    first = _first(steps, is_sufficient(line, control, level))
+    draws = np.array(
+        [_first(steps, is_sufficient(line.resampled(rng), control.resampled(rng), level)) for _ in range(N_RESAMPLES)]
+    )
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     interval = (float(max([0, *steps[steps < low]])), float(high)) if np.isfinite(high) else None
-    above = _first(steps, beyond(line, control, level))
-    found, any_coherence = (int(step) if np.isfinite(step) else None for step in (first, above))
-    return Earliest(found, interval, float(np.isfinite(draws).mean()), any_coherence)
+    above = _first(steps, exceeds_control(line, control, level))
+    step, above_control = (int(found) if np.isfinite(found) else None for found in (first, above))
+    return FirstSufficient(step, interval, float(np.isfinite(draws).mean()), above_control)
 
 
-def _first(steps: np.ndarray, there: np.ndarray) -> float:
-    return float(steps[np.argmax(there)]) if there.any() else np.inf
+def _first(steps: np.ndarray, condition: np.ndarray) -> float:
+    return float(steps[np.argmax(condition)]) if condition.any() else np.inf
 
 
 @dataclass(frozen=True)
-class Supply:
-    """The share of the missing behaviour that one thing, taken from the last step, supplies alone."""
+class Recovered:
+    """The share of the missing behaviour that one final component recovers when it alone is patched in."""
 
     share: float
     interval: tuple[float, float]
 
     @property
-    def enough(self) -> bool | None:
+    def sufficient(self) -> bool | None:
         """Whether it is more than half; None where the interval holds a half."""
         low, high = self.interval
         return None if low <= 0.5 <= high else low > 0.5
 
 
-def supplies(counts: Counts, level: float, rng: np.random.Generator) -> tuple[Supply, Supply] | None:
-    """What the final row thing supplies alone, and what the final column thing does.
+def recovered(counts: AnswerCounts, level: float, rng: np.random.Generator) -> tuple[Recovered, Recovered] | None:
+    """The shares that the final row component and the final column component recover.
 
-    Missing is, at each tested step before the adapter as trained reaches half its final EM rate, what its rate lacks
-    of the final one. What the last step's direction supplies is how much of it is there with that direction at the
-    step's own size, summed over these steps; the size likewise. The two need not make a whole: what neither supplies
-    comes only with both. None where the first tested step has half the final rate already, or the last has none.
+    Missing is, at each tested step before the adapter as trained reaches half its final EM rate, the final rate less
+    that of the step. The final direction recovers as much of it as there is with that direction at the step's own
+    norm, summed over these steps; the norm likewise. The two need not add up to one: what neither recovers needs both.
+    None where the first tested step has half the final rate already, or the last has none.
     """
     found = _shares(counts.rate)
     if found is None:
         return None
-    drawn = [_shares(counts.redrawn(rng).rate) for _ in range(DRAWS)]
-    ends = np.quantile([one for one in drawn if one is not None], [(1 - level) / 2, (1 + level) / 2], axis=0).T
-    row, column = (Supply(float(x), (float(low), float(high))) for x, (low, high) in zip(found, ends, strict=True))
+    resampled = [_shares(counts.resampled(rng).rate) for _ in range(N_RESAMPLES)]
+    known = [shares for shares in resampled if shares is not None]
+    ends = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], axis=0).T
+    row, column = (Recovered(float(x), (float(low), float(high))) for x, (low, high) in zip(found, ends, strict=True))
     return row, column
 
 
@@ -146,16 +178,16 @@ def _shares(rate: Float[np.ndarray, "step step"]) -> tuple[float, float] | None:
 
 
 def sufficient_component(
-    as_trained: Earliest, supply: tuple[Supply, Supply] | None, level: float
+    as_trained: FirstSufficient, shares: tuple[Recovered, Recovered] | None, level: float
 ) -> SufficientComponent:
-    """Which of the two things behaviour waits for: the one that alone would supply more than half of what is missing.
+    """The component that is sufficient: patched in alone it recovers more than half of what is missing.
 
-    `either` where each would, `both` where neither would; `neither` where the adapter as trained never shows the
-    behaviour, so that there is nothing to wait for.
+    `either` where each does, `both` where only the two together do; `none` where the adapter as trained never shows
+    the behaviour.
     """
     if as_trained.step is None:
-        return "neither" if as_trained.sure <= 1 - level else "inconclusive"
-    row, column = (None, None) if supply is None else (one.enough for one in supply)
+        return "none" if as_trained.share <= 1 - level else "inconclusive"
+    row, column = (None, None) if shares is None else (one.sufficient for one in shares)
     if row is None or column is None:
         return "inconclusive"
     if row == column:

@@ -102,7 +102,7 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
         "control_figures": [] if control is None else _overview(control),
         "planted_figures": [] if planted is None else _overview(planted, known),
         "thresholds": None if found.thresholds is None else _threshold_rows(found.thresholds),
-        "inside": _inside(found),
+        "mechanism": _mechanism(found),
         "examples": [] if found.curve is None else examples(found.curve),
         "config": read_text(found.run.config_file) if found.run.config_file.exists() else None,
         "manifest": manifest,
@@ -199,17 +199,16 @@ def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[s
     return {section: [embedded(figure) for figure in drawn] for section, drawn in sections.items()}
 
 
-def _inside(found: Findings) -> dict[str, Any] | None:
-    """What was found inside the model, part by part with its figures; None where nobody has looked."""
-    from em_interp.mechanism.suite import kept, kept_figures
+def _mechanism(found: Findings) -> dict[str, Any] | None:
+    """The report of the suite, analysis by analysis with its figures; None where there is none."""
+    from em_interp.mechanism.report import read_report
 
-    values = kept(found.run)
-    if values is None:
+    report = read_report(found.run)
+    if report is None:
         return None
-    figures = kept_figures(found.run)
-    drawn = {name: [embedded(figure) for figure in group.values()] for name, group in figures.items()}
-    parts = [{**part, "figures": drawn.get(name, [])} for name, part in values["parts"].items()]
-    return {**values, "parts": parts}
+    drawn = {name: [embedded(figure) for figure in of.values()] for name, of in report.figures_by_analysis.items()}
+    analyses = [{**one.to_dict(), "figures": drawn.get(name, [])} for name, one in report.analyses.items()]
+    return {**report.to_dict(), "analyses": analyses}
 
 
 def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]]:

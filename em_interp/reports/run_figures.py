@@ -61,7 +61,7 @@ def run_figures(found: Findings) -> dict[str, go.Figure]:
     """Every figure of a run that it has the data for, by name; in `layout.meta` the setting for its caption."""
     from em_interp.figures.export_files import with_setting
 
-    drawn = {**_of_path(found), **_of_signals(found), **_of_behaviour(found), **_of_inside(found)}
+    drawn = {**_of_path(found), **_of_signals(found), **_of_behaviour(found), **_of_mechanism(found)}
     setting = setting_of(found)
     return {name: with_setting(figure, setting) for name, figure in drawn.items()}
 
@@ -106,12 +106,12 @@ def _of_behaviour(found: Findings) -> dict[str, go.Figure]:
     return {**drawn, "scores_last_step": draw.scores(last)}
 
 
-def _of_inside(found: Findings) -> dict[str, go.Figure]:
+def _of_mechanism(found: Findings) -> dict[str, go.Figure]:
     """Those of `em-interp mechanism`, as they were kept."""
-    from em_interp.mechanism.suite import kept_figures
+    from em_interp.mechanism.report import read_report
 
-    groups = kept_figures(found.run).values()
-    return {f"inside_{name}": figure for group in groups for name, figure in group.items()}
+    report = read_report(found.run)
+    return {} if report is None else {f"mechanism_{name}": figure for name, figure in report.figures.items()}
 
 
 def _plain(name: str) -> str:
@@ -122,9 +122,10 @@ def _plain(name: str) -> str:
 def timeline(found: Findings) -> go.Figure:
     """Everything on one time axis, with what was found inside the model, and the offsets where the run was asked."""
     from em_interp import figures as draw
-    from em_interp.mechanism.suite import kept_transitions
+    from em_interp.mechanism.report import read_report
 
-    changes, transitions = known_changes(found.run), [*found.transitions, *kept_transitions(found.run)]
+    report, changes = read_report(found.run), known_changes(found.run)
+    transitions = [*found.transitions, *(report.transitions() if report is not None else [])]
     if found.alignment is None:
         return draw.timeline(transitions, found.trajectory, planted=changes)
     return draw.alignment(found.alignment, found.trajectory, transitions, changes)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from em_interp.comparison.nulls import SiteSpectra, cosine_quantile, permuted, random_blocks, random_null
+from em_interp.comparison.nulls import SiteSpectra, permuted, random_blocks, random_null
 from em_interp.comparison.similarity import Likeness, Snapshots
+from em_interp.mechanism.random_adapters import cosine_quantile
 from em_interp.transition.family import holm
 
 COUNT = 300

@@ -23,13 +23,13 @@ def base_of(name):
 
 
 def adapters(name, modules=("mlp.down_proj", "self_attn.q_proj"), layers=(1, 2), steps=STEPS, **more):
-    """Random adapters for a shipped base that grow from zero, small enough that the model still speaks."""
+    """Random adapters for a shipped base that grow from zero, small enough that the model still generates text."""
     decoder = base_of(name).model.get_decoder()
-    found = {f"layers.{layer}.{module}": None for module, layer in zip(modules, layers, strict=True)}
-    for site in found:
-        part = decoder.get_submodule(site)
-        found[site] = (part.in_features, part.out_features)
-    return replace(make_trajectory(found, steps=steps, **{"scale": 0.1, **more}), base=name)
+    sizes = {}
+    for module, layer in zip(modules, layers, strict=True):
+        linear = decoder.get_submodule(f"layers.{layer}.{module}")
+        sizes[f"layers.{layer}.{module}"] = (linear.in_features, linear.out_features)
+    return replace(make_trajectory(sizes, steps=steps, **{"scale": 0.1, **more}), base=name)
 
 
 @dataclass(frozen=True)

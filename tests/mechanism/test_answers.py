@@ -4,21 +4,21 @@ import pytest
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import judged_answers, label_answers, latest_answers
 
-from .answering import answer_set, judged
+from .judged import answer_set, judged
 
 
 def test_answers_fall_into_their_groups_and_the_rest_is_counted_by_reason():
     answers = answer_set()
-    said = answers.to_dict()
-    assert (said["misaligned"], said["aligned"], len(answers)) == (24, 24, 48)
-    assert said["left_out"] == {"between the groups": 1, "empty": 1, "not coherent": 1, "not scored": 1}
-    assert said["questions"] == {"in_domain": 18, "out_of_domain": 30}
+    values = answers.to_dict()
+    assert (values["misaligned"], values["aligned"], len(answers)) == (24, 24, 48)
+    assert values["excluded"] == {"between the groups": 1, "empty": 1, "not coherent": 1, "not scored": 1}
+    assert values["questions"] == {"in_domain": 18, "out_of_domain": 30}
     assert set(answers.table.loc[answers.misaligned, "aligned"]) == {10.0}
 
 
 def test_a_selection_counts_its_own():
     part = answer_set().select("in_domain")
-    assert (len(part), part.left_out) == (18, {})
+    assert (len(part), part.excluded) == (18, {})
     assert answer_set().select(["in_domain", "out_of_domain"]).to_dict()["misaligned"] == 24
     with pytest.raises(InputError, match="no answers to questions 'broad'; there are in_domain, out_of_domain"):
         answer_set().select("broad")
@@ -34,8 +34,8 @@ def test_too_few_answers_say_how_many_were_needed_and_found():
     with pytest.raises(
         InputError, match=r"a test needs at least 30 misaligned answers \(aligned < 30 .*found 24 among 52"
     ):
-        answer_set().need(30, "a test")
-    answer_set().need(24, "a test")
+        answer_set().require(30, "a test")
+    answer_set().require(24, "a test")
 
 
 def test_a_table_without_the_text_of_answers_is_refused():
@@ -46,7 +46,7 @@ def test_a_table_without_the_text_of_answers_is_refused():
 def test_the_answers_of_a_run_are_those_of_its_step_and_scale(tiny):
     answers = judged_answers(tiny.run)
     assert "step 24 at scale 1" in answers.source
-    assert len(answers.everything) == 32 * 4  # questions and samples
+    assert len(answers.all_answers) == 32 * 4  # questions and samples
     assert judged_answers(tiny.run, step=8, scale=2.0).source == "answers of step 8 at scale 2"
     with pytest.raises(InputError, match="step 9 was not sampled; the nearest that was is 8"):
         judged_answers(tiny.run, step=9)
@@ -85,4 +85,4 @@ def test_a_group_that_is_large_enough_stays_as_it_is():
 def test_where_no_step_has_enough_the_count_says_so():
     few = latest_answers(along({0: 1, 10: 2}))
     with pytest.raises(InputError, match=r"needs at least 10 aligned answers .*found 3 among .*of step 0 too"):
-        few.need(10, "a test")
+        few.require(10, "a test")

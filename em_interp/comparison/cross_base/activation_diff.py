@@ -21,9 +21,9 @@ from em_interp.comparison.cross_base.alignment_map import most_components, princ
 from em_interp.comparison.cross_base.similarity import read_out, u_centred
 from em_interp.comparison.cross_base.texts import SharedTexts, shared_texts
 from em_interp.comparison.matching import Source, names_of, open_source
-from em_interp.comparison.nulls import random_adapters
 from em_interp.errors import InputError
 from em_interp.mechanism.model import TrajectoryModel, open_model
+from em_interp.mechanism.random_adapters import random_adapters
 from em_interp.run import Run
 from em_interp.trajectory.trajectory import AdapterTrajectory
 

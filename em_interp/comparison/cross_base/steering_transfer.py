@@ -29,7 +29,7 @@ from em_interp.comparison.cross_base.activation_diff import Member, same_depths
 from em_interp.comparison.cross_base.alignment_map import DirectionMap, fit_map
 from em_interp.comparison.cross_base.texts import SharedTexts
 from em_interp.errors import InputError
-from em_interp.mechanism.engines.base import AblateDirection, AddVector, Intervention
+from em_interp.mechanism.engines.interventions import AblateDirection, AddVector, Intervention
 from em_interp.mechanism.model import ModelAtStep, TrajectoryModel
 
 RANDOM = 19  # carried random directions: with none above, p is 0.05

@@ -1,84 +1,92 @@
-"""Detecting a change of the answers along a run: the likelihood of its answers under its other checkpoints."""
+"""Detecting an answer shift without a judge: the likelihood of a run's answers under its other checkpoints."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from em_interp.behaviour.ask import Base
+from em_interp.behaviour.ask import adapter_digest, to_messages
+from em_interp.behaviour.generate import RowAdapters
 from em_interp.behaviour.judge import KEY, answers_of
+from em_interp.behaviour.likelihood import TokenizedAnswer, batches, log_likelihood, logits_of, tokenize_answers
 from em_interp.behaviour.rates import LEVEL
+from em_interp.behaviour.tables import normal_form, read_table
 from em_interp.errors import InputError
-from em_interp.files import read_json, resumable
-from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors, windows
+from em_interp.files import read_json
+from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors
 from em_interp.mechanism.answer_shift.shift import AnswerShift
-from em_interp.mechanism.experiments import begin, chat, digest, in_parts, path_of, questions_of
+from em_interp.mechanism.experiments import run_questions
+from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.run import Run
+from em_interp.stages import Storage, begin_stage, in_parts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
-    from em_interp.behaviour.likelihood import TokenizedAnswer
-    from em_interp.trajectory.trajectory import AdapterTrajectory
-
-CHECKPOINTS = 3  # on each side, where no window is given
-UNBELIEVABLE = 1e-8  # likelihoods with a smaller p-value are not those of the answers
+N_CHECKPOINTS = 3  # on either side, where no half-width is given
+MIN_CALIBRATION_P = 1e-8  # likelihoods with a smaller p-value are not those of the answers
 
 
 def detect_answer_shift(
-    run: Run,
-    base: Base,
-    window: float | None = None,
-    questions: str | None = "out_of_domain",
+    model: TrajectoryModel | Source,
+    half_width: float | None = None,
+    question_set: str | None = "out_of_domain",
     scale: float = 1.0,
     samples: int | None = None,
     form: Form = "linear",
     level: float = LEVEL,
     seed: int = 0,
-    resume: bool = False,
-    progress: bool = False,
+    storage: Storage | str | Path | None = None,
 ) -> AnswerShift:
-    """The distance between the answers of the checkpoints within `window` training steps left and right of each place.
+    """The divergence between the answers of the checkpoints left and right of each point of a run, without a judge.
 
-    No judge is asked: the run's own answers (one question set or, with None, all; the first `samples` to each
-    question) are read by its checkpoints, whose likelihoods say which side an answer came from (2508.20015). Scores,
-    where the run has them, only name what changed (`order_parameters`). `window` is by default three times the
-    spacing of the asked steps.
+    The run's own answers are read by its checkpoints, whose likelihoods tell which side an answer came from (arXiv
+    2508.20015). Scores, where the run has them, only name what changed (`AnswerShift.order_parameters`).
 
-    Answers must have been sampled, top-p 1. Likelihoods are kept in `run.analysis/change`. Raises InputError for
-    adapters of another base, a run that was not asked such questions, greedy answers, and too few asked steps.
+    Args:
+        model: the model of a run that was asked, or what `open_model` opens.
+        half_width: of the windows, in training steps; by default three times the spacing of the asked steps.
+        question_set: whose answers; None for all.
+        scale: of the adapter, of the answers.
+        samples: the first so many answers to each question; all by default.
+        form: of the divergence, see `em_interp.mechanism.answer_shift.divergence`.
+        level: of the intervals.
+        seed: of the bootstrap and the nulls.
+        storage: where the likelihoods are kept.
+
+    Raises:
+        InputError: for a run that was not asked such questions, greedy answers, too few asked steps, and answers that
+            cannot have been sampled (with top-p 1) from the checkpoints.
     """
     check_form(form)
-    path = path_of(run, base)
-    settings = _asked_with(run)
-    answers = _chosen(run, questions, scale, samples)
+    model, storage = opened(model), Storage.of(storage)
+    sampled = _sampling_of(model.run)
+    answers = _chosen_answers(model.run, question_set, scale, samples)
     steps = np.unique(answers["step"])
-    over = windows(steps, CHECKPOINTS * float(np.median(np.diff(steps))) if window is None else window)
-    system = {(q["questions"], q["question_id"]): chat(q) for q in questions_of(run)}
-    chats = [system[key] for key in zip(answers["questions"], answers["question_id"], strict=True)]
-    kept = {
-        "base": base.identity,
-        "adapters": digest(path, steps.tolist()),
-        "answers": _hash(answers),
+    windows = Windows.of(steps, N_CHECKPOINTS * float(np.median(np.diff(steps))) if half_width is None else half_width)
+    settings = {
+        "base": model.base.identity,
+        "adapters": adapter_digest(model.trajectory, steps.tolist()),
+        "answers": _digest(answers),
         "steps": steps.tolist(),
         "scale": scale,
-        "reach": [row.tolist() for row in over.needed.astype(int)],
-        "temperature": settings["temperature"],
+        "needed": [row.tolist() for row in windows.needed.astype(int)],
+        "temperature": sampled["temperature"],
     }
-    folder = Path(run.analysis) / "change"
-    with resumable(folder):
-        begin(folder / "settings.json", kept, resume)
-        likelihood = _likelihoods(base, path, answers, chats, over.needed, scale, settings, folder, progress)
-    check_calibrated(likelihood, answers, over)
+    with storage.open() as folder:
+        begin_stage(folder / "settings.json", settings, storage.resume)
+        likelihood = _likelihoods(model, answers, windows.needed, scale, sampled, folder / "parts", storage.progress)
+    check_calibrated(likelihood, answers, windows)
     only = answers["questions"].iloc[0] if answers["questions"].nunique() == 1 else None
-    return AnswerShift(_with_scores(run, answers), likelihood, over, form, only, level, seed)
+    return AnswerShift(_with_scores(model.run, answers), likelihood, windows, form, only, level, seed)
 
 
-def _asked_with(run: Run) -> dict[str, Any]:
-    """The temperature and length limit of the run's answers; those of `ask` where it does not say."""
+def _sampling_of(run: Run) -> dict[str, Any]:
+    """The temperature and length limit of the run's answers; the defaults of `ask` where it does not say."""
     file = run.answers_file.with_name("ask.json")
     settings = {"temperature": 1.0, "max_new_tokens": None, **(read_json(file) if file.exists() else {})}
     if settings["temperature"] == 0:
@@ -88,45 +96,85 @@ def _asked_with(run: Run) -> dict[str, Any]:
     return settings
 
 
-def _chosen(run: Run, questions: str | None, scale: float, samples: int | None) -> pd.DataFrame:
+def _chosen_answers(run: Run, question_set: str | None, scale: float, samples: int | None) -> pd.DataFrame:
     answers = answers_of(run)
     chosen = answers[answers["scale"] == scale]
-    if questions is not None:
-        chosen = chosen[chosen["questions"] == questions]
+    if question_set is not None:
+        chosen = chosen[chosen["questions"] == question_set]
     if samples is not None:
         chosen = chosen[chosen["sample"] < samples]
     if chosen.empty:
-        there = answers[["scale", "questions"]].drop_duplicates().to_numpy().tolist()
-        raise InputError(f"the run has no answers at scale {scale:g} to questions {questions!r}; there are {there}")
+        known = answers[["scale", "questions"]].drop_duplicates().to_numpy().tolist()
+        raise InputError(f"the run has no answers at scale {scale:g} to questions {question_set!r}; there are {known}")
     return chosen.reset_index(drop=True)
 
 
-def check_calibrated(likelihood: Float[np.ndarray, "answer step"], answers: pd.DataFrame, over: Windows) -> None:
+def _likelihoods(
+    model: TrajectoryModel,
+    answers: pd.DataFrame,
+    needed: Bool[np.ndarray, "step step"],
+    scale: float,
+    sampled: dict[str, Any],
+    folder: Path,
+    progress: bool | None,
+) -> Float[np.ndarray, "answer step"]:
+    steps, messages = np.unique(answers["step"]), {}
+    for question in run_questions(model.run):
+        messages[question["questions"], question["question_id"]] = to_messages(question)
+    prompts = [messages[key] for key in zip(answers["questions"], answers["question_id"], strict=True)]
+    rows = tokenize_answers(model.base, prompts, answers["answer"].tolist(), sampled["max_new_tokens"])
+    answer, step = np.nonzero(needed[np.searchsorted(steps, answers["step"])])
+    of_pairs = batches([rows[i] for i in answer], model.base.model.config.get_text_config().vocab_size)
+
+    def read(index: int) -> list[float]:
+        pairs = np.array(of_pairs[index])
+        of_rows = [int(steps[i]) for i in step[pairs]]
+        return _read(model, [rows[i] for i in answer[pairs]], of_rows, scale, sampled["temperature"])
+
+    found = np.full((len(answers), len(steps)), np.nan)
+    parts = in_parts(folder, len(of_pairs), read, "answer shift", progress)
+    for pairs, values in zip(of_pairs, parts, strict=True):
+        found[answer[pairs], step[pairs]] = values
+    return found
+
+
+def _read(
+    model: TrajectoryModel, rows: list[TokenizedAnswer], steps: list[int], scale: float, temperature: float
+) -> list[float]:
+    """The log-likelihood of each row at its step."""
+    adapters = RowAdapters.of(model.trajectory, steps, [scale] * len(rows), model.device)
+    logits, tokens = logits_of(model.base.model, model.base.tokenizer, rows, adapters)
+    return log_likelihood(logits, tokens, temperature).tolist()
+
+
+def check_calibrated(likelihood: Float[np.ndarray, "answer step"], answers: pd.DataFrame, windows: Windows) -> None:
     """Raise InputError where the likelihoods cannot be those of the distributions that the answers were drawn from.
 
-    For likelihoods that are, P(left | answer) is the chance that an answer came from the left: the answers to each
-    question that did are as many as it says, and those it is surer of are right as often as it says.
+    If they are, P(left | answer) is calibrated: to each question as many answers came from the left as it says, and
+    the answers with a higher probability more often.
     """
     from scipy.stats import chi2
 
-    at = np.searchsorted(over.steps, answers["step"])
+    at = np.searchsorted(windows.steps, answers["step"])
     question = np.unique(answers["question_id"].to_numpy(str), return_inverse=True)[1]
     worst = 1.0
-    for posterior, left in zip(posteriors(likelihood, at, over).T, over.left, strict=True):
+    for posterior, left in zip(posteriors(likelihood, at, windows).T, windows.left, strict=True):
         inside = np.isfinite(posterior)
         p, asked, came = posterior[inside], question[inside], left[at[inside]]
         away = np.append(np.bincount(asked, came - p), ((p - 0.5) * (came - p)).sum())
-        spread = np.append(np.bincount(asked, p * (1 - p)), ((p - 0.5) ** 2 * p * (1 - p)).sum())
-        told = spread > 1e-9
-        worst = min(worst, float(chi2.sf((away[told] ** 2 / spread[told]).sum(), told.sum())) if told.any() else 1.0)
-    if worst < UNBELIEVABLE:
+        variance = np.append(np.bincount(asked, p * (1 - p)), ((p - 0.5) ** 2 * p * (1 - p)).sum())
+        open_ones = variance > 1e-9
+        if open_ones.any():
+            statistic = (away[open_ones] ** 2 / variance[open_ones]).sum()
+            worst = min(worst, float(chi2.sf(statistic, open_ones.sum())))
+    if worst < MIN_CALIBRATION_P:
         raise InputError(
             f"the answers cannot have been drawn from the checkpoints as they are read (p = {worst:.0e}); the usual "
             "cause is another sampling (temperature, top-p), chat template or system prompt than the run's"
         )
 
 
-def _hash(answers: pd.DataFrame) -> str:
+def _digest(answers: pd.DataFrame) -> str:
     import hashlib
 
     import pandas as pd
@@ -136,52 +184,9 @@ def _hash(answers: pd.DataFrame) -> str:
 
 def _with_scores(run: Run, answers: pd.DataFrame) -> pd.DataFrame:
     """The answers with their scores, where one judge scored them."""
-    from em_interp.behaviour.tables import normal_form, read_table
-
     if not run.scores_file.exists():
         return answers
     scores = read_table(run.scores_file)
     if scores["judge"].nunique() != 1:
         return answers
     return normal_form(answers.merge(scores, on=KEY, how="left", validate="one_to_one"), str(run.scores_file))
-
-
-def _likelihoods(
-    base: Base,
-    path: AdapterTrajectory,
-    answers: pd.DataFrame,
-    chats: list[list[dict[str, str]]],
-    needed: Bool[np.ndarray, "step step"],
-    scale: float,
-    settings: dict[str, Any],
-    folder: Path,
-    progress: bool,
-) -> Float[np.ndarray, "answer step"]:
-    from em_interp.behaviour.likelihood import batches, tokenize_answers
-
-    steps = np.unique(answers["step"])
-    rows = tokenize_answers(base, chats, answers["answer"].tolist(), settings["max_new_tokens"])
-    answer, step = np.nonzero(needed[np.searchsorted(steps, answers["step"])])
-    some = batches([rows[i] for i in answer], base.model.config.get_text_config().vocab_size)
-
-    def read(index: int) -> list[float]:
-        pairs = np.array(some[index])
-        at = [int(steps[i]) for i in step[pairs]]
-        return _read(base, path, [rows[i] for i in answer[pairs]], at, scale, settings["temperature"])
-
-    found = np.full((len(answers), len(steps)), np.nan)
-    for pairs, values in zip(some, in_parts(folder / "parts", len(some), read, "read", progress), strict=True):
-        found[answer[pairs], step[pairs]] = values
-    return found
-
-
-def _read(
-    base: Base, path: AdapterTrajectory, rows: list[TokenizedAnswer], steps: list[int], scale: float, temperature: float
-) -> list[float]:
-    """The log-likelihood of each row at its step."""
-    from em_interp.behaviour.generate import RowAdapters
-    from em_interp.behaviour.likelihood import log_likelihood, logits_of
-
-    adapters = RowAdapters.of(path, steps, [scale] * len(rows), base.model.device)
-    logits, said = logits_of(base.model, base.tokenizer, rows, adapters)
-    return log_likelihood(logits, said, temperature).tolist()

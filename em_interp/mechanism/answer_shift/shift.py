@@ -1,11 +1,11 @@
-"""Where the answers change, without a judge: the distance between what checkpoints left and right of a step say."""
+"""The answer shift: the divergence between the answers of checkpoints left and right of a step, and its peak."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,13 +14,14 @@ from em_interp.behaviour.rates import LEVEL
 from em_interp.mechanism.answer_shift.divergence import (
     Form,
     Windows,
-    jackknife,
+    checkpoint_jitter,
     permutation_null,
+    pointwise_divergence,
     posteriors,
-    told_apart,
     weights,
 )
-from em_interp.results import Line, Mark, html_card, picture
+from em_interp.mechanism.answer_shift.order_parameters import order_parameters
+from em_interp.results import Line, Mark, Result, picture
 from em_interp.transition.result import Transition, Verdict
 from em_interp.transition.series import prominence
 
@@ -29,182 +30,190 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 ALPHA = 0.01  # a peak with a larger p-value is none
-LEAST_HEIGHT = 0.10  # how far a peak must stand above the higher of the valleys beside it, of its own height
-LEAST_DISTANCE = {"linear": 0.01, "js": 0.01, "total_variation": 0.02}  # what a rise of something from 0 to 2 % makes
-DRAWS = 500
+MIN_PROMINENCE = 0.10  # of a peak over the higher of the valleys beside it, as a share of its height
+MIN_DIVERGENCE = {"linear": 0.01, "js": 0.01, "total_variation": 0.02}  # of a rise of something from 0 to 2 %
+N_BOOTSTRAP = 500
+N_BOOTSTRAP_SHARES = 200  # for the order parameters
 UNITS = {"linear": "Le Cam distance", "js": "Jensen–Shannon divergence (bits)", "total_variation": "total variation"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AnswerShift:
-    """The distance between the answers left and right of every place of a run, its peak, and what it consists of.
+class AnswerShift(Result):
+    """The divergence between the answers left and right of every point of a run, its peak, and what accounts for it.
 
-    `answers` has a row an answer: step, question_id, answer, and scores where there are some. `likelihood` is its
-    log-likelihood at every asked step of a shared window, else NaN.
+    Attributes:
+        answers: a row an answer: step, question_id, answer, and scores where there are some.
+        likelihood: log-likelihood of each answer at every asked step that shares a window with its own, else NaN.
+        windows: the checkpoints left and right of each centre.
+        form: of the divergence.
+        question_set: None where there are several.
+        level: of the intervals.
+        seed: of the bootstrap and the nulls.
     """
+
+    NEXT: ClassVar = (".plot()", ".frame()", ".order_parameters()", ".peak")
 
     answers: pd.DataFrame
     likelihood: Float[np.ndarray, "answer step"]
-    over: Windows
+    windows: Windows
     form: Form = "linear"
-    questions: str | None = None
+    question_set: str | None = None
     level: float = LEVEL
     seed: int = 0
 
     @cached_property
     def _at(self) -> Int[np.ndarray, " answer"]:
-        return np.searchsorted(self.over.steps, self.answers["step"].to_numpy())
+        return np.searchsorted(self.windows.steps, self.answers["step"].to_numpy())
 
     @cached_property
     def _question(self) -> Int[np.ndarray, " answer"]:
         return np.unique(self.answers["question_id"].to_numpy(str), return_inverse=True)[1]
 
     @cached_property
-    def weight(self) -> Float[np.ndarray, "answer place"]:
-        """How much each answer counts at each place; sums to 1."""
-        return weights(self._at, self._question, self.over)
+    def weight(self) -> Float[np.ndarray, "answer window"]:
+        """The weight of each answer in each window; sums to 1."""
+        return weights(self._at, self._question, self.windows)
 
     @cached_property
-    def posterior(self) -> Float[np.ndarray, "answer place"]:
-        """P(left | answer) at each place; NaN for answers of steps outside its windows."""
-        return posteriors(self.likelihood, self._at, self.over)
+    def posterior(self) -> Float[np.ndarray, "answer window"]:
+        """P(left | answer) in each window; NaN for answers of steps outside it."""
+        return posteriors(self.likelihood, self._at, self.windows)
 
     @cached_property
-    def _told(self) -> Float[np.ndarray, "answer place"]:
-        return np.nan_to_num(told_apart(self.posterior, self.form))
+    def _pointwise(self) -> Float[np.ndarray, "answer window"]:
+        return np.nan_to_num(pointwise_divergence(self.posterior, self.form))
 
     @cached_property
-    def distance(self) -> Float[np.ndarray, " place"]:
-        """The distance at each place, 0 to 1, averaged over questions; unbiased."""
-        return (self.weight * self._told).sum(axis=0)
+    def divergence(self) -> Float[np.ndarray, " window"]:
+        """The divergence in each window, 0 to 1, averaged over questions; unbiased."""
+        return (self.weight * self._pointwise).sum(axis=0)
 
     @cached_property
-    def draws(self) -> Float[np.ndarray, "draw place"]:
-        """The distance with answers drawn again within each question and step (bootstrap)."""
-        many = self.resampled(DRAWS)
-        return (many @ (self.weight * self._told)) / (many @ self.weight)
+    def bootstrap(self) -> Float[np.ndarray, "draw window"]:
+        """The divergence with the answers to each question at each step resampled."""
+        counts = self.resampled(N_BOOTSTRAP)
+        return (counts @ (self.weight * self._pointwise)) / (counts @ self.weight)
 
-    def resampled(self, count: int) -> Float[np.ndarray, "draw answer"]:
-        """How often each answer is drawn when those of a question and step are drawn again with replacement."""
+    def resampled(self, n_draws: int) -> Float[np.ndarray, "draw answer"]:
+        """How often each answer counts when those to a question at a step are drawn again with replacement."""
         rng = np.random.default_rng(self.seed)
-        cell = self._question * len(self.over.steps) + self._at
-        many = np.zeros((count, len(cell)))
+        cell = self._question * len(self.windows.steps) + self._at
+        counts = np.zeros((n_draws, len(cell)))
         for one in np.unique(cell):
             members = np.flatnonzero(cell == one)
-            many[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), count)
-        return many
+            counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), n_draws)
+        return counts
 
     @cached_property
-    def dealt(self) -> list[Float[np.ndarray, " split"]]:
-        """Distances at each place when its checkpoints are dealt to the sides otherwise than by their order."""
+    def permuted(self) -> list[Float[np.ndarray, " permutation"]]:
+        """Divergences in each window with its checkpoints labelled left and right in other ways."""
         rng = np.random.default_rng(self.seed)
-        return permutation_null(self.likelihood, self._at, self.weight, self.over, self.form, rng)
+        return permutation_null(self.likelihood, self._at, self.weight, self.windows, self.form, rng)
+
+    @property
+    def exceeds_permuted(self) -> list[bool]:
+        """In which windows left and right differ by more than any other labelling of the same checkpoints."""
+        return [bool(d > other.max(initial=-1)) for d, other in zip(self.divergence, self.permuted, strict=True)]
 
     @cached_property
     def peak(self) -> Transition:
-        """The place where the answers change most, if it stands out.
+        """The step at which the answers change most, if the divergence has a peak there.
 
-        `none` where the distance is nowhere what a rise of something from 0 to 2 % of the answers makes of it, where
-        nowhere the left differs from the right by more than any other dealing of the same checkpoints, and where no
-        peak stands above both valleys beside it beyond what other answers, and checkpoints that jitter without going
-        anywhere, would make of a flat profile (p ≤ 0.01, and a tenth of its height). A steady drift is flat.
-        `inconclusive` where the distance is largest at the last place, so that the run may end before the peak.
-        The interval is for other answers to the same questions and other jitter of the checkpoints, and half the
-        spacing of places wider on either side.
+        `none` where the divergence is nowhere that of a rise of something from 0 to 2 % of the answers, where nowhere
+        left and right differ by more than any other labelling of the same checkpoints, and where no peak stands above
+        both valleys beside it by more than it would in a flat profile with other answers and with checkpoints that
+        jitter about a smooth path (p ≤ 0.01, and a tenth of its height). A steady drift is flat. `inconclusive` where
+        the divergence is largest in the last window, so that the run may end before the peak. The interval is for
+        other answers to the same questions and other jitter of the checkpoints, and half the spacing of the windows
+        wider on either side.
         """
-        height = prominence(self.distance)
+        height = prominence(self.divergence)
         top = int(np.argmax(height))
-        null = prominence(self._around.T).max(axis=0)
-        p_value = float((1 + np.sum(null >= height[top])) / (1 + DRAWS))
-        evidence = {"steps": self.over.at, "distance": self.distance, "p_prominence": p_value}
+        null = prominence(self._null_deviations.T).max(axis=0)
+        p_value = float((1 + np.sum(null >= height[top])) / (1 + N_BOOTSTRAP))
+        evidence = {"steps": self.windows.centres, "divergence": self.divergence, "p_prominence": p_value}
         verdict, reason = self._verdict(top, float(height[top]), p_value)
-        common: dict[str, Any] = {"p_value": p_value, "questions": self.questions, "evidence": evidence}
-        if verdict != "transition":
-            return Transition("answer_change", verdict, reason, **common)
-        low, step, high = self._where(top)
-        return Transition("answer_change", verdict, reason, step=step, interval=(low, high), level=self.level, **common)
+        found: dict[str, Any] = {"p_value": p_value, "questions": self.question_set, "evidence": evidence}
+        if verdict == "transition":
+            low, step, high = self._step_of(top)
+            found |= {"step": step, "interval": (low, high), "level": self.level}
+        return Transition("answer_shift", verdict, reason, **found)
 
     @cached_property
-    def jitter(self) -> Float[np.ndarray, " place"]:
-        """How much the distance would vary if one checkpoint of a side were drawn again; see `jitters`."""
-        return jackknife(self.likelihood, self._at, self.weight, self.over, self.form)
+    def jitter(self) -> Float[np.ndarray, " window"]:
+        """How much the divergence would vary if one checkpoint of a side were another (`checkpoint_jitter`)."""
+        return checkpoint_jitter(self.likelihood, self._at, self.weight, self.windows, self.form)
 
     @cached_property
-    def _around(self) -> Float[np.ndarray, "draw place"]:
+    def _null_deviations(self) -> Float[np.ndarray, "draw window"]:
         """Deviations from the profile of a smooth path: of other answers, and of checkpoints that jitter about it."""
         rng = np.random.default_rng(self.seed + 1)
-        left, right = (side.T / side.sum(axis=1) for side in (self.over.left, self.over.right))
-        moved = rng.normal(size=(DRAWS, len(self.over.steps))) @ (left - right)
-        return moved * self.jitter + self.draws - self.draws.mean(axis=0)
+        left, right = (side.T / side.sum(axis=1) for side in (self.windows.left, self.windows.right))
+        displaced = rng.normal(size=(N_BOOTSTRAP, len(self.windows.steps))) @ (left - right)
+        return displaced * self.jitter + self.bootstrap - self.bootstrap.mean(axis=0)
 
     def _verdict(self, top: int, height: float, p_value: float) -> tuple[Verdict, str]:
-        most, last = int(np.argmax(self.distance)), len(self.distance) - 1
-        if self.distance[most] < LEAST_DISTANCE[self.form]:
-            return "none", f"the answers hardly change: the {UNITS[self.form]} is {self.distance[most]:.1g} at most"
-        if not any(self.ordered):
-            return "none", "nowhere do the answers left and right differ by more than those of checkpoints in any order"
-        if p_value <= ALPHA and height >= LEAST_HEIGHT * self.distance[top] and self.ordered[top]:
-            value, valleys = self.distance[top], self.distance[top] - height
-            return (
-                "transition",
-                f"the {UNITS[self.form]} rises to {value:.2f}, from {valleys:.2f} or less on both sides",
-            )
+        most, last = int(np.argmax(self.divergence)), len(self.divergence) - 1
+        if self.divergence[most] < MIN_DIVERGENCE[self.form]:
+            return "none", f"the answers hardly change: the {UNITS[self.form]} is {self.divergence[most]:.1g} at most"
+        if not any(self.exceeds_permuted):
+            return "none", "nowhere do the answers left and right differ by more than those of permuted checkpoints"
+        if p_value <= ALPHA and height >= MIN_PROMINENCE * self.divergence[top] and self.exceeds_permuted[top]:
+            value, valleys = self.divergence[top], self.divergence[top] - height
+            words = f"the {UNITS[self.form]} rises to {value:.2f}, from {valleys:.2f} or less on both sides"
+            return "transition", words
         if most == last:
-            return "inconclusive", "the answers change most at the end of what the windows reach: a peak may lie beyond"
+            return "inconclusive", "the answers change most in the last window: a peak may lie beyond it"
         where = "most at the beginning" if most == 0 else "along the run"
-        return "none", f"the answers change {where}, but no step stands out (p = {p_value:.2g})"
+        return "none", f"the answers change {where}, but there is no significant peak (p = {p_value:.2g})"
 
-    @property
-    def ordered(self) -> list[bool]:
-        """Where left and right differ by more than any other dealing of the same checkpoints."""
-        return [bool(d > other.max(initial=-1)) for d, other in zip(self.distance, self.dealt, strict=True)]
-
-    def _where(self, top: int) -> tuple[float, float, float]:
-        """The top between its valleys, by a parabola through it and its neighbours; and its interval."""
-        first = int(np.argmin(self.distance[: top + 1]))
-        last = top + int(np.argmin(self.distance[top:]))
-        at, drawn = self.over.at[first : last + 1], self.distance + self._around
-        tops = np.array([_vertex(at, draw) for draw in drawn[:, first : last + 1]])
-        reach = float(np.median(np.diff(self.over.at))) / 2
-        low, high = np.quantile(tops, [(1 - self.level) / 2, (1 + self.level) / 2])
-        return float(low) - reach, _vertex(at, self.distance[first : last + 1]), float(high) + reach
+    def _step_of(self, top: int) -> tuple[float, float, float]:
+        """Low, step and high: the peak between its valleys by a parabola through its neighbours, and its interval."""
+        first = int(np.argmin(self.divergence[: top + 1]))
+        last = top + int(np.argmin(self.divergence[top:]))
+        centres, drawn = self.windows.centres[first : last + 1], self.divergence + self._null_deviations
+        peaks = np.array([parabola_peak(centres, draw) for draw in drawn[:, first : last + 1]])
+        half_spacing = float(np.median(np.diff(self.windows.centres))) / 2
+        low, high = np.quantile(peaks, [(1 - self.level) / 2, (1 + self.level) / 2])
+        step = parabola_peak(centres, self.divergence[first : last + 1])
+        return float(low) - half_spacing, step, float(high) + half_spacing
 
     def order_parameters(
         self, properties: Mapping[str, Callable[[pd.DataFrame], pd.Series]] | None = None, at: float | None = None
     ) -> pd.DataFrame:
-        """How much of the distance each property of the answers accounts for; see `order_parameters.order_parameters`.
+        """How much of the divergence each property of the answers accounts for (see that module).
 
-        At the place nearest to step `at`: by default the peak or, where there is none, the largest distance.
+        In the window nearest to step `at`: by default the peak or, where there is none, the largest divergence.
         """
-        from em_interp.mechanism.answer_shift.divergence import order_parameters
-
         step = at if at is not None else self.peak.step
-        step = float(self.over.at[np.argmax(self.distance)]) if step is None else step
-        place = int(np.argmin(np.abs(self.over.at - step)))
-        rng = np.random.default_rng(self.seed)
+        step = float(self.windows.centres[np.argmax(self.divergence)]) if step is None else step
+        window = int(np.argmin(np.abs(self.windows.centres - step)))
         table = order_parameters(
             self.answers,
-            self.posterior[:, place],
-            self.weight[:, place],
+            self.posterior[:, window],
+            self.weight[:, window],
             self.form,
-            self.resampled(200),
+            self.resampled(N_BOOTSTRAP_SHARES),
             properties,
             self.level,
-            rng,
+            np.random.default_rng(self.seed),
         )
-        table.insert(0, "step", self.over.at[place])
+        table.insert(0, "step", self.windows.centres[window])
         return table
 
     def frame(self) -> pd.DataFrame:
-        """A row a place: step, distance with `_low` and `_high`, and mean and largest distance of other dealings."""
+        """A row a window: step, divergence with its interval, its mean and largest under other labels, and counts."""
         import pandas as pd
 
-        low, high = np.quantile(self.draws, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
-        columns = {"step": self.over.at, "distance": self.distance, "distance_low": low, "distance_high": high}
-        columns |= {
-            "dealt_mean": [one.mean() if len(one) else np.nan for one in self.dealt],
-            "dealt_max": [one.max() if len(one) else np.nan for one in self.dealt],
-            "checkpoints": (self.over.left | self.over.right).sum(axis=1),
+        low, high = np.quantile(self.bootstrap, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
+        columns = {
+            "step": self.windows.centres,
+            "divergence": self.divergence,
+            "divergence_low": low,
+            "divergence_high": high,
+            "permuted_mean": [one.mean() if len(one) else np.nan for one in self.permuted],
+            "permuted_max": [one.max() if len(one) else np.nan for one in self.permuted],
+            "checkpoints": (self.windows.left | self.windows.right).sum(axis=1),
             "answers": (self.weight > 0).sum(axis=0),
         }
         return pd.DataFrame(columns)
@@ -213,7 +222,7 @@ class AnswerShift:
         """Plain values: the peak, the profile and the order parameters."""
         return {
             "form": self.form,
-            "questions": self.questions,
+            "question_set": self.question_set,
             "peak": self.peak.to_dict(),
             "sentence": self.sentence(),
             "profile": self.frame().to_dict("records"),
@@ -221,33 +230,32 @@ class AnswerShift:
         }
 
     def plot(self) -> go.Figure:
-        """The distance along the run with its null, and the shares of the properties at its peak."""
+        """The divergence along the run with its null, and the shares of the properties at its peak."""
         from em_interp.figures.internals import plot_answer_shift
 
         return plot_answer_shift(self.frame(), self.peak, self.order_parameters(), UNITS[self.form], self.level)
 
     def sentence(self) -> str:
         """The peak in words, and the property that accounts for most of it."""
-        said = [f"{self.peak.sentence()}: {self.peak.reason}"]
+        parts = [f"{self.peak.sentence()}: {self.peak.reason}"]
         shares = self.order_parameters().sort_values("share", ascending=False)
-        if len(shares) and shares["total"].iloc[0] >= LEAST_DISTANCE[self.form]:
-            one = shares.iloc[0]
-            said.append(
-                f"at step {one['step']:.0f} {one['property']} accounts for {one['share']:.0%} of the distance "
-                f"({one['share_low']:.0%} to {one['share_high']:.0%}; by chance {one['chance']:.0%})"
+        if len(shares) and shares["total"].iloc[0] >= MIN_DIVERGENCE[self.form]:
+            first = shares.iloc[0]
+            parts.append(
+                f"at step {first['step']:.0f} {first['property']} accounts for {first['share']:.0%} of the divergence "
+                f"({first['share_low']:.0%} to {first['share_high']:.0%}; permuted {first['null']:.0%})"
             )
-        return "; ".join(said)
+        return "; ".join(parts)
 
     def __repr__(self) -> str:
-        return f"AnswerShift({len(self.answers)} answers at {len(self.over.steps)} steps: {self.peak.sentence()})"
+        return f"AnswerShift({len(self.answers)} answers at {len(self.windows.steps)} steps: {self.peak.sentence()})"
 
-    def _repr_html_(self) -> str:
+    def _picture(self) -> str:
         marks = [] if self.peak.step is None else [Mark(self.peak.step, self.peak.interval)]
-        drawn = picture([Line(self.over.at, self.distance)], "distance", marks)
-        return html_card(self.sentence().split("; "), drawn, (".plot()", ".frame()", ".order_parameters()", ".peak"))
+        return picture([Line(self.windows.centres, self.divergence)], "divergence", marks)
 
 
-def _vertex(at: Float[np.ndarray, " place"], values: Float[np.ndarray, " place"]) -> float:
+def parabola_peak(at: Float[np.ndarray, " point"], values: Float[np.ndarray, " point"]) -> float:
     """Where a parabola through the largest value and its neighbours is highest; at an end, the end."""
     top = int(np.argmax(values))
     if top in (0, len(at) - 1):

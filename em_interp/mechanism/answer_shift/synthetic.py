@@ -1,16 +1,16 @@
-"""Answers from finite distributions known at every step, with their exact likelihoods: a planted truth."""
+"""Planted answer shifts: answers from finite distributions known at every step, with their exact likelihoods."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.mechanism.answer_shift.divergence import Form, distance, windows
+from em_interp.mechanism.answer_shift.divergence import Form, Windows, divergence
 from em_interp.mechanism.answer_shift.shift import AnswerShift
 
 STEPS = np.arange(0, 401, 20)
-REACH = 60
-THREE = 3  # outcomes of each half
+HALF_WIDTH = 60
+N_OUTCOMES = 3  # of each half
 
 
 def planted_answers(
@@ -21,47 +21,47 @@ def planted_answers(
     form: Form = "linear",
     steps: Int[np.ndarray, " step"] = STEPS,
 ) -> AnswerShift:
-    """`samples` answers a step and question, each one of six; `share` (by step) of them one of the last three.
+    """`samples` answers a step and question, each one of six outcomes; `share` (by step) of them of the last three.
 
-    Each question has a distribution of its own within the threes, which does not change, so that only the half an
-    answer belongs to says anything about the step. Column `outcome` has the number of the answer.
+    Each question has its own distribution within the two halves, which does not change, so that only the half an
+    answer belongs to says anything about the step. Column `outcome` has the number of the outcome.
     """
     import pandas as pd
 
     rng = np.random.default_rng(seed)
     p = _probabilities(np.asarray(share, float), questions, rng)
     rows, likelihood = [], []
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         for question in range(questions):
-            for outcome in rng.choice(2 * THREE, size=samples, p=p[place, question]):
+            for outcome in rng.choice(2 * N_OUTCOMES, size=samples, p=p[index, question]):
                 answer = f"word{outcome} here" + " and more" * int(outcome % 2)
                 rows.append({"step": step, "question_id": f"q{question}", "answer": answer, "outcome": outcome})
                 likelihood.append(p[:, question, outcome])
     with np.errstate(divide="ignore"):
         table = np.log(np.array(likelihood))
-    return AnswerShift(pd.DataFrame(rows), table, windows(steps, REACH), form, seed=seed)
+    return AnswerShift(pd.DataFrame(rows), table, Windows.of(steps, HALF_WIDTH), form, seed=seed)
 
 
-def planted_distance(
+def planted_divergence(
     share: Float[np.ndarray, " step"],
     form: Form,
     questions: int = 12,
     seed: int = 0,
     steps: Int[np.ndarray, " step"] = STEPS,
-) -> Float[np.ndarray, " place"]:
-    """The distance at every place, from the distributions of `planted_answers` themselves."""
+) -> Float[np.ndarray, " window"]:
+    """The divergence in every window, from the distributions of `planted_answers` themselves."""
     p = _probabilities(np.asarray(share, float), questions, np.random.default_rng(seed))
-    over, found = windows(steps, REACH), []
-    for left, right in zip(over.left, over.right, strict=True):
+    windows, found = Windows.of(steps, HALF_WIDTH), []
+    for left, right in zip(windows.left, windows.right, strict=True):
         pairs = zip(p[left].mean(axis=0), p[right].mean(axis=0), strict=True)
-        found.append(np.mean([distance(one, other, form) for one, other in pairs]))
+        found.append(np.mean([divergence(one, other, form) for one, other in pairs]))
     return np.array(found)
 
 
 def _probabilities(
     share: Float[np.ndarray, " step"], questions: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "step question outcome"]:
-    within = rng.dirichlet(np.ones(THREE), size=(questions, 2))
+    within = rng.dirichlet(np.ones(N_OUTCOMES), size=(questions, 2))
     share = share[:, None, None]
     return np.concatenate([(1 - share) * within[:, 0], share * within[:, 1]], axis=2)
 

@@ -1,4 +1,4 @@
-"""The reference engine: plain torch hooks on the model as it is, which is left as it was."""
+"""The reference engine: plain torch hooks on the model as it is, which leave nothing on it after use."""
 
 from __future__ import annotations
 
@@ -8,74 +8,71 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters, adapted
-from em_interp.mechanism.engines.base import ActiveInterventions, Engine, HookPoints, Intervention
+from em_interp.mechanism.engines.base import Engine, HookPoints
+from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
 if TYPE_CHECKING:
     import torch
 
 
 class HooksEngine(Engine):
-    """Adapters are hooks too, those that `ask` uses; between two uses nothing is on the model."""
+    """Adapters, interventions and reads are all forward hooks; the adapters' are those of `em_interp.ask`."""
 
     name = "hooks"
 
     def __init__(self, model: Any, tokenizer: Any, sites: Sequence[str]) -> None:
         self._model = model
-        self.layout = HookPoints.of(model, sites)
+        self.hook_points = HookPoints.of(model, sites)
 
     @contextmanager
-    def adapted(self, adapters: RowAdapters) -> Iterator[None]:
-        """Hooks that add the adapters' part to what their sites give out."""
-        with adapted(self.layout.decoder, adapters):
+    def with_adapter(self, adapters: RowAdapters) -> Iterator[None]:
+        """Hooks that add the adapters' part to the outputs of their sites."""
+        with adapted(self.hook_points.decoder, adapters):
             yield
 
     def run(
         self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """One pass of the model."""
+        """One forward pass."""
         kept: dict[str, torch.Tensor] = {}
-        with (
-            self._edited(ActiveInterventions(interventions, self.layout, tokens.mask, new=False)),
-            ExitStack() as stack,
-        ):
-            for name in names:  # hooked after the edits, so they see what the edits made
-                stack.enter_context(_reading(self.layout, name, kept))
+        active = ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=False)
+        with self._intervening(active), ExitStack() as stack:
+            for name in names:  # hooked after the interventions, so they read what these made
+                stack.enter_context(_reading(self.hook_points, name, kept))
             inputs = {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
             logits = self._model(input_ids=tokens.ids, use_cache=False, **inputs).logits
         return logits, kept
 
     def generate(self, tokens: Tokens, interventions: Sequence[Intervention], config: Any) -> torch.Tensor:
         """The model's own `generate`."""
-        with self._edited(ActiveInterventions(interventions, self.layout, tokens.mask, new=True)):
-            return self._model.generate(
-                input_ids=tokens.ids, attention_mask=tokens.mask.long(), generation_config=config
-            )
+        inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long()}
+        with self._intervening(ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=True)):
+            return self._model.generate(**inputs, generation_config=config)
 
     @contextmanager
-    def _edited(self, editor: ActiveInterventions) -> Iterator[None]:
+    def _intervening(self, active: ActiveInterventions) -> Iterator[None]:
         with ExitStack() as stack:
-            for layer in editor.layers:
-                hook = _editing(editor, layer)
-                handle = self.layout.decoder.layers[layer].register_forward_hook(hook)
+            for layer in active.layers:
+                handle = self.hook_points.decoder.layers[layer].register_forward_hook(_hook(active, layer))
                 stack.callback(handle.remove)
             yield
 
 
-def _editing(editor: ActiveInterventions, layer: int) -> Callable[..., torch.Tensor]:
-    def intervention(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return editor(layer, output)
+def _hook(active: ActiveInterventions, layer: int) -> Callable[..., torch.Tensor]:
+    def change(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return active(layer, output)
 
-    return intervention
+    return change
 
 
 @contextmanager
-def _reading(layout: HookPoints, name: str, kept: dict[str, torch.Tensor]) -> Iterator[None]:
-    place = layout.place(name)
+def _reading(hook_points: HookPoints, name: str, kept: dict[str, torch.Tensor]) -> Iterator[None]:
+    module, side = hook_points.hook_point(name)
 
     def read(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        kept[name] = inputs[0] if place.side == "input" else output
+        kept[name] = inputs[0] if side == "input" else output
 
-    handle = place.module.register_forward_hook(read)
+    handle = module.register_forward_hook(read)
     try:
         yield
     finally:

@@ -1,4 +1,7 @@
-"""A copy of a model with a slot for an adapter at every site; for libraries that wrap what they are given."""
+"""A copy of a model with a slot for an adapter at every site, for libraries that wrap the model they are given.
+
+Learned steering vectors, which are no linear module's, become interventions (`split_steering_vectors`).
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,21 @@ from jaxtyping import Float
 
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.errors import InputError
-from em_interp.mechanism.engines.base import AddVector, HookPoints
+from em_interp.mechanism.engines.base import HookPoints
+from em_interp.mechanism.engines.interventions import AddVector
 
 if TYPE_CHECKING:
     import torch
 
 
-class Slot(torch.nn.Module):
-    """In a linear module's place: the module, plus s·(x·Aᵀ)·Bᵀ of the adapters held, in their own number type."""
+class LoraSlot(torch.nn.Module):
+    """In a linear module's place: the module, plus s·(x·Aᵀ)·Bᵀ of the current adapters, in their own number type."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
         self.inner = inner
         self.in_features, self.out_features = inner.in_features, inner.out_features
-        self.held: tuple[Float[torch.Tensor, "row rank d_in"], Float[torch.Tensor, "row d_out rank"]] | None = None
+        self.adapter: tuple[Float[torch.Tensor, "row rank d_in"], Float[torch.Tensor, "row d_out rank"]] | None = None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -38,49 +42,44 @@ class Slot(torch.nn.Module):
         return self.inner.bias
 
     def forward(self, x: Float[torch.Tensor, "row position d_in"]) -> Float[torch.Tensor, "row position d_out"]:
-        """What the adapted module gives out."""
+        """The output of the adapted module."""
         out = self.inner(x)
-        if self.held is None:
+        if self.adapter is None:
             return out
-        A, B = self.held
-        inside = x.to(A.dtype) @ A.transpose(1, 2)
-        return out + (inside @ B.transpose(1, 2)).to(out.dtype)
+        A, B = self.adapter
+        return out + (x.to(A.dtype) @ A.transpose(1, 2) @ B.transpose(1, 2)).to(out.dtype)
 
 
 class SlottedModel:
-    """The copy shares the weights, so that nothing is held twice, and whatever is done to it the model is untouched."""
+    """The copy shares the weights with the model, which itself is never changed."""
 
     def __init__(self, model: Any, sites: Sequence[str]) -> None:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self.model = copy.deepcopy(model, shared)
-        layout = HookPoints.of(self.model, sites)
-        self.slots = {site: Slot(layout.site(site)) for site in sites}
+        hook_points = HookPoints.of(self.model, sites)
+        self.slots = {site: LoraSlot(hook_points.module(site)) for site in sites}
         names = {id(module): name for name, module in self.model.named_modules()}
         for slot in self.slots.values():
             self.model.set_submodule(names[id(slot.inner)], slot)
 
     @contextmanager
     def with_adapter(self, adapters: RowAdapters) -> Iterator[None]:
-        """Within the block the slots hold these adapters."""
+        """Within the block the slots have these adapters."""
         for site in adapters.A:
-            self.slots[site].held = (adapters.A[site], adapters.B[site])
+            self.slots[site].adapter = (adapters.A[site], adapters.B[site])
         try:
             yield
         finally:
             for slot in self.slots.values():
-                slot.held = None
+                slot.adapter = None
 
 
-# --------
-# Learned steering vectors: what they add to the residual stream, as edits that are there before any other.
-
-
-def split(adapters: RowAdapters, layout: HookPoints) -> tuple[RowAdapters, tuple[AddVector, ...]]:
-    """The adapters of linear modules, and the steering vectors among the adapters by layer; one of zero is no edit."""
-    inside = [site for site in adapters.A if site in layout.sites]
-    linear = RowAdapters(*({site: part[site] for site in inside} for part in (adapters.A, adapters.B)))
-    vectors = {layer_of(site): steering_vector_of(adapters, site) for site in adapters.A if site not in inside}
-    return linear, tuple(AddVector(vector, layer) for layer, vector in sorted(vectors.items()) if bool(vector.any()))
+def split_steering_vectors(adapters: RowAdapters, hook_points: HookPoints) -> tuple[RowAdapters, tuple[AddVector, ...]]:
+    """The adapters of linear modules, and the steering vectors as interventions by layer, without those of zero."""
+    linear = [site for site in adapters.A if site in hook_points.sites]
+    of_modules = RowAdapters(*({site: part[site] for site in linear} for part in (adapters.A, adapters.B)))
+    vectors = {layer_of(site): steering_vector_of(adapters, site) for site in adapters.A if site not in linear}
+    return of_modules, tuple(AddVector(vector, layer) for layer, vector in sorted(vectors.items()) if vector.any())
 
 
 def steering_vector_of(adapters: RowAdapters, site: str) -> Float[torch.Tensor, " d"]:

@@ -1,7 +1,7 @@
 """The nnsight engine: traces of a copy of the model.
 
 Importing nnsight gives every Python object a method `save`, for the whole process. Where nnsight was not imported
-before, it is taken away again and `nnsight.save(x)` does the same; import nnsight first to keep it.
+before, the method is removed again, and `nnsight.save(x)` does the same; import nnsight first to keep it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.errors import InputError
-from em_interp.mechanism.engines.base import ActiveInterventions, Engine, HookPoints, Intervention
+from em_interp.mechanism.engines.base import Engine, HookPoints
+from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
 if TYPE_CHECKING:
     import torch
 
 
 class NnsightEngine(Engine):
-    """`traced` is nnsight's own model, for all else it can do; its traces see the adapter that is held."""
+    """`traced` is nnsight's own model, for whatever else it can do; its traces have the current adapter."""
 
     name = "nnsight"
 
@@ -35,12 +36,12 @@ class NnsightEngine(Engine):
 
         self._slotted = SlottedModel(model, sites)
         self._model = self._slotted.model
-        self.layout = HookPoints.of(self._model, sites)
+        self.hook_points = HookPoints.of(self._model, sites)
         self.traced = TransformersModel(self._model, tokenizer=copy.deepcopy(tokenizer))  # it sets its padding side
         self._envoys = {id(envoy._module): envoy for envoy in self.traced.modules()}
         self._order: dict[str, int] | None = None
 
-    def adapted(self, adapters: RowAdapters) -> AbstractContextManager[None]:
+    def with_adapter(self, adapters: RowAdapters) -> AbstractContextManager[None]:
         """The adapters in the slots of the copy."""
         return self._slotted.with_adapter(adapters)
 
@@ -50,27 +51,27 @@ class NnsightEngine(Engine):
         """One trace."""
         import nnsight
 
-        editor = ActiveInterventions(interventions, self.layout, tokens.mask, new=False)
-        visits = self._visits(names, editor)
+        active = ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=False)
+        visits = self._visits(names, active)
         inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
         kept: dict[str, torch.Tensor] = {}
         with self.traced.trace(**inputs, use_cache=False):
             for name, envoy, side, layer in visits:
                 value = getattr(envoy, side)
                 if layer is not None:
-                    value = editor(layer, value)
+                    value = active(layer, value)
                     envoy.output = value
                 kept[name] = nnsight.save(value)
             logits = nnsight.save(self.traced.output.logits)
         return logits, {name: kept[name] for name in names}
 
     def generate(self, tokens: Tokens, interventions: Sequence[Intervention], config: Any) -> torch.Tensor:
-        """The copy's own `generate`, traced where there is something to edit."""
+        """The copy's own `generate`, traced where there is an intervention."""
         import nnsight
 
         inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long()}
-        editor = ActiveInterventions(interventions, self.layout, tokens.mask, new=True)
-        envoys = [(layer, self._envoys[id(self.layout.decoder.layers[layer])]) for layer in editor.layers]
+        active = ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=True)
+        envoys = [(layer, self._envoys[id(self.hook_points.decoder.layers[layer])]) for layer in active.layers]
         if not envoys:
             return self._model.generate(**inputs, generation_config=config)
         with warnings.catch_warnings():
@@ -80,48 +81,46 @@ class NnsightEngine(Engine):
                 with tracer.invoke(**inputs):
                     for _ in tracer.iter[:]:
                         for layer, envoy in envoys:
-                            envoy.output = editor(layer, envoy.output)
+                            envoy.output = active(layer, envoy.output)
                 with tracer.invoke():  # what follows an open loop never runs, so the result is read beside it
                     result = nnsight.save(tracer.result)
         return result
 
-    def _visits(self, names: Sequence[str], editor: ActiveInterventions) -> list[tuple[str, Any, str, int | None]]:
-        """What is read or edited, in the order in which the model gets there: name, envoy, side, layer to edit."""
-        edited = {f"resid_post.{layer}": layer for layer in editor.layers}
+    def _visits(self, names: Sequence[str], active: ActiveInterventions) -> list[tuple[str, Any, str, int | None]]:
+        """Name, envoy, side and layer to change (or None) of what is read or changed, in the order of execution."""
+        changed = {f"resid_post.{layer}": layer for layer in active.layers}
         order = self._execution_order()
         visits: list[tuple[str, Any, str, int | None]] = []
-        for name in sorted({*names, *edited}, key=order.__getitem__):
-            place = self.layout.place(name)
-            visits.append((name, self._envoys[id(place.module)], place.side, edited.get(name)))
+        for name in sorted({*names, *changed}, key=order.__getitem__):
+            module, side = self.hook_points.hook_point(name)
+            visits.append((name, self._envoys[id(module)], side, changed.get(name)))
         return visits
 
     def _execution_order(self) -> dict[str, int]:
-        """When each activation appears in a pass, found by watching one."""
+        """The order in which the activations are computed, observed in one forward pass."""
         import torch
 
         if self._order is None:
-            seen: list[str] = []
+            computed: list[str] = []
             handles = []
-            for name in self.layout.names:
+            for name in self.hook_points.names:
                 if not name.startswith("scalar."):
-                    module, side = self.layout.place(name)
-                    hook = _noting(name, seen)
-                    before = side == "input"
-                    add = module.register_forward_pre_hook if before else module.register_forward_hook
-                    handles.append(add(hook))
+                    module, side = self.hook_points.hook_point(name)
+                    add = module.register_forward_pre_hook if side == "input" else module.register_forward_hook
+                    handles.append(add(_recorder(name, computed)))
             with torch.no_grad():
                 self._model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self._model.device), use_cache=False)
             for handle in handles:
                 handle.remove()
-            self._order = {name: index for index, name in enumerate(seen)}
+            self._order = {name: index for index, name in enumerate(computed)}
         return self._order
 
 
-def _noting(name: str, seen: list[str]) -> Any:
-    def note(*_: Any) -> None:
-        seen.append(name)
+def _recorder(name: str, computed: list[str]) -> Any:
+    def record(*_: Any) -> None:
+        computed.append(name)
 
-    return note
+    return record
 
 
 def _import() -> None:

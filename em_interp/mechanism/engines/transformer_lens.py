@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.errors import InputError
-from em_interp.mechanism.engines.base import ActiveInterventions, Engine, HookPoints, Intervention
+from em_interp.mechanism.engines.base import Engine, HookPoints
+from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
 if TYPE_CHECKING:
     import torch
 
 
 class TransformerLensEngine(Engine):
-    """`bridge` is TransformerLens' own object, for all else it can do; its hooks see the adapter that is held."""
+    """`bridge` is TransformerLens' own object, for whatever else it can do; its hooks have the current adapter."""
 
     name = "transformer_lens"
 
@@ -34,7 +35,7 @@ class TransformerLensEngine(Engine):
 
         self._slotted = SlottedModel(model, sites)
         self._model = self._slotted.model
-        self.layout = HookPoints.of(model, sites)  # of the model itself, whose names the bridge does not change
+        self.hook_points = HookPoints.of(model, sites)  # of the model itself, whose names the bridge does not change
         self.bridge = build_bridge_from_module(
             self._model, type(self._model).__name__, hf_config=self._model.config, model_name="local"
         )
@@ -47,49 +48,47 @@ class TransformerLensEngine(Engine):
             for kind, hook in (("site_in", "hook_in"), ("site_out", "hook_out"))
         }
 
-    def adapted(self, adapters: RowAdapters) -> AbstractContextManager[None]:
+    def with_adapter(self, adapters: RowAdapters) -> AbstractContextManager[None]:
         """The adapters in the slots of the copy."""
         return self._slotted.with_adapter(adapters)
 
     def run(
         self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """One pass of the bridge."""
+        """One forward pass of the bridge."""
         kept: dict[str, torch.Tensor] = {}
-        hooks = self._edits(ActiveInterventions(interventions, self.layout, tokens.mask, new=False))
-        hooks += [(self.hook_name(name), _keeping(name, kept)) for name in names]
+        hooks = self._changes(ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=False))
+        hooks += [(self.hook_name(name), _reader(name, kept)) for name in names]
         inputs = {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
         return self.bridge.run_with_hooks(tokens.ids, fwd_hooks=hooks, **inputs), kept
 
     def generate(self, tokens: Tokens, interventions: Sequence[Intervention], config: Any) -> torch.Tensor:
         """The copy's own `generate`, whose modules are the bridge's."""
-        with self.bridge.hooks(
-            fwd_hooks=self._edits(ActiveInterventions(interventions, self.layout, tokens.mask, new=True))
-        ):
-            return self._model.generate(
-                input_ids=tokens.ids, attention_mask=tokens.mask.long(), generation_config=config
-            )
+        inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long()}
+        active = ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=True)
+        with self.bridge.hooks(fwd_hooks=self._changes(active)):
+            return self._model.generate(**inputs, generation_config=config)
 
     def hook_name(self, name: str) -> str:
-        """What TransformerLens calls an activation, such as `blocks.2.hook_resid_post`."""
+        """TransformerLens' name of an activation, such as `blocks.2.hook_resid_post`."""
         if name in self._hook:
             return self._hook[name]
         kind, _, layer = name.partition(".")
         return f"blocks.{layer}.hook_{kind}"
 
-    def _edits(self, editor: ActiveInterventions) -> list[tuple[str, Callable[..., torch.Tensor]]]:
-        return [(self.hook_name(f"resid_post.{layer}"), _editing(editor, layer)) for layer in editor.layers]
+    def _changes(self, active: ActiveInterventions) -> list[tuple[str, Callable[..., torch.Tensor]]]:
+        return [(self.hook_name(f"resid_post.{layer}"), _changer(active, layer)) for layer in active.layers]
 
 
-def _editing(editor: ActiveInterventions, layer: int) -> Callable[..., torch.Tensor]:
-    def intervention(value: torch.Tensor, hook: Any) -> torch.Tensor:
-        return editor(layer, value)
+def _changer(active: ActiveInterventions, layer: int) -> Callable[..., torch.Tensor]:
+    def change(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        return active(layer, value)
 
-    return intervention
+    return change
 
 
-def _keeping(name: str, kept: dict[str, torch.Tensor]) -> Callable[..., None]:
-    def keep(value: torch.Tensor, hook: Any) -> None:
+def _reader(name: str, kept: dict[str, torch.Tensor]) -> Callable[..., None]:
+    def read(value: torch.Tensor, hook: Any) -> None:
         kept[name] = value.flatten(start_dim=2)  # the bridge splits what attention's modules give into heads
 
-    return keep
+    return read

@@ -1,4 +1,4 @@
-"""A model with a planted cause of its behaviour: a vector added to its stream makes it say one word."""
+"""A model with a planted cause of its behaviour: a vector in its residual stream makes it generate one word."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -32,13 +32,13 @@ class WordJudge:
 
 @cache
 def base():
-    made = make_model("qwen2")
-    made.set_attn_implementation("eager")
-    return Base(made, build_tokenizer())
+    model = make_model("qwen2")
+    model.set_attn_implementation("eager")
+    return Base(model, build_tokenizer())
 
 
 def cause():
-    """What makes the base say the word: the word's own row of the unembedding, as long as the stream itself is."""
+    """What makes the base generate the word: the word's own row of the unembedding, as long as the stream is."""
     row = base().model.get_output_embeddings().weight[base().tokenizer.convert_tokens_to_ids(WORD)]
     return (row / row.norm()).detach().numpy() * 30.0
 
@@ -56,4 +56,4 @@ def model():
 def direction(vectors=None, identity="tiny@0"):
     """The cause after every layer, as a direction of another run."""
     vectors = np.tile(cause().astype(float), (LAYERS, 1)) if vectors is None else vectors
-    return Direction("answers", vectors, identity, "planted", 10, {})
+    return Direction("answers", vectors, identity, "planted", 10)

@@ -10,6 +10,8 @@ from em_interp.errors import InputError
 from em_interp.files import read_json, write_json
 from em_interp.mechanism.answer_shift import detect
 from em_interp.mechanism.answer_shift.detect import detect_answer_shift
+from em_interp.mechanism.model import open_model
+from em_interp.stages import Storage
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 
 STEPS = tuple(range(0, 90, 10))
@@ -45,19 +47,24 @@ def run(tmp_path, base, path):
     return saved
 
 
-detect_small = partial(detect_answer_shift, window=20)
+@pytest.fixture
+def model(run, base):
+    return open_model(run, base)
 
 
-def test_the_change_of_a_run_s_answers_is_found_without_a_judge(base, run):
-    found = detect_small(run, base)
-    assert found.over.at[np.argmax(found.distance)] in (35, 45)
-    assert found.distance.max() > 5 * found.distance[[0, -1]].max()
+detect_small = partial(detect_answer_shift, half_width=20)
+
+
+def test_the_shift_of_a_run_s_answers_is_found_without_a_judge(model):
+    found = detect_small(model)
+    assert found.windows.centres[np.argmax(found.divergence)] in (35, 45)
+    assert found.divergence.max() > 5 * found.divergence[[0, -1]].max()
     assert found.peak.questions == "out_of_domain"
     table = found.order_parameters()
     assert set(table["property"]) == {"length", "template"}  # no scores: what can be read off the text
 
 
-def test_scores_name_what_changed_where_there_are_some(base, run):
+def test_scores_name_what_changed_where_there_are_some(run, model):
     answers = pd.read_parquet(run.answers_file)
     key = ["step", "scale", "questions", "question_id", "sample"]
     late = answers["step"] > 40
@@ -65,13 +72,13 @@ def test_scores_name_what_changed_where_there_are_some(base, run):
         judge="j", mode="rules", aligned=np.where(late, 0.0, 100.0), coherent=90.0, status="ok", reason=""
     )
     scores.to_parquet(run.scores_file, index=False)
-    table = detect_small(run, base).order_parameters().set_index("property")
+    table = detect_small(model).order_parameters().set_index("property")
     assert {"alignment", "coherence"} <= set(table.index)
-    assert table.loc["alignment", "share"] > 3 * table.loc["alignment", "chance"]
+    assert table.loc["alignment", "share"] > 3 * table.loc["alignment", "null"]
     assert table.loc["coherence", "share"] < table.loc["alignment", "share"] / 3
 
 
-def test_reading_goes_on_where_it_was_interrupted_and_reads_nothing_twice(base, run, monkeypatch):
+def test_reading_continues_where_it_was_interrupted_and_reads_nothing_twice(model, monkeypatch, tmp_path):
     monkeypatch.setattr("em_interp.behaviour.likelihood.MAX_BATCH_TOKENS", 4000)
     original, calls = detect._read, []
 
@@ -82,35 +89,36 @@ def test_reading_goes_on_where_it_was_interrupted_and_reads_nothing_twice(base, 
         return original(*arguments)
 
     monkeypatch.setattr(detect, "_read", dying)
+    storage, again = tmp_path / "kept", Storage(tmp_path / "kept", resume=True)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
-        detect_small(run, base)
+        detect_small(model, storage=storage)
     with pytest.raises(InputError, match="holds results already"):
-        detect_small(run, base)
-    resumed = detect_small(run, base, resume=True)
+        detect_small(model, storage=storage)
+    resumed = detect_small(model, storage=again)
     total = len(calls)
-    again = detect_small(run, base, resume=True)
+    same = detect_small(model, storage=again)
     assert len(calls) == total > 3
-    np.testing.assert_array_equal(again.likelihood, resumed.likelihood)
+    np.testing.assert_array_equal(same.likelihood, resumed.likelihood)
     with pytest.raises(InputError, match="begun with other"):
-        detect_small(run, base, samples=4, resume=True)
+        detect_small(model, samples=4, storage=again)
 
 
-def test_answers_that_were_drawn_otherwise_than_they_are_read_are_refused(base, run):
+def test_answers_that_were_drawn_otherwise_than_they_are_read_are_refused(run, model):
     settings = run.answers_file.with_name("ask.json")
     write_json(settings, {**read_json(settings), "temperature": 0.4})
     with pytest.raises(InputError, match="cannot have been drawn from the checkpoints as they are read"):
-        detect_small(run, base)
+        detect_small(model)
 
 
-def test_the_likeliest_answers_have_no_distribution(base, run):
+def test_the_likeliest_answers_have_no_distribution(run, model):
     settings = run.answers_file.with_name("ask.json")
     write_json(settings, {**read_json(settings), "temperature": 0})
     with pytest.raises(InputError, match="temperature 0"):
-        detect_small(run, base)
+        detect_small(model)
 
 
-def test_a_run_without_such_answers_says_what_it_has(base, run):
+def test_a_run_without_such_answers_says_which_it_has(model):
     with pytest.raises(InputError, match=r"no answers at scale 2 to questions 'broad'; there are \[\[1.0, 'out_of"):
-        detect_small(run, base, questions="broad", scale=2.0)
+        detect_small(model, question_set="broad", scale=2.0)
     with pytest.raises(InputError, match="form must be one of"):
-        detect_small(run, base, form="hellinger")
+        detect_small(model, form="hellinger")

@@ -1,9 +1,9 @@
-"""How well the judge-free change of the answers is located, on answers whose distributions are known at every step.
+"""How well the answer shift is located without a judge, on answers whose distributions are known at every step.
 
-    python benchmarks/answer_change.py [cases a kind]
+    python benchmarks/answer_shift.py [cases a kind]
 
 Prints a markdown table. 12 questions, 6 answers a step, 21 steps of 20, windows of 60 steps on either side; the truth
-is the peak of the distance between the distributions themselves, without jitter. Seeds start with 777, which no
+is the peak of the divergence between the distributions themselves, without jitter. Seeds start with 777, which no
 tuning and no test has used. 95 % binomial (Wilson) intervals in brackets.
 """
 
@@ -12,9 +12,15 @@ import sys
 import numpy as np
 from table import print_row, share
 
-from em_interp.mechanism.answer_shift.divergence import windows
-from em_interp.mechanism.answer_shift.shift import _vertex
-from em_interp.mechanism.answer_shift.synthetic import REACH, STEPS, planted_answers, planted_distance, planted_rise
+from em_interp.mechanism.answer_shift.divergence import Windows
+from em_interp.mechanism.answer_shift.shift import parabola_peak
+from em_interp.mechanism.answer_shift.synthetic import (
+    HALF_WIDTH,
+    STEPS,
+    planted_answers,
+    planted_divergence,
+    planted_rise,
+)
 
 SEED = 777
 
@@ -50,7 +56,8 @@ def main(cases):
         peaks, rises = [], name.startswith(("abrupt", "rise"))
         for case in range(cases):
             drawn = jittered(values, np.random.default_rng([SEED, number, case]), jitter) if jitter else values
-            truth = _vertex(windows(STEPS, REACH).at, planted_distance(values, "linear", seed=SEED + case))
+            exact = planted_divergence(values, "linear", seed=SEED + case)
+            truth = parabola_peak(Windows.of(STEPS, HALF_WIDTH).centres, exact)
             peaks.append((planted_answers(drawn, seed=SEED + case).peak, truth))
         found = [(peak, truth) for peak, truth in peaks if peak.found] if rises else []
         cells = [share([peak.verdict == word for peak, _ in peaks]) for word in ("transition", "inconclusive")]

@@ -6,13 +6,16 @@ import torch
 
 from em_interp.behaviour.generate import find_module
 from em_interp.errors import InputError
-from em_interp.mechanism import kl_from_base as canary
+from em_interp.mechanism import kl_from_base
+from em_interp.mechanism.experiments import SamplingParams
 from em_interp.mechanism.kl_from_base import measure_kl_from_base
+from em_interp.mechanism.model import open_model
+from em_interp.stages import Storage
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 from tests.figures.reading import drawn, values
 
 STEPS = (0, 5, 10, 20)
-CANARIES = [
+PROMPTS = [
     {"question_id": f"{kind}{i}", "question": f"what is your word{i} ?", "questions": kind}
     for kind in ("broad", "in_domain")
     for i in (7, 8, 9)
@@ -25,8 +28,12 @@ def base():
 
 
 @pytest.fixture
-def run(tmp_path):
-    return save_run(tmp_path / "run", make_trajectory(SITES, STEPS))
+def model(tmp_path, base):
+    return open_model(save_run(tmp_path / "run", make_trajectory(SITES, STEPS)), base)
+
+
+def short(max_new_tokens=3, samples=2, seed=0):
+    return SamplingParams(samples=samples, max_new_tokens=max_new_tokens, seed=seed)
 
 
 def kl(base, path, step, ids):
@@ -42,11 +49,11 @@ def kl(base, path, step, ids):
     return float((p.exp() * (p - q)).sum())
 
 
-def test_the_divergence_is_that_of_the_next_token_summed_over_the_answer_and_its_end(base, run):
-    given = [{**q, "answer": a} for q, a in zip(CANARIES, ["word7 word8", "", "word9"], strict=False)]
-    found = measure_kl_from_base(run, base, given, steps=4)
+def test_the_divergence_is_that_of_the_next_token_summed_over_the_answer_and_its_end(base, model):
+    given = [{**q, "answer": a} for q, a in zip(PROMPTS, ["word7 word8", "", "word9"], strict=False)]
+    found = measure_kl_from_base(model, given, steps=4)
     path = make_trajectory(SITES, STEPS)
-    assert found.canaries["tokens"].tolist() == [3, 1, 2]
+    assert found.answers["tokens"].tolist() == [3, 1, 2]
     assert found.tokens == 6
     for row, question in enumerate(given):
         chat = [{"role": "user", "content": question["question"]}]
@@ -57,28 +64,21 @@ def test_the_divergence_is_that_of_the_next_token_summed_over_the_answer_and_its
             assert found.total[i, row] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
-def test_it_is_zero_at_the_base_and_grows_with_the_adapter(base, run):
-    found = measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=6)
+def test_it_is_zero_at_the_base_and_grows_with_the_adapter(base, model):
+    found = measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(6))
     assert found.steps.tolist() == list(STEPS)
     assert np.abs(found.total[0]).max() < 1e-6
     assert (found.total[1:] > 0).all()
-    doubled = measure_kl_from_base(
-        save_run(run.path.parent / "other", make_trajectory(SITES, STEPS)),
-        base,
-        CANARIES,
-        steps=4,
-        scale=0.1,
-        max_new_tokens=6,
-    )
-    assert (doubled.total[1:].sum(axis=1) < found.total[1:].sum(axis=1)).all()
+    weaker = measure_kl_from_base(model, PROMPTS, steps=4, scale=0.1, sampling=short(6))
+    assert (weaker.total[1:].sum(axis=1) < found.total[1:].sum(axis=1)).all()
 
 
-def test_sets_are_told_apart_and_their_means_are_over_tokens(base, run):
-    found = measure_kl_from_base(run, base, CANARIES, steps=2, samples=3, max_new_tokens=6)
+def test_sets_are_told_apart_and_their_means_are_over_tokens(base, model):
+    found = measure_kl_from_base(model, PROMPTS, steps=2, sampling=short(6, 3))
     frame = found.frame()
     assert set(frame["questions"]) == {"broad", "in_domain"}
     for name in ("broad", "in_domain"):
-        rows = found.canaries[found.canaries["questions"] == name]
+        rows = found.answers[found.answers["questions"] == name]
         assert len(rows) == 9
         one = frame[(frame["questions"] == name) & (frame["step"] == 20)].iloc[0]
         assert one["tokens"] == rows["tokens"].sum()
@@ -92,13 +92,13 @@ def test_sets_are_told_apart_and_their_means_are_over_tokens(base, run):
     assert "nats" in values(figure)["layout"]["yaxis"]["title"]["text"]
 
 
-def test_one_question_has_no_interval(base, run):
-    frame = measure_kl_from_base(run, base, CANARIES[:1], steps=2, max_new_tokens=3).frame()
+def test_one_question_has_no_interval(base, model):
+    frame = measure_kl_from_base(model, PROMPTS[:1], steps=2, sampling=short()).frame()
     assert frame["kl_low"].isna().all()
 
 
-def test_it_goes_on_where_it_was_interrupted(base, run, monkeypatch):
-    original, calls = canary._Reader.at, []
+def test_it_continues_where_it_was_interrupted(model, monkeypatch, tmp_path):
+    original, calls = kl_from_base._Reader.at, []
 
     def dying(self, step):
         calls.append(step)
@@ -106,17 +106,18 @@ def test_it_goes_on_where_it_was_interrupted(base, run, monkeypatch):
             raise KeyboardInterrupt
         return original(self, step)
 
-    monkeypatch.setattr(canary._Reader, "at", dying)
+    monkeypatch.setattr(kl_from_base._Reader, "at", dying)
+    again = Storage(tmp_path / "kept", resume=True)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
-        measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=3)
-    found = measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=3, resume=True)
+        measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=tmp_path / "kept")
+    found = measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=again)
     assert calls == [0, 5, 5, 10, 20]
-    again = measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=3, resume=True)
-    np.testing.assert_array_equal(again.total, found.total)
+    same = measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=again)
+    np.testing.assert_array_equal(same.total, found.total)
     with pytest.raises(InputError, match="begun with other seed"):
-        measure_kl_from_base(run, base, CANARIES, steps=4, max_new_tokens=3, seed=1, resume=True)
+        measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(seed=1), storage=again)
 
 
-def test_a_run_that_was_asked_nothing_needs_canaries(base, run):
-    with pytest.raises(InputError, match="give questions"):
-        measure_kl_from_base(run, base)
+def test_a_run_that_was_asked_nothing_needs_prompts(model):
+    with pytest.raises(InputError, match="ask the run first, or give some"):
+        measure_kl_from_base(model)

@@ -12,8 +12,7 @@ from em_interp.behaviour.generate import RowAdapters, generate
 from em_interp.mechanism import AblateDirection, AddVector, open_model
 from em_interp.organisms.bases import BUILT_IN, load_base
 from tests.behaviour.conftest import SHAPE, Base, build_tokenizer, make_trajectory
-
-from .conftest import ANSWERS, QUESTIONS, adapters, base_of, opened
+from tests.mechanism.conftest import ANSWERS, QUESTIONS, adapters, base_of, opened
 
 TOLERANCE = 1e-4
 
@@ -42,7 +41,7 @@ def test_every_activation_and_the_logits_agree_between_engines_in_left_padded_ba
         assert furthest(seen["hooks"], seen[name], tokens) < TOLERANCE
 
 
-def test_activations_and_logits_agree_under_edits(three):
+def test_activations_and_logits_agree_under_interventions(three):
     seen = {}
     for name, model in three.models.items():
         tokens = model.chats(QUESTIONS, ANSWERS)
@@ -50,7 +49,7 @@ def test_activations_and_logits_agree_under_edits(three):
         interventions = [AddVector(vector(model), layers=1, positions=tokens.answer.numpy()), AblateDirection(rows)]
         with model.at(10) as adapted:
             seen[name], plain = adapted.run(tokens, model.names, interventions), adapted.run(tokens, model.names)
-        assert furthest(seen[name], plain, tokens) > 0.1  # the edits do something
+        assert furthest(seen[name], plain, tokens) > 0.1  # the interventions do something
     for name in ("transformer_lens", "nnsight"):
         assert furthest(seen["hooks"], seen[name], tokens) < TOLERANCE
 
@@ -91,7 +90,7 @@ def test_adapters_swapped_through_fifty_steps_stay_in_agreement_and_nothing_is_w
     assert wrapped == (models["transformer_lens"].engine.bridge, models["nnsight"].engine.traced)
 
 
-@pytest.mark.parametrize("positions", ["all", "new"])
+@pytest.mark.parametrize("positions", ["all", "generated"])
 def test_steered_generation_gives_the_same_greedy_tokens_in_all_engines(three, positions):
     answers, plain = {}, {}
     for name, model in three.models.items():
@@ -154,7 +153,7 @@ def test_the_logits_are_those_of_peft(three):
 def test_what_the_mlp_writes_is_what_the_residual_stream_gains(name):
     model = opened(name).models["hooks"]
     tokens = model.chats(QUESTIONS, ANSWERS)
-    layer, before = model.engine.layout.decoder.layers[1], []
+    layer, before = model.engine.hook_points.decoder.layers[1], []
     norm = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
     handle = norm.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0]))
     with model.at(10) as adapted:
@@ -200,14 +199,14 @@ def test_the_base_model_is_left_as_it_was(three):
     shared = {tensor.data_ptr() for tensor in model.parameters()}
     for name in ("transformer_lens", "nnsight"):
         copied = three.models[name].engine._model
-        assert {tensor.data_ptr() for tensor in copied.parameters()} == shared  # no weight is held twice
+        assert {tensor.data_ptr() for tensor in copied.parameters()} == shared  # no weight is copied
 
 
 def test_importing_nnsight_leaves_no_method_on_every_object(three):
     assert "nnsight" in three.models and not hasattr(object(), "save")
 
 
-def tiny_gemma_with_eyes(dtype):
+def tiny_multimodal_gemma(dtype):
     """The class of the larger Gemma 3 models: language layers beside a vision tower."""
     import transformers
 
@@ -228,7 +227,7 @@ def tiny_gemma_with_eyes(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gemma_with_a_vision_tower_is_read_in_its_language_layers_in_either_number_type(dtype):
-    base = Base(tiny_gemma_with_eyes(dtype), build_tokenizer())
+    base = Base(tiny_multimodal_gemma(dtype), build_tokenizer())
     sites = {"layers.1.mlp.down_proj": (48, 32), "layers.2.self_attn.q_proj": (32, 32)}
     trajectory, seen, answers = make_trajectory(sites, scale=0.5), {}, {}
     for engine in ("hooks", "transformer_lens", "nnsight"):
@@ -251,7 +250,7 @@ def steering(name, layer=1):
     return replace(path, A={site: np.ones_like(path.A[site])}, base=name, kind="steering")
 
 
-def test_a_learned_steering_vector_is_held_in_every_engine_as_the_ask_stage_holds_it(three):
+def test_a_learned_steering_vector_is_added_in_every_engine_as_the_ask_stage_adds_it(three):
     path, seen, answers = steering(three.name), {}, {}
     base = base_of(three.name)
     rows = RowAdapters.of(path, [10] * 3, [0.5] * 3, "cpu")
@@ -273,7 +272,7 @@ def test_a_learned_steering_vector_is_held_in_every_engine_as_the_ask_stage_hold
 
 @pytest.mark.parametrize("engine", ["hooks", "transformer_lens", "nnsight"])
 def test_a_first_step_too_small_for_the_number_type_is_no_error(engine):
-    base = Base(tiny_gemma_with_eyes(torch.bfloat16), build_tokenizer())
+    base = Base(tiny_multimodal_gemma(torch.bfloat16), build_tokenizer())
     lora = make_trajectory({"layers.1.mlp.down_proj": (48, 32)}, scale=1e-6)
     vector = replace(
         make_trajectory({"layers.1": (1, 32)}, scale=1e-6),

@@ -5,33 +5,34 @@ import pandas as pd
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.mechanism.answer_shift.divergence import FORMS, alignment, length, template, topic, windows
+from em_interp.mechanism.answer_shift.divergence import FORMS, Windows
+from em_interp.mechanism.answer_shift.order_parameters import alignment, length, template, topic
 from em_interp.mechanism.answer_shift.synthetic import STEPS
 from em_interp.mechanism.answer_shift.synthetic import planted_answers as planted
-from em_interp.mechanism.answer_shift.synthetic import planted_distance as exact
+from em_interp.mechanism.answer_shift.synthetic import planted_divergence as exact
 from em_interp.mechanism.answer_shift.synthetic import planted_rise as logistic
 from tests.figures.reading import drawn, texts, values
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_distance_is_that_of_the_distributions_without_bias(form):
+def test_the_divergence_is_that_of_the_distributions_without_bias(form):
     share = logistic(200, 30)
     found = []
     for seed in range(40):
         one = planted(share, samples=2, questions=12, seed=seed, form=form)
-        found.append(one.distance - exact(share, form, seed=seed))
+        found.append(one.divergence - exact(share, form, seed=seed))
     error = np.std(found, axis=0) / np.sqrt(len(found))
     assert np.all(np.abs(np.mean(found, axis=0)) < 4.5 * error + 1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("at", [130, 200, 270])
-def test_a_planted_change_is_found_within_its_interval(at, form):
+def test_a_planted_shift_is_found_within_its_interval(at, form):
     found = planted(logistic(at, 12), form=form).peak
     assert found.verdict == "transition"
     assert found.interval[0] <= at <= found.interval[1]
     assert found.interval[1] - found.interval[0] < 80
-    assert found.signal == "answer_change"
+    assert found.signal == "answer_shift"
 
 
 def test_steady_drift_has_no_peak():
@@ -41,7 +42,7 @@ def test_steady_drift_has_no_peak():
 
 def test_answers_that_stay_the_same_have_none_and_are_0_apart():
     same = planted(np.full(len(STEPS), 0.3))
-    assert np.abs(same.distance).max() < 1e-12
+    assert np.abs(same.divergence).max() < 1e-12
     assert same.peak.verdict == "none"
     assert "hardly change" in same.peak.reason
 
@@ -54,33 +55,33 @@ def test_checkpoints_that_jitter_without_going_anywhere_have_none():
     assert verdicts.count("transition") <= 1
 
 
-def test_a_change_at_the_end_is_left_open():
+def test_a_shift_at_the_end_is_left_open():
     found = planted(0.7 * (STEPS / 400.0) ** 6).peak
     assert found.verdict == "inconclusive"
     assert "beyond" in found.reason
 
 
-def test_a_change_at_the_beginning_alone_is_no_peak():
+def test_a_shift_at_the_beginning_alone_is_no_peak():
     found = planted(0.7 * (1 - np.exp(-STEPS / 60.0))).peak
     assert found.verdict == "none"
     assert "beginning" in found.reason
 
 
-def test_places_are_found_by_step_and_irregular_steps_change_only_how_many_there_are():
+def test_windows_are_found_by_step_and_irregular_steps_change_only_how_many_there_are():
     irregular = np.sort(np.unique([*STEPS, 21, 22, 23, 24, 397]))
-    over = windows(irregular, 60)
-    for at, left, right in zip(over.at, over.left, over.right, strict=True):
-        assert set(irregular[left]) == {s for s in irregular if at - 60 <= s < at}
-        assert set(irregular[right]) == {s for s in irregular if at < s <= at + 60}
-    assert over.at.min() >= 40
-    assert over.at.max() <= 360
+    windows = Windows.of(irregular, 60)
+    for centre, left, right in zip(windows.centres, windows.left, windows.right, strict=True):
+        assert set(irregular[left]) == {s for s in irregular if centre - 60 <= s < centre}
+        assert set(irregular[right]) == {s for s in irregular if centre < s <= centre + 60}
+    assert windows.centres.min() >= 40
+    assert windows.centres.max() <= 360
 
 
 def test_too_few_asked_steps_for_the_window_are_counted():
-    with pytest.raises(InputError, match=r"window of 60 steps leaves 1 places .* of 6 asked steps.*ask at more steps"):
-        windows(np.arange(0, 101, 20), 60)
+    with pytest.raises(InputError, match=r"6 asked steps give 1 windows of 60 steps .*ask at more steps"):
+        Windows.of(np.arange(0, 101, 20), 60)
     with pytest.raises(InputError, match="1 or more checkpoints on a side"):
-        windows(STEPS, 20)
+        Windows.of(STEPS, 20)
 
 
 PROPERTIES = {
@@ -99,18 +100,18 @@ def test_a_property_accounts_for_what_it_carries(form):
     assert share["which half"] == pytest.approx(1, abs=1e-9)
     assert share["nothing"] == pytest.approx(0, abs=0.02)
     assert share["noise"] < 0.05
-    chance = found.set_index("property")["chance"]
-    assert chance["which half"] < 0.03
+    null = found.set_index("property")["null"]
+    assert null["which half"] < 0.03
 
 
 def test_no_property_accounts_for_more_than_all_of_it():
     rng = np.random.default_rng(3)
-    made = planted(logistic(200, 30), samples=3)
+    shift = planted(logistic(200, 30), samples=3)
     for count in (2, 5, 40, 4000):
-        code = pd.Series(rng.integers(0, count, len(made.answers)), index=made.answers.index)
-        table = made.order_parameters({"random": lambda answers, code=code: code[answers.index]})
+        code = pd.Series(rng.integers(0, count, len(shift.answers)), index=shift.answers.index)
+        table = shift.order_parameters({"random": lambda answers, code=code: code[answers.index]})
         assert 0 <= table["share"].iloc[0] <= 1 + 1e-12
-        assert table["distance"].iloc[0] <= table["total"].iloc[0] + 1e-12
+        assert table["divergence"].iloc[0] <= table["total"].iloc[0] + 1e-12
 
 
 def test_the_interval_of_a_share_holds_that_of_many_answers():
@@ -140,16 +141,16 @@ def test_the_default_properties_read_the_columns_of_a_scored_table():
     assert length(table).nunique() >= 3
 
 
-def test_a_change_shows_itself_and_its_numbers():
+def test_a_shift_shows_itself_and_its_numbers():
     found = planted(logistic(200, 12))
     assert "transition at step" in found.sentence()
-    said = found.to_dict()
-    json.dumps(said, default=float)
-    assert said["peak"]["verdict"] == "transition"
+    values_ = found.to_dict()
+    json.dumps(values_, default=float)
+    assert values_["peak"]["verdict"] == "transition"
     frame = found.frame()
-    assert (frame["distance_low"] <= frame["distance"]).all()
-    assert (frame["distance"] <= frame["distance_high"]).all()
-    assert (frame["dealt_mean"] <= frame["dealt_max"]).all()
+    assert (frame["divergence_low"] <= frame["divergence"]).all()
+    assert (frame["divergence"] <= frame["divergence_high"]).all()
+    assert (frame["permuted_mean"] <= frame["permuted_max"]).all()
     assert found._repr_html_().startswith("<div")
     figure = found.plot()  # plot_answer_shift
     assert drawn(figure)
@@ -160,15 +161,15 @@ def test_a_change_shows_itself_and_its_numbers():
 def test_names_of_properties_cannot_pass_for_markup():
     from em_interp.figures.internals import plot_answer_shift
 
-    made = planted(logistic(200, 12))
-    shares = made.order_parameters({"<b onclick=alert(1)>": lambda answers: answers["outcome"]})
-    figure = plot_answer_shift(made.frame(), made.peak, shares)
+    shift = planted(logistic(200, 12))
+    shares = shift.order_parameters({"<b onclick=alert(1)>": lambda answers: answers["outcome"]})
+    figure = plot_answer_shift(shift.frame(), shift.peak, shares)
     assert "<b onclick" not in figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
 
 
 def test_the_answer_does_not_depend_on_the_order_of_the_answers():
-    made = planted(logistic(200, 12))
-    order = np.random.default_rng(0).permutation(len(made.answers))
-    other = type(made)(made.answers.iloc[order].reset_index(drop=True), made.likelihood[order], made.over)
-    np.testing.assert_allclose(other.distance, made.distance)
-    assert other.peak.step == pytest.approx(made.peak.step)
+    shift = planted(logistic(200, 12))
+    order = np.random.default_rng(0).permutation(len(shift.answers))
+    other = type(shift)(shift.answers.iloc[order].reset_index(drop=True), shift.likelihood[order], shift.windows)
+    np.testing.assert_allclose(other.divergence, shift.divergence)
+    assert other.peak.step == pytest.approx(shift.peak.step)

@@ -1,0 +1,271 @@
+"""The analyses of the suite: the question that each answers, its finding, its control, and how much work it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from em_interp.files import read_json
+from em_interp.mechanism.ablation import Ablation
+from em_interp.mechanism.answer_shift.detect import detect_answer_shift
+from em_interp.mechanism.answers import latest_answers
+from em_interp.mechanism.directions import CONTRASTS, Direction, mean_difference
+from em_interp.mechanism.experiments import N_BASELINE, NORM_MATCHED, RANDOM, SamplingParams, run_questions
+from em_interp.mechanism.kl_from_base import measure_kl_from_base
+from em_interp.mechanism.logit_lens import read_logit_lens
+from em_interp.mechanism.model import open_model
+from em_interp.mechanism.patching import N_CONTROL, patch_direction_and_norm
+from em_interp.mechanism.scalars import read_scalars
+from em_interp.mechanism.steering import N_REFINED, SteeringCurve
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from em_interp.mechanism.suite import SuiteContext
+
+MAX_SITES = 3  # whose logit lens is read
+CHECKPOINTS_READ = 11  # of windows with three checkpoints on a side: those that share one with a checkpoint
+
+
+class Finding(NamedTuple):
+    """What an analysis returns: plain values, figures by name, and in words what it found beside which control."""
+
+    values: dict[str, Any]
+    figures: dict[str, go.Figure]
+    finding: str
+    control: str
+
+
+class Workload(NamedTuple):
+    """What an analysis has to do: answers that are sampled and judged, and answers that are read."""
+
+    sampled: float = 0
+    read: float = 0
+
+
+class Analysis(NamedTuple):
+    """A question, the function that answers it, and how much work that is."""
+
+    question: str
+    run: Callable[[SuiteContext], Finding]
+    workload: Callable[[SuiteContext], Workload]
+
+
+def probes(context: SuiteContext) -> Finding:
+    """Probes on the adapter's scalars, by step."""
+    scalars = read_scalars(context.model, context.answers, context.steps)
+    found = scalars.probe()
+    low, high = found.length_interval
+    control = (
+        f"A probe on the answer's length alone has AUC {found.length_auc:.2f} ({low:.2f} to {high:.2f}); at step "
+        f"{scalars.steps[0]} the scalars are those of the random A that training began with."
+    )
+    figures = {"scalars": scalars.plot(), "probes": found.plot()}
+    return Finding(found.to_dict(), figures, found.sentence(), control)
+
+
+def attribution(context: SuiteContext) -> Finding:
+    """What the adapter writes and causes, compared with the mean difference."""
+    found = context.attribution
+    bands = ", ".join(f"±{band:.2f} for {site}" for site, band in found.bands.writes.items())
+    effects = found.bands.effects
+    control = (
+        f"Band of random adapters of the same size: {bands or 'no site writes'}; downstream ±{effects.min():.2f} to "
+        f"±{effects.max():.2f}."
+    )
+    figures = {"writes": found.plot(), "direction_steps": found.plot("steps"), "mean_difference": found.plot("layers")}
+    return Finding(found.to_dict(), figures, found.sentence(), control)
+
+
+def logit_lens(context: SuiteContext) -> Finding:
+    """Tokens that the writes promote and suppress."""
+    writes = context.attribution.writes
+    norm = {site: float(np.linalg.norm(write[-1])) for site, write in writes.items()}
+    largest = sorted(norm, key=lambda site: -norm[site])[:MAX_SITES]
+    of_largest = {site: writes[site] for site in largest}
+    found = read_logit_lens(context.model, context.answers, of_largest, context.attribution.steps)
+    null = max(one.null(side) for one in found for side in ("promoted", "suppressed"))
+    control = f"Random directions share no more than Jaccard {null:.2f} of the last step's tokens (95%)."
+    figures = {f"logit_lens_{_file_name(one.site)}": one.plot() for one in found}
+    values = {"sites": [one.to_dict() for one in found], "not_read": sorted(set(norm) - set(largest))}
+    return Finding(values, figures, " ".join(one.sentence() for one in found), control)
+
+
+def ablation(context: SuiteContext) -> Finding:
+    """Both directions ablated."""
+    found = {name: context.ablation(one, "ablation", name) for name, one in context.directions()}
+    return _ablation_finding(found)
+
+
+def _ablation_finding(found: dict[str, Ablation]) -> Finding:
+    controls = []
+    for one in found.values():
+        layers = one.best_layers()
+        random, matched = (one.row(kind, layers) for kind in (RANDOM, NORM_MATCHED))
+        controls.append(
+            f"After {layers}, {random['n_directions']} random directions removed {random['removed']:.0%} (up to "
+            f"{random['removed_max']:.0%} each); the norm-matched control {matched['removed']:.0%}."
+        )
+    return _joined(found, "ablation", controls)
+
+
+def steering(context: SuiteContext) -> Finding:
+    """Both directions added."""
+    found = {name: context.steering(one, "steering", name) for name, one in context.directions()}
+    return _steering_finding(found)
+
+
+def _steering_finding(found: dict[str, SteeringCurve]) -> Finding:
+    controls = []
+    for one in found.values():
+        rows = one.frame().query("model == 'base' and kind == @RANDOM", local_dict={"RANDOM": RANDOM})
+        controls.append(
+            f"Of {int(rows['n_directions'].max())} random directions of the same lengths, none induced more than EM "
+            f"{rows['em_max'].max():.1%} in the base with any coefficient; without an intervention it is "
+            f"{one.rates('base').em.rate:.1%}."
+        )
+    return _joined(found, "steering", controls)
+
+
+def _joined(found: dict[str, Any], name: str, controls: Sequence[str]) -> Finding:
+    """The results of both contrasts as one finding."""
+    values = {contrast: one.to_dict() for contrast, one in found.items()}
+    figures = {f"{name}_{contrast}": one.plot() for contrast, one in found.items()}
+    sentences = " ".join(one.sentence() for one in found.values())
+    return Finding(values, figures, sentences, " ".join(dict.fromkeys(controls)))
+
+
+def transfer(context: SuiteContext) -> Finding:
+    """Another run's directions, ablated in this run's model and added to the base."""
+    assert context.transfer is not None
+    other = open_model(context.transfer, context.model.base, context.model.engine.name)  # type: ignore[arg-type]
+    answers = latest_answers(context.transfer)
+    theirs: dict[str, Direction] = {contrast: mean_difference(other, answers, contrast) for contrast in CONTRASTS}
+    cosines = {name: direction.cosine(theirs[name]).tolist() for name, direction in context.directions()}
+    ablated = {name: context.ablation(one, "transfer", "ablation", name) for name, one in theirs.items()}
+    added = {name: context.steering(one, "transfer", "steering", name) for name, one in theirs.items()}
+    one, two = _ablation_finding(ablated), _steering_finding(added)
+    name = context.transfer.path.name
+    values = {"source": name, "cosine": cosines, "ablation": one.values, "steering": two.values}
+    figures = {f"transfer_{title}": figure for title, figure in (one.figures | two.figures).items()}
+    ranges = "; ".join(f"{name} {min(of):.2f} to {max(of):.2f}" for name, of in cosines.items())
+    finding = f"Directions of {name} (cosine to this run's own over the layers: {ranges}). {one.finding} {two.finding}"
+    return Finding(values, figures, finding, f"{one.control} {two.control}")
+
+
+def patching(context: SuiteContext) -> Finding:
+    """Every direction with every norm."""
+    found = patch_direction_and_norm(
+        context.model,
+        context.judge,
+        context.control,
+        context.size.patching_steps,
+        context.questions,
+        context.sampling,
+        context.size.n_random_patching,
+        storage=context.storage("patching"),
+    )
+    rates = "; ".join(
+        f"{kind} {rate.rate:.1%} ({rate.interval[0]:.1%} to {rate.interval[1]:.1%})"
+        for kind, rate in found.baselines().items()
+    )
+    control = f"EM of the adapters that the grid is compared with: {rates.replace('_', ' ')}."
+    return Finding(found.to_dict(), {"patching": found.plot()}, _as_sentence(found.sentence()), control)
+
+
+def answer_shift(context: SuiteContext) -> Finding:
+    """Where the answers change, by their own likelihoods."""
+    found = detect_answer_shift(
+        context.model,
+        question_set=context.questions[0]["questions"],
+        samples=context.size.samples_read,
+        storage=context.storage("answer_shift"),
+    )
+    top = max(found.frame().to_dict("records"), key=lambda row: float(row["divergence"]))
+    control = (
+        f"Where the divergence is largest ({top['divergence']:.2f}, step {top['step']:.0f}) other labels of the same "
+        f"checkpoints have {top['permuted_mean']:.2f} on average and {top['permuted_max']:.2f} at most."
+    )
+    return Finding(found.to_dict(), {"answer_shift": found.plot()}, _as_sentence(found.sentence()), control)
+
+
+def kl_from_base(context: SuiteContext) -> Finding:
+    """How far the adapter moves the model on the run's questions."""
+    sampling = SamplingParams(samples=context.size.kl_samples, max_new_tokens=context.sampling.max_new_tokens)
+    steps, storage = context.size.kl_steps, context.storage("kl_from_base")
+    found = measure_kl_from_base(context.model, steps=steps, sampling=sampling, storage=storage)
+    rows = found.frame()
+    first = rows[rows["step"] == rows["step"].min()]["kl"].max()
+    control = f"At step {rows['step'].min()} it is {first:.2g}; it has no control run."
+    return Finding(found.to_dict(), {"kl_from_base": found.plot()}, _as_sentence(found.sentence()), control)
+
+
+def _as_sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def _probes_workload(context: SuiteContext) -> Workload:
+    return Workload(read=len(context.steps) * len(context.answers))
+
+
+def _attribution_workload(context: SuiteContext) -> Workload:
+    return Workload(read=(len(context.steps) + context.size.n_random_attribution) * len(context.answers))
+
+
+def _ablation_workload(context: SuiteContext) -> Workload:
+    n_choices = min(context.size.layers, context.model.layers) + 1
+    return _sampled(context, len(CONTRASTS) * (N_BASELINE + 3 * n_choices * context.size.n_random_ablation))
+
+
+def _steering_workload(context: SuiteContext) -> Workload:
+    n_coefficients = len(context.size.coefficients) + N_REFINED * context.size.refine
+    return _sampled(context, 2 * len(CONTRASTS) * (N_BASELINE + 2 * n_coefficients * context.size.n_random_steering))
+
+
+def _transfer_workload(context: SuiteContext) -> Workload:
+    return Workload(_ablation_workload(context).sampled + _steering_workload(context).sampled)
+
+
+def _patching_workload(context: SuiteContext) -> Workload:
+    return _sampled(context, context.size.patching_steps**2 + N_CONTROL + 2 * context.size.n_random_patching)
+
+
+def _sampled(context: SuiteContext, n_conditions: int) -> Workload:
+    return Workload(n_conditions * len(context.questions) * context.sampling.samples)
+
+
+def _answer_shift_workload(context: SuiteContext) -> Workload:
+    settings = read_json(context.run.answers_file.with_name("ask.json"))
+    samples = min(context.size.samples_read or settings["samples"], settings["samples"])
+    return Workload(read=samples * len(context.questions) * len(settings["steps"]) * CHECKPOINTS_READ)
+
+
+def _kl_workload(context: SuiteContext) -> Workload:
+    return Workload(read=2 * context.size.kl_steps * context.size.kl_samples * len(run_questions(context.run)))
+
+
+ANALYSES = {
+    "probes": Analysis("Do the adapter's scalars tell misaligned answers from aligned ones?", probes, _probes_workload),
+    "attribution": Analysis(
+        "Does the adapter write, or cause, the direction of misaligned answers?", attribution, _attribution_workload
+    ),
+    "logit_lens": Analysis(
+        "Which tokens does the adapter's write promote, and when do they settle?", logit_lens, lambda _: Workload()
+    ),
+    "ablation": Analysis("How much EM does the ablation of a direction remove?", ablation, _ablation_workload),
+    "steering": Analysis("How much EM does a direction induce when it is added?", steering, _steering_workload),
+    "transfer": Analysis("Does the direction of another run do the same here?", transfer, _transfer_workload),
+    "patching": Analysis(
+        "Is the adapter's final direction sufficient for the behaviour, or its norm?", patching, _patching_workload
+    ),
+    "answer_shift": Analysis("Where do the answers change, without a judge?", answer_shift, _answer_shift_workload),
+    "kl_from_base": Analysis(
+        "How far does the adapter move the model from the base, by question set?", kl_from_base, _kl_workload
+    ),
+}

@@ -1,0 +1,163 @@
+"""The report of the suite: the findings on a run's mechanism, as they are kept in `analysis/mechanism.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from em_interp.errors import InputError, nearest
+from em_interp.files import read_json
+from em_interp.results import Result
+from em_interp.run import Run
+from em_interp.transition.result import Transition
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """One analysis of the suite.
+
+    Attributes:
+        question: that it answers.
+        finding: in words.
+        control: what it was compared with, in words.
+        values: the result's `to_dict()`; of ablation and steering by contrast.
+        undefined: why the analysis was not possible; None where it was.
+    """
+
+    question: str
+    finding: str = ""
+    control: str = ""
+    values: dict[str, Any] | None = None
+    undefined: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the question with the reason, or with finding, control and values."""
+        if self.undefined is not None:
+            return {"question": self.question, "undefined": self.undefined}
+        return {name: getattr(self, name) for name in ("question", "finding", "control", "values")}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AnalysisResult:
+        """The inverse of `to_dict`."""
+        return cls(**values)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MechanismReport(Result):
+    """The findings of the suite on one run.
+
+    Attributes:
+        run: the name of the run.
+        base: the identity of its base model.
+        engine: that the model was run with.
+        size: of the suite: `quick`, `full` or `custom`.
+        control: the name of the control run; None: the base took its place.
+        answers: which answers the directions and probes were made of.
+        analyses: the results by name, in order.
+        folder: where the figures are kept.
+    """
+
+    NEXT: ClassVar = (".frame()", ".plot(name)", ".figures", ".transitions()", "[name].values")
+
+    run: str
+    base: str
+    engine: str
+    size: str
+    control: str | None
+    answers: dict[str, Any]
+    analyses: dict[str, AnalysisResult]
+    folder: Path
+
+    def __getitem__(self, name: str) -> AnalysisResult:
+        if name not in self.analyses:
+            known = tuple(self.analyses)
+            raise InputError(f"{name!r} was not analysed{nearest(name, known)}; there are {', '.join(known) or 'none'}")
+        return self.analyses[name]
+
+    def sentence(self) -> str:
+        """The finding of each analysis, a line each."""
+        lines = [
+            f"{name}: {one.finding if one.undefined is None else f'undefined, {one.undefined}'}"
+            for name, one in self.analyses.items()
+        ]
+        return "\n".join(lines) or "no analysis was carried out"
+
+    def frame(self) -> pd.DataFrame:
+        """A row an analysis: its name, question, whether it is defined, finding (or reason) and control."""
+        import pandas as pd
+
+        rows = []
+        for name, one in self.analyses.items():
+            words = one.finding if one.undefined is None else one.undefined
+            row = {"analysis": name, "question": one.question, "defined": one.undefined is None, "finding": words}
+            rows.append(row | {"control": one.control})
+        return pd.DataFrame(rows, columns=["analysis", "question", "defined", "finding", "control"])
+
+    @cached_property
+    def figures_by_analysis(self) -> dict[str, dict[str, go.Figure]]:
+        """The figures of each analysis, by name, as they were kept."""
+        from plotly.graph_objects import Figure
+
+        found = {}
+        for name, one in self.analyses.items():
+            file = self.folder / "figures" / f"{name}.json"
+            if one.undefined is None and file.exists():
+                found[name] = {title: Figure(values) for title, values in read_json(file).items()}
+        return found
+
+    @property
+    def figures(self) -> dict[str, go.Figure]:
+        """All figures by name."""
+        return {title: figure for group in self.figures_by_analysis.values() for title, figure in group.items()}
+
+    def plot(self, name: str | None = None) -> go.Figure:
+        """One of the figures; by default the first. Raises InputError with their names for any other."""
+        figures = self.figures
+        name = next(iter(figures), "") if name is None else name
+        if name not in figures:
+            known = tuple(figures)
+            raise InputError(
+                f"there is no figure {name!r}{nearest(name, known)}; there are {', '.join(known) or 'none'}"
+            )
+        return figures[name]
+
+    def transitions(self) -> list[Transition]:
+        """Steps for the run's time axis: those from which components are sufficient, and that of the answer shift."""
+        values = {name: one.values for name, one in self.analyses.items() if one.values is not None}
+        found = list(values["patching"]["transitions"]) if "patching" in values else []
+        if "answer_shift" in values:
+            found.append(values["answer_shift"]["peak"])
+        return [Transition.from_dict(one) for one in found]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `mechanism.json` holds them."""
+        names = ("run", "base", "engine", "size", "control", "answers")
+        analyses = {name: one.to_dict() for name, one in self.analyses.items()}
+        return {**{name: getattr(self, name) for name in names}, "analyses": analyses}
+
+
+def suite_folder(run: Run) -> Path:
+    """Where the suite keeps its work."""
+    return run.analysis / "mechanism"
+
+
+def read_report(run: Run) -> MechanismReport | None:
+    """The report that is kept with a run; None where its mechanism was not analysed."""
+    file = run.analysis / "mechanism.json"
+    if not file.exists():
+        return None
+    values = read_json(file)
+    analyses = {name: AnalysisResult.from_dict(one) for name, one in values["analyses"].items()}
+    return MechanismReport(**{**values, "analyses": analyses}, folder=suite_folder(run))
+
+
+def figure_values(figure: go.Figure) -> dict[str, Any]:
+    """A figure as plain values; plotly's own JSON packs arrays, which cannot be read back as numbers."""
+    traces = [trace.to_plotly_json() for trace in figure.data]
+    return {"data": traces, "layout": figure.layout.to_plotly_json()}

@@ -1,0 +1,58 @@
+"""What is kept of the suite can be read back."""
+
+import pytest
+
+from em_interp.errors import InputError
+from em_interp.files import write_json
+from em_interp.mechanism.report import AnalysisResult, MechanismReport, read_report
+from em_interp.run import open_run
+from em_interp.transition.result import Transition
+from tests.tiny import copy
+
+NORM = Transition("sufficient_norm", "transition", "so", step=67.0, interval=(33.0, 100.0), level=0.95)
+PEAK = Transition("answer_shift", "none", "no peak")
+ABOUT = {"run": "run", "base": "tiny@0", "engine": "hooks", "size": "full", "control": None, "answers": {}}
+
+
+def report(folder, **analyses):
+    return MechanismReport(**ABOUT, analyses=analyses, folder=folder)
+
+
+def result(values):
+    return AnalysisResult("why ?", "so.", "compared.", values)
+
+
+def test_a_report_is_read_back_as_it_was_written(tiny, tmp_path):
+    run = open_run(copy(tiny.run, tmp_path / "run"))
+    assert read_report(run) is None
+    patching, undefined = result({"transitions": [NORM.to_dict()]}), AnalysisResult("why ?", undefined="too few")
+    written = report(run.analysis / "mechanism", patching=patching, probes=undefined)
+    write_json(run.analysis / "mechanism.json", written.to_dict())
+    found = read_report(run)
+    assert found.to_dict() == written.to_dict()
+    assert found["patching"] == patching and found["probes"] == undefined
+    assert found.folder == run.analysis / "mechanism"
+
+
+def test_its_transitions_are_those_of_patching_and_of_the_answer_shift(tmp_path):
+    patching, shift = result({"transitions": [NORM.to_dict()]}), result({"peak": PEAK.to_dict()})
+    undefined = AnalysisResult("why ?", undefined="too few")
+    assert report(tmp_path, probes=undefined).transitions() == []
+    assert report(tmp_path, patching=patching, probes=undefined).transitions() == [NORM]
+    assert report(tmp_path, patching=patching, answer_shift=shift).transitions() == [NORM, PEAK]
+
+
+def test_it_shows_every_finding_and_its_figures(tmp_path):
+    undefined = AnalysisResult("why ?", undefined="too few")
+    found = report(tmp_path, steering=result({}), probes=undefined)
+    write_json(tmp_path / "figures" / "steering.json", {"one": {"data": [], "layout": {"meta": {"title": "One"}}}})
+    assert found.sentence() == "steering: so.\nprobes: undefined, too few"
+    assert found.frame()["defined"].tolist() == [True, False]
+    assert found._repr_html_().startswith("<div")
+    assert list(found.figures) == ["one"]
+    assert found.plot().layout.meta["title"] == found.plot("one").layout.meta["title"] == "One"
+    with pytest.raises(InputError, match="there is no figure 'two'; there are one"):
+        found.plot("two")
+    with pytest.raises(InputError, match="'steer' was not analysed; did you mean 'steering'"):
+        found["steer"]
+    assert report(tmp_path).sentence() == "no analysis was carried out"
