@@ -9,13 +9,15 @@ after any smoothing, is 0.1 to 0.4 of the 10-step drift, both over the whole run
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from scipy.signal import lfilter
 
-from em_interp.checks import check_whole
+from em_interp.checks import check_type, check_whole, described
+from em_interp.errors import InputError
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.synthetic import check_kind
 
@@ -105,8 +107,12 @@ def planted_path(
     """
     check_kind(kind, TURNING + NOT_TURNING)
     check_whole("seed", seed)
+    if storage not in get_args(Storage):
+        raise InputError(f"storage must be one of {', '.join(get_args(Storage))}; it is {described(storage)}")
     if last is not None:
         check_whole("last", last, least=20)
+    if noise_ratio is not None:
+        check_type("noise_ratio", noise_ratio, Real, "a number")
     rng = np.random.default_rng([seed, (TURNING + NOT_TURNING).index(kind)])
     last = last or int(rng.integers(150, 801))
     settings = _draw_settings(rng, last)

@@ -28,7 +28,17 @@ def test_an_unknown_kind_of_planted_path_lists_the_kinds():
 
 
 @pytest.mark.parametrize(
-    "given", [("abrupt", None), ("abrupt", -1), ("abrupt", 1.5), (3, 0), (None, 0), ("abrupt", 0, 5)]
+    "given",
+    [
+        ("abrupt", None),
+        ("abrupt", -1),
+        ("abrupt", 1.5),
+        (3, 0),
+        (None, 0),
+        ("abrupt", 0, 5),
+        ("abrupt", 0, None, "0.5"),
+        ("abrupt", 0, None, None, "float64"),
+    ],
 )
 def test_wrong_types_are_refused_in_one_line(given):
     with pytest.raises(InputError) as refused:
