@@ -30,7 +30,8 @@ def composition_score(
     Raises InputError for columns of different lengths.
     """
     if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y):
-        raise InputError(f"expected two stacks of columns of one length, d × n and d × m; found {X.shape}, {Y.shape}")
+        found = f"{X.shape}, {Y.shape}"
+        raise InputError(f"two stacks of columns in one space were expected, d × n and d × m; found {found}")
     if centre:
         X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
     if normalised:
