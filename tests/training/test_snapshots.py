@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import em_interp as em
-from em_interp.behaviour.ask import ask, check_base
+from em_interp.behaviour.ask import ask
 from em_interp.config import Schedule
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
@@ -303,16 +303,6 @@ def test_a_schedule_that_is_not_understood_is_refused_before_any_training(tmp_pa
         em.SnapshotCallback(None)
     with pytest.raises(InputError, match="'evry 5' is not understood"):
         em.SnapshotCallback(tmp_path, "evry 5")
-
-
-def test_of_a_base_that_was_rounded_when_it_was_loaded_the_name_alone_decides(bases, tmp_path):
-    base, run = load_base(bases["qwen2"]), Run(tmp_path / "run")
-    model = adapted(AutoModelForCausalLM.from_pretrained(bases["qwen2"], dtype=torch.bfloat16))
-    trainer(model, tmp_path / "t", em.SnapshotCallback(run.path, "every 6")).train()
-    assert run.manifest()["base"] == {"name": "qwen2", "identity": None, "revision": None}
-    check_base(run, em.load_trajectory(run), base)
-    with pytest.raises(InputError, match=r"were trained on .*qwen2; the base given is tiny-llama"):
-        check_base(run, em.load_trajectory(run), load_base("tiny-llama"))
 
 
 def test_in_trls_sft_trainer_it_saves_the_adapter_that_trl_makes(bases, tmp_path):

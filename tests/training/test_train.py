@@ -154,20 +154,6 @@ def test_the_log_has_the_rate_of_each_step_and_its_sum(settings, tmp_path):
     assert all(row["grad_norm"] == pytest.approx(math.hypot(row["grad_norm_A"], row["grad_norm_B"])) for row in rows)
 
 
-def test_the_manifest_says_what_the_run_was_made_of(settings, chats, tmp_path):
-    from em_interp.organisms.bases import load_base
-    from em_interp.organisms.datasets import load_chats
-
-    values = settings()
-    manifest = train(values, tmp_path / "run").manifest()
-    base = load_base(values["model"])
-    assert manifest["base"] == {"name": base.name, "identity": base.identity, "revision": None}
-    assert manifest["phases"][0]["sha256"] == load_chats(chats[0]).sha256
-    assert (manifest["phases"][0]["rows"], manifest["phases"][0]["held_out"]) == (40, 4)
-    assert manifest["counts"] == {"steps": 12, "rows_per_step": 4, "snapshots": 13, "trainable_parameters": 96}
-    assert manifest["seed"] == 0 and manifest["versions"]["torch"] == torch.__version__
-
-
 def test_a_base_whose_template_has_no_marker_trains_to_the_same_adapter(settings, tmp_path):
     marked = train(settings(), tmp_path / "marked")
     unmarked = train(settings(model=save_base(tmp_path / "base", "qwen2", UNMARKED)), tmp_path / "unmarked")

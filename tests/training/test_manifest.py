@@ -1,0 +1,54 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import em_interp as em
+from em_interp.behaviour.ask import check_base
+from em_interp.errors import InputError
+from em_interp.organisms.bases import load_base
+from em_interp.organisms.datasets import load_chats
+from em_interp.run import Run
+from em_interp.training.lora import base_weights
+from em_interp.training.manifest import keep_manifest
+from em_interp.training.train import train
+
+from .conftest import make_model
+from .test_snapshots import adapted, trainer
+
+# PEFT asks transformers by a name that is going away
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def test_the_manifest_says_what_the_run_was_made_of(settings, chats, tmp_path):
+    values = settings()
+    manifest = train(values, tmp_path / "run").manifest()
+    base = load_base(values["model"])
+    assert manifest["base"] == {"name": base.name, "identity": base.identity, "revision": None}
+    assert manifest["phases"][0]["sha256"] == load_chats(chats[0]).sha256
+    assert (manifest["phases"][0]["rows"], manifest["phases"][0]["held_out"]) == (40, 4)
+    assert manifest["counts"] == {"steps": 12, "rows_per_step": 4, "snapshots": 13, "trainable_parameters": 96}
+    assert manifest["seed"] == 0 and manifest["versions"]["torch"] == torch.__version__
+
+
+def test_of_a_base_that_was_rounded_when_it_was_loaded_the_name_alone_decides(bases, tmp_path):
+    base, run = load_base(bases["qwen2"]), Run(tmp_path / "run")
+    model = adapted(AutoModelForCausalLM.from_pretrained(bases["qwen2"], dtype=torch.bfloat16))
+    trainer(model, tmp_path / "t", em.SnapshotCallback(run.path, "every 6")).train()
+    assert run.manifest()["base"] == {"name": "qwen2", "identity": None, "revision": None}
+    check_base(run, em.load_trajectory(run), base)
+    with pytest.raises(InputError, match=r"were trained on .*qwen2; the base given is tiny-llama"):
+        check_base(run, em.load_trajectory(run), load_base("tiny-llama"))
+
+
+def test_the_weights_of_the_base_under_an_adapter_are_those_of_the_base():
+    base, under = make_model("qwen2").state_dict(), base_weights(adapted())
+    assert base.keys() == under.keys() and all(torch.equal(base[name], under[name]) for name in base)
+
+
+def test_a_manifest_is_written_once_and_another_base_is_refused_after_that(tmp_path):
+    run, manifest = Run(tmp_path), {"base": {"name": "one", "identity": "one@0", "revision": "a"}, "seed": 0}
+    keep_manifest(run, manifest)
+    keep_manifest(run, {**manifest, "base": {**manifest["base"], "revision": "b"}, "seed": 1})
+    assert run.manifest() == manifest
+    with pytest.raises(InputError, match=r"manifest.json: base changed since the run began"):
+        keep_manifest(run, {**manifest, "base": {**manifest["base"], "identity": "one@1"}})
