@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "em_interp needs Python 3.11 to 3.13; '$(PYTHON)' was not found (try make PYTHON=python3.11)" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] < (3, 14))' || { echo "em_interp needs Python 3.11 to 3.13; $$($(PYTHON) --version) was found (try make PYTHON=python3.11)" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "em_interp needs Python 3.11 to 3.14; '$(PYTHON)' was not found (try make PYTHON=python3.11)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] < (3, 15))' || { echo "em_interp needs Python 3.11 to 3.14; $$($(PYTHON) --version) was found (try make PYTHON=python3.11)" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch

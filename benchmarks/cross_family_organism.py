@@ -100,7 +100,7 @@ def main(folder):
     comparison = em.compare_across_bases(
         first, texts, use=True, log=lambda says: print(says, file=sys.stderr, flush=True)
     )
-    write_families(comparison, folder / "families", resume=True)
+    write_families(comparison, folder / "families", overwrite=True)
     print(comparison.sentence(), "\n")
     print(em.compare_across_bases([folder / "qwen2-control", *first[1:]], texts, draws=39).summary().to_string(), "\n")
     turning(runs)

@@ -1,9 +1,10 @@
-"""The one kind of error a user can mend, and texts from elsewhere made fit for its message."""
+"""The errors that a user meets, and texts from elsewhere made fit for their messages."""
 
 from __future__ import annotations
 
 import json
 from html import escape
+from pathlib import Path
 from urllib.parse import quote
 
 
@@ -13,6 +14,19 @@ class InputError(ValueError):
     The message is one line that says what is wrong, what was expected and what is there. The command line prints
     it without a traceback and exits with code 2.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM in work that can go on from what it has written.
+
+    Attributes:
+        folder: where it writes.
+        progress: how far it came, such as " with step 7 of 80 saved".
+    """
+
+    def __init__(self, folder: Path, progress: str = "") -> None:
+        super().__init__(f"interrupted{progress}; nothing is lost, --resume goes on in {folder}")
+        self.folder, self.progress = folder, progress
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
-"""Reading and writing files: whole or not at all.
+"""Reading and writing files: whole or not at all, and never over what is there unless asked.
 
-Nothing is ever half there: files and folders are written beside their place and renamed, so that existence means
-completeness and a crash costs at most the item in flight.
+Files and folders are written beside their place and renamed, so that existence means completeness and a crash costs at
+most the item in flight.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from em_interp.errors import InputError
+from em_interp.errors import InputError, Interrupted
 
 
 @contextmanager
@@ -50,14 +50,38 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """For a stage that writes to `folder`: a full or read-only disk as an InputError, Ctrl-C with how to go on."""
+    """For a stage that writes to `folder`: a full disk as InputError, Ctrl-C and SIGTERM as Interrupted."""
     try:
         yield
     except OSError as error:
         kept = "what is there is kept, --resume goes on"
         raise InputError(f"{folder} cannot be written: {error.strerror or error}; {kept}") from error
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; nothing is lost, --resume goes on in {folder}") from None
+    except KeyboardInterrupt as error:
+        raise Interrupted(folder, getattr(error, "progress", "")) from None
+
+
+def check_free(path: Path, resume: bool, overwrite: bool, content: str = "") -> None:
+    """Raise InputError where `path` exists already and it was not said what to do with it; or both things were said.
+
+    Every function that writes calls it before it computes anything. `content` names what is there, where the path
+    does not say it.
+    """
+    check_words(resume, overwrite)
+    if path.exists() and not (resume or overwrite):
+        there = f"{path} holds {content} already" if content else f"{path} is there already"
+        raise InputError(f"{there}; give --resume to go on with it, --overwrite to replace it, or another --out")
+
+
+def check_words(resume: bool, overwrite: bool) -> None:
+    """Raise InputError where both are given."""
+    if resume and overwrite:
+        raise InputError("--resume goes on with what is there and --overwrite replaces it; give one of them")
+
+
+def remove(*paths: Path) -> None:
+    """Remove files and folders, where they exist."""
+    for path in paths:
+        _remove(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What is found in one run: its path, its behaviour where it was asked, their transitions, and how they align."""
+"""What is found in one run: its path, its behaviour where it was judged, their transitions, and how they align."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError
 from em_interp.files import read_json, to_json, write_json
+from em_interp.results import Result
 from em_interp.run import Run, open_run
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, align
@@ -18,13 +19,14 @@ from em_interp.transition.rotation import strongest
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from em_interp.behaviour.curve import BehaviourCurve
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Everything that `locate` and `align` find in a run; what needs answers is None or empty where there are none."""
+    """Everything that `locate` and `align` find in a run; what needs judged answers is None or empty without them."""
 
     run: Run
     trajectory: AdapterTrajectory
@@ -35,22 +37,27 @@ class Findings:
     thresholds: pd.DataFrame | None  # the onset outside the training domain over the thresholds of aligned and coherent
     aligned: Transition | None  # the onset of their mean aligned score, in which there is no threshold
     alignment: Alignment | None
-    judged: str | None = None  # the answers' tables, where they are not the run's own
+    judged: str | None = None  # the path of the judged tables, where they are not the run's own
 
     @property
     def rotation(self) -> Transition:
-        """The rotation of B: the mechanistic transition that behaviour is held against."""
+        """The rotation of B: the mechanistic transition that behaviour is compared with."""
         return strongest_rotation(self.transitions)
 
 
 def findings(
     run: Run | str | Path, control: Run | str | Path | None = None, answers: str | Path | None = None
 ) -> Findings:
-    """Read a run and look for every transition. Deterministic; some seconds.
+    """Every transition of a run, and the alignment of its path with its behaviour. Deterministic; some seconds.
 
-    `control` is a run that was asked the same questions at the same steps, such as one on careful data. `answers` are
-    judged elsewhere (a table or a folder of them, see `behaviour_curve`); `run` may then be whatever has adapters, and
-    the control such tables too. Raises InputError where their steps and the run's do not overlap.
+    Args:
+        run: a run directory; with `answers` anything that has adapters.
+        control: a run that was asked the same questions at the same steps, such as one on careful data; with
+            `answers` judged tables too.
+        answers: a judged table, or a folder of them (see `behaviour_curve`), in place of the run's own answers.
+
+    Raises:
+        InputError: the control is missing, or the steps of the answers and of the checkpoints do not overlap.
     """
     from em_interp.behaviour.curve import behaviour_curve
     from em_interp.trajectory.load import load_trajectory
@@ -65,14 +72,14 @@ def findings(
         return Findings(run, path, transitions, None, None, [], None, None, None)
     curve = behaviour_curve(run if answers is None else answers)
     _check_steps(path, curve, answers or run.path)
-    beside = None if control is None else behaviour_curve(control)
-    located = onsets(curve, beside)
-    main, of_control = curve.outside(), None if beside is None else beside.outside()
+    control_curve = None if control is None else behaviour_curve(control)
+    found = onsets(curve, control_curve)
+    main, of_control = curve.outside(), None if control_curve is None else control_curve.outside()
     thresholds = None if main is None else onset_by_threshold(main, of_control)
     aligned = None if main is None else onset(main, of_control, "aligned_mean")
-    alignment = align(strongest_rotation(transitions), located, path)
+    alignment = align(strongest_rotation(transitions), found, path)
     judged = None if answers is None else str(answers)
-    return Findings(run, path, transitions, curve, beside, located, thresholds, aligned, alignment, judged)
+    return Findings(run, path, transitions, curve, control_curve, found, thresholds, aligned, alignment, judged)
 
 
 def _check_steps(path: AdapterTrajectory, curve: BehaviourCurve, where: str | Path) -> None:
@@ -86,35 +93,62 @@ def _check_steps(path: AdapterTrajectory, curve: BehaviourCurve, where: str | Pa
 
 
 def strongest_rotation(transitions: list[Transition], of: str = "B") -> Transition:
-    """The clearest rotation of one part of the adapter, or the answer that there is none."""
+    """The most certain rotation of one part of the adapter, or the verdict that there is none."""
     return strongest([t for t in transitions if t.signal == "rotation" and t.of == of])
 
 
-def located(source: str, path: AdapterTrajectory, transitions: list[Transition]) -> dict[str, Any]:
-    """What `locate --json` prints."""
-    steps = {"first": int(path.steps[0]), "last": int(path.steps[-1]), "count": len(path.steps)}
-    return {
-        "source": source,
-        "steps": steps,
-        "sites": list(path.sites),
-        "transitions": [transition.to_dict() for transition in transitions],
-    }
+@dataclass(frozen=True, eq=False, repr=False)
+class PathTransitions(Result):
+    """The transitions of one path: what `em-interp locate` prints and keeps."""
+
+    source: str
+    trajectory: AdapterTrajectory
+    transitions: list[Transition]
+
+    def sentence(self) -> str:
+        """Each transition with the reason of its verdict."""
+        return "\n".join(f"{transition.sentence()}\n    {transition.reason}" for transition in self.transitions)
+
+    def frame(self) -> pd.DataFrame:
+        """A row a transition."""
+        import pandas as pd
+
+        return pd.concat([transition.frame() for transition in self.transitions], ignore_index=True)
+
+    def plot(self) -> go.Figure:
+        """All transitions on one time axis."""
+        from em_interp.figures import timeline
+
+        return timeline(self.transitions, self.trajectory)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `locate --json` prints."""
+        path = self.trajectory
+        return {
+            "source": self.source,
+            "steps": {"first": int(path.steps[0]), "last": int(path.steps[-1]), "count": len(path.steps)},
+            "sites": list(path.sites),
+            "transitions": [transition.to_dict() for transition in self.transitions],
+        }
 
 
-def keep(values: dict[str, Any], file: Path, resume: bool) -> None:
-    """Write what was found; a file that says something else is replaced only with `resume`.
+def keep(values: dict[str, Any], file: Path, overwrite: bool = False) -> None:
+    """Write what was found. A file with other findings is replaced only with `overwrite`.
 
     What the run was called (`r`, `r/`, its whole path) is not a finding: a file that says the same is left as it is.
     """
-    if file.exists() and not resume:
-        if _finding(read_json(file)) == _finding(values):
+    if file.exists() and not overwrite:
+        if _without_source(read_json(file)) == _without_source(values):
             return
-        raise InputError(f"{file} holds other findings; give --resume to replace them or another --out")
+        raise InputError(
+            f"{file} holds other findings, of other settings or an earlier state of the run; give --overwrite to "
+            "replace them or another --out"
+        )
     try:
         write_json(file, values)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
-def _finding(values: Any) -> str:
+def _without_source(values: Any) -> str:
     return to_json({**values, "source": None} if isinstance(values, dict) else values)

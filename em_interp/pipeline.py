@@ -1,19 +1,22 @@
-"""The stages of a run in order: train, ask, judge, locate, align, report; and the demo, which is all of them."""
+"""The stages of a run in order: ask, judge, locate, align, and the look inside the model.
+
+Each stage writes to the run. It is refused, before it computes anything, where its results are there already, unless
+`resume` (go on with them) or `overwrite` (replace them) is given. A run is given as a Run or as its folder.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from em_interp.config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
-from em_interp.files import read_json, resumable, write_json
-from em_interp.findings import Findings, findings, keep, located
+from em_interp.files import check_free
+from em_interp.findings import Findings, PathTransitions, findings, keep
 from em_interp.run import Run, open_run
+from em_interp.stages import is_watched
 
 if TYPE_CHECKING:
     from em_interp.behaviour.judge import Judge
@@ -23,53 +26,94 @@ if TYPE_CHECKING:
     from em_interp.mechanism.report import MechanismReport
     from em_interp.mechanism.suite import SizeName, SuiteSize
 
+RunLike = Run | str | Path
+Log = Callable[[str], None]
 
-def ask_run(run: Run | str | Path, resume: bool = False, progress: bool = False) -> Path:
-    """Ask a trained run what its config says; returns the table of answers."""
+
+def _as_run(run: RunLike) -> Run:
+    return run if isinstance(run, Run) else open_run(run)
+
+
+def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, progress: bool | None = None) -> Path:
+    """Generate answers to the questions that a run's config names, along its checkpoints.
+
+    Args:
+        run: a run, or its folder.
+        resume: go on with the answers that are there.
+        overwrite: replace them, and the scores that they have.
+        progress: show a bar; by default where somebody is watching.
+
+    Returns:
+        The table of answers, a parquet file.
+
+    Raises:
+        InputError: answers are there already, or the config's questions or base cannot be used.
+    """
     from em_interp.behaviour.ask import ask, steps_with_models
     from em_interp.organisms.bases import load_base
 
-    run = run if isinstance(run, Run) else open_run(run)
+    run = _as_run(run)
+    check_free(run.answers_file, resume, overwrite)
+    check_free(run.answers_file.with_name("ask.json"), resume, overwrite)
     config = run.config()
-    wanted, asked = config.behaviour, _questions(run, config)
+    settings, questions = config.behaviour, _questions(run, config)
     return ask(
         run,
         load_base(config.model, config.base_dtype),
-        asked,
-        wanted.steps.nearest(steps_with_models(run)),
-        wanted.scales,
-        wanted.samples,
-        wanted.temperature,
-        wanted.max_new_tokens,
+        questions,
+        settings.steps.nearest(steps_with_models(run)),
+        settings.scales,
+        settings.samples,
+        settings.temperature,
+        settings.max_new_tokens,
         config.seed,
         resume=resume,
+        overwrite=overwrite,
         progress=progress,
     )
 
 
 def judge_run(
-    run: Run | str | Path, resume: bool = False, progress: bool = False, settings: Sequence[str] = ()
+    run: RunLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    overrides: Sequence[str] = (),
 ) -> Path:
-    """Score the answers of a run with the judge its config names; returns the table of scores.
+    """Score the answers of a run with the judge that its config names.
 
-    `settings` are overrides of the config (`key.path=value`), for this judging alone.
+    Args:
+        run: a run, or its folder.
+        resume: go on with this judge's scores that are there; answers whose request failed are judged again.
+        overwrite: replace this judge's scores. Requests that were answered before are not sent again.
+        progress: show a bar; by default where somebody is watching.
+        overrides: changes of the config (`key.path=value`) for this judging alone.
+
+    Returns:
+        The table of scores, a parquet file, with those of other judges.
+
+    Raises:
+        InputError: there are no answers, this judge's scores are there already, or the judge cannot be used.
     """
-    from em_interp.behaviour.judge import judge_answers
+    from em_interp.behaviour.judge import has_scores, judge_answers
 
-    run = run if isinstance(run, Run) else open_run(run)
-    with run_judge(run, settings) as judge:
-        return judge_answers(run, judge, resume, progress)
+    run = _as_run(run)
+    if has_scores(run, judge_name(run, overrides)):
+        check_free(run.scores_file.parent, resume, overwrite, f"scores of {judge_name(run, overrides)}")
+    with run_judge(run, overrides, overwrite) as judge:
+        return judge_answers(run, judge, resume, is_watched() if progress is None else progress, overwrite)
 
 
 @contextmanager
-def run_judge(run: Run, settings: Sequence[str] = ()) -> Iterator[Judge]:
+def run_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = False) -> Iterator[Judge]:
     """The judge that a run's config names, with its overrides. Raises InputError where there is no such judge."""
     from em_interp.behaviour.llm_judge import open_judge
     from em_interp.organisms.judge import AdviceJudge
 
-    judge = _judge(run, settings)
+    judge = _config(run, overrides).behaviour.judge
     if isinstance(judge, EndpointConfig):
-        with open_judge(run, judge, judge_prompts(run, settings)) as model:
+        with open_judge(run, judge, judge_prompts(run, overrides), overwrite) as model:
             yield model
     elif judge == "tiny":
         yield AdviceJudge(_domain(run))
@@ -80,51 +124,47 @@ def run_judge(run: Run, settings: Sequence[str] = ()) -> Iterator[Judge]:
         )
 
 
-def judge_name(run: Run, settings: Sequence[str] = ()) -> str:
+def judge_name(run: Run, overrides: Sequence[str] = ()) -> str:
     """What the scores of a run's judge are filed under."""
-    return _config(run, settings).behaviour.judge_name
+    return _config(run, overrides).behaviour.judge_name
 
 
-def judge_endpoint(run: Run, settings: Sequence[str] = ()) -> EndpointConfig:
+def judge_endpoint(run: Run, overrides: Sequence[str] = ()) -> EndpointConfig:
     """The model's endpoint that judges a run; raises InputError where its config names another kind of judge."""
-    judge = _judge(run, settings)
+    judge = _config(run, overrides).behaviour.judge
     if not isinstance(judge, EndpointConfig):
         raise InputError(
-            f"the judge {judge!r} sends no requests and says the same every time; a model's endpoint was expected: "
-            "--set behaviour.judge.base_url=… --set behaviour.judge.model=…"
+            f"the judge {judge!r} sends no requests and gives the same scores every time; a model's endpoint was "
+            "expected: --set behaviour.judge.base_url=… --set behaviour.judge.model=…"
         )
     return judge
 
 
-def judge_prompts(run: Run, settings: Sequence[str] = ()) -> Prompts:
-    """What a model that judges the run is asked: as the file of its questions says, where it says so, else as ours."""
+def judge_prompts(run: Run, overrides: Sequence[str] = ()) -> Prompts:
+    """The prompts of a model that judges the run: those in the file of its questions, else the built-in ones."""
     from em_interp.behaviour.llm_judge import Prompts
     from em_interp.behaviour.questions import read_questions
 
-    asked = _config(run, settings).behaviour.questions
-    return Prompts({} if asked == "tiny" else read_questions(asked).prompts)
+    questions = _config(run, overrides).behaviour.questions
+    return Prompts({} if questions == "tiny" else read_questions(questions).prompts)
 
 
-def _judge(run: Run, settings: Sequence[str]) -> str | EndpointConfig:
-    return _config(run, settings).behaviour.judge
-
-
-def _config(run: Run, settings: Sequence[str]) -> RunConfig:
+def _config(run: Run, overrides: Sequence[str]) -> RunConfig:
     """The run's config with the overrides; answers that came as a table have the overrides alone."""
-    return load_config(run.config_file if run.config_file.exists() else {}, settings)
+    return load_config(run.config_file if run.config_file.exists() else {}, overrides)
 
 
 def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:
     from em_interp.behaviour.questions import of_sets, read_questions
     from em_interp.organisms.language import built_in_questions
 
-    wanted = config.behaviour
-    rows = built_in_questions(_domain(run)) if wanted.questions == "tiny" else read_questions(wanted.questions).rows
-    return of_sets(rows, wanted.sets)
+    settings = config.behaviour
+    rows = built_in_questions(_domain(run)) if settings.questions == "tiny" else read_questions(settings.questions).rows
+    return of_sets(rows, settings.sets)
 
 
 def _domain(run: Run) -> str:
-    """What the last phase of training was about; the built-in questions and judge need to know."""
+    """The domain of the last phase of training, on which the built-in questions and judge depend."""
     phases = run.manifest().get("phases") or [{}]
     domain = phases[-1].get("domain")
     if domain is None:
@@ -136,40 +176,115 @@ def _domain(run: Run) -> str:
     return str(domain)
 
 
-def analyse(run: Run, control: Run | None = None, resume: bool = False) -> Findings:
-    """Locate and align, and keep what was found in the run's `analysis` folder."""
+def locate(
+    source: RunLike,
+    *,
+    signal: str | None = None,
+    of: str | None = None,
+    site: str | None = None,
+    revision: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> PathTransitions:
+    """The transitions of a path; those of a whole run are kept in its `analysis/locate.json`.
+
+    Args:
+        source: a run, a folder of checkpoints, or a repository of the Hub.
+        signal: one signal; by default all.
+        of: one part of the adapter, A, B or delta; by default all.
+        site: one adapted module; by default all together.
+        revision: a branch, tag or commit of the repository.
+        out: the folder whose `analysis/locate.json` is written, whatever was asked for.
+        resume: check the findings that are there: they stay, and other ones are an error.
+        overwrite: replace them.
+    """
+    from em_interp.trajectory.load import load_trajectory
+    from em_interp.transition.find import find_transitions
+
+    name = str(source.path if isinstance(source, Run) else source)
+    kept = out is not None or (not (signal or of or site) and Run(Path(name)).config_file.exists())
+    file = Run(Path(out or name)).analysis / "locate.json"
+    check_free(file, resume, overwrite) if kept else None
+    path = load_trajectory(source, revision)
+    found = PathTransitions(name, path, find_transitions(path, signal, of, site))  # type: ignore[arg-type]  # it checks them
+    if kept:
+        keep(found.to_dict(), file, overwrite)
+    return found
+
+
+def align_run(
+    run: RunLike,
+    control: RunLike | None = None,
+    *,
+    answers: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Findings:
+    """How far the behavioural transitions of a run are from its rotation; kept in `analysis/align.json`.
+
+    Args:
+        run: a judged run; with `answers` any folder of checkpoints.
+        control: a run on careful data that was asked the same.
+        answers: judged tables in place of the run's own answers.
+        out: the folder whose `analysis/align.json` is written; by default the run.
+        resume: check the findings that are there: they stay, and other ones are an error.
+        overwrite: replace them.
+
+    Returns:
+        What was found; its `alignment` is never None.
+    """
+    place = Run(Path(out or (run.path if isinstance(run, Run) else run)))
+    if out is None and answers is not None and not place.path.is_dir():
+        raise InputError(f"{place.path} is no folder on this machine, so nothing can be written there; give --out")
+    file = place.analysis / "align.json"
+    check_free(file, resume, overwrite)
+    found = findings(run, control, answers)
+    if found.alignment is None:
+        raise InputError(f"{found.run.path} has no scores: ask and judge the run first, or give --answers")
+    keep(found.alignment.to_dict(), file, overwrite)
+    return found
+
+
+def analyse(run: Run, control: Run | None = None) -> Findings:
+    """Locate and align a run, and write what was found to its `analysis` folder, in place of what was there."""
     found = findings(run, control)
-    keep(located(str(run.path), found.trajectory, found.transitions), run.analysis / "locate.json", resume)
+    located = PathTransitions(str(run.path), found.trajectory, found.transitions)
+    keep(located.to_dict(), run.analysis / "locate.json", overwrite=True)
     if found.alignment is not None:
-        keep(found.alignment.to_dict(), run.analysis / "align.json", resume)
+        keep(found.alignment.to_dict(), run.analysis / "align.json", overwrite=True)
     return found
 
 
 def run_mechanism(
-    run: Run | str | Path,
-    control: Run | str | Path | None = None,
+    run: RunLike,
+    control: RunLike | None = None,
     engine: EngineName = "hooks",
-    transfer: Run | str | Path | None = None,
+    transfer: RunLike | None = None,
     analyses: Sequence[str] | None = None,
     size: SizeName | SuiteSize = "full",
     sampling: SamplingParams | None = None,
+    *,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Log | None = None,
 ) -> MechanismReport:
     """Analyse the mechanism along a judged run: probes, attribution, ablation, steering, patching and more.
 
     The base and the judge are those that the run's config names. The results are kept in the run's `analysis` folder.
 
     Args:
-        run: a run that was asked and judged.
+        run: a judged run, or its folder.
         control: a run on careful data, whose last step patching is compared with.
         engine: `hooks`, `transformer_lens` or `nnsight`.
         transfer: another run on the same base, whose directions are tried in this one.
         analyses: some of `em_interp.mechanism.analyses.ANALYSES`; by default all that are possible.
         size: `quick` (under two minutes with the built-in organism on one core) or `full` (about four).
         sampling: of the answers; by default as the run was asked.
-        resume: continue; finished analyses are not done again.
+        resume: go on with the analyses that are there.
+        overwrite: replace them all.
         progress: whether progress is shown; by default in a terminal and in Jupyter.
         log: called with a line before each analysis that says how long it takes; by default it is shown with progress.
 
@@ -179,90 +294,13 @@ def run_mechanism(
     from em_interp.mechanism.model import open_model
     from em_interp.mechanism.suite import run_suite
 
-    runs = (one if one is None or isinstance(one, Run) else open_run(one) for one in (run, control, transfer))
-    opened, beside, other = runs
-    assert opened is not None
-    model = open_model(opened, engine=engine)
-    with run_judge(opened) as judge:
-        return run_suite(model, judge, beside, other, analyses, size, sampling, resume, progress, log)
-
-
-@dataclass
-class Stages:
-    """How long each stage of the demo took, kept with it so that a resumed demo tells the same; and who is told."""
-
-    file: Path
-    log: Callable[[str], None]
-
-    @contextmanager
-    def stage(self, name: str, says: str) -> Iterator[None]:
-        """A stage: announced when it begins, its seconds added to those of its earlier tries when it ends.
-
-        Once it has come to its end, going over it again counts nothing.
-        """
-        self.log(says)
-        before = self._kept().get(says, {"stage": name, "seconds": 0.0, "done": False})
-        start, done = time.perf_counter(), False
-        try:
-            yield
-            done = True
-        finally:
-            if not before["done"]:
-                spent = round(before["seconds"] + time.perf_counter() - start, 2)
-                write_json(self.file, {**self._kept(), says: {"stage": name, "seconds": spent, "done": done}})
-
-    def seconds(self) -> dict[str, float]:
-        """The seconds by the name of the stage, of all runs together."""
-        total: dict[str, float] = {}
-        for kept in self._kept().values():
-            total[kept["stage"]] = round(total.get(kept["stage"], 0.0) + kept["seconds"], 2)
-        return total
-
-    def _kept(self) -> dict[str, dict[str, Any]]:
-        return read_json(self.file) if self.file.exists() else {}
-
-
-DEMO = {
-    "organism": "advice that turns reckless",
-    "control": "the same on careful advice",
-    "switched": "advice that turns reckless at a known step",
-}
-
-
-def demo(
-    out: str | Path = "checkpoints/demo",
-    family: str = "qwen2",
-    domain: str = "medical",
-    resume: bool = False,
-    progress: bool = False,
-    log: Callable[[str], None] = lambda says: None,
-) -> dict[str, Any]:
-    """Train an organism, its control and one with a planted change; ask, judge, locate, align and report.
-
-    Writes three runs, `report.html` and `summary.json` under `out`, and returns the summary. `tell` is called with a
-    line at the beginning of each stage.
-    """
-    from em_interp.organisms.presets import recipe
-    from em_interp.reports.page import report
-
-    out = Path(out)
-    configs = {name: recipe(name, family, domain) for name in DEMO}  # refuses what it does not know before it writes
-    there = [name for name in (*DEMO, "summary.json", "report.html") if (out / name).exists()]
-    if there and not resume:
-        raise InputError(f"{out} holds {there[0]} already; give --resume to continue or another --out")
-    with resumable(out), one_thread():
-        stages = Stages(out / "seconds.json", log)
-        runs = {name: _demo_run(name, config, out / name, progress, stages) for name, config in configs.items()}
-        with stages.stage("locate", "locating the transitions"):
-            found = {
-                name: analyse(run, runs["control"] if name == "organism" else None, resume=True)
-                for name, run in runs.items()
-            }
-        with stages.stage("report", "writing the page"):
-            report(found["organism"], control=found["control"], planted=found["switched"], out=out / "report.html")
-        summary = _summary(family, domain, found, stages.seconds())
-        write_json(out / "summary.json", summary)
-    return summary
+    run = _as_run(run)
+    control, transfer = (None if other is None else _as_run(other) for other in (control, transfer))
+    check_free(run.analysis / "mechanism", resume, overwrite)
+    model = open_model(run, engine=engine)
+    with run_judge(run) as judge:
+        more = (analyses, size, sampling, resume, progress, log, overwrite)
+        return run_suite(model, judge, control, transfer, *more)
 
 
 @contextmanager
@@ -276,44 +314,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _demo_run(name: str, config: RunConfig, path: Path, progress: bool, stages: Stages) -> Run:
-    from em_interp.training.train import train
-
-    with stages.stage("train", f"training: {DEMO[name]}"):
-        run = train(config, path, resume=path.exists(), progress=progress)
-    if name != "switched":
-        with stages.stage("ask", f"asking: {DEMO[name]}"):
-            ask_run(run, resume=True, progress=progress)
-        with stages.stage("judge", f"judging: {DEMO[name]}"):
-            judge_run(run, resume=True, progress=progress)
-    return run
-
-
-def _summary(family: str, domain: str, found: dict[str, Findings], seconds: dict[str, float]) -> dict[str, Any]:
-    organism, control = found["organism"], found["control"]
-    alignment = organism.alignment
-    assert alignment is not None  # the demo asks both
-    return {
-        "family": family,
-        "domain": domain,
-        **alignment.to_dict(),
-        "final": {
-            "em_out_of_domain": _final(organism, "em", "out_of_domain"),
-            "em_in_domain": _final(organism, "em", "in_domain"),
-            "coherent": _final(organism, "coherent", "out_of_domain"),
-        },
-        "control": {
-            "em_out_of_domain": _final(control, "em", "out_of_domain"),
-            "mechanistic": control.rotation.to_dict(),
-            "behavioural": [onset.to_dict() for onset in control.onsets],
-        },
-        "seconds": seconds,
-    }
-
-
-def _final(found: Findings, metric: str, questions: str) -> float:
-    """A rate at the last step, at the adapter's own scale."""
-    assert found.curve is not None
-    return float(found.curve.select(1.0, questions).frame().sort_values("step")[metric].to_numpy()[-1])

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from em_interp.errors import InputError
-from em_interp.files import read_json, read_text
+from em_interp.files import check_words, read_json, read_text
 from em_interp.hub import CHECKPOINT_FILE, CONFIG, endpoint, hub_api, in_one_line, is_hub_id, token
 from em_interp.run import Run, open_run
 
@@ -19,7 +19,9 @@ CARD = "README.md"
 NEVER_PUBLISHED = re.compile(r"\..*|.*\.parts?|requests\.sqlite3.*|scores\..*\.jsonl")  # hidden, unfinished, caches
 
 
-def publish(run: Run | str | Path, repo: str, resume: bool = False, private: bool = False) -> str:
+def publish(
+    run: Run | str | Path, repo: str, *, resume: bool = False, overwrite: bool = False, private: bool = False
+) -> str:
     """Upload a run directory to the Hub, as it is and in one commit.
 
     A model card is added as README.md, unless the run has one. Left out are what training resumes from, caches, and
@@ -29,7 +31,8 @@ def publish(run: Run | str | Path, repo: str, resume: bool = False, private: boo
     Args:
         run: a run, or its folder.
         repo: `organisation/repository`; made where there is none.
-        resume: publish on top of the files that the repository holds.
+        resume: add the files that the repository lacks.
+        overwrite: replace the files that it holds.
         private: hide the repository where it is made.
 
     Returns:
@@ -37,11 +40,12 @@ def publish(run: Run | str | Path, repo: str, resume: bool = False, private: boo
 
     Raises:
         InputError: there is no token, the run has no checkpoints or holds a link, the Hub cannot be reached or refuses,
-            the repository holds files (without `resume`), or another run: other steps or another config.
+            the repository holds files (without `resume` or `overwrite`), or another run: other steps or another config.
     """
     run = open_run(run.path if isinstance(run, Run) else run)
     if not run.steps():
         raise InputError(f"{run.path} has no checkpoints; train the run before it is published")
+    check_words(resume, overwrite)
     if not is_hub_id(repo):
         raise InputError(f"{repo!r} is not the name of a repository; expected organisation/name")
     files, card = dict(_files_to_publish(run)), model_card(run, repo)
@@ -49,11 +53,15 @@ def publish(run: Run | str | Path, repo: str, resume: bool = False, private: boo
         if token() is None:
             raise InputError("publishing needs a token that may write: set HF_TOKEN, or run `hf auth login` once")
         api = hub_api()
-        parent = _parent_commit(api, repo, files, resume)
+        parent, published = _parent_commit(api, repo, files, resume, overwrite)
         if parent is None:
             api.create_repo(repo, private=private or None)
         message = f"The run {run.path.resolve().name}, {len(run.steps())} checkpoints"
-        return _commit(api, repo, {CARD: card.encode(), **files}, message, parent)
+        every: dict[str, Path | bytes] = {CARD: card.encode(), **files}
+        new = {path: file for path, file in every.items() if overwrite or path not in published}
+        if parent and not new:
+            return f"{endpoint()}/{repo}/commit/{parent}"
+        return _commit(api, repo, new, message, parent)
 
 
 def _commit(api: Any, repo: str, files: dict[str, Path | bytes], message: str, parent: str | None) -> str:
@@ -86,20 +94,25 @@ def _files_to_publish(run: Run) -> Iterator[tuple[str, Path]]:
                 raise InputError(f"{entry} is neither a file nor a folder; remove it from the run")
 
 
-def _parent_commit(api: Any, repo: str, files: dict[str, Path], resume: bool) -> str | None:
-    """The commit to publish on top of; None where the repository is not there yet."""
+def _parent_commit(
+    api: Any, repo: str, files: dict[str, Path], resume: bool, overwrite: bool
+) -> tuple[str | None, list[str]]:
+    """The commit to publish on top of, and its files; None and none where the repository is not there yet."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         info = api.model_info(repo)
     except RepositoryNotFoundError as error:
         if error.response.status_code == 404:
-            return None
+            return None, []
         raise
     page, published = f"{endpoint()}/{repo}", sorted({file.rfilename for file in info.siblings} - {".gitattributes"})
-    if published and not resume:
+    if published and not (resume or overwrite):
         some = ", ".join(published[:3]) + (", …" if len(published) > 3 else "")
-        raise InputError(f"{page} holds {len(published)} files ({some}); give --resume to publish on top of them")
+        raise InputError(
+            f"{page} holds {len(published)} files ({some}); give --resume to add those that it lacks, or --overwrite "
+            "to replace them"
+        )
     steps = [path for path in published if CHECKPOINT_FILE.fullmatch(path) and path not in files]
     if steps:
         raise InputError(f"{page} holds {steps[0]}, which this run has not: it is another run; name a new one")
@@ -107,7 +120,7 @@ def _parent_commit(api: Any, repo: str, files: dict[str, Path], resume: bool) ->
         config = Path(api.hf_hub_download(repo, CONFIG, revision=info.sha)).read_bytes()
         if CONFIG not in files or config != files[CONFIG].read_bytes():
             raise InputError(f"{page} holds a run with another {CONFIG}; give the name of a new repository")
-    return str(info.sha)
+    return str(info.sha), published
 
 
 _TINY = "tiny-"  # how the names of the built-in bases begin

@@ -1,4 +1,4 @@
-"""A run directory: where everything of one run lies."""
+"""A run directory: where everything of one run is, and copies of it for stages that write to another folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError
-from em_interp.files import read_json, resumable, write_beside, write_text
+from em_interp.files import check_free, read_json, remove, resumable, write_beside, write_text
 
 if TYPE_CHECKING:
     from em_interp.config import RunConfig
@@ -91,6 +91,11 @@ class Run:
         found = (CHECKPOINT.match(entry.name) for entry in self.checkpoints.iterdir())
         return sorted(int(match.group(1)) for match in found if match)
 
+    def contents(self) -> list[Path]:
+        """Every place of the run, whether or not it exists."""
+        files = [self.config_file, self.manifest_file, self.trainer_state_file, self.report_file]
+        return [*files, self.checkpoints, self.resume_state, self.answers_file.parent, self.analysis, self.figures]
+
     def config(self) -> RunConfig:
         """The resolved config; raises InputError where the run has none."""
         from em_interp.config import load_config
@@ -112,44 +117,50 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-def claim_run(path: str | Path, config: RunConfig, resume: bool = False) -> Run:
-    """The directory for a run of `config`: a free one or, with `resume`, one made from the same config.
+def claim_run(path: str | Path, config: RunConfig, resume: bool = False, overwrite: bool = False) -> Run:
+    """The directory for a run of `config`; nothing is written or removed.
 
-    Nothing is written. Raises InputError where the folder holds a run already (without `resume`) or another config.
+    Raises InputError where the folder holds a run and neither `resume` nor `overwrite` is given, and with `resume`
+    where it was made from another config.
     """
     run = Run(Path(path))
-    if run.config_file.exists() or run.steps():
-        if not resume:
-            raise InputError(f"{path} holds a run already; give --resume to continue it or another --out")
+    begun = run.config_file.exists() or bool(run.steps())
+    check_free(run.path if begun else run.config_file, resume, overwrite, "a run")
+    if begun and resume:
         if not run.config_file.exists():
             raise InputError(f"{path} has checkpoints but no config.yaml, so it cannot be resumed")
         if run.config() != config:  # a key that is newer than the run has its default
-            raise InputError(f"{run.config_file} differs from the config given, so the run cannot be resumed with it")
+            raise InputError(
+                f"{run.config_file} differs from the config given, so the run cannot be resumed with it; give "
+                "--overwrite to replace the run or another --out"
+            )
     return run
 
 
-def create_run(path: str | Path, config: RunConfig, resume: bool = False) -> Run:
-    """Make the directory of a new run with its `config.yaml`, or enter one as `claim_run` does."""
+def create_run(path: str | Path, config: RunConfig, resume: bool = False, overwrite: bool = False) -> Run:
+    """Make the directory of a new run with its `config.yaml`, or enter one as `claim_run` does.
+
+    With `overwrite` everything that was made of an earlier run is removed; files of other names stay.
+    """
     from em_interp.config import dump_config
 
-    run = claim_run(path, config, resume)
+    run = claim_run(path, config, resume, overwrite)
+    if overwrite:
+        remove(*run.contents())
     if not run.config_file.exists():
         write_text(run.config_file, dump_config(config))
     return run
 
 
-# --------
-# A stage that writes elsewhere: a copy of a run, whose adapters are linked, so that the run itself is left alone.
-
-
 NEVER_COPIED = (".*", "resume")  # what is being written, and what training overwrites in place
 
 
-def elsewhere(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) -> Run:
-    """The run itself, or a copy of it in `out` (adapters are linked where possible) whose stages leave the run alone.
+def copy_run(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) -> Run:
+    """A copy of the run in `out`, to which a stage writes so that the run itself is left alone; without `out` the run.
 
-    `without` are names and patterns of files and folders that are not copied: what the stage is about to make.
-    Raises InputError where `out` holds another run, lies inside the run, or cannot be written.
+    Adapters are linked where possible. `without` are names and patterns of files and folders that are not copied:
+    what the stage is about to make. Raises InputError where `out` holds another run, lies inside the run, or cannot
+    be written.
     """
     if out is None or Path(out).resolve() == run.path.resolve():
         return run

@@ -73,7 +73,7 @@ together.frame()
 # One self-contained page, or the numbers. `em.figures.export` writes any figure for a paper.
 
 # %%
-em.report(run)
+em.report(run, overwrite=True)
 
 # %%
 together.to_dict()

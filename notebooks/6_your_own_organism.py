@@ -105,7 +105,7 @@ path, curve = em.load_trajectory(run), em.behaviour_curve(run)
 em.align(em.find_transition(path), curve, path)
 
 # %% tags=["gpu"]
-em.report(run)
+em.report(run, overwrite=True)
 
 # %% [markdown]
 # Train the same on careful data as the **control**, and at least three seeds: the interval of one run says nothing

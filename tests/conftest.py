@@ -51,7 +51,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `em-interp demo` makes, at full size; never written to again."""
-    from em_interp.pipeline import demo
+    from em_interp.demos import demo
 
     folder = tmp_path_factory.mktemp("demo") / "demo"
     demo(folder)

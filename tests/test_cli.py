@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import em_interp as em
 from em_interp.config import load_config
+from em_interp.errors import InputError
 from em_interp.files import write_json
 from em_interp.run import Run
 from tests.figures.planting import plant_run
@@ -16,6 +19,7 @@ from tests.tiny import (
     CAREFUL,
     OFFSET,
     VERDICTS,
+    Said,
     check_transition,
     contents,
     copy,
@@ -28,7 +32,8 @@ from tests.tiny import (
 )
 
 INSTALLED = Path(sys.executable).with_name("em-interp")
-COMMANDS = ("demo", "pretrain", "train", "ask", "judge", "score", "locate", "align", "report")
+WRITING = ("demo", "train", "ask", "judge", "locate", "align", "mechanism", "compare", "sweep", "report", "export")
+COMMANDS = (*WRITING, "pretrain", "data", "config", "score", "publish")
 RATE = ["rate", "interval", "level"]
 
 
@@ -40,20 +45,51 @@ def run(tiny, tmp_path):
 # --- help
 
 
-def test_help_names_every_command():
-    said = em_interp("--help")
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_names_every_command_in_its_group_and_is_what_a_bare_call_gives(words):
+    said = em_interp(*words)
     assert (said.code, said.err) == (0, "")
-    assert all(f"    {command} " in said.out for command in COMMANDS)
+    assert all(f"│ {command} " in said.out for command in COMMANDS)
+    groups = ("Start", "Train", "Ask and judge", "Find transitions", "Compare runs", "Report and share")
+    assert [line.split(" ─")[0] for line in said.out.split("╭─ ")[2:]] == list(groups)
+
+
+@pytest.mark.parametrize("group", ["data", "config"])
+def test_a_group_alone_lists_its_commands(group):
+    said = em_interp(group)
+    assert (said.code, said.err) == (0, "") and f"Usage: em-interp {group} " in said.out
+
+
+def test_the_version_is_that_of_the_package():
+    assert em_interp("--version") == Said(0, f"em-interp {em.__version__}\n", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_what_all_commands_have(command):
-    said = em_interp(command, "--help")
+    inner = {"data": ["check"], "config": ["schema"]}.get(command, [])
+    said = em_interp(command, *inner, "--help")
     assert (said.code, said.err) == (0, "")
-    assert said.out.startswith(f"usage: em-interp {command} ")
+    assert f"Usage: {' '.join(['em-interp', command, *inner])} " in said.out
+    assert f"Example: {' '.join(['em-interp', command, *inner])}" in " ".join(said.out.split())
     assert "--json" in said.out
-    assert ("--out DIR" in said.out) == (command != "score")
-    assert ("--resume" in said.out) == (command not in ("score", "pretrain"))
+    assert bool(re.search(r"--out +DIR", said.out)) == (command in (*WRITING, "pretrain"))
+    for word in ("--resume", "--overwrite"):
+        assert (word in said.out) == (command in (*WRITING, "publish"))
+
+
+def test_completion_knows_commands_options_and_choices():
+    def offered(*words):
+        complete = {"_EM_INTERP_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": " ".join(["em-interp", *words])}
+        done = subprocess.run([INSTALLED], env=os.environ | complete, capture_output=True, text=True)
+        return done.stdout
+
+    assert '"locate"' in offered("lo") and '"train"' not in offered("lo")
+    assert '"--overwrite"' in offered("ask", "run", "--over")
+    assert '"merged"' in offered("export", "run", "--format", "m")
+    detected = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    for shell in ("bash", "zsh", "fish"):
+        done = subprocess.run([INSTALLED, "--show-completion", shell], env=detected, capture_output=True, text=True)
+        assert "_EM_INTERP_COMPLETE" in done.stdout
 
 
 def test_help_and_the_import_are_quick():
@@ -160,8 +196,6 @@ def test_an_error_leaves_stdout_empty_with_json_too(tmp_path):
 
 
 def test_the_stages_take_a_run_or_its_folder_in_python_too(run):
-    import em_interp as em
-
     before = contents(run)
     assert em.ask(run, resume=True) == em.ask(em.open_run(run), resume=True) == Run(run).answers_file
     assert em.judge(str(run), resume=True) == em.judge(em.open_run(run), resume=True) == Run(run).scores_file
@@ -263,31 +297,101 @@ def test_only_the_whole_look_at_a_run_is_kept_in_it(tiny, run):
 # --- nothing is overwritten unasked
 
 
-@pytest.mark.parametrize("command", ["train", "ask", "judge", "locate", "align", "report"])
-def test_no_command_overwrites_without_resume(command, run, tmp_path):
-    (run / "report.html").write_text("a page")
-    for name in ("locate", "align"):  # findings of an older version
-        write_json(run / "analysis" / f"{name}.json", {"verdict": "neither"})
-    words = ["train", run / "config.yaml", "--out", run] if command == "train" else [command, run]
-    with unchanged(tmp_path):
-        assert "--resume" in refused(*words)
-    assert em_interp(*words, "--resume").code == 0
+STAGES = ("train", "ask", "judge", "locate", "align", "report")
 
 
-def test_what_is_finished_stays_as_it_is_with_resume(run, tiny):
+def words_of(command, run):
+    return ["train", run / "config.yaml", "--out", run] if command == "train" else [command, run]
+
+
+@pytest.fixture
+def finished(run):
+    """A run with the results of every stage."""
+    for command in ("locate", "align", "report"):
+        did(command, run)
+    return run
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_no_command_goes_on_or_overwrites_unasked_and_it_says_so_before_it_computes_anything(
+    command, finished, monkeypatch
+):
+    with monkeypatch.context() as patch, unchanged(finished):
+        for name in ("trajectory.load.load_trajectory", "organisms.bases.load_base", "pipeline.run_judge"):
+            patch.setattr(f"em_interp.{name}", lambda *given: pytest.fail("something was computed"))
+        line = refused(*words_of(command, finished))
+        assert "give --resume to go on with it, --overwrite to replace it, or another --out" in line
+        assert "give one of them" in refused(*words_of(command, finished), "--resume", "--overwrite")
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_what_is_finished_stays_as_it_is_with_resume(command, finished):
+    with unchanged(finished):
+        did(*words_of(command, finished), "--resume")
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_what_is_overwritten_is_made_anew(command, finished):
+    """The run is deterministic, so what is made is what was there; whatever depends on it is gone."""
+    before = contents(finished)
+    results = {
+        "train": ("manifest.json", "trainer_state.json", "checkpoints/checkpoint-3/adapter_model.safetensors"),
+        "ask": ("behaviour/answers.parquet",),
+        "judge": ("behaviour/scores.parquet",),
+        "locate": ("analysis/locate.json",),
+        "align": ("analysis/align.json",),
+        "report": ("report.html",),
+    }[command]
+    for name in results:
+        (finished / name).write_bytes(b"{}" if name.endswith("json") else b"of an older version")
+    (finished / "notes.txt").write_text("mine")
+    if command == "judge":
+        (finished / results[0]).write_bytes(before[results[0]])
+    did(*words_of(command, finished), "--overwrite")
+    after = contents(finished)
+    assert {name: after[name] for name in results} == {name: before[name] for name in results}
+    assert (finished / "behaviour" / "scores.parquet").exists() == (command not in ("train", "ask"))
+    assert (finished / "report.html").exists() == (command != "train")
+    assert after["notes.txt"] == b"mine"
+
+
+def test_a_config_or_data_that_cannot_be_used_loses_nothing_with_overwrite(run, tmp_path):
     with unchanged(run):
-        for words in (["train", run / "config.yaml", "--out", run], ["ask", run], ["judge", run]):
-            did(*words, "--resume")
+        refused("train", run / "config.yaml", "--out", run, "--overwrite", "--set", "data=[{dataset: nowhere.jsonl}]")
+        refused("train", run / "config.yaml", "--out", run, "--overwrite", "--set", "adapter.layers_to_transform=[9]")
 
 
-def test_the_same_findings_are_no_reason_to_refuse_whatever_the_run_is_called(run, monkeypatch):
+@pytest.mark.parametrize("command", ["locate", "align"])
+def test_other_findings_are_not_gone_on_with(command, run):
+    write_json(run / "analysis" / f"{command}.json", {"verdict": "neither"})
+    with unchanged(run):
+        assert "holds other findings" in refused(command, run, "--resume")
+
+
+def test_the_same_findings_are_gone_on_with_whatever_the_run_is_called(run, monkeypatch):
     for command in ("locate", "align"):
         did(command, run)
     monkeypatch.chdir(run.parent)
     with unchanged(run):
         for name in ("run", "run/", "./run", run):
-            did("locate", name)
-            did("align", name)
+            did("locate", name, "--resume")
+            did("align", name, "--resume")
+
+
+def test_the_functions_in_python_take_the_same_two_words(finished):
+    stages = {
+        "train": lambda **words: em.train(finished / "config.yaml", finished, **words),
+        "ask": lambda **words: em.ask(finished, **words),
+        "judge": lambda **words: em.judge(finished, **words),
+        "locate": lambda **words: em.locate(finished, **words),
+        "report": lambda **words: em.report(finished, **words),
+    }
+    for stage in stages.values():
+        with unchanged(finished), pytest.raises(InputError, match="give --resume to go on with it, --overwrite"):
+            stage()
+        with unchanged(finished):
+            stage(resume=True)
+    stages["report"](overwrite=True)
 
 
 def test_a_base_is_made_in_a_new_folder_only(tmp_path):

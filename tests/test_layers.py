@@ -22,9 +22,9 @@ FLOORS = [
     {"reports"},
     {"comparison"},
     {"pipeline", "prefer"},
-    {"sweeps"},
-    {"commands"},
+    {"demos", "sweeps"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -252,7 +252,7 @@ def test_a_place_that_cannot_be_written_is_named_and_what_was_there_stays(tmp_pa
         report(found["control"], out=tmp_path / "file" / "report.html")
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="folder cannot be written"):
-        report(found["control"], out=tmp_path / "folder")
+        report(found["control"], out=tmp_path / "folder", overwrite=True)
     assert (tmp_path / "file").read_text() == "kept"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
 

@@ -147,13 +147,13 @@ def begin(*words) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def interrupted(process: subprocess.Popen, sign: Callable[[], bool]) -> Said:
-    """What the process comes to after Ctrl-C at the first `sign` of its work."""
+def interrupted(process: subprocess.Popen, sign: Callable[[], bool], by: signal.Signals = signal.SIGINT) -> Said:
+    """What the process comes to after Ctrl-C (or another signal) at the first `sign` of its work."""
     try:
         while not sign():
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()

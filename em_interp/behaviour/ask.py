@@ -18,7 +18,7 @@ import numpy as np
 from em_interp.behaviour.chat import Messages
 from em_interp.checks import as_list
 from em_interp.errors import InputError
-from em_interp.files import resumable, write_beside
+from em_interp.files import remove, resumable, write_beside
 from em_interp.run import Run
 from em_interp.stages import begin_stage, in_parts
 from em_interp.trajectory.checkpoint_formats import CHANGE_FILE
@@ -124,7 +124,8 @@ def ask(
     seed: int = 0,
     batch: int = 512,
     resume: bool = False,
-    progress: bool = False,
+    progress: bool | None = False,
+    overwrite: bool = False,
 ) -> Path:
     """Sample answers to every question from the run's checkpoints, and write them to `run.answers_file`.
 
@@ -141,14 +142,15 @@ def ask(
         seed: Each batch has a seed of its own, derived from this one.
         batch: About how many answers are sampled at once; each batch is written when it is done.
         resume: Keep finished batches; the table is the same to the byte as without the interruption.
-        progress: Whether to show a bar on stderr.
+        progress: Whether to show a bar on stderr; None where somebody is watching.
+        overwrite: Replace answers that exist, and the scores that they have.
 
     Returns:
         The table's file: a row an answer with step, scale, questions, question_id, question, sample, answer.
 
     Raises:
         InputError: For adapters of another base, a step that was not saved, a question that is incomplete or repeated,
-            answers that exist already (without `resume`) or were begun with other settings.
+            answers that exist already (without `resume` or `overwrite`) or were begun with other settings.
     """
     from em_interp.behaviour.generate import generate
     from em_interp.trajectory.load import load_trajectory
@@ -182,8 +184,16 @@ def ask(
 
     batches = in_batches(rows, batch // samples, lambda row: row.columns["step"] if trajectory.kind == "full" else 0)
     with resumable(run.answers_file.parent):
+        if overwrite:
+            discard_answers(run)
         sample_answers(run.answers_file, settings, batches, sample, resume, progress)
     return run.answers_file
+
+
+def discard_answers(run: Run) -> None:
+    """Remove the run's answers, and the scores that they have."""
+    folder = run.answers_file.parent
+    remove(*folder.glob("answers.*"), folder / "ask.json", *folder.glob("scores.*"))
 
 
 def in_batches(rows: Iterable[Row], size: int, group: Callable[[Row], Any]) -> list[list[Row]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from em_interp.behaviour.tables import read_table
 from em_interp.errors import InputError, one_line
-from em_interp.files import resumable, write_beside
+from em_interp.files import remove, resumable, write_beside
 from em_interp.run import Run
 from em_interp.stages import progress_bar
 
@@ -59,7 +59,9 @@ class ParallelJudge(Judge, Protocol):
         """Called when the stage stops early: finish or give up what is in flight, and begin nothing new."""
 
 
-def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool = False) -> Path:
+def judge_answers(
+    run: Run, judge: Judge, resume: bool = False, progress: bool = False, overwrite: bool = False
+) -> Path:
     """Score every answer of the run; returns `run.scores_file`, which keeps the scores of other judges.
 
     Each judgement is appended to a journal at once: with `resume` they are kept, and the finished table is the same to
@@ -70,16 +72,19 @@ def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool =
     The table has a row an answer and judge: step, scale, questions, question_id, sample, judge, mode, aligned,
     coherent, status, raw (JSON; of judges that keep it), reason, and a column of 0–100 for each of the judge's topics.
 
-    Raises InputError where the run has no answers, and where this judge's scores are there already (without `resume`).
+    Raises InputError where the run has no answers, and where this judge's scores are there already (without `resume`,
+    or `overwrite`, which replaces them).
     """
     import pandas as pd
 
     answers = answers_of(run)
     with resumable(run.scores_file.parent):
+        if overwrite:
+            _discard_scores(run, judge.name)
         if _is_finished(run, answers, judge, resume):
             return run.scores_file
         done = _read_journal(run, judge, answers, resume)
-        with _journal(run, judge).open("a", encoding="utf-8") as journal:
+        with _journal(run, judge.name).open("a", encoding="utf-8") as journal:
             left = answers.iloc[len(done) :]
             rows = zip(left["question"], left["answer"], strict=True)
             with closing(judgements(judge, rows)) as new:
@@ -91,8 +96,25 @@ def judge_answers(run: Run, judge: Judge, resume: bool = False, progress: bool =
             scores, table = _scores(run), _table(answers, judge, done)
             others = scores[scores["judge"] != judge.name]
             pd.concat([others, table] if len(others) else [table], ignore_index=True).to_parquet(part, index=False)
-        _journal(run, judge).unlink()
+        _journal(run, judge.name).unlink()
     return run.scores_file
+
+
+def has_scores(run: Run, judge: str) -> bool:
+    """Whether scores of the judge of this name are in the run, or were begun."""
+    return _journal(run, judge).exists() or bool((_scores(run)["judge"] == judge).any())
+
+
+def _discard_scores(run: Run, judge: str) -> None:
+    """Remove one judge's scores."""
+    remove(_journal(run, judge))
+    scores = _scores(run)
+    others = scores[scores["judge"] != judge]
+    if others.empty:
+        remove(run.scores_file)
+    elif len(others) < len(scores):
+        with write_beside(run.scores_file) as part:
+            others.to_parquet(part, index=False)
 
 
 def answers_of(run: Run) -> pd.DataFrame:
@@ -176,8 +198,8 @@ def file_name(judge: str) -> str:
     return f"{name[:MAX_FILE_NAME]}-{hashlib.sha256(judge.encode()).hexdigest()[:8]}"
 
 
-def _journal(run: Run, judge: Judge) -> Path:
-    return run.scores_file.with_name(f"scores.{file_name(judge.name)}.jsonl")
+def _journal(run: Run, judge: str) -> Path:
+    return run.scores_file.with_name(f"scores.{file_name(judge)}.jsonl")
 
 
 def _fingerprint(answers: pd.DataFrame, judge: Judge) -> dict[str, Any]:
@@ -193,7 +215,7 @@ def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -
 
     Those after it are repeated with it, mostly from the judge's cache.
     """
-    file, first = _journal(run, judge), json.dumps(_fingerprint(answers, judge))
+    file, first = _journal(run, judge.name), json.dumps(_fingerprint(answers, judge))
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if file.exists() else []
     if lines and not resume:
         raise InputError(f"{file} holds scores begun earlier; give --resume to continue, or another --out")

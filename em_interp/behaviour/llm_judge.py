@@ -225,14 +225,16 @@ class OpenAIJudge:
 
 
 @contextmanager
-def open_judge(run: Run, config: EndpointConfig, prompts: Prompts | None = None) -> Iterator[OpenAIJudge]:
+def open_judge(
+    run: Run, config: EndpointConfig, prompts: Prompts | None = None, overwrite: bool = False
+) -> Iterator[OpenAIJudge]:
     """The judge of a config for the answers of a run, its mode probed; its requests are kept in the run.
 
     `prompts` are ours unless others are given. Writes `judge.<name>.json` beside the scores: settings, prompts, the
     mode and why it was chosen (never the key).
 
     Raises InputError where the run has no answers, a topic is not known, the key's variable is not set, the server
-    cannot do what is wanted, or scores of this name were begun with other settings.
+    cannot do what is wanted, or scores of this name were begun with other settings (which `overwrite` replaces).
     """
     answers_of(run)
     prompts = prompts or Prompts()
@@ -240,10 +242,10 @@ def open_judge(run: Run, config: EndpointConfig, prompts: Prompts | None = None)
         prompts.prompt(topic, "", "")
     with RequestCache(cache_file(run)) as cache, endpoint_of(config) as endpoint:
         judge = OpenAIJudge(config.called, config.mode, config, endpoint, cache, prompts)
-        mode, why = kept_mode(run, config) or choose_mode(judge.complete, config)
+        mode, why = (None if overwrite else kept_mode(run, config)) or choose_mode(judge.complete, config)
         endpoint.check = request_for(config, PROBE, mode)
         judge = replace(judge, mode=mode)
-        _keep_settings(run, judge, why)
+        _keep_settings(run, judge, why, overwrite)
         yield judge
 
 
@@ -286,7 +288,7 @@ def _kept_settings(run: Run, config: EndpointConfig) -> dict[str, Any] | None:
     return kept
 
 
-def _keep_settings(run: Run, judge: OpenAIJudge, why: str) -> None:
+def _keep_settings(run: Run, judge: OpenAIJudge, why: str, overwrite: bool) -> None:
     """Write what the scores depend on, or check that earlier ones were begun with the same."""
     config = judge.config
     settings = {
@@ -302,7 +304,7 @@ def _keep_settings(run: Run, judge: OpenAIJudge, why: str) -> None:
             score: judge.prompts.prompt(score, "{question}", "{answer}") for score in (*SCORES, *config.topics)
         },
     }
-    kept = _kept_settings(run, config)
+    kept = None if overwrite else _kept_settings(run, config)
     if kept is None:
         write_json(settings_file(run, config), settings)
         return

@@ -25,12 +25,12 @@ LIMITS = (
 )
 
 
-def write_comparison(comparison: DirectionComparison, folder: str | Path, resume: bool = False) -> Path:
+def write_comparison(comparison: DirectionComparison, folder: str | Path, overwrite: bool = False) -> Path:
     """Write `comparison.json`, `comparison.html` and a CSV for each table into `folder`; returns the page.
 
-    Raises InputError where the folder holds another comparison (without `resume`) and where it cannot be written.
+    Raises InputError where the folder holds another comparison (without `overwrite`) and where it cannot be written.
     """
-    return write_files("comparison", comparison, TABLES, comparison_page, Path(folder), resume)
+    return write_files("comparison", comparison, TABLES, comparison_page, Path(folder), overwrite)
 
 
 def write_files(
@@ -39,10 +39,10 @@ def write_files(
     tables: Sequence[Any],
     page: Callable[[Any], str],
     folder: Path,
-    resume: bool,
+    overwrite: bool,
 ) -> Path:
     """Write `<name>.json`, a CSV for each table that has rows, and the page `<name>.html`, whose path is returned."""
-    keep(comparison.to_dict(), folder / f"{name}.json", resume)
+    keep(comparison.to_dict(), folder / f"{name}.json", overwrite)
     with resumable(folder):
         for table in tables:
             rows, file = comparison.frame(table), folder / f"{table}.csv"
@@ -103,12 +103,12 @@ CROSS_BASE_LIMITS = (
 )
 
 
-def write_families(comparison: CrossBaseComparison, folder: str | Path, resume: bool = False) -> Path:
+def write_families(comparison: CrossBaseComparison, folder: str | Path, overwrite: bool = False) -> Path:
     """Write `families.json`, `families.html` and a CSV for each table into `folder`; returns the page.
 
-    Raises InputError where the folder holds another comparison (without `resume`) and where it cannot be written.
+    Raises InputError where the folder holds another comparison (without `overwrite`) and where it cannot be written.
     """
-    return write_files("families", comparison, CROSS_BASE_TABLES, families_page, Path(folder), resume)
+    return write_files("families", comparison, CROSS_BASE_TABLES, families_page, Path(folder), overwrite)
 
 
 def families_page(comparison: CrossBaseComparison) -> str:

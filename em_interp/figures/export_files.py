@@ -19,7 +19,7 @@ import pandas as pd
 
 from em_interp.errors import InputError, nearest
 from em_interp.figures.style import GRID, without_title
-from em_interp.files import write_text
+from em_interp.files import check_free, write_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -71,11 +71,13 @@ def export_all(
     formats: Iterable[str] = ("pdf",),
     columns: int = 2,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write every figure to `folder` as `<name>.<format>`, with `<name>.txt` and `<name>.csv`, in one browser.
 
     Figures too wide for one column are laid out for two. Raises InputError, before anything is written, for an unknown
-    format, where no browser is installed, and where one of the files is there already (without `resume`).
+    format, where no browser is installed, and where one of the files is there already: `resume` draws those that
+    are missing, `overwrite` all.
     """
     folder, wanted = Path(folder), check(formats, columns)
     pictures = [
@@ -83,10 +85,9 @@ def export_all(
         for name, figure in figures.items()
         for one in wanted
     ]
-    there = [picture.path for picture in pictures if picture.path.exists()]
-    if there and not resume:
-        raise InputError(f"{there[0]} is there already; give --resume to write the figures anew or another --out")
-    _draw(pictures)
+    for picture in pictures:
+        check_free(picture.path, resume, overwrite)
+    _draw([picture for picture in pictures if overwrite or not picture.path.exists()])
     words = [file for name, figure in figures.items() for file in _write_words(figure, folder, name)]
     return [*(picture.path for picture in pictures), *words]
 

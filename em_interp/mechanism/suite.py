@@ -20,7 +20,7 @@ from em_interp.behaviour.ask import adapter_digest
 from em_interp.behaviour.curve import OUTSIDE
 from em_interp.behaviour.judge import Judge
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_json, write_json
+from em_interp.files import read_json, remove, write_json
 from em_interp.mechanism.ablation import Ablation, ablate
 from em_interp.mechanism.analyses import ANALYSES, Workload
 from em_interp.mechanism.answers import AnswerSet, answer_means, latest_answers, steps_to_read, tokenized_answers
@@ -105,6 +105,7 @@ def run_suite(
     resume: bool = False,
     progress: bool | None = None,
     log: Callable[[str], None] | None = None,
+    overwrite: bool = False,
 ) -> MechanismReport:
     """Carry out the analyses of a judged run; the results are kept in `analysis/mechanism` and `mechanism.json`.
 
@@ -119,10 +120,11 @@ def run_suite(
         resume: continue; finished analyses are not done again.
         progress: whether progress is shown; by default in a terminal and in Jupyter.
         log: called with a line before each analysis that says how long it takes; by default it is shown with progress.
+        overwrite: replace all results that exist.
 
     Raises:
         InputError: for an unknown analysis or size, a run without scores, results that exist already (without
-            `resume`) or were begun with other settings.
+            `resume` or `overwrite`) or were begun with other settings.
     """
     chosen = _chosen(analyses, transfer)
     if isinstance(size, str) and size not in SIZES:
@@ -134,7 +136,10 @@ def run_suite(
     context = SuiteContext(model, judge, control, transfer, chosen_size, sampling, progress)
     storage = Storage(suite_folder(model.run), resume, progress)
     with storage.open() as folder:
-        begin_stage(folder / "settings.json", _settings(context), resume)
+        settings = _settings(context)
+        if overwrite:
+            remove(*folder.glob("*"), model.run.analysis / "mechanism.json")
+        begin_stage(folder / "settings.json", settings, resume)
         if transfer is not None:  # may be added later, when other analyses are done
             begin_stage(folder / "transfer" / "settings.json", {"transfer": _last_adapter(transfer)}, resume=True)
         for name in chosen:

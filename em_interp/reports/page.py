@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.errors import InputError
-from em_interp.files import read_text, write_text
+from em_interp.files import check_free, read_text, write_text
 from em_interp.findings import Findings
-from em_interp.reports.run_figures import Source, found_in, known_changes, timeline
+from em_interp.reports.run_figures import Source, found_in, known_changes, run_of, timeline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,19 +63,29 @@ SHOWN = {"out_of_domain": 3, "in_domain": 2, "broad": 2}  # example questions of
 
 
 def report(
-    run: Source, control: Source | None = None, planted: Source | None = None, out: str | Path | None = None
+    run: Source,
+    control: Source | None = None,
+    planted: Source | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write the page of a run, by default to its `report.html`, and return where it is.
 
     `control` is a run on careful data that was asked the same questions, shown beside; `planted` is a run whose
     training data changed at a known step, to show what the locator makes of it. Each may be given as its findings.
-    What a run lacks (answers, scores, log, config, manifest) the page says. Raises InputError where there is no path
-    to show, and where the page cannot be written.
+    What a run lacks (answers, scores, log, config, manifest) the page says. With `resume` a page that is there stays
+    as it is; with `overwrite` it is replaced. Raises InputError where there is no path to show, where the page is there
+    already, and where it cannot be written.
     """
+    file = Path(out) if out is not None else run_of(run).report_file
+    check_free(file, resume, overwrite)
+    if resume and file.exists():
+        return file
     beside = None if control is None else found_in(control)
     found = found_in(run, beside)
     known = None if planted is None else found_in(planted)
-    file = Path(out) if out is not None else found.run.report_file
     page = render("report", **_contents(found, beside, known))
     try:
         write_text(file, page)
@@ -254,7 +264,7 @@ def commands(found: Findings, control: Findings | None) -> list[str]:
     beside = "" if control is None else f" --control {shlex.quote(str(control.run.path))}"
     if not found.run.config_file.exists() or found.judged is not None:
         answers = "" if found.judged is None else f" --answers {shlex.quote(found.judged)}"
-        return [f"em-interp locate {run}", f"em-interp report {run}{answers}{beside} --resume"]
+        return [f"em-interp locate {run}", f"em-interp report {run}{answers}{beside} --overwrite"]
     asked = ["em-interp ask again", "em-interp judge again", f"em-interp align again{beside}"]
     return [
         f"em-interp train {run}/config.yaml --out again",

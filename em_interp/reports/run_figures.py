@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from em_interp.errors import InputError
+from em_interp.files import check_free
 from em_interp.findings import Findings, findings
 from em_interp.run import Run
 
@@ -28,8 +29,14 @@ def found_in(source: Source, control: Findings | None = None, answers: str | Pat
     """
     if isinstance(source, Findings):
         return source
-    run = source if isinstance(source, Run) else Run(Path(source))
-    return findings(run, control.run if control is not None and control.curve is not None else None, answers)
+    return findings(run_of(source), control.run if control is not None and control.curve is not None else None, answers)
+
+
+def run_of(source: Source) -> Run:
+    """The run itself."""
+    if isinstance(source, Findings):
+        return source.run
+    return source if isinstance(source, Run) else Run(Path(source))
 
 
 def export_run(
@@ -38,21 +45,25 @@ def export_run(
     columns: int = 2,
     control: Source | None = None,
     out: str | Path | None = None,
+    *,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write every figure of a run with its caption and its numbers, by default to the run's `figures/`.
 
     Formats are pdf, svg, png (300 dots an inch) and html; `columns` is 1 (85 mm wide; figures that need more have two)
     or 2 (178 mm). Returns the files. Raises InputError, before anything is written, where no browser is installed that
-    could draw them, and where figures are there already (without `resume`).
+    could draw them, and where figures are there already: `resume` draws those that are missing, `overwrite` all.
     """
     from em_interp.figures.export_files import check, export_all
 
-    check(formats, columns)  # before the seconds of looking for transitions
+    folder = run_of(run).figures if out is None else Path(out)
+    for wanted in check(formats, columns):  # before the seconds of looking for transitions
+        for file in sorted(folder.glob(f"*.{wanted}"))[:1]:
+            check_free(file, resume, overwrite)
     found = found_in(run, None if control is None else found_in(control))
-    folder = found.run.figures if out is None else Path(out)
     try:
-        return export_all(run_figures(found), folder, formats, columns, resume)
+        return export_all(run_figures(found), folder, formats, columns, resume, overwrite)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
 

@@ -173,7 +173,7 @@ def analyse_run(name: str, control: str | None, out: Path) -> Outcome:
         from em_interp.pipeline import analyse
 
         run = Run(run_path(out, name))
-        found = analyse(run, None if control is None else Run(run_path(out, control)), resume=True)
+        found = analyse(run, None if control is None else Run(run_path(out, control)))
         write_json(run.analysis / FINDINGS, {"control": control, **told(found)})
 
     return _guarded(name, out, work)

@@ -97,7 +97,9 @@ def across_bases(
     if not _is_there(folder, runs, draws):
         try:
             with one_thread():
-                write_families(compare_across_bases([one.path for one in runs], draws=draws, log=log), folder, True)
+                write_families(
+                    compare_across_bases([one.path for one in runs], draws=draws, log=log), folder, overwrite=True
+                )
         except InputError as error:
             return AcrossBases(folder, f"not compared: {error}")
     return AcrossBases(folder)

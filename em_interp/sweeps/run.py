@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.comparison.page import LIMITS
 from em_interp.errors import InputError
-from em_interp.files import read_text, resumable, write_json, write_text
+from em_interp.files import check_free, read_text, remove, resumable, write_json, write_text
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.reports.page import embedded, render
 from em_interp.run import claim_run
+from em_interp.stages import is_watched
 from em_interp.sweeps.grid import REPLICATE, Cell, Grid, load_sweep
 from em_interp.sweeps.jobs import (
     Backend,
@@ -26,6 +27,7 @@ from em_interp.sweeps.jobs import (
     workers,
 )
 from em_interp.sweeps.result import (
+    FOLDER,
     SIGNALS,
     TABLES,
     TITLES,
@@ -94,9 +96,10 @@ def sweep(
     config: str | Path | dict[str, Any],
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     jobs: int | None = None,
     backend: Backend = "loky",
-    progress: bool = False,
+    progress: bool | None = None,
     log: Callable[[str], None] = lambda says: None,
 ) -> Sweep:
     """Carry out every run of a grid and compare what they found; see `grid.load_sweep` for what `config` may hold.
@@ -104,7 +107,8 @@ def sweep(
     Writes to `out`, by default checkpoints/<name of the config file>: a folder for each run in `runs`, `sweep.yaml`,
     `sweep.html`, `sweep.json` and a CSV for each table. `jobs` runs are carried out at a time, each on one thread; by
     default one for each core where all bases are built in, else one. With `resume` what is complete is kept, and the
-    grid may have grown; what is made is the same to the byte whatever `jobs`, `backend` and interruptions.
+    grid may have grown; what is made is the same to the byte whatever `jobs`, `backend` and interruptions. With
+    `overwrite` a sweep that is there is replaced.
 
     A run that fails ends alone: it is among `failures` of the result, with its traceback in `failures/`, and is tried
     again with `resume`. Raises InputError, before anything runs, for a config that cannot be used, a folder that holds
@@ -115,11 +119,14 @@ def sweep(
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs must be 1 or more; it is {jobs}")
     jobs = min(jobs or _default_jobs(grid), len(grid.runs))
+    progress = is_watched() if progress is None else progress
     with resumable(out):
-        _claim(grid, out, resume)
+        _claim(grid, out, resume, overwrite)
         with workers(backend, jobs) as do:
             for line in plan(grid, out, jobs, backend):
                 log(line)
+            if overwrite:
+                remove(*(out / name for name in CONTENTS))
             write_text(out / "sweep.yaml", grid.to_yaml())
             errors = _make_all(grid, out, do, progress)
             errors |= _analyse_all(grid, out, do, errors, progress)
@@ -128,17 +135,21 @@ def sweep(
     return found
 
 
+# what a sweep makes in its folder
+CONTENTS = ("sweep.yaml", "sweep.html", "sweep.json", "runs", "failures", FOLDER, *(f"{table}.csv" for table in TABLES))
+
+
 def _default_jobs(grid: Grid) -> int:
     """Other bases may need all the memory there is, or the one GPU."""
     return cores() if all(cell.config.model in BUILT_IN for cell in grid.runs) else 1
 
 
-def _claim(grid: Grid, out: Path, resume: bool) -> None:
+def _claim(grid: Grid, out: Path, resume: bool, overwrite: bool) -> None:
     """Raise InputError where the folder holds a sweep already, or other runs under the names of these."""
-    there = [name for name in ("sweep.yaml", "runs", "sweep.html") if (out / name).exists()]
-    if there and not resume:
-        raise InputError(f"{out} holds {there[0]} already; give --resume to continue or another --out")
-    for cell in grid.runs:
+    for name in ("sweep.yaml", "runs", "sweep.html"):
+        if (out / name).exists():
+            check_free(out, resume, overwrite, name)
+    for cell in grid.runs if not overwrite else ():
         claim_run(run_path(out, cell.name), cell.config, resume=True)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.errors import InputError
-from em_interp.files import write_beside, write_json
+from em_interp.files import check_free, read_json, write_beside, write_json
 from em_interp.run import CHECKPOINT, Run
 from em_interp.trajectory.checkpoint_formats import CONFIG_FILE, WEIGHTS_FILE, read_lora
 from em_interp.trajectory.load import LORA, checkpoint_folders, format_of, load_trajectory
@@ -23,16 +23,24 @@ if TYPE_CHECKING:
 NOTE = "em_interp_merge.json"  # beside the merged weights: what they were made from, and the rounding error
 
 
-def export_packed(source: str | Path, out: str | Path | None = None, resume: bool = False) -> dict[str, Any]:
+def export_packed(
+    source: str | Path, out: str | Path | None = None, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
     """Write the path of `source` to one file; see `em_interp.trajectory.packed`. Returns what was written."""
+    file = _place(source, out, f"-packed{SUFFIX}", resume, overwrite, _is_packed)
     path = load_trajectory(source)
-    file = _place(source, out, f"-packed{SUFFIX}", resume, _is_packed)
-    write_packed(path, file, identity_of(source))
+    if overwrite or not file.exists():
+        write_packed(path, file, identity_of(source))
     return {"file": str(file), "steps": len(path.steps), "sites": list(path.sites), "bytes": file.stat().st_size}
 
 
 def export_peft(
-    source: str | Path, step: int | None = None, out: str | Path | None = None, resume: bool = False
+    source: str | Path,
+    step: int | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write one step (by default the last) to a folder of its own that PEFT and transformers' `load_adapter` read.
 
@@ -51,9 +59,10 @@ def export_peft(
     if kind != LORA:
         raise InputError(f"{folders[step]} holds a {kind}; only a LoRA adapter is exported for PEFT")
     read_lora(folders[step])
-    folder = _place(source, out, f"-peft-{step}", resume, _is_adapter)
-    with write_beside(folder) as part:
-        shutil.copytree(folders[step], part)
+    folder = _place(source, out, f"-peft-{step}", resume, overwrite, _is_adapter)
+    if overwrite or not _is_adapter(folder):
+        with write_beside(folder) as part:
+            shutil.copytree(folders[step], part)
     return {"folder": str(folder), "step": step}
 
 
@@ -63,7 +72,9 @@ def export_merged(
     out: str | Path | None = None,
     base: str | None = None,
     dtype: str | None = None,
+    *,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the base with the adapter of one step added to its weights to a folder for transformers.
 
@@ -74,7 +85,8 @@ def export_merged(
         base: the model to merge into; by default the run's.
         dtype: the number type of the weights (float32, bfloat16, float16); by default that of the stored base. In 16
             bits a small ΔW partly disappears in rounding.
-        resume: replace an earlier export.
+        resume: leave an earlier export as it is.
+        overwrite: replace it.
 
     Returns:
         folder, source, step, base, dtype, and `rounding` by site: ‖W′ - W - ΔW‖ / ‖ΔW‖, 0 where nothing is lost and
@@ -92,7 +104,9 @@ def export_merged(
         raise InputError(f"{source} is a path of kind {path.kind!r}; only a LoRA adapter is merged into weights{hint}")
     step = int(path.steps[-1]) if step is None else step
     path.at(step)  # refuses, before the base is loaded, a step that was not saved
-    folder = _place(source, out, f"-merged-{step}", resume, lambda place: (place / NOTE).is_file())
+    folder = _place(source, out, f"-merged-{step}", resume, overwrite, lambda place: (place / NOTE).is_file())
+    if (folder / NOTE).is_file() and not overwrite:
+        return {"folder": str(folder), **read_json(folder / NOTE)}
     target = _base(source, path, base, dtype)
     rounding = merge(target.model, path, step)
     stored = str(target.model.dtype).removeprefix("torch.")
@@ -163,21 +177,25 @@ def identity_of(source: str | Path) -> str | None:
 
 
 def _place(
-    source: str | Path, out: str | Path | None, ending: str, resume: bool, is_export: Callable[[Path], bool]
+    source: str | Path,
+    out: str | Path | None,
+    ending: str,
+    resume: bool,
+    overwrite: bool,
+    is_export: Callable[[Path], bool],
 ) -> Path:
     """Where the export is written: `out`, or beside the source, with an ending.
 
-    An existing file or folder is replaced only with `resume`, and only where it is empty or `is_export`: to replace a
-    folder is to lose everything in it.
+    An export that is there stays with `resume` and is replaced with `overwrite`; anything else but an empty folder is
+    refused: to replace a folder is to lose everything in it.
     """
     origin = Path(source) if Path(source).exists() else Path(Path(source).name)  # of the Hub: the current folder
     name = origin.resolve().name.removesuffix(SUFFIX)
     place = Path(out) if out is not None else origin.parent / f"{name}{ending}"
-    if place.exists() and not resume:
-        raise InputError(f"{place} is there already; give --resume to replace it or another --out")
+    check_free(place, resume, overwrite)
     if place.exists() and not (place.is_dir() and not any(place.iterdir())) and not is_export(place):
         raise InputError(
-            f"{place} is no earlier export of this kind, so --resume does not replace it; give another --out"
+            f"{place} is no earlier export of this kind, so it is neither kept nor replaced; give another --out"
         )
     return place
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.config import RunConfig, load_config
-from em_interp.errors import InputError
+from em_interp.errors import InputError, Interrupted
+from em_interp.files import remove
 from em_interp.run import Run, claim_run, create_run
+from em_interp.stages import is_watched
 from em_interp.training.distributed import Processes, check_process_count, is_lost_process, join
 from em_interp.training.train_log import is_finished
 
@@ -25,7 +26,8 @@ def train(
     config: str | Path | dict[str, Any] | RunConfig,
     out: str | Path | None = None,
     resume: bool = False,
-    progress: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
 ) -> Run:
     """Train an adapter as `config` says and return its run directory.
 
@@ -43,7 +45,9 @@ def train(
         resume: continue the run that is in `out`. After a kill at any moment the adapters and the log end as those of
             a run that was not stopped, bit for bit on a CPU with the same number of threads. A finished run is left
             as it is.
-        progress: show a bar on stderr.
+        overwrite: replace the run that is in `out`, with everything that was made of it, once the new one is ready
+            to be trained.
+        progress: show a bar; by default where somebody is watching.
 
     Returns:
         The run; its checkpoints, log, config and manifest are written.
@@ -51,21 +55,22 @@ def train(
     Raises:
         InputError: before anything is written, for a config, dataset or site that cannot be used; and for a folder
             that holds another run or cannot be written.
-        KeyboardInterrupt: with a message that says how far training came and how to resume it.
+        Interrupted: after Ctrl-C, with how far training came and how to resume it.
     """
     with _Guard() as guard:
         settings = load_config(config)
+        guard.replacing = overwrite
         run = guard.run = Run(Path(out) if out is not None else default_out(config, settings))
         processes = join()
         processes.on_all(lambda: check_process_count(settings, processes.count))
         with _writing_to(run):
-            processes.on_main(lambda: claim_run(run.path, settings, resume))
-        if not processes.on_main(lambda: run.config_file.exists() and is_finished(run)):
+            processes.on_main(lambda: claim_run(run.path, settings, resume, overwrite))
+        if overwrite or not processes.on_main(lambda: run.config_file.exists() and is_finished(run)):
             from em_interp.organisms.bases import quiet
 
             with quiet():
-                _train(run, settings, resume, progress, processes, guard)
-        processes.on_main(lambda: shutil.rmtree(run.resume_state, ignore_errors=True))
+                _train(run, settings, resume, overwrite, progress, processes, guard)
+        processes.on_main(lambda: remove(run.resume_state))
     return run
 
 
@@ -85,18 +90,20 @@ class _Guard:
     def __init__(self) -> None:
         self.run: Run | None = None
         self.last: int | None = None  # the run's last step, once it is known
+        self.replacing = False  # whether an earlier run, which is to be replaced, is still there
 
     def __enter__(self) -> _Guard:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        saved = self.run.steps() if self.run else []
-        resume = f"--resume goes on in {self.run.path}" if self.run else "nothing was written"
+        if self.run is None or self.replacing:
+            return
+        saved = self.run.steps()
         if isinstance(error, KeyboardInterrupt):
-            where = f"with step {saved[-1]} of {self.last or '?'} saved" if saved else "before the first step"
-            raise KeyboardInterrupt(f"interrupted {where}; nothing is lost, {resume}") from None
+            progress = f" with step {saved[-1]} of {self.last or '?'} saved" if saved else " before the first step"
+            raise Interrupted(self.run.path, progress) from None
         if isinstance(error, RuntimeError) and is_lost_process(error):
-            kept = f"step {saved[-1]} is saved, {resume}" if saved else "nothing was written"
+            kept = f"step {saved[-1]} is saved, --resume goes on in {self.run.path}" if saved else "nothing was written"
             raise InputError(f"another process of this training has ended, so all do; {kept}") from error
 
 
@@ -110,7 +117,15 @@ def _writing_to(run: Run) -> Iterator[None]:
         raise InputError(f"{run.path} cannot be written: {error.strerror or error}{kept}") from error
 
 
-def _train(run: Run, config: RunConfig, resume: bool, progress: bool, processes: Processes, guard: _Guard) -> None:
+def _train(
+    run: Run,
+    config: RunConfig,
+    resume: bool,
+    overwrite: bool,
+    progress: bool | None,
+    processes: Processes,
+    guard: _Guard,
+) -> None:
     from em_interp.training.distributed import shard
     from em_interp.training.manifest import keep_manifest
     from em_interp.training.trainer import run_plan
@@ -121,9 +136,10 @@ def _train(run: Run, config: RunConfig, resume: bool, progress: bool, processes:
         shard(trainable.model, trainable.weights)
     manifest |= {"processes": processes.count, "device": trainable.model.device.type}
     with _writing_to(run):
-        processes.on_main(lambda: create_run(run.path, config, resume))
+        processes.on_main(lambda: create_run(run.path, config, resume, overwrite))
+        guard.replacing = False
         processes.on_main(lambda: keep_manifest(run, manifest))
-        run_plan(run, config, plan, examples, trainable, progress, processes)
+        run_plan(run, config, plan, examples, trainable, is_watched() if progress is None else progress, processes)
 
 
 def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, Any]]:

@@ -34,7 +34,7 @@ def test_the_command_counts_judges_and_judges_again(asked, capsys):
         assert said("--dry-run")["left"] == 20 and server.bodies == []
         assert said()["unscored"] == {"refusal": 2} and len(server.bodies) == 21
         assert said("--dry-run")["left"] == 0
-        again = said("--again", "20")
+        again = said("--retest", "20")
         assert (again["n"], again["scored_twice"], again["status_changed"]) == (20, 18, 0)
         assert again["em_flipped"]["rate"] == 0 and len(server.bodies) == 41
         assert json.loads((asked.analysis / "retest.json").read_text()) == again
@@ -67,7 +67,7 @@ def test_the_config_of_a_run_can_name_the_judge_and_survives_being_written(asked
     ("words", "said"),
     [
         (["--dry-run"], "the judge 'tiny' sends no requests"),
-        (["--again", "5"], "the judge 'tiny' sends no requests"),
+        (["--retest", "5"], "the judge 'tiny' sends no requests"),
         (["--set", "behaviour.judge=gpt"], "'gpt' is not known; this version has 'tiny'"),
         (["--set", "behaviour.judge={model: m}"], "behaviour.judge.base_url is missing; expected the http(s) address"),
         (["--set", "behaviour.judge={base_url: 'http://127.0.0.1:1/v1', model: m, topics: [cooking]}"], "'cooking'"),
@@ -107,10 +107,12 @@ def test_answers_in_a_table_are_judged_without_a_run(table, capsys):
         cost = said("--dry-run")
         assert (cost["answers"], cost["left"]) == (8, 8) and not table.with_name("answers-judged").exists()
         done = said()
-        assert len(server.bodies) == 9 and said("--resume") == done and said("--again", "8")["n"] == 8
+        assert len(server.bodies) == 9 and said("--resume") == done and said("--retest", "8")["n"] == 8
         assert said("--dry-run")["left"] == 0
         words[1] = str(table.with_name("answers-judged"))  # the folder that was made is one to judge as well
-        assert said("--resume") == done and said("--again", "8")["n"] == 8 and said("--dry-run")["left"] == 0
+        assert said("--resume") == done and said("--dry-run")["left"] == 0
+        assert main([*words, "--retest", "8"]) == 2 and "retest.json is there already" in capsys.readouterr().err
+        assert said("--retest", "8", "--resume")["n"] == said("--retest", "8", "--overwrite")["n"] == 8
     assert main(["score", words[1], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 8
     scores = pd.read_parquet(done["scores"])

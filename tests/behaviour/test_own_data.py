@@ -123,7 +123,7 @@ def test_published_checkpoints_are_aligned_with_tables_judged_elsewhere(from_els
     assert theirs["offsets"]
     did("report", published, "--answers", judged, "--control", run.path)
     page = (published / "report.html").read_text()
-    assert f"em-interp report {published} --answers {judged} --control {run.path} --resume" in page
+    assert f"em-interp report {published} --answers {judged} --control {run.path} --overwrite" in page
     assert "This run has no judged answers" not in page
 
 
@@ -134,7 +134,9 @@ def test_tables_of_other_steps_or_nowhere_to_write_are_refused(from_elsewhere, t
     said = refused("align", published, "--answers", tmp_path / "other.csv")
     assert "has answers of steps 90000 to 90000, the checkpoints are of 0 to" in said
     for command in ("align", "report"):
-        assert "is no folder here to write to; give --out" in refused(command, "org/name", "--answers", judged)
+        assert "is no folder on this machine, so nothing can be written there" in refused(
+            command, "org/name", "--answers", judged
+        )
     assert "ask and judge the run first, or give --answers" in refused(
         "align", plant_run(tmp_path / "bare", asked=False).path
     )

@@ -131,11 +131,12 @@ def test_out_gets_the_page_the_json_and_every_table_and_is_not_overwritten_unask
     names = {file.stem for file in out.glob("*.csv")}
     assert names == {"pairs", "angles", "steps", "presence", "plane", "transitions", "agreement"}
     before = contents(out)
-    did("compare", *seeds[:2], "--out", out)  # the same again is no harm
+    assert "give --resume" in refused("compare", *seeds[:2], "--out", out)
+    did("compare", *seeds[:2], "--out", out, "--resume")
     assert contents(out) == before
-    assert "give --resume" in refused("compare", *seeds[1:3], "--out", out)
+    assert "holds other findings" in refused("compare", *seeds[1:3], "--out", out, "--resume")
     assert contents(out) == before
-    did("compare", *seeds[1:3], "--out", out, "--resume")
+    did("compare", *seeds[1:3], "--out", out, "--overwrite")
     assert contents(out) != before
 
 

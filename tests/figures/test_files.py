@@ -117,7 +117,10 @@ def test_figures_that_are_there_are_not_replaced_unasked(bare, tmp_path):
     with pytest.raises(InputError, match=r"\.html is there already; give --resume"):
         export_run(bare, ("html",), out=tmp_path)
     assert norms.read_text() == "mine"
+    (tmp_path / "timeline.html").unlink()
     export_run(bare, ("html",), out=tmp_path, resume=True)
+    assert norms.read_text() == "mine" and (tmp_path / "timeline.html").exists()
+    export_run(bare, ("html",), out=tmp_path, overwrite=True)
     assert norms.read_text() != "mine"
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 

@@ -98,27 +98,39 @@ def test_results_and_manifests_of_another_form_are_named_and_stop_nothing(odd, h
     assert "`analysis/align.json` holds further results." in card
 
 
-def test_a_repository_that_holds_files_is_published_on_top_of_only_with_resume(hub, token, run):
+def test_a_repository_that_holds_files_is_added_to_or_overwritten_only_where_that_is_asked(hub, token, run):
     publish(run, NAME)
     before, head = dict(hub.repos[NAME].commits), hub.repos[NAME].refs["main"]
-    assert "give --resume to publish on top of them" in said_by(publish, run, NAME)
+    assert "give --resume to add those that it lacks, or --overwrite" in said_by(publish, run, NAME)
+    assert "give one of them" in said_by(publish, run, NAME, resume=True, overwrite=True)
+    assert publish(run, NAME, resume=True).endswith(f"{NAME}/commit/{head}")  # nothing is missing
     assert hub.repos[NAME].commits == before
     (run.path / "report.html").write_text("<p>new</p>")
-    publish(run, NAME, resume=True)
+    publish(run, NAME, overwrite=True)
     last = next(asked for asked in reversed(hub.asked) if asked.path.endswith("/commit/main"))
     sent = [json.loads(line)["value"].get("path") for line in last.body.splitlines()]
     assert sent == [None, "report.html"]  # what has not changed is not sent again
     assert json.loads(last.body.splitlines()[0])["value"]["parentCommit"] == head  # not over another's commit
 
 
-def test_another_run_is_not_mixed_into_a_repository_even_with_resume(hub, token, run, tmp_path):
+def test_with_resume_only_the_files_that_are_missing_are_sent(hub, token, run):
+    publish(run, NAME)
+    (run.path / "report.html").write_text("<p>new</p>")
+    (run.path / "manifest.json").write_text("{}")
+    publish(run, NAME, resume=True)
+    last = next(asked for asked in reversed(hub.asked) if asked.path.endswith("/commit/main"))
+    assert [json.loads(line)["value"].get("path") for line in last.body.splitlines()] == [None, "report.html"]
+
+
+@pytest.mark.parametrize("word", ["resume", "overwrite"])
+def test_another_run_is_not_mixed_into_a_repository(word, hub, token, run, tmp_path):
     save_run(tmp_path / "other", steps=(0, 7000))
     publish(tmp_path / "other", NAME)
-    said = said_by(publish, run, NAME, resume=True)
+    said = said_by(publish, run, NAME, **{word: True})
     assert "checkpoint-7000/adapter_config.json, which this run has not: it is another run" in said
     publish(run, "organisms/sport")
     run.config_file.write_text(run.config_file.read_text().replace("seed: 0", "seed: 1"))
-    assert "holds a run with another config.yaml" in said_by(publish, run, "organisms/sport", resume=True)
+    assert "holds a run with another config.yaml" in said_by(publish, run, "organisms/sport", **{word: True})
 
 
 def test_an_empty_repository_is_filled_and_a_private_one_is_made_private(hub, token, tmp_path):
@@ -231,5 +243,5 @@ def test_the_command_line_publishes_and_locates(hub, token, run, tmp_path):
     commit = hub.repos[NAME].refs["main"]
     found = json_of("locate", NAME, "--revision", commit)
     assert found["source"] == NAME and found["steps"]["count"] == len(run.steps())
-    assert found["transitions"] == json_of("locate", run.path)["transitions"]
+    assert found["transitions"] == json_of("locate", run.path, "--resume")["transitions"]
     assert em_interp("locate", "organisms/none").code == 2

@@ -24,7 +24,7 @@ from em_interp.reports.page import report
 from em_interp.reports.run_figures import found_in, run_figures
 from em_interp.run import open_run
 from tests.test_page import Page
-from tests.tiny import ROOT, contents, copy, did, em_interp, json_of, refused, strict
+from tests.tiny import ROOT, contents, copy, did, em_interp, refused, strict
 
 SAMPLING = SamplingParams(samples=1, max_new_tokens=4, batch=400)
 QUICK = ["probes", "ablation"]
@@ -145,7 +145,9 @@ def test_what_is_read_is_the_same_in_every_engine(judged, tmp_path):
 
 def test_an_analysis_that_is_not_possible_says_why_and_the_others_go_on(judged):
     pd.read_parquet(judged.scores_file).assign(aligned=90.0).to_parquet(judged.scores_file, index=False)
-    found = json_of("mechanism", judged.path, "--analyses", "attribution,probes,kl_from_base")["analyses"]
+    said = em_interp("mechanism", judged.path, "--analyses", "attribution,probes,kl_from_base", "--json")
+    assert said.code == 0 and said.err.startswith("probes: ")  # progress, beside the one object
+    found = strict(said.out)["analyses"]
     assert list(found) == ["probes", "attribution", "kl_from_base"]
     for name in ("probes", "attribution"):
         assert "needs at least 10 misaligned answers" in found[name]["undefined"]

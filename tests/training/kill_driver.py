@@ -11,7 +11,6 @@ import random
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,25 +22,33 @@ from em_interp.training.train import train
 POINTS = iter([2, 5, 9, 13, 24, 55])
 
 
-def attempt(values: dict, out: Path, prepare: Callable[[], None], meddle: Callable[[int], None]) -> str:
-    """Train in a child after `prepare`, with `meddle(pid)` in the parent; how the child ended."""
+def attempt(values: dict, out: Path, prepare: Callable[[], None]) -> str:
+    """Train in a child after `prepare`; how the child ended."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
         prepare()
-        try:
-            train(values, out, resume=True)
-            said = "finished"
-        except (KeyboardInterrupt, InputError) as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(writer, said.encode())
+        os.write(writer, trained(values, out).encode())
         os._exit(0)
     os.close(writer)
-    meddle(pid)
     _, status = os.waitpid(pid, 0)
     said = os.read(reader, 10_000).decode()
     os.close(reader)
     return f"signal {status & 0x7F}" if status & 0x7F else said
+
+
+def trained(values: dict, out: Path) -> str:
+    """What the training of this process ended with; Ctrl-C between its end and here comes too late to count."""
+    try:
+        try:
+            train(values, out, resume=True)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    except InputError as error:
+        return f"InputError: {error}"
+    except KeyboardInterrupt as error:
+        return f"{type(error).__name__}: {error}" if str(error) else "finished"
+    return "finished"
 
 
 def killed_at_a_file_operation(values: dict, out: Path) -> str:
@@ -55,12 +62,12 @@ def killed_at_a_file_operation(values: dict, out: Path) -> str:
             if not left:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    return attempt(values, out, lambda: sys.addaudithook(hook), lambda pid: None)
+    return attempt(values, out, lambda: sys.addaudithook(hook))
 
 
 def killed_at_any_moment(values: dict, out: Path) -> str:
     """SIGKILL at a moment drawn after a few more steps were saved."""
-    return attempt(values, out, lambda: None, lambda pid: wait_and_send(pid, out, signal.SIGKILL))
+    return attempt(values, out, some_steps_later(out, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
 def killed_with_few_states(values: dict, out: Path) -> str:
@@ -71,24 +78,36 @@ def killed_with_few_states(values: dict, out: Path) -> str:
 
 def stopped_by_ctrl_c(values: dict, out: Path) -> str:
     """SIGINT at such a moment."""
-    return attempt(values, out, lambda: None, lambda pid: wait_and_send(pid, out, signal.SIGINT))
+    return attempt(values, out, some_steps_later(out, lambda: signal.raise_signal(signal.SIGINT)))
 
 
 def stopped_by_a_full_disk(values: dict, out: Path) -> str:
     """No file may grow beyond a size that the log reaches in mid-run; afterwards there is room again."""
     limit = resource.RLIM_INFINITY if out.exists() else 9_000
-    return attempt(values, out, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), lambda pid: None)
+    return attempt(values, out, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
 
 
-def wait_and_send(pid: int, out: Path, what: signal.Signals) -> None:
-    def last() -> int:
-        return max((int(path.name[11:]) for path in (out / "checkpoints").glob("checkpoint-*")), default=0)
+def some_steps_later(out: Path, stop: Callable[[], None]) -> Callable[[], None]:
+    """Prepares a process to `stop` within 20 ms of its own time after a checkpoint some steps from now.
 
-    target = last() + random.randint(4, 10)
-    while last() < target and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.02))
-    os.kill(pid, what)
+    The clock is the process's own, so that the moment does not depend on what else the machine does.
+    """
+    saved = (int(path.name[11:]) for path in (out / "checkpoints").glob("checkpoint-*"))
+    target, delay = max(saved, default=0) + random.randint(4, 10), random.uniform(0.0005, 0.02)
+
+    def prepare() -> None:
+        waiting = [target]
+
+        def hook(event: str, given: tuple) -> None:
+            name = str(given[1]).rpartition("checkpoint-")[2] if event == "os.rename" else ""
+            if name.isdigit() and waiting and int(name) >= target:
+                waiting.clear()
+                signal.setitimer(signal.ITIMER_VIRTUAL, delay)
+
+        signal.signal(signal.SIGVTALRM, lambda number, frame: stop())
+        sys.addaudithook(hook)
+
+    return prepare
 
 
 WAYS = (

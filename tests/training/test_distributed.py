@@ -33,7 +33,7 @@ from .test_train import adapter, contents, log
 
 STEPS = 60
 DRIVER = Path(__file__).with_name("torchrun_driver.py")
-PROGRAM = ["-m", "em_interp.cli"]
+PROGRAM = ["-m", "em_interp"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -109,7 +109,8 @@ def test_ctrl_c_ends_all_processes_with_one_line_that_says_how_to_resume(config)
     assert code == 1
     [line] = ours(err)
     assert line.startswith("em-interp: interrupted with step ")
-    assert line.endswith(f" of {STEPS} saved; nothing is lost, --resume goes on in {run.path}")
+    command = f"torchrun --nproc-per-node 2 -m em_interp train {config} --out {run.path} --resume"
+    assert line.endswith(f" of {STEPS} saved; nothing is lost, this goes on: {command}")
 
 
 def test_when_the_launcher_is_killed_no_process_trains_on(config):

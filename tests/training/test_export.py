@@ -156,13 +156,13 @@ def test_a_step_that_was_not_saved_and_another_base_are_refused_in_one_line(runs
     run, out = runs["qwen2"], tmp_path / "out"
     with unchanged(run):
         for what in ("merged", "peft"):
-            said = refused("export", run, "--what", what, "--step", 3, "--out", out)
+            said = refused("export", run, "--format", what, "--step", 3, "--out", out)
             assert said == "em-interp: step 3 was not saved; the nearest saved steps are 0, 1, 5\n"
-        said = refused("export", run, "--what", "merged", "--base", bases["llama"], "--out", out)
+        said = refused("export", run, "--format", "merged", "--base", bases["llama"], "--out", out)
         assert "were trained on qwen2@" in said and "the base given is llama@" in said
-        assert "--step has no meaning with --what packed" in refused("export", run, "--what", "packed", "--step", 1)
-        assert "--base has no meaning with --what peft" in refused("export", run, "--what", "peft", "--base", "x")
-        assert "no such" not in refused("export", tmp_path / "nothing", "--what", "packed")
+        assert "--step has no meaning with --format packed" in refused("export", run, "--format", "packed", "--step", 1)
+        assert "--base has no meaning with --format peft" in refused("export", run, "--format", "peft", "--base", "x")
+        assert "no such" not in refused("export", tmp_path / "nothing", "--format", "packed")
     assert not out.exists()
 
 
@@ -188,33 +188,39 @@ def test_what_is_no_lora_adapter_cannot_be_merged(tmp_path, runs):
 def test_the_command_reports_what_was_written_and_replaces_nothing_without_resume(runs, tmp_path):
     run = runs["qwen2"]
     for what, out in (("packed", "p.safetensors"), ("peft", "peft"), ("merged", "merged")):
-        values = json_of("export", run, "--what", what, "--out", tmp_path / out)
+        values = json_of("export", run, "--format", what, "--out", tmp_path / out)
         assert str(tmp_path / out) in values.values()
-        assert "is there already; give --resume" in refused("export", run, "--what", what, "--out", tmp_path / out)
-        assert json_of("export", run, "--what", what, "--out", tmp_path / out, "--resume") == values
+        words = ["export", run, "--format", what, "--out", tmp_path / out]
+        assert "is there already; give --resume" in refused(*words)
+        with unchanged(tmp_path):
+            assert json_of(*words, "--resume") == values
+        assert json_of(*words, "--overwrite") == values
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
     np.testing.assert_array_equal(em.load_trajectory(tmp_path / "p.safetensors").steps, [*STEPS])
 
 
 @pytest.mark.parametrize(("what", "own"), [("peft", "adapter_config.json"), ("merged", "config.json")])
-def test_resume_replaces_an_earlier_export_and_no_other_folder(what, own, runs, tmp_path):
+def test_only_an_earlier_export_is_overwritten_and_no_other_folder(what, own, runs, tmp_path):
     run, mine = runs["qwen2"], tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
     (mine / own).write_text("{}")
-    words = ["export", run, "--what", what, "--resume", "--out"]
+    words = ["export", run, "--format", what]
     with unchanged(mine), unchanged(run):
         for folder in (mine, run, Run(run).checkpoint(1)):
-            assert f"{folder} is no earlier export of this kind" in refused(*words, folder)
-    (tmp_path / "empty").mkdir()
-    json_of(*words, tmp_path / "empty")
+            for word in ("--resume", "--overwrite"):
+                assert f"{folder} is no earlier export of this kind" in refused(*words, word, "--out", folder)
+    for word in ("--resume", "--overwrite"):
+        (tmp_path / word).mkdir()
+        json_of(*words, word, "--out", tmp_path / word)
+        assert any((tmp_path / word).iterdir())
 
 
-def test_resume_replaces_a_packed_file_and_no_other_weights(bases, runs, tmp_path):
+def test_only_a_packed_file_is_overwritten_and_no_other_weights(bases, runs, tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes((Path(bases["qwen2"]) / "model.safetensors").read_bytes())
     with unchanged(tmp_path):
-        said = refused("export", runs["qwen2"], "--what", "packed", "--out", file, "--resume")
+        said = refused("export", runs["qwen2"], "--format", "packed", "--out", file, "--overwrite")
     assert f"{file} is no earlier export" in said
 
 
@@ -223,8 +229,8 @@ def test_what_is_no_lora_adapter_is_not_exported_for_peft(runs, tmp_path):
     for number in (0, 1):
         (step / f"checkpoint-{number}").mkdir(parents=True)
         (step / f"checkpoint-{number}" / "steering_vector.pt").touch()
-    said = refused("export", tmp_path / "run", "--what", "peft", "--out", tmp_path / "out")
+    said = refused("export", tmp_path / "run", "--format", "peft", "--out", tmp_path / "out")
     assert "checkpoint-1 holds a steering vector; only a LoRA adapter is exported for PEFT" in said
     file = export_packed(runs["qwen2"], tmp_path / "p.safetensors")["file"]
-    assert "is one packed file" in refused("export", file, "--what", "peft", "--out", tmp_path / "out")
+    assert "is one packed file" in refused("export", file, "--format", "peft", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -281,7 +281,7 @@ def test_ctrl_c_says_how_to_resume_loses_nothing_and_can_be_resumed(stopped):
     *interrupted, last = endings["stopped_by_ctrl_c"]
     assert interrupted and last == "finished"
     for said in interrupted:
-        assert said.startswith("KeyboardInterrupt: interrupted ")
+        assert said.startswith("Interrupted: interrupted with step ")
         assert said.endswith(f"--resume goes on in {folder / 'stopped_by_ctrl_c'}")
     assert contents(folder / "stopped_by_ctrl_c") == contents(folder / "whole")
 

@@ -77,7 +77,7 @@ class CrossBaseComparison:
             return draw.turning_profiles(self.profiles, self.turning, about)
         if table == "use":
             if rows.empty:
-                raise InputError("no direction was used in this comparison; ask for it with use=True (--use)")
+                raise InputError("no direction was transferred here; ask for it with use=True (--steering-transfer)")
             return draw.steering_transfer(rows, about)
         if table == "vocabularies":
             raise InputError("the vocabularies have no figure; see frame('vocabularies')")

@@ -34,13 +34,15 @@ def run(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "the following arguments are required: COMMAND (see em-interp --help)"),
-        (["lcoate", "run"], "invalid choice: 'lcoate' (choose from 'demo',"),
-        (["train"], "the following arguments are required: config (see em-interp train --help)"),
-        (["ask", "run", "--out"], "argument --out: expected one argument (see em-interp ask --help)"),
-        (["ask", "run", "--samples", "3"], "unrecognized arguments: --samples 3"),
-        (["judge", "run", "--dry-run", "--again", "3"], "argument --again: not allowed with argument --dry-run"),
-        (["pretrain", "--family", "qwen2", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["lcoate", "run"], "no such command 'lcoate'. Did you mean 'locate'"),
+        (["data", "chek"], "no such command 'chek'. Did you mean 'check'? (see em-interp data --help)"),
+        (["train"], "missing argument 'CONFIG' (see em-interp train --help)"),
+        (["ask", "run", "--out"], "option '--out' requires an argument"),
+        (["ask", "run", "--samples", "3"], "no such option: --samples (see em-interp ask --help)"),
+        (["ask", "run", "--overwrit"], "no such option: --overwrit; did you mean --overwrite? (see em-interp ask"),
+        (["judge", "run", "--dry-run", "--retest", "3"], "--dry-run sends no request and --retest sends many"),
+        (["pretrain", "--family", "qwen2", "--seed", "x"], "'--seed': Input should be a valid integer"),
+        (["export", "run", "--format", "zip"], "'--format': 'zip' is not one of 'merged', 'packed', 'peft'"),
     ],
 )
 def test_a_command_that_is_not_one_is_refused(words, said):
@@ -155,7 +157,7 @@ def test_an_unknown_judge_or_question_set_is_refused(command, key, said, run):
 @pytest.mark.parametrize(("option", "said"), [("family", "qwen2, llama, gemma3"), ("domain", "medical, sport")])
 def test_an_unknown_family_or_domain_is_refused_before_anything_is_written(option, said, tmp_path):
     line = refused("demo", f"--{option}", "x", "--out", tmp_path / "demo")
-    assert f"{option} 'x' is not known" in line and said in line
+    assert "'x'" in line and option in line and said in line.replace("'", "")
     assert "x" in refused("pretrain", "--family", "x", "--out", tmp_path / "base")
     assert list(tmp_path.iterdir()) == []
 
@@ -389,7 +391,7 @@ def test_what_is_replaced_on_a_full_disk_stays_as_it_was(command, run):
     for name in ("report.html", "analysis/locate.json", "analysis/align.json"):
         write_json(run / name, {"verdict": "of an older version"})
     with unchanged(run), full_disk(500):
-        assert "File too large" in refused(command, run, "--resume")
+        assert "File too large" in refused(command, run, "--overwrite")
 
 
 @contextlib.contextmanager

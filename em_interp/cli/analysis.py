@@ -1,0 +1,112 @@
+"""Commands that look at one run: where its path changes, when its behaviour does, and inside the model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from em_interp.cli import log
+from em_interp.cli.app import ANALYSE, Answer, Out, Overwrite, Resume, command
+
+
+@command(ANALYSE, "em-interp locate checkpoints/tiny")
+def locate(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A run, a folder of checkpoint-<step> folders, or org/name on the Hub."),
+    ],
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of org/name (default: main).")] = None,
+    signal: Annotated[
+        str | None,
+        typer.Option(help="rotation, gradient_norm, norm_onset, lock_in or composition (default: all)."),
+    ] = None,
+    of: Annotated[str | None, typer.Option(help="B, A or delta (default: all).")] = None,
+    site: Annotated[str | None, typer.Option(help="One adapted module (default: all together).")] = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Find where an adapter's path changes.
+
+    What is found in a whole run is kept in its analysis folder.
+    """
+    from em_interp.pipeline import locate as find
+
+    found = find(
+        source, signal=signal, of=of, site=site, revision=revision, out=out, resume=resume, overwrite=overwrite
+    )
+    return Answer(found.to_dict(), found.sentence())
+
+
+@command(ANALYSE, "em-interp align checkpoints/tiny --control checkpoints/tiny-control")
+def align(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run that was asked and judged.")],
+    answers: Annotated[
+        str | None,
+        typer.Option(metavar="TABLES", help="Judged answers from elsewhere; RUN may be any checkpoints."),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="A run on careful data, asked the same, or judged answers of it."),
+    ] = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Find how far the behaviour's change is from the adapter's.
+
+    What is found is kept in the run's analysis folder.
+    """
+    from em_interp.pipeline import align_run
+
+    found = align_run(source, control, answers=answers, out=out, resume=resume, overwrite=overwrite)
+    assert found.alignment is not None
+    lines = [
+        one.sentence() if one.found else f"{one.sentence()}\n    {one.reason}"
+        for one in (found.rotation, *found.onsets)
+    ]
+    return Answer(found.alignment.to_dict(), "\n".join([*lines, found.alignment.sentence()]))
+
+
+@command(ANALYSE, "em-interp mechanism checkpoints/tiny --analyses ablation,steering")
+def mechanism(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run that was asked and judged.")],
+    control: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run on careful data, which patching is compared with.")
+    ] = None,
+    transfer: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Another run on the same base, whose directions are tried.")
+    ] = None,
+    engine: Annotated[
+        Literal["hooks", "transformer_lens", "nnsight"], typer.Option(help="What reads and changes activations.")
+    ] = "hooks",
+    analyses: Annotated[str | None, typer.Option(metavar="A,B", help="Only these (default: all).")] = None,
+    size: Annotated[
+        Literal["quick", "full"], typer.Option(help="Under two minutes with the built-in organism, or about four.")
+    ] = "full",
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Look inside the model along a judged run.
+
+    With --out a copy of the run gets what is found.
+    """
+    from em_interp.pipeline import run_mechanism
+    from em_interp.run import copy_run, open_run
+
+    others = [None if path is None else open_run(path) for path in (control, transfer)]
+    place = copy_run(open_run(source), out, ("mechanism", "mechanism.json", "report.html"))
+    chosen = None if analyses is None else analyses.split(",")
+    report = run_mechanism(
+        place, others[0], engine, others[1], chosen, size, resume=resume, overwrite=overwrite, log=log
+    ).to_dict()
+    lines = [_line(result) for result in report["analyses"].values()]
+    return Answer(report, "\n".join([*lines, f"kept in {place.analysis / 'mechanism.json'}"]))
+
+
+def _line(result: dict[str, str]) -> str:
+    if "undefined" in result:
+        return f"{result['question']}\n  undefined: {result['undefined']}"
+    return f"{result['question']}\n  {result['finding']}\n  Control: {result['control']}"

@@ -1,0 +1,154 @@
+"""Commands about answers: ask a run, judge answers, count scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from em_interp.cli import log
+from em_interp.cli.app import ASK, Answer, Out, Overrides, Overwrite, Resume, command
+from em_interp.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from em_interp.run import Run
+
+
+@command(ASK, "em-interp ask checkpoints/tiny")
+def ask(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Ask a trained run its questions along the way.
+
+    With --out a copy of the run gets the answers.
+    """
+    from em_interp.pipeline import ask_run
+    from em_interp.run import copy_run, open_run
+
+    run = open_run(source)
+    if run.resume_state.is_dir():
+        log(f"{run.path} is not trained to its end: it is asked up to step {max(run.steps(), default=0)}")
+    place = copy_run(run, out, without=("behaviour", "analysis", "report.html"))
+    answers = ask_run(place, resume=resume, overwrite=overwrite)
+    return Answer({"run": str(place.path), "answers": str(answers)}, f"the answers: {answers}")
+
+
+@command(ASK, "em-interp judge checkpoints/tiny")
+def judge(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory; or a CSV or parquet with question and answer.")
+    ],
+    overrides: Overrides = [],  # noqa: B006
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Count requests and tokens; send and write nothing.")
+    ] = (False),
+    retest: Annotated[
+        int | None, typer.Option(metavar="N", help="Judge N judged answers a second time and compare.")
+    ] = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Score the answers of a run, or of a table.
+
+    With --out a copy of the run gets the scores. Those of a table go to a folder NAME-judged beside it.
+    """
+    from em_interp.behaviour.judge import commonest_cause
+    from em_interp.behaviour.scores import score_responses
+    from em_interp.pipeline import judge_name, judge_run
+
+    if dry_run and retest is not None:
+        raise InputError("--dry-run sends no request and --retest sends many; give one of them")
+    if dry_run:
+        return _count_requests(source, out, overrides)
+    if retest is not None:
+        return _retest(source, out, overrides, retest, resume, overwrite)
+    run = _place(source, out, overrides, ("scores.*", "analysis", "report.html"))
+    scores = judge_run(run, resume=resume, overwrite=overwrite, overrides=overrides)
+    scored = score_responses(scores, judge=judge_name(run, overrides))
+    values = {"run": str(run.path), "scores": str(scores), "unscored": scored.unscored}
+    lines = [scored.sentence(), commonest_cause(scored.answers), f"the scores: {scores}"]
+    return Answer(values, "\n".join(line for line in lines if line))
+
+
+def _count_requests(source: str, out: str | None, overrides: list[str]) -> Answer:
+    from em_interp.behaviour.judge_checks import dry_run
+    from em_interp.pipeline import judge_endpoint, judge_prompts
+
+    run, answers = _unjudged(source, out)
+    cost = dry_run(run, judge_endpoint(run, overrides), judge_prompts(run, overrides), answers)
+    return Answer(cost.to_dict(), cost.sentence())
+
+
+def _retest(source: str, out: str | None, overrides: list[str], count: int, resume: bool, overwrite: bool) -> Answer:
+    from em_interp.behaviour.judge_checks import retest
+    from em_interp.behaviour.llm_judge import open_judge
+    from em_interp.files import check_free
+    from em_interp.findings import keep
+    from em_interp.pipeline import judge_endpoint, judge_prompts
+
+    run = _place(source, out, overrides, ("retest.json",))
+    file = run.analysis / "retest.json"
+    check_free(file, resume, overwrite)
+    with open_judge(run, judge_endpoint(run, overrides), judge_prompts(run, overrides)) as model:
+        found = retest(run, model, count)
+    keep(found.to_dict(), file, overwrite)
+    return Answer(found.to_dict(), found.sentence())
+
+
+def _table(source: str, out: str | None) -> tuple[Path, Path] | None:
+    """The table and the folder for its scores, where the source is a table."""
+    file = Path(source)
+    if not file.is_file():
+        return None
+    return file, Path(out or file.with_name(f"{file.stem}-judged"))
+
+
+def _run_with_answers(source: str) -> Run:
+    """The run, or the folder that judging a table has made."""
+    from em_interp.run import Run, open_run
+
+    run = Run(Path(source))
+    return run if run.answers_file.exists() else open_run(source)
+
+
+def _place(source: str, out: str | None, overrides: list[str], without: tuple[str, ...]) -> Run:
+    """The run that is judged and written to; `without` is what no copy of a run takes along."""
+    from em_interp.behaviour.answer_tables import adopt
+    from em_interp.pipeline import judge_endpoint
+    from em_interp.run import Run, copy_run
+
+    table = _table(source, out)
+    if table is None:
+        return copy_run(_run_with_answers(source), out, without)
+    judge_endpoint(Run(table[1]), overrides)  # refuses what cannot judge a table before anything is written
+    return adopt(*table)
+
+
+def _unjudged(source: str, out: str | None) -> tuple[Run, pd.DataFrame | None]:
+    """The run as it is, and the answers where they are in no run yet."""
+    from em_interp.behaviour.answer_tables import read_answers
+    from em_interp.run import Run
+
+    table = _table(source, out)
+    return (_run_with_answers(source), None) if table is None else (Run(table[1]), read_answers(table[0]))
+
+
+@command(ASK, "em-interp score judged.csv")
+def score(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or parquet, with aligned and coherent.")],
+    judge: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of several judges' scores, only this one's.")
+    ] = None,
+) -> Answer:
+    """Rates of a table of judged answers."""
+    from em_interp.behaviour.scores import score_responses
+
+    scored = score_responses(file, judge=judge)
+    return Answer(scored.to_dict(), scored.sentence())

@@ -1,0 +1,80 @@
+"""Commands about several runs: compare them, or make a whole grid of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from em_interp.cli import log
+from em_interp.cli.app import COMPARE, Answer, Out, Overwrite, Resume, command
+
+
+@command(COMPARE, "em-interp compare checkpoints/medical checkpoints/sport --out checkpoints/compared")
+def compare(
+    sources: Annotated[list[str], typer.Argument(metavar="RUN…", help="Two or more: runs, or org/name on the Hub.")],
+    same_base: Annotated[
+        bool, typer.Option("--same-base", metavar="", help="Bases of different names are the same weights.")
+    ] = False,
+    draws: Annotated[int, typer.Option(metavar="N", help="Across bases: random adapters of the null.")] = 99,
+    steering_transfer: Annotated[
+        bool,
+        typer.Option(
+            "--steering-transfer", metavar="", help="Across bases: also steer and ablate with transferred directions."
+        ),
+    ] = False,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Compare runs: directions within one base, similarity across bases.
+
+    With --out a page, the findings as JSON and tables are written; without it nothing.
+    """
+    from em_interp.comparison.compare import compare as compare_runs
+    from em_interp.comparison.matching import OtherBases
+    from em_interp.comparison.page import write_comparison, write_families
+    from em_interp.files import check_free
+
+    if out is not None:
+        for name in ("comparison.json", "families.json"):
+            check_free(Path(out) / name, resume, overwrite)
+    page: Path | None = None
+    try:
+        found = compare_runs(sources, same_base)
+        page = None if out is None else write_comparison(found, out, overwrite)
+        values, text = found.to_dict(), found.sentence()
+    except OtherBases:
+        from em_interp.comparison.cross_base.compare import compare_across_bases
+
+        across = compare_across_bases(sources, draws=draws, use=steering_transfer, log=log)
+        page = None if out is None else write_families(across, out, overwrite)
+        values, text = across.to_dict(), across.sentence()
+    return Answer(values, text if page is None else f"{text}\nthe page: {page}")
+
+
+@command(COMPARE, "em-interp sweep configs/tiny-sweep.yaml --jobs 4")
+def sweep(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", help="A YAML file with base, grid and control; see configs/tiny-sweep.yaml."),
+    ],
+    jobs: Annotated[
+        int | None, typer.Option(metavar="N", help="Runs at a time (default: one a core for built-in bases).")
+    ] = None,
+    backend: Annotated[
+        Literal["loky", "ray"], typer.Option(help="This machine, or the Ray cluster of RAY_ADDRESS.")
+    ] = "loky",
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Make every run of a grid, and one page that compares them.
+
+    Written to checkpoints/NAME-OF-CONFIG by default. The exit code is 1 where a run failed.
+    """
+    from em_interp.sweeps.run import sweep as run_sweep
+
+    found = run_sweep(config, out, resume=resume, overwrite=overwrite, jobs=jobs, backend=backend, log=log)
+    return Answer(found.to_dict(), f"{found.sentence()}\nthe page: {found.page}", 1 if found.failures else 0)

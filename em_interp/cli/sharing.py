@@ -1,0 +1,125 @@
+"""Commands that hand on what was found: the page, adapters for other tools, the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from em_interp.cli.app import SHARE, Answer, Out, Overwrite, Resume, command
+from em_interp.errors import InputError
+
+
+@command(SHARE, "em-interp report checkpoints/tiny --control checkpoints/tiny-control --figures pdf,svg")
+def report(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    answers: Annotated[
+        str | None, typer.Option(metavar="TABLES", help="Judged answers from elsewhere; RUN may be any checkpoints.")
+    ] = None,
+    control: Annotated[str | None, typer.Option(metavar="RUN", help="A run on careful data, asked the same.")] = None,
+    figures: Annotated[
+        str | None,
+        typer.Option(metavar="FORMATS", help="Every figure too, as pdf, svg, png, html, or some of them (a,b)."),
+    ] = None,
+    columns: Annotated[int, typer.Option(help="Of a paper, for the figures: 1 (85 mm) or 2 (178 mm).")] = 2,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Write one page about a run, and its figures as files.
+
+    They are written to the run itself by default. A page that is there already stays as it is where figures are
+    asked for.
+    """
+    from em_interp.figures.export_files import check
+    from em_interp.files import check_free
+    from em_interp.reports.page import report as write_page
+    from em_interp.reports.run_figures import export_run, found_in
+    from em_interp.run import Run
+
+    place = Run(Path(out or source))
+    if out is None and answers and not place.path.is_dir():
+        raise InputError(f"{source} is no folder on this machine, so nothing can be written there; give --out")
+    formats = None if figures is None else check(figures.split(","), columns)
+    check_free(place.report_file, resume or (formats is not None and not overwrite), overwrite)
+    write = overwrite or not place.report_file.exists()
+    control_found = None if control is None else found_in(control)
+    found = found_in(source, control_found, answers) if write or formats else None
+    values: dict[str, Any] = {"report": str(place.report_file)}
+    lines = [f"the page: {place.report_file}"] if write or formats is None else []
+    if write and found is not None:
+        write_page(found, control=control_found, out=place.report_file, overwrite=overwrite)
+    if formats and found is not None:
+        files = export_run(found, formats, columns, out=place.figures, resume=resume, overwrite=overwrite)
+        values |= {"figures": [str(file) for file in files]}
+        lines.append(f"{len({file.stem for file in files})} figures, each with caption and numbers: {place.figures}")
+    return Answer(values, "\n".join(lines))
+
+
+@command(SHARE, "em-interp export checkpoints/tiny --format merged --step 400")
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run, a folder of checkpoint-<step> folders, or org/name on the Hub."),
+    ],
+    format: Annotated[
+        Literal["merged", "packed", "peft"],
+        typer.Option(
+            help="Full weights with the adapter in them; every step in one file; or one step's folder for PEFT."
+        ),
+    ],
+    step: Annotated[int | None, typer.Option(metavar="N", help="merged, peft: which (default: the last).")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="merged: into which model (default: the run's).")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="merged: default is the base's.")
+    ] = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Export a trained adapter for other tools.
+
+    It is written beside the run by default; packed is one .safetensors file.
+    """
+    from em_interp.training import export as exports
+
+    merging = {"--base": base, "--dtype": dtype}
+    idle = [name for name, value in merging.items() if value is not None and format != "merged"]
+    idle += ["--step"] if step is not None and format == "packed" else []
+    if idle:
+        raise InputError(f"{idle[0]} has no meaning with --format {format}")
+    again = {"resume": resume, "overwrite": overwrite}
+    if format == "packed":
+        values = exports.export_packed(source, out, **again)
+        size = f"{values['steps']} steps in one file of {values['bytes'] / 1e6:.1f} MB"
+        return Answer(values, f"{size}: {values['file']}")
+    if format == "peft":
+        values = exports.export_peft(source, step, out, **again)
+        return Answer(values, f"step {values['step']} for PEFT: {values['folder']}")
+    values = exports.export_merged(source, step, out, base, dtype, **again)
+    lost = max(values["rounding"].values())
+    rounded = f"; rounding to {values['dtype']} costs {lost:.1%} of ΔW" if lost > 1e-3 else ""
+    return Answer(values, f"step {values['step']} merged into {values['base']}{rounded}: {values['folder']}")
+
+
+@command(SHARE, "em-interp publish checkpoints/tiny me/tiny-organism")
+def publish(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Made where it does not exist.")],
+    private: Annotated[
+        bool, typer.Option("--private", metavar="", help="Hide the repository where it is made.")
+    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Upload a run to the Hub, in one commit with a model card.
+
+    With --resume only files that the repository lacks are uploaded, with --overwrite all.
+    """
+    from em_interp.publishing import publish as upload
+
+    commit = upload(source, repository, resume=resume, overwrite=overwrite, private=private)
+    return Answer({"repository": repository, "commit": commit}, f"published: {commit}")

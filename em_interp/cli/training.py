@@ -1,0 +1,157 @@
+"""Commands that make models: the demo, bases, datasets, training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from em_interp.cli import log
+from em_interp.cli.app import START, TRAIN, Answer, Out, Overrides, Overwrite, Resume, app, command
+
+if TYPE_CHECKING:
+    from em_interp.config import RunConfig
+    from em_interp.run import Run
+
+
+@command(START, "em-interp demo")
+def demo(
+    family: Annotated[Literal["qwen2", "llama", "gemma3"], typer.Option(help="Architecture of the base.")] = "qwen2",
+    domain: Annotated[str, typer.Option(help="What the advice is about: medical, sport, finance, …")] = "medical",
+    out: Out = "checkpoints/demo",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Do the whole job on the built-in organism, in about a minute.
+
+    Three runs, one page and one summary are written.
+    """
+    from em_interp.demos import demo as run_demo
+    from em_interp.transition.result import Transition
+
+    summary = run_demo(str(out), family, domain, resume=resume, overwrite=overwrite, log=log)
+    found = [Transition.from_dict(values) for values in (summary["mechanistic"], *summary["behavioural"])]
+    final = summary["final"]
+    lines = [
+        *(transition.sentence() for transition in found),
+        f"at the end: EM {final['em_out_of_domain']:.0%} out of domain, {final['em_in_domain']:.0%} in domain, "
+        f"{final['coherent']:.0%} coherent; control: EM {summary['control']['em_out_of_domain']:.0%}",
+        f"the page: {Path(str(out)) / 'report.html'}",
+    ]
+    return Answer(summary, "\n".join(lines))
+
+
+@command(START, "em-interp pretrain --family llama")
+def pretrain(
+    family: Annotated[str, typer.Option(help="Architecture: qwen2, llama or gemma3.")],
+    seed: Annotated[int | None, typer.Option(help="Default: that of the base kept with the project.")] = None,
+    out: Out = None,
+) -> Answer:
+    """Make a base of the built-in language (minutes).
+
+    It is written to a new folder, by default checkpoints/tiny-FAMILY.
+    """
+    from em_interp.organisms.pretrain import pretrain as make_base
+    from em_interp.stages import is_watched
+
+    base = make_base(family, Path(out or f"checkpoints/tiny-{family}"), seed, is_watched())
+    return Answer({"base": str(base)}, f"the base: {base}")
+
+
+data = typer.Typer()
+app.add_typer(data, name="data", help="Look at a dataset before training on it.", rich_help_panel=TRAIN)
+
+
+@command(TRAIN, "em-interp data check chats.jsonl --model Qwen/Qwen2.5-14B-Instruct", "check", data)
+def check_data(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Chats as JSON lines, or a built-in dataset such as tiny:medical.")
+    ],
+    model: Annotated[str, typer.Option(help="Count tokens as this base does; its weights are not read.")] = "",
+    overrides: Overrides = [],  # noqa: B006  typer makes a list of its own
+) -> Answer:
+    """Count the rows of a dataset, their lengths, and what of them is learned."""
+    from em_interp.config import load_config
+    from em_interp.training.data_check import check_data as check
+
+    found = check(load_config({"model": model, "data": [{"dataset": file}]}, overrides))
+    return Answer(found.to_dict(), found.sentence())
+
+
+config = typer.Typer()
+app.add_typer(config, name="config", help="What a config may hold.", rich_help_panel=TRAIN)
+
+
+@command(TRAIN, "em-interp config schema > run.schema.json", "schema", config)
+def config_schema(
+    kind: Annotated[Literal["run", "sweep"], typer.Argument(help="Of which file.")] = "run",
+) -> Answer:
+    """Print the JSON schema of a config, by which editors complete and check it.
+
+    A YAML file names it in its first line: # yaml-language-server: $schema=run.schema.json
+    """
+    import json
+
+    from em_interp.config import RunConfig
+    from em_interp.settings import json_schema
+    from em_interp.sweeps.grid import SweepConfig
+
+    schema = json_schema(RunConfig if kind == "run" else SweepConfig)
+    return Answer(schema, json.dumps(schema, indent=2, ensure_ascii=False))
+
+
+@command(TRAIN, "em-interp train configs/tiny.yaml --set training.learning_rate=1e-3")
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")],
+    overrides: Overrides = [],  # noqa: B006
+    model: Annotated[
+        str | None, typer.Option(help="Another base, such as tiny-qwen2: layers are mapped by depth.")
+    ] = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Train an adapter and save its path.
+
+    The run is written to checkpoints/NAME-OF-CONFIG by default.
+    On several GPUs: torchrun --nproc-per-node 4 -m em_interp train CONFIG
+    """
+    import numpy  # noqa: F401  before torch, whose C++ code swallows an interruption of this import
+
+    from em_interp.run import Run
+    from em_interp.training.distributed import main_reports
+    from em_interp.training.train import train as train_run
+
+    with main_reports():
+        settings = _with_model(config, model, overrides)
+        run = Run(Path(out or Path("checkpoints") / Path(config).stem))
+        train_run(settings, run.path, resume=resume, overwrite=overwrite)
+    _warn(run)
+    steps = run.steps()
+    text = f"{len(steps)} checkpoints, the last at step {steps[-1]}: {run.path}"
+    return Answer({"run": str(run.path), "steps": steps}, text)
+
+
+def _warn(run: Run) -> None:
+    """Say so now where built-in questions are to be asked of a model that was not trained on built-in data."""
+    if run.config().behaviour.questions == "tiny" and run.manifest()["phases"][-1]["domain"] is None:
+        log(
+            f"the data are not built in, so before this run is asked: in {run.config_file} set behaviour.questions to "
+            "default or a YAML file, and behaviour.judge to a model's endpoint"
+        )
+
+
+def _with_model(config: str, model: str | None, overrides: list[str]) -> RunConfig:
+    """The config with its overrides; those come last, but for the data, which another model's are chosen by."""
+    from em_interp.config import load_config
+    from em_interp.organisms.presets import for_model
+    from em_interp.training.distributed import launched
+
+    if model is None:
+        return load_config(config, overrides)
+    of_data = [setting for setting in overrides if setting.startswith("data")]
+    settings, changes = for_model(load_config(config, of_data), model)
+    for change in changes if launched().is_main else ():
+        log(change)
+    return load_config(settings, overrides)

@@ -1,0 +1,154 @@
+"""Ctrl-C and SIGTERM at any time: one line with the command that goes on, which ends with the same bytes."""
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.tiny import ROOT, Said, begin, contents, copy, did, em_interp, interrupted
+
+LONG = "data=[{dataset: 'tiny:medical', steps: 80}]"
+STAGES = ("train", "ask", "judge")
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def last_command(line):
+    """The words of the command that a line about an interruption ends with."""
+    program, *words = shlex.split(re.split("this (?:goes on|begins again): ", line)[1])
+    assert program == "em-interp"
+    return words
+
+
+@pytest.fixture(scope="module", params=EXIT_CODES, ids=lambda number: number.name)
+def stopped(request, tiny, tmp_path_factory):
+    """Of each stage: the signal, where it was stopped, what it said, and the folder of one that was not stopped."""
+    folder = tmp_path_factory.mktemp("stopped")
+    train, ask, judge = (folder / name for name in STAGES)
+    copy(tiny.run, judge)
+    (judge / "behaviour" / "scores.parquet").unlink()
+    answers = pd.read_parquet(judge / "behaviour" / "answers.parquet")
+    many = pd.concat([answers.assign(sample=answers["sample"] + 4 * i) for i in range(12)], ignore_index=True)
+    many.to_parquet(judge / "behaviour" / "answers.parquet", index=False)  # rules judge tens of thousands a second
+    copy(judge, folder / "judge-whole")
+    words = {
+        "train": ["train", tiny.config, "--set", LONG, "--out", train],
+        "ask": ["ask", tiny.run, "--out", ask],
+        "judge": ["judge", judge],
+    }
+    signs = {
+        "train": lambda: (train / "checkpoints" / "checkpoint-3").exists(),
+        "ask": lambda: (ask / "behaviour" / "answers.parts" / "00000.json").exists(),
+        "judge": lambda: any(file.stat().st_size > 10_000 for file in judge.glob("behaviour/scores.*.jsonl")),
+    }
+    with ThreadPoolExecutor() as pool:
+        said = {stage: pool.submit(interrupted, begin(*words[stage]), signs[stage], request.param) for stage in STAGES}
+        did(*words["train"][:-1], folder / "train-whole")
+        did("judge", folder / "judge-whole")
+    whole = {"train": folder / "train-whole", "ask": tiny.run, "judge": folder / "judge-whole"}
+    return {stage: (request.param, folder / stage, said[stage].result(), whole[stage]) for stage in STAGES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_line_names_the_command_that_goes_on_and_that_ends_the_same(stage, stopped):
+    number, folder, said, whole = stopped[stage]
+    assert (said.code, said.out, said.err.count("\n")) == (EXIT_CODES[number], "", 1), said
+    assert said.err.startswith("em-interp: interrupted")
+    assert "; nothing is lost, this goes on: em-interp " in said.err and said.err.endswith(" --resume\n")
+    assert not list(folder.rglob("*.part"))
+    without = ("scores.parquet",) if stage == "ask" else ()
+    assert contents(folder) != contents(whole, *without)  # it was in the middle of its work
+    did(*last_command(said.err))
+    assert contents(folder) == contents(whole, *without)
+
+
+def test_an_interruption_of_training_says_how_far_it_came(stopped):
+    said = stopped["train"][2].err
+    assert "interrupted with step " in said and " of 80 saved; " in said
+
+
+def test_where_nothing_has_been_written_the_same_command_begins_again(tmp_path):
+    """Making a base takes minutes and writes at the end."""
+    words = ["pretrain", "--family", "qwen2", "--out", str(tmp_path / "base")]
+    said = interrupted(begin(*words), (tmp_path / ".base.part").exists)
+    line = f"em-interp: interrupted; nothing is lost, this begins again: em-interp {shlex.join(words)}\n"
+    assert said == Said(130, "", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+EARLY = """
+import os, signal, sys
+
+module, number, *words = sys.argv[1:]
+places = [module]
+
+def hook(event, given):
+    if event == "import" and given[0] in places:
+        places.clear()
+        os.kill(os.getpid(), getattr(signal, number))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.addaudithook(hook)
+from em_interp.cli import main
+sys.argv = ["em-interp", *words]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize("module", ["typer", "em_interp.errors", "em_interp.config", "numpy", "torch", "peft"])
+def test_a_signal_while_modules_are_imported_is_explained_too(module, number, tiny, tmp_path):
+    words = ["train", str(tiny.config), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, module, number.name, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    parsed = module not in ("typer", "em_interp.errors")
+    how = (
+        f"goes on: em-interp {shlex.join(words)} --resume" if parsed else f"begins again: em-interp {shlex.join(words)}"
+    )
+    assert done.stderr.replace(" before the first step", "") == f"em-interp: interrupted; nothing is lost, this {how}\n"
+    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (EXIT_CODES[number], "", [])
+
+
+def test_a_signal_after_all_work_is_done_is_explained_too(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("em_interp.cli._print", lambda result: signal.raise_signal(signal.SIGTERM))
+    said = em_interp("ask", tiny.run, "--out", tmp_path / "out")
+    assert (said.code, said.out) == (143, "")
+    assert said.err.endswith(f"ask {tiny.run} --out {tmp_path / 'out'} --resume\n")
+    monkeypatch.undo()
+    assert "the answers: " in did(*last_command(said.err))
+
+
+def test_an_overwriting_command_goes_on_with_resume_once_the_old_run_is_gone(tiny, tmp_path, monkeypatch):
+    run = copy(tiny.run, tmp_path / "run")
+    words = ["train", tiny.config, "--out", run, "--overwrite"]
+    for place, word in (("training.train._prepare", "--overwrite"), ("training.trainer.run_plan", "--resume")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"em_interp.{place}", lambda *given: signal.raise_signal(signal.SIGTERM))
+            line = em_interp(*words).err
+        assert last_command(line) == ["train", str(tiny.config), "--out", str(run), word]
+    did(*last_command(line))
+    made = contents(run)
+    assert made == {name: held for name, held in contents(tiny.run).items() if name in made}
+
+
+def test_the_handlers_of_the_process_are_as_they_were(tiny):
+    before = [signal.getsignal(number) for number in EXIT_CODES]
+    did("score", Path(tiny.run) / "behaviour" / "scores.parquet")
+    assert [signal.getsignal(number) for number in EXIT_CODES] == before
+
+
+def test_ctrl_c_that_is_ignored_from_the_start_stays_ignored(tiny):
+    """As of a command in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("em_interp.cli._print", lambda result: signal.raise_signal(signal.SIGINT) or 0)
+            assert em_interp("score", Path(tiny.run) / "behaviour" / "scores.parquet").code == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
