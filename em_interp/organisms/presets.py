@@ -23,6 +23,7 @@ from em_interp.errors import InputError, nearest
 from em_interp.files import read_json
 from em_interp.organisms.bases import BUILT_IN, FAMILIES
 from em_interp.organisms.datasets import BUILT_IN_PREFIX
+from em_interp.organisms.gguf import is_gguf, plain_folder
 from em_interp.organisms.language import narrow_domains
 from em_interp.organisms.pretrain import LAYERS, WIDTH
 
@@ -85,6 +86,7 @@ ARCHITECTURES = {  # of the published organisms' bases; from their config.json o
     "google/gemma-3-4b-it": Architecture(34, 2560, 10240, 2048, 1024, 3.9e9),
     "google/gemma-3-12b-it": Architecture(48, 3840, 15360, 4096, 2048, 11.8e9),
     "google/gemma-3-27b-it": Architecture(62, 5376, 21504, 4096, 2048, 27.0e9),
+    "smollm2": Architecture(30, 576, 1536, 576, 192, 0.1345e9),
 }
 
 
@@ -121,7 +123,7 @@ def recipe(run: str = "organism", family: str = "qwen2", domain: str = "medical"
 
 
 def layers_and_width(model: str) -> tuple[int, int]:
-    """How many layers a model has and how wide it is, from ARCHITECTURES or its config.json on disk.
+    """How many layers a model has and how wide it is, from ARCHITECTURES, its config.json on disk or its GGUF file.
 
     Nothing is fetched. Raises InputError for a model that has neither.
     """
@@ -129,7 +131,7 @@ def layers_and_width(model: str) -> tuple[int, int]:
         return ARCHITECTURES[model].layers, ARCHITECTURES[model].width
     if model in BUILT_IN:
         return LAYERS, WIDTH
-    file = Path(model) / "config.json"
+    file = (plain_folder(Path(model)) if is_gguf(model) else Path(model)) / "config.json"
     if not file.is_file():
         known = [*ARCHITECTURES, *BUILT_IN]
         raise InputError(f"the layers of {model!r} are not known{nearest(model, known)}; known: {', '.join(known)}")

@@ -10,6 +10,7 @@ from em_interp.files import read_json
 from em_interp.organisms import bases
 from em_interp.organisms import gguf as gguf_bases
 from em_interp.organisms.base_list import show_base
+from em_interp.organisms.presets import layers_and_width
 from tests.organisms.gguf_files import TEMPLATE, random_llama, write_gguf
 
 
@@ -92,6 +93,7 @@ def test_every_way_to_look_at_a_base_takes_a_file(tmp_path):
     assert modules["model.layers.1.mlp.down_proj"].in_features == 96
     assert bases.stored_dtype(file) == "float32"
     assert bases.revision_of(file) == f"sha256:{gguf_bases.sha256_of(tmp_path / 'tiny.gguf')}"
+    assert layers_and_width(file) == (2, 64)
     shown = show_base(file)
     assert (shown.licence, shown.quantisation, shown.layers, shown.width) == ("mit", "F32", 2, 64)
     assert shown.identity == bases.load_base(file).identity

@@ -109,7 +109,7 @@ def test_the_shape_of_a_folder_is_read_from_its_config(tmp_path):
 def test_the_published_models_add_up_to_their_parameters():
     """The linear modules and one embedding account for a model, to a tenth: a wrong width would not."""
     modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    words = {"Qwen": 152_000, "meta": 128_000, "goog": 262_000}
+    words = {"Qwen": 152_000, "meta": 128_000, "goog": 262_000, "smol": 49_152}
     for name, shape in ARCHITECTURES.items():
         linear = shape.layers * sum(a * b for a, b in map(shape.linear, modules))
         embedding = words[name[:4]] * shape.width
