@@ -100,7 +100,7 @@ class CheckpointModels:
         return self.model, RowAdapters({}, {})
 
 
-QUESTION = ("question_id", "question", "questions")
+QUESTION_KEYS = ("question_id", "question", "questions")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def ask(
         "adapters": adapter_digest(trajectory, steps),
         "scales": [float(scale) for scale in scales],
         "questions": [
-            {key: question[key] for key in (*QUESTION, "system") if key in question} for question in questions
+            {key: question[key] for key in (*QUESTION_KEYS, "system") if key in question} for question in questions
         ],
         "samples": samples,
         "temperature": temperature,
@@ -269,7 +269,7 @@ def check_questions(questions: Sequence[dict[str, str]]) -> None:
         raise InputError("no question was given; expected at least one")
     seen = set()
     for number, question in enumerate(questions, 1):
-        for key in QUESTION:
+        for key in QUESTION_KEYS:
             if not isinstance(question.get(key), str) or not question[key].strip():
                 raise InputError(f"question {number} has no text for {key!r}; it is {question}")
         question_set, question_id = question["questions"], question["question_id"]

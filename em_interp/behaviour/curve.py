@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 KIND = ["scale", "questions"]  # what tells the curves of one run apart
-OUTSIDE = ("out_of_domain", "broad", "all")  # question sets outside the training domain; `all` where none is named
+OUTSIDE_SETS = ("out_of_domain", "broad", "all")  # question sets outside the training domain; `all` where none is named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,9 +85,9 @@ class BehaviourCurve(Result):
         return [self.select(scale, questions) for scale, questions in kinds.itertuples(index=False)]
 
     def outside(self) -> BehaviourCurve | None:
-        """The curve of the adapter as trained on questions outside the training domain: the first set of OUTSIDE."""
+        """The curve of the adapter as trained on questions outside the training domain: the first set of OUTSIDE_SETS."""
         by_set = {curve.questions: curve for curve in self.split() if curve.scale == 1.0}
-        return next((by_set[name] for name in OUTSIDE if name in by_set), None)
+        return next((by_set[name] for name in OUTSIDE_SETS if name in by_set), None)
 
     def at(self, step: int) -> ScoredResponses:
         """The answers of one step, counted. Raises InputError naming the nearest sampled step."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.behaviour.curve import OUTSIDE
+from em_interp.behaviour.curve import OUTSIDE_SETS
 from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.rates import LEVEL, rate_of
 from em_interp.behaviour.tables import read_table
@@ -104,7 +104,7 @@ class PreferenceCurve(Result):
     def outside(self) -> PreferenceCurve | None:
         """The curve of the adapter as trained on questions outside the training domain."""
         curves = {curve.questions: curve for curve in self.split() if curve.scale == 1.0}
-        return next((curves[name] for name in OUTSIDE if name in curves), None)
+        return next((curves[name] for name in OUTSIDE_SETS if name in curves), None)
 
     def values(self) -> pd.DataFrame:
         """A row a step and question: `value`, the preference in nats a token, averaged over the question's pairs."""

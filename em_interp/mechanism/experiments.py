@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.behaviour.ask import (
-    QUESTION,
+    QUESTION_KEYS,
     Row,
     adapter_digest,
     check_questions,
@@ -265,7 +265,7 @@ def run_questions(run: Run, question_set: str | None = None) -> list[dict[str, s
     if settings.exists():
         questions = [dict(question) for question in read_json(settings)["questions"]]
     elif run.answers_file.exists():
-        rows = read_table(run.answers_file)[list(QUESTION)].drop_duplicates().to_dict("records")
+        rows = read_table(run.answers_file)[list(QUESTION_KEYS)].drop_duplicates().to_dict("records")
         questions = [{str(key): str(value) for key, value in row.items()} for row in rows]
     else:
         raise InputError(f"{run.answers_file} is missing, so the run has no questions; ask the run first, or give some")

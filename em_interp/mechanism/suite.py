@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from em_interp.behaviour.ask import adapter_digest
-from em_interp.behaviour.curve import OUTSIDE
+from em_interp.behaviour.curve import OUTSIDE_SETS
 from em_interp.behaviour.judge import Judge
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_json, remove, write_json
@@ -260,7 +260,7 @@ class SuiteContext:
         """The questions outside the training domain, or all where no set is called so."""
         questions = run_questions(self.run)
         sets = {question["questions"] for question in questions}
-        main = next((name for name in OUTSIDE if name in sets), None)
+        main = next((name for name in OUTSIDE_SETS if name in sets), None)
         return [question for question in questions if main in (None, question["questions"])]
 
     @cached_property
