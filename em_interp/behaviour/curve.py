@@ -85,7 +85,7 @@ class BehaviourCurve(Result):
         return [self.select(scale, questions) for scale, questions in kinds.itertuples(index=False)]
 
     def outside(self) -> BehaviourCurve | None:
-        """The curve at scale 1 of the first question set outside the training domain (OUTSIDE_SETS); None without one."""
+        """The curve at scale 1 on the first question set outside the training domain, of OUTSIDE_SETS; else None."""
         by_set = {curve.questions: curve for curve in self.split() if curve.scale == 1.0}
         return next((by_set[name] for name in OUTSIDE_SETS if name in by_set), None)
 
