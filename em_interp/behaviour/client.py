@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -218,11 +219,11 @@ class Endpoint:
 
     async def _pause(self, seconds: float) -> None:
         """Wait; raises Stopped as soon as the endpoint is stopped."""
-        try:
-            await asyncio.wait_for(self._stopping.wait(), max(seconds, 0))
-        except TimeoutError:
-            return
-        raise Stopped("stopped")
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), seconds)
+        if self._stopping.is_set():
+            raise Stopped("stopped")
 
     async def _once(self, body: dict[str, Any]) -> Reply:
         """The reply to one try. Raises _Fault where another may succeed, Failed or InputError where none would."""

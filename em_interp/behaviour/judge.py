@@ -155,9 +155,10 @@ def _in_parallel(judge: ParallelJudge, rows: Iterable[tuple[str, str]]) -> Gener
                     yield checked(queue.popleft().result())
             while queue:
                 yield checked(queue.popleft().result())
-        finally:
-            if [future for future in queue if not future.cancel() and not future.done()]:
-                judge.interrupt()
+        except BaseException:  # Ctrl-C may come inside `submit`, when the queue does not have the future yet
+            judge.interrupt()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def checked(judgement: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from em_interp.behaviour.client import digest, request_for
+from em_interp.behaviour.client import Endpoint, Stopped, digest, request_for
 from em_interp.behaviour.judge import commonest_cause, judge_answers, judgements
 from em_interp.behaviour.llm_judge import cache_file, open_judge
 from em_interp.behaviour.request_cache import RequestCache
@@ -559,3 +559,36 @@ def test_ctrl_c_waits_for_no_server(kind, tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert "nothing is lost, --resume goes on" in said
+
+
+def test_an_endpoint_that_was_stopped_sends_nothing_more(tmp_path):
+    with serving() as server:
+        config = config_of(server)
+        with Endpoint(config.base_url) as endpoint:
+            endpoint.stop()
+            for mode in ("expected", "sampled"):
+                with pytest.raises(Stopped):
+                    endpoint.complete(request_for(config, "hangs together\nANSWER\nx\nEND\n", mode))
+    assert server.bodies == []
+
+
+def test_an_error_before_the_next_answer_waits_for_no_server(tmp_path):
+    """Whatever ends the stage, the requests in flight end with it, though the server never answers."""
+    run = plant(tmp_path, numbered(2))
+    sent = threading.Event()
+
+    def fault(n, key):
+        if n == 1:
+            return None
+        sent.set()
+        return silent
+
+    def rows():
+        yield "q", "a"
+        sent.wait(30)
+        raise InputError("no more")
+
+    with serving(fault=fault) as server, open_judge(run, config_of(server, timeout=3600.0)) as judge:
+        with pytest.raises(InputError, match="no more"):
+            list(judgements(judge, rows()))
+        assert not server.released.is_set()
