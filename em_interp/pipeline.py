@@ -292,10 +292,11 @@ def run_mechanism(
         InputError: for an unknown analysis, size or engine, a run without scores, and results that exist already.
     """
     from em_interp.mechanism.model import open_model
-    from em_interp.mechanism.suite import run_suite
+    from em_interp.mechanism.suite import choose_analyses, run_suite
 
     run = _as_run(run)
     control, transfer = (None if other is None else _as_run(other) for other in (control, transfer))
+    choose_analyses(analyses, size, transfer)
     check_free(run.analysis / "mechanism", resume, overwrite)
     model = open_model(run, engine=engine)
     with run_judge(run) as judge:

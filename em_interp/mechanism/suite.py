@@ -126,9 +126,7 @@ def run_suite(
         InputError: for an unknown analysis or size, a run without scores, results that exist already (without
             `resume` or `overwrite`) or were begun with other settings.
     """
-    chosen = _chosen(analyses, transfer)
-    if isinstance(size, str) and size not in SIZES:
-        raise InputError(f"there is no size {size!r}{nearest(size, tuple(SIZES))} (there are {', '.join(SIZES)})")
+    chosen = choose_analyses(analyses, size, transfer)
     model = opened(model)
     if not model.run.scores_file.exists():
         raise InputError(f"{model.run.scores_file} is missing: ask and judge the run before you analyse its mechanism")
@@ -149,7 +147,12 @@ def run_suite(
     return report
 
 
-def _chosen(analyses: Sequence[str] | None, transfer: Run | None) -> list[str]:
+def choose_analyses(
+    analyses: Sequence[str] | None, size: SizeName | SuiteSize = "full", transfer: Run | None = None
+) -> list[str]:
+    """The names of the analyses to carry out, in order. Raises InputError for an unknown analysis or size."""
+    if isinstance(size, str) and size not in SIZES:
+        raise InputError(f"there is no size {size!r}{nearest(size, tuple(SIZES))} (there are {', '.join(SIZES)})")
     for name in analyses or ():
         if name not in ANALYSES:
             known = tuple(ANALYSES)
