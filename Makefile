@@ -1,10 +1,16 @@
-# make demo: the main job on the built-in organism.   make test: lint, types, tests.   Both do their own set-up.
+# make demo      the main job on the built-in organism
+# make test      lint, types and all tests but those that download (make test-download)
+# make test-fast lint, types and the tests that take seconds
+# make docs      the site, in site/index.html; notebooks are run where they have changed
+# make notebook  the notebooks in JupyterLab
+# make build     the wheel and the source archive, in dist/
+# Each does its own set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-fast test-download lint docs notebook build clean
 
 setup: $(READY)
 
@@ -23,10 +29,31 @@ demo: $(READY)
 test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
+test-fast: $(READY) lint
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow and not browser and not download'
+
+test-download: $(READY)
+	$(BIN)/python -m pytest -m download
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html"
+
+notebook: $(VENV)/.notebook
+	$(BIN)/jupyter lab --notebook-dir .
+
+$(VENV)/.notebook: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebook]'
+	@touch $@
+
+build: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+
 clean:
-	rm -rf $(VENV) checkpoints/demo
+	rm -rf $(VENV) .cache build dist site checkpoints/demo

@@ -28,19 +28,26 @@ Okabe and Ito, which common colour blindness leaves apart; steps are coloured by
 
 As files, at the width of a paper's column (85 mm) or page (178 mm), with the caption as text and the numbers as CSV:
 
-```sh
-em-interp report checkpoints/demo/organism --figures pdf            # every figure of the run, to its figures/
+```python
+import em_interp as em
+
+run = "checkpoints/demo/organism"
+figure = em.load_trajectory(run).plot()
+em.figures.export(figure, "path.html", columns=1)
+em.figures.caption(figure)
+em.figures.numbers(figure)
+em.export_run(run, ("html",), out="figures")
+```
+
+PDF, SVG and PNG are written like HTML where Chrome or Chromium is installed. From the shell, every figure of a run, to
+its folder `figures/`. **Needs Chrome or Chromium**:
+
+```bash
+em-interp report checkpoints/demo/organism --figures pdf --overwrite
 em-interp report checkpoints/demo/organism --figures svg,png --columns 1 --resume
 ```
 
-```python
-em.figures.export(figure, "norms.pdf", columns=1)  # norms.pdf, norms.txt, norms.csv
-em.figures.caption(figure)  # what stands under it
-em.figures.numbers(figure)  # what is drawn, as a table
-em.export_run("checkpoints/demo/organism", ("pdf", "svg"))
-```
-
-PDF, SVG and PNG need Chrome or Chromium; HTML needs nothing. This page is made by `benchmarks/gallery.py`.
+This page is made by `benchmarks/gallery.py`.
 """
 
 

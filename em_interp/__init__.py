@@ -4,7 +4,62 @@ The names below are loaded on first use, so that importing the package costs not
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares it with the table below
+    from em_interp import figures as figures
+    from em_interp import mechanism as mechanism
+    from em_interp.behaviour.curve import BehaviourCurve as BehaviourCurve
+    from em_interp.behaviour.curve import behaviour_curve as behaviour_curve
+    from em_interp.behaviour.preference_curve import PreferenceCurve as PreferenceCurve
+    from em_interp.behaviour.scores import ScoredResponses as ScoredResponses
+    from em_interp.behaviour.scores import score_responses as score_responses
+    from em_interp.comparison.compare import compare as compare
+    from em_interp.comparison.cross_base.compare import compare_across_bases as compare_across_bases
+    from em_interp.comparison.cross_base.result import CrossBaseComparison as CrossBaseComparison
+    from em_interp.comparison.result import DirectionComparison as DirectionComparison
+    from em_interp.config import RunConfig as RunConfig
+    from em_interp.config import load_config as load_config
+    from em_interp.demos import demo as demo
+    from em_interp.errors import InputError as InputError
+    from em_interp.findings import PathTransitions as PathTransitions
+    from em_interp.mechanism.report import MechanismReport as MechanismReport
+    from em_interp.pipeline import ask_run, judge_run
+    from em_interp.pipeline import locate as locate
+    from em_interp.pipeline import run_mechanism as run_mechanism
+    from em_interp.prefer import preference_curve as preference_curve
+    from em_interp.publishing import publish as publish
+    from em_interp.reports.page import report as report
+    from em_interp.reports.run_figures import export_run as export_run
+    from em_interp.run import Run as Run
+    from em_interp.run import open_run as open_run
+    from em_interp.sweeps.result import Sweep as Sweep
+    from em_interp.sweeps.run import sweep as sweep
+    from em_interp.training.snapshots import SnapshotCallback as SnapshotCallback
+    from em_interp.training.train import train as train
+    from em_interp.trajectory.load import load_trajectory as load_trajectory
+    from em_interp.trajectory.trajectory import AdapterTrajectory as AdapterTrajectory
+    from em_interp.transition.align import Alignment as Alignment
+    from em_interp.transition.align import Offset as Offset
+    from em_interp.transition.align import Order as Order
+    from em_interp.transition.align import align as align
+    from em_interp.transition.family import FamilyWise as FamilyWise
+    from em_interp.transition.find import find_transition as find_transition
+    from em_interp.transition.find import find_transitions as find_transitions
+    from em_interp.transition.local_cosine import largest_local_cosine as largest_local_cosine
+    from em_interp.transition.result import Transition as Transition
+    from em_interp.transition.synthetic.curves import PlantedCurve as PlantedCurve
+    from em_interp.transition.synthetic.curves import planted_curve as planted_curve
+    from em_interp.transition.synthetic.logs import PlantedLog as PlantedLog
+    from em_interp.transition.synthetic.logs import PlantedNorm as PlantedNorm
+    from em_interp.transition.synthetic.logs import planted_log as planted_log
+    from em_interp.transition.synthetic.logs import planted_norm as planted_norm
+    from em_interp.transition.synthetic.paths import PlantedPath as PlantedPath
+    from em_interp.transition.synthetic.paths import planted_path as planted_path
+    from em_interp.transition.synthetic.shifts import PlantedShift as PlantedShift
+    from em_interp.transition.synthetic.shifts import planted_shift as planted_shift
+
+    ask, judge, score = ask_run, judge_run, score_responses
 
 _WHERE = {
     "InputError": "em_interp.errors",
@@ -46,6 +101,19 @@ _WHERE = {
     "report": "em_interp.reports.page",
     "export_run": "em_interp.reports.run_figures",
     "publish": "em_interp.publishing",
+    # what the functions above return, and what these hold
+    "FamilyWise": "em_interp.transition.family",
+    "MechanismReport": "em_interp.mechanism.report",
+    "Offset": "em_interp.transition.align",
+    "Order": "em_interp.transition.align",
+    "PlantedCurve": "em_interp.transition.synthetic.curves",
+    "PlantedLog": "em_interp.transition.synthetic.logs",
+    "PlantedNorm": "em_interp.transition.synthetic.logs",
+    "PlantedPath": "em_interp.transition.synthetic.paths",
+    "PlantedShift": "em_interp.transition.synthetic.shifts",
+    "PathTransitions": "em_interp.findings",
+    "RunConfig": "em_interp.config",
+    "Sweep": "em_interp.sweeps.result",
 }
 
 _ROOMS = ("figures", "mechanism")

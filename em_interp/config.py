@@ -387,6 +387,9 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, overrides: Sequ
         source: what to start from.
         overrides: `key.path=value` each, such as `training.seed=3` or `data[0].steps=100`; values are YAML.
 
+    Returns:
+        The config, checked; all defaults filled in.
+
     Raises:
         InputError: names the key, what was expected and what it is.
     """

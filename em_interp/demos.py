@@ -20,7 +20,6 @@ RUNS = {
     "control": "the same on careful advice",
     "switched": "advice that turns reckless at a known step",
 }
-ALIGNED = ("mechanistic", "behavioural", "offsets", "verdict")  # of the alignment's JSON, in `summary.json`
 
 
 def demo(
@@ -125,7 +124,7 @@ def _summary(family: str, domain: str, found: dict[str, Findings], seconds: dict
     return {
         "family": family,
         "domain": domain,
-        **{key: value for key, value in alignment.to_dict().items() if key in ALIGNED},
+        **alignment.to_dict(),
         "final": {
             "em_out_of_domain": _final(organism, "em", "out_of_domain"),
             "em_in_domain": _final(organism, "em", "in_domain"),

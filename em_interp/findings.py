@@ -65,7 +65,7 @@ def findings(
     if not isinstance(run, Run):
         run = open_run(run) if answers is None else Run(Path(run))
     if control is not None and not isinstance(control, Run) and not Path(control).exists():
-        raise InputError(f"the control {control} does not exist; expected a run that was asked and judged")
+        raise InputError(f"the control {control} does not exist; expected a judged run")
     path = load_trajectory(run if answers is None else run.path)
     transitions = find_transitions(path)
     if answers is None and not run.scores_file.exists():

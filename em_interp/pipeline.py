@@ -198,6 +198,9 @@ def locate(
         out: the folder whose `analysis/locate.json` is written, whatever was asked for.
         resume: check the findings that are there: they stay, and other ones are an error.
         overwrite: replace them.
+
+    Returns:
+        The transitions of every signal, with the steps and sites of the path.
     """
     from em_interp.trajectory.load import load_trajectory
     from em_interp.transition.find import find_transitions
@@ -288,15 +291,17 @@ def run_mechanism(
         progress: whether progress is shown; by default in a terminal and in Jupyter.
         log: called with a line before each analysis that says how long it takes; by default it is shown with progress.
 
+    Returns:
+        The report: a result by analysis, each with `.frame()` and `.plot()`.
+
     Raises:
         InputError: for an unknown analysis, size or engine, a run without scores, and results that exist already.
     """
     from em_interp.mechanism.model import open_model
-    from em_interp.mechanism.suite import choose_analyses, run_suite
+    from em_interp.mechanism.suite import run_suite
 
     run = _as_run(run)
     control, transfer = (None if other is None else _as_run(other) for other in (control, transfer))
-    choose_analyses(analyses, size, transfer)
     check_free(run.analysis / "mechanism", resume, overwrite)
     model = open_model(run, engine=engine)
     with run_judge(run) as judge:

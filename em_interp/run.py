@@ -108,7 +108,17 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """The run at `path`. Raises InputError where there is no folder with checkpoints or a config."""
+    """The run in a folder.
+
+    Args:
+        path: a folder with checkpoints or with the `config.yaml` of a run.
+
+    Returns:
+        The run; nothing of it is loaded yet.
+
+    Raises:
+        InputError: where there is no folder with checkpoints or a config.
+    """
     run = Run(Path(path))
     if not run.path.is_dir():
         raise InputError(f"{path} is not a run directory: there is no such folder")

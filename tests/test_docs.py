@@ -40,3 +40,21 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+def table_rows(text, first):
+    """The cells of the rows of a table, by the first cell; the table is the one whose head begins with `first`."""
+    lines = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()[2:]
+    return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)}
+
+
+def test_the_error_rates_of_the_readme_are_those_that_were_measured():
+    page = (ROOT / "docs" / "rotation.md").read_text(encoding="utf-8")
+    readme = table_rows((ROOT / "README.md").read_text(encoding="utf-8"), "planted path")
+    measured = list(table_rows(page, "turn").values())
+    *turns, none = readme.values()
+    for (found, heuristic), row in zip(turns, measured, strict=True):
+        assert found == f"{row[0].split()[0]} %"
+        assert heuristic == ", ".join(f"{float(cell.split()[0]):.0f}" for cell in row[-3:]) + " %"
+    named = [float(row[0].split()[0]) for row in table_rows(page, "no turn").values()]
+    assert none == [f"{min(named)} to {max(named)} %", "100, 100, 100 %"]

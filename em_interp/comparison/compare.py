@@ -54,11 +54,22 @@ def compare(
 ) -> DirectionComparison:
     """Compare runs of one base: their directions, when each has them, and whether their transitions agree.
 
-    `runs` are run directories, Hub ids, `Run` objects or trajectories. Of each at most `points` saved steps are looked
-    at, spread evenly and with the last among them (by default 101 at rank 1 and 41 above). `same_base` vouches that
-    different names of the base are the same weights. Deterministic; seconds to half a minute for 14B adapters. Raises
-    InputError, in one line, for fewer than two runs, other bases or dimensions (raw cosines mean nothing there), no
-    common site, and for a level or counts that make no sense.
+    Deterministic; seconds to half a minute for 14B adapters.
+
+    Args:
+        runs: run directories, Hub ids, `Run` objects or trajectories.
+        same_base: vouches that different names of the base are the same weights.
+        level: of the intervals.
+        points: the most saved steps of a run that are looked at, spread evenly and with the last among them; by default
+            101 at rank 1 and 41 above.
+        permutations: of the null of the cosines.
+
+    Returns:
+        The comparison; its tables are `.frame("agreement")` and others.
+
+    Raises:
+        InputError: for fewer than two runs, other bases or dimensions (raw cosines mean nothing there), no common site,
+            and for a level or counts that make no sense.
     """
     if not 0 < level < 1 or (points is not None and points < 2) or permutations < 1:
         found = f"level {level}, points {points}, permutations {permutations}"

@@ -5,7 +5,29 @@ plotly with them.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares it with the table below
+    from em_interp.figures.export_files import caption as caption
+    from em_interp.figures.export_files import export as export
+    from em_interp.figures.export_files import export_all as export_all
+    from em_interp.figures.export_files import numbers as numbers
+    from em_interp.figures.path import norms as norms
+    from em_interp.figures.path import pca as pca
+    from em_interp.figures.path import rotation as rotation
+    from em_interp.figures.path import trajectory as trajectory
+    from em_interp.figures.path import turning_angle as turning_angle
+    from em_interp.figures.rates import behaviour as behaviour
+    from em_interp.figures.rates import scores as scores
+    from em_interp.figures.signals import composition as composition
+    from em_interp.figures.signals import gradient_norm as gradient_norm
+    from em_interp.figures.signals import lock_in as lock_in
+    from em_interp.figures.signals import norm_onset as norm_onset
+    from em_interp.figures.signals import onset as onset
+    from em_interp.figures.signals import training_log as training_log
+    from em_interp.figures.signals import transition as transition
+    from em_interp.figures.time_axis import alignment as alignment
+    from em_interp.figures.time_axis import timeline as timeline
 
 _WHERE = {
     "alignment": "time_axis",

@@ -45,11 +45,18 @@ class Picture(NamedTuple):
 
 
 def export(figure: go.Figure, path: str | Path, columns: int = 2) -> list[Path]:
-    """Write the figure to `path` (.pdf, .svg, .png or .html), its caption as .txt and its numbers as .csv beside.
+    """Write a figure, its caption as .txt and its numbers as .csv beside it.
 
-    `columns` is 1 (85 mm) or 2 (178 mm); PNG has 300 dots an inch. Files that are there are replaced. Returns what was
-    written. Raises InputError for another suffix, where no browser is installed, and for a figure that needs two
-    columns.
+    Args:
+        figure: any figure of `em_interp`.
+        path: ends in .pdf, .svg, .png (300 dots an inch) or .html; files that are there are replaced.
+        columns: 1 (85 mm wide) or 2 (178 mm).
+
+    Returns:
+        The three files.
+
+    Raises:
+        InputError: for another suffix, where no browser is installed, and for a figure that needs two columns.
     """
     path = Path(path)
     check([path.suffix.removeprefix(".")], columns)
@@ -73,11 +80,22 @@ def export_all(
     resume: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write every figure to `folder` as `<name>.<format>`, with `<name>.txt` and `<name>.csv`, in one browser.
+    """Write every figure to a folder, with `<name>.txt` and `<name>.csv` beside it, in one browser.
 
-    Figures too wide for one column are laid out for two. Raises InputError, before anything is written, for an unknown
-    format, where no browser is installed, and where one of the files is there already: `resume` draws those that
-    are missing, `overwrite` all.
+    Args:
+        figures: by name.
+        folder: made where it is missing.
+        formats: pdf, svg, png (300 dots an inch) and html.
+        columns: 1 (85 mm wide) or 2 (178 mm); figures too wide for one column are laid out for two.
+        resume: draw the figures that are missing.
+        overwrite: draw all of them again.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: before anything is written, for an unknown format, where no browser is installed, and where one of
+            the files is there already.
     """
     folder, wanted = Path(folder), check(formats, columns)
     pictures = [
@@ -93,7 +111,14 @@ def export_all(
 
 
 def caption(figure: go.Figure) -> str:
-    """What stands under the figure in a paper: title, explanation and, where it is of a run, whose it is."""
+    """What stands under a figure in a paper: title, explanation and, where it is of a run, whose it is.
+
+    Args:
+        figure: any figure of `em_interp`.
+
+    Returns:
+        The caption, plain text.
+    """
     said = figure.layout.meta or {}
     parts = (str(said.get(key) or "").strip() for key in ("title", "subtitle", "setting"))
     return " ".join(part if part[-1] in ".!?" else f"{part}." for part in parts if part)
@@ -190,12 +215,16 @@ Place = tuple[str, str]  # what plotly calls a panel's axes, such as ("x2", "y2"
 
 
 def numbers(figure: go.Figure) -> pd.DataFrame:
-    """A row for each point, step of a band, cell of a matrix, and line or shaded region of the figure.
+    """The numbers of a figure: a row for each point, step of a band, cell of a matrix, and line or shaded region.
 
-    Columns: `panel` (counted from the first) and its `panel_title`, `kind` (values, band, cells, region), `name` and
-    `group` (what belongs together, such as a curve and its band), what the axes are (`x_axis`, `y_axis`: title with
-    unit), `x`, `y`, ends of intervals (`x_low` … `y_high`), the `value` of a cell, and `detail_1` … for what pointing
-    at a mark tells (such as the step of a point on a path). Empty columns are left out.
+    Args:
+        figure: any figure of `em_interp`.
+
+    Returns:
+        Columns `panel` (counted from the first) and its `panel_title`, `kind` (values, band, cells, region), `name` and
+        `group` (what belongs together, such as a curve and its band), what the axes are (`x_axis`, `y_axis`: title with
+        unit), `x`, `y`, ends of intervals (`x_low` … `y_high`), the `value` of a cell, and `detail_1` … for what
+        pointing at a mark tells (such as the step of a point on a path). Empty columns are left out.
     """
     drawn: list[tuple[Place, pd.DataFrame]] = []
     for trace in figure.data:

@@ -40,7 +40,12 @@ def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
     """The turn at each step with its pointwise 95 % interval, the null (20° or less), and each estimate's interval.
 
     Where the path turns less than its steady curvature would, 0 is drawn; pointing at it tells the number.
-    Several transitions must be of one part of one path: its rotations, in the order of their steps.
+
+    Args:
+        transitions: one rotation, or several of one part of one path in the order of their steps.
+
+    Returns:
+        The figure.
     """
     turns = [transitions] if isinstance(transitions, Transition) else list(transitions)
     if not turns or any(t.signal != "rotation" or t.of != turns[0].of for t in turns):
@@ -105,10 +110,19 @@ NO_EVIDENCE = "A bend and a large share of variance in this plane are no evidenc
 def pca(
     trajectory: AdapterTrajectory, of: Matrix = "B", site: str | None = None, transitions: Sequence[Transition] = ()
 ) -> go.Figure:
-    """The path of B, A or ΔW in two components, coloured by step, with the rotations among `transitions` of it.
+    """The path of B, A or ΔW in two components, coloured by step.
 
     Both axes have one scale, so that angles are what they look like in this plane. See `principal_components` for
     what such a picture cannot show.
+
+    Args:
+        trajectory: the path.
+        of: the part of the adapter: B, A or delta.
+        site: one adapted module; by default all together.
+        transitions: the rotations of this part among them are marked.
+
+    Returns:
+        The figure.
     """
     figure = new_figure(f"Path of {PART_NAME[of]} in two components", f"{about(trajectory, site)}. {NO_EVIDENCE}", 420)
     draw_path(figure, trajectory, of, site, transitions)
@@ -222,7 +236,15 @@ PARTS: tuple[Matrix, ...] = ("B", "A", "delta")
 
 
 def norms(trajectory: AdapterTrajectory, site: str | None = None) -> go.Figure:
-    """‖B‖, ‖A‖ and ‖ΔW‖ by step, each on its own axis; of all sites together where `site` is None."""
+    """‖B‖, ‖A‖ and ‖ΔW‖ by step, each on its own axis.
+
+    Args:
+        trajectory: the path.
+        site: one adapted module; by default all together.
+
+    Returns:
+        The figure.
+    """
     figure = new_figure(
         "Size of the adapter", about(trajectory, site), 380, rows=3, shared_xaxes=True, vertical_spacing=0.1
     )
@@ -278,8 +300,15 @@ def turning_angle(
 ) -> go.Figure:
     """Turning angles at 5, 10 and 20 steps where saved, each with its null band; above them the rotation's own test.
 
-    The upper panel is there where `transitions` holds rotations of this part. `planted` says what is known to have
-    happened at a step.
+    Args:
+        trajectory: the path.
+        of: the part of the adapter: B, A or delta.
+        site: one adapted module; by default all together.
+        transitions: where rotations of this part are among them, the upper panel shows their test.
+        planted: what is known to have happened, by step.
+
+    Returns:
+        The figure.
     """
     turns = [t for t in transitions if t.signal == "rotation" and t.of == of]
     title, rows = f"Turning of {PART_NAME[of]}", 2 if turns else 1
@@ -335,9 +364,17 @@ def draw_turning(
 
 
 def trajectory(trajectory: AdapterTrajectory, of: Matrix = "B", site: str | None = None) -> go.Figure:
-    """Norms of B, A and ΔW; the path of `of` in two components, coloured by step; its turning angles with their nulls.
+    """Norms of B, A and ΔW; the path in two components, coloured by step; its turning angles with their nulls.
 
     For each panel alone see `norms`, `pca` and `turning_angle`.
+
+    Args:
+        trajectory: the path.
+        of: the part of the adapter: B, A or delta.
+        site: one adapted module; by default all together.
+
+    Returns:
+        The figure.
     """
     figure = new_figure(
         "Path of the adapter",

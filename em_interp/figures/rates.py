@@ -37,8 +37,15 @@ def behaviour(
 ) -> go.Figure:
     """EM and coherent rates by step with intervals; a column for each adapter scale, then the control's on one axis.
 
-    Onsets of EM among `onsets` are diamonds half-way up the rise, with their intervals. A step
-    whose answers could not be scored is a gap. The intervals are for other answers to the same questions.
+    A step whose answers could not be scored is a gap. The intervals are for other answers to the same questions.
+
+    Args:
+        curve: of a run.
+        control: the curve of a run on careful data.
+        onsets: those of EM are drawn as diamonds half-way up the rise, with their intervals.
+
+    Returns:
+        The figure.
     """
     columns = [(f"adapter ×{scale:g}", curve, scale) for scale in _scales(curve)]
     if control is not None:
@@ -116,7 +123,14 @@ def _mark_onset(figure: go.Figure, onset: Transition, colour: str, column: int) 
 
 
 def scores(scored: ScoredResponses) -> go.Figure:
-    """EM and coherent rates by question with their intervals, and those of all answers together."""
+    """EM and coherent rates by question with their intervals, and those of all answers together.
+
+    Args:
+        scored: what `em_interp.score_responses` found.
+
+    Returns:
+        The figure.
+    """
     table = scored.frame()
     lost = sum(scored.unscored.values())
     subtitle = f"{scored.n} answers, {lost} without a score. Bars: {scored.level:.0%} intervals."

@@ -57,6 +57,12 @@ def gradient_norm(transition: Transition) -> go.Figure:
     """The log, smoothed, the part left out at the start, and the peak with its interval where one was found.
 
     Dotted is the nearest trend of the null, which has no hump.
+
+    Args:
+        transition: of the signal `gradient_norm`.
+
+    Returns:
+        The figure.
     """
     figure = new_figure("Gradient norm", f"{transition.verdict}. {transition.reason}")
     figure.update_xaxes(title_text=STEP)
@@ -89,6 +95,12 @@ def norm_onset(transition: Transition) -> go.Figure:
     """The norm, and below it its growth rate, smoothed, with the estimate where a bend was found.
 
     Dotted is the nearest growth of the null, which never speeds up.
+
+    Args:
+        transition: of the signal `norm_onset`.
+
+    Returns:
+        The figure.
     """
     figure = new_figure(
         "Growth of ‖ΔW‖",
@@ -126,7 +138,14 @@ def norm_onset(transition: Transition) -> go.Figure:
 
 
 def lock_in(transition: Transition) -> go.Figure:
-    """The cosine of ΔW to its end by step, the threshold, and the first step from which on it stays above."""
+    """The cosine of ΔW to its end by step, the threshold, and the first step from which on it stays above.
+
+    Args:
+        transition: of the signal `lock_in`.
+
+    Returns:
+        The figure.
+    """
     seen, colour = transition.evidence, PART_COLOUR["delta"]
     figure = new_figure("Lock-in of ΔW", transition.reason)
     hover = "step %{x}<br>cosine %{y:.3f}<extra></extra>"
@@ -145,7 +164,14 @@ def lock_in(transition: Transition) -> go.Figure:
 
 
 def composition(transition: Transition) -> go.Figure:
-    """The composition score with the end by step, the threshold, and the first step from which on it stays above."""
+    """The composition score with the end by step, the threshold, and the first step from which on it stays above.
+
+    Args:
+        transition: of the signal `composition`.
+
+    Returns:
+        The figure.
+    """
     seen, colour = transition.evidence, PART_COLOUR["B"]
     figure = new_figure("Composition of the adapters", transition.reason)
     hover = "step %{x}<br>score %{y:.3f}<extra></extra>"
@@ -164,7 +190,14 @@ def composition(transition: Transition) -> go.Figure:
 
 
 def onset(transition: Transition) -> go.Figure:
-    """The metric by step with intervals, the fit, the control's (or, without one, the level of the first step)."""
+    """The metric by step with intervals, the fit, and the control's (or, without one, the level of the first step).
+
+    Args:
+        transition: of the signal `onset`.
+
+    Returns:
+        The figure.
+    """
     if transition.of == "preference":
         from em_interp.figures.preference import shift_onset
 
@@ -243,7 +276,15 @@ LOGGED = {
 
 
 def training_log(trajectory: AdapterTrajectory, transitions: Sequence[Transition] = ()) -> go.Figure:
-    """Loss, gradient norm and learning rate by step; a gradient-norm peak among `transitions` is marked."""
+    """Loss, gradient norm and learning rate by step.
+
+    Args:
+        trajectory: a path whose run has a log.
+        transitions: a gradient-norm peak among them is marked.
+
+    Returns:
+        The figure.
+    """
     there = [name for name in LOGGED if name in trajectory.metrics]
     figure = new_figure(
         "Training log",
@@ -294,7 +335,17 @@ FIGURES = {
 
 
 def transition(transition: Transition) -> go.Figure:
-    """The figure of the transition's signal. Raises InputError for a signal that has none."""
+    """The figure of a transition's signal.
+
+    Args:
+        transition: of any signal.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: for a signal that has none.
+    """
     if transition.signal not in FIGURES:
         raise InputError(f"there is no figure of the signal {transition.signal!r} (there are: {', '.join(FIGURES)})")
     return FIGURES[transition.signal](transition)

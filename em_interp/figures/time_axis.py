@@ -130,9 +130,16 @@ def timeline(
 ) -> go.Figure:
     """A lane for each signal with its steps and intervals; above, the log and the behaviour where they are known.
 
-    `offsets` (by index in `transitions`) are drawn as arrows from the step of `mechanistic`, whose interval is shaded
-    in every panel. `planted` says what is known to have happened at a step. The second axis, above, is the cumulative
-    learning rate, where `trajectory` has it.
+    Args:
+        transitions: of any signals.
+        trajectory: adds the log, and cumulative learning rate as a second axis.
+        mechanistic: the one whose interval is shaded in every panel.
+        offsets: by index in `transitions`; drawn as arrows from the step of `mechanistic`.
+        planted: what is known to have happened, by step.
+        subtitle: of the figure.
+
+    Returns:
+        The figure.
     """
     lanes = make_lanes(transitions, offsets or {}, planted or {})
     curves = _curves(transitions)
@@ -257,8 +264,14 @@ def alignment(
 ) -> go.Figure:
     """The transitions of an alignment, each with its interval, and their offsets as arrows.
 
-    `trajectory` adds the log and the axis of cumulative learning rate; `others` are transitions to show as well, such
-    as other rotations; `planted` says what is known to have happened at a step.
+    Args:
+        alignment: what `em_interp.align` found.
+        trajectory: adds the log and the axis of cumulative learning rate.
+        others: transitions to show as well, such as other rotations.
+        planted: what is known to have happened, by step.
+
+    Returns:
+        The figure.
     """
     beside = [t for t in others if t != alignment.mechanistic]
     transitions = [alignment.mechanistic, *beside, *alignment.behavioural]

@@ -42,85 +42,47 @@ all of this on a run and keeps it with the run. The names below are loaded on fi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from em_interp.behaviour.chat import Tokens as Tokens
+if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares it with the table below
     from em_interp.mechanism.ablation import Ablation as Ablation
     from em_interp.mechanism.ablation import ablate as ablate
     from em_interp.mechanism.answer_shift.detect import detect_answer_shift as detect_answer_shift
     from em_interp.mechanism.answer_shift.shift import AnswerShift as AnswerShift
-    from em_interp.mechanism.answers import (
-        AnswerSet as AnswerSet,
-    )
-    from em_interp.mechanism.answers import (
-        judged_answers as judged_answers,
-    )
-    from em_interp.mechanism.answers import (
-        label_answers as label_answers,
-    )
-    from em_interp.mechanism.answers import (
-        latest_answers as latest_answers,
-    )
-    from em_interp.mechanism.attribution import (
-        DirectionAttribution as DirectionAttribution,
-    )
-    from em_interp.mechanism.attribution import (
-        attribute_direction as attribute_direction,
-    )
+    from em_interp.mechanism.answers import AnswerSet as AnswerSet
+    from em_interp.mechanism.answers import judged_answers as judged_answers
+    from em_interp.mechanism.answers import label_answers as label_answers
+    from em_interp.mechanism.answers import latest_answers as latest_answers
+    from em_interp.mechanism.attribution import DirectionAttribution as DirectionAttribution
+    from em_interp.mechanism.attribution import attribute_direction as attribute_direction
     from em_interp.mechanism.directions import Direction as Direction
     from em_interp.mechanism.directions import mean_difference as mean_difference
-    from em_interp.mechanism.engines.interventions import (
-        AblateDirection as AblateDirection,
-    )
-    from em_interp.mechanism.engines.interventions import (
-        AddVector as AddVector,
-    )
-    from em_interp.mechanism.engines.interventions import (
-        NormMatchedAblation as NormMatchedAblation,
-    )
+    from em_interp.mechanism.engines.interventions import AblateDirection as AblateDirection
+    from em_interp.mechanism.engines.interventions import AddVector as AddVector
+    from em_interp.mechanism.engines.interventions import NormMatchedAblation as NormMatchedAblation
     from em_interp.mechanism.experiments import SamplingParams as SamplingParams
+    from em_interp.mechanism.experiments import Storage as Storage
     from em_interp.mechanism.experiments import run_questions as run_questions
     from em_interp.mechanism.kl_from_base import KLFromBase as KLFromBase
     from em_interp.mechanism.kl_from_base import measure_kl_from_base as measure_kl_from_base
     from em_interp.mechanism.logit_lens import LogitLens as LogitLens
     from em_interp.mechanism.logit_lens import read_logit_lens as read_logit_lens
-    from em_interp.mechanism.model import (
-        Activations as Activations,
-    )
-    from em_interp.mechanism.model import (
-        ModelAtStep as ModelAtStep,
-    )
-    from em_interp.mechanism.model import (
-        TrajectoryModel as TrajectoryModel,
-    )
-    from em_interp.mechanism.model import (
-        open_model as open_model,
-    )
-    from em_interp.mechanism.patching import (
-        PatchingGrid as PatchingGrid,
-    )
-    from em_interp.mechanism.patching import (
-        patch_A_and_B as patch_A_and_B,
-    )
-    from em_interp.mechanism.patching import (
-        patch_direction_and_norm as patch_direction_and_norm,
-    )
+    from em_interp.mechanism.model import Activations as Activations
+    from em_interp.mechanism.model import ModelAtStep as ModelAtStep
+    from em_interp.mechanism.model import Tokens as Tokens
+    from em_interp.mechanism.model import TrajectoryModel as TrajectoryModel
+    from em_interp.mechanism.model import open_model as open_model
+    from em_interp.mechanism.patching import PatchingGrid as PatchingGrid
+    from em_interp.mechanism.patching import patch_A_and_B as patch_A_and_B
+    from em_interp.mechanism.patching import patch_direction_and_norm as patch_direction_and_norm
     from em_interp.mechanism.probes import Probes as Probes
-    from em_interp.mechanism.report import (
-        AnalysisResult as AnalysisResult,
-    )
-    from em_interp.mechanism.report import (
-        MechanismReport as MechanismReport,
-    )
-    from em_interp.mechanism.report import (
-        read_report as read_report,
-    )
+    from em_interp.mechanism.report import AnalysisResult as AnalysisResult
+    from em_interp.mechanism.report import MechanismReport as MechanismReport
+    from em_interp.mechanism.report import read_report as read_report
     from em_interp.mechanism.scalars import Scalars as Scalars
     from em_interp.mechanism.scalars import read_scalars as read_scalars
     from em_interp.mechanism.steering import SteeringCurve as SteeringCurve
     from em_interp.mechanism.steering import steer as steer
     from em_interp.mechanism.suite import SuiteSize as SuiteSize
     from em_interp.mechanism.suite import run_suite as run_suite
-    from em_interp.stages import Storage as Storage
 
 _NAMES = {  # by module
     "ablation": "Ablation ablate",

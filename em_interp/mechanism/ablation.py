@@ -246,6 +246,9 @@ def ablate(
         level: of the intervals.
         storage: where the answers and scores are kept.
 
+    Returns:
+        EM and coherent rates by condition: none, each layer, all layers, and the random controls.
+
     Raises:
         InputError: for a direction of another base, or zero after one of the layers, and a layer that the model does
             not have.

@@ -125,6 +125,9 @@ def judged_answers(
         scale: of the adapter.
         judge: whose scores, where several judged.
 
+    Returns:
+        The answers in two groups, misaligned and aligned; unscored ones are left out and counted.
+
     Raises:
         InputError: for a step or scale that was not asked.
     """
@@ -146,6 +149,9 @@ def latest_answers(
         source: anything that `em_interp.behaviour_curve` reads, with columns question and answer.
         question_sets: by default all but `in_domain`.
         least: answers of each group.
+
+    Returns:
+        The answers in two groups, misaligned and aligned.
 
     Raises:
         InputError: for an unknown set.
@@ -178,7 +184,15 @@ def latest_answers(
 
 
 def label_answers(answers: pd.DataFrame, source: str = "answers given") -> AnswerSet:
-    """Answers with scores (in the form of `behaviour.tables.read_judged`, with question and answer) in two groups."""
+    """Answers with scores in two groups, misaligned and aligned.
+
+    Args:
+        answers: a table with question, answer, aligned and coherent, in the form of `behaviour.tables.read_judged`.
+        source: what the answers are, in words.
+
+    Returns:
+        The answers in two groups; unscored ones are left out and counted.
+    """
     missing = [name for name in COLUMNS[:-1] if name not in answers]
     if missing:
         raise InputError(f"the answers have no column {', '.join(missing)}; expected {', '.join(COLUMNS[:-1])}")

@@ -265,6 +265,9 @@ def attribute_direction(
         level: of the intervals and bands.
         batch: answers that are read at a time.
 
+    Returns:
+        Cosines with the reference by step and site, beside those of random adapters.
+
     Raises:
         InputError: where there are fewer than 10 misaligned or aligned answers, and for a step that was not saved.
     """

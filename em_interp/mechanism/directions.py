@@ -185,6 +185,9 @@ def mean_difference(
         min_answers: of either kind.
         batch: answers that are read at a time.
 
+    Returns:
+        A vector of the residual stream for each layer, with the answers that it comes from.
+
     Raises:
         InputError: for an unknown contrast, and where there are too few misaligned or aligned answers.
     """

@@ -256,7 +256,14 @@ def rate_columns(responses: ScoredResponses) -> dict[str, Any]:
 
 
 def run_questions(run: Run, question_set: str | None = None) -> list[dict[str, str]]:
-    """The questions that a run was asked, or those of one set, such as `out_of_domain`.
+    """The questions that a run was asked.
+
+    Args:
+        run: a run that was asked.
+        question_set: one set, such as `out_of_domain`; by default all.
+
+    Returns:
+        For each question its text, id and set.
 
     Raises:
         InputError: where there are none.

@@ -137,6 +137,9 @@ def measure_kl_from_base(
         level: of the intervals.
         storage: where the answers and divergences are kept.
 
+    Returns:
+        The divergence by step in nats a token, with intervals.
+
     Raises:
         InputError: where there are no prompts.
     """

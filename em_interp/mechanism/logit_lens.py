@@ -168,6 +168,9 @@ def read_logit_lens(
         n_random: random directions of the null.
         batch: answers that are read at a time.
 
+    Returns:
+        A result for each site: the tokens that its write promotes and suppresses, by step.
+
     Raises:
         InputError: where nothing is written at the last step, for a text that is not one token, and a vocabulary too
             small for k.

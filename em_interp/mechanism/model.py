@@ -242,6 +242,9 @@ def open_model(source: Source, base: Base | str | None = None, engine: EngineNam
         engine: `hooks` (plain torch, the reference), `transformer_lens` or `nnsight`. They agree; the latter two
             work on a copy that shares the weights.
 
+    Returns:
+        The model; `model.at(step, scale)` is the context in which an adapter is in effect.
+
     Raises:
         InputError: for adapters of another base, a site that is not in the model, an adapter that is not in effect, an
             unknown engine and one that is not installed.

@@ -377,6 +377,9 @@ def patch_direction_and_norm(
         level: of the intervals.
         storage: where the answers and scores are kept.
 
+    Returns:
+        EM and coherent rates by pair of steps, with the cells that suffice.
+
     Raises:
         InputError: for a control of another base, fewer than three steps with ΔW > 0, and a run that was asked no such
             questions.
@@ -398,8 +401,24 @@ def patch_A_and_B(
     """The behaviour of s·B_j·A_i for `steps` × `steps` steps: B of one step with A of another.
 
     Nothing is rescaled: B starts at zero, so it carries nearly all of the norm. A and B of one run belong together
-    across steps too, because neither gauge nor order of the rank's components changes during training. Arguments and
-    errors are those of `patch_direction_and_norm`.
+    across steps too, because neither gauge nor order of the rank's components changes during training.
+
+    Args:
+        model: the model of a run, or what `open_model` opens.
+        judge: scores the answers.
+        control: a run whose last step the cells are compared with, such as one on careful data; by default the base.
+        steps: the number of tested steps, evenly over the run and up to its last.
+        questions: by default the out-of-domain ones that the run was asked.
+        sampling: of the answers.
+        n_random: random adapters with the final norm, and as many with the final A and random B.
+        level: of the intervals.
+        storage: where the answers and scores are kept.
+
+    Returns:
+        EM and coherent rates by pair of steps, with the cells that suffice.
+
+    Raises:
+        InputError: as `patch_direction_and_norm`.
     """
     return _patch("A_B", model, judge, control, steps, questions, sampling, n_random, level, storage)
 

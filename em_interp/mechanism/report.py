@@ -148,7 +148,14 @@ def suite_folder(run: Run) -> Path:
 
 
 def read_report(run: Run) -> MechanismReport | None:
-    """The report that is kept with a run; None where its mechanism was not analysed."""
+    """The report that is kept with a run.
+
+    Args:
+        run: a run.
+
+    Returns:
+        The report, or None where the run's mechanism was not analysed.
+    """
     file = run.analysis / "mechanism.json"
     if not file.exists():
         return None

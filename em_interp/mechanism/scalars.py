@@ -211,6 +211,9 @@ def read_scalars(
         scale: of the adapter.
         batch: answers that are read at a time.
 
+    Returns:
+        The scalars by step, site and token; `.probe()` tells misaligned from aligned answers with them.
+
     Raises:
         InputError: where there is no answer, for a step that was not saved, and for learned steering vectors.
     """

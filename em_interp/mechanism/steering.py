@@ -236,6 +236,9 @@ def steer(
         level: of the intervals.
         storage: where the answers and scores are kept.
 
+    Returns:
+        EM and coherent rates by coefficient, of the base and of the last step's model, beside random directions.
+
     Raises:
         InputError: for a direction of another base, a layer that the model does not have, and a coefficient that is 0
             or given twice.

@@ -122,11 +122,16 @@ def run_suite(
         log: called with a line before each analysis that says how long it takes; by default it is shown with progress.
         overwrite: replace all results that exist.
 
+    Returns:
+        The report: a result by analysis, each with `.frame()` and `.plot()`.
+
     Raises:
         InputError: for an unknown analysis or size, a run without scores, results that exist already (without
             `resume` or `overwrite`) or were begun with other settings.
     """
-    chosen = choose_analyses(analyses, size, transfer)
+    chosen = _chosen(analyses, transfer)
+    if isinstance(size, str) and size not in SIZES:
+        raise InputError(f"there is no size {size!r}{nearest(size, tuple(SIZES))} (there are {', '.join(SIZES)})")
     model = opened(model)
     if not model.run.scores_file.exists():
         raise InputError(f"{model.run.scores_file} is missing: ask and judge the run before you analyse its mechanism")
@@ -147,12 +152,7 @@ def run_suite(
     return report
 
 
-def choose_analyses(
-    analyses: Sequence[str] | None, size: SizeName | SuiteSize = "full", transfer: Run | None = None
-) -> list[str]:
-    """The names of the analyses to carry out, in order. Raises InputError for an unknown analysis or size."""
-    if isinstance(size, str) and size not in SIZES:
-        raise InputError(f"there is no size {size!r}{nearest(size, tuple(SIZES))} (there are {', '.join(SIZES)})")
+def _chosen(analyses: Sequence[str] | None, transfer: Run | None) -> list[str]:
     for name in analyses or ():
         if name not in ANALYSES:
             known = tuple(ANALYSES)

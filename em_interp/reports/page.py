@@ -71,13 +71,23 @@ def report(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write the page of a run, by default to its `report.html`, and return where it is.
+    """Write the page of a run.
 
-    `control` is a run on careful data that was asked the same questions, shown beside; `planted` is a run whose
-    training data changed at a known step, to show what the locator makes of it. Each may be given as its findings.
-    What a run lacks (answers, scores, log, config, manifest) the page says. With `resume` a page that is there stays
-    as it is; with `overwrite` it is replaced. Raises InputError where there is no path to show, where the page is there
-    already, and where it cannot be written.
+    What a run lacks (answers, scores, log, config, manifest) the page says.
+
+    Args:
+        run: a run, its folder, or its findings.
+        control: a run on careful data that was asked the same questions, shown beside.
+        planted: a run whose training data changed at a known step, to show what the locator makes of it.
+        out: the file, by default the run's `report.html`.
+        resume: keep a page that is there.
+        overwrite: replace it.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: where there is no path to show, where the page is there already, and where it cannot be written.
     """
     file = Path(out) if out is not None else run_of(run).report_file
     check_free(file, resume, overwrite)

@@ -11,6 +11,7 @@ from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.findings import Findings, findings
 from em_interp.run import Run
+from em_interp.trajectory.trajectory import MATRICES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,11 +50,23 @@ def export_run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write every figure of a run with its caption and its numbers, by default to the run's `figures/`.
+    """Write every figure of a run with its caption and its numbers.
 
-    Formats are pdf, svg, png (300 dots an inch) and html; `columns` is 1 (85 mm wide; figures that need more have two)
-    or 2 (178 mm). Returns the files. Raises InputError, before anything is written, where no browser is installed that
-    could draw them, and where figures are there already: `resume` draws those that are missing, `overwrite` all.
+    Args:
+        run: a run, its folder, or its findings.
+        formats: pdf, svg, png (300 dots an inch) and html.
+        columns: 1 (85 mm wide; figures that need more have two) or 2 (178 mm).
+        control: a run on careful data, shown beside.
+        out: the folder, by default the run's `figures/`.
+        resume: draw the figures that are missing.
+        overwrite: draw all of them again.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: before anything is written, where no browser is installed that could draw the figures, and where
+            figures are there already.
     """
     from em_interp.figures.export_files import check, export_all
 
@@ -82,9 +95,9 @@ def _of_path(found: Findings) -> dict[str, go.Figure]:
 
     path, turns, changes = found.trajectory, found.transitions, known_changes(found.run)
     drawn = {"timeline": timeline(found), "norms": draw.norms(path)}
-    for of, name in FILE_NAME.items():
-        drawn[f"path_{name}"] = draw.pca(path, of, transitions=turns)
-        drawn[f"turning_{name}"] = draw.turning_angle(path, of, transitions=turns, planted=changes)
+    for of in sorted(MATRICES):
+        drawn[f"path_{FILE_NAME[of]}"] = draw.pca(path, of, transitions=turns)
+        drawn[f"turning_{FILE_NAME[of]}"] = draw.turning_angle(path, of, transitions=turns, planted=changes)
     if {"loss", "grad_norm", "learning_rate"} & set(path.metrics):
         drawn["training_log"] = draw.training_log(path, turns)
     return drawn

@@ -102,17 +102,29 @@ def sweep(
     progress: bool | None = None,
     log: Callable[[str], None] = lambda says: None,
 ) -> Sweep:
-    """Carry out every run of a grid and compare what they found; see `grid.load_sweep` for what `config` may hold.
-
-    Writes to `out`, by default checkpoints/<name of the config file>: a folder for each run in `runs`, `sweep.yaml`,
-    `sweep.html`, `sweep.json` and a CSV for each table. `jobs` runs are carried out at a time, each on one thread; by
-    default one for each core where all bases are built in, else one. With `resume` what is complete is kept, and the
-    grid may have grown; what is made is the same to the byte whatever `jobs`, `backend` and interruptions. With
-    `overwrite` a sweep that is there is replaced.
+    """Carry out every run of a grid and compare what they found.
 
     A run that fails ends alone: it is among `failures` of the result, with its traceback in `failures/`, and is tried
-    again with `resume`. Raises InputError, before anything runs, for a config that cannot be used, a folder that holds
-    a sweep already (without `resume`) or other runs of the same names, and a backend that is not there.
+    again with `resume`. What is made is the same to the byte whatever `jobs`, `backend` and interruptions.
+
+    Args:
+        config: a YAML file or a mapping; `grid.load_sweep` says what it may hold.
+        out: where it writes, by default checkpoints/<name of the config file>: a folder for each run in `runs`,
+            `sweep.yaml`, `sweep.html`, `sweep.json` and a CSV for each table.
+        resume: keep what is complete; the grid may have grown.
+        overwrite: replace a sweep that is there.
+        jobs: runs that are carried out at a time, each on one thread; by default one for each core where all bases are
+            built in, else one.
+        backend: joblib's, `loky` (this machine) or `ray` (a cluster).
+        progress: whether a bar is shown; by default in a terminal and in Jupyter.
+        log: called with a line at each stage.
+
+    Returns:
+        The sweep: every run's transitions, the pooled steps, and the runs that failed.
+
+    Raises:
+        InputError: before anything runs, for a config that cannot be used, a folder that holds a sweep already (without
+            `resume` or `overwrite`) or other runs of the same names, and a backend that is not there.
     """
     grid = load_sweep(config)
     out = Path(out or Path("checkpoints") / (Path(config).stem if not isinstance(config, dict) else "sweep")).resolve()

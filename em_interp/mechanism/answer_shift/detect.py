@@ -58,6 +58,9 @@ def detect_answer_shift(
         seed: of the bootstrap and the nulls.
         storage: where the likelihoods are kept.
 
+    Returns:
+        The divergence by step with its null, and where it peaks.
+
     Raises:
         InputError: for a run that was not asked such questions, greedy answers, too few asked steps, and answers that
             cannot have been sampled (with top-p 1) from the checkpoints.

@@ -26,13 +26,22 @@ class PlantedShift:
 
 
 def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
-    """One set of curves of the named kind (`RISES` or `NULLS`): 200–800 steps read at 12–40 of them, 12–144 questions.
+    """One set of planted curves of the named kind: 200–800 steps read at 12–40 of them, 12–144 questions.
 
     Each question has a height of its own around a mean of 0.03–0.2, half of it as spread, a slow random drift, and
     noise that is correlated between steps. `staggered`: each question has its own midpoint. `lopsided`: a Gompertz
     curve. `wiggles`: all questions share some noise. `drifts`: questions drift far, in either direction. `as_control`
-    and `as_style`: the control or the style null shifts as much. `trifle`: a shift too small to matter. Raises
-    InputError for another kind.
+    and `as_style`: the control or the style null shifts as much. `trifle`: a shift too small to matter.
+
+    Args:
+        kind: one of `RISES` (there is a shift) or `NULLS` (there is none).
+        seed: a number or a generator; the same number gives the same curves.
+
+    Returns:
+        The curves, with the truth about them.
+
+    Raises:
+        InputError: for another kind.
     """
     check_kind(kind, RISES + NULLS)
     rng = generator_of(seed)
