@@ -33,6 +33,7 @@ BLOCKS = (0.10, 0.15, 0.20, 0.25)
 GAPS = (0.0, 0.05, 0.10)
 MAX_BLOCK_AND_GAP = 0.30
 UNDEFINED_P = 2e-3  # probability that a block of pure noise is taken for drift
+MIN_DRIFT = 3.0  # energy of a block's drift, in units of its noise: below it an error of the noise model counts
 MIN_LEVER = 0.025  # least distance between the centres of a block's halves, as a share of that between L and R
 SPEED_WINDOW = 0.03  # share of the run, on either side, over which the drift's speed is averaged
 N_SIMULATED = 200
@@ -138,7 +139,8 @@ def _scan(half_block: int, half_gap: int, sums: list[np.ndarray], length: np.nda
     start = centre[:, None] + offsets
     inner, expected, along = (between_blocks(table, start, start + half_block) for table in sums)
     energy, noise_energy = _side_energies(inner), _side_energies(expected)
-    margin = (energy - noise_energy * noise.energy_limit(UNDEFINED_P)).min(1)
+    least = max(noise.energy_limit(UNDEFINED_P), MIN_DRIFT)
+    margin = (energy - noise_energy * least).min(1)
     defined = (margin > 0) & (np.einsum("pii->pi", inner) > 0).all(1)
     centre, start, inner, expected, along, energy, noise_energy = (
         x[defined] for x in (centre, start, inner, expected, along, energy, noise_energy)
@@ -151,7 +153,7 @@ def _scan(half_block: int, half_gap: int, sums: list[np.ndarray], length: np.nda
         centre=centre,
         turn=turn_of(inner, levers),
         error=_first_order_error(inner, expected, along, levers, noise),
-        snr=(energy / noise_energy).min(1) / noise.energy_limit(UNDEFINED_P),
+        snr=(energy / noise_energy).min(1) / least,
         inner=inner,
         noise=expected,
         along=along,
