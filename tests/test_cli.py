@@ -304,12 +304,18 @@ def words_of(command, run):
     return ["train", run / "config.yaml", "--out", run] if command == "train" else [command, run]
 
 
-@pytest.fixture
-def finished(run):
-    """A run with the results of every stage."""
+@pytest.fixture(scope="module")
+def finished_run(tiny, tmp_path_factory):
+    """A run with the results of every stage, never written to."""
+    run = copy(tiny.run, tmp_path_factory.mktemp("finished") / "run")
     for command in ("locate", "align", "report"):
         did(command, run)
     return run
+
+
+@pytest.fixture
+def finished(finished_run, tmp_path):
+    return copy(finished_run, tmp_path / "run")
 
 
 @pytest.mark.parametrize("command", STAGES)

@@ -25,17 +25,30 @@ def last_command(line):
     return words
 
 
-@pytest.fixture(scope="module", params=EXIT_CODES, ids=lambda number: number.name)
-def stopped(request, tiny, tmp_path_factory):
-    """Of each stage: the signal, where it was stopped, what it said, and the folder of one that was not stopped."""
-    folder = tmp_path_factory.mktemp("stopped")
-    train, ask, judge = (folder / name for name in STAGES)
-    copy(tiny.run, judge)
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """Of each stage: a run in which it was not interrupted. Judging has twelve times the answers of the others."""
+    folder = tmp_path_factory.mktemp("whole")
+    judge = copy(tiny.run, folder / "judge")
     (judge / "behaviour" / "scores.parquet").unlink()
     answers = pd.read_parquet(judge / "behaviour" / "answers.parquet")
     many = pd.concat([answers.assign(sample=answers["sample"] + 4 * i) for i in range(12)], ignore_index=True)
     many.to_parquet(judge / "behaviour" / "answers.parquet", index=False)  # rules judge tens of thousands a second
-    copy(judge, folder / "judge-whole")
+    copy(judge, folder / "unjudged")
+    did("judge", judge)
+    did("train", tiny.config, "--set", LONG, "--out", folder / "train")
+    return {"train": folder / "train", "ask": tiny.run, "judge": judge, "unjudged": folder / "unjudged"}
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, whole, tmp_path_factory):
+    """Of each signal and stage: the folder in which it was interrupted, and what it said."""
+    return {number: stop_each(number, tiny, whole, tmp_path_factory.mktemp(number.name)) for number in EXIT_CODES}
+
+
+def stop_each(number, tiny, whole, folder):
+    train, ask, judge = (folder / name for name in STAGES)
+    copy(whole["unjudged"], judge)
     words = {
         "train": ["train", tiny.config, "--set", LONG, "--out", train],
         "ask": ["ask", tiny.run, "--out", ask],
@@ -47,28 +60,27 @@ def stopped(request, tiny, tmp_path_factory):
         "judge": lambda: any(file.stat().st_size > 10_000 for file in judge.glob("behaviour/scores.*.jsonl")),
     }
     with ThreadPoolExecutor() as pool:
-        said = {stage: pool.submit(interrupted, begin(*words[stage]), signs[stage], request.param) for stage in STAGES}
-        did(*words["train"][:-1], folder / "train-whole")
-        did("judge", folder / "judge-whole")
-    whole = {"train": folder / "train-whole", "ask": tiny.run, "judge": folder / "judge-whole"}
-    return {stage: (request.param, folder / stage, said[stage].result(), whole[stage]) for stage in STAGES}
+        said = {stage: pool.submit(interrupted, begin(*words[stage]), signs[stage], number) for stage in STAGES}
+    return {stage: (folder / stage, said[stage].result()) for stage in STAGES}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_line_names_the_command_that_goes_on_and_that_ends_the_same(stage, stopped):
-    number, folder, said, whole = stopped[stage]
+@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
+def test_the_line_names_the_command_that_goes_on_and_that_ends_the_same(number, stage, stopped, whole):
+    folder, said = stopped[number][stage]
     assert (said.code, said.out, said.err.count("\n")) == (EXIT_CODES[number], "", 1), said
     assert said.err.startswith("em-interp: interrupted")
     assert "; nothing is lost, this goes on: em-interp " in said.err and said.err.endswith(" --resume\n")
     assert not list(folder.rglob("*.part"))
     without = ("scores.parquet",) if stage == "ask" else ()
-    assert contents(folder) != contents(whole, *without)  # it was in the middle of its work
+    assert contents(folder) != contents(whole[stage], *without)  # it was in the middle of its work
     did(*last_command(said.err))
-    assert contents(folder) == contents(whole, *without)
+    assert contents(folder) == contents(whole[stage], *without)
 
 
-def test_an_interruption_of_training_says_how_far_it_came(stopped):
-    said = stopped["train"][2].err
+@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
+def test_an_interruption_of_training_says_how_far_it_came(number, stopped):
+    said = stopped[number]["train"][1].err
     assert "interrupted with step " in said and " of 80 saved; " in said
 
 
