@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -305,17 +306,21 @@ def words_of(command, run):
 
 
 @pytest.fixture(scope="module")
-def finished_run(tiny, tmp_path_factory):
-    """A run with the results of every stage, never written to."""
-    run = copy(tiny.run, tmp_path_factory.mktemp("finished") / "run")
+def finished_once(tiny, tmp_path_factory):
+    """A run with the results of every stage, and a copy of it that is never written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = copy(tiny.run, folder / "run")
     for command in ("locate", "align", "report"):
         did(command, run)
-    return run
+    return run, copy(run, folder / "copy")
 
 
 @pytest.fixture
-def finished(finished_run, tmp_path):
-    return copy(finished_run, tmp_path / "run")
+def finished(finished_once):
+    """The run with the results of every stage, where it was made: its results name the place."""
+    run, original = finished_once
+    shutil.rmtree(run)
+    return copy(original, run)
 
 
 @pytest.mark.parametrize("command", STAGES)
