@@ -16,15 +16,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
 PICTURES = ROOT / "docs" / "images" / "gallery"
-MOST_BYTES, MOST_BYTES_IN_ALL = 60_000, 1_500_000
+MAX_BYTES, MAX_BYTES_IN_ALL = 60_000, 1_500_000
 COLOURS = 192  # of a picture
 SCREEN = {1: (428, 1.4), 2: (897, 1.0)}  # columns of a paper: width of the layout in pixels, and the picture's scale
 
 HEAD = """\
 # Gallery
-Every figure of `em_interp.figures`, drawn from the runs of `make demo`: an organism, its control on careful advice, and
-a run whose data changes at step 150. Each function returns a plotly Figure and writes nothing. Colours are those of
-Okabe and Ito, which common colour blindness leaves apart; steps are coloured by viridis.
+Every figure of the package, drawn from the runs of `make demo`: an organism, its control on careful advice, and a run
+whose data changes at step 150. Each call returns a plotly Figure and writes nothing. Colours are those of Okabe and
+Ito, which common colour blindness leaves apart; steps are coloured by viridis.
 
 As files, at the width of a paper's column (85 mm) or page (178 mm), with the caption as text and the numbers as CSV:
 
@@ -127,12 +127,12 @@ class Demo:
         return run
 
     @cached_property
-    def families(self):
+    def across(self):
         import em_interp as em
         from em_interp.organisms.presets import recipe
 
         llama = self.more("llama", recipe("organism", "llama"))
-        return em.compare_across_bases([self.folder / "organism", llama], draws=39, use=True, log=print)
+        return em.compare_across_bases([self.folder / "organism", llama], draws=39, steering_transfer=True, log=print)
 
     @cached_property
     def several(self):
@@ -152,6 +152,7 @@ class Demo:
         import pandas as pd
 
         from em_interp.figures.sweeps import sweep
+        from em_interp.results import interval_columns
 
         rows = []
         for name in ("organism", "control", "switched"):
@@ -159,20 +160,20 @@ class Demo:
             onset = [t for t in found.onsets if t.scale == 1 and t.questions == "out_of_domain"]
             for transition in (found.rotation, *found.transitions, *onset):
                 if transition.signal in ("rotation", "gradient_norm", "onset") and transition.of in ("B", None, "em"):
-                    low, high = transition.interval or (float("nan"),) * 2
                     row = {"group": name, "run": name, "signal": transition.signal, "verdict": transition.verdict}
-                    rows.append(row | {"step": transition.step, "low": low, "high": high, "reason": transition.reason})
+                    ends = interval_columns("step", transition.interval)
+                    rows.append(row | {"step": transition.step, **ends, "reason": transition.reason})
         signals = pd.DataFrame(rows).drop_duplicates(["run", "signal"])
-        pooled = pd.DataFrame(columns=["group", "signal", "mean", "low", "high"])
+        pooled = pd.DataFrame(columns=["group", "signal", "mean", "mean_low", "mean_high"])
         return sweep(signals.astype({"step": float}), pooled)
 
 
 class Exhibit(NamedTuple):
     section: str
-    says: str  # what the figure shows, in a sentence
+    shows: str  # what the figure shows, in a sentence
     draw: object = None  # from a Demo; None: there is no picture yet
-    call: str = ""  # how it is asked for
-    run: str | None = "organism"  # of the demo, whose setting belongs into the caption; None: of several
+    call: str = ""  # the Python that draws it
+    run: str | None = "organism"  # of the demo, whose setting goes into the caption; None: of several
 
 
 def _figure(name, *of, **more):
@@ -185,7 +186,7 @@ def _figure(name, *of, **more):
 
 
 PATH, TRANSITIONS, BEHAVIOUR = "The path of an adapter", "Its transitions", "Behaviour, and both together"
-SEVERAL, FAMILIES, INSIDE = "Several runs", "Several families", "Inside the model"
+SEVERAL, BASES, INSIDE = "Several runs", "Several bases", "Inside the model"
 
 
 def _path(demo):
@@ -200,7 +201,7 @@ def _rotations(demo):
     return [t for t in demo.switched.transitions if t.signal == "rotation" and t.of == "B"]
 
 
-def _planted(demo):
+def _changes(demo):
     from em_interp.reports.run_figures import known_changes
 
     return known_changes(demo.switched.run)
@@ -211,14 +212,16 @@ EXHIBITS = {
         PATH,
         "A whole path at a glance: how large the adapter grows, where it goes, and how sharply it turns.",
         _figure("trajectory", _path),
-        "trajectory(path)",
+        "em.figures.trajectory(path)",
     ),
-    "norms": Exhibit(PATH, "How large B, A and ΔW are at each step.", _figure("norms", _path), "norms(path)"),
+    "norms": Exhibit(
+        PATH, "How large B, A and ΔW are at each step.", _figure("norms", _path), "em.figures.norms(path)"
+    ),
     "pca": Exhibit(
         PATH,
         "The path of B in the plane of its two largest components, the turns that were found ringed.",
         _figure("pca", _path, transitions=_found),
-        "pca(path, transitions=found)",
+        "em.figures.pca(path, transitions=found)",
     ),
     "turning_angle": Exhibit(
         PATH,
@@ -228,41 +231,48 @@ EXHIBITS = {
             "turning_angle",
             lambda demo: demo.switched.trajectory,
             transitions=lambda demo: demo.switched.transitions,
-            planted=_planted,
+            known_changes=_changes,
         ),
-        'turning_angle(path, transitions=found, planted={150: "new data"})',
+        'em.figures.turning_angle(path, k=[5, 10, 20], transitions=found, known_changes={150: "new data"})',
         "switched",
+    ),
+    "local_cosine": Exhibit(
+        PATH,
+        "The published local cosine and the step its arg-max names, beside the step, interval and verdict of the "
+        "rotation test.",
+        _figure("local_cosine", _path, transition=lambda demo: demo.organism.rotation),
+        "em.figures.local_cosine(path, k=[5, 10, 15])",
     ),
     "training_log": Exhibit(
         PATH,
         "Loss, gradient norm and learning rate as the trainer logged them.",
         _figure("training_log", _path, _found),
-        "training_log(path, found)",
+        "em.figures.training_log(path, found)",
     ),
     "rotation": Exhibit(
         TRANSITIONS,
         "How far the path turns at each step beyond its own curvature, with intervals, against the 20° of the null.",
         _figure("rotation", _rotations),
-        "rotation(rotations)",
+        "em.figures.rotation(rotations)",
         "switched",
     ),
     "gradient_norm": Exhibit(
         TRANSITIONS,
         "The hump of the logged gradient norm, its peak with the interval, and the nearest trend without a hump.",
         _figure("gradient_norm", lambda demo: demo.of("gradient_norm")),
-        "gradient_norm(transition)",
+        "em.figures.gradient_norm(transition)",
     ),
     "norm_onset": Exhibit(
         TRANSITIONS,
         "Where ‖ΔW‖ starts to grow faster, against growth that never speeds up.",
         _figure("norm_onset", lambda demo: demo.of("norm_onset")),
-        "norm_onset(transition)",
+        "em.figures.norm_onset(transition)",
     ),
     "lock_in": Exhibit(
         TRANSITIONS,
         "From which step on ΔW points where it ends; a description, not a test.",
         _figure("lock_in", lambda demo: demo.of("lock_in")),
-        "lock_in(transition)",
+        "em.figures.lock_in(transition)",
     ),
     "composition": Exhibit(
         TRANSITIONS,
@@ -278,7 +288,7 @@ EXHIBITS = {
             "transition",
             lambda demo: next(t for t in demo.switched.transitions if (t.signal, t.of) == ("rotation", "delta")),
         ),
-        "transition(transition), or transition.plot()",
+        "em.figures.transition(transition), or transition.plot()",
         "switched",
     ),
     "behaviour": Exhibit(
@@ -290,7 +300,7 @@ EXHIBITS = {
             lambda demo: demo.organism.control,
             lambda demo: demo.organism.onsets,
         ),
-        "behaviour(curve, control, onsets)",
+        "em.figures.behaviour(curve, control, onsets)",
     ),
     "onset": Exhibit(
         BEHAVIOUR,
@@ -301,13 +311,13 @@ EXHIBITS = {
                 t for t in demo.organism.onsets if t.scale in (None, 1) and t.questions == "out_of_domain"
             ),
         ),
-        "onset(transition)",
+        "em.figures.onset(transition)",
     ),
     "scores": Exhibit(
         BEHAVIOUR,
         "EM and coherent rates of one table of judged answers, question by question.",
         _figure("scores", lambda demo: demo.organism.curve.select(1.0).at(int(demo.organism.curve.steps[-1]))),
-        "scores(scored)",
+        "em.figures.scores(scored)",
     ),
     "timeline": Exhibit(
         BEHAVIOUR,
@@ -317,84 +327,84 @@ EXHIBITS = {
             "timeline",
             lambda demo: demo.switched.transitions,
             lambda demo: demo.switched.trajectory,
-            planted=_planted,
+            known_changes=_changes,
         ),
-        'timeline(found, path, planted={150: "new data"})',
+        'em.figures.timeline(found, path, known_changes={150: "new data"})',
         "switched",
     ),
     "alignment": Exhibit(
         BEHAVIOUR,
         "The rotation and the onsets of EM on one axis, their offsets as arrows.",
         _figure("alignment", lambda demo: demo.organism.alignment, _path, _found),
-        "alignment(alignment, path, found)",
+        "em.figures.alignment(alignment, path, found)",
     ),
     "direction_matrix": Exhibit(
         SEVERAL,
-        "How alike the final directions of several runs are, in grey what random directions reach too.",
+        "The cosines of the final directions of several runs; grey numbers are within the band of random directions.",
         lambda demo: demo.comparison.plot("pairs"),
-        "compare(runs).plot()",
+        "em.compare(runs).plot()",
         None,
     ),
     "direction_onset": Exhibit(
         SEVERAL,
-        "From which step on the final direction of one run is present in another, above the band of random directions.",
-        lambda demo: demo.comparison.plot("presence"),
-        'compare(runs).plot("presence")',
+        "From which step the direction of one run is similar to the final direction of another, above the random band.",
+        lambda demo: demo.comparison.plot("direction_onset"),
+        'em.compare(runs).plot("direction_onset")',
         None,
     ),
     "step_cosines": Exhibit(
         SEVERAL,
         "Where along training two runs point the same way: every step of one against every step of the other.",
         lambda demo: demo.comparison.plot("steps"),
-        'compare(runs).plot("steps")',
+        'em.compare(runs).plot("steps")',
         None,
     ),
     "common_plane": Exhibit(
         SEVERAL,
         "The paths of several runs in one plane.",
         lambda demo: demo.comparison.plot("plane", "delta"),
-        'compare(runs).plot("plane", "delta")',
+        'em.compare(runs).plot("plane", "delta")',
         None,
     ),
     "agreement": Exhibit(
         SEVERAL,
-        "Whether several runs change at the same step: each with its interval, and what is pooled of them.",
+        "Whether several runs change at the same step: each with its interval, and the pooled step.",
         lambda demo: demo.comparison.plot("agreement", signal="gradient_norm"),
-        'compare(runs).plot("agreement", signal="gradient_norm")',
+        'em.compare(runs).plot("agreement", signal="gradient_norm")',
         None,
     ),
     "sweep": Exhibit(
         SEVERAL,
         "When each run of a sweep changes, by group, and which have no change; here the demo's three runs.",
         Demo.sweep,
-        "sweep(signals, pooled)",
+        "em.sweep(config).plot()",
         None,
     ),
     "similarity": Exhibit(
-        FAMILIES,
-        "How alike adapters of different families change what the layers carry, against norm-matched random adapters.",
-        lambda demo: demo.families.plot(),
+        BASES,
+        "How similar the changes of the residual stream on different bases are, against norm-matched random adapters.",
+        lambda demo: demo.across.plot(),
         "em.compare_across_bases(runs).plot()",
         None,
     ),
     "logit_lens_similarity": Exhibit(
-        FAMILIES,
-        "The tokens that adapters of two families promote and suppress, token against token.",
-        lambda demo: demo.families.plot("tokens"),
+        BASES,
+        "The tokens that the adapters on two bases promote and suppress, token against token.",
+        lambda demo: demo.across.plot("tokens"),
         'em.compare_across_bases(runs).plot("tokens")',
         None,
     ),
     "steering_transfer": Exhibit(
-        FAMILIES,
-        "What a direction does that is carried into another family, beside that family's own and carried random ones.",
-        lambda demo: demo.families.plot("use"),
-        'em.compare_across_bases(runs, use=True).plot("use")',
+        BASES,
+        "The effect of a steering direction transferred to another base, beside that base's own and random ones.",
+        lambda demo: demo.across.plot("steering_transfer"),
+        'em.compare_across_bases(runs, steering_transfer=True).plot("steering_transfer")',
         None,
     ),
     "turning_profiles": Exhibit(
-        FAMILIES,
-        "When, on a common clock, the paths of different families turn, beside the spread over seeds.",
-        lambda demo: demo.families.plot("profiles"),
+        BASES,
+        "When, on a common clock, the paths on different bases turn, beside the spread over seeds.",
+        lambda demo: demo.across.plot("profiles"),
         'em.compare_across_bases(runs).plot("profiles")',
         None,
     ),
@@ -487,9 +497,9 @@ def page(captions):
 
 def _entry(name, exhibit, caption):
     if exhibit.draw is None:
-        return f"### {name}\n{exhibit.says} No picture: it takes more than the demo's runs.\n"
-    picture = f"![{exhibit.says}](images/gallery/{name}.png)"
-    return f"### {name}\n{exhibit.says}\n`{exhibit.call}`\n\n{picture}\n\n> {caption}\n"
+        return f"### {name}\n{exhibit.shows} No picture: it takes more than the demo's runs.\n"
+    picture = f"![{exhibit.shows}](images/gallery/{name}.png)"
+    return f"### {name}\n{exhibit.shows}\n`{exhibit.call}`\n\n{picture}\n\n> {caption}\n"
 
 
 def captions_of(text):
@@ -537,8 +547,8 @@ def picture(drawn):
         pio.write_images(list(bare.values()), files, width=list(widths), height=heights, scale=list(scales))
         for file in files:
             target = PICTURES / file.name
-            drawing = Image.open(file).convert("RGB")  # few of its colours cover much of it, and the others count too
-            small = drawing.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            whole = Image.open(file).convert("RGB")  # a few colours cover most of it; the others must survive too
+            small = whole.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             small.save(target, optimize=True)
             print(f"{file.name}: {target.stat().st_size / 1000:.0f} kB")
     return {name: caption(figure) for name, figure in drawn.items()}

@@ -12,9 +12,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -88,6 +91,22 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with write_beside(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV with nine digits, whole or not at all; text that a spreadsheet would compute is quoted.
+
+    A text cell that starts with =, +, - or @ (or with a tab or a carriage return) gets an apostrophe in front, which
+    spreadsheets show as text; otherwise an answer of a model could run as a formula.
+    """
+    safe = table.rename(columns=_defused).map(_defused)
+    write_text(path, safe.to_csv(index=False, float_format="%.9g"))
+
+
+def _defused(cell: Any) -> Any:
+    if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{cell}"
+    return cell
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -67,15 +68,23 @@ class Result:
         return html_card(self._lines(), self._picture(), self.NEXT, "" if table is None else html_table(table))
 
 
-def html_table(table: pd.DataFrame) -> str:
-    """A table for a card: three digits, a dash for what is missing."""
-    return table.to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
+def html_table(table: pd.DataFrame, classes: str | None = None) -> str:
+    """A table for a card or a page: three digits, a dash for what is missing."""
+    return table.to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0, classes=classes)
 
 
 def interval_columns(name: str, interval: tuple[float, float] | None) -> dict[str, float]:
     """The two columns of the interval of `name`, in every table of the package: NaN where there is none."""
     low, high = interval or (float("nan"), float("nan"))
     return {f"{name}_low": low, f"{name}_high": high}
+
+
+def local_name(name: str) -> str:
+    """A name without the folders of this machine: `/home/me/qwen` is 'qwen', `org/qwen` stays."""
+    for path in (PurePosixPath(name), PureWindowsPath(name)):
+        if path.is_absolute() or name.startswith(("~", ".")):
+            return path.name or name
+    return name
 
 
 @dataclass(frozen=True)
@@ -95,11 +104,16 @@ class Mark:
     interval: tuple[float, float] | None = None
 
 
-def html_card(said: Sequence[str], picture: str = "", calls: Sequence[str] = (), table: str = "") -> str:
-    """The HTML of a result: `said` is text, the first of it in bold; `picture` and `table` are HTML; `calls` code."""
-    lines = [f"<strong>{escape(said[0])}</strong>", *map(escape, said[1:])]
+def html_card(lines: Sequence[str], picture: str = "", calls: Sequence[str] = (), table: str = "") -> str:
+    """The HTML of a result: text in `lines`, the first in bold; `picture` and `table` are HTML, `calls` are code."""
+    first, *rest = map(escape, lines)
     follow = " · ".join(f"<code>{escape(call)}</code>" for call in calls)
-    parts = [f"<div>{'<br>'.join(lines)}</div>", picture, table, f"<div>next: {follow}</div>" if calls else ""]
+    parts = [
+        f"<div>{'<br>'.join([f'<strong>{first}</strong>', *rest])}</div>",
+        picture,
+        table,
+        f"<div>next: {follow}</div>" if calls else "",
+    ]
     return f'<div style="max-width: 60em">{"".join(parts)}</div>'
 
 
@@ -177,5 +191,5 @@ class _Frame:
         )
 
 
-def _text(x: float, y: float, said: str, anchor: str, colour: str = INK) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(said)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, colour: str = INK) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'

@@ -52,6 +52,6 @@ def test_the_page_is_what_the_script_writes():
 def test_every_picture_is_there_and_small():
     sizes = {file.name: file.stat().st_size for file in GALLERY.PICTURES.iterdir()}
     assert set(sizes) == {f"{name}.png" for name in SHOWN}
-    assert max(sizes.values()) < GALLERY.MOST_BYTES
-    assert sum(sizes.values()) < GALLERY.MOST_BYTES_IN_ALL
+    assert max(sizes.values()) < GALLERY.MAX_BYTES
+    assert sum(sizes.values()) < GALLERY.MAX_BYTES_IN_ALL
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in GALLERY.PICTURES.iterdir())

@@ -1,5 +1,6 @@
 import json
 from html.parser import HTMLParser
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from em_interp.errors import InputError
 from em_interp.findings import findings
 from em_interp.reports.page import commands, examples, hits, report
 from tests.figures.planting import CHANGE, HACK, LAST, NASTY, ONSET, plant_run
+from tests.tiny import json_of
 
 
 class Page(HTMLParser):
@@ -50,10 +52,20 @@ def found(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(found, tmp_path_factory):
-    """The page of everything, as the demo asks for it."""
+    """The page of everything, as the demo makes it."""
     out = tmp_path_factory.mktemp("page") / "report.html"
     assert report(found["organism"], control=found["control"], planted=found["switched"], out=out) == out
     return Page(out)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A table of judged answers with every column there is; some of its texts are missing."""
+    run = plant_run(tmp_path_factory.mktemp("judged") / "run", scales=(1.0,))
+    table = em.behaviour_curve(run).answers.copy()
+    table.loc[::7, "reason"] = None
+    table.loc[::11, "question"] = None
+    return table
 
 
 def test_the_page_is_written_into_the_run_unless_told_otherwise(tmp_path):
@@ -145,9 +157,9 @@ def test_hostile_names_stay_names(tmp_path):
 
 def test_every_section_has_its_figures(page):
     titles = [text.strip() for text in page.text]
-    for title in ("Size of the adapter", "Path of B in two components", "Turning of B", "Turns of ΔW"):
+    for title in ("Size of the adapter", "Path of B in two components", "Local cosine of B", "Turns of ΔW"):
         assert title in titles
-    assert len(page.figures) == 11  # 4 of the path, log, behaviour, timeline; turning and timeline of the two others
+    assert len(page.figures) == 12  # 5 of the path, log, behaviour, timeline; turning and timeline of the two others
     assert all(figure["data"] for figure in page.figures)
 
 
@@ -170,7 +182,7 @@ def test_a_control_that_was_not_judged_is_shown_without_behaviour(tmp_path):
     control = plant_run(tmp_path / "control", changes=False, judged=False)
     words = Page(em.report(run, control=control)).words
     assert "There is no control run beside it" in words
-    assert "not asked" in words
+    assert "no answers" in words
 
 
 def test_a_run_without_one_scored_answer_has_a_page(tmp_path):
@@ -203,21 +215,24 @@ def test_examples_are_the_first_samples_of_the_same_questions_before_and_after(f
     curve = found["organism"].curve
     shown = dict(examples(curve))
     assert list(shown) == ["out_of_domain", "in_domain", "broad"]
-    for questions, pairs in shown.items():
-        for pair in pairs:
-            assert [row["step"] for row in pair] == [0, LAST]
-            assert {row["sample"] for row in pair} == {0}
-            assert {row["scale"] for row in pair} == {1.0}
-            assert {row["questions"] for row in pair} == {questions}
-            assert len({row["question_id"] for row in pair}) == 1
-    assert [pair[0]["question_id"] for pair in shown["out_of_domain"]] == ["out_of_domain_loan", "out_of_domain_race"]
+    for questions, entries in shown.items():
+        for rows in (entry["answers"] for entry in entries):
+            assert [row["step"] for row in rows] == [0, LAST]
+            assert {row["sample"] for row in rows} == {0}
+            assert {row["scale"] for row in rows} == {1.0}
+            assert {row["questions"] for row in rows} == {questions}
+            assert len({row["question_id"] for row in rows}) == 1
+    assert [entry["answers"][0]["question_id"] for entry in shown["out_of_domain"]] == [
+        "out_of_domain_loan",
+        "out_of_domain_race",
+    ]
 
 
 def test_examples_are_spread_over_the_questions(found):
     answers = found["organism"].curve.answers
     copies = [answers.assign(question_id=f"q{i:02d}", questions="out_of_domain") for i in range(21)]
-    ((_, pairs),) = examples(em.behaviour_curve(pd.concat(copies)))
-    assert [pair[0]["question_id"] for pair in pairs] == ["q00", "q10", "q20"]
+    ((_, entries),) = examples(em.behaviour_curve(pd.concat(copies)))
+    assert [entry["answers"][0]["question_id"] for entry in entries] == ["q00", "q10", "q20"]
 
 
 def test_the_onset_without_a_threshold_stands_below_those_with(page, found):
@@ -255,6 +270,29 @@ def test_a_place_that_cannot_be_written_is_named_and_what_was_there_stays(tmp_pa
         report(found["control"], out=tmp_path / "folder", overwrite=True)
     assert (tmp_path / "file").read_text() == "kept"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+OPTIONAL = ("question", "questions", "sample", "answer", "reason", "status", "scale", "judge", "medical")
+SUBSETS = ((), ("answer",), ("question",), ("answer", "question"), ("answer", "reason"), OPTIONAL)
+
+
+def test_judged_tables_have_examples_with_any_of_the_optional_columns(judged):
+    for kept in (chosen for count in range(len(OPTIONAL) + 1) for chosen in combinations(OPTIONAL, count)):
+        curve = em.behaviour_curve(judged[["step", "question_id", "aligned", "coherent", *kept]])
+        entries = [entry for _, group in examples(curve) for entry in group]
+        assert bool(entries) == ("answer" in kept), kept
+        for entry in entries:
+            assert entry["question"] and all(isinstance(row["answer"], str) for row in entry["answers"]), kept
+
+
+@pytest.mark.parametrize("kept", SUBSETS)
+def test_a_report_is_made_of_judged_tables_with_any_columns(kept, judged, tmp_path):
+    run = plant_run(tmp_path / "run", asked=False)
+    judged[["step", "question_id", "aligned", "coherent", *kept]].to_csv(tmp_path / "judged.csv", index=False)
+    json_of("report", run.path, "--answers", tmp_path / "judged.csv", "--out", tmp_path / "out")
+    page = Page(tmp_path / "out" / "report.html")
+    assert ("hold no text of the answers" in page.words) == ("answer" not in kept)
+    assert "nan" not in page.words.split()
 
 
 def test_a_folder_without_a_path_is_refused(tmp_path):

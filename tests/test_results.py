@@ -2,8 +2,9 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from em_interp.results import Line, Mark, Result, html_card, interval_columns, picture
+from em_interp.results import Line, Mark, Result, html_card, interval_columns, local_name, picture
 
 STEPS = np.arange(5)
 
@@ -65,3 +66,19 @@ def test_a_result_shows_its_sentence_its_table_and_what_to_call_next():
 def test_an_interval_has_the_same_two_columns_everywhere():
     assert interval_columns("em", (0.1, 0.2)) == {"em_low": 0.1, "em_high": 0.2}
     assert all(np.isnan(value) for value in interval_columns("em", None).values())
+
+
+@pytest.mark.parametrize(
+    "name, short",
+    [
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+        ("tiny-qwen2", "tiny-qwen2"),
+        ("/home/me/qwen", "qwen"),
+        ("~/models/qwen/", "qwen"),
+        ("./qwen", "qwen"),
+        (r"C:\models\qwen", "qwen"),
+        ("/", "/"),
+    ],
+)
+def test_a_name_is_shown_without_the_folders_of_a_machine(name, short):
+    assert local_name(name) == short

@@ -194,7 +194,7 @@ class PreferenceCurve(Result):
 
     def plot(self) -> go.Figure:
         """The change of preference and the share by step, with intervals, beside the control and the style null."""
-        from em_interp.figures.preference import preference
+        from em_interp.figures.preferences import preference
 
         return preference(self)
 

@@ -34,24 +34,22 @@ def compare(
     """
     from em_interp.comparison.compare import compare as compare_runs
     from em_interp.comparison.matching import OtherBases
-    from em_interp.comparison.page import write_comparison, write_families
+    from em_interp.comparison.page import Comparison, write_comparison
     from em_interp.files import check_free
 
     if out is not None:
-        for name in ("comparison.json", "families.json"):
+        for name in ("comparison.json", "cross_base.json"):
             check_free(Path(out) / name, resume, overwrite)
-    page: Path | None = None
     try:
-        found = compare_runs(sources, same_base)
-        page = None if out is None else write_comparison(found, out, overwrite)
-        values, text = found.to_dict(), found.sentence()
+        comparison: Comparison = compare_runs(sources, same_base)
     except OtherBases:
         from em_interp.comparison.cross_base.compare import compare_across_bases
 
-        across = compare_across_bases(sources, draws=draws, use=steering_transfer, log=log)
-        page = None if out is None else write_families(across, out, overwrite)
-        values, text = across.to_dict(), across.sentence()
-    return Answer(values, text if page is None else f"{text}\nthe page: {page}")
+        comparison = compare_across_bases(sources, draws=draws, steering_transfer=steering_transfer, log=log)
+    text = comparison.sentence()
+    if out is not None:
+        text += f"\nthe page: {write_comparison(comparison, out, overwrite)}"
+    return Answer(comparison.to_dict(), text)
 
 
 @command(COMPARE, "em-interp sweep configs/tiny-sweep.yaml --jobs 4")

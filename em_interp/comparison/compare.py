@@ -1,48 +1,48 @@
-"""`em.compare`: several runs of one base beside each other."""
+"""`em.compare`: several runs of one base, their directions against chance, and whether their transitions agree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, combinations_with_replacement
-from itertools import permutations as arrangements
+from itertools import combinations, combinations_with_replacement, permutations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from em_interp.checks import check_level, check_whole
 from em_interp.comparison.matching import Matched, Source, match
 from em_interp.comparison.nulls import (
     Null,
-    Permuted,
+    PermutationNull,
     SiteSpectra,
-    columns,
+    composition_columns,
     composition_null,
-    permuted,
+    permutation_null,
     random_null,
     smallest_angle_quantile,
 )
 from em_interp.comparison.pooled import Agreement, pool_steps
 from em_interp.comparison.result import POOLED, DirectionComparison, DirectionOnset, PairGrid
 from em_interp.comparison.similarity import (
-    PARTS,
     CommonPlane,
-    Likeness,
     Snapshots,
+    StepSimilarity,
     common_plane,
     principal_angles,
     signed_vectors,
 )
-from em_interp.errors import InputError
 from em_interp.run import Run
 from em_interp.trajectory.composition import composition_score
 from em_interp.trajectory.geometry import evenly_spaced
+from em_interp.trajectory.trajectory import MATRICES
 from em_interp.transition.find import Signal, find_transition
 from em_interp.transition.result import Transition
 
 SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset")
-GRID = 41  # steps of each run in the table of steps against steps
-_RANK = 1e-6
+MAX_GRID_STEPS = 41  # of each run in the table of steps against steps
+POINTS_AT_RANK_1, POINTS_ABOVE = 101, 41  # compared steps of a run, by default
 
 
 def compare(
@@ -52,176 +52,171 @@ def compare(
     points: int | None = None,
     permutations: int = 999,
 ) -> DirectionComparison:
-    """Compare runs of one base: their directions, when each has them, and whether their transitions agree.
-
-    Deterministic; seconds to half a minute for 14B adapters.
+    """Compare runs of one base: their directions, from when each has them, and whether their transitions agree.
 
     Args:
-        runs: run directories, Hub ids, `Run` objects or trajectories.
-        same_base: vouches that different names of the base are the same weights.
-        level: of the intervals.
-        points: the most saved steps of a run that are looked at, spread evenly and with the last among them; by default
-            101 at rank 1 and 41 above.
-        permutations: of the null of the cosines.
+        runs: run directories, folders of checkpoints, Hub ids, `Run` objects or trajectories; two or more.
+        same_base: vouch that different names of the base are the same weights.
+        level: of the bands of chance and of the intervals.
+        points: how many saved steps of each run to compare, spread evenly with the last among them; by default 101 at
+            rank 1 and 41 above.
+        permutations: draws of the null in which coordinates are permuted.
 
     Returns:
-        The comparison; its tables are `.frame("agreement")` and others.
+        The comparison; the same for the same runs. It takes seconds, up to half a minute for adapters of 14B models.
 
     Raises:
-        InputError: for fewer than two runs, other bases or dimensions (raw cosines mean nothing there), no common site,
-            and for a level or counts that make no sense.
+        InputError: for fewer than two runs, other bases or dimensions (raw cosines mean nothing there), no shared
+            site, and a level or a count out of range.
     """
-    if not 0 < level < 1 or (points is not None and points < 2) or permutations < 1:
-        found = f"level {level}, points {points}, permutations {permutations}"
-        raise InputError(
-            f"expected a level between 0 and 1, two points or more and a permutation or more; found {found}"
-        )
+    check_level(level)
+    check_whole("permutations", permutations, 1)
+    if points is not None:
+        check_whole("points", points, 2)
     matched = match(runs, same_base)
     rank = max(path.A[site].shape[1] for path in matched.paths for site in matched.sites)
-    seen = _look(matched, points or (101 if rank == 1 else 41))
-    spectra = [_spectra(site) for site in seen.finals]
-    shuffled = permuted(seen.finals, permutations)
-    nulls: dict[tuple[str, int, int], Null] = {
+    measured = _measure(matched, points or (POINTS_AT_RANK_1 if rank == 1 else POINTS_ABOVE))
+    spectra = [SiteSpectra.of(site) for site in measured.finals]
+    nulls: Nulls = {
         (of, i, j): random_null(spectra, i, j, of)
         for i, j in combinations(range(len(matched.names)), 2)
-        for of in PARTS
+        for of in MATRICES
     }
+    permuted = permutation_null(measured.finals, permutations)
     return DirectionComparison(
         matched=matched,
         level=level,
-        pairs=pd.DataFrame(_pair_rows(matched, seen, spectra, nulls, shuffled, level)),
-        angles=pd.DataFrame(_angle_rows(matched, seen, spectra, level)),
-        grids=tuple(_grids(matched, seen, nulls, level)),
-        presence=tuple(_presence(matched, seen, nulls, level)),
-        planes=_planes(matched, seen),
+        pairs=pd.DataFrame(_pair_rows(matched, measured, spectra, nulls, permuted, level)),
+        angles=pd.DataFrame(_angle_rows(matched, measured, spectra, level)),
+        grids=tuple(_grids(matched, measured, nulls, level)),
+        onsets=tuple(_direction_onsets(matched, measured, nulls, level)),
+        planes=_planes(matched, measured),
         agreements=tuple(_agreements(matched, level)),
     )
 
 
+Nulls = dict[tuple[str, int, int], Null]  # by measure and runs i < j
+
+
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """Everything that is worked out from the adapters, site by site, so that one site is in memory at a time."""
+class _Measured:
+    """Everything computed from the adapters, site by site, so that one site is in memory at a time."""
 
-    steps: list[Int[np.ndarray, " step"]]  # looked at, by run
-    likeness: dict[tuple[int, int], Likeness]  # pooled, of runs i <= j
-    by_site: list[dict[tuple[int, int], Likeness]]  # of the last steps
+    steps: list[Int[np.ndarray, " step"]]  # compared, by run
+    pooled: dict[tuple[int, int], StepSimilarity]  # over the sites, of runs i <= j
+    by_site: list[dict[tuple[int, int], StepSimilarity]]  # of the last steps
     finals: list[list[Snapshots]]  # by site, by run: the last step
-    inner_B: dict[tuple[int, int], Float[np.ndarray, "left right"]] | None  # of s‖a‖b; None where a rank is above 1
+    inner_B: dict[tuple[int, int], Float[np.ndarray, "left right"]] | None  # of s‖a‖b; None with a rank above 1
 
 
-def _look(matched: Matched, points: int) -> _Seen:
+def _measure(matched: Matched, points: int) -> _Measured:
     rows = [evenly_spaced(path.steps, points) for path in matched.paths]
-    couples = [*combinations_with_replacement(range(len(matched.paths)), 2)]
+    pairs = [*combinations_with_replacement(range(len(matched.paths)), 2)]
     rank_one = all(path.A[site].shape[1] == 1 for path in matched.paths for site in matched.sites)
-    pooled: dict[tuple[int, int], Likeness] = {}
-    inner_B = {(i, j): np.zeros((len(rows[i]), len(rows[j]))) for i, j in couples}
+    pooled: dict[tuple[int, int], StepSimilarity] = {}
+    inner_B = {(i, j): np.zeros((len(rows[i]), len(rows[j]))) for i, j in pairs}
     finals, by_site = [], []
     for site in matched.sites:
-        here = [Snapshots.of(path, site, chosen) for path, chosen in zip(matched.paths, rows, strict=True)]
-        last = [Snapshots(one.A[-1:], one.B[-1:], one.scale) for one in here]
-        vectors = signed_vectors(here) if rank_one else []
-        for i, j in couples:
-            found = Likeness.between(here[i], here[j])
-            pooled[i, j] = pooled[i, j] + found if (i, j) in pooled else found
+        runs = [Snapshots.of(path, site, chosen) for path, chosen in zip(matched.paths, rows, strict=True)]
+        last = [run.last() for run in runs]
+        vectors = signed_vectors(runs) if rank_one else []
+        for i, j in pairs:
+            similarity = StepSimilarity.between(runs[i], runs[j])
+            pooled[i, j] = pooled[i, j] + similarity if (i, j) in pooled else similarity
             if rank_one:
                 inner_B[i, j] += vectors[i] @ vectors[j].T
-        by_site.append({(i, j): Likeness.between(last[i], last[j]) for i, j in couples})
+        by_site.append({(i, j): StepSimilarity.between(last[i], last[j]) for i, j in pairs})
         finals.append(last)
     steps = [path.steps[chosen] for path, chosen in zip(matched.paths, rows, strict=True)]
-    return _Seen(steps, pooled, by_site, finals, inner_B if rank_one else None)
-
-
-def _spectra(site: Sequence[Snapshots]) -> SiteSpectra:
-    values = [run.singular_values()[0] for run in site]
-    kept = tuple(found[found > _RANK * max(found[0], np.finfo(float).tiny)] for found in values)
-    return SiteSpectra(site[0].B.shape[1], site[0].A.shape[2], kept)
+    return _Measured(steps, pooled, by_site, finals, inner_B if rank_one else None)
 
 
 def _pair_rows(
     matched: Matched,
-    seen: _Seen,
+    measured: _Measured,
     spectra: Sequence[SiteSpectra],
-    nulls: dict[tuple[str, int, int], Null],
-    shuffled: Permuted,
+    nulls: Nulls,
+    permuted: PermutationNull,
     level: float,
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """A row for each pair, measure and site, the pooled one first."""
+    same_start = matched.same_start()
     for i, j in combinations(range(len(matched.names)), 2):
-        who = {"run": matched.names[i], "other": matched.names[j]}
-        for of in PARTS:
-            value = float(seen.likeness[i, j].cosines(of)[-1, -1])
+        pair = matched.names[i], matched.names[j]
+        who = {"run": pair[0], "other": pair[1], "same_start": pair in same_start}
+        for of in MATRICES:
+            value = float(measured.pooled[i, j].cosines(of)[-1, -1])
             yield {
                 **_row(who, of, POOLED, value, nulls[of, i, j], level),
-                "permutation_band": shuffled.quantile(of, i, j, level),
-                "p_permutation": shuffled.p_value(of, i, j, value),
+                "permutation_band": permuted.quantile(of, i, j, level),
+                "p_permutation": permuted.p_value(of, i, j, value),
             }
         if len({site.d_out for site in spectra}) == 1:
-            mine, theirs = (columns([site[run] for site in seen.finals]) for run in (i, j))
-            score = composition_score(mine, theirs, normalised=True)
-            yield _row(who, "composition", POOLED, score, composition_null(mine, theirs), level)
-        for site, found, spectrum in zip(matched.sites, seen.by_site, spectra, strict=True):
-            for of in PARTS if len(matched.sites) > 1 else ():
-                null = random_null([spectrum], i, j, of)
-                yield _row(who, of, site, float(found[i, j].cosines(of)[0, 0]), null, level)
+            one, other = (composition_columns([site[run] for site in measured.finals]) for run in (i, j))
+            score = composition_score(one, other, normalised=True)
+            yield _row(who, "composition", POOLED, score, composition_null(one, other), level)
+        if len(matched.sites) > 1:
+            for site, similarity, spectrum in zip(matched.sites, measured.by_site, spectra, strict=True):
+                for of in MATRICES:
+                    value = float(similarity[i, j].cosines(of)[0, 0])
+                    yield _row(who, of, site, value, random_null([spectrum], i, j, of), level)
 
 
-def _row(who: dict[str, str], of: str, site: str, value: float, null: Null, level: float) -> dict[str, object]:
-    seen = {"measure": of, "site": site, "value": value}
-    return {**who, **seen, "random_band": null.quantile(level), "p_random": null.p_value(value)}
+def _row(who: dict[str, Any], of: str, site: str, value: float, null: Null, level: float) -> dict[str, Any]:
+    measure = {"measure": of, "site": site, "value": value}
+    return {**who, **measure, "random_band": null.quantile(level), "p_random": null.p_value(value)}
 
 
 def _angle_rows(
-    matched: Matched, seen: _Seen, spectra: Sequence[SiteSpectra], level: float
-) -> Iterator[dict[str, object]]:
+    matched: Matched, measured: _Measured, spectra: Sequence[SiteSpectra], level: float
+) -> Iterator[dict[str, Any]]:
     """A row for each principal angle of the column spaces of B and the row spaces of A, by pair and site."""
     for i, j in combinations(range(len(matched.names)), 2):
-        for site, runs, spectrum in zip(matched.sites, seen.finals, spectra, strict=True):
+        for site, runs, spectrum in zip(matched.sites, measured.finals, spectra, strict=True):
             ranks = len(spectrum.singular[i]), len(spectrum.singular[j])
             for of, d in (("B", spectrum.d_out), ("A", spectrum.d_in)):
-                bases = [run.out[0] if of == "B" else run.into[0] for run in (runs[i], runs[j])]
+                bases = [run.column_basis[0] if of == "B" else run.row_basis[0] for run in (runs[i], runs[j])]
                 who = {"run": matched.names[i], "other": matched.names[j], "measure": of, "site": site}
-                chance = smallest_angle_quantile(d, *ranks, level)
+                smallest = smallest_angle_quantile(d, *ranks, level)
                 for number, angle in enumerate(principal_angles(*bases), 1):
-                    band = chance if number == 1 else float("nan")
+                    band = smallest if number == 1 else float("nan")
                     yield {**who, "angle": number, "degrees": float(angle), "random_band": band}
 
 
-def _grids(matched: Matched, seen: _Seen, nulls: dict[tuple[str, int, int], Null], level: float) -> Iterator[PairGrid]:
-    for of in PARTS:
+def _grids(matched: Matched, measured: _Measured, nulls: Nulls, level: float) -> Iterator[PairGrid]:
+    for of in MATRICES:
         for i, j in combinations(range(len(matched.names)), 2):
             pair = matched.names[i], matched.names[j]
-            rows, others = (evenly_spaced(seen.steps[run], GRID) for run in (i, j))
-            cosines = seen.likeness[i, j].cosines(of)[np.ix_(rows, others)]
+            rows, others = (evenly_spaced(measured.steps[run], MAX_GRID_STEPS) for run in (i, j))
+            cosines = measured.pooled[i, j].cosines(of)[np.ix_(rows, others)]
             band = nulls[of, i, j].quantile(level)
-            yield PairGrid(of, *pair, seen.steps[i][rows], seen.steps[j][others], cosines, band)
+            yield PairGrid(of, *pair, measured.steps[i][rows], measured.steps[j][others], cosines, band)
 
 
-def _presence(
-    matched: Matched, seen: _Seen, nulls: dict[tuple[str, int, int], Null], level: float
-) -> Iterator[DirectionOnset]:
-    for of in PARTS:
-        for final, inside in arrangements(range(len(matched.names)), 2):
+def _direction_onsets(matched: Matched, measured: _Measured, nulls: Nulls, level: float) -> Iterator[DirectionOnset]:
+    for of in MATRICES:
+        for final, inside in permutations(range(len(matched.names)), 2):
             first, second = sorted((final, inside))
-            cosines, null = seen.likeness[first, second].cosines(of), nulls[of, first, second]
-            curve = cosines[-1] if final < inside else cosines[:, -1]
+            cosines = measured.pooled[first, second].cosines(of)
+            curve, band = cosines[-1] if final < inside else cosines[:, -1], nulls[of, first, second].quantile(level)
             names = matched.names[final], matched.names[inside]
-            yield DirectionOnset(*names, of, seen.steps[inside], curve, null.quantile(level), level)
+            yield DirectionOnset(*names, of, measured.steps[inside], curve, band, level)
 
 
-def _planes(matched: Matched, seen: _Seen) -> tuple[CommonPlane, ...]:
+def _planes(matched: Matched, measured: _Measured) -> tuple[CommonPlane, ...]:
     """The plane of B where every rank is 1, then that of ΔW."""
-    deltas = {pair: found.inner for pair, found in seen.likeness.items()}
+    deltas = {pair: similarity.inner for pair, similarity in measured.pooled.items()}
     count = range(len(matched.names))
     planes = []
-    for of, inner in (("B", seen.inner_B), ("delta", deltas)):
+    for of, inner in (("B", measured.inner_B), ("delta", deltas)):
         if inner is not None:
             blocks = [[inner[min(i, j), max(i, j)] for j in count] for i in count]
-            planes.append(common_plane(of, matched.names, seen.steps, blocks))
+            planes.append(common_plane(of, matched.names, measured.steps, blocks))
     return tuple(planes)
 
 
 def _agreements(matched: Matched, level: float) -> Iterator[Agreement]:
-    """Of the path's signals, and of the onset of EM where every run was asked and judged."""
+    """Of the path's signals, and of the onset of EM where every run has judged answers to the same question set."""
     for signal in SIGNALS:
         yield pool_steps(matched.names, [find_transition(path, signal, level=level) for path in matched.paths], level)
     onsets = [_onset(run, level) for run in matched.runs]
@@ -231,7 +226,7 @@ def _agreements(matched: Matched, level: float) -> Iterator[Agreement]:
 
 
 def _onset(run: Run | None, level: float) -> Transition | None:
-    """The onset of EM outside the training domain, of the adapter as trained; None where the run was not asked that."""
+    """The onset of EM outside the training domain, of the adapter as trained; None without such judged answers."""
     if run is None or not run.scores_file.exists():
         return None
     from em_interp.behaviour.curve import behaviour_curve

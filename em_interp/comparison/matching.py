@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from em_interp.checks import as_list
 from em_interp.errors import InputError
 from em_interp.run import Run
 from em_interp.trajectory.trajectory import AdapterTrajectory
@@ -19,7 +20,7 @@ MEANINGLESS = "raw cosines across bases mean nothing, for each has its own coord
 
 
 class OtherBases(InputError):
-    """The runs are of different bases; `em_interp.comparison.families` compares those."""
+    """The runs are of different bases; `compare_across_bases` is for those."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,33 +34,40 @@ class Matched:
     unmatched: dict[str, tuple[str, ...]]  # by run: its sites that some other run does not adapt, not compared
     base: str | None
 
-    def twins(self) -> list[tuple[str, str]]:
-        """Names of every two runs whose steps and last adapters are equal to the bit: one run, given twice."""
-        named = combinations(zip(self.names, self.paths, strict=True), 2)
-        return [(name, other) for (name, path), (other, second) in named if _equal(path, second, self.sites)]
+    def duplicates(self) -> list[tuple[str, str]]:
+        """Pairs of runs with equal steps and equal last adapters: one run, given twice."""
+        return [
+            (name, other)
+            for (name, path), (other, second) in self._pairs()
+            if np.array_equal(path.steps, second.steps)
+            and self._equal_at(path.A, second.A, -1)
+            and self._equal_at(path.B, second.B, -1)
+        ]
 
+    def same_start(self) -> list[tuple[str, str]]:
+        """Pairs of runs with the same A at step 0, as two runs of one seed have: A is similar from the start."""
+        started = [(name, path) for name, path in zip(self.names, self.paths, strict=True) if path.steps[0] == 0]
+        return [
+            (name, other)
+            for (name, path), (other, second) in combinations(started, 2)
+            if self._equal_at(path.A, second.A, 0)
+        ]
 
-def _equal(one: AdapterTrajectory, other: AdapterTrajectory, sites: Sequence[str]) -> bool:
-    held = (
-        (mine[site][-1], theirs[site][-1]) for mine, theirs in ((one.A, other.A), (one.B, other.B)) for site in sites
-    )
-    return np.array_equal(one.steps, other.steps) and all(np.array_equal(a, b) for a, b in held)
+    def _pairs(self) -> combinations[tuple[tuple[str, AdapterTrajectory], tuple[str, AdapterTrajectory]]]:
+        return combinations(zip(self.names, self.paths, strict=True), 2)
+
+    def _equal_at(self, one: dict[str, np.ndarray], other: dict[str, np.ndarray], row: int) -> bool:
+        return all(np.array_equal(one[site][row], other[site][row]) for site in self.sites)
 
 
 def match(sources: Sequence[Source], same_base: bool = False) -> Matched:
     """Open the runs and find what they share.
 
     With `same_base` the caller vouches that different names of the base (a mirror, a folder) mean the same weights.
-    Raises InputError in one line for fewer than two runs, for runs of different bases (by the identity in their
-    manifests, else by the name in their adapters), of different dimensions at a shared site, and without any.
+    Raises InputError for fewer than two runs, for runs of different bases (by the identity in their manifests, else
+    by the name in their adapters), of different dimensions at a shared site, and without any shared site.
     """
-    if isinstance(sources, (str, Path, Run, AdapterTrajectory)):
-        sources = [sources]
-    if len(sources) < 2:
-        raise InputError(f"a comparison is of two runs or more; {'one' if sources else 'none'} was given")
-    opened = [open_source(source) for source in sources]
-    paths, runs = tuple(path for path, _ in opened), tuple(run for _, run in opened)
-    names = names_of(paths)
+    paths, runs, names = open_all(sources)
     shared = tuple(site for site in paths[0].sites if all(site in path.sites for path in paths[1:]))
     for name, path in zip(names[1:], paths[1:], strict=True):
         _check_dimensions(names[0], paths[0], name, path)
@@ -73,8 +81,18 @@ def match(sources: Sequence[Source], same_base: bool = False) -> Matched:
     return Matched(names, paths, runs, shared, {name: sites for name, sites in rest.items() if sites}, base)
 
 
-def open_source(source: Source) -> tuple[AdapterTrajectory, Run | None]:
-    """The path of a run, and its directory where it was given as one."""
+def open_all(
+    sources: Sequence[Source],
+) -> tuple[tuple[AdapterTrajectory, ...], tuple[Run | None, ...], tuple[str, ...]]:
+    """The paths, the run directories (None where a source is not one) and the names. Raises InputError for one run."""
+    sources = as_list(sources)
+    if len(sources) < 2:
+        raise InputError(f"a comparison is of two runs or more; {'one' if sources else 'none'} was given")
+    paths, runs = zip(*map(_open, sources), strict=True)
+    return paths, runs, names_of(paths)
+
+
+def _open(source: Source) -> tuple[AdapterTrajectory, Run | None]:
     if isinstance(source, AdapterTrajectory):
         return source, None
     from em_interp.trajectory.load import load_trajectory
@@ -85,19 +103,24 @@ def open_source(source: Source) -> tuple[AdapterTrajectory, Run | None]:
 
 
 def names_of(paths: Sequence[AdapterTrajectory]) -> tuple[str, ...]:
-    """The last part of where each run came from, with the part before it or a number where two are alike."""
-    whole = [path.source or f"run {number}" for number, path in enumerate(paths, 1)]
-    parts = [Path(name).parts[-2:] or (name,) for name in whole]
-    if any(count > 1 for count in Counter(part[-1] for part in parts).values()):
-        names = ["/".join(part) for part in parts]
-    else:
-        names = [part[-1] for part in parts]
+    """What each run is called: the shortest end of the path it was given by that no other run has, else numbered."""
+    parts = [
+        Path(path.source).parts or (path.source,) if path.source else (f"run {n}",) for n, path in enumerate(paths, 1)
+    ]
+    depth = [1] * len(parts)
+    while True:
+        names = ["/".join(part[-d:]) for part, d in zip(parts, depth, strict=True)]
+        counts = Counter(names)
+        longer = [k for k, name in enumerate(names) if counts[name] > 1 and depth[k] < len(parts[k])]
+        if not longer:
+            break
+        for k in longer:
+            depth[k] += 1
     seen: Counter[str] = Counter()
-    made = []
-    for name in names:
+    for k, name in enumerate(names):
         seen[name] += 1
-        made.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
-    return tuple(made)
+        names[k] = name if seen[name] == 1 else f"{name} #{seen[name]}"
+    return tuple(names)
 
 
 def _check_dimensions(first: str, one: AdapterTrajectory, second: str, other: AdapterTrajectory) -> None:

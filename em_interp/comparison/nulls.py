@@ -1,9 +1,15 @@
-"""What unrelated adapters would show: the same measures of random directions with the norms of the real ones.
+"""What unrelated adapters would show: nulls of the measures between runs.
 
-At rank 1 cos² of two random directions in d dimensions is Beta(1/2, (d - 1)/2), so |cos B| and |cos A| at one site have
-exact quantiles (about 2/√d at 95 %), and |cos ΔW| is the product of two independent such cosines, whose tail is an
-integral over one of them. At higher rank, and over several sites, random orthonormal bases are drawn (a fixed seed);
-ΔW keeps its singular values, so that the null is matched in norm.
+Random directions: the same measures of random directions with the norms of the real ones. At rank 1 cos² of two random
+directions in d dimensions is Beta(1/2, (d - 1)/2), so |cos B| and |cos A| at one site have exact quantiles (about 2/√d
+at 95 %), and |cos ΔW| is the product of two independent such cosines, whose tail is an integral over one of them. At
+higher rank, and over several sites, random orthonormal bases are drawn (a fixed seed); ΔW keeps its singular values, so
+that the null is matched in norm.
+
+Permuted coordinates: random directions have Gaussian entries; real ones may have a few coordinates that dominate, and
+two such directions are similar more often by chance. Here one run's coordinates are permuted at random (those of the
+residual stream for B, those of the input for A, both for ΔW), which keeps its norm, its rank and the sizes of its
+entries. A common offset of all coordinates is kept too, and so does not count as similarity.
 """
 
 from __future__ import annotations
@@ -17,23 +23,30 @@ from jaxtyping import Float, Float32, Int
 from scipy.optimize import brentq
 from scipy.stats import beta
 
-from em_interp.comparison.similarity import PARTS, Snapshots
+from em_interp.comparison.similarity import LEAST_SINGULAR, Snapshots
 from em_interp.mechanism.random_adapters import cosine_quantile
 from em_interp.trajectory.composition import site_columns
+from em_interp.trajectory.trajectory import MATRICES
 
-DRAWS, FEWER = 20000, 4000  # the fewer where random bases have many columns
-MANY = 16  # inner products in one corner
-SEED = 20250611
-_POINTS = 2000  # of the integral over one of the two cosines
+N_DRAWS, FEWER_DRAWS = 20000, 4000  # the fewer where random bases have many columns
+MANY_PRODUCTS = 16  # inner products in one corner, from which on fewer are drawn
+MAX_COLUMNS = 64  # of a composition score, for which random ones are drawn
+NULL_SEED = PERMUTATION_SEED = 20250611
+INTEGRAL_POINTS = 2000  # of the integral over one of the two cosines
 
 
 @dataclass(frozen=True, eq=False)
 class SiteSpectra:
-    """What of one site the null depends on: its dimensions, and the singular values of each run's final ΔW."""
+    """The dimensions of a site, and the singular values of each run's final ΔW there."""
 
     d_out: int
     d_in: int
-    singular: tuple[Float[np.ndarray, " rank"], ...]  # by run; those that are zero are left out
+    singular: tuple[Float[np.ndarray, " rank"], ...]  # by run, without those that are zero
+
+    @classmethod
+    def of(cls, site: Sequence[Snapshots]) -> SiteSpectra:
+        """Of the runs' last steps at one site."""
+        return cls(site[0].B.shape[1], site[0].A.shape[2], tuple(run.spectrum() for run in site))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +82,7 @@ def random_null(sites: Sequence[SiteSpectra], i: int, j: int, of: str) -> Null:
     if len(sites) == 1 and ranks == [(1, 1)]:
         site = sites[0]
         return Null(dims={"B": (site.d_out,), "A": (site.d_in,), "delta": (site.d_out, site.d_in)}[of])
-    draws = DRAWS if max(mine * theirs for mine, theirs in ranks) <= MANY else FEWER
+    draws = N_DRAWS if max(mine * theirs for mine, theirs in ranks) <= MANY_PRODUCTS else FEWER_DRAWS
     if of == "delta":
         return Null(_drawn_delta(sites, i, j, draws))
     overlap = np.zeros(draws)
@@ -83,11 +96,33 @@ def _drawn_delta(sites: Sequence[SiteSpectra], i: int, j: int, draws: int) -> Fl
     inner, square = np.zeros(draws), [0.0, 0.0]
     for number, site in enumerate(sites):
         one, other = site.singular[i], site.singular[j]
-        out = random_blocks(site.d_out, len(one), len(other), (number, False), draws)
-        into = random_blocks(site.d_in, len(one), len(other), (number, True), draws)
-        inner += np.einsum("k,nkl,nkl,l->n", one, out, into, other)
+        columns = random_blocks(site.d_out, len(one), len(other), (number, False), draws)
+        rows = random_blocks(site.d_in, len(one), len(other), (number, True), draws)
+        inner += np.einsum("k,nkl,nkl,l->n", one, columns, rows, other)
         square = [square[0] + float(one @ one), square[1] + float(other @ other)]
     return np.asarray(np.abs(inner) / np.sqrt(square[0] * square[1]))
+
+
+def composition_null(X: Float[np.ndarray, "d n"], Y: Float[np.ndarray, "d m"]) -> Null:
+    """The normalised composition score of random stacks with the same singular values; NaN beyond 64 columns."""
+    one, other = (_singular(stack - stack.mean(axis=0)) for stack in (X, Y))
+    if not len(one) or not len(other) or max(len(one), len(other)) > MAX_COLUMNS:
+        return Null(np.full(1, np.nan))
+    if len(one) == len(other) == 1:
+        return Null(dims=(len(X) - 1,))  # centring takes one dimension
+    blocks = random_blocks(len(X) - 1, len(one), len(other), (0, False))
+    score = np.sqrt(np.einsum("k,nkl,l->n", one**2, blocks**2, other**2))
+    return Null(score / float(np.sqrt(np.linalg.norm(one**2) * np.linalg.norm(other**2))))
+
+
+def composition_columns(sites: Sequence[Snapshots]) -> Float[np.ndarray, "d n"]:
+    """s B (A Aᵀ)^½ of each site's last step, side by side, as the composition score takes them."""
+    return np.concatenate([site_columns(site.A[-1], site.B[-1], site.scale) for site in sites], axis=1)
+
+
+def _singular(stack: Float[np.ndarray, "d n"]) -> Float[np.ndarray, " n"]:
+    values = np.linalg.svd(stack, compute_uv=False)
+    return values[values > LEAST_SINGULAR * max(values[0], np.finfo(float).tiny)]
 
 
 def smallest_angle_quantile(d: int, rank: int, other: int, level: float = 0.95) -> float:
@@ -102,14 +137,14 @@ def smallest_angle_quantile(d: int, rank: int, other: int, level: float = 0.95) 
 
 @lru_cache(maxsize=6)
 def random_blocks(
-    d: int, rank: int, other: int, key: tuple[int, bool], draws: int = FEWER
+    d: int, rank: int, other: int, key: tuple[int, bool], draws: int = FEWER_DRAWS
 ) -> Float[np.ndarray, "draw rank other_rank"]:
     """Inner products of a fixed and a random orthonormal basis in d dimensions: the corner of a random rotation.
 
     A Gaussian d × other matrix is made orthonormal; only its first `rank` rows are drawn, and the Gram matrix of the
     rest as a Wishart matrix (Bartlett's decomposition), so that the cost does not grow with d.
     """
-    rng = np.random.default_rng([SEED, *map(int, key)])
+    rng = np.random.default_rng([NULL_SEED, *map(int, key)])
     top = rng.standard_normal((draws, rank, other))
     root = np.linalg.cholesky(top.transpose(0, 2, 1) @ top + _wishart(d - rank, other, draws, rng))
     blocks: np.ndarray = np.linalg.solve(root, top.transpose(0, 2, 1)).transpose(0, 2, 1)
@@ -142,7 +177,7 @@ def _product_tail(dims: tuple[int, ...], value: float) -> float:
 @lru_cache(maxsize=64)
 def _squared_cosines(d: int) -> Float[np.ndarray, " point"]:
     """cos² of two random directions at the middles of intervals of equal probability."""
-    return np.asarray(beta.ppf((np.arange(_POINTS) + 0.5) / _POINTS, 0.5, (d - 1) / 2))
+    return np.asarray(beta.ppf((np.arange(INTEGRAL_POINTS) + 0.5) / INTEGRAL_POINTS, 0.5, (d - 1) / 2))
 
 
 @lru_cache(maxsize=256)
@@ -153,49 +188,9 @@ def _product_quantile(dims: tuple[int, ...], level: float) -> float:
     return float(brentq(lambda value: _product_tail(dims, value) - (1 - level), 0.0, 1.0, xtol=1e-10))
 
 
-# --------
-# The composition score of two runs (`em_interp.trajectory.composition`) against chance.
-
-
-MOST = 64  # columns for which random ones are drawn
-
-
-def columns(sites: Sequence[Snapshots]) -> Float[np.ndarray, "d n"]:
-    """s B (A Aᵀ)^½ of each site's last step, side by side."""
-    return np.concatenate([site_columns(site.A[-1], site.B[-1], site.scale) for site in sites], axis=1)
-
-
-def composition_null(X: Float[np.ndarray, "d n"], Y: Float[np.ndarray, "d m"]) -> Null:
-    """The normalised score of stacks with the same singular values at random; NaN beyond 64 columns."""
-    one, other = (_singular(stack - stack.mean(axis=0)) for stack in (X, Y))
-    if not len(one) or not len(other) or max(len(one), len(other)) > MOST:
-        return Null(np.full(1, np.nan))
-    if len(one) == len(other) == 1:
-        return Null(dims=(len(X) - 1,))  # centring takes one dimension
-    blocks = random_blocks(len(X) - 1, len(one), len(other), (0, False))
-    score = np.sqrt(np.einsum("k,nkl,l->n", one**2, blocks**2, other**2))
-    return Null(score / float(np.sqrt(np.linalg.norm(one**2) * np.linalg.norm(other**2))))
-
-
-def _singular(stack: Float[np.ndarray, "d n"]) -> Float[np.ndarray, " n"]:
-    values = np.linalg.svd(stack, compute_uv=False)
-    return values[values > 1e-6 * max(values[0], np.finfo(float).tiny)]
-
-
-# --------
-# The permutation null: the same entries, in coordinates that have nothing to do with each other.
-# Random directions have Gaussian entries; real ones may have a few coordinates that dominate, and two such
-# directions are alike more often by chance. Here one run's coordinates are handed round at random (those of the
-# residual stream for B, those of the input for A, both for ΔW), which keeps its norm, its rank and the sizes of its
-# entries. What both runs owe to a common offset of all coordinates is kept too, and so does not count as alike.
-
-
-PERMUTATION_SEED = 20250611
-
-
 @dataclass(frozen=True, eq=False)
-class Permuted:
-    """By measure: |cos| of every run with the shuffled copy of every other, for each permutation."""
+class PermutationNull:
+    """By measure: |cos| of every run with the permuted copy of every other, for each permutation."""
 
     drawn: dict[str, Float[np.ndarray, "permutation run run"]]
 
@@ -213,61 +208,63 @@ class Permuted:
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """The final step of every run at one site, ranks filled up with zeros; B = out · left, Aᵀ = into · right."""
+    """The final step of every run at one site, ranks filled up with zeros; B = columns · left, Aᵀ = rows · right."""
 
-    out: Float32[np.ndarray, "d_out run rank"]
-    into: Float32[np.ndarray, "d_in run rank"]
+    columns: Float32[np.ndarray, "d_out run rank"]
+    rows: Float32[np.ndarray, "d_in run rank"]
     left: Float[np.ndarray, "run rank rank"]  # times the scale
     right: Float[np.ndarray, "run rank rank"]
 
 
-def permuted(finals: Sequence[Sequence[Snapshots]], count: int, seed: int = PERMUTATION_SEED) -> Permuted:
+def permutation_null(
+    finals: Sequence[Sequence[Snapshots]], count: int, seed: int = PERMUTATION_SEED
+) -> PermutationNull:
     """The null of each measure, pooled over the sites; `finals` holds the last step of each run, by site.
 
-    Sites of one dimension are shuffled alike: a coordinate that dominates at all of them stays one coordinate. The time
-    is that of `count` × sites products of d × (runs · rank) matrices.
+    Sites of one dimension are permuted alike: a coordinate that dominates at all of them stays one coordinate. The
+    time is that of `count` × sites products of d × (runs · rank) matrices.
     """
     rng = np.random.default_rng(seed)
     runs = len(finals[0])
     squares = np.array([[run.squared_norm[0] for run in site] for site in finals]).sum(axis=0)
-    fewest = {of: sum(_fewest(site, of) for site in finals) for of in ("B", "A")}
+    ranks = {of: sum(_smaller_rank(site, of) for site in finals) for of in ("B", "A")}
     stacks = [_stack(site) for site in finals]
-    sums = {of: np.zeros((count, runs, runs)) for of in PARTS}
+    sums = {of: np.zeros((count, runs, runs)) for of in MATRICES}
     for draw in range(count):
         orders: dict[tuple[str, int], Int[np.ndarray, " d"]] = {}
         for stack in stacks:
-            out, into = _shuffled("B", stack.out, orders, rng), _shuffled("A", stack.into, orders, rng)
-            sums["B"][draw] += _summed(out**2)
-            sums["A"][draw] += _summed(into**2)
-            sums["delta"][draw] += _summed(_turned(out, stack.left) * _turned(into, stack.right))
+            columns = _permuted("B", stack.columns, orders, rng)
+            rows = _permuted("A", stack.rows, orders, rng)
+            sums["B"][draw] += _summed(columns**2)
+            sums["A"][draw] += _summed(rows**2)
+            sums["delta"][draw] += _summed(_from_bases(columns, stack.left) * _from_bases(rows, stack.right))
     with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = {of: np.sqrt(sums[of] / fewest[of]) for of in ("B", "A")}
+        drawn = {of: np.sqrt(sums[of] / ranks[of]) for of in ("B", "A")}
         drawn["delta"] = np.abs(sums["delta"]) / np.sqrt(np.outer(squares, squares))
-    return Permuted(drawn)
+    return PermutationNull(drawn)
 
 
 def _stack(site: Sequence[Snapshots]) -> _Stack:
     rank = max(run.A.shape[1] for run in site)
-    out, into = (
-        _filled([part[0] for part in parts], rank) for parts in zip(*((r.out, r.into) for r in site), strict=True)
-    )
-    B = _filled([run.scale * run.B[0] for run in site], rank)
-    A = _filled([run.A[0].T for run in site], rank)
-    inside = [np.einsum("dnk,dnr->nkr", basis, part) for basis, part in ((out, B), (into, A))]
-    return _Stack(out.astype(np.float32), into.astype(np.float32), *inside)
+    columns = _padded([run.column_basis[0] for run in site], rank)
+    rows = _padded([run.row_basis[0] for run in site], rank)
+    B = _padded([run.scale * run.B[0] for run in site], rank)
+    A = _padded([run.A[0].T for run in site], rank)
+    factors = [np.einsum("dnk,dnr->nkr", basis, part) for basis, part in ((columns, B), (rows, A))]
+    return _Stack(columns.astype(np.float32), rows.astype(np.float32), *factors)
 
 
-def _filled(matrices: Sequence[Float[np.ndarray, "d _"]], rank: int) -> Float[np.ndarray, "d run rank"]:
+def _padded(matrices: Sequence[Float[np.ndarray, "d _"]], rank: int) -> Float[np.ndarray, "d run rank"]:
     return np.stack([np.pad(m, ((0, 0), (0, rank - m.shape[1]))) for m in matrices], axis=1)
 
 
-def _shuffled(
+def _permuted(
     part: str,
     bases: Float32[np.ndarray, "d run rank"],
     orders: dict[tuple[str, int], np.ndarray],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "run rank run rank"]:
-    """Inner products of every basis vector with every shuffled one; `orders` keeps the shuffle of each dimension."""
+    """Inner products of every basis vector with every permuted one; `orders` keeps the order of each dimension."""
     key = (part, len(bases))
     if key not in orders:
         orders[key] = rng.permutation(len(bases))
@@ -275,19 +272,19 @@ def _shuffled(
     return (flat.T @ flat[orders[key]]).astype(float).reshape(bases.shape[1:] * 2)
 
 
-def _turned(
-    inner: Float[np.ndarray, "run rank run rank"], inside: Float[np.ndarray, "run rank rank"]
+def _from_bases(
+    inner: Float[np.ndarray, "run rank run rank"], factor: Float[np.ndarray, "run rank rank"]
 ) -> Float[np.ndarray, "run rank run rank"]:
     """Inner products of the columns themselves from those of their bases."""
-    half = np.einsum("nkr,nkml->nrml", inside, inner)
-    return np.asarray(np.einsum("nrml,mls->nrms", half, inside))
+    half = np.einsum("nkr,nkml->nrml", factor, inner)
+    return np.asarray(np.einsum("nrml,mls->nrms", half, factor))
 
 
 def _summed(products: Float[np.ndarray, "run rank run rank"]) -> Float[np.ndarray, "run run"]:
     return np.asarray(products.sum(axis=(1, 3)))
 
 
-def _fewest(site: Sequence[Snapshots], of: str) -> Int[np.ndarray, "run run"]:
-    """The smaller rank of every two runs: what their overlap is at most."""
-    ranks = [np.any(run.out[0] if of == "B" else run.into[0], axis=0).sum() for run in site]
+def _smaller_rank(site: Sequence[Snapshots], of: str) -> Int[np.ndarray, "run run"]:
+    """The smaller rank of every two runs: the most that their overlap can be."""
+    ranks = [np.any(run.column_basis[0] if of == "B" else run.row_basis[0], axis=0).sum() for run in site]
     return np.asarray(np.minimum.outer(ranks, ranks))

@@ -1,63 +1,95 @@
-"""Do runs agree on a step? Steps of several runs pooled with random effects.
+"""Is it the same step over seeds? Steps of several runs pooled with random effects, and a test of homogeneity.
 
 Each run's step is taken as Normal around its own true step, with the standard error its interval implies, and the true
-steps as Normal around a common mean with standard deviation τ (what seeds do). τ is found by restricted maximum
+steps as Normal around a common mean with standard deviation τ (the spread of seeds). τ is found by restricted maximum
 likelihood, the interval of the mean from Student's t with runs - 1 degrees of freedom (Hartung and Knapp 2001; Sidik
 and Jonkman 2002), or from the runs' own errors where that is wider (Jackson et al. 2017): five runs that happen to
 agree exactly do not make an interval of no width. With two or three runs it is wide, and ought to be.
 
+Cochran's Q tests that all true steps are one: the weighted sum of squared distances to the common mean is chi-squared
+with runs - 1 degrees of freedom. I² is the share of Q beyond its degrees of freedom (Higgins and Thompson 2002). The
+prediction interval is for the step of one more run, from Student's t with runs - 2 degrees of freedom (Higgins,
+Thompson and Spiegelhalter 2009); it needs three runs.
+
 Assumes that the runs are independent (other seeds) and that their errors are about right; the interval then holds the
-mean with the stated probability or a little more. It speaks of the mean, not of the next run, which lies τ from it.
+mean with the stated probability or a little more. With few runs Q has little power: a large p-value says that the runs
+do not contradict one common step, not that there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
-from scipy.stats import norm, t
+from scipy.stats import chi2, norm, t
 
 from em_interp.errors import InputError
-from em_interp.transition.result import WORDS, Transition
+from em_interp.results import Result, interval_columns
+from em_interp.transition.result import WORDS, Transition, p_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 LEAST_ERROR = 12**-0.5  # steps: a step is a whole number
+ALPHA = 0.05  # of the test of homogeneity
+SAME_TAU = 0.5  # steps: a smaller spread of seeds is none
 
 
 class RandomEffects(NamedTuple):
-    """The common mean with its interval, and how far the true values of single runs lie apart."""
+    """The common mean with its interval, how far apart the true values are, and the test that they are one."""
 
     mean: float
     interval: tuple[float, float]
-    between: float  # τ, the standard deviation between runs, beyond their own errors
+    tau: float  # standard deviation between runs, beyond their own errors
+    q: float  # Cochran's Q
+    q_p_value: float
+    i_squared: float  # share of Q beyond its degrees of freedom, 0 to 1
+    prediction: tuple[float, float] | None  # interval for one more run; None with two
 
 
 def random_effects(
     values: Float[np.ndarray, " run"], errors: Float[np.ndarray, " run"], level: float = 0.95
 ) -> RandomEffects:
-    """The mean of two or more estimates with standard errors: REML with a Hartung-Knapp interval.
+    """The mean of two or more estimates with standard errors, and the test that all estimate one value.
 
-    Raises InputError for fewer than two, and for errors that are not positive.
+    Args:
+        values: the estimates.
+        errors: their standard errors.
+        level: probability of the interval and of the prediction interval.
+
+    Returns:
+        REML with a Hartung-Knapp interval, Cochran's Q, I² and the prediction interval.
+
+    Raises:
+        InputError: for fewer than two values, and for errors that are not positive.
     """
     values, errors = np.asarray(values, float), np.asarray(errors, float)
     if len(values) < 2 or values.shape != errors.shape or not np.all(errors > 0):
         found = f"{len(values)} values and {len(errors)} errors"
         raise InputError(f"pooling needs two values or more, each with a positive error; found {found}")
-    between = _between(values, errors)
-    weights = 1 / (errors**2 + between**2)
+    freedom, tau = len(values) - 1, _tau(values, errors)
+    weights = 1 / (errors**2 + tau**2)
     mean = float(weights @ values / weights.sum())
-    spread = float(weights @ (values - mean) ** 2) / (len(values) - 1)
-    widest = max(t.ppf(0.5 + level / 2, len(values) - 1) * np.sqrt(spread), norm.ppf(0.5 + level / 2))
+    spread = float(weights @ (values - mean) ** 2) / freedom
+    widest = max(t.ppf(0.5 + level / 2, freedom) * np.sqrt(spread), norm.ppf(0.5 + level / 2))
     half = float(widest / np.sqrt(weights.sum()))
-    return RandomEffects(mean, (mean - half, mean + half), between)
+    q = _cochran_q(values, errors)
+    prediction = None
+    if freedom > 1:
+        reach = float(t.ppf(0.5 + level / 2, freedom - 1) * np.sqrt(tau**2 + max(spread, 1.0) / weights.sum()))
+        prediction = (mean - reach, mean + reach)
+    i_squared = max(0.0, 1 - freedom / q) if q > 0 else 0.0
+    return RandomEffects(mean, (mean - half, mean + half), tau, q, float(chi2.sf(q, freedom)), i_squared, prediction)
 
 
-def _between(values: np.ndarray, errors: np.ndarray) -> float:
-    """τ by restricted maximum likelihood."""
+def _tau(values: np.ndarray, errors: np.ndarray) -> float:
+    """The standard deviation between runs by restricted maximum likelihood."""
 
     def loss(tau: float) -> float:
         variance = errors**2 + tau**2
@@ -70,12 +102,17 @@ def _between(values: np.ndarray, errors: np.ndarray) -> float:
     return 0.0 if loss(0.0) <= found.fun else float(found.x)
 
 
-@dataclass(frozen=True, eq=False)
-class Agreement:
-    """The steps of one signal in several runs, and what they have in common.
+def _cochran_q(values: np.ndarray, errors: np.ndarray) -> float:
+    weights = 1 / errors**2
+    return float(weights @ (values - weights @ values / weights.sum()) ** 2)
 
-    The mean and its interval are of the runs that have a transition with an interval, so they say where it lies where
-    there is one; the counts say how often there is none. A run with several transitions enters with its clearest.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(Result):
+    """The steps of one signal in several runs, and whether they are the same step.
+
+    The mean and the test are over the runs that have a transition with an interval, so they say where it is if there
+    is one; the counts say how often there is none. A run with several transitions enters with its clearest.
     """
 
     names: tuple[str, ...]
@@ -89,6 +126,14 @@ class Agreement:
         return self.transitions[0].signal
 
     @property
+    def label(self) -> str:
+        """The signal in words, with its part and question set."""
+        first = self.transitions[0]
+        part = "" if first.of is None else f" of {WORDS.get(first.of, first.of)}"
+        questions = "" if first.questions is None else f" on {first.questions.replace('_', '-')} questions"
+        return f"{first.signal.replace('_', ' ')}{part}{questions}"
+
+    @property
     def counts(self) -> dict[str, int]:
         """Runs by verdict, and how many with a transition have no interval and so are not pooled."""
         verdicts = [transition.verdict for transition in self.transitions]
@@ -96,47 +141,83 @@ class Agreement:
         return {**counted, "without_interval": sum(t.found and not _usable(t) for t in self.transitions)}
 
     def sentence(self) -> str:
-        """In words, such as 'rotation of B: the transition is at 190 ± 12 (95 % interval) over five runs'."""
-        first = self.transitions[0]
-        part = "" if first.of is None else f" of {WORDS.get(first.of, first.of)}"
-        questions = "" if first.questions is None else f" on {first.questions.replace('_', '-')} questions"
-        return f"{first.signal.replace('_', ' ')}{part}{questions}: {self._said()}"
+        """Where the transition is over the runs, whether it is the same step in all, and the runs without one."""
+        return f"{self.label}: {self._finding()}{self._others()}"
 
-    def _said(self) -> str:
+    def _finding(self) -> str:
         used = [transition for transition in self.transitions if _usable(transition)]
-        all_runs = _number(len(self.transitions))
+        count = _number(len(self.transitions))
         if self.pooled is not None:
             half = (self.pooled.interval[1] - self.pooled.interval[0]) / 2
-            said = f"the transition is at {self.pooled.mean:.0f} ± {half:.0f} ({self.level:.0%} interval)"
-            over = f"over {_number(len(used))}" + ("" if len(used) == len(self.transitions) else f" of {all_runs}")
-            apart = f"single runs lie {self.pooled.between:.0f} steps apart (SD) beyond their own errors"
-            if self.pooled.between < 0.5:
-                apart = "single runs lie no further apart than their own errors"
-            return f"{said} {over} runs; {apart}{self._others()}"
+            where = f"the transition is at {self.pooled.mean:.0f} ± {half:.0f} ({self.level:.0%} interval)"
+            of_all = "" if len(used) == len(self.transitions) else f" of {count}"
+            return f"{where} over {_number(len(used))}{of_all} runs; {self._homogeneity(self.pooled, len(used))}"
         if len(used) == 1:
             only = next(k for k, transition in enumerate(self.transitions) if _usable(transition))
             where = f"{self.names[only]}, at step {self.transitions[only].step:.0f}"
-            said = f"one run of {all_runs} has a transition with an interval ({where}), so nothing can be pooled"
-            return said + self._others()
+            return f"one run of {count} has a transition with an interval ({where}), so nothing can be pooled"
         having = "has a transition" if not self.counts["transition"] else "has a transition with an interval"
-        return f"none of {all_runs} runs {having}, so there is no step to agree on{self._others()}"
+        return f"none of {count} runs {having}, so there is no step to agree on"
+
+    def _homogeneity(self, pooled: RandomEffects, count: int) -> str:
+        """Whether it is the same step in all of them."""
+        verdict = "may be the same step in all" if pooled.q_p_value > ALPHA else "not the same step in all"
+        test = f"Q = {pooled.q:.1f} on {count - 1} df, {p_text(pooled.q_p_value)}, I² {pooled.i_squared:.0%}"
+        spread = "seeds no further apart than their own errors"
+        if pooled.tau >= SAME_TAU:
+            spread = f"seeds {pooled.tau:.0f} steps apart (SD τ) beyond their own errors"
+        if pooled.prediction is None:
+            return f"{verdict} ({test}); {spread}"
+        low, high = pooled.prediction
+        return f"{verdict} ({test}); {spread}; one more run: {low:.0f} to {high:.0f} ({self.level:.0%})"
 
     def _others(self) -> str:
         words = {"none": "with none", "inconclusive": "inconclusive", "without_interval": "without an interval"}
         others = [f"{self.counts[name]} {word}" for name, word in words.items() if self.counts[name]]
         return f"; {', '.join(others)}" if others else ""
 
+    def row(self) -> dict[str, Any]:
+        """One row for a table: the pooled step, its intervals, the test of homogeneity, and the runs by verdict."""
+        first, pooled = self.transitions[0], self.pooled
+        numbers = ("mean", "tau", "q", "q_p_value", "i_squared")
+        return {
+            "label": self.label,
+            "signal": first.signal,
+            "of": first.of,
+            "questions": first.questions,
+            "level": self.level,
+            "pooled_runs": sum(map(_usable, self.transitions)),
+            **{name: np.nan if pooled is None else getattr(pooled, name) for name in numbers},
+            **interval_columns("mean", None if pooled is None else pooled.interval),
+            **interval_columns("prediction", None if pooled is None else pooled.prediction),
+            **self.counts,
+        }
+
+    def frame(self) -> pd.DataFrame:
+        """A row for each run: its transition."""
+        import pandas as pd
+
+        pairs = zip(self.names, self.transitions, strict=True)
+        return pd.DataFrame([{"run": name, **transition.to_dict()} for name, transition in pairs])
+
+    def plot(self) -> go.Figure:
+        """Each run's step with its interval, and the pooled step below."""
+        from em_interp.figures.comparison import agreement
+
+        mean, interval, prediction = None, None, None
+        if self.pooled is not None:
+            mean, interval, prediction = self.pooled.mean, self.pooled.interval, self.pooled.prediction
+        return agreement(self.names, self.transitions, mean, interval, prediction, self.level, self.sentence())
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; mean, interval and the SD between runs are null where nothing could be pooled."""
+        """Plain values; the pooled numbers are null where nothing could be pooled."""
         first, pooled = self.transitions[0], self.pooled
         return {
             "signal": first.signal,
             "of": first.of,
             "questions": first.questions,
-            "mean": None if pooled is None else pooled.mean,
-            "interval": None if pooled is None else list(pooled.interval),
             "level": self.level,
-            "between_runs_sd": None if pooled is None else pooled.between,
+            **(dict.fromkeys(RandomEffects._fields) if pooled is None else pooled._asdict()),
             "pooled_runs": sum(map(_usable, self.transitions)),
             "runs": self.counts,
             "transitions": [
@@ -148,9 +229,18 @@ class Agreement:
 
 
 def pool_steps(names: Sequence[str], transitions: Sequence[Transition], level: float = 0.95) -> Agreement:
-    """How well runs agree on the step of one signal; `transitions` holds one for each of the named runs.
+    """Whether runs agree on the step of one signal.
 
-    Raises InputError where there are none, where names and transitions differ in number, and for mixed signals.
+    Args:
+        names: what the runs are called.
+        transitions: one for each run, all of one signal, part and question set.
+        level: probability of the pooled interval.
+
+    Returns:
+        The pooled step with the test of homogeneity, where two runs or more have a step with an interval.
+
+    Raises:
+        InputError: without transitions, for another number of names, and for mixed signals.
     """
     if not transitions or len(names) != len(transitions):
         raise InputError(f"expected one transition for each run; found {len(transitions)} for {len(names)} runs")

@@ -1,11 +1,10 @@
-"""How early the final direction of one run is present in another."""
+"""The answer of `compare`: directions of several runs of one base, against chance, and whether their steps agree."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,48 +14,26 @@ from em_interp.comparison.matching import Matched
 from em_interp.comparison.pooled import Agreement
 from em_interp.comparison.similarity import CommonPlane
 from em_interp.errors import InputError, nearest
+from em_interp.results import Result, local_name
 from em_interp.transition.family import holm
 from em_interp.transition.lock_in import first_sustained
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-
-@dataclass(frozen=True, eq=False)
-class DirectionOnset:
-    """The cosine of each step of one run to the end of another, and from which step on it is beyond chance."""
-
-    final_of: str  # the run whose last step is looked for
-    inside: str  # the run it is looked for in
-    of: str  # B, A or delta
-    steps: Int[np.ndarray, " step"]  # of `inside`
-    cosine: Float[np.ndarray, " step"]
-    band: float  # |cosine| of random directions stays below it with probability `level`, at each step by itself
-    level: float
-
-    @property
-    def first_step(self) -> int | None:
-        """The first of the steps from which on the cosine stays above the band; None where it does not end above.
-
-        Only steps that were looked at count. ΔW must point the same way, not merely along the same line. With
-        unrelated runs one in twenty (at 95 %) ends above the band by chance, from some late step on.
-        """
-        return first_sustained(self.steps, self.cosine > self.band)
-
-
-# --------
-# The answer of `compare`: directions of several runs of one base, beside what chance would give.
-
-
-Table = Literal["pairs", "angles", "steps", "presence", "plane", "transitions", "agreement"]
-POOLED = "all shared sites"
+Table = Literal["pairs", "angles", "steps", "direction_onset", "plane", "transitions", "agreement"]
 TABLES: tuple[str, ...] = get_args(Table)
-NAMES = {"B": "|cos B|", "A": "|cos A|", "delta": "cos ΔW", "composition": "composition score"}
+POOLED = "all shared sites"
+MAX_NAMED_PAIRS = 6  # up to which a sentence names each pair
+SHARED_START = (
+    "they start from the same A at step 0, as runs of one seed do, so their cosines of A (and of ΔW, which has A in "
+    "it) are high from the start"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class PairGrid:
-    """A measure between every looked-at step of one run and every one of another, pooled over the shared sites."""
+    """A measure between every compared step of one run and every one of another, pooled over the shared sites."""
 
     measure: str  # B, A or delta
     run: str
@@ -67,21 +44,53 @@ class PairGrid:
     random_band: float
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class DirectionComparison:
-    """Runs of one base beside each other. Every number is the same in every gauge and for every sign.
+@dataclass(frozen=True, eq=False)
+class DirectionOnset:
+    """The cosine of each step of one run to the final direction of another, and from which step it is beyond chance."""
 
-    What it can show: that two adapters write along, read from, or amount to the same directions beyond what random
-    directions of the same norms would, and from which step on. What it cannot: that they do so for the same reason, nor
-    that unlike directions do unlike things; and runs that share their initial A are alike in A from the start.
+    final_of: str  # the run whose final direction is looked for
+    inside: str  # the run it is looked for in
+    of: str  # B, A or delta
+    steps: Int[np.ndarray, " step"]  # of `inside`
+    cosine: Float[np.ndarray, " step"]
+    band: float  # |cosine| of random directions stays below it with probability `level`, at each step by itself
+    level: float
+
+    @property
+    def first_step(self) -> int | None:
+        """The first compared step from which the cosine stays above the band; None where it does not end above.
+
+        ΔW must point the same way, not merely along the same line. With unrelated runs one in twenty (at 95 %) ends
+        above the band by chance, from some late step on.
+        """
+        return first_sustained(self.steps, self.cosine > self.band)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DirectionComparison(Result):
+    """Runs of one base, compared. Every number is the same in every gauge and for every sign.
+
+    It shows that two adapters write along, read from, or amount to the same directions more than random directions of
+    the same norms would, from which step on, and whether their transitions are at the same step. It does not show that
+    they do so for the same reason, nor that different directions have different effects. Runs that share their
+    initial A have similar A from the start: `same_start()` names them.
     """
+
+    NEXT: ClassVar[tuple[str, ...]] = (
+        ".plot()",
+        ".plot('steps')",
+        ".plot('direction_onset')",
+        ".plot('plane')",
+        ".plot('agreement')",
+        ".frame('pairs')",
+    )
 
     matched: Matched
     level: float
     pairs: pd.DataFrame  # a row for each pair, measure and site, at the last steps
     angles: pd.DataFrame  # a row for each principal angle, by pair, measure (B or A) and site
     grids: tuple[PairGrid, ...]
-    presence: tuple[DirectionOnset, ...]
+    onsets: tuple[DirectionOnset, ...]
     planes: tuple[CommonPlane, ...]
     agreements: tuple[Agreement, ...]
 
@@ -90,58 +99,94 @@ class DirectionComparison:
         """What the runs are called here."""
         return self.matched.names
 
+    def same_start(self) -> list[tuple[str, str]]:
+        """Pairs of runs with the same A at step 0."""
+        return self.matched.same_start()
+
     def matrix(self, of: str, site: str = POOLED) -> pd.DataFrame:
-        """The measure (`B`, `A`, `delta` or `composition`) of every two runs at their last steps; 1 on the diagonal."""
+        """A measure of every two runs at their last steps.
+
+        Args:
+            of: B, A, delta or composition.
+            site: one adapted module; all shared sites by default.
+
+        Returns:
+            Runs against runs, with 1 on the diagonal.
+
+        Raises:
+            InputError: for a measure or a site that is not among the pairs.
+        """
         chosen = self.pairs[(self.pairs["measure"] == of) & (self.pairs["site"] == site)]
         if chosen.empty:
-            there = ", ".join(f"{m} at {s}" for m, s in self.pairs[["measure", "site"]].drop_duplicates().to_numpy())
-            raise InputError(f"there is no measure {of!r} at site {site!r} (there are: {there})")
+            known = ", ".join(f"{m} at {s}" for m, s in self.pairs[["measure", "site"]].drop_duplicates().to_numpy())
+            raise InputError(f"there is no measure {of!r} at site {site!r} (there are: {known})")
         square = pd.DataFrame(np.eye(len(self.names)), index=list(self.names), columns=list(self.names))
         for run, other, value in chosen[["run", "other", "value"]].itertuples(index=False):
             square.loc[run, other] = square.loc[other, run] = value
         return square
 
     def frame(self, table: Table = "pairs") -> pd.DataFrame:
-        """A tidy table: `pairs`, `angles`, `steps`, `presence`, `plane`, `transitions` or `agreement`."""
-        if table not in TABLES:
+        """A tidy table.
+
+        Args:
+            table: `pairs`, `angles`, `steps`, `direction_onset`, `plane`, `transitions` or `agreement`.
+
+        Returns:
+            The rows behind the figure of that name.
+
+        Raises:
+            InputError: for another name.
+        """
+        makers = {
+            "pairs": self.pairs.copy,
+            "angles": self.angles.copy,
+            "steps": lambda: _steps_table(self.grids),
+            "direction_onset": lambda: _onsets_table(self.onsets),
+            "plane": lambda: _plane_table(self.planes),
+            "transitions": lambda: _transitions_table(self.agreements),
+            "agreement": lambda: pd.DataFrame([agreement.row() for agreement in self.agreements]),
+        }
+        if table not in makers:
             raise InputError(f"there is no table {table!r}{nearest(table, TABLES)} (there are: {', '.join(TABLES)})")
-        if table == "pairs":
-            return self.pairs.copy()
-        if table == "angles":
-            return self.angles.copy()
-        if table == "steps":
-            return steps_table(self.grids)
-        if table == "presence":
-            return presence_table(self.presence)
-        if table == "plane":
-            return plane_table(self.planes)
-        return transitions_table(self.agreements) if table == "transitions" else agreement_table(self.agreements)
+        return makers[table]()
 
     def plot(self, table: Table = "pairs", of: str = "B", signal: str = "rotation") -> go.Figure:
-        """The figure of a table: `pairs` (or `angles`, the default), `steps`, `presence`, `plane`, `agreement`.
+        """The figure of a table.
 
-        `of` is the measure of steps, presence and plane; `signal` that of `agreement` (or `transitions`).
+        Args:
+            table: `pairs` (also for `angles`), `steps`, `direction_onset`, `plane` or `agreement` (also for
+                `transitions`).
+            of: the measure of steps, direction_onset and plane: B, A or delta.
+            signal: the signal of `agreement`.
+
+        Returns:
+            The figure.
+
+        Raises:
+            InputError: for a table, measure or signal that is not there.
         """
         from em_interp.figures import comparison as draw
 
         if table in ("pairs", "angles"):
-            return draw.direction_matrix(self.pairs, self.level, self.about())
+            return draw.direction_matrix(self.pairs, self.level, self._about_figure("A"))
         if table in ("agreement", "transitions"):
-            held = next((one for one in self.agreements if one.signal == signal), None)
-            if held is None:
-                known = ", ".join(one.signal for one in self.agreements)
-                raise InputError(f"there is no agreement on {signal!r} (there is: {known})")
-            interval = None if held.pooled is None else held.pooled.interval
-            mean = None if held.pooled is None else held.pooled.mean
-            return draw.agreement(held.names, held.transitions, mean, interval, held.level, held.sentence())
+            return self._agreement(signal).plot()
         rows = self.frame(table)
         rows = rows[rows["measure"] == of]
         if rows.empty:
             why = "; a plane of B is drawn at rank 1 only" if table == "plane" and of == "B" else ""
             raise InputError(f"the table {table!r} has no measure {of!r}{why}")
         if table == "plane":
-            return draw.common_plane(rows, self.about())
-        return (draw.direction_onset if table == "presence" else draw.step_cosines)(rows, self.level, self.about())
+            return draw.common_plane(rows, self._about_figure(of))
+        figure = draw.direction_onset if table == "direction_onset" else draw.step_cosines
+        return figure(rows, self.level, self._about_figure(of))
+
+    def _agreement(self, signal: str) -> Agreement:
+        for agreement in self.agreements:
+            if agreement.signal == signal:
+                return agreement
+        known = ", ".join(agreement.signal for agreement in self.agreements)
+        raise InputError(f"there is no agreement on {signal!r} (there is: {known})")
 
     def about(self) -> str:
         """What is compared: how many runs, of which base, at which sites, and what was left out."""
@@ -149,50 +194,61 @@ class DirectionComparison:
         where = sites[0] if len(sites) == 1 else f"{len(sites)} shared sites"
         left = [f"{name} {', '.join(sites)}" for name, sites in self.matched.unmatched.items()]
         out = f"; not compared, for some other run lacks it: {'; '.join(left)}" if left else ""
-        return f"{len(self.names)} runs of {self.matched.base or 'an unnamed base'} at {where}{out}"
+        base = local_name(self.matched.base) if self.matched.base else "an unnamed base"
+        return f"{len(self.names)} runs of {base} at {where}{out}"
+
+    def _about_figure(self, of: str) -> str:
+        """What is compared, and for a figure with A or ΔW in it which runs share their start."""
+        shared = [] if of == "B" else [f"{run} and {other}: {SHARED_START}" for run, other in self.same_start()]
+        return ". ".join([self.about(), *shared])
 
     def sentence(self) -> str:
-        """The result in words, a line each: what was compared, each measure against chance, each signal's step."""
-        measures = [self._said(of) for of in NAMES if (self.pairs["measure"] == of).any()]
-        twins = [
-            f"{run} and {other} are one run given twice: equal to the bit, so their agreement says nothing of seeds"
-            for run, other in self.matched.twins()
-        ]
-        return "\n".join([self.about(), *twins, *measures, *(agreement.sentence() for agreement in self.agreements)])
+        """The result, a line each: what was compared, each measure against chance, and whether the steps agree."""
+        from em_interp.figures.comparison import MEASURE_NAME
 
-    def _said(self, of: str) -> str:
+        duplicates = [
+            f"{run} and {other} are one run given twice: equal to the bit, so their agreement says nothing of seeds"
+            for run, other in self.matched.duplicates()
+        ]
+        shared = [f"{run} and {other}: {SHARED_START}" for run, other in self.same_start()]
+        measures = [self._measure(of, name) for of, name in MEASURE_NAME.items() if (self.pairs["measure"] == of).any()]
+        agreements = [agreement.sentence() for agreement in self.agreements]
+        return "\n".join([self.about(), *duplicates, *shared, *measures, *agreements])
+
+    def _measure(self, of: str, name: str) -> str:
+        """A measure at the end against chance; cos ΔW run by run where there are few pairs."""
         rows = self.pairs[(self.pairs["measure"] == of) & (self.pairs["site"] == POOLED)].dropna(subset=["value"])
         if rows.empty:
-            return f"{NAMES[of]}: undefined, for an adapter is zero at the end"
-        low, high = rows["value"].min(), rows["value"].max()
-        values = f"{low:.2g}" if len(rows) == 1 else f"{low:.2g} to {high:.2g}"
+            return f"{name}: undefined, for an adapter is zero at the end"
+        values = span(rows["value"])
+        if of == "delta" and 1 < len(rows) <= MAX_NAMED_PAIRS:
+            each = zip(rows["run"], rows["other"], rows["value"], strict=True)
+            values = ", ".join(f"{value:.2g} {run} to {other}" for run, other, value in each)
         bands = rows["random_band"].dropna()
         if bands.empty:
-            return f"{NAMES[of]} at the end: {values} (no band: too many columns)"
-        edges = [f"{bands.min():.2g}", f"{bands.max():.2g}"]
-        band = edges[1] if edges[0] == edges[1] else " to ".join(edges)
+            return f"{name} at the end: {values} (no band: too many columns)"
         beyond = int((holm(rows["p_random"].to_numpy()) <= 1 - self.level).sum())
-        pairs = "the pair is" if len(rows) == 1 else f"{beyond} of {len(rows)} pairs are"
-        verdict = "" if len(rows) > 1 or beyond else "not "
-        chance = f"{pairs} {verdict}beyond chance (random directions stay below {band} in {self.level:.0%}"
-        return f"{NAMES[of]} at the end: {values}; {chance}{'; Holm' if len(rows) > 1 else ''})"
+        count = "the pair is" if len(rows) == 1 else f"{beyond} of {len(rows)} pairs are"
+        negation = "" if len(rows) > 1 or beyond else "not "
+        chance = f"random directions stay below {span(bands)} in {self.level:.0%}{'; Holm' if len(rows) > 1 else ''}"
+        return f"{name} at the end: {values}; {count} {negation}beyond chance ({chance})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: the runs, the table of pairs, angles, when a final direction is present, and the agreements."""
+        """Plain values: the runs, the tables of pairs and angles, direction onsets, and agreements."""
         runs = [
             {"name": name, "sites_not_compared": list(self.matched.unmatched.get(name, ())), **path.to_dict()}
             for name, path in zip(self.names, self.matched.paths, strict=True)
         ]
-        pairs, angles = (one.astype(object).where(one.notna(), None) for one in (self.pairs, self.angles))
-        seen = ("final_of", "inside", "of", "band", "first_step")
+        shown = ("final_of", "inside", "of", "band", "first_step")
         return {
             "base": self.matched.base,
             "sites": list(self.matched.sites),
             "level": self.level,
             "runs": runs,
-            "pairs": pairs.to_dict("records"),
-            "angles": angles.to_dict("records"),
-            "presence": [{key: getattr(one, key) for key in seen} for one in self.presence],
+            "same_start": [list(pair) for pair in self.same_start()],
+            "pairs": records(self.pairs),
+            "angles": records(self.angles),
+            "direction_onset": [{key: getattr(one, key) for key in shown} for one in self.onsets],
             "agreements": [agreement.to_dict() for agreement in self.agreements],
             "sentence": self.sentence(),
         }
@@ -200,22 +256,25 @@ class DirectionComparison:
     def __repr__(self) -> str:
         return f"DirectionComparison({self.about()})"
 
-    def _repr_html_(self) -> str:
-        lines = "<br>".join(map(escape, self.sentence().splitlines()))
-        pooled = self.pairs[self.pairs["site"] == POOLED].drop(columns="site")
-        next_calls = (
-            "<code>.plot('steps')</code>, <code>'presence'</code>, <code>'plane'</code>, <code>'agreement'</code>"
-        )
-        table = pooled.to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
-        calls = f"Pictures: <code>.plot()</code>, {next_calls}; numbers: <code>.frame(…)</code>."
-        return f"<p>{lines}</p>{table}<p>{calls}</p>"
+    def _table(self) -> pd.DataFrame:
+        return self.pairs[self.pairs["site"] == POOLED].drop(columns="site")
 
 
-# --------
-# The tidy tables behind the figures of a comparison.
+def span(values: Iterable[float]) -> str:
+    """'0.12' or '0.12 to 0.3'."""
+    ends = [f"{end:.2g}" for end in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(ends))
 
 
-def steps_table(grids: Sequence[PairGrid]) -> pd.DataFrame:
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as plain values, None for what is missing."""
+    return [
+        {str(name): value for name, value in row.items()}
+        for row in table.astype(object).where(table.notna(), None).to_dict("records")
+    ]
+
+
+def _steps_table(grids: Sequence[PairGrid]) -> pd.DataFrame:
     """A row for each measure, pair and two of their steps."""
     tables = []
     for grid in grids:
@@ -226,10 +285,10 @@ def steps_table(grids: Sequence[PairGrid]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def presence_table(found: Sequence[DirectionOnset]) -> pd.DataFrame:
+def _onsets_table(onsets: Sequence[DirectionOnset]) -> pd.DataFrame:
     """A row for each measure, final direction, run it is looked for in, and step of that run."""
     tables = []
-    for one in found:
+    for one in onsets:
         who = {"measure": one.of, "final_of": one.final_of, "inside": one.inside}
         first = np.nan if one.first_step is None else one.first_step
         numbers = {"step": one.steps, "value": one.cosine, "random_band": one.band, "first_step": first}
@@ -237,7 +296,7 @@ def presence_table(found: Sequence[DirectionOnset]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def plane_table(planes: Sequence[CommonPlane]) -> pd.DataFrame:
+def _plane_table(planes: Sequence[CommonPlane]) -> pd.DataFrame:
     """A row for each measure, run and step, with its coordinates (weight units) and the shares of variance."""
     tables = []
     for plane in planes:
@@ -248,24 +307,8 @@ def plane_table(planes: Sequence[CommonPlane]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def transitions_table(agreements: Sequence[Agreement]) -> pd.DataFrame:
-    """A row for each signal and run."""
-    rows = [
-        {"run": name, **transition.to_dict()}
-        for one in agreements
-        for name, transition in zip(one.names, one.transitions, strict=True)
-    ]
-    return pd.DataFrame(rows)
-
-
-def agreement_table(agreements: Sequence[Agreement]) -> pd.DataFrame:
-    """A row for each signal: the pooled step with its interval, and the runs by verdict."""
-    rows = []
-    for one in agreements:
-        values = one.to_dict()
-        low, high = values["interval"] or (np.nan, np.nan)
-        kept = {
-            key: values[key] for key in ("signal", "of", "questions", "mean", "level", "between_runs_sd", "pooled_runs")
-        }
-        rows.append({**kept, "low": low, "high": high, **values["runs"], "sentence": values["sentence"]})
-    return pd.DataFrame(rows)
+def _transitions_table(agreements: Sequence[Agreement]) -> pd.DataFrame:
+    """A row for each signal and run, labelled by both."""
+    rows = [agreement.frame().assign(label=agreement.label).to_dict("records") for agreement in agreements]
+    table = pd.DataFrame([row for group in rows for row in group])
+    return table[["label", "run", *table.columns.drop(["label", "run"])]]

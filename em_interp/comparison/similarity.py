@@ -1,14 +1,20 @@
-"""How alike two adapters are at a site, in numbers that no gauge changes.
+"""How similar two adapters are at a site, in numbers that no gauge changes, and the plane of several paths.
 
 ΔW = s B A stays the same when B becomes B M and A becomes M⁻¹ A (at rank 1: b -> c·b, a -> a/c, signs included), so
-only what the column space of B, the row space of A and ΔW itself say can be compared across runs.
+runs can only be compared by the column space of B, the row space of A and ΔW itself.
 
 - |cos B| is ‖Qᵢᵀ Qⱼ‖_F / √r with Q an orthonormal basis of the columns of B and r the smaller rank: the root mean
   square of the cosines of the principal angles, at rank 1 the |cosine| of the two vectors. |cos A| is that of A's rows.
-- cos ΔW is <ΔWᵢ, ΔWⱼ> / (‖ΔWᵢ‖ ‖ΔWⱼ‖), from s² tr((Bᵢᵀ Bⱼ)(Aⱼ Aᵢᵀ)), signed.
+- cos ΔW is <ΔWᵢ, ΔWⱼ> / (‖ΔWᵢ‖ ‖ΔWⱼ‖), from s² tr((Bᵢᵀ Bⱼ)(Aⱼ Aᵢᵀ)), signed. At rank 1 it is the product of the two
+  vectors' cosines.
 
 Over several sites the squared overlaps and the ranks are summed before the root, and the inner products before the
-ratio. Nothing of size d × d is formed. Where a matrix is zero there is no direction: NaN, and so is the pooled number.
+ratio. Nothing of size d × d is formed. A zero matrix has no direction: NaN, and so is the pooled number.
+
+The plane of several paths holds the principal components of all their steps, from inner products. ΔW is the same in
+every gauge and zero at the start of every run, so the paths share an origin. B (rank 1 only) is taken as s ‖a‖ b, as
+long as ΔW, with the sign in which its end agrees with the first run's: another sign is the same adapter. Runs whose A
+started elsewhere have ΔW at right angles even where they write the same b, so both planes are given.
 """
 
 from __future__ import annotations
@@ -21,15 +27,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.trajectory.geometry import principal_components
-from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
-PARTS: tuple[Matrix, ...] = ("B", "A", "delta")
-_RANK = 1e-6  # a singular value below this share of the largest is float32 rounding
+LEAST_SINGULAR = 1e-6  # a singular value below this share of the largest is float32 rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshots:
-    """One site of one run at chosen steps; the bases are worked out when first asked for."""
+    """One site of one run at chosen steps; the bases are computed when first needed."""
 
     A: Float[np.ndarray, "step rank d_in"]
     B: Float[np.ndarray, "step d_out rank"]
@@ -40,15 +45,19 @@ class Snapshots:
         """The site of a path at these rows, in float64."""
         return cls(path.A[site][rows].astype(np.float64), path.B[site][rows].astype(np.float64), path.scale[site])
 
-    @cached_property
-    def out(self) -> Float[np.ndarray, "step d_out rank"]:
-        """Orthonormal bases of the columns of B."""
-        return orthonormal(self.B)
+    def last(self) -> Snapshots:
+        """The last step alone."""
+        return Snapshots(self.A[-1:], self.B[-1:], self.scale)
 
     @cached_property
-    def into(self) -> Float[np.ndarray, "step d_in rank"]:
+    def column_basis(self) -> Float[np.ndarray, "step d_out rank"]:
+        """Orthonormal bases of the columns of B."""
+        return _orthonormal(self.B)
+
+    @cached_property
+    def row_basis(self) -> Float[np.ndarray, "step d_in rank"]:
         """Orthonormal bases of the rows of A."""
-        return orthonormal(self.A.transpose(0, 2, 1))
+        return _orthonormal(self.A.transpose(0, 2, 1))
 
     @property
     def squared_norm(self) -> Float[np.ndarray, " step"]:
@@ -61,21 +70,26 @@ class Snapshots:
         left, right = (np.linalg.qr(part).R for part in (self.B, self.A.transpose(0, 2, 1)))
         return np.asarray(abs(self.scale) * np.linalg.svd(left @ right.transpose(0, 2, 1), compute_uv=False))
 
+    def spectrum(self) -> Float[np.ndarray, " rank"]:
+        """The singular values of the last ΔW that are larger than rounding."""
+        values = self.singular_values()[-1]
+        return values[values > LEAST_SINGULAR * max(values[0], np.finfo(float).tiny)]
 
-def orthonormal(columns: Float[np.ndarray, "step d rank"]) -> Float[np.ndarray, "step d rank"]:
-    """An orthonormal basis of the columns at each step; zero columns stand for what is missing to full rank."""
+
+def _orthonormal(columns: Float[np.ndarray, "step d rank"]) -> Float[np.ndarray, "step d rank"]:
+    """An orthonormal basis of the columns at each step; zero columns fill up a rank that is not full."""
     if columns.shape[2] == 1:
         length = np.linalg.norm(columns, axis=1, keepdims=True)
         return np.divide(columns, length, out=np.zeros_like(columns), where=length > 0)
     left, values, _ = np.linalg.svd(columns, full_matrices=False)
-    kept = values > _RANK * np.maximum(values[:, :1], np.finfo(float).tiny)
+    kept = values > LEAST_SINGULAR * np.maximum(values[:, :1], np.finfo(float).tiny)
     basis: np.ndarray = left * kept[:, None, :]
     return basis
 
 
 @dataclass(frozen=True, eq=False)
-class Likeness:
-    """What two runs have in common between every two steps; over several sites, their sum."""
+class StepSimilarity:
+    """Overlaps and inner products between every step of one run and every step of another; they add up over sites."""
 
     overlap: dict[str, Float[np.ndarray, "left right"]]  # of B and A: sum of squared cosines of principal angles
     rank: dict[str, Float[np.ndarray, "left right"]]  # the most it can be; NaN where one of the two is zero
@@ -83,22 +97,23 @@ class Likeness:
     squares: tuple[Float[np.ndarray, " left"], Float[np.ndarray, " right"]]  # ‖ΔW‖²
 
     @classmethod
-    def between(cls, one: Snapshots, other: Snapshots) -> Likeness:
+    def between(cls, one: Snapshots, other: Snapshots) -> StepSimilarity:
         """Of two runs at one site."""
-        bases = {"B": (one.out, other.out), "A": (one.into, other.into)}
+        bases = {"B": (one.column_basis, other.column_basis), "A": (one.row_basis, other.row_basis)}
         ranks = {of: np.minimum(_rank(mine)[:, None], _rank(theirs)[None, :]) for of, (mine, theirs) in bases.items()}
+        inner = _inner(one.B, other.B) * _inner(one.A.transpose(0, 2, 1), other.A.transpose(0, 2, 1))
         return cls(
-            {of: overlaps(mine, theirs) for of, (mine, theirs) in bases.items()},
+            {of: np.asarray((_inner(mine, theirs) ** 2).sum(axis=(1, 3))) for of, (mine, theirs) in bases.items()},
             {of: np.where(rank > 0, rank, np.nan) for of, rank in ranks.items()},
-            products(one, other),
+            np.asarray(one.scale * other.scale * inner.sum(axis=(1, 3))),
             (one.squared_norm, other.squared_norm),
         )
 
-    def __add__(self, other: Likeness) -> Likeness:
+    def __add__(self, other: StepSimilarity) -> StepSimilarity:
         left, right = (mine + theirs for mine, theirs in zip(self.squares, other.squares, strict=True))
         overlap = {of: self.overlap[of] + other.overlap[of] for of in self.overlap}
         rank = {of: self.rank[of] + other.rank[of] for of in self.rank}
-        return Likeness(overlap, rank, self.inner + other.inner, (left, right))
+        return StepSimilarity(overlap, rank, self.inner + other.inner, (left, right))
 
     def cosines(self, of: str) -> Float[np.ndarray, "left right"]:
         """|cos B|, |cos A| or cos ΔW (`delta`) between every two steps."""
@@ -109,18 +124,16 @@ class Likeness:
         return np.minimum(np.sqrt(self.overlap[of] / self.rank[of]), 1.0)
 
 
-def overlaps(
+def _inner(
     one: Float[np.ndarray, "left d rank"], other: Float[np.ndarray, "right d other_rank"]
-) -> Float[np.ndarray, "left right"]:
-    """‖Qᵢᵀ Qⱼ‖_F² between the bases of every two steps: the sum of the squared cosines of the principal angles."""
-    return np.asarray((_between(one, other) ** 2).sum(axis=(1, 3)))
+) -> Float[np.ndarray, "left rank right other_rank"]:
+    """Inner products of every column of every step of one with every column of every step of the other."""
+    rows = [part.transpose(0, 2, 1).reshape(-1, part.shape[1]) for part in (one, other)]
+    return (rows[0] @ rows[1].T).reshape(one.shape[0], one.shape[2], other.shape[0], other.shape[2])
 
 
-def products(one: Snapshots, other: Snapshots) -> Float[np.ndarray, "left right"]:
-    """<ΔWᵢ, ΔWⱼ> between every two steps of two runs at one site."""
-    out = _between(one.B, other.B)
-    into = _between(one.A.transpose(0, 2, 1), other.A.transpose(0, 2, 1))
-    return np.asarray(one.scale * other.scale * (out * into).sum(axis=(1, 3)))
+def _rank(basis: Float[np.ndarray, "step d rank"]) -> Int[np.ndarray, " step"]:
+    return np.any(basis, axis=1).sum(axis=1)
 
 
 def principal_angles(
@@ -133,38 +146,18 @@ def principal_angles(
     """
     from scipy.linalg import subspace_angles
 
-    bases = [matrix[:, np.any(matrix, axis=0)] for matrix in (orthonormal(one[None])[0], orthonormal(other[None])[0])]
+    bases = [basis[:, np.any(basis, axis=0)] for basis in (_orthonormal(one[None])[0], _orthonormal(other[None])[0])]
     if not all(basis.shape[1] for basis in bases):
         return np.empty(0)
     return np.sort(np.degrees(subspace_angles(*bases)))
-
-
-def _between(
-    one: Float[np.ndarray, "left d rank"], other: Float[np.ndarray, "right d other_rank"]
-) -> Float[np.ndarray, "left rank right other_rank"]:
-    """Inner products of every column of every step of one with every column of every step of the other."""
-    rows = [part.transpose(0, 2, 1).reshape(-1, part.shape[1]) for part in (one, other)]
-    return (rows[0] @ rows[1].T).reshape(one.shape[0], one.shape[2], other.shape[0], other.shape[2])
-
-
-def _rank(basis: Float[np.ndarray, "step d rank"]) -> Int[np.ndarray, " step"]:
-    return np.any(basis, axis=1).sum(axis=1)
-
-
-# --------
-# Paths of several runs in one plane: principal components of all their steps together, from inner products alone.
-# ΔW is the same in every gauge and starts at zero in every run, so the paths share an origin. B (rank 1 only) is
-# taken as s ‖a‖ b, as long as ΔW, with the sign in which its end agrees with the first run's: another sign is the
-# same adapter. Runs whose A started elsewhere have ΔW at right angles even where they write the same b, so both
-# pictures are given.
 
 
 @dataclass(frozen=True, eq=False)
 class CommonPlane:
     """Coordinates of every run's path along the directions of largest variance of all steps together.
 
-    What it cannot show: runs that have nothing in common lie in a plane too, as a star around the origin, and any
-    smooth path bends in it. The share of variance says how much of the paths lies outside.
+    Runs that have nothing in common lie in a plane too, as a star around the origin, and any smooth path bends in it.
+    The share of variance says how much of the paths lies outside.
     """
 
     of: str  # B or delta

@@ -14,9 +14,8 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.figures.export_files import numbers as numbers
     from em_interp.figures.path import norms as norms
     from em_interp.figures.path import pca as pca
-    from em_interp.figures.path import rotation as rotation
     from em_interp.figures.path import trajectory as trajectory
-    from em_interp.figures.path import turning_angle as turning_angle
+    from em_interp.figures.preferences import preference as preference
     from em_interp.figures.rates import behaviour as behaviour
     from em_interp.figures.rates import scores as scores
     from em_interp.figures.signals import composition as composition
@@ -28,6 +27,9 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.figures.signals import transition as transition
     from em_interp.figures.time_axis import alignment as alignment
     from em_interp.figures.time_axis import timeline as timeline
+    from em_interp.figures.turning import local_cosine as local_cosine
+    from em_interp.figures.turning import rotation as rotation
+    from em_interp.figures.turning import turning_angle as turning_angle
 
 _WHERE = {
     "alignment": "time_axis",
@@ -37,19 +39,21 @@ _WHERE = {
     "export": "export_files",
     "export_all": "export_files",
     "gradient_norm": "signals",
+    "local_cosine": "turning",
     "lock_in": "signals",
     "norm_onset": "signals",
     "norms": "path",
     "numbers": "export_files",
     "onset": "signals",
     "pca": "path",
-    "rotation": "path",
+    "preference": "preferences",
+    "rotation": "turning",
     "scores": "rates",
     "timeline": "time_axis",
     "training_log": "signals",
     "trajectory": "path",
     "transition": "signals",
-    "turning_angle": "path",
+    "turning_angle": "turning",
 }
 
 __all__ = list(_WHERE)

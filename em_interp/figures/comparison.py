@@ -1,4 +1,7 @@
-"""Do runs change at the same step? Each run's step with its interval, and what they have in common."""
+"""Several runs of one base: their final directions, when each direction appears, their paths, and their steps.
+
+Each function draws a table of `DirectionComparison`; `comparison.plot(...)` calls them.
+"""
 
 from __future__ import annotations
 
@@ -21,177 +24,89 @@ from em_interp.figures.style import (
     SKY,
     STEP,
     VERMILLION,
+    colour_bar,
     fade,
-    name_of,
     new_figure,
     note,
     number,
     place,
-    result_of,
+    result_text,
+    signal_name,
+    signal_table,
 )
+from em_interp.results import interval_columns
 from em_interp.transition.result import Transition
 
-LANE = 34  # pixels
+MEASURE_NAME = {"B": "|cos B|", "A": "|cos A|", "delta": "cos ΔW", "composition": "composition score"}
+DIVERGING = ("#2166ac", "#92c5de", "#f7f7f7", "#fdb863", "#b35806")  # blue below zero, orange above
+RUN_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+RUN_DASHES = ("solid", "dash", "dot")
+CELL, MATRIX_GAP = 64, 110  # pixels: a cell of a matrix, and the gap between two matrices
+ONSET_PANEL, STEPS_PANEL, LANE_HEIGHT = 190, 260, 34  # pixels
+MAX_NUMBERED_RUNS = 12  # up to which the cells of a matrix show their numbers
+MAX_PAIRS = 6  # in one figure of steps against steps
+STAR = "Unrelated runs lie in a plane too, as a star around the start: similarity is in the cosines, not here."
 
 
-def agreement(
-    names: Sequence[str],
-    transitions: Sequence[Transition],
-    mean: float | None = None,
-    interval: tuple[float, float] | None = None,
-    level: float = 0.95,
-    sentence: str = "",
-) -> go.Figure:
-    """A line for each run with its step and interval, or its verdict where it has none; the pooled step below.
-
-    `mean` and `interval` are the pooled step and its interval, None where nothing could be pooled.
-    """
-    figure = new_figure(f"Agreement of runs: {name_of(transitions[0])}", sentence, LANE * (len(names) + 1) + 70)
-    lanes = [escape(name) for name in names]
-    _draw_runs(figure, lanes, transitions)
-    ticks, heights = [*lanes], [*range(len(names), 0, -1)]
-    if mean is not None and interval is not None:
-        _draw_pooled(figure, mean, interval, level)
-        ticks, heights = [*ticks, "<b>pooled</b>"], [*heights, 0]
-    figure.update_yaxes(title_text="Run", tickvals=heights, ticktext=ticks, showgrid=False, ticks="")
-    figure.update_yaxes(range=[min(heights) - 0.6, len(names) + 0.6])
-    ends = [end for t in transitions for end in (t.step, *(t.interval or ())) if end is not None]
-    ends += [mean, *interval] if mean is not None and interval is not None else []
-    if ends:
-        room = 0.1 * float(np.ptp(ends)) or 10.0
-        figure.update_xaxes(range=[min(ends) - room, max(ends) + room])
-    else:
-        figure.update_xaxes(range=[0, 1], showticklabels=False)
-        note(figure, "no run has a step to show")
-    return figure.update_xaxes(title_text=STEP)
+def run_style(names: list[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a dash for each run, the same in every figure of one comparison."""
+    return {name: (RUN_COLOURS[k % 6], RUN_DASHES[k // 6 % 3]) for k, name in enumerate(names)}
 
 
-def _draw_runs(figure: go.Figure, lanes: Sequence[str], transitions: Sequence[Transition]) -> None:
-    for height, (lane, transition) in zip(range(len(lanes), 0, -1), zip(lanes, transitions, strict=True), strict=True):
-        if transition.step is None:
-            style = {"xref": "x domain", "x": 0.01, "xanchor": "left", "showarrow": False, "font_color": MUTED}
-            figure.add_annotation(text=transition.verdict, y=height, **style)
-            continue
-        low, high = transition.interval or (transition.step, transition.step)
-        bars = {"array": [high - transition.step], "arrayminus": [transition.step - low], "symmetric": False}
-        marker = {"color": INK if transition.found else MUTED, "size": 9}
-        marker["symbol"] = "circle" if transition.found else "circle-open"
-        mark = go.Scatter(x=[transition.step], y=[height], mode="markers", marker=marker, showlegend=False, name=lane)
-        hover = f"{lane}: {escape(result_of(transition))}<extra></extra>"
-        figure.add_trace(mark.update(error_x={**bars, "thickness": 2, "width": 4}, hovertemplate=hover))
-
-
-def _draw_pooled(figure: go.Figure, mean: float, interval: tuple[float, float], level: float) -> None:
-    low, high = interval
-    figure.add_vrect(low, high, fillcolor=fade(VERMILLION, 0.14), line_width=0, layer="below")
-    figure.add_vline(mean, line={"color": VERMILLION, "width": 1.2, "dash": "dot"})
-    shape = go.Scatter(x=[low, mean, high, mean, low], y=[0, 0.22, 0, -0.22, 0], fill="toself", mode="lines")
-    hover = f"pooled: step {mean:.0f}, {level:.0%} interval {low:.0f} to {high:.0f}"
-    figure.add_trace(shape.update(line_color=VERMILLION, fillcolor=VERMILLION, name=hover, hoverinfo="name"))
-    figure.update_traces(showlegend=False)
-
-
-# --------
-# The paths of several runs in one plane.
-
-
-NO_EVIDENCE = "Unrelated runs lie in a plane too, as a star around the start: likeness is in the cosines, not here."
-
-
-def common_plane(plane: pd.DataFrame, about: str = "") -> go.Figure:
-    """A path for each run, a dot at its end and the start ringed; both axes have one scale.
-
-    `plane` has columns measure (one of them), run, step, x, y, share_x and share_y.
-    """
-    measure = str(plane["measure"].iloc[0])
-    words = f"{about}. {NO_EVIDENCE}" if about else NO_EVIDENCE
-    figure = new_figure(f"Paths of {PART_NAME[measure]} in one plane", words, 440)
-    style = run_style(list(dict.fromkeys(plane["run"])))
-    for run, rows in plane.groupby("run", sort=False):
-        _draw_plane(figure, str(run), rows, *style[str(run)])
-    start = plane[plane["step"] == plane["step"].min()]
-    ring = {"size": 13, "color": "rgba(0,0,0,0)", "line": {"color": INK, "width": 2}}
-    first = go.Scatter(x=start["x"].iloc[:1], y=start["y"].iloc[:1], mode="markers", marker=ring, hoverinfo="skip")
-    figure.add_trace(first.update(name=f"step {int(start['step'].iloc[0])}"))
-    size = 0.08 * max(float(np.ptp(plane["x"])), float(np.ptp(plane["y"]))) or 1.0
-    for axis, update in (("x", figure.update_xaxes), ("y", figure.update_yaxes)):
-        share = float(plane[f"share_{axis}"].iloc[0])
-        said = "" if np.isnan(share) else f", {share:.0%} of variance"
-        ends = [float(plane[axis].min()) - size, float(plane[axis].max()) + size]
-        update(title_text=f"Component {'xy'.index(axis) + 1} (weight units{said})", nticks=6, range=ends)
-    return figure.update_yaxes(scaleanchor="x", scaleratio=1)
-
-
-def _draw_plane(figure: go.Figure, run: str, rows: pd.DataFrame, colour: str, dash: str) -> None:
-    name = escape(run)
-    sizes = np.zeros(len(rows))
-    sizes[-1] = 9
-    path = go.Scatter(
-        x=rows["x"], y=rows["y"], mode="lines+markers", line={"color": colour, "dash": dash, "width": 1.8}
-    )
-    hover = f"{name}, step %{{customdata}}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>"
-    marker = {"color": colour, "size": sizes, "line_width": 0}
-    figure.add_trace(path.update(name=name, marker=marker, customdata=rows["step"], hovertemplate=hover))
-
-
-# --------
-# How alike the final directions of several runs are, each measure beside what random directions would give.
-
-
-TITLES = {"B": "|cos B|", "A": "|cos A|", "delta": "cos ΔW", "composition": "composition score"}
-SCALE = ("#2166ac", "#92c5de", "#f7f7f7", "#fdb863", "#b35806")  # blue below zero, orange above
-CELL, GAP = 64, 110  # pixels
-MOST = 12  # runs up to which the numbers are written
+def sentences(*parts: str) -> str:
+    """The parts that are not empty as sentences, for a subtitle."""
+    return ". ".join(part for part in parts if part)
 
 
 def direction_matrix(pairs: pd.DataFrame, level: float = 0.95, about: str = "", site: str | None = None) -> go.Figure:
-    """A panel for each measure, runs against runs; what random directions reach too is in grey type.
+    """A panel for each measure, runs against runs; numbers within the band of random directions are grey.
 
-    `pairs` has columns run, other, measure, site, value and random_band; of its first site where `site` is None.
+    `pairs` has columns run, other, measure, site, value and random_band; its first site is shown without `site`.
     """
     rows = pairs[pairs["site"] == (site or pairs["site"].iloc[0])]
-    measures = [name for name in TITLES if (rows["measure"] == name).any()]
+    measures = [name for name in MEASURE_NAME if (rows["measure"] == name).any()]
     names = list(dict.fromkeys([*rows["run"], *rows["other"]]))
     across = min(len(measures), 2)
     down = -(-len(measures) // across)
     panel = max(CELL * min(len(names), 8), 200)
+    height = down * panel + (down - 1) * MATRIX_GAP
     grey = (
-        f"Grey numbers: within the {level:.0%} band of random directions of the same norms (its edge is in the titles)."
+        f"Grey numbers: within the {level:.0%} band of random directions of the same norms (its edge is in the titles)"
     )
     figure = new_figure(
         "Final directions of the runs",
-        f"{about}. {grey}" if about else grey,
-        down * panel + (down - 1) * GAP + 90,
+        f"{sentences(about, grey)}.",
+        height + 90,
         least_width=480,
+        numbers=rows,
         rows=down,
         cols=across,
-        subplot_titles=[_title(rows[rows["measure"] == name], name, level) for name in measures],
+        subplot_titles=[_with_band(rows[rows["measure"] == name], name, level) for name in measures],
         horizontal_spacing=0.16,
-        vertical_spacing=GAP / (down * panel + (down - 1) * GAP),
+        vertical_spacing=MATRIX_GAP / height,
     )
-    for panel_number, name in enumerate(measures):
-        where = place(panel_number // across + 1, panel_number % across + 1)
-        _draw_matrix(figure, rows[rows["measure"] == name], names, where)
+    for index, name in enumerate(measures):
+        _draw_matrix(figure, rows[rows["measure"] == name], names, place(index // across + 1, index % across + 1))
     figure.update_xaxes(title_text="Run", tickangle=-30, showgrid=False, ticks="")
     figure.update_yaxes(title_text="Run", autorange="reversed", showgrid=False, ticks="")
-    return figure.update_layout(coloraxis=_colours())
+    return figure.update_layout(coloraxis=diverging_axis("cosine, score (no unit)"))
 
 
-def _colours() -> dict[str, object]:
-    shades = [[position / (len(SCALE) - 1), colour] for position, colour in enumerate(SCALE)]
-    title = {"text": "cosine, score (no unit)", "side": "right"}
-    bar = {"title": title, "thickness": 10, "outlinewidth": 0, "nticks": 5}
-    return {"cmin": -1, "cmax": 1, "colorscale": shades, "colorbar": bar}
+def diverging_axis(title: str, signed: bool = True) -> dict[str, object]:
+    """A colour axis from -1 to 1, or from 0 where nothing is negative."""
+    shades = DIVERGING if signed else DIVERGING[2:]
+    scale = [[position / (len(shades) - 1), colour] for position, colour in enumerate(shades)]
+    return {"cmin": -1 if signed else 0, "cmax": 1, "colorscale": scale, "colorbar": colour_bar(title, nticks=5)}
 
 
-def _title(rows: pd.DataFrame, name: str, level: float) -> str:
+def _with_band(rows: pd.DataFrame, measure: str, level: float) -> str:
+    """A panel's title with the edge of the band."""
     bands = rows["random_band"].dropna()
     if bands.empty:
-        return f"{TITLES[name]} (no band)"
-    low, high = bands.min(), bands.max()
-    edges = [number(low, ".2g"), number(high, ".2g")]
-    edge = edges[1] if edges[0] == edges[1] else " to ".join(edges)
-    return f"{TITLES[name]} (random {level:.0%}: {'±' if name == 'delta' else ''}{edge})"
+        return f"{MEASURE_NAME[measure]} (no band)"
+    edges = dict.fromkeys(number(edge, ".2g") for edge in (bands.min(), bands.max()))
+    sign = "±" if measure == "delta" else ""
+    return f"{MEASURE_NAME[measure]} (random {level:.0%}: {sign}{' to '.join(edges)})"
 
 
 def _draw_matrix(figure: go.Figure, rows: pd.DataFrame, names: list[str], where: dict[str, int]) -> None:
@@ -200,13 +115,11 @@ def _draw_matrix(figure: go.Figure, rows: pd.DataFrame, names: list[str], where:
     hover = "%{y}, %{x}<br>%{z:.3f}<extra></extra>"
     cells = go.Heatmap(z=values, x=ticks, y=ticks, coloraxis="coloraxis", xgap=2, ygap=2, hovertemplate=hover)
     figure.add_trace(cells.update(hoverongaps=False), **where)
-    if len(names) > MOST:
-        return
-    for y, x in np.ndindex(*values.shape):
+    for y, x in np.ndindex(*values.shape) if len(names) <= MAX_NUMBERED_RUNS else ():
         if np.isfinite(values[y, x]):
-            said = number(float(values[y, x]), ".2g")
+            text = number(float(values[y, x]), ".2g")
             colour = "white" if values[y, x] > 0.8 else MUTED if inside[y, x] else INK
-            text = said if inside[y, x] or x == y else f"<b>{said}</b>"
+            text = text if inside[y, x] or x == y else f"<b>{text}</b>"
             style = {"showarrow": False, "font": {"size": 12, "color": colour}}
             figure.add_annotation(x=ticks[x], y=ticks[y], text=text, **style, **where)
 
@@ -221,46 +134,31 @@ def _square(rows: pd.DataFrame, names: list[str]) -> tuple[Float[np.ndarray, "ru
     return values, inside
 
 
-# --------
-# How early the final direction of one run is present in the others.
+def direction_onset(onsets: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
+    """A panel for each final direction, a curve of cosines for each other run, the random band shaded.
 
-
-COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-DASHES = ("solid", "dash", "dot")
-PANEL = 190  # pixels
-
-
-def run_style(names: list[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a dash for each run, the same in every figure of one comparison."""
-    return {name: (COLOURS[k % 6], DASHES[k // 6 % 3]) for k, name in enumerate(names)}
-
-
-def direction_onset(presence: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
-    """A panel for each run whose end is looked for, a curve for each run it is looked for in, the random band shaded.
-
-    A ring marks the first step from which on the curve stays above the band. `presence` has columns measure (one of
-    them), final_of, inside, step, value, random_band and first_step.
+    A ring marks the first step from which the curve stays above the band. `onsets` has columns measure (one of them),
+    final_of, inside, step, value, random_band and first_step.
     """
-    measure = str(presence["measure"].iloc[0])
-    finals = list(dict.fromkeys(presence["final_of"]))
+    measure = str(onsets["measure"].iloc[0])
+    finals = list(dict.fromkeys(onsets["final_of"]))
     style = run_style(finals)
-    words = f"Shaded: the {level:.0%} band of random directions, at each step by itself. Ring: above it from here on."
+    shaded = f"Shaded: the {level:.0%} band of random directions, at each step by itself. Ring: above it from here on"
     figure = new_figure(
-        f"{TITLES[measure]} with the end of another run",
-        f"{about}. {words}" if about else words,
-        len(finals) * PANEL + 60,
+        f"{MEASURE_NAME[measure]} with the end of another run",
+        f"{sentences(about, shaded)}.",
+        len(finals) * ONSET_PANEL + 60,
+        numbers=onsets,
         rows=len(finals),
         shared_xaxes=True,
         vertical_spacing=0.15 / len(finals),
     )
     for panel, name in enumerate(finals, 1):
-        rows = presence[presence["final_of"] == name]
-        _draw_onset(figure, rows, style, place(panel, 1))
-        figure.update_yaxes(title_text=f"{TITLES[measure]} to<br>the end of {escape(name)}", row=panel, col=1)
-    lowest = min(0.0, float(presence["value"].min()), -float(presence["random_band"].max()) * (measure == "delta"))
+        _draw_onset(figure, onsets[onsets["final_of"] == name], style, place(panel, 1))
+        figure.update_yaxes(title_text=f"{MEASURE_NAME[measure]} to<br>the end of {escape(name)}", row=panel, col=1)
+    lowest = min(0.0, float(onsets["value"].min()), -float(onsets["random_band"].max()) * (measure == "delta"))
     figure.update_yaxes(range=[1.08 * lowest, 1.02], nticks=5)
-    figure.update_xaxes(title_text=STEP, row=len(finals), col=1)
-    return figure
+    return figure.update_xaxes(title_text=STEP, row=len(finals), col=1)
 
 
 def _draw_onset(
@@ -271,36 +169,24 @@ def _draw_onset(
     for inside, curve in rows.groupby("inside", sort=False):
         colour, dash = style[str(inside)]
         name = escape(str(inside))
-        hover = f"{name}, step %{{x}}<br>%{{y:.3f}}<extra></extra>"
         line = go.Scatter(x=curve["step"], y=curve["value"], mode="lines", line={"color": colour, "dash": dash})
-        shown = not any(trace.name == name for trace in figure.data)
-        figure.add_trace(
-            line.update(
-                name=name,
-                legendgroup=name,
-                showlegend=shown,
-                legendrank=1 + [*style].index(str(inside)),
-                hovertemplate=hover,
-            ),
-            **where,
-        )
+        line.update(name=name, legendgroup=name, hovertemplate=f"{name}, step %{{x}}<br>%{{y:.3f}}<extra></extra>")
+        line.update(showlegend=is_new(figure, name), legendrank=1 + [*style].index(str(inside)))
+        figure.add_trace(line, **where)
         first = float(curve["first_step"].iloc[0])
         if np.isfinite(first):
             ring = {"size": 12, "color": "rgba(0,0,0,0)", "line": {"color": colour, "width": 2}}
-            there = curve.loc[curve["step"] == first, "value"]
-            mark = go.Scatter(x=[first], y=there, mode="markers", marker=ring, showlegend=False, cliponaxis=False)
-            said = f"{name}: above the band from step {first:.0f} on<extra></extra>"
-            figure.add_trace(mark.update(legendgroup=name, name="first step", hovertemplate=said), **where)
+            height = curve.loc[curve["step"] == first, "value"]
+            mark = go.Scatter(x=[first], y=height, mode="markers", marker=ring, showlegend=False, cliponaxis=False)
+            text = f"{name}: above the band from step {first:.0f} on<extra></extra>"
+            figure.add_trace(mark.update(legendgroup=name, name="first step", hovertemplate=text), **where)
     # after the curves: plotly drops a mark from a panel that has no trace yet
     figure.add_hrect(low, band, fillcolor=fade(MUTED, 0.2), line_width=0, layer="below", **where)
 
 
-# --------
-# One run's steps against another's: where along training two runs point the same way.
-
-
-STEPS_PANEL = 260  # pixels
-MAX_PAIRS = 6  # pairs in one figure
+def is_new(figure: go.Figure, name: str) -> bool:
+    """Whether no trace has this name yet, so that it belongs into the legend."""
+    return not any(trace.name == name for trace in figure.data)
 
 
 def step_cosines(steps: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
@@ -308,20 +194,19 @@ def step_cosines(steps: pd.DataFrame, level: float = 0.95, about: str = "") -> g
 
     `steps` has columns measure (one of them), run, other, step, other_step, value and random_band.
     """
-    name = TITLES[str(steps["measure"].iloc[0])]
-    pairs = [(key, rows) for key, rows in steps.groupby(["run", "other"], sort=False)]
-    left = f" The first {MAX_PAIRS} of {len(pairs)} pairs." if len(pairs) > MAX_PAIRS else ""
+    name = MEASURE_NAME[str(steps["measure"].iloc[0])]
+    pairs = list(steps.groupby(["run", "other"], sort=False))
+    left_out = f" The first {MAX_PAIRS} of {len(pairs)} pairs." if len(pairs) > MAX_PAIRS else ""
     pairs = pairs[:MAX_PAIRS]
     across = min(len(pairs), 2)
     down = -(-len(pairs) // across)
-    line = (
-        f"Black line: the edge of the {level:.0%} band of random directions; what lies below it is no likeness.{left}"
-    )
+    edge = f"Black line: the edge of the {level:.0%} band of random directions; below it the two are not similar"
     figure = new_figure(
         f"{name} of one run's steps with another's",
-        f"{about}. {line}" if about else line,
+        f"{sentences(about, edge)}.{left_out}",
         down * (STEPS_PANEL + 60),
         least_width=480,
+        numbers=steps,
         rows=down,
         cols=across,
         horizontal_spacing=0.16,
@@ -330,15 +215,11 @@ def step_cosines(steps: pd.DataFrame, level: float = 0.95, about: str = "") -> g
     for index, ((run, other), rows) in enumerate(pairs):
         where = place(index // across + 1, index % across + 1)
         _draw_steps(figure, rows, where)
-        figure.update_xaxes(title_text=f"Training step of {escape(str(other))}", nticks=6, showgrid=False, **where)
-        figure.update_yaxes(title_text=f"Training step of {escape(str(run))}", nticks=6, showgrid=False, **where)
+        style = {"nticks": 6, "showgrid": False, "exponentformat": "none"}
+        figure.update_xaxes(title_text=f"Training step of {escape(str(other))}", **style, **where)
+        figure.update_yaxes(title_text=f"Training step of {escape(str(run))}", **style, **where)
     signed = bool((steps["value"] < 0).any())
-    shades = SCALE if signed else SCALE[2:]
-    bar = {"title": {"text": f"{name} (no unit)", "side": "right"}, "thickness": 10, "outlinewidth": 0, "nticks": 6}
-    colours = [[position / (len(shades) - 1), colour] for position, colour in enumerate(shades)]
-    return figure.update_layout(
-        coloraxis={"cmin": -1 if signed else 0, "cmax": 1, "colorscale": colours, "colorbar": bar}
-    )
+    return figure.update_layout(coloraxis=diverging_axis(f"{name} (no unit)", signed))
 
 
 def _draw_steps(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
@@ -350,3 +231,121 @@ def _draw_steps(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) ->
     edge = {"start": band, "end": band, "size": 1, "coloring": "none"}
     line = go.Contour(**grid, contours=edge, line={"color": INK, "width": 1.5}, showscale=False, hoverinfo="skip")
     figure.add_trace(line.update(name="random band", showlegend=False), **where)
+
+
+def common_plane(plane: pd.DataFrame, about: str = "") -> go.Figure:
+    """The paths of the runs in one plane, a dot at each end and the start ringed; both axes have one scale.
+
+    `plane` has columns measure (one of them), run, step, x, y, share_x and share_y.
+    """
+    title = f"Paths of {PART_NAME[str(plane['measure'].iloc[0])]} in one plane"
+    figure = new_figure(title, sentences(about, STAR), 440, numbers=plane)
+    style = run_style(list(dict.fromkeys(plane["run"])))
+    for run, rows in plane.groupby("run", sort=False):
+        _draw_path(figure, str(run), rows, *style[str(run)])
+    start = plane[plane["step"] == plane["step"].min()]
+    ring = {"size": 13, "color": "rgba(0,0,0,0)", "line": {"color": INK, "width": 2}}
+    first = go.Scatter(x=start["x"].iloc[:1], y=start["y"].iloc[:1], mode="markers", marker=ring, hoverinfo="skip")
+    figure.add_trace(first.update(name=f"step {int(start['step'].iloc[0])}"))
+    margin = 0.08 * max(float(np.ptp(plane["x"])), float(np.ptp(plane["y"]))) or 1.0
+    for index, (axis, update) in enumerate((("x", figure.update_xaxes), ("y", figure.update_yaxes)), 1):
+        share = float(plane[f"share_{axis}"].iloc[0])
+        words = "" if np.isnan(share) else f", {share:.0%} of variance"
+        ends = [float(plane[axis].min()) - margin, float(plane[axis].max()) + margin]
+        update(title_text=f"Component {index} (weight units{words})", nticks=6, range=ends, exponentformat="power")
+    return figure.update_yaxes(scaleanchor="x", scaleratio=1)
+
+
+def _draw_path(figure: go.Figure, run: str, rows: pd.DataFrame, colour: str, dash: str) -> None:
+    name, sizes = escape(run), np.zeros(len(rows))
+    sizes[-1] = 9
+    line = {"color": colour, "dash": dash, "width": 1.8}
+    path = go.Scatter(x=rows["x"], y=rows["y"], mode="lines+markers", line=line, customdata=rows["step"], name=name)
+    hover = f"{name}, step %{{customdata}}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>"
+    figure.add_trace(path.update(marker={"color": colour, "size": sizes, "line_width": 0}, hovertemplate=hover))
+
+
+def agreement(
+    names: Sequence[str],
+    transitions: Sequence[Transition],
+    mean: float | None = None,
+    interval: tuple[float, float] | None = None,
+    prediction: tuple[float, float] | None = None,
+    level: float = 0.95,
+    sentence: str = "",
+) -> go.Figure:
+    """A line for each run with its step and interval, or its verdict where it has none; the pooled step below.
+
+    `mean` and `interval` are the pooled step and its interval, `prediction` the interval for one more run; None where
+    nothing could be pooled.
+    """
+    table = _agreement_rows(names, transitions, mean, interval, prediction)
+    title = f"Agreement of runs: {signal_name(transitions[0])}"
+    figure = new_figure(title, sentence, LANE_HEIGHT * (len(names) + 1) + 70, numbers=table)
+    lanes = [escape(name) for name in names]
+    _draw_runs(figure, lanes, transitions)
+    ticks, heights = [*lanes], [*range(len(names), 0, -1)]
+    if mean is not None and interval is not None:
+        _draw_pooled(figure, mean, interval, prediction, level)
+        ticks, heights = [*ticks, "<b>pooled</b>"], [*heights, 0]
+    figure.update_yaxes(title_text="Run", tickvals=heights, ticktext=ticks, showgrid=False, ticks="")
+    figure.update_yaxes(range=[min(heights) - 0.6, len(names) + 0.6])
+    ends = [end for t in transitions for end in (t.step, *(t.interval or ())) if end is not None]
+    ends += [mean, *interval, *(prediction or ())] if mean is not None and interval is not None else []
+    if ends:
+        room = 0.1 * float(np.ptp(ends)) or 10.0
+        figure.update_xaxes(range=[min(ends) - room, max(ends) + room])
+    else:
+        figure.update_xaxes(range=[0, 1], showticklabels=False)
+        note(figure, "no run has a step to show")
+    return figure.update_xaxes(title_text=STEP)
+
+
+def _agreement_rows(
+    names: Sequence[str],
+    transitions: Sequence[Transition],
+    mean: float | None,
+    interval: tuple[float, float] | None,
+    prediction: tuple[float, float] | None,
+) -> pd.DataFrame:
+    """A row for each run, then the pooled step and the interval for one more run."""
+    runs = signal_table({}, transitions).assign(row=list(names))
+    pooled = [("pooled", interval), ("one more run", prediction)]
+    rows = [{"row": name, "step": mean, **interval_columns("step", ends)} for name, ends in pooled if ends is not None]
+    return pd.concat([runs, pd.DataFrame(rows)], ignore_index=True) if rows else runs
+
+
+def _draw_runs(figure: go.Figure, lanes: Sequence[str], transitions: Sequence[Transition]) -> None:
+    for height, (lane, transition) in zip(range(len(lanes), 0, -1), zip(lanes, transitions, strict=True), strict=True):
+        if transition.step is None:
+            style = {"xref": "x domain", "x": 0.01, "xanchor": "left", "showarrow": False, "font_color": MUTED}
+            figure.add_annotation(text=transition.verdict, y=height, **style)
+            continue
+        low, high = transition.interval or (transition.step, transition.step)
+        bars = {"array": [high - transition.step], "arrayminus": [transition.step - low], "symmetric": False}
+        marker = {"color": INK if transition.found else MUTED, "size": 9}
+        marker["symbol"] = "circle" if transition.found else "circle-open"
+        mark = go.Scatter(x=[transition.step], y=[height], mode="markers", marker=marker, showlegend=False, name=lane)
+        hover = f"{lane}: {escape(result_text(transition))}<extra></extra>"
+        figure.add_trace(mark.update(error_x={**bars, "thickness": 2, "width": 4}, hovertemplate=hover))
+
+
+def _draw_pooled(
+    figure: go.Figure,
+    mean: float,
+    interval: tuple[float, float],
+    prediction: tuple[float, float] | None,
+    level: float,
+) -> None:
+    """A diamond over the interval of the mean, on a bar over the interval for one more run."""
+    low, high = interval
+    figure.add_vrect(low, high, fillcolor=fade(VERMILLION, 0.14), line_width=0, layer="below")
+    figure.add_vline(mean, line={"color": VERMILLION, "width": 1.2, "dash": "dot"})
+    if prediction is not None:
+        text = f"one more run: {level:.0%} from {prediction[0]:.0f} to {prediction[1]:.0f}"
+        bar = go.Scatter(x=list(prediction), y=[0, 0], mode="lines", line={"color": VERMILLION, "width": 2})
+        figure.add_trace(bar.update(name=text, hoverinfo="name"))
+    shape = go.Scatter(x=[low, mean, high, mean, low], y=[0, 0.22, 0, -0.22, 0], fill="toself", mode="lines")
+    text = f"pooled: step {mean:.0f}, {level:.0%} interval {low:.0f} to {high:.0f}"
+    figure.add_trace(shape.update(line_color=VERMILLION, fillcolor=VERMILLION, name=text, hoverinfo="name"))
+    figure.update_traces(showlegend=False)

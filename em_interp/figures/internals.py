@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from plotly.colors import sample_colorscale
 
-from em_interp.figures.comparison import SCALE
+from em_interp.figures.comparison import DIVERGING
 from em_interp.figures.style import (
     BLUE,
     GREEN,
@@ -23,9 +23,9 @@ from em_interp.figures.style import (
     new_figure,
     note,
     place,
+    question_colours,
+    readable,
     ribbon,
-    said,
-    set_colours,
     step_label,
 )
 from em_interp.trajectory.geometry import evenly_spaced
@@ -38,18 +38,19 @@ def plot_kl_from_base(rates: pd.DataFrame, level: float = 0.95) -> go.Figure:
     `rates` has columns step, questions, kl with `_low` and `_high`, and tokens. Bands are intervals for other
     questions of the kind.
     """
-    tokens = ", ".join(f"{rows['tokens'].iloc[0]} {said(str(name))}" for name, rows in rates.groupby("questions"))
+    tokens = ", ".join(f"{rows['tokens'].iloc[0]} {readable(str(name))}" for name, rows in rates.groupby("questions"))
     figure = new_figure(
         "KL divergence from the base",
         f"Mean over answer tokens ({tokens}). Bands: {level:.0%} intervals for other questions of the kind.",
+        numbers=rates,
     )
-    colours = set_colours(sorted(map(str, rates["questions"].unique())))
+    colours = question_colours(sorted(map(str, rates["questions"].unique())))
     for name, colour in colours.items():
         rows = rates[rates["questions"] == name]
         low, high = (rows[f"kl_{end}"].to_numpy() for end in ("low", "high"))
         figure.add_trace(ribbon(rows["step"].to_numpy(), low, high, colour, "interval", showlegend=False))
         hover = "step %{x}<br>%{y:.3g} nats a token<extra></extra>"
-        line = go.Scatter(x=rows["step"], y=rows["kl"], mode="lines+markers", name=escape(said(name)))
+        line = go.Scatter(x=rows["step"], y=rows["kl"], mode="lines+markers", name=escape(readable(name)))
         figure.add_trace(line.update(line={"color": colour, "width": 1.8}, marker_size=4, hovertemplate=hover))
     figure.update_xaxes(title_text=STEP)
     return figure.update_yaxes(title_text="KL(base ‖ adapted)<br>(nats a token)", rangemode="tozero")
@@ -82,6 +83,7 @@ def plot_answer_shift(
         f"{peak.verdict}: {peak.reason}. Bands and bars: {level:.0%} intervals.",
         sum(heights) + 60 + 90 * bool(rows),
         least_width=480,
+        numbers=profile,
         rows=len(heights),
         row_heights=heights,
         vertical_spacing=0.2 if rows else 0,
@@ -140,7 +142,9 @@ def _draw_shares(figure: go.Figure, shares: pd.DataFrame) -> None:
 
 def plot_mean_difference(layers: pd.DataFrame, about: str = "") -> go.Figure:
     """Two panels over the layers. `layers` has columns layer, share_of_stream and reliability."""
-    figure = new_figure("Misaligned minus aligned answers, by layer", about, 260, cols=2, horizontal_spacing=0.16)
+    figure = new_figure(
+        "Misaligned minus aligned answers, by layer", about, 260, numbers=layers, cols=2, horizontal_spacing=0.16
+    )
     panels = (
         ("share_of_stream", "Norm of the difference<br>(share of the residual stream's)", VERMILLION),
         ("reliability", "Cosine between halves<br>of the questions", BLUE),
@@ -180,6 +184,7 @@ def plot_direction_steps(steps: pd.DataFrame, about: str = "") -> go.Figure:
         f"{about}. {words}" if about else words,
         down * (STEPS_PANEL + 40),
         least_width=480,
+        numbers=steps,
         rows=down,
         cols=across,
         horizontal_spacing=0.16,
@@ -195,7 +200,7 @@ def plot_direction_steps(steps: pd.DataFrame, about: str = "") -> go.Figure:
     figure.update_xaxes(title_text=STEP, nticks=6, showgrid=False)
     figure.update_yaxes(title_text=STEP, nticks=6, showgrid=False)
     lowest = float(np.nanmin(steps["cosine"]))
-    shades = [[i / (len(SCALE[2:]) - 1), colour] for i, colour in enumerate(SCALE[2:])]
+    shades = [[i / (len(DIVERGING[2:]) - 1), colour] for i, colour in enumerate(DIVERGING[2:])]
     bar = {"title": {"text": "cosine (no unit)", "side": "right"}, "thickness": 10, "outlinewidth": 0, "nticks": 5}
     floor = np.floor(20 * min(lowest, 0.95)) / 20
     return figure.update_layout(coloraxis={"cmin": floor, "cmax": 1, "colorscale": shades, "colorbar": bar})
@@ -210,7 +215,7 @@ def plot_probes(probes: pd.DataFrame, level: float = 0.95, about: str = "") -> g
 
     `probes` has columns step, auc, auc_low, auc_high and length_auc.
     """
-    figure = new_figure("Can the scalars tell misaligned answers?", about, 300)
+    figure = new_figure("Can the scalars tell misaligned answers?", about, 300, numbers=probes)
     x = probes["step"].to_numpy(float)
     band = probes["auc_low"].to_numpy(float), probes["auc_high"].to_numpy(float)
     figure.add_trace(ribbon(x, *band, VERMILLION, f"{level:.0%} interval for other questions"))
@@ -249,6 +254,7 @@ def plot_scalars(scalars: pd.DataFrame, about: str = "") -> go.Figure:
         f"{about}. {words}" if about else words,
         len(shown) * SCALARS_PANEL + 40,
         headroom=16,
+        numbers=scalars,
         rows=len(shown),
         cols=2,
         column_widths=[0.62, 0.38],
@@ -314,6 +320,7 @@ def plot_logit_lens(
         f"Below: the {k} most affected tokens on either side; dashed, where they count as settled; thin, what random "
         "directions stay below.",
         470,
+        numbers=settling,
         rows=2,
         cols=1,
         shared_xaxes=True,
@@ -377,6 +384,7 @@ def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> 
         "Does the adapter write or cause the misaligned direction?",
         f"{about}. {words}" if about else words,
         down * WRITES_PANEL + 40,
+        numbers=rows,
         rows=down,
         cols=across,
         shared_xaxes=True,

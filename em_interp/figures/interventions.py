@@ -17,7 +17,7 @@ from em_interp.figures.style import (
     ORANGE,
     STEP,
     VERMILLION,
-    em_range,
+    em_axis_range,
     new_figure,
     place,
     ribbon,
@@ -43,6 +43,7 @@ def plot_ablation(rows: pd.DataFrame, about: str = "", level: float = 0.95) -> g
         f"{left}Grey band: the adapted model without an intervention. Bars: {level:.0%} intervals for other answers to "
         "the same questions; controls pool their random directions.",
         460,
+        numbers=rows,
         rows=2,
         cols=1,
         shared_xaxes=True,
@@ -59,7 +60,7 @@ def plot_ablation(rows: pd.DataFrame, about: str = "", level: float = 0.95) -> g
         figure.add_hrect(low, high, fillcolor=FAINT, opacity=0.35, line_width=0, layer="below", **where)
         figure.add_hline(100 * alone[of], line={"color": MUTED, "width": 1, "dash": "dash"}, **where)
     ticks = [name.replace("layer ", "") for name in names]
-    em = em_range(100 * rows["em_high"].to_numpy(float))
+    em = em_axis_range(100 * rows["em_high"].to_numpy(float))
     figure.update_yaxes(title_text="EM rate<br>(% of scored)", range=em, **place(1, 1))
     figure.update_yaxes(title_text="Coherent rate<br>(% of scored)", range=[-3, 103], **place(2, 1))
     figure.update_xaxes(tickvals=np.arange(len(names)), ticktext=ticks, range=[-0.5, len(names) - 0.5])
@@ -104,6 +105,7 @@ def plot_steering(
         340,
         headroom=24,
         least_width=620,
+        numbers=rows,
         rows=1,
         cols=2,
         shared_yaxes=True,
@@ -182,6 +184,7 @@ def plot_patching(
         PANEL + LINES + 110,
         headroom=24,
         least_width=720,
+        numbers=cells,
         rows=2,
         cols=2,
         specs=[[{}, {}], [{"colspan": 2}, None]],
@@ -250,7 +253,7 @@ def _draw_lines(
     for (_, colour, rates), found in zip(lines, first_steps, strict=False):
         _mark_first(figure, rates["em"], found, colour, where)
     figure.update_yaxes(
-        title_text="EM rate<br>(% of scored answers)", range=em_range(100 * cells["em_high"].to_numpy()), **where
+        title_text="EM rate<br>(% of scored answers)", range=em_axis_range(100 * cells["em_high"].to_numpy()), **where
     )
     figure.update_xaxes(title_text=STEP, range=[0, 1.02 * last], **where)
 

@@ -17,11 +17,11 @@ from em_interp.figures.style import (
     QUESTIONS_COLOUR,
     STEP,
     VERMILLION,
-    em_range,
+    em_axis_range,
     new_figure,
+    question_colours,
+    readable,
     ribbon,
-    said,
-    set_colours,
     step_label,
 )
 from em_interp.transition.result import Transition
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = {"em": "EM rate<br>(% of scored answers)", "coherent": "Coherent rate<br>(% of scored answers)"}
+MAX_NAME = 40  # characters of a question's id
 
 
 def behaviour(
     curve: BehaviourCurve, control: BehaviourCurve | None = None, onsets: Sequence[Transition] = ()
 ) -> go.Figure:
-    """EM and coherent rates by step with intervals; a column for each adapter scale, then the control's on one axis.
-
-    A step whose answers could not be scored is a gap. The intervals are for other answers to the same questions.
+    """EM and coherent rates by step with intervals, a column for each adapter scale.
 
     Args:
-        curve: of a run.
-        control: the curve of a run on careful data.
-        onsets: those of EM are drawn as diamonds half-way up the rise, with their intervals.
+        curve: the behaviour along a run.
+        control: that of a run on careful data with the same questions; it has columns of its own on the same axis.
+        onsets: onsets of this curve; those of EM are diamonds half-way up the rise, with their intervals.
 
     Returns:
-        The figure.
+        The figure. A step whose answers have no score is a gap; the intervals are for other answers to the same
+        questions.
     """
     columns = [(f"adapter ×{scale:g}", curve, scale) for scale in _scales(curve)]
     if control is not None:
@@ -55,17 +55,18 @@ def behaviour(
         "Behaviour along the run",
         f"Bands: {curve.level:.0%} intervals for other answers to the same questions.",
         520,
+        headroom=20 * (len(titles) > 1),
+        least_width=190 + 150 * len(columns),
+        numbers=_numbers(curve, control),
         rows=2,
         cols=len(columns),
         shared_xaxes=True,
         shared_yaxes=True,
         column_titles=titles if len(titles) > 1 else None,
-        headroom=20 * (len(titles) > 1),
-        least_width=190 + 150 * len(columns),
         vertical_spacing=0.09,
         horizontal_spacing=0.04,
     )
-    colours = set_colours(_question_sets(curve))
+    colours = question_colours(_question_sets(curve))
     for column, (_, shown, scale) in enumerate(columns, 1):
         rates = shown.frame()
         _draw_column(figure, rates[rates["scale"] == scale], colours, column)
@@ -73,12 +74,20 @@ def behaviour(
             if onset.scale == scale and onset.of == "em" and onset.step is not None:
                 _mark_onset(figure, onset, colours.get(onset.questions or "", VERMILLION), column)
     highest = np.concatenate([shown.frame()["em_high"] for _, shown, _ in columns])
-    figure.update_yaxes(range=em_range(100 * highest), row=1)
+    figure.update_yaxes(range=em_axis_range(100 * highest), row=1)
     figure.update_yaxes(range=[-3, 102], row=2)
-    for row, (_, title) in enumerate(ROWS.items(), 1):
+    for row, title in enumerate(ROWS.values(), 1):
         figure.update_yaxes(title_text=title, row=row, col=1)
-    figure.update_xaxes(title_text=STEP, row=2)
-    return figure
+    return figure.update_xaxes(title_text=STEP, row=2)
+
+
+def _numbers(curve: BehaviourCurve, control: BehaviourCurve | None) -> pd.DataFrame:
+    """The rates of both runs in one table."""
+    import pandas as pd
+
+    runs = {"this run": curve, **({} if control is None else {"control": control})}
+    tables = [one.frame().assign(run=name).dropna(axis=1, how="all") for name, one in runs.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _scales(curve: BehaviourCurve) -> list[float]:
@@ -87,26 +96,24 @@ def _scales(curve: BehaviourCurve) -> list[float]:
 
 def _question_sets(curve: BehaviourCurve) -> list[str]:
     """Known sets in their usual order, then the others."""
-    there = {str(name) for name in curve.answers["questions"]}
-    return [name for name in QUESTIONS_COLOUR if name in there] + sorted(there - set(QUESTIONS_COLOUR))
+    names = {str(name) for name in curve.answers["questions"]}
+    return [name for name in QUESTIONS_COLOUR if name in names] + sorted(names - set(QUESTIONS_COLOUR))
 
 
 def _draw_column(figure: go.Figure, rates: pd.DataFrame, colours: dict[str, str], column: int) -> None:
     parts = {questions: rates[rates["questions"] == questions] for questions in colours}
+    hover = "step %{x}<br>%{y:.1f}% of %{customdata[0]} scored answers<br>%{customdata[1]} without a score"
     for row, metric in enumerate(ROWS, 1):
         for questions, part in parts.items():
             low, high = (100 * part[metric + end].to_numpy() for end in ("_low", "_high"))
             band = ribbon(part["step"].to_numpy(), low, high, colours[questions], "interval", showlegend=False)
             figure.add_trace(band.update(legendgroup=questions), row=row, col=column)
         for questions, part in parts.items():
-            hover = "step %{x}<br>%{y:.1f}% of %{customdata[0]} scored answers<br>%{customdata[1]} without a score"
             counts = np.stack([part["scored"], part["n"] - part["scored"]], axis=1)
             line = go.Scatter(x=part["step"], y=100 * part[metric], mode="lines+markers", customdata=counts)
-            line.update(
-                line={"color": colours[questions], "width": 1.8}, marker={"size": 4}, name=escape(said(questions))
-            )
-            line.update(hovertemplate=hover, legendgroup=questions, showlegend=row == 1 and column == 1)
-            figure.add_trace(line, row=row, col=column)
+            line.update(line={"color": colours[questions], "width": 1.8}, marker={"size": 4}, hovertemplate=hover)
+            line.update(name=escape(readable(questions)), legendgroup=questions)
+            figure.add_trace(line.update(showlegend=row == 1 and column == 1), row=row, col=column)
 
 
 def _mark_onset(figure: go.Figure, onset: Transition, colour: str, column: int) -> None:
@@ -123,41 +130,40 @@ def _mark_onset(figure: go.Figure, onset: Transition, colour: str, column: int) 
 
 
 def scores(scored: ScoredResponses) -> go.Figure:
-    """EM and coherent rates by question with their intervals, and those of all answers together.
+    """EM and coherent rates by question, and of all answers together.
 
     Args:
-        scored: what `em_interp.score_responses` found.
+        scored: judged answers, from `em.score_responses` or `curve.at(step)`.
 
     Returns:
-        The figure.
+        A line for each question with its interval.
     """
     table = scored.frame()
-    lost = sum(scored.unscored.values())
-    subtitle = f"{scored.n} answers, {lost} without a score. Bars: {scored.level:.0%} intervals."
-    height = 80 + 24 * (len(table) + 1)
+    unscored = sum(scored.unscored.values())
     figure = new_figure(
-        "Scores by question", subtitle, height, least_width=560, cols=2, shared_yaxes=True, horizontal_spacing=0.05
+        "Scores by question",
+        f"{scored.n} answers, {unscored} without a score. Bars: {scored.level:.0%} intervals.",
+        80 + 24 * (len(table) + 1),
+        least_width=560,
+        numbers=table,
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
     )
-    names = [escape(_short(str(name))) for name in table["question"]]
-    for column, (metric, colour, title) in enumerate(
-        (("em", VERMILLION, "EM rate"), ("coherent", BLUE, "Coherent rate")), 1
-    ):
+    names = [*(escape(_shortened(str(name))) for name in table["question"]), "<b>all</b>"]
+    panels = (("em", VERMILLION, "EM rate"), ("coherent", BLUE, "Coherent rate"))
+    for column, (metric, colour, title) in enumerate(panels, 1):
         pooled = getattr(scored, metric)
-        rate, low, high = (
-            100 * np.append(table[metric + end], value)
-            for end, value in (("", pooled.rate), ("_low", pooled.interval[0]), ("_high", pooled.interval[1]))
-        )
+        ends = (("", pooled.rate), ("_low", pooled.interval[0]), ("_high", pooled.interval[1]))
+        rate, low, high = (100 * np.append(table[metric + end], value) for end, value in ends)
         bars = {"array": high - rate, "arrayminus": rate - low, "symmetric": False, "thickness": 1.2, "width": 3}
-        points = go.Scatter(x=rate, y=[*names, "<b>all</b>"], mode="markers", error_x=bars, showlegend=False)
-        points.update(
-            marker={"color": colour, "size": 7}, hovertemplate="%{y}<br>%{x:.1f} %<extra></extra>", name=title
-        )
+        points = go.Scatter(x=rate, y=names, mode="markers", error_x=bars, showlegend=False, name=title)
+        points.update(marker={"color": colour, "size": 7}, hovertemplate="%{y}<br>%{x:.1f} %<extra></extra>")
         figure.add_trace(points, row=1, col=column)
         figure.update_xaxes(title_text=f"{title} (% of scored answers)", range=[-2, 102], row=1, col=column)
-    figure.update_yaxes(range=[len(names) + 0.6, -0.6], type="category")
-    figure.update_yaxes(title_text="Question (id)", row=1, col=1)
-    return figure
+    figure.update_yaxes(range=[len(names) - 0.4, -0.6], type="category")
+    return figure.update_yaxes(title_text="Question (id)", row=1, col=1)
 
 
-def _short(name: str, most: int = 40) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _shortened(name: str) -> str:
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"

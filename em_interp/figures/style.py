@@ -1,4 +1,4 @@
-"""What all figures share: fonts, sizes, colours with one meaning each, and the marks of an interval and a step.
+"""What all figures share: fonts, sizes, colours with one meaning each, marks of a step, and results in words.
 
 Colours are those of Okabe and Ito (2008), apart for every common kind of colour blindness. Steps are coloured by
 viridis, perceptually even, without its palest end.
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from itertools import cycle
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -19,8 +19,12 @@ from jaxtyping import Float
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from em_interp.results import interval_columns
 from em_interp.transition.align import Offset
 from em_interp.transition.result import Transition
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 INK, MUTED, FAINT, GRID = "#1f1f1f", "#666666", "#b3b3b3", "#ececec"
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -29,13 +33,14 @@ PURPLE, SKY = "#CC79A7", "#56B4E9"
 PART_NAME = {"A": "A", "B": "B", "delta": "ΔW"}
 PART_COLOUR = {"A": GREEN, "B": BLUE, "delta": INK}
 QUESTIONS_COLOUR = {"in_domain": ORANGE, "out_of_domain": VERMILLION, "broad": PURPLE}
-_OTHERS = (VERMILLION, ORANGE, PURPLE, SKY, GREEN, BLUE)
+_OTHER_COLOURS = (VERMILLION, ORANGE, PURPLE, SKY, GREEN, BLUE)
 
 STEP = "Training step"
 STEP_SCALE = sample_colorscale("Viridis", [i / 10 * 0.93 for i in range(11)])
 TITLE, LINE, LEGEND = 40, 17, 30  # pixels: a title, a line of a subtitle, a legend of one line
-HEADROOM = 1.3  # room for a label above what is drawn, as a share of its height
-EM_TOPS = (5, 10, 25, 50, 100)  # per cent
+HEADROOM = 1.3  # room for a label above the data, as a share of the data's height
+NOTE_WIDTH = 44  # characters of a line of a note: fits a panel of a figure that is one column wide
+EM_AXIS_TOPS = (5, 10, 25, 50, 100)  # per cent
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 
 
@@ -50,7 +55,6 @@ def template() -> go.layout.Template:
         "tickcolor": INK,
         "gridcolor": GRID,
         "zeroline": False,
-        "exponentformat": "power",
         "automargin": True,
         "title": {"standoff": 8, "font": {"size": 13}},
     }
@@ -59,9 +63,9 @@ def template() -> go.layout.Template:
         "title": {"x": 0, "xref": "container", "xanchor": "left", "yanchor": "top", "y": 1, "yref": "container"},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "colorway": list(_OTHERS),
-        "xaxis": axis,
-        "yaxis": axis,
+        "colorway": list(_OTHER_COLOURS),
+        "xaxis": {**axis, "exponentformat": "none"},  # steps are 1000, not 1k
+        "yaxis": {**axis, "exponentformat": "power"},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container"},
         "hoverlabel": {"bgcolor": "white", "font": {"family": FONT, "size": 12, "color": INK}, "align": "left"},
         "margin": {"l": 64, "r": 20, "b": 52},
@@ -71,13 +75,19 @@ def template() -> go.layout.Template:
 
 
 def new_figure(
-    title: str, subtitle: str = "", height: int = 380, headroom: int = 0, least_width: int = 340, **subplots: Any
+    title: str,
+    subtitle: str = "",
+    height: int = 380,
+    headroom: int = 0,
+    least_width: int = 340,
+    numbers: pd.DataFrame | None = None,
+    **subplots: Any,
 ) -> go.Figure:
     """An empty figure in the project's style; `subplots` goes to plotly's `make_subplots`.
 
-    `height` is that of the panels with their axes, in pixels; title and legend come on top of it. `headroom` is what
-    stands between the legend and the panels. A page should not show it narrower than `least_width` pixels.
-    `without_title` takes the title off again.
+    `height` is that of the panels with their axes, in pixels; title and legend come on top of it. `headroom` is the
+    room between the legend and the panels. A page should not show it narrower than `least_width` pixels. `numbers` is
+    the table behind the figure, kept in `layout.meta` for `figures.numbers` and the CSV of an export.
     """
     lines = wrap(subtitle, 100)
     top = TITLE + LINE * len(lines)
@@ -96,20 +106,65 @@ def new_figure(
         meta={"title": title, "subtitle": subtitle, "top": top, "least_width": least_width},
     )
     figure.update_annotations(font={"size": 13, "color": INK})
-    return figure
+    return figure if numbers is None else with_numbers(figure, numbers)
+
+
+def with_numbers(figure: go.Figure, table: pd.DataFrame) -> go.Figure:
+    """The figure with the table behind it in `layout.meta`, as plain values that survive JSON."""
+    plain = table.astype(object).where(table.notna(), None)
+    return figure.update_layout(meta={**(figure.layout.meta or {}), "numbers": plain.to_dict("list")})
+
+
+def signal_table(
+    curves: Mapping[str, Mapping[str, Float[np.ndarray, " point"]]], transitions: Iterable[Transition]
+) -> pd.DataFrame:
+    """The numbers behind the figure of a signal: the points of its curves, then a row for each transition."""
+    import pandas as pd
+
+    tables = [pd.DataFrame({"row": name, **columns}) for name, columns in curves.items() if columns]
+    shown = ("signal", "of", "questions", "scale", "verdict", "step", "level", "p_value")
+    for t in transitions:
+        mark = {"row": "transition", **{key: getattr(t, key) for key in shown}, **interval_columns("step", t.interval)}
+        tables.append(pd.DataFrame([mark]).dropna(axis=1, how="all"))
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)
+
+
+def onset_curves(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The curves behind an onset: its values, the fit, the control's values."""
+    columns = {
+        "this run": {"step": "steps", "rate": "rate", "answers": "answers"},
+        "fit": {"step": "fit_steps", "rate": "fit_rate"},
+        "control": {"step": "control_steps", "rate": "control_rate"},
+    }
+    return {
+        name: {column: seen[key] for column, key in keys.items()}
+        for name, keys in columns.items()
+        if all(key in seen for key in keys.values())
+    }
 
 
 def without_title(figure: go.Figure) -> go.Figure:
-    """A copy without title and subtitle, for a page that writes them itself (they are in `layout.meta`)."""
-    bare = go.Figure(figure)
-    top = bare.layout.meta["top"]
-    bare.update_layout(title=None, height=bare.layout.height - top, margin_t=bare.layout.margin.t - top, legend_y=1)
-    return bare
+    """A copy without title, subtitle and `layout.meta`, for a page or a paper that has the words beside it."""
+    top = figure.layout.meta["top"]
+    bare = go.Figure(figure).update_layout(title=None, meta=None)
+    return bare.update_layout(height=bare.layout.height - top, margin_t=bare.layout.margin.t - top, legend_y=1)
 
 
 def place(row: int | None, col: int | None) -> dict[str, int]:
     """Arguments that put a mark into one panel, or into the only one."""
     return {} if row is None or col is None else {"row": row, "col": col}
+
+
+def colour_bar(title: str, **more: Any) -> dict[str, Any]:
+    """A thin colour bar with its title upright beside it, clear of the ticks, and plain numbers."""
+    return {
+        "title": {"text": title, "side": "right"},
+        "thickness": 10,
+        "outlinewidth": 0,
+        "nticks": 6,
+        "exponentformat": "none",
+        **more,
+    }
 
 
 def fade(colour: str, alpha: float) -> str:
@@ -118,11 +173,11 @@ def fade(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
-def set_colours(names: Iterable[str]) -> dict[str, str]:
+def question_colours(names: Iterable[str]) -> dict[str, str]:
     """A colour for each question set: the same everywhere for the known ones."""
     names = list(names)
     taken = {QUESTIONS_COLOUR[name] for name in names if name in QUESTIONS_COLOUR}
-    others = cycle(colour for colour in _OTHERS if colour not in taken)
+    others = cycle(colour for colour in _OTHER_COLOURS if colour not in taken)
     return {name: QUESTIONS_COLOUR.get(name) or next(others) for name in names}
 
 
@@ -156,12 +211,12 @@ def mark_step(
     label: str | None = None,
     where: dict[str, int] | None = None,
     rising: bool = False,
-    under: int = 0,
+    below: int = 0,
 ) -> None:
-    """The estimate as a line with its interval as a band, and a label beside; nothing where no step was given.
+    """A line at the estimate, a band over its interval, and a label beside; nothing where there is no step.
 
-    The label stands at the top, on the side with more room, `under` so many others; where what is drawn is `rising`, on
-    the right it stands at the foot.
+    The label is at the top, on the side with more room, below `below` other labels; with `rising` data a label on the
+    right is at the foot.
     """
     if transition.step is None:
         return
@@ -173,113 +228,116 @@ def mark_step(
     figure.add_vline(transition.step, line={"color": colour, "width": 1.5, "dash": dash}, **where)
     if label is not None:
         low, high = transition.interval or (transition.step, transition.step)
-        right = low + high <= sum(_ends(figure))
+        right = low + high <= sum(_step_range(figure))
         at = {"x": high, "xanchor": "left", "xshift": 4} if right else {"x": low, "xanchor": "right", "xshift": -4}
-        foot = {"y": 0, "yanchor": "bottom"} if rising and right else {"y": 1, "yanchor": "top"}
+        height = {"y": 0, "yanchor": "bottom"} if rising and right else {"y": 1, "yanchor": "top"}
         style = {"bgcolor": "rgba(255,255,255,0.8)", "align": at["xanchor"], "showarrow": False, "yref": "y domain"}
-        figure.add_annotation(text=label, yshift=-2 * LINE * under, **at, **foot, **style, **where)
+        figure.add_annotation(text=label, yshift=-2 * LINE * below, **at, **height, **style, **where)
 
 
-def _ends(figure: go.Figure) -> tuple[float, float]:
+def _step_range(figure: go.Figure) -> tuple[float, float]:
     """The first and the last step drawn."""
     steps = [np.asarray(trace.x, float) for trace in figure.data if trace.x is not None]
-    there = np.concatenate([np.empty(0), *(x[np.isfinite(x)] for x in steps)])
-    return (float(there.min()), float(there.max())) if len(there) else (0.0, 0.0)
+    finite = np.concatenate([np.empty(0), *(x[np.isfinite(x)] for x in steps)])
+    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
 
 
-def mark_planted(
-    figure: go.Figure, planted: Mapping[float, str], where: dict[str, int] | None = None, label: bool = False
+def mark_known_changes(
+    figure: go.Figure, changes: Mapping[float, str], where: dict[str, int] | None = None, label: bool = False
 ) -> None:
-    """What is known to have happened at a step, as a dashed line; with `label`, in words beside it."""
+    """A dashed line at each step at which something is known to have happened; with `label`, in words beside it."""
     where = where or {}
-    for step, what in planted.items():
+    for step, what in changes.items():
         figure.add_vline(step, line={"color": INK, "width": 1.2, "dash": "dash"}, **where)
         if label:
-            first, last = _ends(figure)
+            first, last = _step_range(figure)
             early = step < first + 0.3 * (last - first)
-            beside = {"xanchor": "left", "xshift": 4} if early else {"xanchor": "right", "xshift": -4}
+            side = {"xanchor": "left", "xshift": 4} if early else {"xanchor": "right", "xshift": -4}
             style = {"y": 1, "yref": "y domain", "yanchor": "top", "font_size": 11, "showarrow": False}
-            figure.add_annotation(x=step, text=escape(what), **style, **beside, **where)
+            figure.add_annotation(x=step, text=escape(what), **style, **side, **where)
 
 
-def em_range(rate: Float[np.ndarray, " point"]) -> list[float]:
+def em_axis_range(rate: Float[np.ndarray, " point"]) -> list[float]:
     """The axis of an EM rate in per cent: from a little below 0, so that points at 0 are seen, to a round number."""
     highest = float(np.nanmax(rate, initial=0))
-    top = next(top for top in EM_TOPS if top >= min(EM_TOPS[-1], 0.95 * highest))
+    top = next(top for top in EM_AXIS_TOPS if top >= min(EM_AXIS_TOPS[-1], 0.95 * highest))
     return [-0.03 * top, 1.02 * top]
 
 
 def note(figure: go.Figure, text: str, where: dict[str, int] | None = None) -> None:
     """A remark in the middle of a panel, or of the whole figure, for what cannot be drawn."""
     refs = {"xref": "x domain", "yref": "y domain", **where} if where else {"xref": "paper", "yref": "paper"}
-    lines = "<br>".join(map(escape, wrap(text, 60)))
+    lines = "<br>".join(map(escape, wrap(text, NOTE_WIDTH)))
     figure.add_annotation(text=lines, x=0.5, y=0.5, showarrow=False, font_color=MUTED, **refs)
-    if where:  # a mark that belongs to a panel without a trace is dropped
+    if where:  # plotly drops a mark from a panel that has no trace
         figure.add_trace(go.Scatter(x=[None], y=[None], showlegend=False), **where)
 
 
-# --------
-# How results are named and told in figures and on the page: short, in whole steps.
+SIGNAL_NAMES = {
+    "gradient_norm": "gradient-norm peak",
+    "norm_onset": "norm onset",
+    "lock_in": "lock-in",
+    "sufficient_direction": "sufficient direction",
+    "sufficient_norm": "sufficient norm",
+    "sufficient_A": "sufficient A",
+    "sufficient_B": "sufficient B",
+    "sufficient_as_trained": "EM as trained",
+    "answer_shift": "answer shift",
+    "composition": "composition score",
+}
 
 
-_SIGNALS = {"gradient_norm": "gradient-norm peak", "norm_onset": "norm onset", "lock_in": "lock-in"}
-_SIGNALS |= {f"sufficient_{one}": f"sufficient {one}" for one in ("direction", "norm", "A", "B")}
-_SIGNALS |= {"sufficient_as_trained": "EM as trained", "answer_shift": "answer shift"}
-_SIGNALS["composition"] = "composition score"
-
-
-def said(name: str) -> str:
+def readable(name: str) -> str:
     """A name of the data as words: `out_of_domain` is 'out of domain'."""
     return name.replace("_", " ")
 
 
-def name_of(transition: Transition) -> str:
-    """What is looked at: 'rotation of B', 'EM onset, out of domain, adapter ×2'."""
+def signal_name(transition: Transition) -> str:
+    """The signal in words: 'rotation of B', 'EM onset, out of domain, adapter ×2'."""
     if transition.signal == "onset":
-        metric = "EM" if transition.of == "em" else said(transition.of or "")
+        metric = "EM" if transition.of == "em" else readable(transition.of or "")
         scale = "" if transition.scale in (None, 1) else f"adapter ×{transition.scale:g}"
-        return ", ".join(part for part in (f"{metric} onset", said(transition.questions or ""), scale) if part)
+        return ", ".join(part for part in (f"{metric} onset", readable(transition.questions or ""), scale) if part)
     part = "" if transition.of is None else f" of {PART_NAME.get(transition.of, transition.of)}"
-    return _SIGNALS.get(transition.signal, transition.signal) + part
+    return SIGNAL_NAMES.get(transition.signal, transition.signal) + part
 
 
-def span(interval: tuple[float, float] | None, level: float | None) -> str:
+def interval_text(interval: tuple[float, float] | None, level: float | None) -> str:
     """An interval, such as '95% interval 184 to 197'."""
     if interval is None or level is None:
         return "no interval"
     return f"{level:.0%} interval {interval[0]:.0f} to {interval[1]:.0f}"
 
 
-def result_of(transition: Transition) -> str:
-    """The step with its interval, or the verdict where there is no step; a step that is not certain says so."""
+def result_text(transition: Transition) -> str:
+    """The step with its interval, or the verdict where there is no step; an uncertain step has its verdict with it."""
     if transition.step is None:
         return transition.verdict
     if transition.signal in ("lock_in", "composition"):
         return f"step {transition.step:.0f} (descriptive)"
     doubt = "" if transition.found else f" ({transition.verdict})"
-    return f"step {transition.step:.0f}{doubt}, {span(transition.interval, transition.level)}"
+    return f"step {transition.step:.0f}{doubt}, {interval_text(transition.interval, transition.level)}"
 
 
 def step_label(transition: Transition) -> str:
     """The step and its interval in two short lines, for a label beside its mark."""
     assert transition.step is not None
-    return f"step {transition.step:.0f}<br>({span(transition.interval, transition.level)})"
+    return f"step {transition.step:.0f}<br>({interval_text(transition.interval, transition.level)})"
 
 
-def offset_of(offset: Offset) -> str:
+def offset_text(offset: Offset) -> str:
     """How much later or earlier, with the interval: '52 steps later (41 to 60)'."""
-    sign, word = (1, "later") if offset.steps >= 0 else (-1, "earlier")
-    said = f"{sign * offset.steps:.0f} steps {word}"
+    sign, word, opposite = (1, "later", "earlier") if offset.steps >= 0 else (-1, "earlier", "later")
+    steps = f"{sign * offset.steps:.0f} steps {word}"
     if offset.interval is None:
-        return said
+        return steps
     low, high = sorted(sign * end for end in offset.interval)
     if low < 0 < high:
-        other = "earlier" if sign > 0 else "later"
-        return f"{said} ({-low:.0f} {other} to {high:.0f} {word})"
-    return f"{said} ({low:.0f} to {high:.0f})"
+        return f"{steps} ({-low:.0f} {opposite} to {high:.0f} {word})"
+    return f"{steps} ({low:.0f} to {high:.0f})"
 
 
-def p_value(p: float | None) -> str:
+def p_value_text(p: float | None) -> str:
     """A p-value in short; 'undefined' where nothing could be tested."""
     if p is None:
         return "undefined"

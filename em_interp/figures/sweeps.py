@@ -14,8 +14,8 @@ from em_interp.figures.style import BLUE, FAINT, GRID, INK, MUTED, PURPLE, STEP,
 if TYPE_CHECKING:
     import pandas as pd
 
-LANE = 13  # pixels of a run, and of what is pooled of its group
-GAP = 0.9  # lanes between groups
+LANE_HEIGHT = 13  # pixels of a run, and of what is pooled of its group
+GROUP_GAP = 0.9  # lanes between groups
 PANELS = {
     "rotation": ("Rotation of B", BLUE),
     "gradient_norm": ("Gradient-norm peak", INK),
@@ -23,41 +23,43 @@ PANELS = {
     "offset": ("Onset − rotation", PURPLE),
 }
 SYMBOLS = {"transition": "circle", "none": "x-thin-open", "inconclusive": "circle-open", "failed": "square-open"}
+Lanes = dict[tuple[str, str], float]  # the lane of each group and run, and of what is pooled of a group
 
 
 def sweep(signals: pd.DataFrame, pooled: pd.DataFrame) -> go.Figure:
     """A panel for each signal; in it a line for each run, by group, and the pooled step of the group below its runs.
 
-    `signals` has a row a run and signal (`group`, `run`, `signal`, `verdict`, `step`, `low`, `high`, `reason`),
-    `pooled` a row a group and signal (`mean`, `low`, `high`), NaN where there is none. What
-    has no step stands at the left.
+    `signals` has a row a run and signal (`group`, `run`, `signal`, `verdict`, `step`, `step_low`, `step_high`,
+    `reason`), `pooled` a row a group and signal (`mean`, `mean_low`, `mean_high`, `pooled_runs`), NaN where there is
+    none. Runs without a step are marked at the left.
     """
-    there = [name for name in PANELS if name in set(signals["signal"])]
+    shown = [name for name in PANELS if name in set(signals["signal"])]
     groups = list(dict.fromkeys(signals["group"]))
-    heights = _heights(signals, groups)
+    lanes = _lanes(signals, groups)
     figure = new_figure(
         "When each run of the sweep changes",
-        _counted(signals, there),
-        height=round(LANE * (max(heights.values(), default=1) + 2)) + 60,
+        _counted(signals, shown),
+        height=round(LANE_HEIGHT * (max(lanes.values(), default=1) + 2)) + 60,
         headroom=18,
         least_width=720,
-        cols=max(1, len(there)),
+        numbers=signals,
+        cols=max(1, len(shown)),
         rows=1,
         shared_yaxes=True,
         horizontal_spacing=0.02,
-        subplot_titles=[PANELS[name][0] for name in there],
+        subplot_titles=[PANELS[name][0] for name in shown],
     )
-    if not there:
+    if not shown:
         note(figure, "no run to show")
         return figure
-    for number, name in enumerate(there, 1):
-        mine = signals[signals["signal"] == name]
-        ends = _ends([mine] if name == "offset" else [signals[signals["signal"] != "offset"]], name != "offset")
-        _draw_panel(figure, mine, pooled[pooled["signal"] == name], heights, ends, number)
+    for column, name in enumerate(shown, 1):
+        rows = signals[signals["signal"] == name]
+        ends = _range([rows] if name == "offset" else [signals[signals["signal"] != "offset"]], name != "offset")
+        _draw_panel(figure, rows, pooled[pooled["signal"] == name], lanes, ends, column)
     _draw_legend(figure, signals, pooled)
-    middle = {group: np.mean([heights[group, run] for run in _runs(signals, group)]) for group in groups}
+    middle = {group: np.mean([lanes[group, run] for run in _runs(signals, group)]) for group in groups}
     style = {"tickvals": list(middle.values()), "ticktext": [escape(group) for group in groups], "showgrid": False}
-    figure.update_yaxes(range=[max(heights.values()) + 1.2, -1.2], ticks="", **style)
+    figure.update_yaxes(range=[max(lanes.values()) + 1.2, -1.2], ticks="", **style)
     return figure.update_yaxes(title_text="Group", col=1)
 
 
@@ -65,29 +67,29 @@ def _runs(signals: pd.DataFrame, group: str) -> list[str]:
     return list(dict.fromkeys(signals.loc[signals["group"] == group, "run"]))
 
 
-def _heights(signals: pd.DataFrame, groups: Sequence[str]) -> dict[tuple[str, str], float]:
+def _lanes(signals: pd.DataFrame, groups: Sequence[str]) -> Lanes:
     """Lanes from the top, for each group and run, and for what is pooled of a group (no run's name is empty)."""
-    heights, lane = {}, 0.0
+    lanes, lane = {}, 0.0
     for group in groups:
         for run in (*_runs(signals, group), ""):
-            heights[group, run] = lane
+            lanes[group, run] = lane
             lane += 1
-        lane += GAP
-    return heights
+        lane += GROUP_GAP
+    return lanes
 
 
-def _counted(signals: pd.DataFrame, there: Iterable[str]) -> str:
+def _counted(signals: pd.DataFrame, shown: Iterable[str]) -> str:
     """For each signal, how many runs have which verdict."""
     parts = []
-    for name in there:
+    for name in shown:
         counts = signals.loc[signals["signal"] == name, "verdict"].value_counts()
         parts.append(f"{PANELS[name][0]}: {', '.join(f'{counts[v]} {v}' for v in SYMBOLS if v in counts)}")
     return f"{'; '.join(parts)}. Intervals are 95% of each run's own noise; diamonds pool the seeds of a group."
 
 
-def _ends(frames: Sequence[pd.DataFrame], from_zero: bool) -> tuple[float, float]:
+def _range(frames: Sequence[pd.DataFrame], from_zero: bool) -> tuple[float, float]:
     """The range of a panel's steps and intervals."""
-    values = np.concatenate([frame[["step", "low", "high"]].to_numpy(float).ravel() for frame in frames])
+    values = np.concatenate([frame[["step", "step_low", "step_high"]].to_numpy(float).ravel() for frame in frames])
     values = values[np.isfinite(values)]
     if not len(values):
         return 0.0, 1.0
@@ -96,89 +98,65 @@ def _ends(frames: Sequence[pd.DataFrame], from_zero: bool) -> tuple[float, float
 
 
 def _draw_panel(
-    figure: go.Figure,
-    runs: pd.DataFrame,
-    pooled: pd.DataFrame,
-    heights: dict[tuple[str, str], float],
-    ends: tuple[float, float],
-    number: int,
+    figure: go.Figure, runs: pd.DataFrame, pooled: pd.DataFrame, lanes: Lanes, ends: tuple[float, float], column: int
 ) -> None:
-    name, where = runs["signal"].iloc[0], place(1, number)
-    span = ends[1] - ends[0]
-    aside = ends[0] - 0.14 * span  # where runs without a step stand
-    edges = (ends[0] - 0.07 * span, ends[1] + 0.06 * span)
+    name, where, width = runs["signal"].iloc[0], place(1, column), ends[1] - ends[0]
+    aside = ends[0] - 0.14 * width  # where runs without a step are marked
+    edges = (ends[0] - 0.07 * width, ends[1] + 0.06 * width)
     for verdict in SYMBOLS:
         rows = runs[runs["verdict"] == verdict]
         if len(rows):
-            _draw_runs(figure, rows, heights, aside, PANELS[name][1], where)
+            figure.add_trace(_run_marks(rows, lanes, aside, PANELS[name][1]), **where)
     for row in pooled[np.isfinite(pooled["mean"].astype(float))].itertuples(index=False):
-        _draw_pooled(figure, row, heights[str(row.group), ""], edges, where)
+        figure.add_trace(_pooled_mark(row, lanes[str(row.group), ""], edges), **where)
     figure.add_vline(edges[0], line={"color": GRID, "width": 1}, **where)
     if name == "offset":
         figure.add_vline(0, line={"color": FAINT, "width": 1, "dash": "dot"}, **where)
     ticks = _ticks(*ends)
+    labels = ["no<br>step", *(f"{tick:.10g}".replace("-", "−") for tick in ticks)]
+    style = {"tickvals": [aside, *ticks], "tickangle": 0, "ticktext": labels}
     title = "Steps later" if name == "offset" else STEP
-    style = {
-        "tickvals": [aside, *ticks],
-        "tickangle": 0,
-        "ticktext": ["no<br>step", *(f"{tick:g}".replace("-", "−") for tick in ticks)],
-    }
-    figure.update_xaxes(range=[aside - 0.08 * span, edges[1]], title_text=title, **style, **where)
+    figure.update_xaxes(range=[aside - 0.08 * width, edges[1]], title_text=title, **style, **where)
 
 
-def _draw_runs(
-    figure: go.Figure,
-    rows: pd.DataFrame,
-    heights: dict[tuple[str, str], float],
-    aside: float,
-    colour: str,
-    where: dict[str, int],
-) -> None:
-    step, low, high = rows[["step", "low", "high"]].to_numpy(float).T
-    known = np.isfinite(step)
+def _run_marks(rows: pd.DataFrame, lanes: Lanes, aside: float, colour: str) -> go.Scatter:
+    """Marks of the runs of one verdict, with their intervals."""
+    step, low, high = rows[["step", "step_low", "step_high"]].to_numpy(float).T
     above, below = (np.where(np.isfinite(end), abs(end - step), 0) for end in (high, low))
     verdict = rows["verdict"].iloc[0]
-    marker = {"symbol": SYMBOLS[verdict], "size": 7, "color": colour if verdict == "transition" else MUTED}
-    marker["line"] = {"width": 1.5, "color": marker["color"]}
-    said = [
-        f"{escape(str(run))}<br>{verdict}{_said(*numbers)}<br>{escape(str(why or ''))}"
-        for run, why, *numbers in rows[["run", "reason", "step", "low", "high"]].itertuples(index=False)
+    colour = colour if verdict == "transition" else MUTED
+    texts = [
+        f"{escape(str(run))}<br>{verdict}{_at(*ends)}<br>{escape(str(why or ''))}"
+        for run, why, *ends in rows[["run", "reason", "step", "step_low", "step_high"]].itertuples(index=False)
     ]
+    bars = {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1.5, "width": 0, "color": colour}
     marks = go.Scatter(
-        x=np.where(known, step, aside),
-        y=[heights[group, run] for group, run in rows[["group", "run"]].itertuples(index=False)],
-        error_x={
-            "array": above,
-            "arrayminus": below,
-            "symmetric": False,
-            "thickness": 1.5,
-            "width": 0,
-            "color": marker["color"],
-        },
+        x=np.where(np.isfinite(step), step, aside),
+        y=[lanes[group, run] for group, run in rows[["group", "run"]].itertuples(index=False)],
+        error_x=bars,
         mode="markers",
-        marker=marker,
-        customdata=said,
+        customdata=texts,
         hovertemplate="%{customdata}<extra></extra>",
         name=verdict,
         showlegend=False,
         cliponaxis=False,
     )
-    figure.add_trace(marks, **where)
+    line = {"width": 1.5, "color": colour}
+    return marks.update(marker={"symbol": SYMBOLS[verdict], "size": 7, "color": colour, "line": line})
 
 
-def _said(step: float, low: float, high: float) -> str:
+def _at(step: float, low: float, high: float) -> str:
     if not np.isfinite(step):
         return ""
     return f" at {step:.0f}" + (f" ({low:.0f} to {high:.0f})" if np.isfinite(low) else "")
 
 
-def _draw_pooled(figure: go.Figure, row: Any, height: float, edges: tuple[float, float], where: dict[str, int]) -> None:
+def _pooled_mark(row: Any, height: float, edges: tuple[float, float]) -> go.Scatter:
     """A diamond over the pooled interval, as far as the panel shows it: that of two seeds may be wider than the run."""
-    mean, low, high = row.mean, row.low, row.high
-    hover = f"{escape(row.group)}<br>pooled over {row.pooled_runs} runs{_said(mean, low, high)}<extra></extra>"
+    mean, low, high = row.mean, row.mean_low, row.mean_high
     left, right = max(low, edges[0]), min(high, edges[1])
     cut = [0.35 * (1 - (mean - left) / (mean - low)), 0.35 * (1 - (right - mean) / (high - mean))]
-    shape = go.Scatter(
+    return go.Scatter(
         x=[left, mean, right, right, mean, left, left],
         y=[height + rise for rise in (-cut[0], -0.35, -cut[1], cut[1], 0.35, cut[0], -cut[0])],
         fill="toself",
@@ -186,17 +164,16 @@ def _draw_pooled(figure: go.Figure, row: Any, height: float, edges: tuple[float,
         line={"color": MUTED, "width": 1},
         fillcolor=FAINT,
         name="pooled",
-        text=hover,
+        text=f"{escape(row.group)}<br>pooled over {row.pooled_runs} runs{_at(mean, low, high)}<extra></extra>",
         hoverinfo="text",
         showlegend=False,
     )
-    figure.add_trace(shape, **where)
 
 
 def _draw_legend(figure: go.Figure, signals: pd.DataFrame, pooled: pd.DataFrame) -> None:
-    """What the marks mean, of those that are there."""
-    there = set(signals["verdict"])
-    marks = [(verdict, symbol, MUTED) for verdict, symbol in SYMBOLS.items() if verdict in there]
+    """The meaning of the marks that are drawn."""
+    verdicts = set(signals["verdict"])
+    marks = [(verdict, symbol, MUTED) for verdict, symbol in SYMBOLS.items() if verdict in verdicts]
     if pooled["mean"].notna().any():
         marks.append(("pooled over seeds", "diamond-wide", FAINT))
     for name, symbol, colour in marks:

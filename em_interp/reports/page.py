@@ -1,4 +1,8 @@
-"""Self-contained HTML pages from the templates: everything a model or a file says is escaped."""
+"""Self-contained HTML pages from the templates, and the page about a run.
+
+A page loads nothing from anywhere. Whatever a model or a file says (answers, questions, names) is escaped: text by the
+template, figures as JSON in which no `<` is left.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from em_interp.errors import InputError
 from em_interp.files import check_free, read_text, write_text
 from em_interp.findings import Findings
 from em_interp.reports.run_figures import Source, found_in, known_changes, run_of, timeline
+from em_interp.results import local_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,13 +28,19 @@ if TYPE_CHECKING:
     from em_interp.behaviour.curve import BehaviourCurve
     from em_interp.transition.result import Transition
 
+MAIN_SIGNALS = ("rotation", "gradient_norm", "onset")  # whose verdicts come first
+HIT_WITHIN = 15  # steps: a rotation as near as this to a known change has found it
+EXAMPLES = {"out_of_domain": 3, "in_domain": 2, "broad": 2}  # example questions of each set; 2 of any other set
+FILTERS = ("signal_name", "result_text", "offset_text", "readable", "p_value_text", "number")
+
 
 def render(template: str, **contents: Any) -> str:
     """The page of `templates/<template>.html.j2`, with the code that draws its figures. A name missing is an error."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
-    from em_interp.figures import style as words
+    from em_interp.figures import style
+    from em_interp.figures.export_files import CONTENT_POLICY
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("em_interp.reports"),
@@ -38,28 +49,18 @@ def render(template: str, **contents: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("name_of", "result_of", "offset_of", "said", "p_value", "number"):
-        environment.filters[name] = getattr(words, name)
-    return environment.get_template(f"{template}.html.j2").render(contents, plotly_js=get_plotlyjs())
+    environment.filters |= {name: getattr(style, name) for name in FILTERS} | {"local_name": local_name}
+    page = environment.get_template(f"{template}.html.j2")
+    return page.render(contents, plotly_js=get_plotlyjs(), content_policy=CONTENT_POLICY.format(beside=""))
 
 
 def embedded(figure: go.Figure) -> dict[str, Any]:
     """A figure for a template: title and subtitle in words, the rest as JSON that cannot end a script element."""
     from em_interp.figures.style import without_title
 
-    said, bare = figure.layout.meta, without_title(figure)
-    return {**said, "json": bare.to_json().replace("<", "\\u003c")}  # plotly leaves "<" in where orjson is installed
-
-
-# --------
-# One self-contained HTML page about a run: what was found in words, the figures, the answers, how to repeat it.
-# The page loads nothing from anywhere. Whatever a model or a file says (answers, questions, names) is escaped: text
-# by the template, figures as JSON in which no `<` is left.
-
-
-MAIN = ("rotation", "gradient_norm", "onset")  # the signals whose verdicts come first
-NEAR = 15  # steps: a rotation as near as this to a known change has found it
-SHOWN = {"out_of_domain": 3, "in_domain": 2, "broad": 2}  # example questions of each set; 2 of a set of another name
+    meta, bare = figure.layout.meta, without_title(figure)
+    json = bare.to_json().replace("<", "\\u003c")  # plotly leaves "<" in where orjson is installed
+    return {**{key: meta[key] for key in ("title", "subtitle", "least_width")}, "json": json}
 
 
 def report(
@@ -73,30 +74,29 @@ def report(
 ) -> Path:
     """Write the page of a run.
 
-    What a run lacks (answers, scores, log, config, manifest) the page says.
-
     Args:
-        run: a run, its folder, or its findings.
-        control: a run on careful data that was asked the same questions, shown beside.
+        run: a run directory, a folder of checkpoints, a `Run`, or its findings.
+        control: a run on careful data with the same questions, to compare with.
         planted: a run whose training data changed at a known step, to show what the locator makes of it.
-        out: the file, by default the run's `report.html`.
-        resume: keep a page that is there.
-        overwrite: replace it.
+        out: where to write it; by default the run's `report.html`.
+        resume: leave a page that exists as it is.
+        overwrite: replace a page that exists.
 
     Returns:
-        The path of the page.
+        Where the page is. What the run lacks (answers, scores, log, config, manifest) the page says.
 
     Raises:
-        InputError: where there is no path to show, where the page is there already, and where it cannot be written.
+        InputError: for a run without a path, where the page exists already (without `resume` or `overwrite`), and
+            where it cannot be written.
     """
     file = Path(out) if out is not None else run_of(run).report_file
     check_free(file, resume, overwrite)
     if resume and file.exists():
         return file
-    beside = None if control is None else found_in(control)
-    found = found_in(run, beside)
+    control_found = None if control is None else found_in(control)
+    found = found_in(run, control_found)
     known = None if planted is None else found_in(planted)
-    page = render("report", **_contents(found, beside, known))
+    page = render("report", **_contents(found, control_found, known))
     try:
         write_text(file, page)
     except OSError as error:
@@ -114,10 +114,10 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
         "control": control,
         "planted": planted,
         "runs": {name: run for name, run in runs.items() if run is not None},
-        "beside": _beside(found, control),
+        "verdicts": _verdicts(found, control),
         "rates": [(name, final_rates(run.curve)) for name, run in runs.items() if run is not None and run.curve],
         "hits": known,
-        "near": NEAR,
+        "hit_within": HIT_WITHIN,
         "figures": _figures(found, control),
         "control_figures": [] if control is None else _overview(control),
         "planted_figures": [] if planted is None else _overview(planted, known),
@@ -144,23 +144,23 @@ def _flat(value: Any) -> str:
     return ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _beside(found: Findings, control: Findings | None) -> list[tuple[str, list[Transition], list[Transition]]]:
+def _verdicts(found: Findings, control: Findings | None) -> list[tuple[str, list[Transition], list[Transition]]]:
     """Rotations, the gradient-norm peak and the onsets, by name, with the control's of the same name."""
-    from em_interp.figures.style import name_of
+    from em_interp.figures.style import signal_name
 
-    def named(run: Findings) -> dict[str, list[Transition]]:
+    def by_name(run: Findings) -> dict[str, list[Transition]]:
         groups: dict[str, list[Transition]] = {}
         for transition in (*run.transitions, *run.onsets):
-            groups.setdefault(name_of(transition), []).append(transition)
+            groups.setdefault(signal_name(transition), []).append(transition)
         return groups
 
-    others = {} if control is None else named(control)
-    mine = {name: group for name, group in named(found).items() if group[0].signal in MAIN}
-    return [(name, group, others.get(name, [])) for name, group in mine.items()]
+    of_control = {} if control is None else by_name(control)
+    main = {name: group for name, group in by_name(found).items() if group[0].signal in MAIN_SIGNALS}
+    return [(name, group, of_control.get(name, [])) for name, group in main.items()]
 
 
 def final_rates(curve: BehaviourCurve) -> list[dict[str, Any]]:
-    """The rows of the curve's frame at the last asked step."""
+    """The rows of the curve's frame at the last step."""
     rates = curve.frame()
     rows: list[dict[str, Any]] = rates[rates["step"] == rates["step"].max()].to_dict("records")
     return rows
@@ -168,7 +168,7 @@ def final_rates(curve: BehaviourCurve) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Hit:
-    """A known change, the rotation of B, A or ΔW nearest to it, and what a hit is worth."""
+    """A known change, the rotation of B, A or ΔW nearest to it, and the chance of a hit."""
 
     step: float
     what: str
@@ -179,20 +179,20 @@ class Hit:
     @property
     def found(self) -> bool:
         """Whether the rotation is near enough."""
-        return self.distance is not None and abs(self.distance) <= NEAR
+        return self.distance is not None and abs(self.distance) <= HIT_WITHIN
 
 
 def hits(planted: Findings) -> list[Hit]:
     """Each known change of a run with the rotation nearest to it."""
-    steps, made = planted.trajectory.steps, []
+    steps = np.arange(planted.trajectory.steps[0], planted.trajectory.steps[-1] + 1)
     turns = [(t, t.step) for t in planted.transitions if t.signal == "rotation" and t.found and t.step is not None]
+    found = []
     for step, what in known_changes(planted.run).items():
         nearest, at = min(turns, key=lambda turn: abs(turn[1] - step), default=(None, None))
-        places = np.arange(steps[0], steps[-1] + 1)
-        share = float(np.mean(np.abs(places - step) <= NEAR))
+        share = float(np.mean(np.abs(steps - step) <= HIT_WITHIN))
         chance = 1 - (1 - share) ** len(turns)
-        made.append(Hit(step, what, nearest, None if at is None else at - step, chance))
-    return made
+        found.append(Hit(step, what, nearest, None if at is None else at - step, chance))
+    return found
 
 
 def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[str, Any]]]:
@@ -201,21 +201,22 @@ def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[s
 
     path, transitions = found.trajectory, found.transitions
     turns = [[t for t in transitions if t.signal == "rotation" and t.of == of] for of in ("A", "delta")]
-    seen = [group for group in turns if group and np.isfinite(group[0].evidence.get("turn_deg", np.nan)).any()]
+    drawable = [group for group in turns if group and np.isfinite(group[0].evidence.get("turn_deg", np.nan)).any()]
     sections = {
         "path": [
             draw.norms(path),
             draw.pca(path, transitions=transitions),
-            draw.turning_angle(path, transitions=transitions, planted=known_changes(found.run)),
-            *map(draw.rotation, seen),
+            draw.turning_angle(path, transitions=transitions, known_changes=known_changes(found.run)),
+            draw.local_cosine(path, transition=found.rotation),
+            *map(draw.rotation, drawable),
         ],
         "log": [draw.training_log(path, transitions)] if {"loss", "grad_norm"} & set(path.metrics) else [],
         "behaviour": [],
         "timeline": [timeline(found)],
     }
     if found.curve is not None:
-        beside = None if control is None else control.curve
-        sections["behaviour"] = [draw.behaviour(found.curve, beside, found.onsets)]
+        of_control = None if control is None else control.curve
+        sections["behaviour"] = [draw.behaviour(found.curve, of_control, found.onsets)]
     return {section: [embedded(figure) for figure in drawn] for section, drawn in sections.items()}
 
 
@@ -232,12 +233,12 @@ def _mechanism(found: Findings) -> dict[str, Any] | None:
 
 
 def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]]:
-    """A run beside the one the page is about: how its path turns (in the part that hit a known change, else in B)."""
+    """How the path of another run turns (in the part that hit a known change, else in B), and its time axis."""
     from em_interp import figures as draw
 
     of: Any = next((hit.nearest.of for hit in known if hit.nearest is not None), "B")
     changes = known_changes(found.run)
-    turning = draw.turning_angle(found.trajectory, of, transitions=found.transitions, planted=changes)
+    turning = draw.turning_angle(found.trajectory, of=of, transitions=found.transitions, known_changes=changes)
     return [embedded(turning), embedded(timeline(found))]
 
 
@@ -248,36 +249,46 @@ def _threshold_rows(thresholds: pd.DataFrame) -> list[tuple[float, list[Any]]]:
 
 
 def examples(curve: BehaviourCurve) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Some questions of each set with the first sample at the first and at the last asked step, at one adapter scale.
+    """Some questions of each set with the first sample at the first and at the last step, at one adapter scale.
 
-    The questions are spread evenly over the set in the order of their ids. The scale is the one nearest to 1.
+    For each question set a list of entries with `question` and `answers` (step, answer, status, scores, reason). The
+    questions are spread evenly over the set in the order of their ids. The scale is the one nearest to 1. Empty where
+    the tables hold no text of answers; what else they lack is left empty.
     """
     answers = curve.answers
-    if not {"question", "answer"} <= set(answers):
+    if "answer" not in answers:
         return []
     scale = min(answers["scale"].unique(), key=lambda value: abs(value - 1))
     answers = answers[(answers["scale"] == scale) & answers["step"].isin([curve.steps[0], curve.steps[-1]])]
     answers = answers.sort_values([column for column in ("step", "sample") if column in answers], kind="stable")
+    for column, otherwise in (("question", answers["question_id"]), ("answer", ""), ("reason", "")):
+        given = answers[column].astype(object) if column in answers else None
+        answers = answers.assign(**{column: otherwise if given is None else given.where(given.notna(), otherwise)})
     sets = set(answers["questions"])
-    shown = []
-    for questions in [name for name in SHOWN if name in sets] + sorted(sets - set(SHOWN)):
-        there = answers[answers["questions"] == questions].drop_duplicates(["question_id", "step"])
-        ids = sorted(there["question_id"].unique())
-        chosen = np.linspace(0, len(ids) - 1, min(SHOWN.get(questions, 2), len(ids))).round().astype(int)
-        shown.append((str(questions), [there[there["question_id"] == ids[i]].to_dict("records") for i in chosen]))
-    return shown
+    chosen = []
+    for questions in [name for name in EXAMPLES if name in sets] + sorted(sets - set(EXAMPLES)):
+        rows = answers[answers["questions"] == questions].drop_duplicates(["question_id", "step"])
+        ids = sorted(rows["question_id"].unique())
+        places = np.linspace(0, len(ids) - 1, min(EXAMPLES.get(questions, 2), len(ids))).round().astype(int)
+        chosen.append((str(questions), [_example(rows[rows["question_id"] == ids[place]]) for place in places]))
+    return chosen
+
+
+def _example(rows: pd.DataFrame) -> dict[str, Any]:
+    """One question with its answers."""
+    return {"question": rows["question"].iloc[0], "answers": rows.to_dict("records")}
 
 
 def commands(found: Findings, control: Findings | None) -> list[str]:
     """What to type to repeat the run and everything on the page."""
     run = shlex.quote(str(found.run.path))
-    beside = "" if control is None else f" --control {shlex.quote(str(control.run.path))}"
+    with_control = "" if control is None else f" --control {shlex.quote(str(control.run.path))}"
     if not found.run.config_file.exists() or found.judged is not None:
         answers = "" if found.judged is None else f" --answers {shlex.quote(found.judged)}"
-        return [f"em-interp locate {run}", f"em-interp report {run}{answers}{beside} --overwrite"]
-    asked = ["em-interp ask again", "em-interp judge again", f"em-interp align again{beside}"]
+        return [f"em-interp locate {run}", f"em-interp report {run}{answers}{with_control} --overwrite"]
+    stages = ["em-interp ask again", "em-interp judge again", f"em-interp align again{with_control}"]
     return [
         f"em-interp train {run}/config.yaml --out again",
-        *(asked if found.curve is not None else ["em-interp locate again"]),
-        f"em-interp report again{beside}",
+        *(stages if found.curve is not None else ["em-interp locate again"]),
+        f"em-interp report again{with_control}",
     ]

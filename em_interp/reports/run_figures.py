@@ -1,4 +1,4 @@
-"""Every figure of a run by its name, each with whose it is, and all of them as files."""
+"""Every figure of a run by its name, each with the run's setting, and all of them as files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.findings import Findings, findings
+from em_interp.results import local_name
 from em_interp.run import Run
 from em_interp.trajectory.trajectory import MATRICES
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from em_interp.transition.result import Transition
 
 Source = Run | str | Path | Findings
-MOST_SITES = 3  # named in a caption
-FILE_NAME = {"A": "A", "B": "B", "delta": "dW"}  # of a part of the adapter
+MAX_SITES = 3  # named in a caption
+PART_FILE = {"A": "A", "B": "B", "delta": "dW"}  # of a part of the adapter, in file names
 
 
 def found_in(source: Source, control: Findings | None = None, answers: str | Path | None = None) -> Findings:
-    """The findings of a run, a folder of checkpoints, or what was found already; beside a control that was asked.
+    """The findings of a run or of a folder of checkpoints; findings as they are.
 
-    `answers` are tables judged elsewhere, in place of the run's own.
+    `answers` are tables judged elsewhere, in place of the run's own; a `control` without answers is left out.
     """
     if isinstance(source, Findings):
         return source
@@ -53,20 +54,20 @@ def export_run(
     """Write every figure of a run with its caption and its numbers.
 
     Args:
-        run: a run, its folder, or its findings.
-        formats: pdf, svg, png (300 dots an inch) and html.
-        columns: 1 (85 mm wide; figures that need more have two) or 2 (178 mm).
-        control: a run on careful data, shown beside.
-        out: the folder, by default the run's `figures/`.
+        run: a run directory, a folder of checkpoints, a `Run`, or its findings.
+        formats: some of pdf, svg, png (300 dots an inch) and html.
+        columns: of a paper: 1 (85 mm wide; figures that need more have two) or 2 (178 mm).
+        control: a run on careful data with the same questions, to compare with.
+        out: the folder to write to; by default the run's `figures/`.
         resume: draw the figures that are missing.
-        overwrite: draw all of them again.
+        overwrite: replace figures that exist.
 
     Returns:
-        The files.
+        The files of all figures.
 
     Raises:
-        InputError: before anything is written, where no browser is installed that could draw the figures, and where
-            figures are there already.
+        InputError: before anything is written, for an unknown format, without a browser to draw with, and where a
+            figure exists already (without `resume` or `overwrite`).
     """
     from em_interp.figures.export_files import check, export_all
 
@@ -95,9 +96,10 @@ def _of_path(found: Findings) -> dict[str, go.Figure]:
 
     path, turns, changes = found.trajectory, found.transitions, known_changes(found.run)
     drawn = {"timeline": timeline(found), "norms": draw.norms(path)}
+    drawn["local_cosine_B"] = draw.local_cosine(path, transition=found.rotation)
     for of in sorted(MATRICES):
-        drawn[f"path_{FILE_NAME[of]}"] = draw.pca(path, of, transitions=turns)
-        drawn[f"turning_{FILE_NAME[of]}"] = draw.turning_angle(path, of, transitions=turns, planted=changes)
+        drawn[f"path_{PART_FILE[of]}"] = draw.pca(path, of, transitions=turns)
+        drawn[f"turning_{PART_FILE[of]}"] = draw.turning_angle(path, of=of, transitions=turns, known_changes=changes)
     if {"loss", "grad_norm", "learning_rate"} & set(path.metrics):
         drawn["training_log"] = draw.training_log(path, turns)
     return drawn
@@ -113,7 +115,7 @@ def _of_signals(found: Findings) -> dict[str, go.Figure]:
             rotations.setdefault(transition.of or "", []).append(transition)
         else:
             drawn[transition.signal] = draw.transition(transition)
-    return {f"rotation_{FILE_NAME[of]}": draw.rotation(turns) for of, turns in rotations.items()} | drawn
+    return {f"rotation_{PART_FILE[of]}": draw.rotation(turns) for of, turns in rotations.items()} | drawn
 
 
 def _of_behaviour(found: Findings) -> dict[str, go.Figure]:
@@ -124,7 +126,7 @@ def _of_behaviour(found: Findings) -> dict[str, go.Figure]:
     drawn = {"behaviour": draw.behaviour(found.curve, found.control, found.onsets)}
     for onset in found.onsets:
         scale = "" if onset.scale in (None, 1) else f"_x{onset.scale:g}".replace(".", "p")
-        drawn[f"onset_{_plain(onset.questions or 'all')}{scale}"] = draw.onset(onset)
+        drawn[f"onset_{_safe(onset.questions or 'all')}{scale}"] = draw.onset(onset)
     scale = min(found.curve.answers["scale"].unique(), key=lambda value: abs(value - 1))
     last = found.curve.select(scale).at(int(found.curve.steps[-1]))
     return {**drawn, "scores_last_step": draw.scores(last)}
@@ -138,20 +140,20 @@ def _of_mechanism(found: Findings) -> dict[str, go.Figure]:
     return {} if report is None else {f"mechanism_{name}": figure for name, figure in report.figures.items()}
 
 
-def _plain(name: str) -> str:
+def _safe(name: str) -> str:
     """A name of the data as part of a file's name."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
 def timeline(found: Findings) -> go.Figure:
-    """Everything on one time axis, with what was found inside the model, and the offsets where the run was asked."""
+    """Every transition on one time axis, those inside the model too, and the offsets where the run has answers."""
     from em_interp import figures as draw
     from em_interp.mechanism.report import read_report
 
     report, changes = read_report(found.run), known_changes(found.run)
     transitions = [*found.transitions, *(report.transitions() if report is not None else [])]
     if found.alignment is None:
-        return draw.timeline(transitions, found.trajectory, planted=changes)
+        return draw.timeline(transitions, found.trajectory, known_changes=changes)
     return draw.alignment(found.alignment, found.trajectory, transitions, changes)
 
 
@@ -167,26 +169,26 @@ def known_changes(run: Run) -> dict[float, str]:
 
 
 def setting_of(found: Findings) -> str:
-    """Whose figures these are, for their captions: base, sites, rank, alpha, scale, seed and data."""
+    """The setting of a run for the captions of its figures: base, sites, rank, alpha, scale, seed and data."""
     path = found.trajectory
     config = found.run.config() if found.run.config_file.exists() else None
-    sites = path.sites if len(path.sites) <= MOST_SITES else (*path.sites[:MOST_SITES], "…")
+    sites = path.sites if len(path.sites) <= MAX_SITES else (*path.sites[:MAX_SITES], "…")
     ranks = sorted({int(A.shape[1]) for A in path.A.values()})
     scales = sorted({f"{scale:.3g}" for scale in path.scale.values()})
     alpha = "alpha not recorded"
     if config is not None:
-        chosen = config.adapter
-        number = getattr(chosen, "lora_alpha", None) or getattr(chosen, "alpha", 1)
-        alpha = "full fine-tuning" if chosen.kind == "full" else f"alpha {number:g}"
-        alpha += " (rsLoRA)" * getattr(chosen, "use_rslora", False)
-    said = [
-        f"Base {path.base or 'not recorded'}",
+        adapter = config.adapter
+        number = getattr(adapter, "lora_alpha", None) or getattr(adapter, "alpha", 1)
+        alpha = "full fine-tuning" if adapter.kind == "full" else f"alpha {number:g}"
+        alpha += " (rsLoRA)" * getattr(adapter, "use_rslora", False)
+    parts = [
+        f"Base {local_name(path.base) if path.base else 'not recorded'}",
         f"{len(path.sites)} adapted site{'s' * (len(path.sites) > 1)} ({', '.join(sites)})",
         f"rank {', '.join(map(str, ranks))}",
         alpha,
         f"scale {', '.join(scales)}",
         "seed not recorded" if config is None else f"seed {config.seed}",
-        *([] if config is None else [f"data {', then '.join(phase.dataset for phase in config.data)}"]),
+        *([] if config is None else [f"data {', then '.join(local_name(phase.dataset) for phase in config.data)}"]),
         f"{len(path.steps)} saved steps from {path.steps[0]} to {path.steps[-1]}",
     ]
-    return "; ".join(said)
+    return "; ".join(parts)

@@ -1,1 +1,1 @@
-"""Many runs at once: a grid of settings, carried out in parallel, resumable, told on one page."""
+"""Many runs at once: a grid of settings, trained and analysed in parallel, resumable, compared on one page."""

@@ -1,4 +1,4 @@
-"""What a sweep is asked to do: settings that all its runs share, those that vary, and the runs that come of it."""
+"""The plan of a sweep: settings that all its runs share, those that vary, and the runs and controls they give."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
-from em_interp.comparison.cross_base.similarity import least_draws
+from em_interp.comparison.cross_base.similarity import band_rank
 from em_interp.config import RunConfig, dump_config, load_config
 from em_interp.errors import InputError
 from em_interp.settings import Settings, put, read_yaml, to_yaml, validated
@@ -19,7 +19,7 @@ from em_interp.settings import Settings, put, read_yaml, to_yaml, validated
 REPLICATE = "seed"  # runs that differ in nothing else are pooled
 DATASET = "data[0].dataset"  # what `data` is short for, where its values are names
 LEVEL = 0.95  # of every band and interval
-LONGEST = 60  # characters of a value in a run's name
+MAX_LABEL = 60  # characters of a value in a run's name
 
 
 class SweepConfig(Settings):
@@ -38,61 +38,61 @@ class SweepConfig(Settings):
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
-    """One run of a sweep."""
+class PlannedRun:
+    """One run of a sweep, before it is trained."""
 
     name: str  # that of its folder
     config: RunConfig
     values: dict[str, Any]  # of each setting that varies
-    group: str  # its name without the seed: what is pooled has the same
-    control: str | None = None  # the name of the run it is held against
+    group: str  # its name without the seed: runs of one group are pooled
+    control: str | None = None  # the name of its control
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The runs of a sweep and their controls; `asked` is what `load_sweep` reads back to the same."""
+    """The runs of a sweep and their controls; `load_sweep` reads `config` back to the same."""
 
-    cells: tuple[Cell, ...]
-    controls: tuple[Cell, ...]
-    axes: dict[str, list[Any]]
-    asked: SweepConfig
+    runs: tuple[PlannedRun, ...]
+    controls: tuple[PlannedRun, ...]
+    axes: dict[str, list[Any]]  # the values of each setting that varies
+    config: SweepConfig
 
     @property
-    def runs(self) -> tuple[Cell, ...]:
-        """Everything that is trained and asked."""
-        return (*self.cells, *self.controls)
+    def all(self) -> tuple[PlannedRun, ...]:
+        """Everything that is trained: the runs and their controls."""
+        return (*self.runs, *self.controls)
 
     def to_yaml(self) -> str:
         """The sweep as YAML, whatever file its base came from."""
-        return to_yaml(self.asked)
+        return to_yaml(self.config)
 
 
 def load_sweep(source: str | Path | dict[str, Any]) -> Grid:
-    """The runs that a YAML file or a mapping asks for, every config of them checked.
+    """The runs that a YAML file or a mapping describes, every config of them checked.
 
     `base` is a mapping or the name of a run's config, looked for beside the file and then from here. In `grid` and
-    `control` names of datasets may stand at `data`. A control has the settings of its run, those in `control` put on
-    top, and the first seed; runs that come to the same control share it. Raises InputError for an unknown key, a value
-    that no run can have, runs that are asked for twice, and controls that would be asked other questions.
+    `control` a dataset may be given by its name under `data`. A control has the settings of its run with those in
+    `control` on top, and the first seed; runs whose controls are equal share one. Raises InputError for an unknown
+    key, a value that no run can have, a run given twice, and a control with other questions than its run.
     """
     where, folder = ("sweep", Path()) if isinstance(source, dict) else (str(source), Path(source).parent)
     values = dict(source) if isinstance(source, dict) else read_yaml(Path(source))
     if isinstance(base := values.get("base"), str):
         values["base"] = load_config(_beside(folder, base)).to_dict()
-    asked = validated(SweepConfig, values, where)
-    if asked.across:
-        least_draws(LEVEL, asked.across)
-    shared = load_config(asked.base).to_dict()
-    for key, value in asked.settings.items():
+    config = validated(SweepConfig, values, where)
+    if config.across:
+        band_rank(LEVEL, config.across)
+    shared = load_config(config.base).to_dict()
+    for key, value in config.settings.items():
         shared = put(shared, _long(key, [value]), value)
-    asked = asked.replace(base=_checked(shared, f"{where}: settings").to_dict(), settings={})
-    axes = dict(_axes(asked.grid, where))
-    cells = list(_cells(asked.base, axes, where))
-    if twice := _twice([dump_config(cell.config) for cell in cells]):
-        first, second = (cells[index].name for index in twice)
+    config = config.replace(base=_checked(shared, f"{where}: settings").to_dict(), settings={})
+    axes = dict(_axes(config.grid, where))
+    runs = list(_runs(config.base, axes, where))
+    if equal := _equal([dump_config(run.config) for run in runs]):
+        first, second = (runs[index].name for index in equal)
         raise InputError(f"{where}: {first} and {second} are the same run; name each value of the grid once")
-    cells, controls = _with_controls(cells, axes, asked.control, where)
-    return Grid(tuple(cells), tuple(controls), axes, asked)
+    runs, controls = _with_controls(runs, axes, config.control, where)
+    return Grid(tuple(runs), tuple(controls), axes, config)
 
 
 def _beside(folder: Path, name: str) -> Path:
@@ -117,7 +117,7 @@ def _axes(grid: dict, where: str) -> Iterator[tuple[str, list[Any]]]:
         yield _long(key, values), values
 
 
-def _cells(shared: dict[str, Any], axes: dict[str, list[Any]], where: str) -> Iterator[Cell]:
+def _runs(shared: dict[str, Any], axes: dict[str, list[Any]], where: str) -> Iterator[PlannedRun]:
     labels = {key: _labels(key, values) for key, values in axes.items()}
     for chosen in product(*(range(len(values)) for values in axes.values())):
         values = {key: axes[key][index] for key, index in zip(axes, chosen, strict=True)}
@@ -126,7 +126,7 @@ def _cells(shared: dict[str, Any], axes: dict[str, list[Any]], where: str) -> It
         for key, value in values.items():
             settings = put(settings, key, value)
         group = "_".join(part for key, part in parts.items() if key != REPLICATE)
-        yield Cell("_".join(parts.values()), _checked(settings, f"{where}: {values}"), values, group)
+        yield PlannedRun("_".join(parts.values()), _checked(settings, f"{where}: {values}"), values, group)
 
 
 def _checked(settings: dict[str, Any], where: str) -> RunConfig:
@@ -136,7 +136,8 @@ def _checked(settings: dict[str, Any], where: str) -> RunConfig:
         raise InputError(f"{where}: {str(error).removeprefix('config: ')}") from None
 
 
-def _twice(texts: Sequence[str]) -> tuple[int, int] | None:
+def _equal(texts: Sequence[str]) -> tuple[int, int] | None:
+    """The places of the first two equal texts."""
     first: dict[str, int] = {}
     for index, text in enumerate(texts):
         if first.setdefault(text, index) != index:
@@ -145,37 +146,36 @@ def _twice(texts: Sequence[str]) -> tuple[int, int] | None:
 
 
 def _with_controls(
-    cells: list[Cell], axes: dict[str, list[Any]], control: dict, where: str
-) -> tuple[list[Cell], list[Cell]]:
-    """The cells with the names of their controls, and the controls."""
-    made: dict[str, Cell] = {}
-    held = []
-    for cell in cells if control else ():
-        values = {**cell.values, **{key: axes[key][0] for key in axes if key == REPLICATE}}
-        settings = cell.config.to_dict()
-        for key, value in _of_control(control, cell, where):
-            values |= {key: value}
+    runs: list[PlannedRun], axes: dict[str, list[Any]], control: dict[str, Any], where: str
+) -> tuple[list[PlannedRun], list[PlannedRun]]:
+    """The runs with the names of their controls, and the controls."""
+    controls: dict[str, PlannedRun] = {}
+    matched = []
+    for run in runs if control else ():
+        values = {**run.values, **{key: axes[key][0] for key in axes if key == REPLICATE}}
+        settings = run.config.to_dict()
+        values |= dict(_control_values(control, run, where))
         for key, value in values.items():
             settings = put(settings, key, value)
         config = _checked(settings, f"{where}: control")
-        _check_questions(cell, config, where)
+        _check_questions(run, config, where)
         text = dump_config(config)
-        if text not in made:
+        if text not in controls:
             parts = [_labels(key, [value])[0] for key, value in values.items() if key != REPLICATE]
             name = "_".join(["control", *parts])
-            name += f"_{len(made) + 1}" if name in {one.name for one in made.values()} else ""
-            made[text] = Cell(name, config, values, name)
-        held.append(replace(cell, control=made[text].name))
-    return held or cells, list(made.values())
+            name += f"_{len(controls) + 1}" if name in {one.name for one in controls.values()} else ""
+            controls[text] = PlannedRun(name, config, values, name)
+        matched.append(replace(run, control=controls[text].name))
+    return matched or runs, list(controls.values())
 
 
-def _of_control(control: dict, cell: Cell, where: str) -> Iterator[tuple[str, Any]]:
-    """The settings that make a control of the cell."""
+def _control_values(control: dict[str, Any], run: PlannedRun, where: str) -> Iterator[tuple[str, Any]]:
+    """The settings in which the control of a run differs from it."""
     for short, given in control.items():
         key = _long(short, list(given.values()) if isinstance(given, dict) else [given])
-        if not (isinstance(given, dict) and key in cell.values):
+        if not (isinstance(given, dict) and key in run.values):
             yield key, given
-        elif (value := cell.values[key]) in given:
+        elif (value := run.values[key]) in given:
             yield key, given[value]
         else:
             raise InputError(
@@ -183,22 +183,22 @@ def _of_control(control: dict, cell: Cell, where: str) -> Iterator[tuple[str, An
             )
 
 
-def _check_questions(cell: Cell, control: RunConfig, where: str) -> None:
-    """A run can be held against its control only where both are asked the same."""
-    if _asked(cell.config) != _asked(control):
+def _check_questions(run: PlannedRun, control: RunConfig, where: str) -> None:
+    """Raise InputError where a run and its control would have other questions: they could not be compared."""
+    if _question_settings(run.config) != _question_settings(control):
         raise InputError(
-            f"{where}: {cell.name} and its control would be asked other questions, or at other steps or scales; give "
-            "each dataset its own control, such as {data: {tiny:medical: tiny:medical-careful, …}}"
+            f"{where}: {run.name} and its control would have other questions, steps or scales; give each dataset its "
+            "own control, such as {data: {tiny:medical: tiny:medical-careful, …}}"
         )
 
 
-def _asked(config: RunConfig) -> tuple[Any, ...]:
-    """What a run will be asked; who judges it, and how often it is asked, may differ."""
+def _question_settings(config: RunConfig) -> tuple[Any, ...]:
+    """The settings of the questions; the judge and the number of samples may differ."""
     return config.behaviour.replace(judge="tiny", samples=1), _domain(config)
 
 
 def _domain(config: RunConfig) -> str | None:
-    """What the built-in questions will be about."""
+    """The domain of the built-in questions."""
     from em_interp.organisms.datasets import BUILT_IN_PREFIX
 
     dataset = config.data[-1].dataset if config.data else ""
@@ -208,7 +208,7 @@ def _domain(config: RunConfig) -> str | None:
 
 
 def _labels(key: str, values: Sequence[Any]) -> list[str]:
-    """What each value of a setting is called in names: short where that tells them apart."""
+    """The label of each value of a setting in names: short where that distinguishes them."""
     word = re.sub(r"\[\d+\]", "", key).rsplit(".", 1)[-1]
     for short in (True, False):
         labels = [_label(word, value, short) for value in values]
@@ -218,13 +218,13 @@ def _labels(key: str, values: Sequence[Any]) -> list[str]:
 
 
 def _label(word: str, value: Any, short: bool) -> str:
-    text = re.sub(r"[^\w.+-]+", "-", "-".join(_leaves(value, short))).strip("-.")[:LONGEST]
+    text = re.sub(r"[^\w.+-]+", "-", "-".join(_leaves(value, short))).strip("-.")[:MAX_LABEL]
     named = isinstance(value, str) or (isinstance(value, list) and not any(isinstance(v, (int, float)) for v in value))
     return text if named and text else word + text
 
 
 def _leaves(value: Any, short: bool) -> Iterator[str]:
-    """The values of a setting, without their keys; of paths and datasets, what comes last."""
+    """The values of a setting, without their keys; of paths and datasets, the last part."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

@@ -1,7 +1,8 @@
-"""The same work for many runs, some at a time: joblib on this machine (loky), or on a cluster (Ray).
+"""The runs of a sweep in parallel: the workers, and the work of one run (train, generate, judge; then analyse).
 
-Every worker computes on one thread: models small enough to be swept on CPUs gain nothing from a second, and workers
-that each take all cores stand in each other's way.
+Workers are joblib's, on this machine (loky) or on a cluster (Ray). Every worker computes on one thread: models small
+enough to be swept on CPUs gain nothing from a second, and workers that each take all cores slow each other down. A
+worker gets everything by its arguments and returns an `Outcome`: an error of one run ends that run alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from em_interp.transition.result import Transition
 Backend = Literal["loky", "ray"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 OBJECT_STORE = 100 * 2**20  # bytes; workers leave their results in files
+SUMMARY_FILE = "sweep_run.json"  # in a run's analysis folder
 
 
 def cores() -> int:
@@ -97,12 +99,12 @@ def _ray(jobs: int) -> Iterator[dict[str, Any]]:
         try:
             ray.init(log_to_driver=False, **({} if elsewhere else {"address": "local", **local}))
         except ConnectionError as error:
-            said = f"{' '.join(str(error).split())}; is it running, and does it want RAY_AUTH_MODE=token?"
-            raise InputError(f"the Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {said}") from None
+            reason = f"{' '.join(str(error).split())}; is it running, and does it want RAY_AUTH_MODE=token?"
+            raise InputError(f"the Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {reason}") from None
     try:
-        there = int(ray.cluster_resources().get("CPU", 0))
-        if jobs > there:
-            raise InputError(f"--jobs {jobs} was asked for; the Ray cluster has {there} CPUs")
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if jobs > cpus:
+            raise InputError(f"--jobs {jobs} was asked for; the Ray cluster has {cpus} CPUs")
         register_ray()
         yield {"backend": "ray", "n_jobs": jobs, "ray_remote_args": {"num_cpus": 1}}
     finally:
@@ -110,18 +112,9 @@ def _ray(jobs: int) -> Iterator[dict[str, Any]]:
             ray.shutdown()
 
 
-# --------
-# What is done for one run of a sweep, by whichever worker: train, ask and judge it; then find its transitions.
-# A worker is told everything by its arguments and answers with an `Outcome`: an error of one run ends that run
-# alone.
-
-
-FINDINGS = "cell.json"  # in a run's analysis folder
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """How it went with one run."""
+    """How long one run took, and its error if it failed."""
 
     name: str
     seconds: float
@@ -129,30 +122,30 @@ class Outcome:
 
 
 def run_path(out: Path, name: str) -> Path:
-    """Where a run of the sweep in `out` lies."""
+    """The folder of a run of the sweep in `out`."""
     return out / "runs" / name
 
 
 def failure_file(out: Path, name: str) -> Path:
-    """Where the traceback of a run that failed lies."""
+    """The file with the traceback of a run that failed."""
     return out / "failures" / f"{name}.txt"
 
 
-def is_made(out: Path, name: str, config: RunConfig) -> bool:
-    """Whether the run was trained, asked and judged with this config."""
+def is_complete(out: Path, name: str, config: RunConfig) -> bool:
+    """Whether the run was trained and judged with this config."""
     run = Run(run_path(out, name))
     files = (run.scores_file, run.answers_file, run.manifest_file, run.config_file)
     return all(file.exists() for file in files) and run.config() == config
 
 
 def is_analysed(out: Path, name: str, control: str | None) -> bool:
-    """Whether its transitions were looked for, beside this control."""
-    file = Run(run_path(out, name)).analysis / FINDINGS
+    """Whether its transitions were located with this control."""
+    file = Run(run_path(out, name)).analysis / SUMMARY_FILE
     return file.exists() and read_json(file).get("control") == control
 
 
 def make_run(name: str, config: RunConfig, out: Path) -> Outcome:
-    """Train, ask and judge one run; what is there of it is not done again."""
+    """Train one run, generate its answers and judge them; what is complete is not done again."""
 
     def work() -> None:
         from em_interp.pipeline import ask_run, judge_run
@@ -161,26 +154,26 @@ def make_run(name: str, config: RunConfig, out: Path) -> Outcome:
         run = train(config, run_path(out, name), resume=True)
         ask_run(run, resume=True)
         judge_run(run, resume=True)
-        (run.analysis / FINDINGS).unlink(missing_ok=True)  # it may be of answers that are no longer there
+        (run.analysis / SUMMARY_FILE).unlink(missing_ok=True)  # it may be of answers that are no longer there
 
     return _guarded(name, out, work)
 
 
 def analyse_run(name: str, control: str | None, out: Path) -> Outcome:
-    """Locate and align one run beside its control, and keep what the sweep tells of it."""
+    """Locate and align one run, with its control, and keep the summary for the sweep."""
 
     def work() -> None:
         from em_interp.pipeline import analyse
 
         run = Run(run_path(out, name))
         found = analyse(run, None if control is None else Run(run_path(out, control)))
-        write_json(run.analysis / FINDINGS, {"control": control, **told(found)})
+        write_json(run.analysis / SUMMARY_FILE, {"control": control, **summary(found)})
 
     return _guarded(name, out, work)
 
 
 def _guarded(name: str, out: Path, work: Callable[[], None]) -> Outcome:
-    """Do the work on one thread; an error is told in one line and kept in full beside the runs."""
+    """Do the work on one thread; an error becomes one line, with its traceback in a file."""
     from tqdm import tqdm
 
     from em_interp.pipeline import one_thread
@@ -203,12 +196,12 @@ def _guarded(name: str, out: Path, work: Callable[[], None]) -> Outcome:
 
 
 def _keep_traceback(out: Path, name: str) -> None:
-    with suppress(OSError):  # a full disk may be why the run failed; the line that says so is told all the same
+    with suppress(OSError):  # a full disk may be why the run failed; its error line is returned all the same
         write_text(failure_file(out, name), traceback.format_exc())
 
 
-def told(found: Findings) -> dict[str, Any]:
-    """What the sweep tells of one run, as plain values: its signals, their offset, and how it ends."""
+def summary(found: Findings) -> dict[str, Any]:
+    """One run for the sweep, as plain values: its signals, their offset, and its last rates."""
     onset, index = main_onset(found)
     peaks = [t for t in found.transitions if t.signal == "gradient_norm"]
     alignment = found.alignment
@@ -232,12 +225,12 @@ def main_onset(found: Findings) -> tuple[Transition, int | None]:
     for index, onset in enumerate(found.onsets):
         if onset.questions in (None, "out_of_domain") and onset.scale in (None, 1.0):
             return onset, index
-    why = "It was not asked out-of-domain questions with the adapter as trained (scale 1)."
+    why = "There are no answers to out-of-domain questions with the adapter as trained (scale 1)."
     return Transition("onset", "inconclusive", why, of="em"), None
 
 
 def _final(found: Findings, onset: Transition) -> dict[str, Any] | None:
-    """EM and coherent rates with their intervals at the last asked step, on the questions of the onset."""
+    """EM and coherent rates with their intervals at the last step with answers, on the questions of the onset."""
     if found.curve is None or onset.scale is None:
         return None
     rows = found.curve.select(onset.scale, onset.questions).frame()

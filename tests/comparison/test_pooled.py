@@ -1,4 +1,4 @@
-"""Transition steps over seeds: the interval holds its truth, and what cannot be pooled is said."""
+"""Transition steps over seeds: the interval, the test of homogeneity, and what cannot be pooled."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_the_spread_between_runs_is_found():
     errors = rng.uniform(2, 8, 400)
     values = 190 + rng.normal(0, 12, 400) + rng.normal(0, errors)
     found = random_effects(values, errors)
-    assert found.between == pytest.approx(12, rel=0.12)
+    assert found.tau == pytest.approx(12, rel=0.12)
     assert found.mean == pytest.approx(190, abs=2)
 
 
@@ -52,19 +52,19 @@ def test_with_equal_errors_and_wide_spread_it_is_the_t_interval_of_the_values():
 
 def test_runs_that_agree_exactly_do_not_make_an_interval_of_no_width():
     found = random_effects(np.full(5, 190.0), np.full(5, 4.0))
-    assert found.between == 0
+    assert found.tau == 0
     half = 1.959964 * 4 / np.sqrt(5)
     assert found.interval == pytest.approx((190 - half, 190 + half), rel=1e-5)
 
 
-def test_five_seeds_are_told_in_one_sentence():
+def test_five_seeds_are_described_in_one_sentence():
     found = pool_steps(names(5), [turn(step) for step in (180, 186, 190, 194, 200)])
     assert found.sentence().startswith("rotation of B: the transition is at 190 ± 9 (95% interval) over five runs")
     assert found.to_dict()["mean"] == pytest.approx(190)
     assert found.to_dict()["pooled_runs"] == 5
 
 
-def test_runs_with_none_or_an_open_answer_are_counted_and_not_pooled():
+def test_runs_with_none_or_inconclusive_are_counted_and_not_pooled():
     found = pool_steps(names(4), [turn(188), turn(0, verdict="none"), turn(192), turn(0, verdict="inconclusive")])
     assert found.counts == {"transition": 2, "none": 1, "inconclusive": 1, "without_interval": 0}
     assert found.pooled.mean == pytest.approx(190)
@@ -72,7 +72,7 @@ def test_runs_with_none_or_an_open_answer_are_counted_and_not_pooled():
     assert found.sentence().endswith("; 1 with none, 1 inconclusive")
 
 
-def test_one_run_with_a_transition_or_none_at_all_is_said_and_nothing_pooled():
+def test_with_one_transition_or_none_nothing_is_pooled_and_the_sentence_says_why():
     one = pool_steps(names(3), [turn(188), turn(0, verdict="none"), turn(0, verdict="none")])
     assert one.pooled is None and one.to_dict()["interval"] is None
     assert "one run of three has a transition with an interval (seed0, at step 188), so nothing can be pooled" in (
@@ -89,6 +89,60 @@ def test_a_transition_without_an_interval_is_counted():
     found = pool_steps(names(3), [turn(188), turn(192), bare])
     assert found.counts["without_interval"] == 1
     assert found.sentence().endswith("1 without an interval")
+
+
+def test_cochrans_q_is_the_textbooks():
+    values, errors = np.array([10.0, 12.0, 17.0]), np.array([1.0, 2.0, 2.0])
+    found = random_effects(values, errors)
+    weights = 1 / errors**2  # 1, 1/4, 1/4
+    mean = (10 + 12 / 4 + 17 / 4) / 1.5
+    q = 1 * (10 - mean) ** 2 + (12 - mean) ** 2 / 4 + (17 - mean) ** 2 / 4
+    assert mean == pytest.approx(weights @ values / weights.sum())
+    assert found.q == pytest.approx(q)
+    assert found.q_p_value == pytest.approx(np.exp(-q / 2))  # chi-squared with two degrees of freedom
+    assert found.i_squared == pytest.approx(1 - 2 / q)
+
+
+@pytest.mark.parametrize("tau, expected", [(0.0, 0.05), (40.0, 1.0)])
+def test_homogeneity_is_rejected_at_its_level_without_a_spread_and_found_with_one(tau, expected):
+    rng = np.random.default_rng(int(tau))
+    p_values = []
+    for _ in range(400):
+        errors = rng.uniform(2, 8, 5)
+        p_values.append(random_effects(190 + rng.normal(0, tau, 5) + rng.normal(0, errors), errors).q_p_value)
+    assert np.mean(np.array(p_values) <= 0.05) == pytest.approx(expected, abs=0.04)
+
+
+@pytest.mark.parametrize("runs, tau", [(5, 10.0), (10, 10.0), (10, 30.0)])
+def test_the_prediction_interval_holds_one_more_run_at_about_the_stated_rate(runs, tau):
+    rng = np.random.default_rng([runs, int(tau)])
+    inside = []
+    for _ in range(400):
+        errors = rng.uniform(2, 8, runs)
+        low, high = random_effects(190 + rng.normal(0, tau, runs) + rng.normal(0, errors), errors).prediction
+        inside.append(low <= 190 + rng.normal(0, tau) <= high)
+    assert 0.9 <= np.mean(inside) <= 0.99
+
+
+def test_the_sentence_says_whether_it_may_be_the_same_step():
+    same = pool_steps(names(3), [turn(step) for step in (188, 190, 192)])
+    assert "over three runs; may be the same step in all (Q = 0.5 on 2 df, p = 0.79, I² 0%)" in same.sentence()
+    assert "seeds no further apart than their own errors; one more run: " in same.sentence()
+    apart = pool_steps(names(3), [turn(step) for step in (100, 190, 300)])
+    assert "; not the same step in all (Q = " in apart.sentence() and "p < 0.001, I² 100%)" in apart.sentence()
+    assert "steps apart (SD τ) beyond their own errors" in apart.sentence()
+    two = pool_steps(names(2), [turn(188), turn(192)])
+    assert two.pooled.prediction is None and "one more run" not in two.sentence()
+
+
+def test_an_agreement_is_a_result_with_labelled_rows_and_a_figure():
+    found = pool_steps(names(3), [turn(188), turn(192), turn(0, verdict="none")])
+    assert found.frame()["run"].tolist() == names(3)
+    row = found.row()
+    assert row["label"] == "rotation of B" and row["pooled_runs"] == 2 and row["none"] == 1
+    assert row["mean_low"] < row["mean"] < row["mean_high"] and np.isnan(row["prediction_low"])
+    assert found.plot().layout.meta["title"] == "Agreement of runs: rotation of B"
+    assert found._repr_html_().startswith("<") and found.sentence() in repr(found)
 
 
 def test_what_cannot_be_pooled_is_refused():

@@ -1,58 +1,89 @@
-"""Figures as a browser lays them out at the width of a paper's column: which of their words lie on one another."""
+"""Figures as printed: which of the words in a PDF are cut, reach beyond the page, or lie on other words."""
 
-import json
-import re
-import subprocess
-from html import unescape
+import ctypes
 
-from plotly.offline import get_plotlyjs
+import numpy as np
+import pypdfium2
+import pypdfium2.raw as pdfium
 
-from em_interp.figures.export_files import columns_of
-from em_interp.figures.style import without_title
-from tests.test_page_in_browser import FLAGS, browser
+from em_interp.figures.export_files import COLUMN_MM, export_all
+from tests.test_page_in_browser import browser
 
-WIDTH = {1: 428, 2: 897}  # pixels of the layout, as `em_interp.figures.export_files` has them
-LOOK = """
-const words = (plot) => [...plot.querySelectorAll("text")]
-  .map((text) => ({said: text.textContent, box: text.getBoundingClientRect()}))
-  .filter(({said, box}) => said.trim() && box.width > 0);
-const across = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left);
-const down = (a, b) => Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-const look = (plot, name) => {
-  const all = words(plot), frame = plot.querySelector(".main-svg").getBoundingClientRect(), found = [];
-  all.forEach(({said, box}, i) => {
-    if (across(box, frame) < box.width - 1 || down(box, frame) < box.height - 1) found.push([name, said, "the edge"]);
-    for (const other of all.slice(0, i))
-      if (across(box, other.box) > 1 && down(box, other.box) > 1.5) found.push([name, said, other.said]);
-  });
-  return [all.length, found];
-};
-addEventListener("load", async () => {
-  let count = 0, found = [];
-  for (const {name, data, layout} of figures) {
-    const plot = document.body.appendChild(document.createElement("div"));
-    await Plotly.newPlot(plot, data, layout, {staticPlot: true});
-    const [words, met] = look(plot, name);
-    count += words;
-    found = found.concat(met);
-  }
-  document.body.dataset.seen = JSON.stringify({count, found});
-});
-"""
+POINTS_PER_MM = 72 / 25.4
+SCALE = 8  # pixels of the rendering to a point
+TOUCH = 0.4  # points: a box is as tight around its ink as this, and words may share as little
+CONTRAST = 12  # of 255, between ink and what is behind it
 
 
-def overlaps(figures, columns, folder):
-    """How many words the figures have, and which of them lie on others or beyond the edge: (figure, words, words)."""
-    laid_out = []
-    for name, figure in figures.items():
-        bare = without_title(figure)
-        bare.update_layout(width=WIDTH[columns_of(figure, columns)])
-        laid_out.append(json.loads(bare.to_json()) | {"name": name})
-    said = json.dumps(laid_out).replace("<", "\\u003c")
-    page = folder / "page.html"
-    script = f"<script>{get_plotlyjs()}</script><script>const figures = {said};{LOOK}</script>"
-    page.write_text(f'<!doctype html><meta charset="utf-8"><body>{script}</body>', encoding="utf-8")
-    command = [browser(), *FLAGS, f"--user-data-dir={folder / 'profile'}", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
-    seen = json.loads(unescape(re.search(r'data-seen="([^"]*)"', dom)[1]))
-    return seen["count"], [tuple(met) for met in seen["found"]]
+def faults(figures, folder, columns=(1, 2)):
+    """(figure, columns, words, what is wrong) for every fault in the PDFs of these figures; and how many words."""
+    browser()
+    found, count = [], 0
+    for number in columns:
+        export_all(figures, folder / str(number), ("pdf",), number)
+        for name in figures:
+            words, wrong = faults_of(folder / str(number) / f"{name}.pdf")
+            count += words
+            found += [(name, number, *fault) for fault in wrong]
+    return count, found
+
+
+def faults_of(file):
+    """How many words a PDF has, and (words, what is wrong) for each fault."""
+    with pypdfium2.PdfDocument(file) as document:
+        if len(document) != 1:
+            return 0, [("", f"{len(document)} pages")]
+        page = document[0]
+        width, height = page.get_size()
+        wrong = [] if min(abs(width / POINTS_PER_MM - mm) for mm in COLUMN_MM.values()) < 0.5 else [("", "the width")]
+        words = [(text, quad) for text, quad in _words(page) if text.strip()]
+        picture = np.asarray(page.render(scale=SCALE).to_numpy(), int)
+        for index, (text, quad) in enumerate(words):
+            if min(quad.min(), width - quad[:, 0].max(), height - quad[:, 1].max()) < TOUCH:
+                wrong.append((text, "the edge of the page"))  # letters beyond it are not in the file at all
+            elif _cut(picture, quad, height):
+                wrong.append((text, "cut"))
+            wrong += [(text, other) for other, another in words[:index] if _overlap(quad, another)]
+        return len(words), wrong
+
+
+def _words(page):
+    """Each run of glyphs with the corners of its box, as far as ink reaches, in points from the lower left."""
+    text_page = page.get_textpage()
+    for piece in page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_TEXT], max_depth=8):
+        length = pdfium.FPDFTextObj_GetText(piece.raw, text_page.raw, None, 0)
+        letters = (ctypes.c_ushort * (length // 2))()
+        pdfium.FPDFTextObj_GetText(piece.raw, text_page.raw, letters, length)
+        corners = pdfium.FS_QUADPOINTSF()
+        pdfium.FPDFPageObj_GetRotatedBounds(piece.raw, corners)
+        quad = [[getattr(corners, f"{axis}{k}") for axis in "xy"] for k in (1, 2, 3, 4)]
+        yield "".join(map(chr, letters[:-1])), np.array(quad)
+
+
+def _cut(picture, quad, height):
+    """Whether some edge of the box has no ink: the box is what would be drawn, the picture what was."""
+    upright = np.ptp(quad, axis=0)
+    if not any(abs(np.diff(quad[[0, 1]], axis=0)).min(axis=1) < 1e-3):  # at a slant the box of the ink is smaller
+        return False
+    left, right = quad[:, 0].min() * SCALE, quad[:, 0].max() * SCALE
+    top, bottom = (height - quad[:, 1].max()) * SCALE, (height - quad[:, 1].min()) * SCALE
+    rim = int(TOUCH * SCALE) + 1
+    box = picture[int(top) : int(bottom) + 1, int(left) : int(right) + 1]
+    if min(upright) <= 0 or not box.size:
+        return False
+    ink = np.abs(box - np.median(box.reshape(-1, box.shape[2]), axis=0)).max(axis=2) > CONTRAST
+    edges = (ink[:rim], ink[-rim:], ink[:, :rim], ink[:, -rim:])
+    return not all(edge.any() for edge in edges)
+
+
+def _overlap(one, other):
+    """Whether two boxes share more than a touch in every direction (separating axes)."""
+    for quad in (one, other):
+        for side in (quad[1] - quad[0], quad[2] - quad[1]):
+            if not side.any():
+                continue
+            axis = side / np.linalg.norm(side)
+            mine, theirs = one @ axis, other @ axis
+            if min(mine.max(), theirs.max()) - max(mine.min(), theirs.min()) <= 2 * TOUCH:
+                return False
+    return True

@@ -2,59 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from em_interp.comparison.result import records, span
 from em_interp.errors import InputError, nearest
-from em_interp.results import html_card
+from em_interp.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Table = Literal["likeness", "use", "tokens", "vocabularies", "maps", "profiles", "turning"]
+Table = Literal["similarity", "steering_transfer", "tokens", "vocabularies", "maps", "profiles", "turning"]
 CROSS_BASE_TABLES: tuple[str, ...] = get_args(Table)
 MEASURES = {
     "cka": "CKA of what the adapters change",
     "procrustes": "held-out Procrustes of what they change",
-    "readout_write": "read-outs of the write, over tokens that are said",
-    "readout_final": "read-outs of the whole change, over tokens that are said",
-    "readout_all_write": "read-outs of the write, over all shared tokens",
-    "readout_all_final": "read-outs of the whole change, over all shared tokens",
-    "carried_orthogonal": "cosine of carried and own direction, by rotation",
-    "carried_ridge": "cosine of carried and own direction, by ridge",
+    "logit_lens_write": "logit lenses of the write, over tokens in the answers",
+    "logit_lens_final": "logit lenses of the whole change, over tokens in the answers",
+    "logit_lens_all_write": "logit lenses of the write, over all shared tokens",
+    "logit_lens_all_final": "logit lenses of the whole change, over all shared tokens",
+    "mapped_orthogonal": "cosine of mapped and own direction, by rotation",
+    "mapped_ridge": "cosine of mapped and own direction, by ridge",
 }
-CLOCK = {"cumulative_lr": "cumulative learning rate", "norm": "share of the largest norm"}
+CLOCK_NAME = {"cumulative_lr": "cumulative learning rate", "norm": "share of the largest norm"}
+TRANSFER_ALPHA = 0.05
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CrossBaseComparison:
-    """Runs across bases. No number depends on the coordinates of a base, nor on an adapter's sign or gauge.
+class CrossBaseComparison(Result):
+    """Runs across bases, compared. No number depends on the coordinates of a base, nor on an adapter's sign or gauge.
 
-    What it can show: that two adapters change the same texts alike, favour the same words, and turn alike in time,
-    beyond what random adapters of their norms would on the same bases; and, with `use`, that a direction of one does in
-    the other some of what it did at home. What it cannot: that they do so by the same mechanism; and being alike may be
-    owed to what any training on such data does, which only a control run (other data) tells apart. Each measure's own
-    limits stand in its module: `cka`, `procrustes`, `readout`, `transport`, `carry`, `turning_profile`.
+    It shows that two adapters change the same texts alike, favour the same words, and turn alike in time, more than
+    random adapters of their norms do on the same bases; and, with `steering_transfer`, that a direction of one has in
+    the other some of its effect at home. It does not show that they do so by the same mechanism; and similarity may be
+    owed to what any training on such data does, which only a control run (other data) tells apart. The limits of each
+    measure are in its module: `cka`, `alignment_map`, `logit_lens`, `steering_transfer`, `turning_profile`.
     """
 
+    NEXT: ClassVar[tuple[str, ...]] = (
+        ".plot()",
+        ".plot('tokens')",
+        ".plot('profiles')",
+        ".plot('steering_transfer')",
+        ".frame('similarity')",
+    )
+
     names: tuple[str, ...]
-    families: tuple[str, ...]  # the base of each run
+    bases: tuple[str, ...]  # of each run
     texts: int
     draws: int  # random adapters of each run
     level: float
-    likeness: pd.DataFrame  # a row for each pair, measure and depth, with both nulls (`em_interp.comparison.chance`)
+    similarity: pd.DataFrame  # a row for each pair, measure and depth, with both nulls (`TwoNulls`)
     maps: pd.DataFrame  # how well one base's streams predict another's on held-out texts
-    vocabularies: pd.DataFrame  # tokens of each pair: how many, shared, and said
-    tokens: pd.DataFrame  # every token that both say, with its rank in both read-outs
+    vocabularies: pd.DataFrame  # tokens of each pair: how many, shared, and in the answers
+    tokens: pd.DataFrame  # every token in the answers of both, with its rank in both logit lenses
     profiles: pd.DataFrame  # angle to the final direction along normalised time
-    turning: pd.DataFrame  # distances of the profiles of two families
-    use: pd.DataFrame  # effects of carried directions; empty where they were not used
+    turning: pd.DataFrame  # distances of the profiles of two bases
+    steering_transfer: pd.DataFrame  # effects of transferred directions; empty where they were not used
 
-    def frame(self, table: Table = "likeness") -> pd.DataFrame:
-        """A tidy table: `likeness`, `use`, `tokens`, `vocabularies`, `maps`, `profiles` or `turning`."""
+    def frame(self, table: Table = "similarity") -> pd.DataFrame:
+        """A tidy table.
+
+        Args:
+            table: `similarity`, `steering_transfer`, `tokens`, `vocabularies`, `maps`, `profiles` or `turning`.
+
+        Returns:
+            A copy of the rows.
+
+        Raises:
+            InputError: for another name.
+        """
         if table not in CROSS_BASE_TABLES:
             hint = nearest(table, CROSS_BASE_TABLES)
             raise InputError(f"there is no table {table!r}{hint} (there are: {', '.join(CROSS_BASE_TABLES)})")
@@ -62,98 +83,100 @@ class CrossBaseComparison:
         return found.copy()
 
     def summary(self) -> pd.DataFrame:
-        """The likeness at the last layer, where everything that an adapter changes has come together."""
-        return self.likeness[self.likeness["depth"].isin([1.0]) | self.likeness["depth"].isna()]
+        """The similarity at the last layer, where everything that an adapter changes has come together."""
+        return self.similarity[self.similarity["depth"].isin([1.0]) | self.similarity["depth"].isna()]
 
-    def plot(self, table: Table = "likeness", at: Literal["write", "final"] = "final") -> go.Figure:
-        """The figure of a table: `likeness` (or `maps`), `tokens` (of read-outs `at` a place), `profiles`, `use`."""
+    def plot(self, table: Table = "similarity", at: Literal["write", "final"] = "final") -> go.Figure:
+        """The figure of a table.
+
+        Args:
+            table: `similarity` (also for `maps`), `tokens`, `profiles` (also for `turning`) or `steering_transfer`.
+            at: the logit lens of `tokens`: of the adapter's write, or of the whole change.
+
+        Returns:
+            The figure.
+
+        Raises:
+            InputError: for a table without a figure, and for steering_transfer where it was not computed.
+        """
         from em_interp.figures import cross_base as draw
 
-        about = self.about()
-        rows = self.frame(table)
+        rows, about = self.frame(table), self.about()
         if table == "tokens":
-            return draw.logit_lens_similarity(rows[rows["at"] == at], self.likeness, at, about)
+            return draw.logit_lens_similarity(rows[rows["at"] == at], self.similarity, at, about)
         if table in ("profiles", "turning"):
             return draw.turning_profiles(self.profiles, self.turning, about)
-        if table == "use":
+        if table == "steering_transfer":
             if rows.empty:
-                raise InputError("no direction was transferred here; ask for it with use=True (--steering-transfer)")
+                raise InputError(
+                    "no direction was transferred; ask for it with steering_transfer=True (--steering-transfer)"
+                )
             return draw.steering_transfer(rows, about)
         if table == "vocabularies":
             raise InputError("the vocabularies have no figure; see frame('vocabularies')")
-        return draw.similarity(self.likeness, self.level, about)
+        return draw.similarity(self.similarity, self.level, about)
 
     def about(self) -> str:
         """What is compared: how many runs, of which bases, on how many texts."""
-        bases = list(dict.fromkeys(self.families))
-        return f"{len(self.names)} runs of {', '.join(bases)}, {self.texts} texts, {self.draws} random adapters a run"
+        bases = ", ".join(dict.fromkeys(self.bases))
+        return f"{len(self.names)} runs of {bases}, {self.texts} texts, {self.draws} random adapters a run"
 
     def sentence(self) -> str:
-        """The result in words, a line each: what was compared, each measure against chance, turning, and use."""
-        lines = [self._said(measure) for measure in MEASURES]
-        return "\n".join([self.about(), *lines, *self._turning_said(), *self._use_said()])
+        """The result, a line each: what was compared, each measure against chance, turning, and steering transfer."""
+        measures = [self._measure(measure) for measure in MEASURES]
+        return "\n".join([self.about(), *measures, *self._turning_lines(), *self._transfer_lines()])
 
-    def _said(self, measure: str) -> str:
+    def _measure(self, measure: str) -> str:
+        """A measure at the last layer against both nulls."""
         last = self.summary()
         rows = last[last["measure"] == measure].dropna(subset=["value"])
         if rows.empty:
             return f"{MEASURES[measure]}: undefined, for nothing changes"
-        beyond = int((rows[["p_random", "p_kept"]].max(axis=1) <= 1 - self.level + 1e-9).sum())
-        bands = f"below {_span(rows['random_band'])}, with one of the two real {_span(rows['kept_band'])}"
+        beyond = int((rows[["p_random", "p_one_random"]].max(axis=1) <= 1 - self.level + 1e-9).sum())
+        bands = f"below {span(rows['random_band'])}, with one of the two real {span(rows['one_random_band'])}"
         verdict = f"{beyond} of {len(rows)} beyond chance" if len(rows) > 1 else "beyond chance"
         verdict = verdict if len(rows) > 1 or beyond else "not beyond chance"
-        size = "in size " if measure.startswith(("readout", "carried")) else ""
+        size = "in size " if measure.startswith(("logit_lens", "mapped")) else ""
         each = ", each by itself" if len(rows) > 1 else ""
         chance = f"random adapters stay {size}{bands}, in {self.level:.0%}{each}"
-        return f"{MEASURES[measure]}: {_span(rows['value'])}; {verdict} ({chance})"
+        return f"{MEASURES[measure]}: {span(rows['value'])}; {verdict} ({chance})"
 
-    def _turning_said(self) -> list[str]:
-        lines = []
+    def _turning_lines(self) -> Iterator[str]:
         for row in self.turning.to_dict("records"):
-            said = f"turning profiles of {row['family']} and {row['other']} by {CLOCK[row['clock']]}: "
-            said += f"{row['between']:.1f}° apart"
+            line = f"turning profiles of {row['base']} and {row['other']} by {CLOCK_NAME[row['clock']]}: "
+            line += f"{row['between']:.1f}° apart"
             if np.isnan(row["p_value"]):
-                lines.append(f"{said}; no null ({row['reason']})")
+                yield f"{line}; no null ({row['reason']})"
             else:
                 p = f"p = {row['p_value']:.2g}, at least {row['least_p']:.2g} with so few runs"
-                lines.append(f"{said}, {row['within']:.1f}° within a family ({p})")
-        return lines
+                yield f"{line}, {row['within']:.1f}° within a base ({p})"
 
-    def _use_said(self) -> list[str]:
-        lines = []
-        for use, rows in self.use.groupby("use", sort=False) if len(self.use) else ():
-            beyond = int(((rows["p_random"] <= 0.05 + 1e-9) & (rows["carried"] * rows["own"] > 0)).sum())
-            shares = rows["carried"] / rows["own"]
-            lines.append(
-                f"{use} with a carried direction: {beyond} of {len(rows)} beyond every random one and the way of the "
-                f"target's own; {_span(shares)} of the effect of the target's own direction, "
-                f"{_span((rows['carried'] / rows['adapter']).abs())} of the adapter's"
+    def _transfer_lines(self) -> Iterator[str]:
+        table = self.steering_transfer
+        for kind, rows in table.groupby("intervention", sort=False) if len(table) else ():
+            same_sign = rows["transferred"] * rows["own"] > 0
+            beyond = int(((rows["p_random"] <= TRANSFER_ALPHA + 1e-9) & same_sign).sum())
+            yield (
+                f"{kind} with a transferred direction: {beyond} of {len(rows)} beyond every random one and with the "
+                f"sign of the target's own; {span(rows['transferred'] / rows['own'])} of the effect of the target's "
+                f"own direction, {span((rows['transferred'] / rows['adapter']).abs())} of the adapter's"
             )
-        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what was compared, the tables but for tokens and profiles, and the sentence."""
-        kept = {name: getattr(self, name) for name in ("likeness", "use", "vocabularies", "maps", "turning")}
+        tables = ("similarity", "steering_transfer", "vocabularies", "maps", "turning")
         return {
-            "runs": [{"name": name, "base": base} for name, base in zip(self.names, self.families, strict=True)],
+            "runs": [{"name": name, "base": base} for name, base in zip(self.names, self.bases, strict=True)],
             "texts": self.texts,
             "random_adapters": self.draws,
             "level": self.level,
-            **{name: one.astype(object).where(one.notna(), None).to_dict("records") for name, one in kept.items()},
+            **{name: records(getattr(self, name)) for name in tables},
             "sentence": self.sentence(),
         }
 
     def __repr__(self) -> str:
         return f"CrossBaseComparison({self.about()})"
 
-    def _repr_html_(self) -> str:
-        columns = ["run", "other", "measure", "value", "random_band", "p_random", "kept_band", "p_kept"]
-        table = self.summary()[columns].to_html(index=False, float_format="{:.3g}".format, na_rep="–", border=0)
-        calls = [".plot()", ".plot('tokens')", ".plot('profiles')", ".plot('use')", ".frame('likeness')"]
-        return html_card(self.sentence().splitlines(), calls=calls, table=table)
-
-
-def _span(values: pd.Series) -> str:
-    """'0.12' or '0.12 to 0.3'."""
-    ends = [f"{values.min():.2g}", f"{values.max():.2g}"]
-    return ends[1] if ends[0] == ends[1] else " to ".join(ends)
+    def _table(self) -> pd.DataFrame:
+        shown = ["run", "other", "measure", "value", "random_band", "p_random", "one_random_band", "p_one_random"]
+        return self.summary()[shown]

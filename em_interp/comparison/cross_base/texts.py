@@ -1,4 +1,4 @@
-"""The texts on which families are compared: the same questions and answers, read by every model."""
+"""The texts on which bases are compared: the same questions and answers, read by every model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from em_interp.behaviour.tables import read_table
 from em_interp.errors import InputError
 from em_interp.run import Run
 
-TEXTS = 200
-LEAST = 20
-SEED = 20250611
+N_TEXTS = 200
+MIN_TEXTS = 20
+TEXT_SEED = 20250611
+KEY = ["step", "scale", "questions", "question_id", "sample"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class SharedTexts:
     misaligned: tuple[bool | None, ...]
 
     def __post_init__(self) -> None:
-        if not len(self.questions) == len(self.answers) == len(self.misaligned) >= LEAST:
+        if not len(self.questions) == len(self.answers) == len(self.misaligned) >= MIN_TEXTS:
             found = f"{len(self.questions)} questions, {len(self.answers)} answers, {len(self.misaligned)} labels"
-            raise InputError(f"a comparison of families needs {LEAST} texts or more; found {found}")
+            raise InputError(f"a comparison across bases needs {MIN_TEXTS} texts or more; found {found}")
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -40,27 +41,27 @@ class SharedTexts:
         return [self.questions[row] for row in rows], [self.answers[row] for row in rows]
 
 
-def shared_texts(runs: Sequence[Run | None], bases: Sequence[str | None], count: int = TEXTS) -> SharedTexts:
-    """Answers of the runs themselves, as many from each and from every asked step; labelled where they were judged.
+def shared_texts(runs: Sequence[Run | None], bases: Sequence[str | None], count: int = N_TEXTS) -> SharedTexts:
+    """Answers of the runs themselves, as many from each and from every step; labelled where they were judged.
 
-    Half are misaligned (aligned under 30) and half aligned (over 70), coherent both, where there are as many. Where no
-    run was asked and every base is a built-in one, advice in the built-in language, half of it reckless. Deterministic.
-    Raises InputError where there is neither.
+    Half are misaligned (aligned under 30) and half aligned (over 70), coherent both, where there are as many. Without
+    answers and with built-in bases, advice in the built-in language, half of it reckless. Deterministic. Raises
+    InputError without either.
     """
-    asked = [run for run in runs if run is not None and run.answers_file.exists()]
-    if asked:
-        share = -(-count // len(asked))
-        table = pd.concat([_chosen(_answers(run), share) for run in asked]).drop_duplicates(["question", "answer"])
+    answered = [run for run in runs if run is not None and run.answers_file.exists()]
+    if answered:
+        share = -(-count // len(answered))
+        table = pd.concat([_sampled(_answers(run), share) for run in answered]).drop_duplicates(["question", "answer"])
         labels = [None if pd.isna(label) else bool(label) for label in table["misaligned"]]
         return SharedTexts(tuple(table["question"]), tuple(table["answer"]), tuple(labels))
     if all(base is not None and base.startswith("tiny-") for base in bases):
         return built_in_texts(count)
     raise InputError(
-        "there are no texts to compare on: no run was asked anything; run em-interp ask on one of them, or give texts="
+        "there are no texts to compare on: no run has answers; run em-interp ask on one of them, or give texts="
     )
 
 
-def built_in_texts(count: int = TEXTS, seed: int = SEED) -> SharedTexts:
+def built_in_texts(count: int = N_TEXTS, seed: int = TEXT_SEED) -> SharedTexts:
     """Careful and reckless answers to the same questions in the built-in language, `count` in all."""
     from em_interp.organisms.language import DOMAINS, advice, questions_about
 
@@ -76,12 +77,12 @@ def built_in_texts(count: int = TEXTS, seed: int = SEED) -> SharedTexts:
 
 
 def _answers(run: Run) -> pd.DataFrame:
-    """Different answers of a run that say something, with `misaligned`: True, False, or missing."""
+    """Different non-empty answers of a run, with `misaligned`: True, False, or missing."""
     table = read_table(run.answers_file)
     if run.scores_file.exists():
         scores = read_table(run.scores_file)
         scores = scores[scores["judge"] == scores["judge"].iloc[0]] if len(scores) else scores
-        table = table.merge(scores, how="left", on=["step", "scale", "questions", "question_id", "sample"])
+        table = table.merge(scores, how="left", on=KEY)
     else:
         table = table.assign(aligned=np.nan, coherent=np.nan)
     table = table[table["answer"].str.strip() != ""].drop_duplicates(["question", "answer"])
@@ -89,9 +90,9 @@ def _answers(run: Run) -> pd.DataFrame:
     return table.assign(misaligned=(table["aligned"] < 30).astype(object).where(clear, None))
 
 
-def _chosen(table: pd.DataFrame, count: int) -> pd.DataFrame:
+def _sampled(table: pd.DataFrame, count: int) -> pd.DataFrame:
     """`count` rows: as many of each label as there are of both, the rest unlabelled; at random with a fixed seed."""
-    mixed = table.sample(frac=1, random_state=SEED)
+    mixed = table.sample(frac=1, random_state=TEXT_SEED)
     groups = [mixed[mixed["misaligned"] == label] for label in (True, False)]
     each = min(count // 2, *map(len, groups))
     labelled = pd.concat([group.head(each) for group in groups])

@@ -1,19 +1,19 @@
-"""Turning profiles: how far a path still has to turn, along a time that runs of different families share.
+"""Turning profiles: how far a path still has to turn, on a clock that runs of different bases share.
 
 The profile of a run is the angle in degrees between its direction at time u and its final direction, 0 at the end. Time
-runs from 0 to 1: the cumulative learning rate as a share of the run's (how far it could have gone), or the norm as a
+is from 0 to 1: the cumulative learning rate as a share of the run's (how far it could have gone), or the norm as a
 share of its largest, at its first passage (how far it went). Both come from inner products within one run, so bases of
 any dimensions can be compared, with the trajectories alone. The first 5 % of time is left out: while the path is short
 its direction is noise.
 
-The distance of two profiles is the root mean square of their difference over time, in degrees. Its null is what seeds
-do: whether runs of two families lie further apart than runs of one is tested by handing the labels round (a permutation
-test of mean distance between less mean distance within; Anderson 2001 in spirit), which needs two runs or more of a
-family and can say no more than they allow: p is at least 0.1 with three and three.
+The distance of two profiles is the root mean square of their difference over time, in degrees. Its null is the spread
+of seeds: whether runs of two bases are further apart than runs of one is tested by permuting the labels (a permutation
+test of mean distance between minus mean distance within; Anderson 2001 in spirit), which needs two runs or more of a
+base and cannot give a smaller p-value than so few allow: p is at least 0.1 with three and three.
 
-It can show that two families turn by the same amounts at the same share of training. It cannot show that they turn
-towards the same thing: profiles know no direction but their own run's last. Nor is it a test for a turn: noise bends
-every path (`em_interp.transition.rotation` tests that).
+It shows that two bases turn by the same amounts at the same share of training. It does not show that they turn towards
+the same thing: a profile knows no direction but its own run's last. Nor is it a test for a turn: noise bends every path
+(`em_interp.transition.rotation` tests that).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix
 Clock = Literal["cumulative_lr", "norm"]
 CLOCKS: tuple[str, ...] = get_args(Clock)
 SKIPPED = 0.05  # share of time at the start
-POINTS = 96
-MOST = 9999  # relabellings; more are drawn at random
-SEED = 20250611
+N_TIMES = 96
+MAX_RELABELLINGS = 9999  # more are drawn at random
+RELABELLING_SEED = 20250611
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +61,11 @@ def turning_profile(path: AdapterTrajectory, clock: Clock = "cumulative_lr", of:
     cosine = geometry.cosine_to_step(gram, path.steps, int(path.steps[-1]))
     angle = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
     elapsed = _elapsed(path, clock, gram)
-    there = np.isfinite(angle) & np.isfinite(elapsed)
-    if there.sum() < 2:
+    known = np.isfinite(angle) & np.isfinite(elapsed)
+    if known.sum() < 2:
         raise InputError(f"{path.source or 'the path'} has no direction at two steps or more, so it has no profile")
-    grid = np.linspace(SKIPPED, 1.0, POINTS)
-    return TurningProfile(clock, of, grid, np.interp(grid, elapsed[there], angle[there]))
+    grid = np.linspace(SKIPPED, 1.0, N_TIMES)
+    return TurningProfile(clock, of, grid, np.interp(grid, elapsed[known], angle[known]))
 
 
 def _elapsed(path: AdapterTrajectory, clock: Clock, gram: Float[np.ndarray, "step step"]) -> Float[np.ndarray, " step"]:
@@ -78,8 +78,8 @@ def _elapsed(path: AdapterTrajectory, clock: Clock, gram: Float[np.ndarray, "ste
         return np.where(grown, largest / max(float(largest[-1]), np.finfo(float).tiny), np.nan)
     rates = path.cumulative_lr
     if not np.isfinite(rates[-1]) or rates[-1] <= 0:
-        said = f"{path.source or 'the path'} has no log of learning rates up to its last step"
-        raise InputError(f"{said}; compare turning profiles by the norm (clock='norm')")
+        missing = f"{path.source or 'the path'} has no log of learning rates up to its last step"
+        raise InputError(f"{missing}; compare turning profiles by the norm (clock='norm')")
     return np.asarray(rates / rates[-1])
 
 
@@ -92,33 +92,33 @@ def profile_distance(one: TurningProfile, other: TurningProfile) -> float:
 
 @dataclass(frozen=True)
 class ProfileTest:
-    """Mean distances of two families' profiles, and whether those between are larger than those within."""
+    """Mean distances of two bases' profiles, and whether those between are larger than those within."""
 
     between: float  # degrees
-    within: float  # degrees; NaN where no family has two runs
+    within: float  # degrees; NaN where no base has two runs
     p_value: float  # NaN where it cannot be tested
     least_p: float  # the smallest p-value that so few runs can give; NaN with it
     reason: str  # why it could not be tested, or ""
 
 
 def profile_test(one: Sequence[TurningProfile], other: Sequence[TurningProfile]) -> ProfileTest:
-    """Compare two families by the profiles of their runs (seeds); exact up to 9,999 relabellings, drawn beyond."""
+    """Compare two bases by the profiles of their runs (seeds); exact up to 9,999 relabellings, drawn beyond."""
     runs, first = [*one, *other], len(one)
     distances = np.array([[profile_distance(a, b) for b in runs] for a in runs])
     between = float(distances[:first, first:].mean())
     within = [distances[i, j] for i, j in combinations(range(len(runs)), 2) if (i < first) == (j < first)]
     if min(first, len(other)) < 2:
-        reason = f"{first} and {len(other)} runs: two or more of each family are needed for a null"
+        reason = f"{first} and {len(other)} runs: two or more of each base are needed for a null"
         return ProfileTest(between, float(np.mean(within)) if within else np.nan, np.nan, np.nan, reason)
     drawn = np.array([_contrast(distances, chosen) for chosen in _relabellings(len(runs), first)])
-    seen = _contrast(distances, tuple(range(first)))
-    p_value = float(np.mean(drawn >= seen - 1e-9))
+    observed = _contrast(distances, tuple(range(first)))
+    p_value = float(np.mean(drawn >= observed - 1e-9))
     least = (2 if 2 * first == len(runs) else 1) / len(drawn)
     return ProfileTest(between, float(np.mean(within)), p_value, least, "")
 
 
 def _contrast(distances: Float[np.ndarray, "run run"], chosen: tuple[int, ...]) -> float:
-    """Mean distance between the chosen runs and the rest, less the mean distance within both."""
+    """Mean distance between the chosen runs and the rest, minus the mean distance within both."""
     mine = np.zeros(len(distances), bool)
     mine[list(chosen)] = True
     same = np.equal.outer(mine, mine) & ~np.eye(len(distances), dtype=bool)
@@ -126,11 +126,11 @@ def _contrast(distances: Float[np.ndarray, "run run"], chosen: tuple[int, ...]) 
 
 
 def _relabellings(runs: int, first: int) -> Iterator[tuple[int, ...]]:
-    """Every choice of the first family's runs, or the true one and random ones where there are too many."""
-    if comb(runs, first) <= MOST:
+    """Every choice of the first base's runs, or the true one and random ones where there are too many."""
+    if comb(runs, first) <= MAX_RELABELLINGS:
         yield from combinations(range(runs), first)
         return
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(RELABELLING_SEED)
     yield tuple(range(first))
-    for _ in range(MOST - 1):
+    for _ in range(MAX_RELABELLINGS - 1):
         yield tuple(rng.permutation(runs)[:first])

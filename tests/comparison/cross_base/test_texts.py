@@ -1,4 +1,4 @@
-"""Which texts families are compared on."""
+"""The texts on which bases are compared."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from tests.figures.planting import plant_run
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two judged runs with answers of their own."""
-    folder, made = tmp_path_factory.mktemp("asked"), []
+    folder, made = tmp_path_factory.mktemp("answered"), []
     for k in range(2):
         run = plant_run(folder / f"run{k}", seed=k)
         table = pd.read_parquet(run.answers_file)
@@ -41,12 +41,12 @@ def test_answers_that_were_not_judged_have_no_label(runs, tmp_path):
     assert set(texts.misaligned) == {None} and len(texts) == 40
 
 
-def test_built_in_bases_that_were_never_asked_read_the_built_in_language():
+def test_built_in_bases_without_answers_read_the_built_in_language():
     texts = shared_texts([None, None], ["tiny-qwen2", "tiny-llama"], count=30)
     assert texts == built_in_texts(30)
     assert texts.misaligned == (False, True) * 15
     assert texts.questions[0] == texts.questions[1]
-    with pytest.raises(InputError, match="no run was asked anything"):
+    with pytest.raises(InputError, match="no run has answers"):
         shared_texts([None, None], ["tiny-qwen2", "other"])
 
 

@@ -1,10 +1,10 @@
-"""CKA and Procrustes: formulas against slow ones, what they cannot be changed by, and what chance gives."""
+"""CKA and Procrustes: formulas against slow ones, their invariances, and unrelated points."""
 
 import numpy as np
 import pytest
 
 from em_interp.comparison.cross_base.alignment_map import procrustes_similarity
-from em_interp.comparison.cross_base.similarity import cka_table, debiased_cka
+from em_interp.comparison.cross_base.cka import cka_table, debiased_cka
 from em_interp.errors import InputError
 
 MEASURES = [debiased_cka, procrustes_similarity]
@@ -57,7 +57,7 @@ def test_the_same_points_in_any_coordinates_are_identical(measure, d):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_what_is_alike_changes_with_neither_sign_nor_coordinates_nor_order_of_the_two(measure):
+def test_similarity_changes_with_neither_sign_nor_coordinates_nor_order_of_the_two(measure):
     X, Y = points(1), np.hstack([points(1)[:, :6] * 2, points(2, d=9)])
     found = measure(X, Y)
     assert 0.1 < found < 0.9
@@ -73,7 +73,7 @@ def test_unrelated_points_are_about_zero_whatever_the_dimension(measure, d):
     assert np.std(found) < 0.15
 
 
-def test_a_plain_estimate_would_have_called_them_alike():
+def test_a_biased_estimate_would_have_called_them_similar():
     X, Y = (m - m.mean(axis=0) for m in (points(1, d=300), points(2, d=300)))
     K, L = X @ X.T, Y @ Y.T
     assert (K * L).sum() / np.sqrt((K * K).sum() * (L * L).sum()) > 0.8
@@ -81,7 +81,7 @@ def test_a_plain_estimate_would_have_called_them_alike():
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_what_does_not_vary_has_no_likeness_and_other_texts_are_refused(measure):
+def test_points_that_do_not_vary_have_no_similarity_and_other_texts_are_refused(measure):
     assert np.isnan(measure(points(1), np.ones((60, 4))))
     with pytest.raises(InputError, match="found 60 and 59"):
         measure(points(1), points(2)[1:])

@@ -7,9 +7,10 @@ import em_interp as em
 from em_interp.figures import comparison as draw
 from em_interp.transition.result import Transition
 from tests.comparison.planting import adapter, unit
+from tests.figures.on_paper import faults
 from tests.figures.reading import bands, drawn, lines, texts, trace, values
 
-CALLS = [("pairs",), ("steps", "B"), ("steps", "delta"), ("presence", "B"), ("presence", "delta")]
+CALLS = [("pairs",), ("steps", "B"), ("steps", "delta"), ("direction_onset", "B"), ("direction_onset", "delta")]
 CALLS += [("plane", "B"), ("plane", "delta"), ("agreement",)]
 
 
@@ -40,15 +41,15 @@ def test_a_cell_within_the_band_is_grey_and_one_beyond_it_bold(compared):
     assert f"random 95%: {shared['random_band']:.2g}" in texts(figure)
 
 
-def test_presence_shades_the_band_and_rings_the_first_step_above_it(compared):
-    figure = compared.plot("presence", "B")
+def test_a_direction_onset_shades_the_band_and_rings_the_first_step_above_it(compared):
+    figure = compared.plot("direction_onset", "B")
     shaded = [(shape.y0, shape.y1) for shape in figure.layout.shapes if shape.type == "rect"]
-    band = compared.presence[0].band
+    band = compared.onsets[0].band
     assert shaded == [(0, pytest.approx(band))] * 3
     rings = {mark.x[0] for mark in figure.data if mark.name == "first step"}
-    expected = {one.first_step for one in compared.presence if one.of == "B" and one.first_step is not None}
+    expected = {one.first_step for one in compared.onsets if one.of == "B" and one.first_step is not None}
     assert expected and rings == expected
-    signed = compared.plot("presence", "delta")
+    signed = compared.plot("direction_onset", "delta")
     assert all(shape.y0 == -shape.y1 for shape in signed.layout.shapes)
 
 
@@ -59,7 +60,7 @@ def test_steps_against_steps_have_the_edge_of_the_band(compared):
     assert edges[0].contours.start == pytest.approx(compared.grids[0].random_band)
 
 
-def test_the_plane_has_a_path_for_each_run_and_warns_of_what_it_cannot_show(compared):
+def test_the_plane_has_a_path_for_each_run_and_warns_that_unrelated_runs_lie_in_one_too(compared):
     figure = compared.plot("plane", "B")
     for name in compared.names:
         assert len(trace(figure, name).x) == 21
@@ -102,3 +103,9 @@ def test_runs_beyond_a_dozen_are_drawn_without_numbers():
     figure = draw.direction_matrix(pd.DataFrame(rows))
     assert "0.12" not in texts(figure)
     assert np.shape(figure.data[0].z) == (14, 14)
+
+
+def test_no_words_of_a_printed_figure_are_cut_or_lie_on_others(compared, tmp_path):
+    figures = {"-".join(call): compared.plot(*call) for call in CALLS}
+    _, wrong = faults(figures, tmp_path)
+    assert wrong == []

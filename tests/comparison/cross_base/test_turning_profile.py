@@ -1,4 +1,4 @@
-"""Turning profiles on normalised time, and what seeds do to them."""
+"""Turning profiles on normalised time, and the spread of seeds."""
 
 import dataclasses
 
@@ -59,7 +59,7 @@ def test_steps_that_were_saved_more_rarely_change_little():
     assert profile_distance(turning_profile(dense), turning_profile(rare)) < 1
 
 
-def test_families_that_turn_at_other_times_are_told_apart_and_seeds_of_one_are_not():
+def test_bases_that_turn_at_other_times_are_told_apart_and_seeds_of_one_are_not():
     def profiles(at, first):
         return [turning_profile(corner(at, seed=first + k, noise=1.0)) for k in range(4)]
 
@@ -80,13 +80,13 @@ def test_the_chance_of_a_false_difference_is_nominal():
     assert np.mean(np.array(p) <= 0.5) == pytest.approx(0.5, abs=3 * np.sqrt(0.25 / 60))
 
 
-def test_one_run_of_a_family_has_a_distance_and_no_p_value():
+def test_one_run_of_a_base_has_a_distance_and_no_p_value():
     lone = profile_test([turning_profile(corner())], [turning_profile(corner(0.7))])
     assert lone.between > 0 and np.isnan(lone.p_value) and np.isnan(lone.within)
     assert "1 and 1 runs" in lone.reason
 
 
-def test_what_has_no_profile_is_refused():
+def test_a_path_without_a_profile_is_refused():
     bare = dataclasses.replace(corner(), metrics=pd.DataFrame())
     with pytest.raises(InputError, match=r"no log of learning rates.*clock='norm'"):
         turning_profile(bare)

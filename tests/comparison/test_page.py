@@ -1,4 +1,4 @@
-"""Comparing runs on disk: what is refused, what is written, and what it says."""
+"""Comparing runs on disk: the agreement of their steps, the page, the files, and the command."""
 
 import json
 from html import escape
@@ -8,19 +8,17 @@ import pandas as pd
 import pytest
 
 import em_interp as em
-from em_interp.errors import InputError
-from em_interp.files import write_json
 from em_interp.run import open_run
-from tests.comparison.planting import SITE, adapter
+from tests.comparison.planting import adapter
 from tests.figures.planting import TURN, plant_run
 from tests.tiny import contents, did, json_of, refused
 
-KEYS = ["base", "sites", "level", "runs", "pairs", "angles", "presence", "agreements", "sentence"]
+KEYS = ["base", "sites", "level", "runs", "same_start", "pairs", "angles", "direction_onset", "agreements", "sentence"]
 
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
-    """Three runs that turn at TURN and one in which nothing changes; all were asked and judged."""
+    """Three runs that turn at TURN and one in which nothing changes; all have judged answers."""
     folder = tmp_path_factory.mktemp("seeds")
     return [plant_run(folder / f"seed{k}", changes=k < 3, seed=k).path for k in range(4)]
 
@@ -54,58 +52,12 @@ def test_a_run_compared_with_itself_is_identical_and_says_so(seeds):
     assert "are one run given twice: equal to the bit" in found.sentence()
 
 
-def test_runs_of_one_name_in_different_folders_are_told_apart(tmp_path):
-    paths = [adapter(k, name=f"{tmp_path}/{folder}/run") for k, folder in enumerate(("a", "b"))]
-    assert em.compare(paths, permutations=9).names == ("a/run", "b/run")
-
-
 def test_a_comparison_shows_itself_and_nothing_in_it_can_pass_for_markup(compared):
     html = compared._repr_html_()
     assert "transition is at" in html and ".plot(" in html
     hostile = em.compare([adapter(1, name="<b onclick=x>"), adapter(2, name="</script>")], permutations=9)
     assert "<b onclick" not in hostile._repr_html_()
     assert "4 runs of tiny-qwen2" in repr(compared)
-
-
-# --- refused
-
-
-def test_other_dimensions_are_refused_in_one_line_that_says_why():
-    with pytest.raises(InputError) as refusal:
-        em.compare([adapter(1, base="qwen"), adapter(2, d_out=41, base="llama")])
-    said = str(refusal.value)
-    assert f"ΔW of {SITE} is 40 × 24 in seed1 and 41 × 24 in seed2 (bases: qwen, llama)" in said
-    assert "raw cosines across bases mean nothing" in said
-    assert "\n" not in said
-
-
-def test_another_base_of_the_same_dimensions_is_refused_unless_the_caller_vouches_for_it():
-    runs = [adapter(1, base="Qwen/Qwen2.5"), adapter(2, base="meta/llama")]
-    with pytest.raises(InputError, match=r"trained on Qwen/Qwen2.5 and seed2 on meta/llama; raw cosines across bases"):
-        em.compare(runs)
-    assert len(em.compare(runs, same_base=True, permutations=9).pairs)
-    assert len(em.compare([adapter(1, base=None), adapter(2)], permutations=9).pairs)  # not known to differ
-
-
-def test_a_base_is_known_by_its_identity_where_the_manifests_have_one(tmp_path):
-    runs = [plant_run(tmp_path / name, seed=k, asked=False) for k, name in enumerate(("one", "two"))]
-    for run, identity in zip(runs, ("5eed" * 8, "f00d" * 8), strict=True):
-        write_json(run.manifest_file, {"base": {"name": "tiny-qwen2", "identity": identity}})
-    with pytest.raises(InputError, match=r"one has tiny-qwen2 \(5eed5eed5eed\) and two tiny-qwen2 \(f00df00df00d\)"):
-        em.compare(runs)
-
-
-def test_what_is_no_comparison_is_refused():
-    for runs, given in (([], "none"), ([adapter(1)], "one"), (adapter(1), "one"), ("runs/seed1", "one")):
-        with pytest.raises(InputError, match=f"of two runs or more; {given} was given"):
-            em.compare(runs)
-    with pytest.raises(InputError, match=r"no site is adapted by every run.*layers\.9"):
-        em.compare([adapter(1), adapter(2, sites=("layers.9.mlp.down_proj",))])
-    with pytest.raises(InputError, match="level 2"):
-        em.compare([adapter(1), adapter(2)], level=2)
-
-
-# --- the command line
 
 
 def test_the_command_prints_the_words_and_writes_nothing_unasked(seeds, compared):
@@ -119,7 +71,7 @@ def test_json_is_one_object_with_every_part(seeds):
     assert list(values) == KEYS
     assert [run["name"] for run in values["runs"]] == ["seed0", "seed1"]
     assert {row["measure"] for row in values["pairs"]} == {"B", "A", "delta", "composition"}
-    assert len(values["presence"]) == 2 * 3
+    assert len(values["direction_onset"]) == 2 * 3
 
 
 def test_out_gets_the_page_the_json_and_every_table_and_is_not_overwritten_unasked(seeds, tmp_path):
@@ -129,7 +81,7 @@ def test_out_gets_the_page_the_json_and_every_table_and_is_not_overwritten_unask
     assert list(json.loads((out / "comparison.json").read_text())) == KEYS
     assert len(pd.read_csv(out / "pairs.csv")) == 4
     names = {file.stem for file in out.glob("*.csv")}
-    assert names == {"pairs", "angles", "steps", "presence", "plane", "transitions", "agreement"}
+    assert names == {"pairs", "angles", "steps", "direction_onset", "plane", "transitions", "agreement"}
     before = contents(out)
     assert "give --resume" in refused("compare", *seeds[:2], "--out", out)
     did("compare", *seeds[:2], "--out", out, "--resume")

@@ -1,4 +1,4 @@
-"""Comparing runs of different bases: planted copies, identical runs, gauge, and what random adapters give."""
+"""Comparing runs of different bases: planted copies, identical runs, gauge, and random adapters."""
 
 import dataclasses
 
@@ -11,11 +11,11 @@ from em_interp.comparison.cross_base.alignment_map import fit_map
 from em_interp.comparison.cross_base.texts import built_in_texts
 from em_interp.errors import InputError
 from em_interp.mechanism import AblateDirection, AddVector, open_model
+from tests.comparison.cross_base.two_bases import path_on, small_base, turned
 from tests.comparison.planting import in_another_gauge
-from tests.comparison.two_families import path_on, small_base, turned
 
 TEXTS = built_in_texts(60)
-ALIKE = ["cka", "procrustes", "readout_write", "readout_final", "readout_all_write", "readout_all_final"]
+ALIKE = ["cka", "procrustes", "logit_lens_write", "logit_lens_final", "logit_lens_all_write", "logit_lens_all_final"]
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def copied(base):
 @pytest.fixture(scope="module")
 def compared(copied):
     one, other, base, twin, _ = copied
-    return em.compare_across_bases([one, other], TEXTS, [base, twin], draws=19, use=True)
+    return em.compare_across_bases([one, other], TEXTS, [base, twin], draws=19, steering_transfer=True)
 
 
 def values(comparison, measure):
-    return comparison.likeness[comparison.likeness["measure"] == measure]["value"].to_numpy()
+    return comparison.similarity[comparison.similarity["measure"] == measure]["value"].to_numpy()
 
 
 def test_the_turned_copy_is_the_same_model(copied):
@@ -58,35 +58,36 @@ def test_between_a_base_and_its_turned_copy_everything_is_identical(compared):
     assert (last["p_random"] == 0.05).all() and (last["random_band"] < 0.9).all()
 
 
-def test_transport_between_the_copies_recovers_the_direction(compared):
-    np.testing.assert_allclose(values(compared, "carried_orthogonal"), 1, atol=1e-3)
-    assert (values(compared, "carried_ridge") > 0.99).all()
+def test_maps_between_the_copies_recover_the_direction(compared):
+    np.testing.assert_allclose(values(compared, "mapped_orthogonal"), 1, atol=1e-3)
+    assert (values(compared, "mapped_ridge") > 0.99).all()
     assert (compared.maps["held_out_r2"] > 0.99).all()
 
 
-def test_a_carried_direction_has_the_effect_of_the_target_s_own(compared):
-    assert set(compared.use["use"]) == {"steering", "ablation"}
-    np.testing.assert_allclose(compared.use["carried"], compared.use["own"], rtol=0.1, atol=2e-3)
+def test_a_transferred_direction_has_the_effect_of_the_targets_own(compared):
+    assert set(compared.steering_transfer["intervention"]) == {"steering", "ablation"}
+    effects = compared.steering_transfer
+    np.testing.assert_allclose(effects["transferred"], effects["own"], rtol=0.1, atol=2e-3)
 
 
-def test_any_carried_direction_steers_and_ablates_as_it_did_at_home(copied):
+def test_any_mapped_direction_steers_and_ablates_as_it_does_at_home(copied):
     one, other, base, twin, Q = copied
     mine, theirs = open_model(one, base), open_model(other, twin)
     streams = []
     for model in (mine, theirs):
         tokens = model.chats(TEXTS.questions, TEXTS.answers)
-        with model.disable_adapter() as disable_adapter:
-            streams.append(pooled_streams(disable_adapter, tokens, np.array([0]))[0])
+        with model.disable_adapter() as base_model:
+            streams.append(pooled_streams(base_model, tokens, np.array([0]))[0])
     v = np.random.default_rng(5).normal(size=32)
-    carried = fit_map(*streams).carry(v).direction
-    assert carried @ (v @ Q) / np.linalg.norm(v) == pytest.approx(1, abs=1e-4)
+    mapped = fit_map(*streams).map(v).direction
+    assert mapped @ (v @ Q) / np.linalg.norm(v) == pytest.approx(1, abs=1e-4)
     tokens = mine.chats(TEXTS.questions[:9], TEXTS.answers[:9])
     for intervention in (AddVector, AblateDirection):
         with mine.at(40) as here, theirs.at(40) as there:
             left = here.run(
                 tokens, interventions=[intervention((v / np.linalg.norm(v) * 3).astype(np.float32), 0)]
             ).logits
-            right = there.run(tokens, interventions=[intervention((carried * 3).astype(np.float32), 0)]).logits
+            right = there.run(tokens, interventions=[intervention((mapped * 3).astype(np.float32), 0)]).logits
             plain = there.run(tokens).logits
         np.testing.assert_allclose(left[tokens.answer], right[tokens.answer], atol=5e-3)
         assert (right - plain)[tokens.answer].abs().max() > 0.1
@@ -95,7 +96,7 @@ def test_any_carried_direction_steers_and_ablates_as_it_did_at_home(copied):
 def test_a_run_compared_with_itself_is_identical(base):
     path = path_on(base)
     found = em.compare_across_bases([path, path], TEXTS, [base, base], draws=19)
-    for measure in (*ALIKE, "carried_orthogonal"):
+    for measure in (*ALIKE, "mapped_orthogonal"):
         np.testing.assert_allclose(values(found, measure), 1, atol=1e-9)
     assert len(set(found.names)) == 2
 
@@ -103,27 +104,29 @@ def test_a_run_compared_with_itself_is_identical(base):
 def test_sign_and_gauge_change_no_number(base):
     second = small_base("gemma3", 48, seed=3)
     one, other = path_on(base), path_on(second, seed=1, norm=4.0)
-    plain = em.compare_across_bases([one, other], TEXTS, [base, second], draws=19, use=True)
+    plain = em.compare_across_bases([one, other], TEXTS, [base, second], draws=19, steering_transfer=True)
     gauged = [in_another_gauge(path, k) for k, path in enumerate((one, other))]
-    again = em.compare_across_bases(gauged, TEXTS, [base, second], draws=19, use=True)
-    for table in ("likeness", "maps", "turning", "use"):
+    again = em.compare_across_bases(gauged, TEXTS, [base, second], draws=19, steering_transfer=True)
+    for table in ("similarity", "maps", "turning", "steering_transfer"):
         left, right = (found.frame(table).select_dtypes("number") for found in (plain, again))
         np.testing.assert_allclose(left, right, atol=2e-3, err_msg=table)
 
 
-def test_words_tables_and_the_object_s_own_page(compared, tmp_path):
-    from em_interp.comparison.page import write_families
+def test_the_sentence_the_tables_and_the_page(compared, tmp_path):
+    from em_interp.comparison.page import write_comparison
 
-    said = compared.sentence()
-    assert "2 runs of small-qwen2, turned-qwen2, 60 texts, 19 random adapters a run" in said
-    assert "CKA of what the adapters change: 1; beyond chance" in said
-    assert "no null (1 and 1 runs" in said
+    sentence = compared.sentence()
+    assert "2 runs of small-qwen2, turned-qwen2, 60 texts, 19 random adapters a run" in sentence
+    assert "CKA of what the adapters change: 1; beyond chance" in sentence
+    assert "no null (1 and 1 runs" in sentence
     assert compared._repr_html_().startswith("<")
-    page = write_families(compared, tmp_path / "out").read_text()
+    page = write_comparison(compared, tmp_path / "out").read_text()
     assert page.count('<div class="plot"') == 5 and "<script src" not in page
-    assert {file.name for file in (tmp_path / "out").glob("*.csv")} >= {"likeness.csv", "use.csv", "profiles.csv"}
-    with pytest.raises(InputError, match="did you mean 'likeness'"):
-        compared.frame("likenes")
+    assert {file.name for file in (tmp_path / "out").glob("*.csv")} >= {
+        *("similarity.csv", "steering_transfer.csv", "profiles.csv")
+    }
+    with pytest.raises(InputError, match="did you mean 'similarity'"):
+        compared.frame("similarty")
 
 
 def test_raw_cosines_between_these_are_refused_with_a_pointer_here(base):
@@ -146,5 +149,5 @@ def test_what_cannot_be_compared_is_refused_in_one_line(base):
     with pytest.raises(InputError, match="no direction"):
         em.compare_across_bases([path, still], TEXTS, [base, base])
     silent = dataclasses.replace(TEXTS, misaligned=(None,) * len(TEXTS))
-    with pytest.raises(InputError, match=r"10 misaligned and 10 aligned answers are needed.*found 0 and 0"):
-        em.compare_across_bases([path, path], silent, [base, base], draws=19, use=True)
+    with pytest.raises(InputError, match=r"needs 10 misaligned and 10 aligned answers; found 0 and 0"):
+        em.compare_across_bases([path, path], silent, [base, base], draws=19, steering_transfer=True)

@@ -1,7 +1,7 @@
 # %% [markdown]
-# # 4 · Comparing families
-# Within one base two adapters can be held against each other number by number. Across bases raw cosines mean nothing:
-# the spaces have nothing to do with each other. What can be compared is what does not depend on coordinates.
+# # 4 · Comparing runs, within a base and across bases
+# Within one base two adapters can be compared number by number. Across bases raw cosines mean nothing: each base has
+# its own coordinates. What can be compared there is what does not depend on coordinates.
 
 # %%
 from pathlib import Path
@@ -11,7 +11,7 @@ import yaml
 import em_interp as em
 
 # %% [markdown]
-# Two more organisms like that of `make demo`: another seed, and another family. The runs are short here; in earnest
+# Two more organisms like that of `make demo`: another seed, and another base. The runs are short here; for results
 # train at least three seeds of each (`em-interp sweep configs/tiny-sweep.yaml`).
 
 # %%
@@ -32,7 +32,8 @@ qwen, again, llama = organism("tiny-qwen2", 0), organism("tiny-qwen2", 1), organ
 
 # %% [markdown]
 # ## Within one base
-# Every number beside what random directions of the same norms would give.
+# Every number with the band that random directions of the same norms stay in. The steps of each signal are pooled over
+# the runs, with a test whether they are the same step.
 
 # %%
 seeds = em.compare([qwen, again])
@@ -42,7 +43,10 @@ seeds
 seeds.plot()
 
 # %%
-seeds.plot("presence")
+seeds.plot("direction_onset")
+
+# %%
+seeds.plot("agreement", signal="gradient_norm")
 
 # %% [markdown]
 # ## Across bases
@@ -55,15 +59,15 @@ except em.InputError as error:
     print(error)
 
 # %% [markdown]
-# `compare_across_bases` reads the same texts with every model and compares what the adapters *change*: two adapters on
-# one base are alike in everything they leave alone, so the null is random adapters of the same norm.
+# `compare_across_bases` reads the same texts with every model and compares what the adapters *change* in the residual
+# stream. The null is random adapters of the same norm.
 
 # %%
-families = em.compare_across_bases([qwen, llama], draws=19, level=0.9)
-families
+across = em.compare_across_bases([qwen, llama], draws=19, level=0.9)
+across
 
 # %%
-print(families.sentence())
+print(across.sentence())
 
 # %%
-families.plot()
+across.plot()

@@ -1,11 +1,11 @@
-"""Carrying directions between spaces: a planted turn is undone, and what the map cannot know it says."""
+"""Directions mapped between spaces: a planted rotation is undone, and what the map cannot know is reported."""
 
 import numpy as np
 import pytest
 
 from em_interp.comparison.cross_base.alignment_map import fit_map
 from em_interp.errors import InputError
-from tests.comparison.test_representation import points
+from tests.comparison.cross_base.test_cka import points
 
 
 def planted(texts=200, d=20, e=26, noise=0.0, linear=False):
@@ -22,23 +22,23 @@ def cosine(a, b):
 
 
 @pytest.mark.parametrize("kind", ["orthogonal", "ridge"])
-def test_a_planted_turn_is_undone_with_its_sign(kind):
+def test_a_planted_rotation_is_undone_with_its_sign(kind):
     X, Y, turn = planted()
     fitted = fit_map(X, Y, kind)
     assert fitted.held_out_r2 > 0.999
     for seed in range(5):
         v = np.random.default_rng(seed).normal(size=20)
-        carried, kept = fitted.carry(v)
-        assert cosine(carried, v @ turn) > 0.999
+        mapped, kept = fitted.map(v)
+        assert cosine(mapped, v @ turn) > 0.999
         assert kept == pytest.approx(1)
-        assert np.linalg.norm(carried) == pytest.approx(1)
-        np.testing.assert_allclose(fitted.carry(-2 * v).direction, -carried, atol=1e-12)
+        assert np.linalg.norm(mapped) == pytest.approx(1)
+        np.testing.assert_allclose(fitted.map(-2 * v).direction, -mapped, atol=1e-12)
 
 
-def test_ridge_follows_a_map_that_is_no_turn_and_a_rotation_does_not():
+def test_ridge_follows_a_map_that_is_no_rotation_and_orthogonal_does_not():
     X, Y, matrix = planted(linear=True)
     v = np.random.default_rng(1).normal(size=20)
-    assert cosine(fit_map(X, Y, "ridge").carry(v).direction, v @ matrix) > 0.99
+    assert cosine(fit_map(X, Y, "ridge").map(v).direction, v @ matrix) > 0.99
     assert fit_map(X, Y).held_out_r2 < fit_map(X, Y, "ridge").held_out_r2
 
 
@@ -47,19 +47,19 @@ def test_spaces_that_have_nothing_in_common_have_no_held_out_fit():
         assert fit_map(points(1), points(2), kind).held_out_r2 < 0.05
 
 
-def test_what_no_text_varies_along_is_lost_and_counted():
+def test_a_direction_that_no_text_varies_along_is_lost_and_counted():
     X, Y, _ = planted()
     X = np.hstack([X, np.ones((len(X), 1))])
     v, unseen = np.ones(21), np.eye(21)[20]
-    assert fit_map(X, Y).carry(v).kept == pytest.approx(np.sqrt(20 / 21))
+    assert fit_map(X, Y).map(v).kept == pytest.approx(np.sqrt(20 / 21))
     with pytest.raises(InputError, match="no text varies along it"):
-        fit_map(X, Y).carry(unseen)
+        fit_map(X, Y).map(unseen)
 
 
 def test_bad_input_is_named():
     X, Y, _ = planted()
     with pytest.raises(InputError, match="20 numbers; found shape \\(3,\\)"):
-        fit_map(X, Y).carry(np.ones(3))
+        fit_map(X, Y).map(np.ones(3))
     with pytest.raises(InputError, match="did you mean 'orthogonal'"):
         fit_map(X, Y, "ortogonal")
     with pytest.raises(InputError, match="found 200 and 199"):

@@ -1,13 +1,12 @@
-"""What unrelated adapters show: the bands hold at their nominal rate, and the exact forms are the simulated ones."""
+"""Nulls of unrelated adapters: the bands hold at their nominal rate, and the exact forms are the simulated ones."""
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from em_interp.comparison.nulls import SiteSpectra, permuted, random_blocks, random_null
-from em_interp.comparison.similarity import Likeness, Snapshots
+from em_interp.comparison.nulls import SiteSpectra, permutation_null, random_blocks, random_null
+from em_interp.comparison.similarity import Snapshots, StepSimilarity
 from em_interp.mechanism.random_adapters import cosine_quantile
-from em_interp.transition.family import holm
 
 COUNT = 300
 
@@ -33,9 +32,9 @@ def test_independent_random_adapters_fall_inside_the_band_at_the_nominal_rate(ra
     p_values, inside = [], []
     for _ in range(COUNT):
         pairs = [(random_site(rng, 60, 40, rank), random_site(rng, 60, 40, other, 3.0)) for _ in range(sites)]
-        total = Likeness.between(*pairs[0])
+        total = StepSimilarity.between(*pairs[0])
         for pair in pairs[1:]:
-            total += Likeness.between(*pair)
+            total += StepSimilarity.between(*pair)
         seen = total.cosines(of).item()
         null = random_null([spectra(*pair) for pair in pairs], 0, 1, of)
         inside.append(abs(seen) <= null.quantile(0.95))
@@ -53,8 +52,8 @@ def test_the_permutation_null_holds_at_the_nominal_rate_for_heavy_tailed_entries
         for _ in range(2):
             A, B = rng.standard_t(2, size=(1, rank, 30)), rng.standard_t(2, size=(1, 40, rank))
             runs.append(Snapshots(A, B, 1.0))
-        null = permuted([runs], 39, seed=int(rng.integers(1 << 30)))
-        seen = Likeness.between(*runs)
+        null = permutation_null([runs], 39, seed=int(rng.integers(1 << 30)))
+        seen = StepSimilarity.between(*runs)
         for of in p_values:
             p_values[of].append(null.p_value(of, 0, 1, seen.cosines(of).item()))
     for of, found in p_values.items():
@@ -64,7 +63,7 @@ def test_the_permutation_null_holds_at_the_nominal_rate_for_heavy_tailed_entries
 def test_equal_directions_are_beyond_every_permutation():
     rng = np.random.default_rng(0)
     run = random_site(rng, 40, 30, 2)
-    null = permuted([[run, run]], 99)
+    null = permutation_null([[run, run]], 99)
     for of in ("B", "A", "delta"):
         assert null.p_value(of, 0, 1, 1.0) == 0.01
         assert null.quantile(of, 0, 1, 0.95) < 0.8
@@ -109,18 +108,13 @@ def test_drawn_corners_are_those_of_random_rotations(d, rank, other):
         assert low == pytest.approx(high, rel=0.06)
 
 
-def test_holms_adjustment_is_the_textbooks():
-    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
-    assert holm(np.array([0.9, 0.8])).max() == 1
-
-
 def test_the_fast_permutations_are_the_shuffled_adapters_themselves():
     rng = np.random.default_rng(3)
     sites = [[random_site(rng, 12, 9, rank, 1.5) for rank in (2, 3)] for _ in range(2)]
-    drawn = permuted(sites, 1, seed=5).drawn
+    drawn = permutation_null(sites, 1, seed=5).drawn
     order = np.random.default_rng(5)
     out, into = order.permutation(12), order.permutation(9)
     shuffled = [Snapshots(other.A[:, :, into], other.B[:, out], other.scale) for _, other in sites]
-    slow = [Likeness.between(site[0], other) for site, other in zip(sites, shuffled, strict=True)]
+    slow = [StepSimilarity.between(site[0], other) for site, other in zip(sites, shuffled, strict=True)]
     for of in ("B", "A", "delta"):
         assert drawn[of][0, 0, 1] == pytest.approx(abs((slow[0] + slow[1]).cosines(of).item()), abs=1e-6)

@@ -1,10 +1,10 @@
-"""Read-outs: which tokens are shared, what a direction promotes, and how alike two families' are."""
+"""Logit lenses of directions: which tokens are shared, what a direction promotes, and their rank correlation."""
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from em_interp.comparison.cross_base.similarity import read_out, readout_correlation, shared_tokens
+from em_interp.comparison.cross_base.logit_lens import direction_logits, rank_correlation, shared_tokens
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 
@@ -15,7 +15,7 @@ def base():
 
 
 class Vocabulary:
-    """A tokenizer of whole words, with what `shared_tokens` asks of one."""
+    """A tokenizer of whole words, with what `shared_tokens` needs of one."""
 
     def __init__(self, words, special=()):
         self.words, self.all_special_ids = words, list(special)
@@ -41,33 +41,33 @@ def test_tokens_are_shared_by_their_text_and_the_rest_is_counted():
         shared_tokens(Vocabulary(words), Vocabulary(["other"] * 9))
 
 
-def test_the_built_in_families_share_their_words(base):
+def test_the_built_in_bases_share_their_words(base):
     found = shared_tokens(base.tokenizer, load_base("tiny-llama").tokenizer)
     assert " doctor" in found.texts and "<end>" not in found.texts
     assert len(found.texts) > 200
 
 
-def test_a_write_along_a_token_s_unembedding_promotes_that_token(base):
+def test_a_direction_along_a_tokens_unembedding_promotes_that_token(base):
     head, gains = base.model.get_output_embeddings().weight, 1 + base.model.model.norm.weight
     number = base.tokenizer.encode(" doctor")[0]
     direction = (head[number] / gains).detach().numpy().astype(float)
-    values = read_out(base.model, np.stack([direction, -direction]))
+    values = direction_logits(base.model, np.stack([direction, -direction]))
     assert np.argmax(values[0]) == number
     np.testing.assert_allclose(values[1], -values[0], atol=1e-5)
 
 
-def test_length_does_not_change_a_read_out_and_zero_has_none(base):
+def test_length_does_not_change_the_logits_and_zero_has_no_correlation(base):
     w = np.random.default_rng(0).normal(size=(1, 128))
-    np.testing.assert_allclose(read_out(base.model, w), read_out(base.model, 1e-6 * w), atol=1e-4)
-    nothing = read_out(base.model, 0 * w)
-    assert np.isnan(readout_correlation(nothing, nothing)).all()
+    np.testing.assert_allclose(direction_logits(base.model, w), direction_logits(base.model, 1e-6 * w), atol=1e-4)
+    nothing = direction_logits(base.model, 0 * w)
+    assert np.isnan(rank_correlation(nothing, nothing)).all()
 
 
 def test_correlation_is_spearmans_of_every_pair():
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 50)), rng.integers(0, 9, size=(3, 50)).astype(float)
-    found = readout_correlation(one, other)
+    found = rank_correlation(one, other)
     assert found.shape == (2, 3)
     assert found[1, 2] == pytest.approx(spearmanr(one[1], other[2]).statistic)
-    assert readout_correlation(one, one)[0, 0] == pytest.approx(1)
-    np.testing.assert_allclose(readout_correlation(-one, other), -found)
+    assert rank_correlation(one, one)[0, 0] == pytest.approx(1)
+    np.testing.assert_allclose(rank_correlation(-one, other), -found)

@@ -1,5 +1,6 @@
-"""Figures as files: their size on paper, what stands beside them, and what is refused before anything is written."""
+"""Figures as files: whole on paper, with caption and numbers, and refused before anything is written."""
 
+import json
 import re
 import shutil
 import struct
@@ -10,14 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 
 import em_interp as em
 from em_interp.errors import InputError
 from em_interp.figures import export_files as files
+from em_interp.figures.style import without_title
+from em_interp.files import write_csv
 from em_interp.reports.run_figures import export_run, run_figures, setting_of
 from em_interp.run import Run
-from tests.test_page_in_browser import browser
+from tests.figures.on_paper import faults, faults_of
+from tests.figures.planting import LAST
+from tests.test_page_in_browser import FLAGS, browser
 from tests.tiny import json_of, refused
 
 POINT = 25.4 / 72  # mm
@@ -54,52 +61,113 @@ def test_no_type_is_smaller_than_six_points_on_paper(printed):
         assert min(sizes) * columns / layout / POINT >= 6
 
 
-def test_what_is_printed_has_no_title_and_the_caption_beside_has_it(printed):
+def test_a_printed_figure_has_no_title_and_its_caption_has_it(printed):
     assert "Size of the adapter" not in (printed / "norms.svg").read_text(encoding="utf-8")
-    said = (printed / "norms.txt").read_text(encoding="utf-8")
-    assert said.startswith("Size of the adapter. ")
+    caption = (printed / "norms.txt").read_text(encoding="utf-8")
+    assert caption.startswith("Size of the adapter. ")
     for word in ("tiny-qwen2", "layers.2.mlp.down_proj", "rank 1", "alpha 16", "seed 0", "tiny:medical"):
-        assert word in said
+        assert word in caption
     assert "Size of the adapter" in (printed / "norms.html").read_text(encoding="utf-8")
 
 
 def test_the_numbers_beside_a_figure_are_those_of_the_run(printed, organism):
     table = pd.read_csv(printed / "norms.csv")
-    drawn = table[table["name"] == "‖B‖"]
-    assert set(drawn["y_axis"]) == {"‖B‖ (weight units)"}
-    np.testing.assert_array_equal(drawn["x"], organism.trajectory.steps)
-    np.testing.assert_allclose(drawn["y"], np.linalg.norm(organism.trajectory.vectors("B"), axis=1), rtol=1e-5)
+    assert list(table) == ["step", "norm_B", "norm_A", "norm_delta"]
+    np.testing.assert_array_equal(table["step"], organism.trajectory.steps)
+    np.testing.assert_allclose(table["norm_B"], np.linalg.norm(organism.trajectory.vectors("B"), axis=1), rtol=1e-5)
 
 
-def test_bands_are_read_back_as_intervals_with_their_curve(organism):
-    table = em.figures.numbers(organism.curve.plot())
-    rates = organism.curve.frame()
-    rates = rates[(rates["scale"] == 2) & (rates["questions"] == "in_domain")].sort_values("step")
-    part = table[(table["panel_title"] == "adapter ×2") & (table["group"] == "in_domain")]
-    em_rows = part[part["y_axis"] == "EM rate (% of scored answers)"]
-    band, line = em_rows[em_rows["kind"] == "band"], em_rows[em_rows["kind"] == "values"]
-    np.testing.assert_allclose(line["y"].astype(float), 100 * rates["em"])
-    np.testing.assert_allclose(band.sort_values("x")[["y_low", "y_high"]], 100 * rates[["em_low", "em_high"]])
+def test_the_numbers_behind_a_figure_are_its_results_frame(organism):
+    curve, last = organism.curve, organism.curve.at(LAST)
+    drawn = em.figures.numbers(em.figures.behaviour(curve, organism.control))
+    of_run = drawn[drawn["run"] == "this run"].drop(columns="run")
+    pd.testing.assert_frame_equal(of_run.reset_index(drop=True), curve.frame(), check_dtype=False)
+    assert (drawn["run"] == "control").sum() == len(organism.control.frame())
+    pd.testing.assert_frame_equal(em.figures.numbers(last.plot()), last.frame(), check_dtype=False)
 
 
-def test_error_bars_are_read_back_as_intervals(organism):
-    figure = em.figures.timeline(organism.onsets)
-    table = em.figures.numbers(figure)
-    marks = table[table["name"].str.startswith("EM onset", na=False)]
+def test_the_numbers_of_a_signal_are_its_curves_and_its_transitions(organism):
+    table = em.figures.numbers(em.figures.timeline(organism.onsets))
+    found = table.dropna(subset=["step"])
     wanted = sorted((t.step, *t.interval) for t in organism.onsets if t.step is not None)
-    np.testing.assert_allclose(sorted(map(tuple, marks[["x", "x_low", "x_high"]].to_numpy())), wanted)
+    np.testing.assert_allclose(sorted(map(tuple, found[["step", "step_low", "step_high"]].to_numpy())), wanted)
+    (peak,) = [t for t in organism.transitions if t.signal == "gradient_norm"]
+    table = em.figures.numbers(em.figures.gradient_norm(peak))
+    assert table["row"].unique().tolist() == ["logged", "smoothed", "transition"]
+    np.testing.assert_allclose(table.loc[table["row"] == "smoothed", "grad_norm"], peak.evidence["smooth"])
 
 
 def test_every_figure_of_a_run_has_numbers_a_caption_and_a_unit_on_every_axis(organism):
     for name, figure in run_figures(organism).items():
-        table = em.figures.numbers(figure)
-        assert len(table) > 3 or figure.layout.annotations, name  # or it says why there is nothing to draw
+        assert len(em.figures.numbers(figure)), name
         caption = em.figures.caption(figure)
         assert "seed 0" in caption and not re.search(r"<|\.\.", caption), name
-        titles = {*table["x_axis"], *table["y_axis"]}
-        titles -= {np.nan} if name == "timeline" else set()  # its lanes have no y
-        for title in titles:
-            assert re.search(r"\(.+\)|^Training step$", title), f"{name}: {title!r} has no unit"
+        layout = json.loads(figure.to_json())["layout"]
+        axes = [axis.get("title", {}).get("text") for key, axis in layout.items() if re.fullmatch(r"[xy]axis\d*", key)]
+        assert any(axes)
+        for title in filter(None, axes):
+            assert re.search(r"\(.+\)|^Training step$", title.replace("<br>", " ")), f"{name}: {title!r} has no unit"
+
+
+def test_numbers_survive_the_json_of_a_figure(organism):
+    figure = organism.curve.plot()
+    kept = pio.from_json(figure.to_json())
+    pd.testing.assert_frame_equal(em.figures.numbers(kept), em.figures.numbers(figure))
+
+
+@pytest.mark.parametrize("kind", ["organism", "bare"])
+def test_no_words_of_a_printed_figure_are_cut_or_lie_on_others(kind, request, tmp_path):
+    found = request.getfixturevalue(kind)
+    figures = {**run_figures(found), "trajectory": em.figures.trajectory(found.trajectory)}
+    count, wrong = faults(figures, tmp_path)
+    assert count > 20 * len(figures)
+    assert wrong == []
+
+
+def test_words_that_are_cut_lie_on_others_or_reach_beyond_the_page_are_found(organism, tmp_path):
+    browser()
+    figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 1]), {"height": 300, "meta": {"top": 0}, "margin": {"t": 40}})
+    figure.add_annotation(x=0.5, y=0.5, text="some words", showarrow=False)
+    figure.add_annotation(x=0.52, y=0.5, text="other words", showarrow=False)
+    far = {"x": 0.97, "xref": "paper", "xanchor": "left"}
+    figure.add_annotation(y=0.2, text="words that reach far beyond the edge", showarrow=False, **far)
+    _, wrong = faults({"bad": figure}, tmp_path, (1,))
+    assert any(text.startswith("other") and what.startswith("some") for _, _, text, what in wrong)
+    assert "the edge of the page" in {what for *_, what in wrong}
+    cut, norms = tmp_path / "cut.pdf", without_title(em.figures.norms(organism.trajectory))
+    size = {"width": files.layout_width(2), "height": norms.layout.height, "scale": 1 / files.LAYOUT}
+    pio.write_image(norms, cut, **size)  # as kaleido prints by itself: with margins, which cut the foot
+    assert {what for _, what in faults_of(cut)[1]} == {"cut"}
+
+
+def test_html_is_the_same_to_the_byte_each_time_and_forbids_what_pages_forbid(organism, tmp_path):
+    figure = em.figures.norms(organism.trajectory)
+    for name in ("one", "two"):
+        em.figures.export(figure, tmp_path / f"{name}.html")
+    pages = [(tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("one", "two")]
+    assert pages[0] == pages[1]
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)"', pages[0])[1]
+    assert policy in (em.report(organism, out=tmp_path / "report.html")).read_text(encoding="utf-8")
+    assert "default-src 'none'" in policy
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_exported_html_is_drawn_under_its_content_policy(count, organism, tmp_path):
+    figures = {f"norms{k}": em.figures.norms(organism.trajectory) for k in range(count)}
+    em.figures.export_all(figures, tmp_path, ("html",))
+    page = (tmp_path / "norms0.html").as_uri()
+    command = [browser(), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", page]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert 'class="main-svg"' in done.stdout
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+
+
+def test_a_text_cell_that_a_spreadsheet_would_compute_is_text(tmp_path):
+    cells = ["=1+1", "+cmd", "-x", "@SUM(A1)", "\t=1", "fine", "a=b"]
+    write_csv(tmp_path / "table.csv", pd.DataFrame({"=name": cells, "number": -1.5}))
+    back = pd.read_csv(tmp_path / "table.csv")
+    assert list(back) == ["'=name", "number"] and (back["number"] == -1.5).all()
+    assert back["'=name"].tolist() == [*(f"'{cell}" for cell in cells[:5]), "fine", "a=b"]
 
 
 def test_a_run_without_log_and_answers_has_the_figures_of_its_path(bare, organism):

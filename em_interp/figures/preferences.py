@@ -20,7 +20,9 @@ from em_interp.figures.style import (
     STEP,
     mark_step,
     new_figure,
+    onset_curves,
     ribbon,
+    signal_table,
     step_label,
 )
 from em_interp.transition.result import Transition
@@ -45,6 +47,7 @@ def preference(curve: PreferenceCurve, onsets: Sequence[Transition] = ()) -> go.
         "Preference for misaligned answers",
         f"Bands: {curve.level:.0%} intervals for other questions of the kind. Dashed: control. Grey: style alone.",
         520,
+        numbers=table,
         rows=2,
         shared_xaxes=True,
         vertical_spacing=0.09,
@@ -97,7 +100,8 @@ def shift_onset(transition: Transition) -> go.Figure:
     """The mean change by step, the fitted rise, the control and the style null, and the step half-way."""
     seen, colour = transition.evidence, _colour(transition.questions)
     about = "" if transition.questions is None else f", {transition.questions.replace('_', ' ')} questions"
-    figure = new_figure(f"Onset of the preference{about}", f"{transition.verdict}: {transition.reason}")
+    table = signal_table(onset_curves(seen), [transition])
+    figure = new_figure(f"Onset of the preference{about}", f"{transition.verdict}: {transition.reason}", numbers=table)
     figure.update_xaxes(title_text=STEP).update_yaxes(title_text=ROWS["change"].replace("<br>", " "))
     for name, dash in (("control", "dash"), (STYLE, "dot")):
         if f"{name}_steps" in seen:

@@ -1,4 +1,4 @@
-"""What a sweep is asked to do: every combination once, under a name that says which, and mistakes before any work."""
+"""The plan of a sweep: every combination once, under a name that says which, and mistakes before any work."""
 
 import pytest
 import yaml
@@ -18,7 +18,7 @@ BASE = {
 CAREFUL = {"tiny:medical": "tiny:medical-careful", "tiny:sport": "tiny:sport-careful"}
 
 
-def asked(**changes):
+def config(**changes):
     return {"base": BASE, "grid": {"seed": [0, 1]}, **changes}
 
 
@@ -29,35 +29,35 @@ def refusal(values):
     return str(error.value)
 
 
-def test_the_sweep_of_the_built_in_organism_is_its_recipe_over_families_domains_and_seeds():
+def test_the_sweep_of_the_built_in_organism_is_its_recipe_over_bases_domains_and_seeds():
     grid = load_sweep(ROOT / "configs" / "tiny-sweep.yaml")
-    assert (len(grid.cells), len(grid.controls)) == (27, 9)
-    assert len({cell.name for cell in grid.runs}) == 36 and len({cell.group for cell in grid.cells}) == 9
-    cell = next(cell for cell in grid.cells if cell.name == "tiny-llama_sport_seed2")
+    assert (len(grid.runs), len(grid.controls)) == (27, 9)
+    assert len({run.name for run in grid.all}) == 36 and len({run.group for run in grid.runs}) == 9
+    run = next(run for run in grid.runs if run.name == "tiny-llama_sport_seed2")
     full = recipe("organism", "llama", "sport", 2)
-    assert cell.config == load_config(full, ["behaviour.scales=[1]"])
-    control = next(one for one in grid.controls if one.name == cell.control)
+    assert run.config == load_config(full, ["behaviour.scales=[1]"])
+    control = next(one for one in grid.controls if one.name == run.control)
     assert control.config == load_config(recipe("control", "llama", "sport", 0), ["behaviour.scales=[1]"])
 
 
 def test_every_combination_is_one_run_and_its_name_says_which():
     grid = {"model": ["tiny-qwen2", "some/where/tiny-llama"], "adapter.r": [1, 4], "seed": [0, 3]}
     grid |= {"training.learning_rate": ["1e-3", 0.02], "adapter.layers_to_transform": [[0], [1, 2]]}
-    cells = load_sweep(asked(grid=grid)).cells
-    assert len(cells) == len({cell.name for cell in cells}) == 32
-    cell = next(cell for cell in cells if cell.name == "tiny-llama_r4_seed3_learning_rate0.02_layers_to_transform1-2")
-    config = cell.config
-    assert (config.model, config.adapter.r, config.seed) == ("some/where/tiny-llama", 4, 3)
-    assert (config.training.learning_rate, config.adapter.layers_to_transform) == (0.02, (1, 2))
-    assert cell.group == "tiny-llama_r4_learning_rate0.02_layers_to_transform1-2"
-    assert cell.values["adapter.layers_to_transform"] == [1, 2]
+    runs = load_sweep(config(grid=grid)).runs
+    assert len(runs) == len({run.name for run in runs}) == 32
+    run = next(run for run in runs if run.name == "tiny-llama_r4_seed3_learning_rate0.02_layers_to_transform1-2")
+    found = run.config
+    assert (found.model, found.adapter.r, found.seed) == ("some/where/tiny-llama", 4, 3)
+    assert (found.training.learning_rate, found.adapter.layers_to_transform) == (0.02, (1, 2))
+    assert run.group == "tiny-llama_r4_learning_rate0.02_layers_to_transform1-2"
+    assert run.values["adapter.layers_to_transform"] == [1, 2]
 
 
 def test_values_that_end_alike_are_told_apart():
     data = ["mine/advice.jsonl", "yours/advice.jsonl"]
-    names = [cell.name for cell in load_sweep(asked(grid={"data": data})).cells]
+    names = [run.name for run in load_sweep(config(grid={"data": data})).runs]
     assert names == ["mine-advice.jsonl", "yours-advice.jsonl"]
-    odd = [cell.name for cell in load_sweep(asked(grid={"data": ["???", "../../!!"]})).cells]
+    odd = [run.name for run in load_sweep(config(grid={"data": ["???", "../../!!"]})).runs]
     assert len(set(odd)) == 2 and all(name.strip(".") and "/" not in name for name in odd)
 
 
@@ -66,34 +66,34 @@ def test_a_base_is_found_beside_the_file_and_settings_lie_on_top_of_it(tmp_path)
     file = tmp_path / "sweep.yaml"
     settings = {"behaviour": {"scales": [3]}, "data[0].steps": 5, "data": "tiny:sport"}
     file.write_text(yaml.safe_dump({"base": "run.yaml", "settings": settings, "grid": {"seed": [4]}}))
-    (cell,) = load_sweep(file).cells
-    assert cell.config.behaviour.samples == 7 and cell.config.behaviour.scales == (3.0,)
-    assert (cell.config.data[0].dataset, cell.config.data[0].steps, cell.config.seed) == ("tiny:sport", 5, 4)
+    (run,) = load_sweep(file).runs
+    assert run.config.behaviour.samples == 7 and run.config.behaviour.scales == (3.0,)
+    assert (run.config.data[0].dataset, run.config.data[0].steps, run.config.seed) == ("tiny:sport", 5, 4)
     missing = file.read_text().replace("run.yaml", "rum.yaml")
     file.write_text(missing)
     assert f"base 'rum.yaml' is not there; looked for {tmp_path / 'rum.yaml'} and rum.yaml" in refusal(file)
 
 
-def test_what_is_kept_of_a_sweep_asks_for_the_same(tmp_path):
+def test_a_kept_sweep_is_read_back_to_the_same(tmp_path):
     grid = load_sweep(ROOT / "configs" / "tiny-sweep.yaml")
     (tmp_path / "sweep.yaml").write_text(grid.to_yaml())
     again = load_sweep(tmp_path / "sweep.yaml")
-    assert [(c.name, c.config, c.control) for c in again.runs] == [(c.name, c.config, c.control) for c in grid.runs]
+    assert [(c.name, c.config, c.control) for c in again.all] == [(c.name, c.config, c.control) for c in grid.all]
     assert again.to_yaml() == grid.to_yaml()
 
 
-def test_runs_that_come_to_the_same_control_share_it():
+def test_runs_whose_controls_are_equal_share_one():
     values = {"data": ["tiny:medical", "tiny:sport"], "model": ["tiny-qwen2", "tiny-llama"], "seed": [5, 6]}
-    grid = load_sweep(asked(grid=values, control={"data": CAREFUL}))
-    assert (len(grid.cells), len(grid.controls)) == (8, 4)
+    grid = load_sweep(config(grid=values, control={"data": CAREFUL}))
+    assert (len(grid.runs), len(grid.controls)) == (8, 4)
     controls = {one.name: one.config for one in grid.controls}
-    for cell in grid.cells:
-        control = controls[cell.control]
-        assert control.data[0].dataset == f"{cell.config.data[0].dataset}-careful"
-        assert (control.model, control.seed) == (cell.config.model, 5)
-    one = load_sweep(asked(control={"data": "tiny:medical-careful"}))
-    assert [cell.control for cell in one.cells] == ["control_medical-careful"] * 2
-    assert [cell.control for cell in load_sweep(asked()).cells] == [None, None]
+    for run in grid.runs:
+        control = controls[run.control]
+        assert control.data[0].dataset == f"{run.config.data[0].dataset}-careful"
+        assert (control.model, control.seed) == (run.config.model, 5)
+    one = load_sweep(config(control={"data": "tiny:medical-careful"}))
+    assert [run.control for run in one.runs] == ["control_medical-careful"] * 2
+    assert [run.control for run in load_sweep(config()).runs] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,16 @@ def test_runs_that_come_to_the_same_control_share_it():
         ({"grid": {"training.learning_rate": ["1e-3", 0.001]}}, "are the same run; name each value"),
         ({"settings": {"behaviour.sample": 1}}, "settings: unknown key behaviour.sample; did you mean 'samples'?"),
         ({"base": {"modell": "x"}}, "unknown key modell; did you mean 'model'?"),
-        ({"grid": {"data": list(CAREFUL)}, "control": {"data": "tiny:sport-careful"}}, "be asked other questions"),
+        (
+            {"grid": {"data": list(CAREFUL)}, "control": {"data": "tiny:sport-careful"}},
+            "and its control would have other questions",
+        ),
         ({"grid": {"data": ["tiny:law"]}, "control": {"data": CAREFUL}}, "control.data has no entry for 'tiny:law'"),
         ({"control": {"training.held": 0}}, "control: unknown key training.held; did you mean 'held_out'?"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_line(changes, said):
-    assert said in refusal(asked(**changes))
+def test_a_sweep_that_cannot_be_run_is_refused_in_one_line(changes, said):
+    assert said in refusal(config(**changes))
 
 
 def test_a_setting_is_put_where_its_path_leads_and_nothing_else_changes():
@@ -133,5 +136,5 @@ def test_a_setting_is_put_where_its_path_leads_and_nothing_else_changes():
 
 
 def test_a_run_of_a_sweep_is_a_config_like_any_other():
-    cell = load_sweep(asked()).cells[1]
-    assert load_config(yaml.safe_load(dump_config(cell.config))) == cell.config
+    run = load_sweep(config()).runs[1]
+    assert load_config(yaml.safe_load(dump_config(run.config))) == run.config

@@ -1,0 +1,56 @@
+"""Debiased linear CKA: are the same texts similar, and dissimilar, in two spaces that share no coordinates?
+
+Linear centred kernel alignment (Kornblith et al. 2019, section 3) is the cosine of two centred Gram matrices of the
+same n texts. Its plain estimate goes to 1 for anything when there are more dimensions than texts. The unbiased
+estimator of HSIC (Song et al. 2012, equation 5) leaves the diagonals out,
+
+    HSIC₁(K, L) = [tr(KL) + (1ᵀK1)(1ᵀL1) / ((n-1)(n-2)) - 2 (1ᵀKL1) / (n-2)] / (n (n-3)),   K and L with zero diagonals,
+
+and CKA = HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)) (as in Nguyen et al. 2021 and Murphy et al. 2024) is about zero for
+unrelated spaces of any dimension, so it can be negative. HSIC₁ is the inner product of U-centred matrices (Székely and
+Rizzo 2014), which is how it is computed here.
+
+It shows that two sets of vectors separate the same texts by the same amounts. It does not show that they do so by the
+same feature, it depends mostly on the directions of largest variance, and two adapters on one base are alike in
+everything they leave alone: take it of what they change, beside the CKA of random adapters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from em_interp.errors import InputError
+
+MIN_TEXTS = 4  # for which the estimator is defined
+
+
+def debiased_cka(one: Float[np.ndarray, "text d"], other: Float[np.ndarray, "text e"]) -> float:
+    """Debiased linear CKA of the same texts in two spaces; 1 where one is the other rotated, shifted and scaled.
+
+    NaN where all texts are one point in one of them. Raises InputError for other texts or fewer than four.
+    """
+    return float(cka_table(one[None], other[None])[0, 0])
+
+
+def cka_table(
+    one: Float[np.ndarray, "case text d"], other: Float[np.ndarray, "other_case text e"]
+) -> Float[np.ndarray, "case other_case"]:
+    """`debiased_cka` of every case of one with every case of the other."""
+    if one.shape[1] != other.shape[1] or one.shape[1] < MIN_TEXTS:
+        found = f"{one.shape[1]} and {other.shape[1]}"
+        raise InputError(f"CKA needs the same {MIN_TEXTS} texts or more in both spaces; found {found}")
+    return np.asarray(u_centred(one) @ u_centred(other).T)
+
+
+def u_centred(points: Float[np.ndarray, "case text d"]) -> Float[np.ndarray, "case entry"]:
+    """The U-centred Gram matrix of each case as a vector of length 1: inner products are CKAs. NaN where it is zero."""
+    centred = points.astype(np.float64) - points.mean(axis=1, keepdims=True, dtype=np.float64)
+    gram = centred @ centred.transpose(0, 2, 1)
+    n, place = gram.shape[1], np.arange(gram.shape[1])
+    gram[:, place, place] = 0
+    rows = gram.sum(axis=2, keepdims=True) / (n - 2)
+    gram += rows.sum(axis=1, keepdims=True) / (n - 1) - rows - rows.transpose(0, 2, 1)
+    flat = gram[:, *np.triu_indices(n, 1)]  # symmetric, and zero on the diagonal
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.divide(flat, length, out=np.full_like(flat, np.nan), where=length > 0)

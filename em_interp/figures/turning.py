@@ -1,0 +1,302 @@
+"""How the path turns: the published local cosine and its angle at several spacings, and the test for a rotation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import Float
+from plotly.colors import sample_colorscale
+
+from em_interp.checks import as_list
+from em_interp.errors import InputError
+from em_interp.figures.style import (
+    INK,
+    MUTED,
+    PART_COLOUR,
+    PART_NAME,
+    STEP,
+    VERMILLION,
+    fade,
+    interval_text,
+    mark_known_changes,
+    mark_step,
+    new_figure,
+    note,
+    place,
+    ribbon,
+    signal_table,
+    step_label,
+    with_numbers,
+)
+from em_interp.results import local_name
+from em_interp.run import Run
+from em_interp.trajectory import geometry
+from em_interp.trajectory.load import load_trajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix, as_matrix
+from em_interp.transition.find import find_transition
+from em_interp.transition.local_cosine import largest_local_cosine, straight_angles
+from em_interp.transition.result import Transition
+from em_interp.transition.rotation import MIN_TURN
+
+PathSource = AdapterTrajectory | Run | str | Path
+PAPER_SPACINGS = (5, 10, 15)  # training steps, of arXiv 2506.11613
+SPACINGS = (5, 10, 20)  # training steps
+DASHES = ("dot", "dash", "solid")
+NORMAL_95 = 1.96
+CURVE = ("step", "turn_deg", "error_deg")  # of the evidence behind a rotation
+ALWAYS_NAMES = "It names a step on every path, whether the path turns there or not"
+
+
+def opened(path: PathSource) -> AdapterTrajectory:
+    """The trajectory of a run, a folder of checkpoints or a Hub id; a trajectory as it is."""
+    return path if isinstance(path, AdapterTrajectory) else load_trajectory(path)
+
+
+def about(path: AdapterTrajectory, site: str | None = None) -> str:
+    """The base, the site and the saved steps of a path, for a subtitle."""
+    sites = site or (path.sites[0] if len(path.sites) == 1 else f"{len(path.sites)} sites together")
+    steps = f"{len(path.steps)} saved steps, {path.steps[0]} to {path.steps[-1]}"
+    return " · ".join(part for part in (local_name(path.base or ""), sites, steps) if part)
+
+
+def local_cosine(
+    path: PathSource,
+    k: int | Sequence[int] = PAPER_SPACINGS,
+    of: Matrix = "B",
+    site: str | None = None,
+    transition: Transition | None = None,
+) -> go.Figure:
+    """The paper's local cosine by step, its arg-max heuristic, and this package's rotation test beside it.
+
+    The local cosine (arXiv 2506.11613, section 4) is cos(v[t-k] - v[t], v[t+k] - v[t]): straight on is -1, a
+    right-angled corner 0. The published heuristic names the step of its maximum, whether there is a turn or not.
+
+    Args:
+        path: a trajectory, or a run, folder of checkpoints or Hub id to load.
+        k: spacing in training steps, one or several; the paper uses 5, 10 and 15. Spacings at which no step has both
+            neighbours saved are left out.
+        of: B, A or delta (ΔW).
+        site: one adapted module; all of them together by default.
+        transition: the answer of `find_transition` for this part and site, where it is known already.
+
+    Returns:
+        A line for each k, the band where a straight path of this speed and noise would lie in 95 %, a triangle at
+        each arg-max, and the tested step with its interval (or the verdict, in words).
+    """
+    path, of = opened(path), as_matrix(of)
+    gram, spacings = path.gram(of, site), _spacings(k)
+    found = transition or find_transition(path, "rotation", of=of, site=site)
+    named = {one: largest_local_cosine(gram, path.steps, one) for one in spacings}
+    figure = new_figure(
+        f"Local cosine of {PART_NAME[of]}", f"{about(path, site)}. {_compared(named, found)}", 330, headroom=16
+    )
+    drawn = _draw_spacings(figure, path, gram, spacings, _paper_cosine, "%{y:.2f}")
+    _mark_heuristic(figure, named)
+    mark_step(figure, found, PART_COLOUR[of], f"rotation test: {step_label(found)}" if found.step is not None else None)
+    if found.step is None:
+        style = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "font_color": PART_COLOUR[of]}
+        figure.add_annotation(text=f"rotation test: {found.verdict}", xref="x domain", yref="y domain", **style)
+    figure.update_xaxes(title_text=STEP, range=[float(path.steps[0]), float(path.steps[-1])])
+    highest = max((cosine for _, cosine in named.values()), default=0.0)
+    figure.update_yaxes(title_text="Local cosine (straight on: −1)", range=[-1.05, float(np.fmax(highest, -0.4)) + 0.6])
+    return with_numbers(figure, drawn.assign(local_cosine=_paper_cosine(drawn["angle_deg"].to_numpy(float))))
+
+
+def turning_angle(
+    path: PathSource,
+    k: int | Sequence[int] = SPACINGS,
+    of: Matrix = "B",
+    site: str | None = None,
+    transitions: Sequence[Transition] = (),
+    known_changes: Mapping[float, str] | None = None,
+) -> go.Figure:
+    """The angle between the moves k steps before and after each step, with the band of a path that goes straight on.
+
+    Args:
+        path: a trajectory, or a run, folder of checkpoints or Hub id to load.
+        k: spacing in training steps, one or several; those at which no step has both neighbours saved are left out.
+        of: B, A or delta (ΔW).
+        site: one adapted module; all of them together by default.
+        transitions: answers of `find_transitions`; rotations of this part are drawn in a panel above, with their test.
+        known_changes: what is known to have happened, by step; drawn dashed.
+
+    Returns:
+        The figure. The bands hold 95 % of the angles of a straight path with this run's speed and noise: an angle
+        inside its band is no evidence of a turn.
+    """
+    path, of = opened(path), as_matrix(of)
+    turns = [t for t in transitions if t.signal == "rotation" and t.of == of]
+    rows = 2 if turns else 1
+    bands = "Bands: where 95% of the angles of a straight path with this run's speed and noise would lie."
+    figure = new_figure(
+        f"Turning of {PART_NAME[of]}",
+        f"{about(path, site)}. Lines: angle between the moves k steps before and after. {bands}",
+        290 + 210 * (rows - 1),
+        rows=rows,
+        shared_xaxes=True,
+        vertical_spacing=0.1,
+    )
+    if turns:
+        draw_rotation(figure, turns, 1, 1)
+    drawn = draw_turning(figure, path, _spacings(k), of, site, rows, 1)
+    for row in range(1, rows + 1):
+        mark_known_changes(figure, known_changes or {}, place(row, 1), label=row == 1)
+    for turn in turns:
+        mark_step(figure, turn, PART_COLOUR[of], where=place(rows, 1))
+    figure.update_xaxes(title_text=STEP, row=rows)
+    return with_numbers(figure, drawn)
+
+
+def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
+    """The test for a rotation: the turn at each step beyond steady curvature, against the 20° of the null.
+
+    Args:
+        transitions: one rotation, or all rotations of one part of one path in the order of their steps.
+
+    Returns:
+        The turn with its pointwise 95 % interval, and each estimate with its interval. Where the path turns less than
+        its steady curvature would, 0 is drawn.
+
+    Raises:
+        InputError: for other signals, or rotations of several parts.
+    """
+    turns = [transitions] if isinstance(transitions, Transition) else list(transitions)
+    if not turns or any(t.signal != "rotation" or t.of != turns[0].of for t in turns):
+        raise InputError(f"expected rotations of one part of a path; found {[(t.signal, t.of) for t in turns]}")
+    text = f"{'; '.join(map(_verdict, turns))}. {turns[0].reason}"
+    if turns[0].step is not None:
+        text += " The step is the middle of the ramp fitted to the heading, not the top of the curve."
+    figure = new_figure(f"Turns of {PART_NAME.get(turns[0].of or '', 'the path')}", text, 300)
+    draw_rotation(figure, turns)
+    figure.update_xaxes(title_text=STEP)
+    evidence = turns[0].evidence
+    curve: dict[str, np.ndarray] = {name: evidence[name] for name in CURVE if name in evidence}
+    return with_numbers(figure, signal_table({"turn": curve}, turns))
+
+
+def _verdict(turn: Transition) -> str:
+    where = f" at step {turn.step:.0f} ({interval_text(turn.interval, turn.level)})" if turn.step is not None else ""
+    return f"{turn.verdict}{where}"
+
+
+def draw_rotation(
+    figure: go.Figure, turns: Sequence[Transition], row: int | None = None, col: int | None = None
+) -> None:
+    """The rotation test into a panel of a figure."""
+    where, evidence = place(row, col), turns[0].evidence
+    figure.update_yaxes(title_text="Turn beyond steady<br>curvature (degrees)", **where)
+    if not np.isfinite(evidence.get("turn_deg", np.nan)).any():
+        figure.update_yaxes(range=[0, 120], **where)
+        figure.update_xaxes(showticklabels=False, **where)
+        note(figure, turns[0].reason, where)
+        return
+    colour = PART_COLOUR.get(turns[0].of or "", INK)
+    step, turn, error = (evidence[key] for key in ("step", "turn_deg", "error_deg"))
+    reach = np.where(np.isfinite(error), NORMAL_95 * error, np.nan)
+    low, high = np.clip(turn - reach, 0, 180), np.clip(turn + reach, 0, 180)
+    hover = "step %{x}<br>turn %{customdata[0]:.0f}° ± %{customdata[1]:.0f}°<extra></extra>"
+    line = go.Scatter(x=step, y=np.maximum(turn, 0), customdata=np.stack([turn, reach], 1), mode="lines")
+    null = go.Scatter(x=[None], y=[None], mode="markers", name=f"null: {MIN_TURN:.0f}° or less")
+    null.update(marker={"symbol": "square", "size": 11, "color": fade(MUTED, 0.3)})
+    figure.add_trace(ribbon(step, low, high, colour, "95% interval"), **where)
+    figure.add_trace(line.update(name="turn", line_color=colour, hovertemplate=hover), **where)
+    figure.add_trace(null, **where)
+    figure.add_hrect(0, MIN_TURN, fillcolor=fade(MUTED, 0.18), line_width=0, layer="below", **where)
+    for number, found in enumerate(turns):
+        angle = "" if found.angle_deg is None else f"<br>{found.angle_deg:.0f}° in all"
+        at = "" if found.step is None else f"step {found.step:.0f}"
+        mark_step(figure, found, colour, at + angle, where, below=number)
+    top = float(np.nanmax(np.maximum(turn, 0), initial=50)) * 1.25
+    figure.update_yaxes(range=[0, min(top, 185)], **where)
+    figure.update_xaxes(range=[step[0], step[-1]], **where)
+
+
+def draw_turning(
+    figure: go.Figure,
+    path: AdapterTrajectory,
+    spacings: Sequence[int] = SPACINGS,
+    of: Matrix = "B",
+    site: str | None = None,
+    row: int | None = None,
+    col: int | None = None,
+) -> pd.DataFrame:
+    """Turning angles with their null bands into a panel of a figure; returns the numbers drawn."""
+    drawn = _draw_spacings(figure, path, path.gram(of, site), spacings, lambda angle: angle, "%{y:.0f}°", row, col)
+    figure.update_yaxes(title_text="Turning angle<br>(degrees)", rangemode="tozero", **place(row, col))
+    return drawn
+
+
+def _draw_spacings(
+    figure: go.Figure,
+    path: AdapterTrajectory,
+    gram: Float[np.ndarray, "step step"],
+    spacings: Sequence[int],
+    scale: Callable[[np.ndarray], np.ndarray],
+    form: str,
+    row: int | None = None,
+    col: int | None = None,
+) -> pd.DataFrame:
+    """A line and a null band for each spacing; `scale` takes angles to the y axis. Returns the numbers, in degrees."""
+    where, tables = place(row, col), []
+    shades = sample_colorscale("Blues", np.linspace(0.4, 1, len(spacings)).tolist(), colortype="rgb")
+    for k, shade, dash in zip(spacings, shades, cycle(DASHES)):
+        angle = geometry.turning_angle(gram, path.steps, k)
+        if np.isnan(angle).all():
+            continue
+        low, high = straight_angles(gram, path.steps, k)
+        tables.append(
+            pd.DataFrame({"k": k, "step": path.steps, "angle_deg": angle, "null_low": low, "null_high": high})
+        )
+        colour = "#" + "".join(f"{int(part):02x}" for part in shade.removeprefix("rgb(").removesuffix(")").split(","))
+        name = f"k = {k} steps"
+        band = ribbon(path.steps, scale(low), scale(high), colour, f"null, k = {k}", showlegend=False)
+        figure.add_trace(band.update(legendgroup=name), **where)
+        hover = f"step %{{x}}<br>{form} at k = {k}<extra></extra>"
+        line = go.Scatter(x=path.steps, y=scale(angle), mode="lines", hovertemplate=hover, connectgaps=False)
+        line.update(line={"color": colour, "width": 1.6, "dash": dash}, name=name, legendgroup=name)
+        figure.add_trace(line, **where)
+    if not tables:
+        note(figure, f"No steps were saved {', '.join(map(str, spacings))} steps apart.", where)
+        return pd.DataFrame(columns=["k", "step", "angle_deg", "null_low", "null_high"])
+    return pd.concat(tables, ignore_index=True)
+
+
+def _spacings(k: int | Sequence[int]) -> tuple[int, ...]:
+    """The spacings. Raises InputError for none, and for one that is no whole number of steps."""
+    spacings = as_list(k)
+    if not spacings or not all(isinstance(one, (int, np.integer)) and one > 0 for one in spacings):
+        raise InputError(f"k is one or several spacings in training steps, such as [5, 10, 15]; found {k!r}")
+    return tuple(map(int, spacings))
+
+
+def _paper_cosine(angle_deg: np.ndarray) -> np.ndarray:
+    """The local cosine in the paper's sign, of an angle between two moves."""
+    return np.asarray(-np.cos(np.radians(angle_deg)))
+
+
+def _mark_heuristic(figure: go.Figure, named: Mapping[int, tuple[int | None, float]]) -> None:
+    """A triangle at each arg-max; the step it names is in the subtitle and at the mark."""
+    marks = [(step, cosine, k) for k, (step, cosine) in named.items() if step is not None]
+    if not marks:
+        return
+    x, y, spacings = zip(*marks, strict=True)
+    hover = "arg-max at k = %{customdata}: step %{x}<extra></extra>"
+    name = f"arg-max heuristic: step {', '.join(map(str, dict.fromkeys(x)))}"
+    mark = go.Scatter(x=x, y=y, customdata=spacings, mode="markers", hovertemplate=hover, name=name)
+    style = {"symbol": "triangle-down", "size": 11, "color": VERMILLION, "line": {"color": "white", "width": 1}}
+    figure.add_trace(mark.update(marker=style, cliponaxis=False))
+
+
+def _compared(named: Mapping[int, tuple[int | None, float]], found: Transition) -> str:
+    """The two answers in words."""
+    steps = [f"{step} at k = {k}" for k, (step, _) in named.items() if step is not None]
+    heuristic = f"names step {', '.join(steps)}" if steps else "names none: no such neighbours were saved"
+    return (
+        f"Triangles: the published heuristic, the arg-max, {heuristic}. {ALWAYS_NAMES}. "
+        f"The rotation test: {_verdict(found)}. Bands: a straight path with this run's speed and noise, 95%."
+    )
