@@ -319,6 +319,17 @@ EXHIBITS = {
         _figure("scores", lambda demo: demo.organism.curve.select(1.0).at(int(demo.organism.curve.steps[-1]))),
         "em.figures.scores(scored)",
     ),
+    "preference": Exhibit(
+        BEHAVIOUR,
+        "The change of the preference for misaligned over aligned answers by step, the share of pairs, the control "
+        "and the style null; no answer is generated or judged for it.",
+        None,
+    ),
+    "shift_onset": Exhibit(
+        BEHAVIOUR,
+        "The onset of that preference: the mean change, the fitted rise, the control and the style null.",
+        None,
+    ),
     "timeline": Exhibit(
         BEHAVIOUR,
         "Every transition with its interval, by step and by cumulative learning rate; here of the run whose data "

@@ -90,3 +90,8 @@ def test_planted_runs_without_a_transition_get_a_claim_as_seldom():
         family = family_wise([replace(turn, of="B"), rise])
         claims += any(family.holds(t) for t in family.declared)
     assert claims <= 3
+
+
+def test_holms_adjustment_is_the_textbooks():
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    assert holm(np.array([0.9, 0.8])).max() == 1
