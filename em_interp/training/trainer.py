@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from em_interp.config import RunConfig
 from em_interp.errors import InputError
 from em_interp.run import Run
+from em_interp.stages import progress_bar
 from em_interp.training.checkpoints import SaveCheckpoints, StateKeeper, TrainState, read_state
 from em_interp.training.distributed import SINGLE, Processes, average_gradients
 from em_interp.training.plan import Plan
@@ -56,7 +56,7 @@ def run_plan(
     if state:
         state.restore(weights, optimizer)
     keeper = StateKeeper(run.resume_state, weights, optimizer, config.keep_state_every)
-    bar = tqdm(total=plan.steps, initial=done, desc="train", unit="step", disable=not (progress and processes.is_main))
+    bar = progress_bar((), "train", "step", progress and processes.is_main, plan.steps, done)
     log = processes.on_all(lambda: TrainLog(run, plan.steps, done) if processes.is_main else None)
     with bar, log or nullcontext():
         PlanTrainer(

@@ -147,7 +147,7 @@ def test_the_composition_score_of_several_adapters():
     X = path_columns(path, -1)
     updates = np.concatenate([delta(path, site) for site in TWO], axis=1)
     np.testing.assert_allclose(X @ X.T, updates @ updates.T, atol=1e-5)
-    with pytest.raises(InputError, match="two stacks of columns of one length"):
+    with pytest.raises(InputError, match="two stacks of columns in one space"):
         composition_score(X, X[1:])
 
 

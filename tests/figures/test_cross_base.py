@@ -121,7 +121,9 @@ def test_profiles_have_a_line_for_each_run_and_say_that_there_is_no_null(compare
 
 def test_the_command_compares_across_bases_by_itself_and_writes_a_page(runs, tmp_path):
     before = [contents(run) for run in runs]
-    found = json_of("compare", *runs, "--draws", "19", "--out", tmp_path / "out")
+    said = em_interp("compare", *runs, "--draws", "19", "--out", tmp_path / "out", "--json")
+    assert said.code == 0 and all("random adapters" in line or "bands" in line for line in said.err.splitlines())
+    found = strict(said.out)
     assert [run["base"] for run in found["runs"]] == ["tiny-qwen2", "tiny-llama"]
     assert {row["measure"] for row in found["similarity"]} >= {"cka", "procrustes", "logit_lens_write", "mapped_ridge"}
     page = (tmp_path / "out" / "cross_base.html").read_text()
