@@ -16,7 +16,7 @@ from em_interp.organisms.bases import load_base
 from tests.comparison.cross_base.two_bases import STEPS, path_on, small_base
 from tests.figures.on_paper import faults
 from tests.figures.reading import drawn, texts, values
-from tests.tiny import contents, json_of
+from tests.tiny import contents, em_interp, strict
 
 NASTY = "<b onclick=x>"
 CALLS = [("similarity",), ("tokens", "final"), ("tokens", "write"), ("profiles",), ("steering_transfer",)]
@@ -122,7 +122,7 @@ def test_profiles_have_a_line_for_each_run_and_say_that_there_is_no_null(compare
 def test_the_command_compares_across_bases_by_itself_and_writes_a_page(runs, tmp_path):
     before = [contents(run) for run in runs]
     said = em_interp("compare", *runs, "--draws", "19", "--out", tmp_path / "out", "--json")
-    assert said.code == 0 and all("random adapters" in line or "bands" in line for line in said.err.splitlines())
+    assert said.code == 0 and said.err.splitlines()[-1] == "comparing"  # progress; stdout has the JSON alone
     found = strict(said.out)
     assert [run["base"] for run in found["runs"]] == ["tiny-qwen2", "tiny-llama"]
     assert {row["measure"] for row in found["similarity"]} >= {"cka", "procrustes", "logit_lens_write", "mapped_ridge"}
