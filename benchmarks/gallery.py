@@ -31,16 +31,14 @@ As files, at the width of a paper's column (85 mm) or page (178 mm), with the ca
 ```python
 import em_interp as em
 
-run = "checkpoints/demo/organism"
-figure = em.load_trajectory(run).plot()
-em.figures.export(figure, "path.html", columns=1)
+figure = em.figures.norms(em.load_trajectory("checkpoints/demo/organism"))
+em.figures.export(figure, "norms.html", columns=1)
 em.figures.caption(figure)
 em.figures.numbers(figure)
-em.export_run(run, ("html",), out="figures")
 ```
 
-PDF, SVG and PNG are written like HTML where Chrome or Chromium is installed. From the shell, every figure of a run, to
-its folder `figures/`. **Needs Chrome or Chromium**:
+PDF, SVG and PNG are written like HTML where Chrome or Chromium is installed. Every figure of a run, to its folder
+`figures/` (in Python: `em.export_run`). **Needs Chrome or Chromium**:
 
 ```bash
 em-interp report checkpoints/demo/organism --figures pdf --overwrite

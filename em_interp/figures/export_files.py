@@ -108,14 +108,28 @@ def export_all(
 
 
 def caption(figure: go.Figure) -> str:
-    """The text under the figure in a paper: title, explanation and, for a figure of a run, the run's setting."""
+    """The text under the figure in a paper: title, explanation and, for a figure of a run, the run's setting.
+
+    Args:
+        figure: any figure of this package.
+
+    Returns:
+        The caption, plain text.
+    """
     meta = figure.layout.meta or {}
     parts = (str(meta.get(key) or "").strip() for key in ("title", "subtitle", "setting"))
     return " ".join(part if part[-1] in ".!?" else f"{part}." for part in parts if part)
 
 
 def numbers(figure: go.Figure) -> pd.DataFrame:
-    """The table behind a figure of this package: the rows of its result's `.frame()` that it shows."""
+    """The table behind a figure of this package.
+
+    Args:
+        figure: any figure of this package.
+
+    Returns:
+        The rows of its result's `.frame()` that it shows; empty for any other figure.
+    """
     return pd.DataFrame((figure.layout.meta or {}).get("numbers", {}))
 
 
