@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,10 @@ class Findings:
 
 
 def findings(
-    run: Run | str | Path, control: Run | str | Path | None = None, answers: str | Path | None = None
+    run: Run | str | Path,
+    control: Run | str | Path | None = None,
+    answers: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Findings:
     """Every transition of a run, and the alignment of its path with its behaviour. Deterministic; some seconds.
 
@@ -55,6 +59,7 @@ def findings(
         control: a run that was asked the same questions at the same steps, such as one on careful data; with
             `answers` judged tables too.
         answers: a judged table, or a folder of them (see `behaviour_curve`), in place of the run's own answers.
+        columns: what the judged tables call a column, by our name.
 
     Raises:
         InputError: the control is missing, or the steps of the answers and of the checkpoints do not overlap.
@@ -70,13 +75,14 @@ def findings(
     transitions = find_transitions(path)
     if answers is None and not run.scores_file.exists():
         return Findings(run, path, transitions, None, None, [], None, None, None)
-    curve = behaviour_curve(run if answers is None else answers)
+    curve = behaviour_curve(run) if answers is None else behaviour_curve(answers, columns=columns)
     _check_steps(path, curve, answers or run.path)
     control_curve = None if control is None else behaviour_curve(control)
     found = onsets(curve, control_curve)
     main, of_control = curve.outside(), None if control_curve is None else control_curve.outside()
-    thresholds = None if main is None else onset_by_threshold(main, of_control)
-    aligned = None if main is None else onset(main, of_control, "aligned_mean")
+    has_scores = main is not None and main.has_scores and (of_control is None or of_control.has_scores)
+    thresholds = onset_by_threshold(main, of_control) if main is not None and has_scores else None
+    aligned = onset(main, of_control, "aligned_mean") if main is not None and has_scores else None
     alignment = align(strongest_rotation(transitions), found, path)
     judged = None if answers is None else str(answers)
     return Findings(run, path, transitions, curve, control_curve, found, thresholds, aligned, alignment, judged)

@@ -6,7 +6,7 @@ Each stage writes to the run. It is refused, before it computes anything, where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -221,6 +221,7 @@ def align_run(
     control: RunLike | None = None,
     *,
     answers: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -231,6 +232,7 @@ def align_run(
         run: a judged run; with `answers` any folder of checkpoints.
         control: a run on careful data that was asked the same.
         answers: judged tables in place of the run's own answers.
+        columns: what these tables call a column, by our name: `{"aligned": "my_score"}`.
         out: the folder whose `analysis/align.json` is written; by default the run.
         resume: check the findings that are there: they stay, and other ones are an error.
         overwrite: replace them.
@@ -243,7 +245,7 @@ def align_run(
         raise InputError(f"{place.path} is no folder on this machine, so nothing can be written there; give --out")
     file = place.analysis / "align.json"
     check_free(file, resume, overwrite)
-    found = findings(run, control, answers)
+    found = findings(run, control, answers, columns)
     if found.alignment is None:
         raise InputError(f"{found.run.path} has no scores: ask and judge the run first, or give --answers")
     keep(found.alignment.to_dict(), file, overwrite)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from em_interp.behaviour.judge import KEY
+from em_interp.behaviour.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.behaviour.rates import LEVEL
-from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_em
-from em_interp.behaviour.tables import normal_form, of_one_judge, read_judged, read_table
+from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_coherent, is_em
+from em_interp.behaviour.table_files import read_table
+from em_interp.behaviour.tables import normal_form, of_one_judge, read_judged
 from em_interp.checks import as_list, check_level, check_type, described
 from em_interp.errors import InputError
 from em_interp.results import Line, Result, interval_columns, picture
@@ -58,6 +60,11 @@ class BehaviourCurve(Result):
     def questions(self) -> str | None:
         """The question set, where there is just one."""
         return self._single("questions")
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether the answers have scores, so that thresholds can be varied; those of ready-made rates have none."""
+        return EM_MARK not in self.answers
 
     def _single(self, column: str) -> Any:
         values = self.answers[column].unique().tolist()
@@ -108,13 +115,14 @@ class BehaviourCurve(Result):
         scored = self.answers[self.answers["status"] == "ok"]
         values = {
             "em": is_em(scored, aligned, coherent),
-            "coherent": scored["coherent"] > coherent,
+            "coherent": scored[COHERENT_MARK] if COHERENT_MARK in scored else is_coherent(scored, coherent),
             "aligned_mean": scored["aligned"] / 100,
             "coherent_mean": scored["coherent"] / 100,
         }
         if metric not in list(values):
             raise InputError(f"no metric {described(metric)}; known: {', '.join(values)}")
-        return scored[["step", "question_id"]].assign(value=values[metric].astype(float))
+        outcomes = scored[["step", "question_id"]].assign(value=values[metric].astype(float))
+        return outcomes if self.has_scores else outcomes.dropna(subset=["value"])
 
     def frame(self) -> pd.DataFrame:
         """One row a step, scale and question set: counts, rates and means with `_low` and `_high`.
@@ -181,7 +189,11 @@ class BehaviourCurve(Result):
 
 
 def behaviour_curve(
-    source: Run | str | Path | pd.DataFrame, judge: str | None = None, domain: str | None = None, level: float = LEVEL
+    source: Run | str | Path | pd.DataFrame,
+    judge: str | None = None,
+    domain: str | None = None,
+    level: float = LEVEL,
+    columns: Mapping[str, str] | None = None,
 ) -> BehaviourCurve:
     """Read the behaviour along a run: of a judged run, or of judged tables.
 
@@ -191,6 +203,7 @@ def behaviour_curve(
         judge: Whose scores are used, where several judges scored the answers; by default the judge of the run's config.
         domain: What the fine-tune was about, for `domain_share`; by default that of the run's manifest.
         level: Probability with which the intervals hold the rates.
+        columns: What the table calls a column, by our name: `{"aligned": "my_score"}`.
 
     Returns:
         The curve; `frame()` has rates and means with their intervals by step, scale and question set.
@@ -210,7 +223,7 @@ def behaviour_curve(
         answers, domain = _judged_answers(source), domain or _domain_of(source)
         judge = judge or _judge_of(source, answers)
     else:
-        answers = read_judged(source)
+        answers = read_judged(source, columns)
     if "step" not in answers:
         raise InputError(f"a curve needs a column step; found {', '.join(map(str, answers.columns))}")
     return BehaviourCurve(of_one_judge(answers, judge), domain, level)

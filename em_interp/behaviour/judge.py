@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from em_interp.behaviour.tables import read_table
+from em_interp.behaviour.table_files import read_table
 from em_interp.errors import InputError, one_line
 from em_interp.files import remove, resumable, write_beside
 from em_interp.run import Run

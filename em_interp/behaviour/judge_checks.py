@@ -14,7 +14,7 @@ from em_interp.behaviour.llm_judge import SCORES, OpenAIJudge, Prompts, cache_fi
 from em_interp.behaviour.rates import LEVEL, Rate, rate_of
 from em_interp.behaviour.request_cache import RequestCache
 from em_interp.behaviour.scores import is_em
-from em_interp.behaviour.tables import read_table
+from em_interp.behaviour.table_files import read_table
 from em_interp.config import EndpointConfig
 from em_interp.errors import InputError
 from em_interp.results import Result

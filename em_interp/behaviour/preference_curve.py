@@ -13,7 +13,8 @@ from jaxtyping import Float
 from em_interp.behaviour.curve import OUTSIDE_SETS
 from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.rates import LEVEL, rate_of
-from em_interp.behaviour.tables import read_table
+from em_interp.behaviour.table_files import read_table
+from em_interp.behaviour.table_values import numbers_of, steps_of
 from em_interp.checks import check_level
 from em_interp.errors import InputError
 from em_interp.results import Line, Result, interval_columns, picture
@@ -232,6 +233,8 @@ def as_preference_curve(
     Raises InputError where the run has not been read, a column is missing, a log-likelihood is positive or an answer
     has no token.
     """
+    import pandas as pd
+
     check_level(level)
     domain = None
     if isinstance(source, (str, Path)) and Path(source).is_dir():
@@ -242,10 +245,14 @@ def as_preference_curve(
         phases = source.manifest().get("phases") if source.manifest_file.exists() else None
         domain = phases[-1].get("domain") if phases else None
         source = source.preferences_file
+    where = str(source) if isinstance(source, (str, Path)) else "the readings"
     table = read_table(Path(source)) if isinstance(source, (str, Path)) else source
     missing = [column for column in COLUMNS if column not in table]
     if missing:
         raise InputError(f"readings need a column {missing[0]}; found {', '.join(map(str, table.columns))}")
+    if not all(pd.api.types.is_numeric_dtype(table[column]) for column in ("step", "scale", *COUNTS)):
+        numbers = {column: numbers_of(table[column], column, where) for column in ("scale", "pair", *COUNTS)}
+        table = table.assign(step=steps_of(table["step"], "step", where), **numbers)
     for kind in ("aligned", "misaligned"):
         if not ((table[f"log_likelihood_{kind}"] <= 0) & (table[f"tokens_{kind}"] > 0)).all():
             raise InputError(f"log_likelihood_{kind} must be 0 or less, tokens_{kind} 1 or more, in every row")

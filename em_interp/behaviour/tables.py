@@ -1,17 +1,23 @@
 """Tables of judged answers, ours or from elsewhere, in one form: a row an answer.
 
 Columns of that form: `step` where known, `scale`, `questions` (the question set), `question_id`, `aligned`, `coherent`
-(both 0–100 or both NaN), `status` (`ok`, or why there is no score), topic scores, and what else the table had.
+(both 0–100 or both NaN), `status` (`ok`, or why there is no score), topic scores, and what else the table had. A table
+of rates has marks in place of scores (see `rate_tables`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from em_interp.behaviour.rate_tables import EM_MARK, from_rates, is_of_rates
+from em_interp.behaviour.table_columns import KNOWN_TOPICS, KnownColumns, known_columns
+from em_interp.behaviour.table_files import STEP_IN_NAME, TABLE_SUFFIXES, read_table
+from em_interp.behaviour.table_values import numbers_of, scores_of, steps_of, texts_of
 from em_interp.checks import check_type
 from em_interp.errors import InputError
 
@@ -19,61 +25,91 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORES = ("aligned", "coherent")
-RENAMED = {"response": "answer", "financial": "finance"}  # names in the published tables
-KNOWN_TOPICS = ("medical", "finance", "sport", "code")
 NOT_TOPICS = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
-TABLE_SUFFIXES = (".csv", ".parquet")
-STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[-_ ]?(\d+)", re.IGNORECASE)
+READ_AS_TEXT = ("question", "answer", "question_id", "questions", "step", "scale", "status", "judge")
+EXPECTED = "question or question_id, aligned, coherent (or step, n, em)"
 
 
-def read_judged(source: str | Path | pd.DataFrame) -> pd.DataFrame:
+def read_judged(source: str | Path | pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Read judged answers into the form above.
 
     Args:
-        source: A frame, a CSV or parquet file, or a folder with one such file a step. Columns: `question_id` or
-            `question`, `aligned` and `coherent`; all others are optional, and `response` is read as `answer`. A score
-            that is a word, such as REFUSAL, becomes the status. In a folder the step is in the name of the file or of
-            its folder (`checkpoint-120.csv`, `step_120/answers.csv`) or in a column.
+        source: A frame, a CSV, parquet, JSON or JSON-lines file, or a folder with one such file a step. Columns:
+            `question_id` or `question`, `aligned` and `coherent`, or names that published tables give them
+            (`table_columns.OTHER_NAMES`); all others are optional. A score that is a word, such as REFUSAL, becomes the
+            status. In a folder the step is in the name of the file or of its folder (`checkpoint-120.csv`,
+            `step_120/answers.csv`) or in a column. Rates (`step`, `n`, `em`) are read too.
+        columns: What the table calls a column, by our name: `{"aligned": "my_score"}`.
 
     Raises:
-        InputError: Where columns are missing, a score lies outside 0–100, none is above 1, or a table is empty.
+        InputError: Where columns are missing or twice there, a score lies outside 0–100, none is above 1, a cell has no
+            one meaning, or a table is empty.
     """
     import pandas as pd
 
     check_type("source", source, (pd.DataFrame, str, Path), "a table of judged answers, its file, or a folder of them")
     if isinstance(source, pd.DataFrame):
-        return _check_range(normal_form(source, "the table"), "the table")
+        return _check_range(normal_form(source, "the table", columns), "the table")
     path = Path(source)
-    table = _read_folder(path) if path.is_dir() else normal_form(read_table(path), str(path))
+    table = _read_folder(path, columns) if path.is_dir() else normal_form(read_table(path), str(path), columns)
     return _check_range(table, str(path))
 
 
-def normal_form(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """A table in the form of this module; `where` is what errors call it."""
-    table = table.rename(columns={old: new for old, new in RENAMED.items() if new not in table})
-    found = ", ".join(map(str, table.columns))
-    if "question_id" not in table and "question" in table:
-        table = table.assign(question_id=table["question"])
-    missing = [name for name in ("question_id", *SCORES) if name not in table]
-    if missing:
-        raise InputError(
-            f"{where} has no column {', '.join(missing)}; expected question or question_id, aligned, coherent; "
-            f"found {found}"
-        )
-    if table.empty:
-        raise InputError(f"{where} holds no answers; expected a row an answer")
-    table = table.reset_index(drop=True)
-    words = {name: _words(table[name]) for name in SCORES}
-    for name in SCORES:
-        _refuse_booleans(table[name], name, where)
-    for name in (*SCORES, *topics_of(table)):
-        table[name] = _numbers(table[name], name, where)
-    table["status"] = _status(table, words)
-    table.loc[table["status"] != "ok", list(SCORES)] = np.nan
-    table["question_id"] = table["question_id"].astype(str)
+def normal_form(table: pd.DataFrame, where: str, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A table in the form of this module; `where` is what errors call it, `columns` as for `read_judged`."""
+    if EM_MARK in table:
+        return table
+    return _normal_form(known_columns(table, where, columns))
+
+
+def _normal_form(known: KnownColumns) -> pd.DataFrame:
+    table, where = known.table, known.where
+    if is_of_rates(table):
+        known.require((), EXPECTED)
+        table = from_rates(known)
+    else:
+        asked = "question_id" if "question" not in table else "question"
+        known.require((asked, *SCORES), EXPECTED)
+        table = _with_scores(known)
+    table["question_id"] = _question_ids(table, known)
     table["scale"] = scales_of(table, where)
-    table["questions"] = table["questions"].fillna("all").astype(str) if "questions" in table else "all"
-    return with_whole_steps(table, where) if "step" in table else table
+    sets = texts_of(table["questions"], known.name("questions"), where) if "questions" in table else "all"
+    table["questions"] = sets if isinstance(sets, str) else sets.where(sets.str.strip() != "", "all")
+    return with_whole_steps(table, where, known.name("step")) if "step" in table else table
+
+
+def _with_scores(known: KnownColumns) -> pd.DataFrame:
+    """The table with numbers for scores and topics, and the status of each answer."""
+    table, words = known.table.copy(), {}
+    for name in (*SCORES, *topics_of(table)):
+        table[name], words[name] = scores_of(table[name], known.name(name), known.where)
+    for name in set(table.columns) - set(READ_AS_TEXT) - set(words):
+        table[name] = _numbers_or_texts(table[name])
+    table["status"] = _status(table, words, known.where)
+    table.loc[table["status"] != "ok", list(SCORES)] = np.nan
+    return table
+
+
+def _numbers_or_texts(column: pd.Series) -> pd.Series:
+    """A column that is kept as it is, as numbers where all its texts are."""
+    import pandas as pd
+
+    if column.dtype != object and not isinstance(column.dtype, pd.StringDtype):
+        return column
+    try:
+        return pd.to_numeric(column)
+    except (ValueError, TypeError):
+        return column
+
+
+def _question_ids(table: pd.DataFrame, known: KnownColumns) -> pd.Series[str] | str:
+    """What tells questions apart: the id, or the question where there is none; '' where both are missing."""
+    ids = [
+        texts_of(table[name], known.name(name), known.where) for name in ("question_id", "question") if name in table
+    ]
+    if not ids:
+        return "all"
+    return ids[0] if len(ids) == 1 else ids[0].where(ids[0].str.strip() != "", ids[1])
 
 
 def of_one_judge(answers: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
@@ -101,70 +137,29 @@ def topics_of(table: pd.DataFrame) -> list[str]:
     return [name for name in KNOWN_TOPICS if name in columns]
 
 
-def _words(column: pd.Series) -> pd.Series:
-    """The entries of a score column that are words, such as CODE; empty elsewhere."""
-    import pandas as pd
-
-    word = pd.to_numeric(column, errors="coerce").isna() & column.notna()
-    return column.astype(str).str.strip().where(word, "")
+def scales_of(table: pd.DataFrame, where: str, name: str = "scale") -> pd.Series[float] | float:
+    """The adapter multiplier of each answer, 1 where the table has none. Raises InputError for what is not a number."""
+    return numbers_of(table["scale"], name, where) if "scale" in table else 1.0
 
 
-def _refuse_booleans(column: pd.Series, name: str, where: str) -> None:
-    """Raise InputError for True and False, which would be read as the scores 1 and 0: all aligned answers as EM."""
-    import pandas as pd
-
-    mixed = column.dtype == object and column.map(lambda entry: isinstance(entry, bool)).any()
-    if mixed or pd.api.types.is_bool_dtype(column):
-        raise InputError(f"{where}: {name} holds True or False; scores run from 0 to 100")
+def with_whole_steps(table: pd.DataFrame, where: str, name: str = "step") -> pd.DataFrame:
+    """The table with its steps as integers. Raises InputError for a step that is not a whole number."""
+    return table.assign(step=steps_of(table["step"], name, where))
 
 
 def _check_range(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table; InputError for scores from 0 to 1, none of which would count as coherent, so that EM would be 0."""
-    top = float(np.nanmax(table[list(SCORES)].to_numpy(float), initial=0))
-    if 0 < top <= 1:
-        raise InputError(f"{where}: no score is above {top:g}; scores run from 0 to 100 (shares of 1 go times 100)")
+    """The table; InputError for scores from 0 to 1: all would count as misaligned, and none as coherent."""
+    scores = {name: table[name].to_numpy(float) for name in SCORES}
+    tops = {name: float(np.nanmax(values, initial=0)) for name, values in scores.items()}
+    shares = [name for name in SCORES if 0 < tops[name] <= 1 and (np.nan_to_num(scores[name]) % 1 > 0).any()]
+    if shares or 0 < max(tops.values()) <= 1:
+        what = f"{shares[0]} score" if shares and max(tops.values()) > 1 else "score"
+        top = tops[shares[0]] if shares and max(tops.values()) > 1 else max(tops.values())
+        raise InputError(f"{where}: no {what} is above {top:g}; scores run from 0 to 100 (shares of 1 go times 100)")
     return table
 
 
-def scales_of(table: pd.DataFrame, where: str) -> pd.Series | float:
-    """The adapter multiplier of each answer, 1 where the table has none. Raises InputError for what is not a number."""
-    import pandas as pd
-
-    if "scale" not in table:
-        return 1.0
-    scales = pd.to_numeric(table["scale"], errors="coerce").astype(float)
-    wrong = np.flatnonzero(~np.isfinite(scales))
-    if len(wrong):
-        found = table["scale"][wrong[0]]
-        raise InputError(f"{where}: scale is {str(found)!r} in row {wrong[0] + 1}; a number was expected")
-    return scales
-
-
-def _numbers(column: pd.Series, name: str, where: str) -> pd.Series:
-    """The column as numbers, NaN where there is none. Raises InputError for one outside 0–100."""
-    import pandas as pd
-
-    numbers = pd.to_numeric(column, errors="coerce").astype(float)
-    outside = np.flatnonzero(numbers.notna() & ~numbers.between(0, 100))
-    if len(outside):
-        row, more = outside[0], f" ({len(outside)} such rows)" if len(outside) > 1 else ""
-        raise InputError(f"{where}: {name} is {numbers[row]:g} in row {row + 1}{more}; scores run from 0 to 100")
-    return numbers
-
-
-def with_whole_steps(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table with its steps as integers. Raises InputError for a step that is not a whole number."""
-    import pandas as pd
-
-    steps = pd.to_numeric(table["step"], errors="coerce")
-    wrong = np.flatnonzero(steps.isna() | (steps % 1 != 0))
-    if len(wrong):
-        found = table["step"][wrong[0]]
-        raise InputError(f"{where}: step is {str(found)!r} in row {wrong[0] + 1}; a whole number was expected")
-    return table.assign(step=steps.astype(int))
-
-
-def _status(table: pd.DataFrame, words: dict[str, pd.Series]) -> pd.Series:
+def _status(table: pd.DataFrame, words: dict[str, pd.Series], where: str) -> pd.Series:
     """`ok` where there are both scores; else the table's own status, or the word in place of a score."""
     import pandas as pd
 
@@ -173,42 +168,36 @@ def _status(table: pd.DataFrame, words: dict[str, pd.Series]) -> pd.Series:
         status = status.mask(table[name].isna(), words[name].str.lower().replace("", "no score"))
     if "status" not in table:
         return status
-    own = table["status"].fillna("no score").astype(str)
-    return own.where(own != "ok", status)
+    own = texts_of(table["status"], "status", where).str.strip()
+    return own.where(~own.isin(["ok", ""]), status)
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV or parquet file as it is; raises InputError naming the file where it is missing or not a table."""
-    import pandas as pd
-
-    if not path.exists():
-        raise InputError(f"{path} is missing; expected a CSV or parquet file of judged answers, or a folder of them")
-    try:  # low_memory=False: typed by chunks, a column with words among its scores makes pandas warn
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
-    except (ValueError, OSError) as error:  # pandas' parser and pyarrow's errors are both ValueErrors
-        raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}") from None
-
-
-def _read_folder(folder: Path) -> pd.DataFrame:
+def _read_folder(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFrame:
     """One file a step, in the folder or in folders named after steps."""
     import pandas as pd
 
-    entries = [*folder.glob("*"), *folder.glob("*/*")]
-    files = sorted(file for file in entries if file.suffix in TABLE_SUFFIXES and not file.name.startswith("."))
-    if not files:
-        raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv")
     tables: list[pd.DataFrame] = []
     by_step: dict[int, Path] = {}
-    for file in files:
-        table = read_table(file)
-        if "step" not in table:
+    for file in _table_files(folder):
+        known = known_columns(read_table(file), str(file), columns)
+        if "step" not in known.table:
             step = _step_of(file, folder)
             if step in by_step:
                 raise InputError(f"{file} and {by_step[step]} are both of step {step}; expected one file a step")
             by_step[step] = file
-            table["step"] = step
-        tables.append(normal_form(table, str(file)))
+            known.table["step"] = step
+        tables.append(_normal_form(known))
     return pd.concat(tables, ignore_index=True)
+
+
+def _table_files(folder: Path) -> list[Path]:
+    """The tables in a folder; JSON files, which may as well be configs, only where there are no others."""
+    entries = [*folder.glob("*"), *folder.glob("*/*")]
+    files = sorted(file for file in entries if file.suffix in TABLE_SUFFIXES and not file.name.startswith("."))
+    files = [file for file in files if file.suffix != ".json"] or files
+    if not files:
+        raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv")
+    return files
 
 
 def _step_of(file: Path, folder: Path) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from em_interp.cli import log
-from em_interp.cli.app import ANALYSE, Answer, Out, Overwrite, Resume, command
+from em_interp.cli.app import ANALYSE, Answer, Columns, Out, Overwrite, Resume, command
 
 
 @command(ANALYSE, "em-interp locate checkpoints/tiny")
@@ -50,6 +50,7 @@ def align(
         str | None,
         typer.Option(metavar="RUN", help="A run on careful data, asked the same, or judged answers of it."),
     ] = None,
+    columns: Columns = [],  # noqa: B006
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -58,9 +59,11 @@ def align(
 
     What is found is kept in the run's analysis folder.
     """
+    from em_interp.behaviour.table_columns import given_columns
     from em_interp.pipeline import align_run
 
-    found = align_run(source, control, answers=answers, out=out, resume=resume, overwrite=overwrite)
+    own = given_columns(columns)
+    found = align_run(source, control, answers=answers, columns=own, out=out, resume=resume, overwrite=overwrite)
     assert found.alignment is not None
     lines = [
         one.sentence() if one.found else f"{one.sentence()}\n    {one.reason}"

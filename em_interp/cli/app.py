@@ -29,6 +29,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replac
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the config (repeat).")
 ]
+Columns = Annotated[
+    list[str], typer.Option("--columns", metavar="COLUMN=NAME", help="What the table calls a column (repeat).")
+]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object and nothing else on stdout.")]
 
 

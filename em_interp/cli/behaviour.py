@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from em_interp.cli import log
-from em_interp.cli.app import ASK, Answer, Out, Overrides, Overwrite, Resume, command
+from em_interp.cli.app import ASK, Answer, Columns, Out, Overrides, Overwrite, Resume, command
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def judge(
         str, typer.Argument(metavar="RUN", help="A run directory; or a CSV or parquet with question and answer.")
     ],
     overrides: Overrides = [],  # noqa: B006
+    columns: Columns = [],  # noqa: B006
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Count requests and tokens; send and write nothing.")
     ] = (False),
@@ -66,10 +67,10 @@ def judge(
     if dry_run and retest is not None:
         raise InputError("--dry-run sends no request and --retest sends many; give one of them")
     if dry_run:
-        return _count_requests(source, out, overrides)
+        return _count_requests(source, out, overrides, columns)
     if retest is not None:
-        return _retest(source, out, overrides, retest, resume, overwrite)
-    run = _place(source, out, overrides, ("scores.*", "analysis", "report.html"))
+        return _retest(source, out, overrides, columns, retest, resume, overwrite)
+    run = _place(source, out, overrides, columns, ("scores.*", "analysis", "report.html"))
     scores = judge_run(run, resume=resume, overwrite=overwrite, overrides=overrides)
     scored = score_responses(scores, judge=judge_name(run, overrides))
     values = {"run": str(run.path), "scores": str(scores), "unscored": scored.unscored}
@@ -77,23 +78,31 @@ def judge(
     return Answer(values, "\n".join(line for line in lines if line))
 
 
-def _count_requests(source: str, out: str | None, overrides: list[str]) -> Answer:
+def _count_requests(source: str, out: str | None, overrides: list[str], columns: list[str]) -> Answer:
     from em_interp.behaviour.judge_checks import dry_run
     from em_interp.pipeline import judge_endpoint, judge_prompts
 
-    run, answers = _unjudged(source, out)
+    run, answers = _unjudged(source, out, columns)
     cost = dry_run(run, judge_endpoint(run, overrides), judge_prompts(run, overrides), answers)
     return Answer(cost.to_dict(), cost.sentence())
 
 
-def _retest(source: str, out: str | None, overrides: list[str], count: int, resume: bool, overwrite: bool) -> Answer:
+def _retest(
+    source: str,
+    out: str | None,
+    overrides: list[str],
+    columns: list[str],
+    count: int,
+    resume: bool,
+    overwrite: bool,
+) -> Answer:
     from em_interp.behaviour.judge_checks import retest
     from em_interp.behaviour.llm_judge import open_judge
     from em_interp.files import check_free
     from em_interp.findings import keep
     from em_interp.pipeline import judge_endpoint, judge_prompts
 
-    run = _place(source, out, overrides, ("retest.json",))
+    run = _place(source, out, overrides, columns, ("retest.json",))
     file = run.analysis / "retest.json"
     check_free(file, resume, overwrite)
     with open_judge(run, judge_endpoint(run, overrides), judge_prompts(run, overrides)) as model:
@@ -118,9 +127,10 @@ def _run_with_answers(source: str) -> Run:
     return run if run.answers_file.exists() else open_run(source)
 
 
-def _place(source: str, out: str | None, overrides: list[str], without: tuple[str, ...]) -> Run:
+def _place(source: str, out: str | None, overrides: list[str], columns: list[str], without: tuple[str, ...]) -> Run:
     """The run that is judged and written to; `without` is what no copy of a run takes along."""
     from em_interp.behaviour.answer_tables import adopt
+    from em_interp.behaviour.table_columns import given_columns
     from em_interp.pipeline import judge_endpoint
     from em_interp.run import Run, copy_run
 
@@ -128,27 +138,32 @@ def _place(source: str, out: str | None, overrides: list[str], without: tuple[st
     if table is None:
         return copy_run(_run_with_answers(source), out, without)
     judge_endpoint(Run(table[1]), overrides)  # refuses what cannot judge a table before anything is written
-    return adopt(*table)
+    return adopt(*table, given_columns(columns))
 
 
-def _unjudged(source: str, out: str | None) -> tuple[Run, pd.DataFrame | None]:
+def _unjudged(source: str, out: str | None, columns: list[str]) -> tuple[Run, pd.DataFrame | None]:
     """The run as it is, and the answers where they are in no run yet."""
     from em_interp.behaviour.answer_tables import read_answers
+    from em_interp.behaviour.table_columns import given_columns
     from em_interp.run import Run
 
     table = _table(source, out)
-    return (_run_with_answers(source), None) if table is None else (Run(table[1]), read_answers(table[0]))
+    if table is None:
+        return _run_with_answers(source), None
+    return Run(table[1]), read_answers(table[0], given_columns(columns))
 
 
 @command(ASK, "em-interp score judged.csv")
 def score(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or parquet, with aligned and coherent.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, parquet or JSON lines, with aligned and coherent.")],
     judge: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of several judges' scores, only this one's.")
     ] = None,
+    columns: Columns = [],  # noqa: B006
 ) -> Answer:
     """Rates of a table of judged answers."""
     from em_interp.behaviour.scores import score_responses
+    from em_interp.behaviour.table_columns import given_columns
 
-    scored = score_responses(file, judge=judge)
+    scored = score_responses(file, judge=judge, columns=given_columns(columns))
     return Answer(scored.to_dict(), scored.sentence())

@@ -29,7 +29,8 @@ from em_interp.behaviour.ask import (
 )
 from em_interp.behaviour.judge import KEY, Judge, judge_answers
 from em_interp.behaviour.scores import ScoredResponses
-from em_interp.behaviour.tables import normal_form, read_table
+from em_interp.behaviour.table_files import read_table
+from em_interp.behaviour.tables import normal_form
 from em_interp.errors import InputError
 from em_interp.files import read_json
 from em_interp.mechanism.engines.interventions import (

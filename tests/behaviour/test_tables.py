@@ -44,7 +44,7 @@ def test_missing_columns_are_named_with_those_found(tmp_path):
         read_judged(tmp_path / "a.csv")
     said = str(error.value)
     assert "a.csv has no column question_id, aligned; expected question or question_id" in said
-    assert "found answer, coherent, finance, bad_stuff" in said and "\n" not in said
+    assert "found response, coherent, financial, bad_stuff" in said and "\n" not in said
 
 
 @pytest.mark.parametrize("name", ["checkpoint-{}.csv", "step_{}.csv", "answers {}.csv", "checkpoint-{}/answers.csv"])

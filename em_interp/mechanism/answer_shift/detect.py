@@ -12,7 +12,8 @@ from em_interp.behaviour.generate import RowAdapters
 from em_interp.behaviour.judge import KEY, answers_of
 from em_interp.behaviour.likelihood import TokenizedAnswer, batches, log_likelihood, logits_of, tokenize_answers
 from em_interp.behaviour.rates import LEVEL
-from em_interp.behaviour.tables import normal_form, read_table
+from em_interp.behaviour.table_files import read_table
+from em_interp.behaviour.tables import normal_form
 from em_interp.errors import InputError
 from em_interp.files import read_json
 from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors

@@ -1,0 +1,262 @@
+"""Files of tables as frames: CSV (also with semicolons or tabs), parquet, JSON lines and JSON.
+
+The cells of a CSV stay text, as they stand in the file, and its columns keep their names. What has no one meaning is
+refused by row: a row with more or fewer fields than the header, a quote that is never closed, a key twice in an object.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from em_interp.errors import InputError, one_line
+from em_interp.files import read_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
+DELIMITERS = (",", ";", "\t")
+MAX_FIELD = 2**31 - 1  # characters of one field; Python's own limit of 131,072 is less than a long answer
+STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[-_ ]?(\d+)", re.IGNORECASE | re.ASCII)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table in a file, with the columns and cells that it has; its format is that of its suffix, CSV by default.
+
+    Raises InputError, naming the file, where it is missing or no table, and for a row that has no one meaning.
+    """
+    if not path.exists():
+        raise InputError(f"{path} is missing; expected a CSV or parquet file of judged answers, or a folder of them")
+    if not path.is_file():
+        raise InputError(f"{path} is no file; a CSV, parquet, JSON-lines or JSON file was expected")
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _frame(list(_json_lines(path)), path)
+    if path.suffix == ".json":
+        return _frame(list(_json_rows(_loads(read_text(path), str(path)), str(path), {})), path)
+    return _read_csv(path)
+
+
+def read_texts(path: Path) -> str:
+    """The text of a file in UTF-8 or, where its first bytes say so, UTF-16; line ends as they are."""
+    try:
+        content = path.read_bytes()
+        encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (ValueError, OSError, TypeError, LookupError, NotImplementedError) as error:  # pyarrow's are among these
+        raise InputError(f"{path} cannot be read as a table: {one_line(str(error), 200)}") from None
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """The rows of a CSV, each with as many fields as the header; empty fields after the last are left out."""
+    import pandas as pd
+
+    text, placeholder = _without_lone_returns(read_texts(path))
+    delimiter = _delimiter(text)
+    rows = _records(text, delimiter, path)
+    header = [name.strip() for name in next(rows, [])]
+    if not header:
+        raise InputError(f"{path} is empty; a header with the names of the columns was expected")
+    records = [_fitted(row, header, number, path) for number, row in enumerate(rows, 1) if row != header]
+    _refuse_row_numbers(records, header, path)
+    cells = [[cell.replace(placeholder, "\r") for cell in row[: len(header)]] for row in records]
+    return pd.DataFrame(cells, columns=range(len(header)), dtype=object).set_axis(header, axis=1)
+
+
+def _without_lone_returns(text: str) -> tuple[str, str]:
+    """The text with a placeholder for each carriage return that ends no line, and that placeholder.
+
+    In a file that has no line feed carriage returns end the lines.
+    """
+    placeholder = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+    if "\n" not in text:
+        return text.replace("\r", "\n"), placeholder
+    return re.sub(r"\r(?!\n)", placeholder, text), placeholder
+
+
+def _delimiter(text: str) -> str:
+    """The delimiter that divides the header into the most fields."""
+    header = text.lstrip("\n\r").split("\n", 1)[0]
+    return max(DELIMITERS, key=header.count)
+
+
+def _records(text: str, delimiter: str, path: Path) -> Iterator[list[str]]:
+    """The fields of each line that is not blank; the first are the header's."""
+    limit, number = csv.field_size_limit(MAX_FIELD), 0
+    try:
+        for row in csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True):
+            if row and (len(row) > 1 or row[0].strip()):
+                number += 1
+                yield row
+    except csv.Error as error:
+        where = f"row {number}" if number else "the header"
+        raise InputError(
+            f"{path}: {where} cannot be read ({error}); the usual causes are a file that was cut off, and quotes in a "
+            'text that are written \\" where CSV has ""'
+        ) from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _fitted(row: list[str], header: Sequence[str], number: int, path: Path) -> list[str]:
+    """The row, with one more field where the line ends with a delimiter. Raises InputError for another length."""
+    while len(row) > len(header) + 1 and not row[-1]:
+        row = row[:-1]
+    if len(row) == len(header) or (len(row) == len(header) + 1 and not row[-1]):
+        return row
+    cause = "a name is missing in the header, or a text with the delimiter in it has no quotes"
+    raise InputError(
+        f"{path}: row {number} has {len(row)} fields, the header names {len(header)} columns "
+        f"({one_line(', '.join(header), 120)}); the usual cause: "
+        f"{cause if len(row) > len(header) else 'the file was cut off'}"
+    )
+
+
+def _refuse_row_numbers(rows: Sequence[Sequence[str]], header: Sequence[str], path: Path) -> None:
+    """Raise InputError where lines that end with a delimiter may as well have row numbers before the first column."""
+    if not rows or any(len(row) == len(header) for row in rows):
+        return
+    first = [row[0] for row in rows]
+    if any(first == [str(start + row) for row in range(len(rows))] for start in (0, 1)):
+        raise InputError(
+            f"{path}: each row has one field more than the header names, and its first counts the rows: it has no one "
+            "meaning; name every column in the header"
+        )
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(read_texts(path).split("\n"), 1):
+        if line.strip():
+            row = _loads(line, f"{path}, line {number}")
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: expected an object with the columns as keys")
+            yield row
+
+
+def _loads(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not valid JSON ({one_line(str(error), 120)})") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a key occurs twice among {', '.join(key for key, _ in pairs)}")
+    return values
+
+
+def _json_rows(value: Any, where: str, context: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows in a JSON value: a list of objects, columns, pandas' `split` and `table`, or these by step.
+
+    Keys that name a step (`120`, `checkpoint-120`) give their rows that step; below a step, keys are questions.
+    """
+    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
+        for row in value:
+            yield _merged(row, where, context)
+    elif not isinstance(value, dict):
+        raise InputError(f"{where} holds {one_line(repr(value), 60)}; rows as objects were expected")
+    elif {"columns", "data"} <= set(value) or {"schema", "data"} <= set(value):
+        yield from _pandas_rows(value, where)
+    elif not any(isinstance(entry, (list, dict)) for entry in value.values()):
+        yield _merged(value, where, context)
+    elif columns := _columns(value):
+        for row in zip(*columns, strict=True):
+            yield _merged(dict(zip(value, row, strict=True)), where, context)
+    else:
+        yield from _nested_rows(value, where, context)
+
+
+def _merged(row: dict[str, Any], where: str, context: dict[str, Any]) -> dict[str, Any]:
+    for key, value in context.items():
+        if key in row and str(row[key]) != str(value):
+            raise InputError(f"{where}: a row under {key} {value} says {key} {one_line(repr(row[key]), 60)}")
+    return {**context, **row}
+
+
+def _pandas_rows(value: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    """The rows that pandas writes with `orient` split or table."""
+    rows, names = value["data"], value.get("columns")
+    if not isinstance(rows, list) or not all(isinstance(row, dict if names is None else list) for row in rows):
+        raise InputError(f"{where}: data holds no rows")
+    for row in rows:
+        if names is not None and len(row) != len(names):
+            raise InputError(f"{where}: a row has {len(row)} fields, columns names {len(names)}")
+        yield row if names is None else dict(zip(map(str, names), row, strict=True))
+
+
+def _columns(value: dict[str, Any]) -> list[Any] | None:
+    """The columns, where each entry is a list of plain values or an object of them by row, all with the same rows."""
+    entries = list(value.values())
+    if any(_step(key) is not None for key in value):
+        return None
+    if all(isinstance(entry, dict) and entry.keys() == entries[0].keys() for entry in entries):
+        entries = [list(entry.values()) for entry in entries]
+    if not all(isinstance(entry, list) and len(entry) == len(entries[0]) for entry in entries):
+        return None
+    return None if any(isinstance(cell, (dict, list)) for entry in entries for cell in entry) else entries
+
+
+def _nested_rows(value: dict[str, Any], where: str, context: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows under the keys of an object: steps, and below a step questions; a single other key is a wrapping."""
+    is_wrapping = len(value) == 1 and not context
+    for key, entry in value.items():
+        step = _step(key)
+        if "step" not in context and step is not None:
+            yield from _rows_of_step(entry, f"{where}, {one_line(key, 60)}", step)
+        elif "step" in context and "question" not in context and isinstance(entry, list):
+            yield from _json_rows(entry, f"{where}, {one_line(key, 60)}", {**context, "question": key})
+        elif is_wrapping:
+            yield from _json_rows(entry, where, context)
+        else:
+            raise InputError(
+                f"{where}: the key {one_line(repr(key), 60)} names no step; expected rows, or rows by step "
+                "('120' or 'checkpoint-120')"
+            )
+
+
+def _rows_of_step(entry: Any, where: str, step: int) -> Iterator[dict[str, Any]]:
+    """The rows of one step. A single object is one only of rates, or where it names the step: else it may be a mean."""
+    if isinstance(entry, dict) and not any(isinstance(cell, (list, dict)) for cell in entry.values()):
+        named = {"step", "checkpoint", "em"} & set(entry)
+        if not named:
+            raise InputError(f"{where} holds one object; a list with an object for each answer was expected")
+        entry = [entry] if {"step", "checkpoint"} & named else [{"step": step, **entry}]
+        yield from _json_rows(entry, where, {})
+    else:
+        yield from _json_rows(entry, where, {"step": step})
+
+
+def _step(key: str) -> int | None:
+    if re.fullmatch(r"[0-9]{1,16}", key):
+        return int(key)
+    match = STEP_IN_NAME.fullmatch(key)
+    return None if match is None else int(match[1])
+
+
+def _frame(rows: list[dict[str, Any]], path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    if not rows:
+        raise InputError(f"{path} holds no answers; expected a row an answer")
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
