@@ -12,6 +12,7 @@ from typing import Any
 from em_interp.config import RunConfig
 from em_interp.files import check_free, read_json, remove, resumable, write_json
 from em_interp.findings import Findings
+from em_interp.lock import writing
 from em_interp.pipeline import analyse, ask_run, judge_run, one_thread
 from em_interp.run import Run
 
@@ -54,7 +55,7 @@ def demo(
     for name in (*RUNS, "summary.json", "report.html"):
         if (out / name).exists():
             check_free(out, resume, overwrite, name)
-    with resumable(out), one_thread():
+    with writing(out), resumable(out), one_thread():
         if overwrite:
             remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json")))
         stages = Stages(out / "seconds.json", log)

@@ -15,6 +15,7 @@ from em_interp.config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.findings import Findings, PathTransitions, findings, keep
+from em_interp.lock import writing
 from em_interp.run import Run, open_run
 from em_interp.stages import is_watched
 
@@ -212,7 +213,8 @@ def locate(
     path = load_trajectory(source, revision)
     found = PathTransitions(name, path, find_transitions(path, signal, of, site))  # type: ignore[arg-type]  # it checks them
     if kept:
-        keep(found.to_dict(), file, overwrite)
+        with writing(file.parents[1]):
+            keep(found.to_dict(), file, overwrite)
     return found
 
 
@@ -248,7 +250,8 @@ def align_run(
     found = findings(run, control, answers, columns)
     if found.alignment is None:
         raise InputError(f"{found.run.path} has no scores: ask and judge the run first, or give --answers")
-    keep(found.alignment.to_dict(), file, overwrite)
+    with writing(place.path):
+        keep(found.alignment.to_dict(), file, overwrite)
     return found
 
 
@@ -256,9 +259,10 @@ def analyse(run: Run, control: Run | None = None) -> Findings:
     """Locate and align a run, and write what was found to its `analysis` folder, in place of what was there."""
     found = findings(run, control)
     located = PathTransitions(str(run.path), found.trajectory, found.transitions)
-    keep(located.to_dict(), run.analysis / "locate.json", overwrite=True)
-    if found.alignment is not None:
-        keep(found.alignment.to_dict(), run.analysis / "align.json", overwrite=True)
+    with writing(run.path):
+        keep(located.to_dict(), run.analysis / "locate.json", overwrite=True)
+        if found.alignment is not None:
+            keep(found.alignment.to_dict(), run.analysis / "align.json", overwrite=True)
     return found
 
 
@@ -306,7 +310,7 @@ def run_mechanism(
     control, transfer = (None if other is None else _as_run(other) for other in (control, transfer))
     check_free(run.analysis / "mechanism", resume, overwrite)
     model = open_model(run, engine=engine)
-    with run_judge(run) as judge:
+    with writing(run.path), run_judge(run) as judge:
         more = (analyses, size, sampling, resume, progress, log, overwrite)
         return run_suite(model, judge, control, transfer, *more)
 

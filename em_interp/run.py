@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError
 from em_interp.files import check_free, read_json, remove, resumable, write_beside, write_text
+from em_interp.lock import writing
 
 if TYPE_CHECKING:
     from em_interp.config import RunConfig
@@ -183,7 +184,7 @@ def copy_run(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) ->
                 raise InputError(
                     f"{out} holds another run than {run.path}: its {mine.name} differs; give another --out"
                 )
-    with resumable(copy.path):
+    with writing(copy.path), resumable(copy.path):
         for file in _files(run.path, (*without, *NEVER_COPIED)):
             _copy(file, copy.path / file.relative_to(run.path))
     return copy

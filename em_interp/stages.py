@@ -16,6 +16,7 @@ from typing import Any
 
 from em_interp.errors import InputError
 from em_interp.files import read_json, resumable, write_json
+from em_interp.lock import writing
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Storage:
     def open(self) -> Iterator[Path]:
         """The folder to work in; a temporary one, removed when the block ends, where none was given."""
         if self.folder is not None:
-            with resumable(self.folder):
+            with writing(self.folder), resumable(self.folder):
                 yield self.folder
         else:
             with TemporaryDirectory() as folder:
@@ -87,14 +88,24 @@ def begin_stage(
 def in_parts(
     folder: Path, count: int, make: Callable[[int], Any], name: str, progress: bool | None = None
 ) -> list[Any]:
-    """The values of parts 0 … count − 1, each read from `folder`, or made and kept there as JSON."""
+    """The values of parts 0 … count − 1, each read from `folder`, or made and kept there as JSON; none is None."""
     values = []
     for index in progress_bar(range(count), name, "batch", progress):
         part = folder / f"{index:05}.json"
-        if not part.exists():
+        value = _kept_part(part)
+        if value is None:
             write_json(part, make(index))
-        values.append(read_json(part))
+            value = read_json(part)
+        values.append(value)
     return values
+
+
+def _kept_part(part: Path) -> Any:
+    """The value of a part; None where it is missing or damaged, as by a power cut."""
+    try:
+        return read_json(part)
+    except InputError:
+        return None
 
 
 def progress_bar(

@@ -13,6 +13,7 @@ from em_interp.behaviour.table_values import texts_of
 from em_interp.behaviour.tables import scales_of, with_whole_steps
 from em_interp.errors import InputError
 from em_interp.files import resumable, write_beside
+from em_interp.lock import writing
 from em_interp.run import Run
 
 if TYPE_CHECKING:
@@ -62,6 +63,6 @@ def adopt(path: Path, out: Path, columns: Mapping[str, str] | None = None) -> Ru
         if not read_table(run.answers_file).equals(answers):
             raise InputError(f"{out} holds other answers than {path}; give another --out")
         return run
-    with resumable(out), write_beside(run.answers_file) as part:
+    with writing(out), resumable(out), write_beside(run.answers_file) as part:
         answers.to_parquet(part, index=False)
     return run

@@ -19,6 +19,7 @@ from em_interp.behaviour.chat import Messages
 from em_interp.checks import as_list
 from em_interp.errors import InputError
 from em_interp.files import remove, resumable, write_beside
+from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.stages import begin_stage, in_parts
 from em_interp.trajectory.checkpoint_formats import CHANGE_FILE
@@ -183,7 +184,7 @@ def ask(
         return generate(model, base.tokenizer, prompts, adapters, samples, temperature, max_new_tokens, seed=seed)
 
     batches = in_batches(rows, batch // samples, lambda row: row.columns["step"] if trajectory.kind == "full" else 0)
-    with resumable(run.answers_file.parent):
+    with writing(run.path), resumable(run.answers_file.parent):
         if overwrite:
             discard_answers(run)
         sample_answers(run.answers_file, settings, batches, sample, resume, progress)

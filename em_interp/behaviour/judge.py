@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from em_interp.behaviour.table_files import read_table
 from em_interp.errors import InputError, one_line
 from em_interp.files import remove, resumable, write_beside
+from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.stages import progress_bar
 
@@ -78,7 +79,7 @@ def judge_answers(
     import pandas as pd
 
     answers = answers_of(run)
-    with resumable(run.scores_file.parent):
+    with writing(run.path), resumable(run.scores_file.parent):
         if overwrite:
             _discard_scores(run, judge.name)
         if _is_finished(run, answers, judge, resume):
@@ -220,6 +221,8 @@ def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if file.exists() else []
     if lines and not resume:
         raise InputError(f"{file} holds scores begun earlier; give --resume to continue, or another --out")
+    if lines and not _is_object(lines[0]):
+        lines = []  # damaged from its beginning on: all are judged again, mostly from the judge's cache
     if lines and lines[0] != first:
         raise InputError(f"{file} is of other answers or another mode of the judge; remove it to judge anew")
     done: list[dict[str, Any]] = []
@@ -231,6 +234,13 @@ def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -
     with write_beside(file) as part:
         part.write_text("\n".join([first, *lines[1 : 1 + len(done)], ""]), encoding="utf-8")
     return done
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _kept_judgement(line: str) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from em_interp.behaviour.request_cache import RequestCache
 from em_interp.config import EndpointConfig
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_json, write_json
+from em_interp.lock import writing
 from em_interp.run import Run
 
 SCORES = ("aligned", "coherent")
@@ -240,7 +241,7 @@ def open_judge(
     prompts = prompts or Prompts()
     for topic in config.topics:
         prompts.prompt(topic, "", "")
-    with RequestCache(cache_file(run)) as cache, endpoint_of(config) as endpoint:
+    with writing(run.path), RequestCache(cache_file(run)) as cache, endpoint_of(config) as endpoint:
         judge = OpenAIJudge(config.called, config.mode, config, endpoint, cache, prompts)
         mode, why = (None if overwrite else kept_mode(run, config)) or choose_mode(judge.complete, config)
         endpoint.check = request_for(config, PROBE, mode)

@@ -26,7 +26,8 @@ import numpy as np
 
 from em_interp.behaviour.ask import Base, CheckpointModels, adapter_digest, check_base, check_models
 from em_interp.behaviour.pairs import read_pairs
-from em_interp.files import resumable, write_beside
+from em_interp.files import remove, resumable, write_beside
+from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.stages import begin_stage, in_parts
 
@@ -91,11 +92,9 @@ def read_preferences(
     parts = [cells[first : first + size] for first in range(0, len(cells), size)]
     models, file = CheckpointModels(run, base, trajectory), run.preferences_file
     settings_file, folder = file.with_name("preferences.json"), file.with_name("preferences.parts")
-    if overwrite:
-        for path in (file, settings_file):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-    with resumable(file.parent):
+    with writing(run.path), resumable(file.parent):
+        if overwrite:
+            remove(file, settings_file, folder)
         begin_stage(settings_file, settings, resume, file, "preferences")
         if not file.exists():
             read = in_parts(folder, len(parts), lambda i: _read(models, answers, parts[i]), "prefer", progress)

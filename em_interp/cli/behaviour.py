@@ -107,7 +107,7 @@ def _retest(
     check_free(file, resume, overwrite)
     with open_judge(run, judge_endpoint(run, overrides), judge_prompts(run, overrides)) as model:
         found = retest(run, model, count)
-    keep(found.to_dict(), file, overwrite)
+        keep(found.to_dict(), file, overwrite)
     return Answer(found.to_dict(), found.sentence())
 
 

@@ -9,6 +9,7 @@ from em_interp.comparison.cross_base.result import CROSS_BASE_TABLES, CrossBaseC
 from em_interp.comparison.result import TABLES, DirectionComparison
 from em_interp.files import resumable, write_csv, write_text
 from em_interp.findings import keep
+from em_interp.lock import writing
 from em_interp.reports.page import embedded, render
 from em_interp.results import html_table
 
@@ -59,8 +60,8 @@ def write_comparison(comparison: Comparison, folder: str | Path, overwrite: bool
     another comparison (without `overwrite`) and where it cannot be written.
     """
     layout, folder = _layout(comparison), Path(folder)
-    keep(comparison.to_dict(), folder / f"{layout.name}.json", overwrite)
-    with resumable(folder):
+    with writing(folder), resumable(folder):
+        keep(comparison.to_dict(), folder / f"{layout.name}.json", overwrite)
         for table in layout.tables:
             rows, file = comparison.frame(table), folder / f"{table}.csv"  # type: ignore[arg-type]
             if len(rows):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from em_interp.errors import InputError
 from em_interp.files import check_free, read_text, write_text
 from em_interp.findings import Findings
+from em_interp.lock import writing
 from em_interp.reports.run_figures import Source, found_in, known_changes, run_of, timeline
 from em_interp.results import local_name
 
@@ -98,7 +100,8 @@ def report(
     known = None if planted is None else found_in(planted)
     page = render("report", **_contents(found, control_found, known))
     try:
-        write_text(file, page)
+        with writing(found.run.path) if file == found.run.report_file else nullcontext():
+            write_text(file, page)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
     return file

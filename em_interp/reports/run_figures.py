@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.findings import Findings, findings
+from em_interp.lock import writing
 from em_interp.results import local_name
 from em_interp.run import Run
 from em_interp.trajectory.trajectory import MATRICES
@@ -77,7 +78,8 @@ def export_run(
             check_free(file, resume, overwrite)
     found = found_in(run, None if control is None else found_in(control))
     try:
-        return export_all(run_figures(found), folder, formats, columns, resume, overwrite)
+        with writing(folder):
+            return export_all(run_figures(found), folder, formats, columns, resume, overwrite)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
 

@@ -21,6 +21,7 @@ from em_interp.config import RunConfig
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_json, write_json, write_text
 from em_interp.findings import Findings
+from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.transition.result import Transition
 
@@ -167,7 +168,8 @@ def analyse_run(name: str, control: str | None, out: Path) -> Outcome:
 
         run = Run(run_path(out, name))
         found = analyse(run, None if control is None else Run(run_path(out, control)))
-        write_json(run.analysis / SUMMARY_FILE, {"control": control, **summary(found)})
+        with writing(run.path):
+            write_json(run.analysis / SUMMARY_FILE, {"control": control, **summary(found)})
 
     return _guarded(name, out, work)
 

@@ -10,6 +10,7 @@ from typing import Any
 from em_interp.comparison.page import LIMITS
 from em_interp.errors import InputError
 from em_interp.files import check_free, read_text, remove, resumable, write_csv, write_json, write_text
+from em_interp.lock import writing
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.reports.page import embedded, render
 from em_interp.run import claim_run
@@ -74,7 +75,7 @@ def sweep(
         raise InputError(f"jobs must be 1 or more; it is {jobs}")
     jobs = min(jobs or _default_jobs(grid), len(grid.all))
     progress = is_watched() if progress is None else progress
-    with resumable(out):
+    with writing(out), resumable(out):
         _claim(grid, out, resume, overwrite)
         with workers(backend, jobs) as do:
             for line in plan(grid, out, jobs, backend):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.config import RunConfig, load_config
 from em_interp.errors import InputError, Interrupted
 from em_interp.files import remove
+from em_interp.lock import writing
 from em_interp.run import Run, claim_run, create_run
 from em_interp.stages import is_watched
 from em_interp.training.distributed import Processes, check_process_count, is_lost_process, join
@@ -57,13 +58,14 @@ def train(
             that holds another run or cannot be written.
         Interrupted: after Ctrl-C, with how far training came and how to resume it.
     """
-    with _Guard() as guard:
+    with _Guard() as guard, ExitStack() as stack:
         settings = load_config(config)
         guard.replacing = overwrite
         run = guard.run = Run(Path(out) if out is not None else default_out(config, settings))
         processes = join()
         processes.on_all(lambda: check_process_count(settings, processes.count))
         with _writing_to(run):
+            processes.on_main(lambda: stack.enter_context(writing(run.path)))
             processes.on_main(lambda: claim_run(run.path, settings, resume, overwrite))
         if overwrite or not processes.on_main(lambda: run.config_file.exists() and is_finished(run)):
             from em_interp.organisms.bases import quiet
