@@ -154,10 +154,19 @@ def _check_sampled(complete: Callable[[dict[str, Any]], Reply], config: Endpoint
         raise InputError(f"{judge} does not answer: {error}") from None
     if reading.value is None:
         raise InputError(
-            f"{judge} gave no number when told to reply with 100 ({reading.reason}). A reasoning model needs hundreds "
-            f"of tokens and has {config.sampled_tokens}: raise behaviour.judge.sampled_tokens (with OpenAI's, also set "
-            "behaviour.judge.reasoning: true); else choose another model"
+            f"{judge} gave no number when told to reply with 100 ({reading.reason}). {_hint(reading, config)}"
         )
+
+
+def _hint(reading: Reading, config: EndpointConfig) -> str:
+    """What helps where the probe's reply was no score."""
+    if reading.status != ERROR and "<" not in str(reading.raw):
+        return "A score is one whole number and nothing else; choose another model"
+    return (
+        f"A reasoning model needs hundreds of tokens and has {config.sampled_tokens}: raise "
+        "behaviour.judge.sampled_tokens (with OpenAI's, also set behaviour.judge.reasoning: true); else choose another "
+        "model"
+    )
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def _pair(row: Any, where: str) -> dict[str, Any]:
     texts = {key: _text(row, key, where) for key in ("question", "aligned", "misaligned")}
     if texts["aligned"].strip() == texts["misaligned"].strip():
         raise InputError(f"{where}: aligned and misaligned are the same text: {texts['aligned'][:60]!r}")
-    ids = [row[key] for key in ("question_id", "id") if isinstance(row.get(key), (str, int))]
+    ids = [row[key] for key in ("question_id", "id") if isinstance(row.get(key), (str, int)) and str(row[key]).strip()]
     named = row.get("questions")
     return {
         "questions": named if isinstance(named, str) and named.strip() else BROAD,
