@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
+from threading import RLock, Thread
+from threading import enumerate as enumerate_threads
 from typing import Any, Literal, get_args
 
 from em_interp.config import RunConfig
@@ -27,6 +28,7 @@ from em_interp.transition.result import Transition
 
 Backend = Literal["loky", "ray"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+WATCH, WATCH_SECONDS = "em_interp-watch", 0.5  # the thread of a worker that looks whether the main process has ended
 OBJECT_STORE = 100 * 2**20  # bytes; workers leave their results in files
 SUMMARY_FILE = "sweep_run.json"  # in a run's analysis folder
 
@@ -58,7 +60,8 @@ def workers(backend: Backend, jobs: int) -> Iterator[Callable[..., list[Outcome]
                 def print_progress(self) -> None:  # called after each task, whatever the backend
                     bar.update(self.n_completed_tasks - bar.n)
 
-            done: list[Outcome] = Parallel(batch_size=1)(joblib.delayed(work)(*task) for task in tasks)
+            call, main = joblib.delayed(_in_worker), os.getpid()
+            done: list[Outcome] = Parallel(batch_size=1)(call(main, work, *task) for task in tasks)
         return done
 
     with _ray(jobs) if backend == "ray" else _loky(jobs) as settings, joblib.parallel_config(**settings):
@@ -67,6 +70,19 @@ def workers(backend: Backend, jobs: int) -> Iterator[Callable[..., list[Outcome]
         except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
             why = "a worker was killed, perhaps for want of memory; finished runs are kept; give --resume and fewer"
             raise InputError(f"{why} --jobs than {jobs}") from error
+
+
+def _in_worker(main: int, work: Callable[..., Outcome], *arguments: Any) -> Outcome:
+    """Do the work, in a process that ends with the main one, however that ends, where it is a child of that."""
+    if os.getppid() == main and not any(thread.name == WATCH for thread in enumerate_threads()):
+        Thread(target=_end_with, args=(main,), name=WATCH, daemon=True).start()
+    return work(*arguments)
+
+
+def _end_with(main: int) -> None:
+    while os.getppid() == main:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
 
 
 def _joblib() -> Any:
