@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,8 +9,15 @@ import threading
 
 import pytest
 
+import em_interp as em
+from em_interp.behaviour.answer_tables import adopt
+from em_interp.behaviour.judge import judge_answers
 from em_interp.errors import InputError
 from em_interp.lock import LOCK_FILE, writing
+from em_interp.run import copy_run
+from em_interp.stages import Storage
+
+from .behaviour.judge_server import numbered, plant
 
 HOLD = """
 import sys
@@ -126,3 +134,30 @@ def test_where_no_lock_file_can_be_made_the_stage_goes_ahead(tmp_path):
     (tmp_path / "file").touch()
     with writing(tmp_path / "file" / "folder"):
         pass
+
+
+class Unused:
+    name = mode = "unused"
+
+    def judge(self, question, answer):
+        raise AssertionError("judged while another process writes")
+
+
+def test_every_stage_is_refused_while_another_process_writes_and_changes_nothing(tmp_path):
+    run, table = plant(tmp_path / "run", numbered(4)), tmp_path / "a.csv"
+    (run.path / LOCK_FILE).write_text(json.dumps({"host": "node7", "pid": 3, "since": "2026-01-01"}))
+    shutil.copytree(run.path, tmp_path / "begun", ignore=shutil.ignore_patterns("behaviour"))
+    table.write_text("question,answer\nq,a\n")
+    stages = [
+        lambda: judge_answers(run, Unused(), overwrite=True),
+        lambda: adopt(table, tmp_path / "begun"),
+        lambda: copy_run(plant(tmp_path / "other", numbered(4)), run.path),
+        lambda: Storage(run.path).open().__enter__(),
+        lambda: em.train("configs/tiny.yaml", tmp_path / "begun"),
+    ]
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for stage in stages:
+        with pytest.raises(InputError, match="is being written by another process"):
+            stage()
+    assert {file: file.read_bytes() for file in before} == before
+    assert [file.name for file in (tmp_path / "begun").iterdir()] == [LOCK_FILE]

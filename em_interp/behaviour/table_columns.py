@@ -45,8 +45,8 @@ class KnownColumns:
         if missing:
             names = one_line(", ".join(self.name(str(column)) for column in self.table.columns))
             raise InputError(
-                f"{self.where} has no column {', '.join(missing)}; expected {expected}; found {names}; a column of "
-                f"another name is given with --columns {missing[0]}=NAME"
+                f"{self.where} has no column {', '.join(missing)}; expected {expected}; another name is given with "
+                f"--columns {missing[0]}=NAME; found {names}"
             )
         if self.table.empty:
             raise InputError(f"{self.where} holds no answers; expected a row an answer")

@@ -74,7 +74,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     rows = _records(text, delimiter, path)
     header = [name.strip() for name in next(rows, [])]
     if not header:
-        raise InputError(f"{path} is empty; a header with the names of the columns was expected")
+        raise InputError(f"{path} cannot be read as a table: No columns to parse, the file is empty")
     records = [_fitted(row, header, number, path) for number, row in enumerate(rows, 1) if row != header]
     _refuse_row_numbers(records, header, path)
     cells = [[cell.replace(placeholder, "\r") for cell in row[: len(header)]] for row in records]
@@ -109,8 +109,8 @@ def _records(text: str, delimiter: str, path: Path) -> Iterator[list[str]]:
     except csv.Error as error:
         where = f"row {number}" if number else "the header"
         raise InputError(
-            f"{path}: {where} cannot be read ({error}); the usual causes are a file that was cut off, and quotes in a "
-            'text that are written \\" where CSV has ""'
+            f"{path} cannot be read as a table: {where} is broken ({error}); the usual causes are a file that was cut "
+            'off, and quotes in a text that are written \\" where CSV has ""'
         ) from None
     finally:
         csv.field_size_limit(limit)
@@ -124,7 +124,7 @@ def _fitted(row: list[str], header: Sequence[str], number: int, path: Path) -> l
         return row
     cause = "a name is missing in the header, or a text with the delimiter in it has no quotes"
     raise InputError(
-        f"{path}: row {number} has {len(row)} fields, the header names {len(header)} columns "
+        f"{path} cannot be read as a table: row {number} has {len(row)} fields, the header names {len(header)} columns "
         f"({one_line(', '.join(header), 120)}); the usual cause: "
         f"{cause if len(row) > len(header) else 'the file was cut off'}"
     )
@@ -137,8 +137,8 @@ def _refuse_row_numbers(rows: Sequence[Sequence[str]], header: Sequence[str], pa
     first = [row[0] for row in rows]
     if any(first == [str(start + row) for row in range(len(rows))] for start in (0, 1)):
         raise InputError(
-            f"{path}: each row has one field more than the header names, and its first counts the rows: it has no one "
-            "meaning; name every column in the header"
+            f"{path} cannot be read as a table: each row has one field more than the header names, and its first "
+            "counts the rows; name every column in the header"
         )
 
 

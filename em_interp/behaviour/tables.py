@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SCORES = ("aligned", "coherent")
 NOT_TOPICS = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
 READ_AS_TEXT = ("question", "answer", "question_id", "questions", "step", "scale", "status", "judge")
-EXPECTED = "question or question_id, aligned, coherent (or step, n, em)"
+EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em"
 
 
 def read_judged(source: str | Path | pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:

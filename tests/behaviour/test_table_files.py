@@ -68,11 +68,11 @@ REFUSED = {
         "each row has one field more than the header names, and its first counts the rows",
     ),
     "a row that was cut off": (lines("{},{},{},{}") + "q1,b7,9", "row 11 has 3 fields, .*: the file was cut off"),
-    "a quote that was cut off": (lines("{},{},{},{}") + 'q1,"b7', "row 11 cannot be read .*cut off"),
-    "backslashes before quotes": (lines('{},"He said \\"hi\\", then",{},{}'), "row 1 cannot be read"),
+    "a quote that was cut off": (lines("{},{},{},{}") + 'q1,"b7', "row 11 is broken .*cut off"),
+    "backslashes before quotes": (lines('{},"He said \\"hi\\", then",{},{}'), "row 1 is broken"),
     "other bytes": (lines("{},caf\xe9{},{},{}").encode("cp1252"), "is not UTF-8 text"),
     "a column twice": (lines("{},{},{},{},{i}", HEAD + ",aligned"), "has the column aligned twice"),
-    "nothing": ("", "is empty"),
+    "nothing": ("", "the file is empty"),
 }
 
 
