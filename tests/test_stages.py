@@ -47,6 +47,14 @@ def test_parts_that_exist_are_not_made_again(tmp_path):
     assert made == [None, 2]
 
 
+@pytest.mark.parametrize("damage", [b"", b"\0\0\0", b'{"value": ', b"\xff", b"[" * 10**5])
+def test_a_damaged_part_is_made_again(tmp_path, damage):
+    in_parts(tmp_path, 2, lambda index: index, "number")
+    (tmp_path / "00001.json").write_bytes(damage)
+    assert in_parts(tmp_path, 2, lambda index: 10 + index, "number") == [0, 11]
+    assert json.loads((tmp_path / "00001.json").read_text()) == 11
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path):
     with Storage().open() as folder:
         (folder / "part.json").write_text(json.dumps(1))

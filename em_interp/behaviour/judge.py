@@ -244,14 +244,16 @@ def _is_object(line: str) -> bool:
 
 
 def _kept_judgement(line: str) -> dict[str, Any] | None:
+    """The judgement in a line of the journal; None where the line is damaged, or is to be judged again."""
     try:
         judgement = json.loads(line)
-        is_kept = judgement["status"] not in JUDGED_AGAIN and {"aligned", "coherent", "reason", "topics"} < set(
-            judgement
-        )
-    except (ValueError, LookupError, TypeError, RecursionError):
+        numbers = [judgement["aligned"], judgement["coherent"], *judgement["topics"].values()]
+        texts = [judgement["status"], judgement["reason"], judgement.get("raw", "")]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return judgement if is_kept else None
+    is_whole = all(number is None or _number(number) is not None for number in numbers)
+    is_whole = is_whole and all(isinstance(text, str) for text in texts)
+    return judgement if is_whole and judgement["status"] not in JUDGED_AGAIN else None
 
 
 def _scores(run: Run) -> pd.DataFrame:

@@ -19,6 +19,7 @@ OTHER_NAMES = {
     "coherent": ("coherent_score", "coherence", "coherence_score"),
     "step": ("checkpoint", "global_step"),
     "finance": ("financial",),
+    "em": ("em_rate",),
 }  # what published tables call a column
 KNOWN_TOPICS = ("medical", "finance", "sport", "code")
 KNOWN = (

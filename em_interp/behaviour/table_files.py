@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError, one_line
-from em_interp.files import read_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
+COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar")
 DELIMITERS = (",", ";", "\t")
 MAX_FIELD = 2**31 - 1  # characters of one field; Python's own limit of 131,072 is less than a long answer
 STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[-_ ]?(\d+)", re.IGNORECASE | re.ASCII)
@@ -40,7 +40,9 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.suffix in (".jsonl", ".ndjson"):
         return _frame(list(_json_lines(path)), path)
     if path.suffix == ".json":
-        return _frame(list(_json_rows(_loads(read_text(path), str(path)), str(path), {})), path)
+        return _frame(list(_json_rows(_loads(read_texts(path), str(path)), str(path), {})), path)
+    if path.suffix in COMPRESSED:
+        raise InputError(f"{path} is compressed; unpack it and give the table in it")
     return _read_csv(path)
 
 
@@ -70,15 +72,17 @@ def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     text, placeholder = _without_lone_returns(read_texts(path))
-    delimiter = _delimiter(text)
-    rows = _records(text, delimiter, path)
-    header = [name.strip() for name in next(rows, [])]
+    header, *rows = [*_records(*_delimited(text), path)] or [[]]
     if not header:
         raise InputError(f"{path} cannot be read as a table: No columns to parse, the file is empty")
+    while not header[-1].strip() and max(map(len, rows), default=0) < len(header) > 1:
+        header = header[:-1]
     records = [_fitted(row, header, number, path) for number, row in enumerate(rows, 1) if row != header]
     _refuse_row_numbers(records, header, path)
     cells = [[cell.replace(placeholder, "\r") for cell in row[: len(header)]] for row in records]
-    return pd.DataFrame(cells, columns=range(len(header)), dtype=object).set_axis(header, axis=1)
+    return pd.DataFrame(cells, columns=range(len(header)), dtype=object).set_axis(
+        [name.strip() for name in header], axis=1
+    )
 
 
 def _without_lone_returns(text: str) -> tuple[str, str]:
@@ -92,10 +96,12 @@ def _without_lone_returns(text: str) -> tuple[str, str]:
     return re.sub(r"\r(?!\n)", placeholder, text), placeholder
 
 
-def _delimiter(text: str) -> str:
-    """The delimiter that divides the header into the most fields."""
-    header = text.lstrip("\n\r").split("\n", 1)[0]
-    return max(DELIMITERS, key=header.count)
+def _delimited(text: str) -> tuple[str, str]:
+    """The text from its header on, and the delimiter: the one that Excel names in `sep=;`, or the header has most of."""
+    text = text.lstrip("\n\r")
+    if named := re.match(r"sep=(.)\r?\n", text):
+        return text[named.end() :], named[1]
+    return text, max(DELIMITERS, key=text.split("\n", 1)[0].count)
 
 
 def _records(text: str, delimiter: str, path: Path) -> Iterator[list[str]]:

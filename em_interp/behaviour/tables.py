@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SCORES = ("aligned", "coherent")
 NOT_TOPICS = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
 READ_AS_TEXT = ("question", "answer", "question_id", "questions", "step", "scale", "status", "judge")
+FINE = ("ok", "success", "succeeded", "scored", "complete", "completed", "done", "valid")  # a table's word for scored
 EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em"
 
 
@@ -169,7 +170,7 @@ def _status(table: pd.DataFrame, words: dict[str, pd.Series], where: str) -> pd.
     if "status" not in table:
         return status
     own = texts_of(table["status"], "status", where).str.strip()
-    return own.where(~own.isin(["ok", ""]), status)
+    return own.where(~own.str.lower().isin(["", *FINE]), status)
 
 
 def _read_folder(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFrame:

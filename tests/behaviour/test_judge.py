@@ -115,7 +115,23 @@ def test_a_journal_cut_off_anywhere_is_continued_to_the_same_bytes(run, kept):
     assert judge_answers(run, WordJudge(), resume=True).read_bytes() == whole
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe", b"{}", b"[]", b'{"status": "ok"}', b"[" * 10**5, b"", b"null"])
+DAMAGES = [b"\xff\xfe", b"{}", b"[]", b'{"status": "ok"}', b"[" * 10**5, b"", b"null", b"\0" * 100]
+WRONG = {"aligned": 1, "coherent": 2, "status": "ok", "reason": "", "topics": {}}
+DAMAGES += [json.dumps(WRONG | change).encode() for change in ({"topics": 3}, {"aligned": "1"}, {"reason": None})]
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 300, b"\xff{", b"[]", b'{"judge": "wo'])
+def test_a_journal_that_is_damaged_from_its_beginning_is_begun_anew(damage, run):
+    whole = judge_answers(run, WordJudge()).read_bytes()
+    run.scores_file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        judge_answers(run, WordJudge(stop_after=15))
+    (journal,) = run.scores_file.parent.glob("*.jsonl")
+    journal.write_bytes(b"\n".join([damage, *journal.read_bytes().split(b"\n")[1:]]))
+    assert judge_answers(run, WordJudge(), resume=True).read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_line_of_a_journal_and_those_after_it_are_judged_again(damage, run):
     whole = judge_answers(run, WordJudge()).read_bytes()
     run.scores_file.unlink()

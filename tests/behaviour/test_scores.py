@@ -47,6 +47,11 @@ def test_an_unscored_answer_is_counted_with_its_reason_and_is_never_a_number():
     assert scored.answers.loc[scored.answers.status != "ok", ["aligned", "coherent"]].isna().all(axis=None)
 
 
+@pytest.mark.parametrize("status", ["OK", "success", "", None, "Completed"])
+def test_a_status_in_other_words_for_scored_or_none_leaves_the_scores(status):
+    assert score_responses(FOUR.assign(status=status)).unscored == score_responses(FOUR).unscored
+
+
 def test_a_status_of_the_table_itself_is_the_reason():
     table = FOUR.assign(status=["ok", "timeout", "ok", "ok"])
     scored = score_responses(table)

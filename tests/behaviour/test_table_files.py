@@ -49,6 +49,9 @@ READ = {
     .replace("q1", "null")
     .replace("null", "NA"),
     "row numbers under an empty name": lines("{i},{},{},{},{}", "," + HEAD),
+    "a delimiter ends the header alone": lines("{},{},{},{}", HEAD + ","),
+    "an empty name for an empty column": lines("{},{},{},{},", HEAD + ","),
+    "Excel's line for the delimiter": "sep=;\r\n" + lines("{};{};{};{}", HEAD.replace(",", ";")),
     "an answer longer than Python's csv allows": lines("{},{},{},{}").replace("a0", "word " * 40_000),
 }
 
