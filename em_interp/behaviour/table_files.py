@@ -97,7 +97,7 @@ def _without_lone_returns(text: str) -> tuple[str, str]:
 
 
 def _delimited(text: str) -> tuple[str, str]:
-    """The text from its header on, and the delimiter: the one that Excel names in `sep=;`, or the header has most of."""
+    """The text from its header on, and its delimiter: that of a line `sep=;`, or the commonest in the header."""
     text = text.lstrip("\n\r")
     if named := re.match(r"sep=(.)\r?\n", text):
         return text[named.end() :], named[1]
