@@ -13,6 +13,7 @@ from em_interp.results import Result
 from em_interp.run import Run, open_run
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, align
+from em_interp.transition.family import FamilyWise, family_wise
 from em_interp.transition.find import find_transitions
 from em_interp.transition.onset import onset, onset_by_threshold, onsets
 from em_interp.transition.result import Transition
@@ -44,6 +45,11 @@ class Findings:
     def rotation(self) -> Transition:
         """The rotation of B: the mechanistic transition that behaviour is compared with."""
         return strongest_rotation(self.transitions)
+
+    @property
+    def family(self) -> FamilyWise:
+        """The declared transitions at one family-wise level: the rotation of B and, where judged, the onset of EM."""
+        return family_wise([], [self.rotation]) if self.alignment is None else self.alignment.family
 
 
 def findings(

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 
@@ -8,8 +9,10 @@ import pytest
 
 import em_interp as em
 from em_interp.errors import InputError
+from em_interp.figures.style import p_value_text
 from em_interp.findings import findings
 from em_interp.reports.page import commands, examples, hits, report
+from em_interp.transition.find import find_transition
 from tests.figures.planting import CHANGE, HACK, LAST, NASTY, ONSET, plant_run
 from tests.tiny import json_of
 
@@ -96,7 +99,7 @@ def test_the_verdicts_come_first_in_words(page):
 
 
 def test_verdicts_of_run_and_control_stand_beside_each_other(page):
-    assert "1 of 6 changes of behaviour coincide with the adapter's, as far as the intervals can tell." in page.words
+    assert "What was found Rotation of B comes before onset of EM on out-of-domain questions." in page.words
     beside = page.words[page.words.index("EM onset, out of domain transition") :]
     assert beside.index("none the EM rate does not rise") < 250
 
@@ -109,25 +112,72 @@ def test_every_offset_is_told_with_its_interval_and_chance(page, found):
     assert page.words.count("the interval holds 0") == 1
 
 
+def test_the_declared_signals_stand_with_their_family_wise_p_beside_the_single_ones(page, found):
+    family = found["organism"].family
+    assert [t.signal for t in family.declared] == ["rotation", "onset"]
+    table = page.words[page.words.index("Declared before looking") :]
+    for t in family.declared:
+        assert (
+            family.holds(t) and f"{p_value_text(t.p_value)} {p_value_text(family.adjusted_p(t))} significant" in table
+        )
+    everything = page.words[page.words.index("All transitions") :]
+    assert "p Level Family-wise p" in everything
+    undeclared = next(t for t in found["organism"].transitions if t.of == "A")
+    assert family.adjusted_p(undeclared) is None
+
+
+def test_the_headline_is_a_claim_about_the_declared_signals_with_its_reason(page, found):
+    alignment = found["organism"].alignment
+    assert f"{alignment.claim}. {alignment.claim_reason.capitalize()}" in page.words
+    assert alignment.headline() == f"{alignment.claim}: {alignment.claim_reason}."
+
+
 def test_the_page_says_whether_the_planted_change_was_found(page):
     assert f"training was changed after step {CHANGE} (data: tiny:medical, schedule restarts)" in page.words
     assert "0 steps after it: found (within 15 steps)" in page.words
+    assert "The rotation of B was declared beforehand; a change is judged by it alone." in page.words
+    others = page.words[page.words.index("not declared and not counted:") :]
+    assert others.split(":")[1].strip().startswith(f"rotation of ΔW at step {CHANGE}")
+
+
+def test_a_turn_of_another_part_does_not_find_a_change_but_is_named(found, tmp_path):
+    planted = found["switched"]
+    turns = [t for t in planted.transitions if t.of != "B"]
+    still = replace(find_transition(planted.trajectory), verdict="none", reason="as planted", step=None, interval=None)
+    missed = replace(planted, transitions=[still, *turns])
+    (hit,) = hits(missed)
+    assert not hit.found and hit.declared is still and hit.chance == 0
+    assert [t.of for t in hit.others] == ["delta"]
+    page = Page(report(found["control"], planted=missed, out=tmp_path / "page.html"))
+    assert "No turn of B was found (none: as planted): not found" in page.words
+
+
+def test_an_interval_that_misses_the_change_says_why(found, tmp_path):
+    planted = found["switched"]
+    late = replace(planted.rotation, step=CHANGE + 6.0, interval=(CHANGE + 4.0, CHANGE + 9.0))
+    (hit,) = hits(replace(planted, transitions=[late]))
+    assert hit.found and not hit.in_interval
+    page = Page(report(found["control"], planted=replace(planted, transitions=[late]), out=tmp_path / "page.html"))
+    assert "The interval does not hold the change" in page.words and "momentum carries the old direction" in page.words
 
 
 def test_a_change_that_no_rotation_is_near_is_not_found(tmp_path):
     still = findings(plant_run(tmp_path / "still", changes=False, switched=True, asked=False))
     (hit,) = hits(still)
     assert not hit.found
-    assert hit.nearest is None
+    assert hit.distance is None
     assert hit.chance == 0  # no rotation, no luck
     report(still, planted=still)
-    assert "No turn was found in B, A or ΔW: not found" in Page(still.run.report_file).words
+    assert f"No turn of B was found ({hit.declared.verdict}: " in Page(still.run.report_file).words
 
 
 def test_a_hit_is_worth_less_the_more_rotations_there_are(found):
     (hit,) = hits(found["switched"])
     one = np.mean(np.abs(np.arange(LAST + 1) - CHANGE) <= 15)
-    assert hit.chance == pytest.approx(1 - (1 - one) ** 2)  # B and ΔW turn
+    assert hit.chance == pytest.approx(one)  # ΔW turns too, and does not count
+    turns = [t for t in found["switched"].transitions if t.of == "B"]
+    (twice,) = hits(replace(found["switched"], transitions=[*turns, *(replace(t, step=300.0) for t in turns)]))
+    assert twice.chance == pytest.approx(1 - (1 - one) ** 2)
 
 
 def test_nothing_on_the_page_comes_from_elsewhere(page):

@@ -70,7 +70,7 @@ def alignment(
         alignment.mechanistic,
         offsets,
         known_changes,
-        f"{alignment.words[0].upper()}{alignment.words[1:]}.",
+        f"{alignment.claim}.",
     )
 
 

@@ -7,7 +7,7 @@ template, figures as JSON in which no `<` is left.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,6 +22,8 @@ from em_interp.findings import Findings
 from em_interp.lock import writing
 from em_interp.reports.run_figures import Source, found_in, known_changes, run_of, timeline
 from em_interp.results import local_name
+from em_interp.transition.family import FAMILY_LEVEL
+from em_interp.transition.find import TEST_LEVELS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +125,9 @@ def _contents(found: Findings, control: Findings | None, planted: Findings | Non
         "hit_within": HIT_WITHIN,
         "figures": _figures(found, control),
         "control_figures": [] if control is None else _overview(control),
-        "planted_figures": [] if planted is None else _overview(planted, known),
+        "planted_figures": [] if planted is None else _overview(planted),
+        "family_level": FAMILY_LEVEL,
+        "test_levels": TEST_LEVELS,
         "thresholds": None if found.thresholds is None else _threshold_rows(found.thresholds),
         "mechanism": _mechanism(found),
         "examples": [] if found.curve is None else examples(found.curve),
@@ -171,31 +175,43 @@ def final_rates(curve: BehaviourCurve) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Hit:
-    """A known change, the rotation of B, A or ΔW nearest to it, and the chance of a hit."""
+    """A known change, the rotation of B nearest to it, by which alone it is judged, and every other rotation."""
 
     step: float
     what: str
-    nearest: Transition | None
-    distance: float | None  # steps, positive where the rotation is later
-    chance: float  # that as many rotations placed uniformly in the run would hit the change
+    declared: Transition  # the rotation of B that is nearest, or the verdict that there is none
+    others: list[Transition]  # rotations that were found and do not count
+    chance: float  # that as many rotations of B placed uniformly in the run would find the change
+
+    @property
+    def distance(self) -> float | None:
+        """Steps from the change to the rotation, positive where the rotation is later; None where there is none."""
+        return self.declared.step - self.step if self.declared.found and self.declared.step is not None else None
 
     @property
     def found(self) -> bool:
         """Whether the rotation is near enough."""
         return self.distance is not None and abs(self.distance) <= HIT_WITHIN
 
+    @property
+    def in_interval(self) -> bool:
+        """Whether the rotation's interval holds the change."""
+        interval = self.declared.interval
+        return self.found and interval is not None and interval[0] <= self.step <= interval[1]
+
 
 def hits(planted: Findings) -> list[Hit]:
-    """Each known change of a run with the rotation nearest to it."""
-    steps = np.arange(planted.trajectory.steps[0], planted.trajectory.steps[-1] + 1)
-    turns = [(t, t.step) for t in planted.transitions if t.signal == "rotation" and t.found and t.step is not None]
-    found = []
+    """Each known change of a run, judged by the rotation of B, which was declared before looking."""
+    places = np.arange(planted.trajectory.steps[0], planted.trajectory.steps[-1] + 1)
+    turns = [t for t in planted.transitions if t.signal == "rotation" and t.found]
+    of_b = [t for t in turns if t.of == "B"]
+    judged = []
     for step, what in known_changes(planted.run).items():
-        nearest, at = min(turns, key=lambda turn: abs(turn[1] - step), default=(None, None))
-        share = float(np.mean(np.abs(steps - step) <= HIT_WITHIN))
-        chance = 1 - (1 - share) ** len(turns)
-        found.append(Hit(step, what, nearest, None if at is None else at - step, chance))
-    return found
+        nearest = min(of_b, key=lambda t: abs((t.step or 0.0) - step), default=planted.rotation)
+        share = float(np.mean(np.abs(places - step) <= HIT_WITHIN))
+        others = [t for t in turns if t is not nearest]
+        judged.append(Hit(step, what, nearest, others, 1 - (1 - share) ** len(of_b)))
+    return judged
 
 
 def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[str, Any]]]:
@@ -235,13 +251,12 @@ def _mechanism(found: Findings) -> dict[str, Any] | None:
     return {**report.to_dict(), "analyses": analyses}
 
 
-def _overview(found: Findings, known: Sequence[Hit] = ()) -> list[dict[str, Any]]:
-    """How the path of another run turns (in the part that hit a known change, else in B), and its time axis."""
+def _overview(found: Findings) -> list[dict[str, Any]]:
+    """A run beside the one the page is about: how B turns, and everything on one time axis."""
     from em_interp import figures as draw
 
-    of: Any = next((hit.nearest.of for hit in known if hit.nearest is not None), "B")
     changes = known_changes(found.run)
-    turning = draw.turning_angle(found.trajectory, of=of, transitions=found.transitions, known_changes=changes)
+    turning = draw.turning_angle(found.trajectory, transitions=found.transitions, known_changes=changes)
     return [embedded(turning), embedded(timeline(found))]
 
 

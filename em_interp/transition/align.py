@@ -41,9 +41,9 @@ AlignmentVerdict = Literal[
 OrderWord = Literal["before", "after", "together", "not told apart", "no closer than chance"]
 MAX_CHANCE = 0.05  # that a random step is as near, where two transitions are called together
 WORDS = {
-    "together": "the behaviour changes when the adapter does, as far as the intervals can tell",
-    "mechanistic_first": "the adapter changes before the behaviour",
-    "behavioural_first": "the behaviour changes before the adapter",
+    "together": "the midpoints of the two changes coincide, as far as the intervals can tell",
+    "mechanistic_first": "the midpoint of every change of behaviour is later than the adapter's",
+    "behavioural_first": "the midpoint of every change of behaviour is earlier than the adapter's",
     "only_mechanistic": "the adapter changes, the behaviour does not",
     "only_behavioural": "the behaviour changes without a transition of the adapter",
     "neither": "neither the adapter nor the behaviour changes",
@@ -116,16 +116,28 @@ class Alignment(Result):
                 return _order_of(self.mechanistic, declared, offset)
         return None
 
-    def headline(self) -> str:
-        """One sentence on the declared transitions alone, with what it rests on."""
+    @property
+    def claim(self) -> str:
+        """What the declared transitions alone show, without the reason."""
         family, order = self.family, self.order
         first, last = family.declared[0], family.declared[-1]
         if order is None:
-            return f"{_capital(WORDS[_verdict(first, family.declared[1:], ())])}."
+            return _capital(WORDS[_verdict(first, family.declared[1:], ())])
         sentence = HEADLINES[order.word].format(first=first.name, last=last.name)
         if not all(family.holds(t) for t in family.declared):
             sentence += f", but not both are significant at a family-wise level of {FAMILY_LEVEL:.0%}"
-        return f"{_capital(sentence)}: {order.reason}."
+        return _capital(sentence)
+
+    @property
+    def claim_reason(self) -> str:
+        """What the claim rests on: the two offsets, or what was found of each declared transition."""
+        if self.order is not None:
+            return self.order.reason
+        return "; ".join(f"{t.name}: {t.verdict}" for t in self.family.declared)
+
+    def headline(self) -> str:
+        """One sentence on the declared transitions alone, with what it rests on."""
+        return f"{self.claim}: {self.claim_reason}."
 
     def frame(self) -> pd.DataFrame:
         """One row a behavioural transition, with its offset; NaN where one of the two was not found."""
@@ -154,14 +166,15 @@ class Alignment(Result):
         """The verdict in words; `together` needs only one offset that may be 0, so it says how many may."""
         coinciding, count = sum(offset.coincides for offset in self.offsets), len(self.offsets)
         if self.verdict == "together" and coinciding < count:
-            changes = f"{coinciding} of {count} changes of behaviour coincide"
+            changes = f"the midpoints of {coinciding} of {count} changes of behaviour coincide"
             return f"{changes} with the adapter's, as far as the intervals can tell"
         return WORDS[self.verdict]
 
     def sentence(self) -> str:
-        """The verdict in words, with the offsets."""
+        """The headline, then the verdict on all onsets in words, with the offsets."""
         offsets = [_offset_text(self.behavioural[offset.behavioural], offset) for offset in self.offsets]
-        return "; ".join([f"{self.verdict.replace('_', ' ')}: {self.words}", *offsets])
+        verdict = f"verdict on all onsets: {self.verdict.replace('_', ' ')}, {self.words}"
+        return "; ".join([f"{self.headline()} {_capital(verdict)}", *offsets])
 
     def _lines(self) -> list[str]:
         transitions = (self.mechanistic, *self.behavioural)

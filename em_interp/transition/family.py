@@ -43,12 +43,15 @@ class FamilyWise(Result):
         """Of the hypothesis that none of the declared transitions took place."""
         return min(self.adjusted)
 
+    def adjusted_p(self, transition: Transition) -> float | None:
+        """Holm's p-value of a declared transition; None for any other."""
+        pairs = zip(self.declared, self.adjusted, strict=True)
+        return next((p for other, p in pairs if other is transition), None)
+
     def holds(self, transition: Transition) -> bool:
         """Whether a declared transition was found and is significant at the family-wise level."""
-        return any(
-            other is transition and other.found and p <= FAMILY_LEVEL
-            for other, p in zip(self.declared, self.adjusted, strict=True)
-        )
+        p_value = self.adjusted_p(transition)
+        return transition.found and p_value is not None and p_value <= FAMILY_LEVEL
 
     def frame(self) -> pd.DataFrame:
         """One row a declared transition, with its own and its adjusted p-value."""

@@ -15,6 +15,9 @@ from em_interp.trajectory import geometry
 from em_interp.trajectory.composition import composition_path, no_composition
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix, as_matrix
+from em_interp.transition import onset as onset_test
+from em_interp.transition import rotation as rotation_test
+from em_interp.transition import series as series_test
 from em_interp.transition.gradient_norm import gradient_norm_peak
 from em_interp.transition.lock_in import composition, lock_in
 from em_interp.transition.norm_onset import norm_onset
@@ -24,6 +27,12 @@ from em_interp.transition.rotation import locate_rotations, strongest
 
 Signal = Literal["rotation", "gradient_norm", "norm_onset", "lock_in", "composition", "onset"]
 PATH_SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset", "lock_in", "composition")
+TEST_LEVELS: dict[str, float] = {  # the largest p-value of a transition, by signal; the other signals are no tests
+    "rotation": rotation_test.ALPHA,
+    "gradient_norm": series_test.ALPHA,
+    "norm_onset": series_test.ALPHA,
+    "onset": onset_test.ALPHA,
+}
 
 
 def find_transition(

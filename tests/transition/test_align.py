@@ -103,7 +103,7 @@ def test_the_verdict_follows_from_what_was_found_and_which_side_of_zero_the_inte
 def test_words_say_how_many_coincide_where_not_all_do():
     near, late = behaviour(102, 98, 109), behaviour()
     assert align(rotation(), [near]).words == WORDS["together"]
-    assert align(rotation(), [near, late]).words.startswith("1 of 2 changes of behaviour coincide")
+    assert align(rotation(), [near, late]).words.startswith("the midpoints of 1 of 2 changes of behaviour")
     assert align(rotation(), [late]).words == WORDS["mechanistic_first"]
 
 
@@ -196,4 +196,6 @@ def test_without_both_transitions_the_headline_says_what_there_is():
     none = replace(behaviour(verdict="none", questions="out_of_domain"), p_value=0.6)
     found = align(TURN, none)
     assert found.order is None
-    assert found.headline() == "The adapter changes, the behaviour does not."
+    assert found.claim == "The adapter changes, the behaviour does not"
+    reason = "rotation of B: transition; onset of EM on out-of-domain questions: none"
+    assert found.headline() == f"{found.claim}: {reason}."
