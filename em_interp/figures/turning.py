@@ -48,6 +48,7 @@ PAPER_SPACINGS = (5, 10, 15)  # training steps, of arXiv 2506.11613
 SPACINGS = (5, 10, 20)  # training steps
 DASHES = ("dot", "dash", "solid")
 NORMAL_95 = 1.96
+MAX_REACH = 60.0  # degrees: an interval that reaches further tells nothing about a turn of 60°, and is not drawn
 CURVE = ("step", "turn_deg", "error_deg")  # of the evidence behind a rotation
 ALWAYS_NAMES = "It names a step on every path, whether the path turns there or not"
 
@@ -131,7 +132,8 @@ def turning_angle(
     """
     path, of = opened(path), as_matrix(of)
     turns = [t for t in transitions if t.signal == "rotation" and t.of == of]
-    rows = 2 if turns else 1
+    test_rows = _test_rows(turns)
+    rows = test_rows + 1
     bands = "Bands: where 95% of the angles of a straight path with this run's speed and noise would lie."
     figure = new_figure(
         f"Turning of {PART_NAME[of]}",
@@ -142,7 +144,7 @@ def turning_angle(
         vertical_spacing=0.1,
     )
     if turns:
-        draw_rotation(figure, turns, 1, 1)
+        draw_rotation(figure, turns, 1, test_rows)
     drawn = draw_turning(figure, path, _spacings(k), of, site, rows, 1)
     for row in range(1, rows + 1):
         mark_known_changes(figure, known_changes or {}, place(row, 1), label=row == 1)
@@ -159,8 +161,10 @@ def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
         transitions: one rotation, or all rotations of one part of one path in the order of their steps.
 
     Returns:
-        The turn with its pointwise 95 % interval, and each estimate with its interval. Where the path turns less than
-        its steady curvature would, 0 is drawn.
+        Above, for each turn that was found, the heading of the path in the plane of the turn, with the fitted ramp whose
+        middle is the step, its interval, and the ramps that other windows see. Below, the turn at each step with its
+        pointwise 95 % interval, left out where it is wider than ±60°. Where the path turns less than its steady
+        curvature would, 0 is drawn.
 
     Raises:
         InputError: for other signals, or rotations of several parts.
@@ -169,11 +173,11 @@ def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
     if not turns or any(t.signal != "rotation" or t.of != turns[0].of for t in turns):
         raise InputError(f"expected rotations of one part of a path; found {[(t.signal, t.of) for t in turns]}")
     text = f"{'; '.join(map(_verdict, turns))}. {turns[0].reason}"
-    if turns[0].step is not None:
-        text += " The step is the middle of the ramp fitted to the heading, not the top of the curve."
-    figure = new_figure(f"Turns of {PART_NAME.get(turns[0].of or '', 'the path')}", text, 300)
-    draw_rotation(figure, turns)
-    figure.update_xaxes(title_text=STEP)
+    rows = _test_rows(turns)
+    title, height = f"Turns of {PART_NAME.get(turns[0].of or '', 'the path')}", 300 + 210 * (rows - 1)
+    figure = new_figure(title, text, height, rows=rows, shared_xaxes=True, vertical_spacing=0.1)
+    draw_rotation(figure, turns, 1, rows)
+    figure.update_xaxes(title_text=STEP, row=rows)
     evidence = turns[0].evidence
     curve: dict[str, np.ndarray] = {name: evidence[name] for name in CURVE if name in evidence}
     return with_numbers(figure, signal_table({"turn": curve}, turns))
@@ -184,11 +188,45 @@ def _verdict(turn: Transition) -> str:
     return f"{turn.verdict}{where}"
 
 
-def draw_rotation(
-    figure: go.Figure, turns: Sequence[Transition], row: int | None = None, col: int | None = None
-) -> None:
-    """The rotation test into a panel of a figure."""
-    where, evidence = place(row, col), turns[0].evidence
+def _test_rows(turns: Sequence[Transition]) -> int:
+    """How many panels `draw_rotation` takes: the test, and the heading where a ramp was fitted to it."""
+    return 0 if not turns else 1 + any("heading" in turn.evidence for turn in turns)
+
+
+def draw_rotation(figure: go.Figure, turns: Sequence[Transition], first: int, rows: int) -> None:
+    """The rotation test into a panel of a figure; where `rows` is 2, the headings with their ramps in one above it."""
+    if rows == 2:
+        _draw_headings(figure, [turn for turn in turns if "heading" in turn.evidence], place(first, 1))
+    _draw_test(figure, turns, place(first + rows - 1, 1), labelled=rows == 1)
+
+
+def _draw_headings(figure: go.Figure, turns: Sequence[Transition], where: dict[str, int]) -> None:
+    """The heading about each turn, the ramp whose middle is the step, and a mark for every other window's ramp."""
+    colour, top = PART_COLOUR.get(turns[0].of or "", INK), 30.0
+    for number, turn in enumerate(turns):
+        step, seen, fitted = turn.evidence["heading"]
+        style = {"x": step, "legendgroup": "heading", "showlegend": number == 0}
+        points = go.Scatter(y=seen, mode="markers", marker={"color": colour, "size": 4}, name="heading", **style)
+        ramp = go.Scatter(y=fitted, mode="lines", line={"color": INK, "width": 1.5}, name="fitted ramp")
+        ramp.update(x=step, legendgroup="ramp", showlegend=number == 0, hoverinfo="skip")
+        figure.add_trace(points.update(hovertemplate="step %{x}<br>heading %{y:.0f}°<extra></extra>"), **where)
+        figure.add_trace(ramp, **where)
+        top = max(top, float(np.nanmax([seen.max(), fitted.max()])))
+        label = f"step {turn.step:.0f}<br>{turn.angle_deg:.0f}° beyond curvature" if turn.step is not None else ""
+        mark_step(figure, turn, colour, label, where, rising=True, below=number)
+    others = np.concatenate([turn.evidence["bends"][1:] for turn in turns])
+    if len(others):
+        middle, low, high = others.T
+        bars = {"array": high - middle, "arrayminus": middle - low, "symmetric": False, "thickness": 1, "width": 0}
+        marks = go.Scatter(x=middle, y=np.full(len(others), 1.12 * top), mode="markers", name="ramps of other windows")
+        marks.update(marker={"symbol": "line-ns-open", "size": 8, "color": MUTED}, error_x=bars)
+        figure.add_trace(marks.update(hovertemplate="another window: step %{x:.0f}<extra></extra>"), **where)
+    figure.update_yaxes(title_text="Heading from the first<br>direction (degrees)", range=[None, 1.2 * top], **where)
+
+
+def _draw_test(figure: go.Figure, turns: Sequence[Transition], where: dict[str, int], labelled: bool) -> None:
+    """The turn at each step with its interval and the null."""
+    evidence = turns[0].evidence
     figure.update_yaxes(title_text="Turn beyond steady<br>curvature (degrees)", **where)
     if not np.isfinite(evidence.get("turn_deg", np.nan)).any():
         figure.update_yaxes(range=[0, 120], **where)
@@ -198,7 +236,8 @@ def draw_rotation(
     colour = PART_COLOUR.get(turns[0].of or "", INK)
     step, turn, error = (evidence[key] for key in ("step", "turn_deg", "error_deg"))
     reach = np.where(np.isfinite(error), NORMAL_95 * error, np.nan)
-    low, high = np.clip(turn - reach, 0, 180), np.clip(turn + reach, 0, 180)
+    known = np.where(reach <= MAX_REACH, reach, np.nan)
+    low, high = np.clip(turn - known, 0, 180), np.clip(turn + known, 0, 180)
     hover = "step %{x}<br>turn %{customdata[0]:.0f}° ± %{customdata[1]:.0f}°<extra></extra>"
     line = go.Scatter(x=step, y=np.maximum(turn, 0), customdata=np.stack([turn, reach], 1), mode="lines")
     null = go.Scatter(x=[None], y=[None], mode="markers", name=f"null: {MIN_TURN:.0f}° or less")
@@ -210,9 +249,9 @@ def draw_rotation(
     for number, found in enumerate(turns):
         angle = "" if found.angle_deg is None else f"<br>{found.angle_deg:.0f}° in all"
         at = "" if found.step is None else f"step {found.step:.0f}"
-        mark_step(figure, found, colour, at + angle, where, below=number)
-    top = float(np.nanmax(np.maximum(turn, 0), initial=50)) * 1.25
-    figure.update_yaxes(range=[0, min(top, 185)], **where)
+        mark_step(figure, found, colour, at + angle if labelled else None, where, below=number)
+    top = max(float(np.nanmax(drawn, initial=50)) for drawn in (turn, high))
+    figure.update_yaxes(range=[0, min((1.25 if labelled else 1.05) * top, 185)], **where)
     figure.update_xaxes(range=[step[0], step[-1]], **where)
 
 

@@ -44,6 +44,7 @@ class Ramp:
     level: float  # probability that the interval holds the true middle
     width: float  # steps from 10 % to 90 % of the turn
     p_broad: float  # of the hypothesis that the turn is a bend over 35 % of the run or more
+    heading: Float[np.ndarray, "3 point"]  # steps, heading seen there and fitted ramp, in degrees from the first block
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +104,9 @@ def fit_ramp(
     broad = widths >= BROAD_WIDTHS[0] * run
     ratio = (best[broad].min() - best[~broad].min()) / scale
     p_broad = chi2.sf(ratio, 1) / 2 if ratio > 0 else 1.0
-    interval = float(inside[0]), float(inside[-1])
-    return Ramp(float(fine[row]), interval, level, float(0.8 * widths[plausible][column]), float(p_broad))
+    interval, width = (float(inside[0]), float(inside[-1])), float(widths[plausible][column])
+    heading = _heading(plane, fine[row : row + 1], width)
+    return Ramp(float(fine[row]), interval, level, 0.8 * width, float(p_broad), heading)
 
 
 def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice, window: slice) -> _Plane:
@@ -140,11 +142,21 @@ def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice,
 
 
 def _misfits(plane: _Plane, steps: np.ndarray, widths: np.ndarray) -> Float[np.ndarray, "step width"]:
-    return np.stack([_misfit(plane, steps, width) for width in widths], 1)
+    return np.stack([_fit(plane, steps, width)[0] for width in widths], 1)
 
 
-def _misfit(plane: _Plane, steps: Float[np.ndarray, " step"], width: float) -> Float[np.ndarray, " step"]:
-    """Penalised squared error of ramps with middles at `steps`, in units of the noise.
+def _heading(plane: _Plane, step: Float[np.ndarray, " 1"], width: float) -> Float[np.ndarray, "3 point"]:
+    """The heading that is seen, averaged over five increments, and the fitted ramp; from the first block's direction."""
+    across, along = (np.convolve(np.pad(x, 2, mode="edge"), np.ones(5), "valid") for x in (plane.across, plane.along))
+    seen, fitted = np.arctan2(across, along), _fit(plane, step, width)[1][0]
+    middle = (plane.edges[1:] + plane.edges[:-1]) / 2
+    return np.stack([middle, *(np.degrees(angle + plane.half_angle) for angle in (seen, fitted))])
+
+
+def _fit(
+    plane: _Plane, steps: Float[np.ndarray, " step"], width: float
+) -> tuple[Float[np.ndarray, " step"], Float[np.ndarray, "step point"]]:
+    """Penalised squared error of ramps with middles at `steps`, in units of the noise, and the fitted headings.
 
     The heading's constant, size and slope are fitted to first order about the blocks' directions.
     """
@@ -171,4 +183,5 @@ def _misfit(plane: _Plane, steps: Float[np.ndarray, " step"], width: float) -> F
     moment, normal = inner[:, 1:, 0], inner[:, 1:, 1:]
     prior = np.diag(1 / (2 * half * np.array(PRIOR_SD)) ** 2)
     fitted = np.linalg.solve(normal + prior, moment[..., None])[..., 0]
-    return inner[:, 0, 0] - (moment * fitted).sum(1)
+    bend = np.stack([np.ones_like(share), share - 0.5, slope], -1)  # point, step, correction
+    return inner[:, 0, 0] - (moment * fitted).sum(1), heading.T + np.einsum("psc,sc->sp", bend, fitted)

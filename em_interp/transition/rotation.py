@@ -265,8 +265,13 @@ def _answer(
         width=ramp.width,
         angle_deg=angle,
         length_share=shares,
-        evidence={**evidence, "ramp": np.array([low, high])},
+        evidence={**evidence, "ramp": np.array([low, high]), "heading": ramp.heading, "bends": _bends(ramps)},
     )
+
+
+def _bends(ramps: list[Ramp]) -> Float[np.ndarray, "ramp 3"]:
+    """The step and the interval of each window's ramp, that of the answer first."""
+    return np.array([[ramp.step, *ramp.interval] for ramp in ramps])
 
 
 def _noisy_answer(
