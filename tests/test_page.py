@@ -100,7 +100,8 @@ def test_the_verdicts_come_first_in_words(page):
 
 def test_verdicts_of_run_and_control_stand_beside_each_other(page):
     assert "What was found Rotation of B comes before onset of EM on out-of-domain questions." in page.words
-    beside = page.words[page.words.index("EM onset, out of domain transition") :]
+    verdicts = page.words[page.words.index("This run Control") :]
+    beside = verdicts[verdicts.index("EM onset, out of domain transition") :]
     assert beside.index("none the EM rate does not rise") < 250
 
 

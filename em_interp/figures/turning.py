@@ -161,10 +161,10 @@ def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
         transitions: one rotation, or all rotations of one part of one path in the order of their steps.
 
     Returns:
-        Above, for each turn that was found, the heading of the path in the plane of the turn, with the fitted ramp whose
-        middle is the step, its interval, and the ramps that other windows see. Below, the turn at each step with its
-        pointwise 95 % interval, left out where it is wider than ±60°. Where the path turns less than its steady
-        curvature would, 0 is drawn.
+        Above, for each turn that was found, the heading in the plane of the turn, with the fitted ramp whose middle is
+        the step, its interval, and the ramps that other windows see. Below, the turn at each step with its pointwise
+        95 % interval, left out where it is wider than ±60°. Where the path turns less than its steady curvature would,
+        0 is drawn.
 
     Raises:
         InputError: for other signals, or rotations of several parts.

@@ -146,7 +146,7 @@ def _misfits(plane: _Plane, steps: np.ndarray, widths: np.ndarray) -> Float[np.n
 
 
 def _heading(plane: _Plane, step: Float[np.ndarray, " 1"], width: float) -> Float[np.ndarray, "3 point"]:
-    """The heading that is seen, averaged over five increments, and the fitted ramp; from the first block's direction."""
+    """The heading that is seen, averaged over five points, and the fitted ramp; from the first block's direction."""
     across, along = (np.convolve(np.pad(x, 2, mode="edge"), np.ones(5), "valid") for x in (plane.across, plane.along))
     seen, fitted = np.arctan2(across, along), _fit(plane, step, width)[1][0]
     middle = (plane.edges[1:] + plane.edges[:-1]) / 2

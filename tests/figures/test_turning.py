@@ -27,6 +27,16 @@ def test_a_turn_is_marked_where_it_was_planted(organism):
         assert "90°" in texts(figure)
 
 
+def test_a_step_is_drawn_on_the_ramp_that_it_is_the_middle_of_and_no_interval_is_clipped(organism):
+    turns = [t for t in organism.transitions if t.signal == "rotation" and t.of == "B"]
+    figure = em.figures.rotation(turns)
+    ramp, heading, band = (trace(figure, name) for name in ("fitted ramp", "heading", "95% interval"))
+    middle = (ramp.y[0] + ramp.y[-1]) / 2
+    assert near(np.interp(middle, ramp.y, ramp.x), turns[0].step, within=8)
+    assert np.median(np.abs(np.asarray(heading.y) - ramp.y)) < 10
+    assert np.nanmax(np.asarray(band.y, float)) <= figure.layout.yaxis2.range[1]
+
+
 def test_where_nothing_turns_nothing_is_marked(control):
     turns = [t for t in control.transitions if t.signal == "rotation" and t.of == "B"]
     assert lines(em.figures.rotation(turns)) == []
