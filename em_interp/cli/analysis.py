@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from em_interp.cli import log
 from em_interp.cli.app import ANALYSE, Answer, Columns, Out, Overwrite, Resume, command
+
+if TYPE_CHECKING:
+    from em_interp.transition.monitor import Look, Monitor
 
 
 @command(ANALYSE, "em-interp locate checkpoints/tiny")
@@ -37,6 +41,40 @@ def locate(
         source, signal=signal, of=of, site=site, revision=revision, out=out, resume=resume, overwrite=overwrite
     )
     return Answer(found.to_dict(), found.sentence())
+
+
+@command(ANALYSE, "em-interp watch runs/mine --control runs/control")
+def watch(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run that is being trained, or one that was.")],
+    controls: Annotated[
+        list[str],
+        typer.Option("--control", metavar="RUN", help="A finished control run, which an alarm must exceed (repeat)."),
+    ] = [],  # noqa: B006  typer makes a list of its own
+    last: Annotated[int | None, typer.Option(help="The run's steps (default: max_steps of its log).")] = None,
+    level: Annotated[float, typer.Option(help="Share of runs without a transition that give an alarm.")] = 0.05,
+    once: Annotated[bool, typer.Option("--once", metavar="", help="Do not wait for what is still to come.")] = False,
+) -> Answer:
+    """Follow a run while it trains: an alarm where B turns or the gradient norm has a hump.
+
+    It ends with the run; of a finished run it shows what it would have shown.
+    """
+    from em_interp.transition.watch import watch as follow
+
+    found = follow(source, controls=controls, last=last, level=level, follow=not once, on_update=_show_monitor)
+    if sys.stderr.isatty():
+        log("")
+    return Answer(found.to_dict(), found.sentence().replace("; ", "\n"))
+
+
+def _show_monitor(monitor: Monitor, looks: list[Look]) -> None:
+    """Progress on stderr: an alarm on a line of its own; at a terminal also a status line that is written over."""
+    for look in looks:
+        if look.alarm:
+            log(f"alarm at step {look.step} of {monitor.last}: {look.transition.sentence()}")
+    if sys.stderr.isatty():
+        p_values = ", ".join(f"{signal.replace('_', ' ')} p {monitor.run_p(signal):.2g}" for signal in monitor.signals)
+        sys.stderr.write(f"\rstep {monitor.step} of {monitor.last}: {p_values} ")
+        sys.stderr.flush()
 
 
 @command(ANALYSE, "em-interp align checkpoints/tiny --control checkpoints/tiny-control")

@@ -41,6 +41,7 @@ _WHERE = {
     "gradient_norm": "signals",
     "local_cosine": "turning",
     "lock_in": "signals",
+    "monitor": "monitoring",
     "norm_onset": "signals",
     "norms": "path",
     "numbers": "export_files",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,11 @@ class SnapshotCallback(TrainerCallback):
         self._log.write_state()
         shutil.rmtree(self.run.resume_state, ignore_errors=True)
         self._writer = self._saver = self._log = None
+
+    def save_more(self, steps: Iterable[int]) -> None:
+        """Save these steps too, those among them that are still to come."""
+        if self._saver:
+            self._saver.steps |= frozenset(steps)
 
     def _check_place(self, output_dir: Path) -> None:
         if output_dir.resolve() == self.run.path.resolve():

@@ -74,7 +74,7 @@ def load_trajectory(source: str | Path | Run, revision: str | None = None) -> Ad
         A={site: _stack([c.A[site] for c in checkpoints], f"lora_A of {site}", checkpoints) for site in first.A},
         B={site: _stack([c.B[site] for c in checkpoints], f"lora_B of {site}", checkpoints) for site in first.B},
         scale=first.scaling,
-        metrics=_read_log([root, *reversed(folders.values())]),
+        metrics=read_log([root, *reversed(folders.values())]),
         base=first.base,
         kind=first.kind,
         source=name,
@@ -94,6 +94,12 @@ def checkpoint_folders(source: str | Path, revision: str | None = None) -> dict[
 def format_of(folder: Path) -> str | None:
     """What is saved in the folder of a step, such as "LoRA adapter"; None where it is none of FORMATS."""
     return next((name for name, (file, _) in FORMATS.items() if (folder / file).is_file()), None)
+
+
+def read_position(folder: Path) -> Float32[np.ndarray, " coordinate"]:
+    """B of all sites of one saved step, flattened, as in a row of `AdapterTrajectory.vectors("B")`."""
+    checkpoint = _read_all([folder])[0]
+    return np.concatenate([matrix.ravel() for matrix in checkpoint.B.values()])
 
 
 def _locate(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
@@ -178,7 +184,7 @@ def _stack(
     return stacked
 
 
-def _read_log(folders: list[Path]) -> pd.DataFrame:
+def read_log(folders: list[Path]) -> pd.DataFrame:
     """The log by step, from the first of `folders` that has a `trainer_state.json`; empty where none has.
 
     Columns are those of METRICS that were logged, NaN at steps without them. `cumulative_lr`, where the run did not

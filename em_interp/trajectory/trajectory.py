@@ -131,7 +131,10 @@ class AdapterTrajectory(Result):
         """
         matrix, total = as_matrix(of), np.zeros(len(self.steps))
         for s in self._selected(site):
-            errors = [_rounding(self.A[s]) if self.kind == "lora" else np.zeros(len(total)), _rounding(self.B[s])]
+            errors = [
+                rounding_error(self.A[s]) if self.kind == "lora" else np.zeros(len(total)),
+                rounding_error(self.B[s]),
+            ]
             if matrix == "delta":
                 norms = [np.einsum("tij,tij->t", x, x, dtype=np.float64) for x in (self.A[s], self.B[s])]
                 total += self.scale[s] ** 2 * (errors[0] * norms[1] + errors[1] * norms[0])
@@ -227,7 +230,7 @@ class AdapterTrajectory(Result):
         return _gram(A if matrix == "A" else B)
 
 
-def _rounding(values: Float32[np.ndarray, "step row column"]) -> Float[np.ndarray, " step"]:
+def rounding_error(values: Float32[np.ndarray, "step row column"]) -> Float[np.ndarray, " step"]:
     """Expected squared rounding error of each step's values, if all of them are numbers of a 16-bit type."""
     values = np.ascontiguousarray(values, np.float32).reshape(len(values), -1)
     with np.errstate(over="ignore"):

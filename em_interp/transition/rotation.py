@@ -109,16 +109,9 @@ def locate_rotations(
         The rotations in the order of their steps, or one answer whose verdict is `none` or `inconclusive`.
     """
     check_level(level)
-    increments = even_increments(gram, steps)
-    if increments.count < MIN_INCREMENTS:
-        reason = f"Only {increments.count} evenly spaced increments were saved; {MIN_INCREMENTS} are needed."
-        return [Transition("rotation", "inconclusive", reason)]
-    if not np.trace(increments.gram) > 0:
-        return [Transition("rotation", "inconclusive", "The path does not move.")]
-    if rounding is not None and rounding.any():
-        increments, share = resolved_increments(increments, np.interp(increments.edges, steps, rounding))
-        if share < MIN_RESOLVED or increments.count < MIN_INCREMENTS:
-            return [Transition("rotation", "inconclusive", ROUNDED.format(share=share))]
+    increments = _increments(gram, steps, rounding)
+    if isinstance(increments, str):
+        return [Transition("rotation", "inconclusive", increments)]
     noise = estimate_noise(increments)
     scans = list(scan_turns(increments, noise))
     evidence = _profile(scans, increments)
@@ -140,9 +133,59 @@ def locate_rotations(
     return found or turns[:1] or [_no_turn(candidates[0], increments, noise, evidence)]
 
 
+def significant_rotation(
+    gram: Float[np.ndarray, "step step"],
+    steps: Int[np.ndarray, " step"],
+    alpha: float,
+    rounding: Float[np.ndarray, " step"] | None = None,
+) -> Transition:
+    """The clearest rotation of the path so far, where it is significant at `alpha`: for many looks at one run.
+
+    The test of `locate_rotations` and no more: the step is that of the clearest window's ramp, and without a
+    significant turn nothing is estimated. Where the largest first-order z falls Z_TOLERANCE short of significance,
+    nothing is simulated and the p-value is given as 1.
+
+    Args:
+        gram: Inner products of the path's positions.
+        steps: Training steps of the positions, increasing.
+        alpha: Level of the test.
+        rounding: Squared rounding error of each position, where the path was stored in 16 bits.
+
+    Returns:
+        A `transition`, or `none`, or `inconclusive` where too little was saved to test anything.
+    """
+    increments = _increments(gram, steps, rounding)
+    if isinstance(increments, str):
+        return Transition("rotation", "inconclusive", increments)
+    noise = estimate_noise(increments)
+    scans = list(scan_turns(increments, noise))
+    score = max((float(_rough_z(scan).max()) for scan in scans if len(scan.centre)), default=-np.inf)
+    best = _search(scans, noise)[0] if score >= norm.isf(alpha / MULTIPLICITY) - Z_TOLERANCE else None
+    if best is not None and best.p_value <= alpha:
+        return _answer(best, [_ramp(best, increments, noise, 0.95)], increments, noise, None, {}, alpha)
+    noisy = find_noisy_turn(increments, ~_detectable(_profile(scans, increments)), alpha)
+    if noisy is not None:
+        return _noisy_answer(noisy, increments, noise, None, 0.95)
+    return Transition("rotation", "none", "No significant turn so far.", p_value=best.p_value if best else 1.0)
+
+
 def strongest(transitions: Sequence[Transition]) -> Transition:
     """The transition with the smallest p-value, then the largest angle."""
     return min(transitions, key=lambda t: (t.p_value if t.p_value is not None else 2.0, -(t.angle_deg or 0.0)))
+
+
+def _increments(gram: np.ndarray, steps: np.ndarray, rounding: np.ndarray | None) -> Increments | str:
+    """The increments that can be tested for turns, or why there are none."""
+    increments = even_increments(gram, steps)
+    if increments.count < MIN_INCREMENTS:
+        return f"Only {increments.count} evenly spaced increments were saved; {MIN_INCREMENTS} are needed."
+    if not np.trace(increments.gram) > 0:
+        return "The path does not move."
+    if rounding is not None and rounding.any():
+        increments, share = resolved_increments(increments, np.interp(increments.edges, steps, rounding))
+        if share < MIN_RESOLVED or increments.count < MIN_INCREMENTS:
+            return ROUNDED.format(share=share)
+    return increments
 
 
 def _search(scans: list[TurnScan], noise: Noise) -> list[_Candidate]:
@@ -238,11 +281,12 @@ def _answer(
     noise: Noise,
     cumulative_lr: np.ndarray | None,
     evidence: dict[str, np.ndarray],
+    alpha: float = ALPHA,
 ) -> Transition:
     """The answer for a turn: its step is that of the candidate's own ramp, its interval covers those of all ramps."""
     ramp, angle = ramps[0], float(candidate.scan.turn[candidate.row])
     p_value = max(candidate.p_value, ramp.p_broad)
-    if p_value > ALPHA:
+    if p_value > alpha:
         reason = "The path bends, but this may take more than 30 % of the run."
         return Transition(
             "rotation", "none", reason, p_value=p_value, width=ramp.width, angle_deg=angle, evidence=evidence

@@ -1,0 +1,36 @@
+"""The looks of a live monitor: the p-value of each for the whole run, and where it raised an alarm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+
+from em_interp.figures.style import MUTED, PART_COLOUR, STEP, VERMILLION, fade, new_figure
+
+if TYPE_CHECKING:
+    from em_interp.transition.monitor import Monitor
+
+COLOUR = {"rotation": PART_COLOUR["B"], "gradient_norm": MUTED}
+MIN_P = 1e-6  # smaller ones are drawn here
+
+
+def monitor(monitor: Monitor) -> go.Figure:
+    """Run-wise p-values by step (p = 1 at the foot), the level, and each alarm with the estimate it is about."""
+    figure = new_figure("Live monitor", monitor.sentence())
+    figure.update_xaxes(title_text=STEP, range=[0, monitor.last])
+    figure.update_yaxes(title_text="p-value for the whole run", type="log", range=[0.2, np.log10(MIN_P) - 0.3])
+    figure.add_hline(monitor.level, line={"color": VERMILLION, "width": 1.5, "dash": "dot"})
+    for signal in monitor.signals:
+        looks = [look for look in monitor.looks if look.signal == signal]
+        line = go.Scatter(x=[look.step for look in looks], y=[max(look.run_p, MIN_P) for look in looks])
+        line.update(mode="lines+markers", line={"color": COLOUR[signal]}, name=signal.replace("_", " "))
+        figure.add_trace(line.update(hovertemplate="look at step %{x}<br>p = %{y:.2g}<extra></extra>"))
+    for look in monitor.alarms:
+        low, high = look.transition.interval or (look.step, look.step)
+        figure.add_vrect(low, high, fillcolor=fade(COLOUR[look.signal], 0.25), line_width=0, layer="below")
+        figure.add_vline(look.step, line={"color": COLOUR[look.signal], "width": 1.5})
+        label = {"text": f"alarm at {look.step}", "x": look.step, "y": 1, "yref": "y domain", "showarrow": False}
+        figure.add_annotation(**label, xanchor="right", yanchor="top", xshift=-4)
+    return figure
