@@ -59,10 +59,12 @@ def row_of(monitor, last, truth, seconds):
 
 
 def cases(runs):
-    """What is to be followed, one run of every kind before the second of any."""
-    kinds = [(kind, variant) for variant in VARIANTS for kind in NOT_TURNING + TURNING]
-    kinds += [(kind, "log") for kind in NO_HUMPS + HUMPS]
-    return [(kind, variant, case) for case in range(runs) for kind, variant in kinds]
+    """What is to be followed, one run of every kind before the second of any; a fifth as many with a transition."""
+    null = [(kind, variant) for variant in VARIANTS for kind in NOT_TURNING] + [(kind, "log") for kind in NO_HUMPS]
+    true = [(kind, variant) for variant in VARIANTS for kind in TURNING] + [(kind, "log") for kind in HUMPS]
+    for case in range(runs):
+        for kind, variant in null + (true if case % 5 == 0 else []):
+            yield kind, variant, case
 
 
 def measure(runs, file):

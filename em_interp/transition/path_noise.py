@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.ndimage import median_filter, uniform_filter1d
 from scipy.optimize import nnls
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 MAX_INCREMENTS = 800  # more are pooled: the cost grows with the square, and this resolves 1/800 of a run
 SLACK = 0.25  # of the spacing, by which a saved step may miss its place on the even grid
@@ -60,7 +60,7 @@ class Noise:
 
     def energy_limit(self, probability: float) -> float:
         """By how much |noise|² exceeds its mean with this probability, in units of the mean (Hall-Buckley-Eagleson)."""
-        excess = chi2.isf(probability, self.tail_dof) - self.tail_dof
+        excess = chdtri(self.tail_dof, probability) - self.tail_dof  # the upper quantile of χ²
         return float(excess * np.sqrt(self.inverse_dimension / self.tail_dof))
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -70,14 +71,17 @@ def winsorize(values: Float[np.ndarray, " bin"]) -> Float[np.ndarray, " bin"]:
     return np.clip(values, middle - bound, middle + bound)
 
 
+@lru_cache(maxsize=64)
 def gaussian_kernel(count: int, bandwidth: float) -> Float[np.ndarray, "bin bin"]:
     """Smoothing weights with a standard deviation of `bandwidth` times the length of the series; rows sum to 1.
 
-    Totally positive: they keep a monotone series monotone and add no hump to one that has none.
+    Totally positive: they keep a monotone series monotone and add no hump to one that has none. Cached, so read-only.
     """
     distance = np.subtract.outer(np.arange(count), np.arange(count)) / (bandwidth * count)
     weights = np.exp(-0.5 * distance**2)
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights /= weights.sum(axis=1, keepdims=True)
+    weights.flags.writeable = False
+    return weights
 
 
 def rise(smooth: Float[np.ndarray, "bin ..."]) -> Float[np.ndarray, "bin ..."]:
