@@ -195,6 +195,12 @@ def _found(demo):
     return demo.organism.transitions
 
 
+def _watched():
+    import em_interp as em
+
+    return em.watch(em.planted_path("gradual", 7).trajectory(), signals=["rotation"])
+
+
 def _rotations(demo):
     return [t for t in demo.switched.transitions if t.signal == "rotation" and t.of == "B"]
 
@@ -253,6 +259,13 @@ EXHIBITS = {
         _figure("rotation", _rotations),
         "em.figures.rotation(rotations)",
         "switched",
+    ),
+    "monitor": Exhibit(
+        TRANSITIONS,
+        "A live monitor of a planted run: the p-value of each look for the whole run, the level, and the alarm.",
+        _figure("monitor", lambda demo: _watched()),
+        "em.figures.monitor(em.watch(run))",
+        None,
     ),
     "gradient_norm": Exhibit(
         TRANSITIONS,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.run import open_run as open_run
     from em_interp.sweeps.result import Sweep as Sweep
     from em_interp.sweeps.run import sweep as sweep
+    from em_interp.training.monitoring import MonitorCallback as MonitorCallback
     from em_interp.training.snapshots import SnapshotCallback as SnapshotCallback
     from em_interp.training.train import train as train
     from em_interp.trajectory.load import load_trajectory as load_trajectory
@@ -47,6 +48,8 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.transition.find import find_transition as find_transition
     from em_interp.transition.find import find_transitions as find_transitions
     from em_interp.transition.local_cosine import largest_local_cosine as largest_local_cosine
+    from em_interp.transition.monitor import Look as Look
+    from em_interp.transition.monitor import Monitor as Monitor
     from em_interp.transition.result import Transition as Transition
     from em_interp.transition.synthetic.curves import PlantedCurve as PlantedCurve
     from em_interp.transition.synthetic.curves import planted_curve as planted_curve
@@ -58,6 +61,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.transition.synthetic.paths import planted_path as planted_path
     from em_interp.transition.synthetic.shifts import PlantedShift as PlantedShift
     from em_interp.transition.synthetic.shifts import planted_shift as planted_shift
+    from em_interp.transition.watch import watch as watch
 
     ask, judge, score = ask_run, judge_run, score_responses
 
@@ -106,6 +110,7 @@ _WHERE = {
     "publish": "em_interp.publishing",
     # what the functions above return, and what these hold
     "FamilyWise": "em_interp.transition.family",
+    "Look": "em_interp.transition.monitor",
     "MechanismReport": "em_interp.mechanism.report",
     "Offset": "em_interp.transition.align",
     "Order": "em_interp.transition.align",

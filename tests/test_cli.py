@@ -34,7 +34,7 @@ from tests.tiny import (
 
 INSTALLED = Path(sys.executable).with_name("em-interp")
 WRITING = ("demo", "train", "ask", "judge", "locate", "align", "mechanism", "compare", "sweep", "report", "export")
-COMMANDS = (*WRITING, "pretrain", "data", "config", "score", "publish")
+COMMANDS = (*WRITING, "watch", "pretrain", "data", "config", "score", "publish")
 RATE = ["rate", "interval", "level"]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.figures.export_files import export as export
     from em_interp.figures.export_files import export_all as export_all
     from em_interp.figures.export_files import numbers as numbers
+    from em_interp.figures.monitoring import monitor as monitor
     from em_interp.figures.path import norms as norms
     from em_interp.figures.path import pca as pca
     from em_interp.figures.path import trajectory as trajectory

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from em_interp.figures.style import MUTED, PART_COLOUR, STEP, VERMILLION, fade, new_figure
+from em_interp.figures.style import MUTED, PART_COLOUR, STEP, VERMILLION, fade, new_figure, with_numbers
 
 if TYPE_CHECKING:
     from em_interp.transition.monitor import Monitor
@@ -17,7 +17,14 @@ MIN_P = 1e-6  # smaller ones are drawn here
 
 
 def monitor(monitor: Monitor) -> go.Figure:
-    """Run-wise p-values by step (p = 1 at the foot), the level, and each alarm with the estimate it is about."""
+    """The p-value of each look for the whole run, the level, and each alarm with the estimate it is about.
+
+    Args:
+        monitor: what `em.watch` returned, or the `monitor` of an `em.MonitorCallback`.
+
+    Returns:
+        The figure; p = 1 is at the foot, and p-values below 10⁻⁶ are drawn there.
+    """
     figure = new_figure("Live monitor", monitor.sentence())
     figure.update_xaxes(title_text=STEP, range=[0, monitor.last])
     figure.update_yaxes(title_text="p-value for the whole run", type="log", range=[0.2, np.log10(MIN_P) - 0.3])
@@ -33,4 +40,4 @@ def monitor(monitor: Monitor) -> go.Figure:
         figure.add_vline(look.step, line={"color": COLOUR[look.signal], "width": 1.5})
         label = {"text": f"alarm at {look.step}", "x": look.step, "y": 1, "yref": "y domain", "showarrow": False}
         figure.add_annotation(**label, xanchor="right", yanchor="top", xshift=-4)
-    return figure
+    return with_numbers(figure, monitor.frame())
