@@ -28,12 +28,12 @@ def monitor(monitor: Monitor) -> go.Figure:
     figure = new_figure("Live monitor", monitor.sentence())
     figure.update_xaxes(title_text=STEP, range=[0, monitor.last])
     figure.update_yaxes(title_text="p-value for the whole run", type="log", range=[0.2, np.log10(MIN_P) - 0.3])
-    figure.add_hline(monitor.level, line={"color": VERMILLION, "width": 1.5, "dash": "dot"})
     for signal in monitor.signals:
         looks = [look for look in monitor.looks if look.signal == signal]
         line = go.Scatter(x=[look.step for look in looks], y=[max(look.run_p, MIN_P) for look in looks])
         line.update(mode="lines+markers", line={"color": COLOUR[signal]}, name=signal.replace("_", " "))
         figure.add_trace(line.update(hovertemplate="look at step %{x}<br>p = %{y:.2g}<extra></extra>"))
+    figure.add_hline(monitor.level, line={"color": VERMILLION, "width": 1.5, "dash": "dot"})
     for look in monitor.alarms:
         low, high = look.transition.interval or (look.step, look.step)
         figure.add_vrect(low, high, fillcolor=fade(COLOUR[look.signal], 0.25), line_width=0, layer="below")
