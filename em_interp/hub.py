@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -190,12 +191,26 @@ def _patiently(call: Callable[[], T]) -> T:
     """What the call returns, after as many tries as it takes or `RETRIES`; only what may pass is tried again."""
     for retry in range(RETRIES):
         try:
-            return call()
+            return interruptibly(call)
         except Exception as error:
             if not _may_pass(error):
                 raise
         time.sleep(min(WAIT * 2**retry, MAX_WAIT))
-    return call()
+    return interruptibly(call)
+
+
+def interruptibly(call: Callable[[], T]) -> T:
+    """What the call returns, made in a thread that Ctrl-C does not wait for, however slowly the Hub sends."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="em_interp-hub", daemon=True).start()
+    return future.result()
 
 
 def _may_pass(error: BaseException) -> bool:

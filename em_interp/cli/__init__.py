@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with _Interruptible(sys.argv[1:] if argv is None else argv, leaving=argv is None) as command:
         command.code = _carry_out(command)
-    if argv is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if argv is None and (command.code > 128 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(command.code)  # gloo now and then aborts in the interpreter's own exit
+        os._exit(command.code)  # where the interpreter would wait for threads of a download; and gloo aborts in it
     return command.code
 
 

@@ -1,6 +1,7 @@
 """Fetching, spoken for real with a local server that refuses unknown calls and misbehaves on demand."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 import em_interp as em
 from em_interp.errors import InputError
-from em_interp.hub import fetch
+from em_interp.hub import fetch, interruptibly
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, full_disk
 from tests.trajectory.saving import save_adapter, save_log, save_run, save_steering
@@ -176,6 +177,20 @@ def test_two_that_fetch_at_once_both_get_it_whole(hub, tmp_path):
     for thread in threads:
         thread.join()
     assert [len(path.steps) for path in found] == [20] * 3
+
+
+def test_ctrl_c_waits_for_no_answer_of_the_hub():
+    released, answered = threading.Event(), []
+
+    def never():
+        answered.append(released.wait(60))
+
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        interruptibly(never)
+    assert answered == []
+    released.set()
 
 
 def test_a_name_that_is_not_there_says_to_check_it_or_to_give_a_token(hub, monkeypatch):
