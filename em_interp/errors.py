@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -62,3 +63,10 @@ def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
     """A text from elsewhere as part of a message: one line without control characters, cut to `limit` characters."""
     printable = "".join(letter if letter.isprintable() else " " for letter in text[: 100 * limit])
     return " ".join(printable.split())[:limit]
+
+
+def listed(names: Iterable[object], limit: int = 4) -> str:
+    """The first `limit` names joined by commas, and how many more there are."""
+    words = [str(name) for name in names]
+    rest = len(words) - limit
+    return ", ".join(words[:limit]) + (f" and {rest} more" if rest > 0 else "")

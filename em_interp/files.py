@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from em_interp.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -134,17 +137,39 @@ def _plain(value: Any) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """The text in `path`; raises InputError naming the file when it is missing, cannot be read, or is not UTF-8."""
+    """The text in `path`, without a byte-order mark.
+
+    Raises InputError naming the file when it is missing, no regular file, cannot be read, or is not UTF-8.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; a file was expected") from None
+        return _read(path, lambda file: file.read_text(encoding="utf-8")).removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of `path`; raises InputError naming the file when it is missing, no regular file or cannot be read."""
+    return _read(path, Path.read_bytes)
+
+
+def _read(path: Path, reader: Callable[[Path], T]) -> T:
+    path = Path(path)
+    try:
+        check_regular(path)
+        return reader(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def check_regular(path: Path) -> None:
+    """Raise InputError for a folder, and for a pipe, socket or device, whose content may have no end."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path} is a folder; a file was expected")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is a pipe, socket or device; a file was expected")
 
 
 def read_json(path: Path) -> Any:

@@ -18,17 +18,27 @@ from glob import escape
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from em_interp.errors import InputError, one_line, redact
+from em_interp.errors import InputError, listed, one_line, redact
+from em_interp.layouts import (
+    CHANGE_CONFIG_FILE,
+    CONFIG_FILE,
+    LOG_FILE,
+    STEERING_FILE,
+    STEP_FILES,
+    WEIGHTS_FILE,
+    Listing,
+    SavedStep,
+    listing_of_paths,
+    saved_steps,
+)
 
 T = TypeVar("T")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _SHORT = re.compile(r"Consistency check failed: file should be of size (\d+) but has size (\d+) \((?:\(…\))?(.*)\)\.")
 CHECKPOINT_FILE = re.compile(r"(?:checkpoints/)?checkpoint-([0-9]+)/([^/]+)")  # both public layouts
-ADAPTER_CONFIG, LOG, CONFIG = "adapter_config.json", "trainer_state.json", "config.yaml"
-WEIGHTS = ("adapter_model.safetensors", "steering_vector.pt", "weight_change.safetensors")  # one of them in each step
-STEP_FILES = (ADAPTER_CONFIG, *WEIGHTS, "weight_change.json")
-ROOT_FILES = (CONFIG, "manifest.json", ADAPTER_CONFIG, LOG)
+CONFIG = "config.yaml"
+ROOT_FILES = (CONFIG, "manifest.json", CONFIG_FILE, LOG_FILE)
 DOWNLOADS_AT_ONCE = 8
 TRIES = 3  # of a file that arrives whole but wrong
 RETRIES = 5  # of a request to a busy Hub
@@ -107,27 +117,32 @@ def _listing(api: Any, name: str, commit: str) -> list[Any]:
 
 
 def _path_files(name: str, files: list[Any]) -> list[Any]:
-    """The files that make up the path: each step's adapter and config, one log, and what describes the run.
+    """The files that make up the path: each step's adapter and config, the logs, and what describes the run.
 
-    Of the logs only the one that is read: the run's own, else that of the last step that has one. Raises InputError
-    where there is no step, and where a step has no adapter that can be read.
+    Of the logs the run's own and that of the last step that has one; of every step where they are named after epochs.
+    Raises InputError where there is no step, and where a step has no adapter that can be read.
     """
-    steps: dict[str, dict[str, Any]] = {}
-    for file in files:
-        if match := CHECKPOINT_FILE.fullmatch(file.path):
-            steps.setdefault(file.path.rpartition("/")[0], {})[match[2]] = file
+    by_path = {file.path: file for file in files}
+    names = listing_of_paths(by_path)
+    steps = saved_steps(names, name)
     if not steps:
-        names = ", ".join(sorted({file.path.split("/")[0] for file in files})[:8]) or "nothing"
-        raise InputError(f"{name} holds no checkpoint-<step> folders, so no path; it holds {names}")
-    for folder, by_name in steps.items():
-        if not set(WEIGHTS) & set(by_name):
-            names = ", ".join(sorted(by_name))
-            raise InputError(f"{name}: {folder} holds {names}; expected {WEIGHTS[0]} (or {WEIGHTS[1]})")
-    root = {file.path: file for file in files if file.path in ROOT_FILES}
-    logs = [folder for folder, by_name in steps.items() if LOG in by_name]
-    last = [] if LOG in root or not logs else [steps[max(logs, key=lambda folder: int(folder.rpartition("-")[2]))][LOG]]
-    adapters = [by_name[file] for by_name in steps.values() for file in STEP_FILES if file in by_name]
-    return [*root.values(), *adapters, *last]
+        found = listed(sorted(names("")), 8) or "nothing"
+        raise InputError(f"{name} holds no checkpoint-<step> folders, so no path; it holds {found}")
+    wanted = [path for step in steps for path in _step_paths(step, names, name)]
+    logs = [path for step in steps if (path := f"{step.path}/{LOG_FILE}") in by_path]
+    wanted += [*ROOT_FILES, *(logs if steps[0].layout.counts == "epochs" else logs[-1:])]
+    return [by_path[path] for path in dict.fromkeys(wanted) if path in by_path]
+
+
+def _step_paths(step: SavedStep, names: Listing, name: str) -> list[str]:
+    """The files of one step that are read; raises InputError where it has no adapter."""
+    if not names(step.path):  # a file of MLX, whose config is beside it
+        return [step.path, f"{step.path.rpartition('/')[0]}/{CONFIG_FILE}".lstrip("/")]
+    inside = names(step.place)
+    if not set(STEP_FILES) & set(inside):
+        expected = f"{WEIGHTS_FILE} (or {STEERING_FILE})"
+        raise InputError(f"{name}: {step.place} holds {listed(sorted(inside), 8)}; expected {expected}")
+    return [f"{step.place}/{file}" for file in (CONFIG_FILE, *STEP_FILES, CHANGE_CONFIG_FILE) if file in inside]
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -13,7 +13,7 @@ FLOORS = [
     {"files", "checks", "lock"},
     {"settings", "stages"},
     {"config"},
-    {"run"},
+    {"run", "layouts"},
     {"hub"},
     {"trajectory", "publishing"},
     {"organisms", "behaviour", "transition"},

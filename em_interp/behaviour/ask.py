@@ -19,10 +19,10 @@ from em_interp.behaviour.chat import Messages
 from em_interp.checks import as_list
 from em_interp.errors import InputError
 from em_interp.files import remove, resumable, write_beside
+from em_interp.layouts import CHANGE_FILE
 from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.stages import begin_stage, in_parts
-from em_interp.trajectory.checkpoint_formats import CHANGE_FILE
 
 if TYPE_CHECKING:
     from em_interp.behaviour.generate import RowAdapters
@@ -64,6 +64,7 @@ def steps_with_models(run: Run) -> list[int]:
 
 def check_models(run: Run, trajectory: AdapterTrajectory, steps: Sequence[int], scales: Sequence[float]) -> None:
     """Raise InputError where full weights of a step were not saved, or where there is no adapter to scale."""
+    trajectory.check_complete()
     if trajectory.kind != "full":
         return
     available = steps_with_models(run)

@@ -38,11 +38,12 @@ class RowAdapters:
     ) -> RowAdapters:
         """Row i gets the adapter saved at `steps[i]`, multiplied by `scales[i]` (0: the base, 1: as trained).
 
-        Raises InputError for a step that was not saved.
+        Raises InputError for a step that was not saved, and where the adapter alone is not what was trained.
         """
         import numpy as np
         import torch
 
+        trajectory.check_complete()
         saved = {step: trajectory.at(step) for step in dict.fromkeys(steps)}
         multiplier = np.asarray(scales, np.float32)[:, None, None]
         A, B = {}, {}

@@ -40,6 +40,8 @@ def locate(
     found = find(
         source, signal=signal, of=of, site=site, revision=revision, out=out, resume=resume, overwrite=overwrite
     )
+    for note in found.trajectory.notes:
+        log(f"em-interp: {note}")
     return Answer(found.to_dict(), found.sentence())
 
 

@@ -18,8 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from em_interp.config import Schedule
 from em_interp.errors import InputError
 from em_interp.files import write_beside
+from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
 from em_interp.training.lora import Weights, adapter_config_text, adapter_weights
-from em_interp.trajectory.checkpoint_formats import CONFIG_FILE, WEIGHTS_FILE
 
 Arrays = dict[str, np.ndarray]  # "weight/<name>", "exp_avg/<name>", …, "rng/<device>"
 

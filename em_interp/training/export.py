@@ -11,9 +11,11 @@ import numpy as np
 
 from em_interp.errors import InputError
 from em_interp.files import check_free, read_json, write_beside, write_json
+from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
 from em_interp.run import CHECKPOINT, Run
-from em_interp.trajectory.checkpoint_formats import CONFIG_FILE, WEIGHTS_FILE, read_lora
-from em_interp.trajectory.load import LORA, checkpoint_folders, format_of, load_trajectory
+from em_interp.trajectory.checkpoint_formats import LORA, format_of
+from em_interp.trajectory.load import checkpoint_folders, load_trajectory
+from em_interp.trajectory.lora_files import read_lora
 from em_interp.trajectory.packed import SUFFIX, packed_identity, write_packed
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
@@ -102,6 +104,7 @@ def export_merged(
     if path.kind != "lora":
         hint = "; the full weights that were kept lie in its checkpoints" if path.kind == "full" else ""
         raise InputError(f"{source} is a path of kind {path.kind!r}; only a LoRA adapter is merged into weights{hint}")
+    path.check_complete()
     step = int(path.steps[-1]) if step is None else step
     path.at(step)  # refuses, before the base is loaded, a step that was not saved
     folder = _place(source, out, f"-merged-{step}", resume, overwrite, lambda place: (place / NOTE).is_file())
@@ -125,6 +128,7 @@ def merge(model: Any, path: AdapterTrajectory, step: int) -> dict[str, float]:
     """
     import torch
 
+    path.check_complete()
     modules = {site: _linear(model, site, A, B) for site, (A, B) in path.at(step).items()}
     rounding = {}
     with torch.no_grad():

@@ -18,7 +18,7 @@ from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
 from em_interp.training.lora import Weights, trained_adapter
 from em_interp.training.manifest import keep_manifest, trainer_manifest
 from em_interp.training.train_log import TrainLog, gradient_norms, log_row
-from em_interp.trajectory.checkpoint_formats import read_lora
+from em_interp.trajectory.lora_files import read_lora
 
 
 class SnapshotCallback(TrainerCallback):

@@ -13,12 +13,12 @@ import torch
 from em_interp.config import AdapterConfig, FullConfig, RunConfig, SteeringConfig
 from em_interp.errors import InputError
 from em_interp.files import to_json, write_beside
+from em_interp.layouts import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEERING_FILE
 from em_interp.organisms.bases import Base, skeleton
 from em_interp.run import CHECKPOINT
 from em_interp.training.checkpoints import AdapterWriter, Packer
 from em_interp.training.lora import Weights, adapter_weights, add_adapter, choose_sites, site_name
 from em_interp.training.projection import GROUPS, Projection, relative_error
-from em_interp.trajectory.checkpoint_formats import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEERING_FILE
 
 
 class Trainable(Protocol):

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from em_interp.errors import InputError
-from em_interp.files import write_beside
+from em_interp.errors import InputError, listed
+from em_interp.files import check_regular, write_beside
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 SUFFIX = ".safetensors"
 METADATA_KEY, FORMAT = "em_interp.trajectory", 1  # one entry of metadata: safetensors keeps no order of several
-A, B, LOG = "A/", "B/", "log/"  # prefixes of tensor names: before a site, or a column of the log
+A, B, LOG, MAGNITUDE = "A/", "B/", "log/", "magnitude/"  # prefixes of tensor names: before a site, or a log's column
 
 
 def write_packed(trajectory: AdapterTrajectory, file: str | Path, identity: str | None = None) -> Path:
@@ -40,7 +40,9 @@ def write_packed(trajectory: AdapterTrajectory, file: str | Path, identity: str 
     for prefix, matrices in ((A, trajectory.A), (B, trajectory.B)):
         tensors |= {prefix + site: np.ascontiguousarray(matrix) for site, matrix in matrices.items()}
     tensors[LOG + "step"] = trajectory.metrics.index.to_numpy(np.int64)
-    tensors |= {f"{LOG}{name}": column.to_numpy(np.float64) for name, column in trajectory.metrics.items()}
+    for name, column in trajectory.metrics.items():
+        tensors[f"{LOG}{name}"] = np.ascontiguousarray(column.to_numpy(np.float64))  # one with gaps is saved wrongly
+    tensors |= {MAGNITUDE + site: np.ascontiguousarray(path) for site, path in trajectory.magnitude.items()}
     metadata = {
         "format": FORMAT,
         "kind": trajectory.kind,
@@ -49,6 +51,8 @@ def write_packed(trajectory: AdapterTrajectory, file: str | Path, identity: str 
         "source": trajectory.source,
         "scale": trajectory.scale,  # by site, in the order of the sites
         "log": list(trajectory.metrics.columns),
+        "magnitude": list(trajectory.magnitude),
+        "besides": list(trajectory.besides),
     }
     with write_beside(file) as part:
         save_file(tensors, part, {METADATA_KEY: json.dumps(metadata)})
@@ -62,6 +66,7 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
     """
     with _opened(Path(file)) as (reader, metadata):
         tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    _check_content(Path(file), metadata, tensors)
     sites = list(metadata["scale"])
     for name in (prefix + site for prefix in (A, B) for site in sites):
         if not np.isfinite(tensors[name]).all():
@@ -73,16 +78,52 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
         B={site: tensors[B + site] for site in sites},
         scale=metadata["scale"],
         metrics=pd.DataFrame({name: tensors[LOG + name] for name in metadata["log"]}, index=index),
-        base=metadata["base"],
+        base=metadata.get("base"),
         source=str(file),
         kind=metadata["kind"],
+        magnitude={site: tensors[MAGNITUDE + site] for site in metadata.get("magnitude", [])},
+        besides=tuple(map(str, metadata.get("besides", []))),
     )
+
+
+def _check_content(file: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """Raise InputError where the metadata and the tensors of a file do not agree, or are no path."""
+    sites, log, magnitude = metadata["scale"], metadata["log"], metadata.get("magnitude", [])
+    names = ["steps", LOG + "step", *(LOG + name for name in log), *(MAGNITUDE + site for site in magnitude)]
+    names += [prefix + site for prefix in (A, B) for site in sites]
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise InputError(f"{file} lacks {listed(missing)}, which its metadata names; it may be damaged")
+    for name in ("steps", LOG + "step"):
+        if tensors[name].ndim != 1 or tensors[name].dtype.kind != "i":
+            raise InputError(f"{file}: {name} should be a list of whole numbers; it may be damaged")
+    for name in (LOG + name for name in log):
+        if tensors[name].shape != tensors[LOG + "step"].shape:
+            raise InputError(f"{file}: {name} has {tensors[name].shape} values for {tensors[LOG + 'step'].shape} steps")
+    if not all(isinstance(scale, (int, float)) and np.isfinite(scale) for scale in sites.values()):
+        raise InputError(f"{file}: scale should be a finite number for each site; it may be damaged")
+
+
+def _checked_metadata(file: Path, text: str) -> dict[str, Any]:
+    """The metadata of a packed file; raises InputError where it is none, or of a newer format."""
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"{file}: its metadata is not JSON; it may be damaged") from None
+    if metadata is None:
+        raise InputError(f"{file} is not a packed trajectory; expected a file of `em-interp export`, packed")
+    expected = {"format": int, "scale": dict, "log": list, "kind": str}
+    if not isinstance(metadata, dict) or any(not isinstance(metadata.get(key), kind) for key, kind in expected.items()):
+        raise InputError(f"{file}: its metadata lacks one of {', '.join(expected)}; it may be damaged")
+    if metadata["format"] > FORMAT:
+        raise InputError(f"{file} is of format {metadata['format']}; this version of em_interp reads {FORMAT}")
+    return metadata
 
 
 def packed_identity(file: str | Path) -> str | None:
     """The base model's name and the hash of its weights, where they were known when the file was written."""
     with _opened(Path(file)) as (_, metadata):
-        identity: str | None = metadata["identity"]
+        identity: str | None = metadata.get("identity")
         return identity
 
 
@@ -92,13 +133,9 @@ def _opened(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(file)
         with safe_open(file, "numpy") as reader:
-            metadata = json.loads((reader.metadata() or {}).get(METADATA_KEY, "null"))
-            if metadata is None:
-                raise InputError(f"{file} is not a packed trajectory; expected a file of `em-interp export`, packed")
-            if metadata["format"] > FORMAT:
-                found = f"{file} is of format {metadata['format']}"
-                raise InputError(f"{found}; this version of em_interp reads {FORMAT}")
+            metadata = _checked_metadata(file, (reader.metadata() or {}).get(METADATA_KEY, "null"))
             yield reader, metadata
     except FileNotFoundError:
         raise InputError(f"{file} is missing") from None

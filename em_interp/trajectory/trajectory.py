@@ -11,16 +11,19 @@ import pandas as pd
 from jaxtyping import Float, Float32, Int
 
 from em_interp.checks import described
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError, listed, nearest
+from em_interp.layouts import MAX_STEP
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory import geometry
-from em_interp.trajectory.checkpoint_formats import Kind
+from em_interp.trajectory.checkpoint import Kind
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Matrix = Literal["A", "B", "delta"]  # of an adapter; delta is ΔW = scale · B · A
 MATRICES: tuple[Matrix, ...] = ("B", "A", "delta")
+MATRICES_IN_FRAME: tuple[Matrix, ...] = ("A", "B", "delta")  # the order of the columns
+BLOCK = 2**23  # numbers that a Gram matrix takes in at once: 64 MiB in float64
 _SPELLINGS: dict[str, Matrix] = {"a": "A", "b": "B", **dict.fromkeys(("delta", "deltaw", "dw", "δw", "∆w"), "delta")}
 Adapter = dict[str, tuple[Float32[np.ndarray, "rank d_in"], Float32[np.ndarray, "d_out rank"]]]
 
@@ -56,15 +59,20 @@ class AdapterTrajectory(Result):
     base: str | None = None  # the model it was trained on
     source: str = ""
     kind: Kind = "lora"  # steering: B is a vector of the residual stream, A is 1; full: a projected change, A is 1
+    magnitude: dict[str, Float32[np.ndarray, "step d_out"]] = field(default_factory=dict)  # of DoRA, by site
+    besides: tuple[str, ...] = ()  # what else the trained model has: then base and adapter alone are not that model
+    notes: tuple[str, ...] = ()  # what is to be known of how it was read: what was left out, what the log lacks
     _grams: dict[tuple[str, str | None], np.ndarray] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if not set(self.A) == set(self.B) == set(self.scale) or not self.A:
+        if not set(self.A) == set(self.B) == set(self.scale) or bool(self.A) == (self.kind == "log"):
             raise InputError(
                 f"A, B and scale must name the same sites; they name {[*self.A]}, {[*self.B]}, {[*self.scale]}"
             )
-        if np.any(np.diff(self.steps) <= 0):
-            raise InputError("steps must be increasing")
+        if np.any(np.diff(self.steps) <= 0) or (
+            len(self.steps) and not 0 <= self.steps[0] <= self.steps[-1] <= MAX_STEP
+        ):
+            raise InputError("steps must be increasing, from 0 or more to 2**53 or less")
         for site in self.sites:
             a, b = self.A[site].shape, self.B[site].shape
             if len(a) != 3 or len(b) != 3 or not a[0] == b[0] == len(self.steps) or a[1] != b[2]:
@@ -78,11 +86,19 @@ class AdapterTrajectory(Result):
 
     @property
     def cumulative_lr(self) -> Float[np.ndarray, " step"]:
-        """Sum of the learning rates up to each saved step: how far the run could have gone. NaN without a log."""
+        """Sum of the learning rates up to each saved step: how far the run could have gone.
+
+        NaN where there is no log: without one, and more than one logged interval after its last row (up to there the
+        sum grows as before).
+        """
         logged = self.metrics.get("cumulative_lr", pd.Series(dtype=float)).dropna()
         if logged.empty:
             return np.full(len(self.steps), np.nan)
-        return np.interp(self.steps, [0, *logged.index], [0.0, *logged], right=np.nan)
+        steps, sums = np.array([0, *logged.index], float), np.array([0.0, *logged])
+        if len(steps) > 2:
+            interval, rate = np.median(np.diff(steps)), (sums[-1] - sums[-2]) / (steps[-1] - steps[-2])
+            steps, sums = np.append(steps, steps[-1] + interval), np.append(sums, sums[-1] + interval * rate)
+        return np.interp(self.steps, steps, sums, right=np.nan)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -116,6 +132,8 @@ class AdapterTrajectory(Result):
         s² · tr((B_iᵀ B_j)(A_j A_iᵀ)), at rank 1 the product of those of A and B.
         """
         matrix, sites = as_matrix(of), self._selected(site)
+        if not sites:
+            raise InputError(f"{self.source} is a log alone; there is no adapter whose path could be measured")
         if (matrix, site) not in self._grams:
             gram = sum(self._site_gram(matrix, s) for s in sites)
             assert isinstance(gram, np.ndarray)
@@ -165,19 +183,30 @@ class AdapterTrajectory(Result):
 
         Returns:
             By step: for A, B and ΔW (`delta`) the norm, the cosine to the final step and the turning angle in degrees;
-            the cumulative learning rate; and the logged metrics of that step.
+            the cumulative learning rate; and the logged metrics of that step. With DoRA also `magnitude_change`, how
+            far the magnitudes are from those of the first saved step, as a share of their length.
         """
         columns: dict[str, np.ndarray] = {}
-        for matrix in ("A", "B", "delta"):
+        for matrix in MATRICES_IN_FRAME if self.sites else ():
             gram = self.gram(matrix, site)
             columns[f"norm_{matrix}"] = geometry.norms(gram)
             columns[f"cos_final_{matrix}"] = geometry.cosine_to_step(gram, self.steps, int(self.steps[-1]))
             columns[f"turning_angle_{matrix}"] = geometry.turning_angle(gram, self.steps, k)
+        if self.magnitude:
+            columns["magnitude_change"] = self._magnitude_change(site)
         measured = pd.DataFrame(columns, index=pd.Index(self.steps, name="step"))
         logged = self.metrics.reindex(measured.index)
         return measured.join(logged.drop(columns="cumulative_lr", errors="ignore")).assign(
             cumulative_lr=self.cumulative_lr
         )
+
+    def check_complete(self) -> None:
+        """Raise InputError where the base with the adapter alone is not the trained model."""
+        if self.besides:
+            raise InputError(
+                f"{self.source or 'the run'} was trained with {listed(self.besides)} besides A and B, which is not "
+                "applied here: base and adapter alone are not the trained model. Its path can be read and located"
+            )
 
     def plot(self) -> go.Figure:
         """Norms, the path in two components and turning angles along the run."""
@@ -199,12 +228,17 @@ class AdapterTrajectory(Result):
 
     def sentence(self) -> str:
         """Steps, sites, base and source of the path, and what was logged."""
-        sites = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites"
+        sites = self.sites[0] if len(self.sites) == 1 else f"{len(self.sites) or 'no'} sites"
         span = f"{len(self.steps)} steps {self.steps[0]} to {self.steps[-1]}"
         logged = ", ".join(self.metrics.columns) or "nothing"
         return f"{span}, {sites}, base {self.base or 'unknown'}, from {self.source or 'memory'}; logged: {logged}"
 
+    def _lines(self) -> list[str]:
+        return [*super()._lines(), *self.notes]
+
     def _picture(self) -> str:
+        if not self.sites:
+            return ""
         return picture([Line(self.steps, geometry.norms(self.gram("delta")))], "‖ΔW‖")
 
     def _table(self) -> pd.DataFrame:
@@ -215,12 +249,18 @@ class AdapterTrajectory(Result):
             ]
         )
 
+    def _magnitude_change(self, site: str | None) -> Float[np.ndarray, " step"]:
+        """Distance of DoRA's magnitudes from those of the first saved step, as a share of their length there."""
+        path = np.concatenate([self.magnitude[s] for s in self._selected(site)], axis=1).astype(np.float64)
+        length = float(np.linalg.norm(path[0]))
+        return np.linalg.norm(path - path[0], axis=1) / length if length > 0 else np.full(len(path), np.nan)
+
     def _selected(self, site: str | None) -> Sequence[str]:
         if site is None:
             return self.sites
         if not isinstance(site, str) or site not in self.A:
             hint = nearest(site, self.sites) if isinstance(site, str) else ""
-            raise InputError(f"there is no site {described(site)}{hint} (sites: {', '.join(self.sites)})")
+            raise InputError(f"there is no site {described(site)}{hint} (sites: {listed(self.sites)})")
         return (site,)
 
     def _site_gram(self, matrix: Matrix, site: str) -> Float[np.ndarray, "step step"]:
@@ -245,8 +285,15 @@ def rounding_error(values: Float32[np.ndarray, "step row column"]) -> Float[np.n
 
 
 def _gram(path: Float[np.ndarray, "step row column"]) -> Float[np.ndarray, "step step"]:
-    flat = path.reshape(len(path), -1).astype(np.float64)
-    return flat @ flat.T
+    flat = path.reshape(len(path), -1)
+    return sum((part @ part.T for part in _blocks(flat)), np.zeros((len(path), len(path))))
+
+
+def _blocks(rows: Float[np.ndarray, "row column"]) -> Iterator[Float[np.ndarray, "row some"]]:
+    """Neighbouring columns in float64, as many at a time as BLOCK has room for."""
+    width = max(1, BLOCK // len(rows))
+    for first in range(0, rows.shape[1], width):
+        yield rows[:, first : first + width].astype(np.float64)
 
 
 def _product_gram(
@@ -256,11 +303,21 @@ def _product_gram(
     count, rank = A.shape[:2]
     if rank == 1:
         return _gram(A) * _gram(B)
-    rows_a = A.reshape(count * rank, -1).astype(np.float64)
-    rows_b = B.transpose(0, 2, 1).reshape(count * rank, -1).astype(np.float64)
+    rows_a, rows_b = A.reshape(count * rank, -1), B.transpose(0, 2, 1).reshape(count * rank, -1)
     gram = np.empty((count, count))
-    for i in range(count):
-        own = slice(i * rank, (i + 1) * rank)
-        inner = (rows_a[own] @ rows_a.T) * (rows_b[own] @ rows_b.T)
-        gram[i] = inner.reshape(rank, count, rank).sum(axis=(0, 2))
+    for some in _step_blocks(count, rank):
+        inner = _inner(rows_a, some, rank) * _inner(rows_b, some, rank)
+        gram[some] = inner.reshape(-1, rank, count, rank).sum(axis=(1, 3))
     return gram
+
+
+def _step_blocks(count: int, rank: int) -> Iterator[slice]:
+    """Steps whose rows of inner products with those of all steps have room in BLOCK."""
+    size = max(1, BLOCK // (count * rank**2))
+    return (slice(first, first + size) for first in range(0, count, size))
+
+
+def _inner(rows: Float[np.ndarray, "row column"], some: slice, rank: int) -> Float[np.ndarray, "some row"]:
+    """Inner products of the rows of some steps with all rows."""
+    own = slice(some.start * rank, some.stop * rank)
+    return sum((part[own] @ part.T for part in _blocks(rows)), np.zeros((len(rows[own]), len(rows))))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+from jaxtyping import Float
 
 from em_interp.checks import check_level, check_type, described
 from em_interp.errors import InputError, nearest
@@ -33,6 +34,7 @@ TEST_LEVELS: dict[str, float] = {  # the largest p-value of a transition, by sig
     "norm_onset": series_test.ALPHA,
     "onset": onset_test.ALPHA,
 }
+LOG_SIGNALS: tuple[Signal, ...] = ("gradient_norm",)  # of a log alone
 
 
 def find_transition(
@@ -62,7 +64,8 @@ def find_transition(
     _check(source, signal, level)
     if isinstance(source, AnyCurve):
         return onset(source, control, level=level)
-    signal = signal or "rotation"
+    source = as_trajectory(source)
+    signal = signal or ("gradient_norm" if source.kind == "log" else "rotation")
     of = of or ("B" if signal == "rotation" else None)
     return strongest(find_transitions(source, signal, of, site, control, level))
 
@@ -101,6 +104,9 @@ def find_transitions(
     if control is not None:
         raise InputError("a control is for behaviour curves; an adapter's path was given")
     path, matrices = as_trajectory(source), MATRICES if of is None else (as_matrix(of),)
+    if path.kind == "log":
+        _check_log(path, signal, of, site)
+        signal = "gradient_norm"
     reason = no_composition(path) if site is None else "it compares several adapters; one site was asked for"
     if signal == "composition" and reason:
         raise InputError(f"the path has no signal 'composition': {reason}")
@@ -120,6 +126,13 @@ def _check(source: TrajectorySource | AnyCurve, signal: str | None, level: float
     if signal is not None and signal not in known:
         hint = nearest(signal, known) if isinstance(signal, str) else ""
         raise InputError(f"{what} has no signal {described(signal)}{hint} (it has: {', '.join(known)})")
+
+
+def _check_log(path: AdapterTrajectory, signal: str | None, of: str | None, site: str | None) -> None:
+    """Raise InputError where more was asked for than a log alone has."""
+    if signal not in (None, *LOG_SIGNALS) or of is not None or site is not None:
+        asked = next(name for name in (signal if signal not in LOG_SIGNALS else None, of, site) if name)
+        raise InputError(f"{path.source} is a log alone, without adapters: it has gradient_norm, not {asked!r}")
 
 
 def _on_path(
@@ -144,6 +157,21 @@ def _on_path(
     gram = path.gram("delta", site)
     if signal == "lock_in":
         return [lock_in(path.steps, geometry.cosine_to_step(gram, path.steps, int(path.steps[-1])))]
-    if lr is None:
-        return [Transition("norm_onset", "inconclusive", "The run has no log of the learning rate.", of="delta")]
-    return [norm_onset(path.steps, geometry.norms(gram), lr, level)]
+    return [_norm_onset(path, geometry.norms(gram), level)]
+
+
+def _norm_onset(path: AdapterTrajectory, norms: Float[np.ndarray, " step"], level: float) -> Transition:
+    """The onset of the norm's growth in the steps whose cumulative learning rate is logged."""
+    covered = np.isfinite(path.cumulative_lr)
+    if covered.sum() < 2:
+        what = (
+            "log of the learning rate from its beginning"
+            if "learning_rate" in path.metrics
+            else "log of the learning rate"
+        )
+        return Transition("norm_onset", "inconclusive", f"The run has no {what}.", of="delta")
+    steps = path.steps[covered]
+    onset = norm_onset(steps, norms[covered], path.cumulative_lr[covered], level)
+    if covered.all():
+        return onset
+    return replace(onset, reason=f"{onset.reason} The log covers steps {steps[0]} to {steps[-1]} only.")

@@ -11,7 +11,8 @@ import pandas as pd
 from em_interp.errors import InputError
 from em_interp.files import read_json
 from em_interp.run import Run, open_run
-from em_interp.trajectory.load import TrajectorySource, as_trajectory, read_log, read_position
+from em_interp.trajectory.load import TrajectorySource, as_trajectory, read_position
+from em_interp.trajectory.training_log import find_log
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.monitor import FALSE_ALARM_RATE, SIGNALS, Look, Monitor, MonitorSignal
 
@@ -83,7 +84,7 @@ class _Reader:
 
     def read(self) -> None:
         """Read the checkpoints and rows that have appeared, in the order of their steps."""
-        norms = {step: norm for step, norm in _norms(read_log([self.run.path])).items() if step > self.logged}
+        norms = {step: norm for step, norm in _norms(find_log(self.run.path, [], last=0).table).items() if step > self.logged}
         saved = {
             step for step in self.run.steps() if step > self.saved
         }  # after the log: a step is saved before it is logged

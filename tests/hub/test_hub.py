@@ -315,7 +315,7 @@ def test_a_server_that_is_no_hub_is_told_apart(hub, tmp_path):
     ("files", "said"),
     [
         (["adapter_model.safetensors"], "holds no checkpoint-<step> folders, so no path; it holds .gitattributes, ada"),
-        (["checkpoint-1/adapter_model.bin"], "checkpoint-1 holds adapter_model.bin; expected adapter_model.safeten"),
+        (["checkpoint-1/optimizer.pt"], "checkpoint-1 holds optimizer.pt; expected adapter_model.safeten"),
     ],
 )
 def test_a_repository_without_a_path_is_refused_before_anything_is_fetched(hub, tmp_path, files, said):

@@ -1,0 +1,154 @@
+"""Where the saved steps of a run lie: the names that libraries give to folders and files of checkpoints.
+
+A layout is one row of LAYOUTS: how messages call it, a pattern that the name of a step's folder (or file) matches as a
+whole, and whether its number counts steps or epochs. Another layout is added as another row, with its line in
+docs/layouts.md and a case in tests/test_layouts.py.
+
+The same rule finds the steps in a folder on this machine and in the listing of a repository on the Hub.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from em_interp.errors import InputError, listed
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+PICKLED_FILE = "adapter_model.bin"  # what PEFT wrote before safetensors
+STEERING_FILE = "steering_vector.pt"
+CHANGE_FILE, CHANGE_CONFIG_FILE = "weight_change.safetensors", "weight_change.json"
+LOG_FILE = "trainer_state.json"
+STEP_FILES = (WEIGHTS_FILE, PICKLED_FILE, STEERING_FILE, CHANGE_FILE)  # one of them in the folder of each step
+MAX_STEP = 2**53  # beyond it neighbouring steps are one number in float64
+FOLDERS_BELOW = 2  # how deep the steps are looked for where the folder given has none, as in runs/<run>/step_10
+
+Listing = Callable[[str], Sequence[str]]  # the names in a folder, by its path from the root; none where it is none
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one library names its checkpoints."""
+
+    name: str
+    pattern: re.Pattern[str]
+    counts: Literal["steps", "epochs"] = "steps"  # with epochs, the step is read from the checkpoint's trainer_state
+
+
+LAYOUTS = (
+    Layout("checkpoint-<step>", re.compile(r"[Cc]heckpoint[-_](?:step[-_])?([0-9]+)")),  # transformers, em_interp
+    Layout("step_<step>", re.compile(r"(?:global[-_]?)?(?:step|iter)[-_]?([0-9]+)")),  # DeepSpeed, accelerate
+    Layout("epoch_<epoch>", re.compile(r"(?:checkpoint[-_])?epoch[-_]?([0-9]+)"), "epochs"),  # accelerate
+    Layout("<step>_adapters.safetensors", re.compile(r"([0-9]+)_adapters\.safetensors")),  # MLX: a file a step
+)
+
+
+@dataclass(frozen=True)
+class SavedStep:
+    """One checkpoint of a listing."""
+
+    layout: Layout
+    number: int  # of the step, or of the epoch
+    path: str  # of its folder or file, from the root
+    place: str = ""  # where its adapter is: the path, or a folder in it
+
+    @property
+    def name(self) -> str:
+        """The name that has the number."""
+        return self.path.rpartition("/")[2]
+
+
+def listing_of(root: Path) -> Listing:
+    """The listing of a folder on this machine."""
+
+    def names(path: str) -> list[str]:
+        folder = root / path
+        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+    return names
+
+
+def listing_of_paths(paths: Iterable[str]) -> Listing:
+    """The listing of files by their paths, as of a repository."""
+    folders: dict[str, dict[str, None]] = {}
+    for path in paths:
+        parts = path.split("/")
+        for depth, name in enumerate(parts):
+            folders.setdefault("/".join(parts[:depth]), {})[name] = None
+    return lambda folder: list(folders.get(folder, ()))
+
+
+def saved_steps(names: Listing, root: str, adapter: str | None = None) -> list[SavedStep]:
+    """The checkpoints of one run, by number.
+
+    They lie in the root, in its `checkpoints`, or in the one folder below that has any. A checkpoint is a folder with
+    one of STEP_FILES in it or in a folder of it that is named after the adapter.
+
+    Args:
+        names: The listing.
+        root: What errors call the root.
+        adapter: The adapter to read where a step has several.
+
+    Raises:
+        InputError: For steps in several places or layouts, a step that is there twice, or several adapters.
+    """
+    own = [found for folder in ("", "checkpoints") if (found := _steps_in(names, folder))]
+    if len(own) > 1:
+        raise InputError(f"{root} has {own[0][0].layout.name} both in itself and in its checkpoints/; expected one set")
+    found = own[0] if own else _steps_below(names, root)
+    _check_layouts(found, root)
+    return [replace(one, place=_adapter_folder(names, one.path, root, adapter)) for one in found]
+
+
+def _steps_in(names: Listing, folder: str) -> list[SavedStep]:
+    """The checkpoints that lie in a folder, by number."""
+    found = []
+    for name in names(folder):
+        for layout in LAYOUTS:
+            if match := layout.pattern.fullmatch(name):
+                found.append(SavedStep(layout, int(match[1][:20]), f"{folder}/{name}".lstrip("/")))
+                break
+    return sorted(found, key=lambda one: one.number)
+
+
+def _steps_below(names: Listing, root: str) -> list[SavedStep]:
+    """The checkpoints of the one folder below the root that has any; none where there is no such folder."""
+    folders, found = [""], dict[str, list[SavedStep]]()
+    for _ in range(FOLDERS_BELOW):
+        folders = [f"{up}/{name}".lstrip("/") for up in folders for name in names(up) if not name.startswith(".")]
+        found |= {folder: steps for folder in folders if len(steps := _steps_in(names, folder)) > 1}
+    if len(found) > 1:
+        runs = listed(f"{folder} ({len(steps)} steps)" for folder, steps in found.items())
+        raise InputError(f"{root} holds several runs: {runs}; give one of these folders")
+    return next(iter(found.values()), [])
+
+
+def _check_layouts(found: list[SavedStep], root: str) -> None:
+    by_layout: dict[str, list[SavedStep]] = {}
+    for one in found:
+        by_layout.setdefault(one.layout.name, []).append(one)
+    if len(by_layout) > 1:
+        groups = listed(f"{name} ({len(steps)})" for name, steps in by_layout.items())
+        raise InputError(f"{root} mixes checkpoints of several layouts: {groups}; give a folder with those of one run")
+    for one, after in itertools.pairwise(found):
+        if one.number == after.number:
+            raise InputError(f"{root}: {one.path} and {after.path} are the same step")
+    if found and found[-1].number > MAX_STEP:
+        raise InputError(f"{root}: {found[-1].path[:80]} has a step beyond 2**53, where steps cannot be told apart")
+
+
+def _adapter_folder(names: Listing, folder: str, root: str, adapter: str | None) -> str:
+    """The folder with the adapter of a step: its own, or the one inside that is named after the adapter."""
+    inside = names(folder)
+    if adapter is None and set(inside) & set(STEP_FILES):
+        return folder
+    named = [name for name in inside if set(names(f"{folder}/{name}")) & set(STEP_FILES)]
+    if adapter in named:
+        return f"{folder}/{adapter}"
+    if adapter is None and len(named) > 1:
+        raise InputError(f"{root}: {folder} holds several adapters: {listed(named)}; name one of them as adapter=")
+    return f"{folder}/{named[0]}" if adapter is None and named else folder

@@ -1,0 +1,147 @@
+"""Logs are used for what they say: missing values are counted, a bad log is passed over, a log alone is a source."""
+
+import json
+
+import numpy as np
+import pytest
+
+import em_interp as em
+from em_interp.errors import InputError
+from em_interp.trajectory.load import load_trajectory
+from em_interp.trajectory.training_log import read_log
+from tests.trajectory.saving import save_log, save_run
+
+STEPS = 400
+
+
+def rows(count=STEPS, hump=240, every=1):
+    """A log with a hump of the gradient norm."""
+    rng, steps = np.random.default_rng(0), np.arange(1, count + 1)
+    norms = np.exp(0.1 * rng.standard_normal(count)) * (1 + 2 * np.exp(-0.5 * ((steps - hump) / 20) ** 2))
+    found = [
+        {"step": int(step), "loss": 2 - step / 1000, "grad_norm": float(norm), "learning_rate": 1e-5}
+        for step, norm in zip(steps, norms, strict=True)
+    ]
+    return found[every - 1 :: every]
+
+
+def log_file(folder, given, name="trainer_state.json"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(given if isinstance(given, str) else json.dumps({"log_history": given}))
+    return folder / name
+
+
+def changed(**columns):
+    """The log with other values in some rows, by column and index of the row."""
+    given = rows()
+    for name, by_row in columns.items():
+        for index, value in by_row.items():
+            given[index][name] = value
+    return given
+
+
+MISSING = {  # a log, what its notes say, and how many gradient norms it has
+    "NaN and infinity": (changed(grad_norm={3: float("nan"), 50: float("inf")}), "2 of 400 values of grad_norm", 398),
+    "an overflow of DeepSpeed": (changed(grad_norm={5: -1.0}), "1 of 400 values of grad_norm", 399),
+    "text": (changed(grad_norm={5: "inf", 6: "low"}), "2 of 400 values of grad_norm", 398),
+    "numbers as text": (changed(grad_norm={5: "1.5"}), "", 400),
+    "null": (changed(grad_norm={5: None}), "", 399),
+    "a list of one rate": (changed(learning_rate={5: [1e-5, 1e-5]}), "", 400),
+    "a list of several": (changed(learning_rate={5: [1e-5, 2e-5]}), "1 of 400 values of learning_rate", 400),
+    "half steps": (changed(step={5: 5.5, 6: "7", 7: -1, 8: 2**60}), "4 of 400 rows have no whole step", 396),
+    "whole steps as floats": ([{**row, "step": float(row["step"])} for row in rows()], "", 400),
+    "rows of time only": ([*rows(), {"train_runtime": 3.0}], "", 400),
+    "steps again after resuming": (rows()[:250] + rows()[200:], "", 400),
+    "every 10 steps": (rows(every=10), "", 40),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_values_that_are_missing_are_counted_and_the_rest_is_used(tmp_path, case):
+    given, note, count = MISSING[case]
+    log = read_log(log_file(tmp_path, given))
+    assert len(log.table["grad_norm"].dropna()) == count
+    assert note in "; ".join(log.notes) if note else log.notes == ()
+
+
+def test_a_byte_order_mark_and_lines_of_json_are_read_like_any_log(tmp_path):
+    expected = read_log(log_file(tmp_path, rows())).table
+    lines = "\n".join(map(json.dumps, rows()))
+    for text, name in (
+        ("\ufeff" + json.dumps({"log_history": rows()}), "with-mark.json"),
+        (lines + "\n", "log.jsonl"),
+        (json.dumps(rows()), "rows.json"),
+    ):
+        assert read_log(log_file(tmp_path, text, name)).table.equals(expected)
+
+
+def test_steps_that_go_back_are_those_of_the_run_that_came_later(tmp_path):
+    again = [{**row, "loss": 9.0} for row in rows()[:100]]
+    table = read_log(log_file(tmp_path, rows() + again)).table
+    assert table.index.max() == 100 and (table["loss"] == 9.0).all()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"log_history": null}', '{"log_history": 3}', "[" * 100_000])
+def test_a_log_that_cannot_be_read_is_named_and_passed_over(tmp_path, text):
+    save_run(tmp_path)
+    log_file(tmp_path, text)
+    path = load_trajectory(tmp_path)
+    assert path.metrics.empty and any("a log was not used: " in note for note in path.notes)
+    log_file(tmp_path / "checkpoints/checkpoint-10", rows(10))
+    path = load_trajectory(tmp_path)
+    assert len(path.metrics) == 10 and any("a log was not used: " in note for note in path.notes)
+
+
+def test_the_log_is_the_one_that_reaches_further(tmp_path):
+    save_run(tmp_path, steps=(0, 200, 400))
+    log_file(tmp_path, rows(100))
+    assert f"{tmp_path / 'trainer_state.json'} ends at step 100, before the last" in load_trajectory(tmp_path).notes[-1]
+    log_file(tmp_path / "checkpoints/checkpoint-400", rows())
+    path = load_trajectory(tmp_path)
+    assert len(path.metrics) == 400 and len(path.notes) == 1
+    save_log(tmp_path, [{**row, "loss": 7.0} for row in rows()])
+    assert (load_trajectory(tmp_path).metrics["loss"] == 7).all()
+
+
+def test_learning_rates_before_the_log_begins_are_not_made_up(tmp_path):
+    save_run(tmp_path, steps=(0, 200, 400))
+    log_file(tmp_path, rows()[199:])
+    path = load_trajectory(tmp_path)
+    assert np.isnan(path.cumulative_lr).all() and "cumulative_lr" not in path.metrics
+    (onset,) = em.find_transitions(path, "norm_onset")
+    assert onset.reason == "The run has no log of the learning rate from its beginning."
+
+
+def test_a_log_that_ends_early_is_used_for_the_steps_it_covers():
+    path = em.planted_path("gradual", seed=1).trajectory()
+    from dataclasses import replace
+
+    cut = replace(path, metrics=path.metrics[path.metrics.index <= 300])
+    (onset,) = em.find_transitions(cut, "norm_onset")
+    assert onset.reason.endswith(" only.") and "The log covers steps 0 to 300" in onset.reason
+    assert em.find_transition(cut).verdict == em.find_transition(path).verdict == "transition"
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "log.jsonl"])
+def test_a_log_alone_has_the_peak_of_its_gradient_norm(tmp_path, name):
+    lines = "\n".join(map(json.dumps, rows()))
+    file = log_file(tmp_path, lines if name.endswith("l") else rows(), name)
+    log = load_trajectory(file)
+    assert log.kind == "log" and log.sites == () and log.frame()["loss"].iloc[-1] == pytest.approx(1.6)
+    (peak,) = em.find_transitions(str(file))
+    assert peak.signal == "gradient_norm" and abs(peak.step - 240) < 20
+    assert em.find_transition(log) == peak
+    for asked in ({"signal": "rotation"}, {"of": "B"}, {"site": "layers.1"}):
+        with pytest.raises(InputError, match="is a log alone, without adapters: it has gradient_norm, not"):
+            em.find_transitions(log, **asked)
+    with pytest.raises(InputError, match="is a log alone"):
+        log.gram("B")
+    assert "no sites" in log.sentence() and "<table" in log._repr_html_()
+
+
+def test_a_folder_with_a_log_and_no_checkpoints_says_how_to_read_the_log(tmp_path):
+    file = log_file(tmp_path, rows())
+    with pytest.raises(InputError, match=f"found none; give {file} to read the log alone"):
+        load_trajectory(tmp_path)
+    with pytest.raises(InputError, match="has no row with a step and a loss"):
+        load_trajectory(log_file(tmp_path, [{"note": 1}], "empty.json"))
