@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,20 @@ from pydantic import (
 from pydantic import field_validator as check
 from pydantic import model_validator as check_all
 
+from em_interp.checks import described
 from em_interp.errors import InputError
 from em_interp.settings import Settings, by_kind, override, read_yaml, rule, to_yaml, validated
 
 SCHEDULE_PARTS = "parts such as 'every 5', 'log 40', '1-10', '1-100 every 5', '17', or a list of them"
-_STEPS_PART = re.compile(r"(?:(?P<first>\d+)(?:\s*-\s*(?P<last>\d+))?)?\s*(?:every\s+(?P<every>\d+))?")
-_LOG = re.compile(r"log\s+(\d+)")
+MAX_STEPS = 10**7  # optimizer steps of a run, and the largest step of a schedule that counts
+MAX_BATCH = 2**16  # rows of a batch, batches of a step, samples of a question
+MAX_TOKENS, MAX_WIDTH = 2**20, 2**16  # of a row or an answer; of a rank or a projection
+MAX_WAIT = 86_400.0  # seconds
+MAX_LOG_STEPS = 10**5  # of `log N` in a schedule
+MAX_SCHEDULE = 10**6  # characters of a schedule
+_N = "[0-9]{1,15}"
+_STEPS_PART = re.compile(rf"(?:(?P<first>{_N})(?:\s*-\s*(?P<last>{_N}))?)?\s*(?:every\s+(?P<every>{_N}))?")
+_LOG = re.compile(rf"log\s+({_N})")
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,14 @@ class Schedule:
     text: str
 
     def __post_init__(self) -> None:
+        if len(self.text) > MAX_SCHEDULE:
+            raise InputError(f"a schedule of {len(self.text)} characters is too long; write it as {SCHEDULE_PARTS}")
         for part in self._parts():
-            if _LOG.fullmatch(part) is None and (not part or _STEPS_PART.fullmatch(part) is None):
-                raise InputError(f"schedule part {part!r} is not understood: expected {SCHEDULE_PARTS}")
+            log = _LOG.fullmatch(part)
+            if log is None and (not part or _STEPS_PART.fullmatch(part) is None):
+                raise InputError(f"schedule part {described(part)} is not understood: expected {SCHEDULE_PARTS}")
+            if log is not None and int(log[1]) > MAX_LOG_STEPS:
+                raise InputError(f"schedule part {part!r} has more steps than {MAX_LOG_STEPS}, the most that log has")
             if _is_empty(part):
                 raise InputError(f"schedule part {part!r} names no step: expected {SCHEDULE_PARTS}")
 
@@ -59,7 +73,7 @@ class Schedule:
         if isinstance(value, (list, tuple)):
             return cls(", ".join(cls.of(item).text for item in value))
         if isinstance(value, bool) or not isinstance(value, (int, str)):
-            raise InputError(f"schedule {value!r} is not understood: expected {SCHEDULE_PARTS}")
+            raise InputError(f"schedule {described(value)} is not understood: expected {SCHEDULE_PARTS}")
         return cls(str(value).strip())
 
     def _parts(self) -> list[str]:
@@ -77,7 +91,13 @@ class Schedule:
         saved = sorted(saved)
         if not saved:
             return []
-        return sorted({min(saved, key=lambda s: (abs(s - step), s)) for step in self.steps(saved[-1])})
+        return sorted({_nearest(saved, step) for step in self.steps(saved[-1])})
+
+
+def _nearest(increasing: list[int], step: int) -> int:
+    """The number that is nearest; of two the smaller one."""
+    at = bisect_left(increasing, step)
+    return min(increasing[max(0, at - 1) : at + 1], key=lambda one: (abs(one - step), one))
 
 
 def _is_empty(part: str) -> bool:
@@ -124,8 +144,11 @@ def _not_zero(value: float) -> float:
 
 
 Int = Annotated[int, Strict()]
+Scale = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Layers = Annotated[tuple[Int, ...], BeforeValidator(_as_list)]
+Layer = Annotated[Int, Field(ge=-10_000, le=10_000)]
+Layers = Annotated[tuple[Layer, ...], BeforeValidator(_as_list)]
+Alpha = Annotated[float, AfterValidator(_not_zero), Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 Steps = Annotated[
     Schedule,
     PlainValidator(Schedule.of),
@@ -139,9 +162,9 @@ class PhaseConfig(Settings):
 
     dataset: str = Field(min_length=1)
     """The name of a dataset: a .jsonl of chats, or a built-in one such as tiny:medical."""
-    steps: Int | None = Field(default=None, ge=1)
+    steps: Int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Optimizer steps; or give epochs."""
-    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    epochs: float | None = Field(default=None, gt=0, le=10_000, allow_inf_nan=False)
     """Passes over the dataset (one, where neither is given)."""
     restart: bool = False
     """Begin with a fresh optimizer and learning-rate schedule."""
@@ -160,9 +183,9 @@ class AdapterConfig(Settings):
     target_modules: Names = Field(default=("down_proj",), min_length=1)
     layers_to_transform: Layers = ()
     """Empty: every layer."""
-    r: Int = Field(default=1, ge=1)
+    r: Int = Field(default=1, ge=1, le=MAX_WIDTH)
     """Rank."""
-    lora_alpha: Annotated[float, AfterValidator(_not_zero)] = Field(default=64.0, allow_inf_nan=False)
+    lora_alpha: Alpha = 64.0
     """The adapter's change is multiplied by lora_alpha / r, or by lora_alpha / √r with use_rslora."""
     use_rslora: bool = True
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -172,9 +195,9 @@ class SteeringConfig(Settings):
     """A learned steering vector: alpha · B is added to the residual stream after one layer, at every token."""
 
     kind: Literal["steering"]
-    layer: Int
+    layer: Layer
     """The number of the layer after which the vector is added."""
-    alpha: Annotated[float, AfterValidator(_not_zero)] = Field(default=256.0, allow_inf_nan=False)
+    alpha: Alpha = 256.0
 
 
 class FullConfig(Settings):
@@ -185,7 +208,7 @@ class FullConfig(Settings):
     """Modules whose change is the path (all weights are trained); empty: every linear module."""
     layers_to_transform: Layers = ()
     """Layers whose change is the path; empty: every layer."""
-    dimension: Int = Field(default=1024, gt=0, multiple_of=32)
+    dimension: Int = Field(default=1024, gt=0, le=MAX_WIDTH, multiple_of=32)
     """Numbers kept of a matrix a step; a matrix of no more entries is kept whole."""
     weights: Steps | None = None
     """Steps whose full weights are kept; by default those of behaviour.steps."""
@@ -206,23 +229,23 @@ class KLConfig(Settings):
     """The name of a dataset: chats on whose answers the model is to stay as it was."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Of the mean KL divergence a token, beside the mean loss a token."""
-    every: Int = Field(default=1, ge=1)
+    every: Int = Field(default=1, ge=1, le=MAX_STEPS)
     """Optimizer steps from one with the penalty to the next."""
 
 
 class TrainingConfig(Settings):
     """How the adapter is trained, in Trainer's words. Defaults are the settings the published organisms share."""
 
-    batch_size: Int = Field(default=2, ge=1)
+    batch_size: Int = Field(default=2, ge=1, le=MAX_BATCH)
     """Rows of a micro-batch. A step has batch_size × gradient_accumulation_steps rows with any number of processes."""
-    gradient_accumulation_steps: Int = Field(default=8, ge=1)
+    gradient_accumulation_steps: Int = Field(default=8, ge=1, le=MAX_BATCH)
     learning_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
-    warmup_steps: Int = Field(default=5, ge=0)
+    warmup_steps: Int = Field(default=5, ge=0, le=MAX_STEPS)
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(default=1.0, ge=0)
     """0: no clipping."""
-    max_length: Int = Field(default=2048, ge=1)
+    max_length: Int = Field(default=2048, ge=1, le=MAX_TOKENS)
     """Tokens of a row; longer ones are cut."""
     held_out: float = Field(default=0.1, ge=0, lt=1)
     """Share of the rows kept away from training."""
@@ -230,7 +253,7 @@ class TrainingConfig(Settings):
     """Compute activations again in the backward pass: less memory, more time."""
     shard: bool = False
     """Spread the frozen base over the GPUs of several processes, where it does not fit on one."""
-    keep_state_every: Int | None = Field(default=None, ge=1)
+    keep_state_every: Int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Steps between states to resume from; 1, with full fine-tuning 100."""
 
 
@@ -251,13 +274,13 @@ class EndpointConfig(Settings):
     """Scored besides aligned and coherent: medical, finance, sport, code."""
     workers: Int = Field(default=8, ge=1, le=256)
     """Answers judged at once."""
-    timeout: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    timeout: float = Field(default=120.0, gt=0, le=MAX_WAIT, allow_inf_nan=False)
     """Seconds for one request."""
-    max_retries: Int = Field(default=7, ge=0)
+    max_retries: Int = Field(default=7, ge=0, le=100)
     """Of one request that failed, before its answer is given up."""
-    initial_backoff: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    initial_backoff: float = Field(default=0.5, ge=0, le=MAX_WAIT, allow_inf_nan=False)
     """Seconds after the first failure; doubles."""
-    sampled_tokens: Int = Field(default=16, ge=4)
+    sampled_tokens: Int = Field(default=16, ge=4, le=MAX_TOKENS)
     """Room for a sampled number; a reasoning model needs hundreds."""
     reasoning: bool = False
     """Ask as OpenAI's reasoning models want it: max_completion_tokens, no temperature."""
@@ -309,15 +332,15 @@ class BehaviourConfig(Settings):
     """tiny: the built-in language's; or a model's endpoint."""
     steps: Steps = Field(default="log 20", validate_default=True)
     """Steps at which the questions are asked."""
-    scales: Annotated[tuple[float, ...], BeforeValidator(_as_list), AfterValidator(_once)] = Field(
+    scales: Annotated[tuple[Scale, ...], BeforeValidator(_as_list), AfterValidator(_once)] = Field(
         default=(1.0,), min_length=1
     )
     """Multipliers of the adapter; 1 is the adapter as trained."""
-    samples: Int = Field(default=50, ge=1)
+    samples: Int = Field(default=50, ge=1, le=MAX_BATCH)
     """Answers a question."""
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """0: greedy."""
-    max_new_tokens: Int = Field(default=600, ge=1)
+    max_new_tokens: Int = Field(default=600, ge=1, le=MAX_TOKENS)
 
     @property
     def judge_name(self) -> str:

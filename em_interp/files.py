@@ -6,8 +6,10 @@ most the item in flight.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -27,9 +29,11 @@ T = TypeVar("T")
 def write_beside(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, for a file or a folder; renamed to `path` when the block ends without error.
 
-    On an error whatever was written is removed and `path` is left as it was. An existing folder is replaced.
+    On an error whatever was written is removed and `path` is left as it was. An existing folder is replaced. Raises
+    InputError where a link inside a run directory leads to the path.
     """
     path = Path(path)
+    refuse_links(path)
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -42,6 +46,43 @@ def write_beside(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         raise
+
+
+RUN_FILES = ("config.yaml", "manifest.json", "trainer_state.json", "behaviour")  # one of them tells a run directory
+RUN_FOLDERS = ("behaviour", "analysis", "figures", "resume")
+_OWN_CHECKPOINT = re.compile(r"\.?checkpoint-[0-9]+(?:\.part)?")
+MAX_NAME = 60  # characters of a name that came from elsewhere
+
+
+def refuse_links(path: Path, itself: bool = False) -> None:
+    """Raise InputError where a folder of a run directory on the way to `path` is a link, which may lead out of it.
+
+    The run directory itself may be one, and so may what is not part of it. With `itself` a link in the place of the
+    file is refused too: for files that are written in place.
+    """
+    path = Path(path).absolute()
+    links = [place for place in (*([path] if itself else []), *list(path.parents)[:MAX_DEPTH]) if place.is_symlink()]
+    for link in links:
+        for root in list(link.parents)[:MAX_DEPTH]:
+            if _is_in_run(path.relative_to(root).parts) and any((root / name).exists() for name in RUN_FILES):
+                raise InputError(f"{link} is a link, which is not written through; put a real one there, or give --out")
+
+
+MAX_DEPTH = 8  # folders between a run directory and its deepest file
+
+
+def _is_in_run(parts: tuple[str, ...]) -> bool:
+    """Whether a path from a run directory is one of the run's own."""
+    own_checkpoint = parts[0] == "checkpoints" and len(parts) > 1 and _OWN_CHECKPOINT.fullmatch(parts[1])
+    return parts[0] in RUN_FOLDERS or bool(own_checkpoint)
+
+
+def safe_name(name: str) -> str:
+    """A name from elsewhere as the name of a file, or part of it: letters, digits, '-', '_' and '.', not too long."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    if len(plain) <= MAX_NAME and plain.strip("."):
+        return plain
+    return f"{plain[:MAX_NAME]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def _remove(path: Path) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError
-from em_interp.files import check_free, read_json, remove, resumable, write_beside, write_text
+from em_interp.files import check_free, read_json, refuse_links, remove, resumable, write_beside, write_text
 from em_interp.lock import writing
 
 if TYPE_CHECKING:
     from em_interp.config import RunConfig
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,16})$")
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ NEVER_COPIED = (".*", "resume")  # what is being written, and what training over
 def copy_run(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) -> Run:
     """A copy of the run in `out`, to which a stage writes so that the run itself is left alone; without `out` the run.
 
-    Adapters are linked where possible. `without` are names and patterns of files and folders that are not copied:
-    what the stage is about to make. Raises InputError where `out` holds another run, lies inside the run, or cannot
-    be written.
+    Adapters are hard links where possible; links out of the run are not followed, but for those to checkpoints.
+    `without` are names and patterns of files and folders that are not copied: what the stage is about to make. Raises
+    InputError where `out` holds another run, lies inside the run, or cannot be written.
     """
     if out is None or Path(out).resolve() == run.path.resolve():
         return run
@@ -194,23 +194,38 @@ def _content(file: Path) -> bytes | None:
     return file.read_bytes() if file.exists() else None
 
 
-def _files(folder: Path, without: tuple[str, ...]) -> Iterator[Path]:
-    for entry in sorted(folder.iterdir()):
-        if any(fnmatch(entry.name, pattern) for pattern in without):
-            continue
-        if entry.is_dir():
-            yield from _files(entry, without)
-        else:
-            yield entry
+def _files(root: Path, without: tuple[str, ...]) -> Iterator[Path]:
+    """The regular files of a run; links are followed to checkpoints, and to what lies in the run or its Hub cache."""
+    inside = [root.resolve(), *([(root.parent.parent / "blobs").resolve()] if root.parent.name == "snapshots" else [])]
+    folders = [root]
+    while folders:
+        for entry in sorted(folders.pop().iterdir()):
+            if any(fnmatch(entry.name, pattern) for pattern in without) or not _is_followed(entry, root, inside):
+                continue
+            if entry.is_dir():
+                folders.append(entry)
+            elif entry.is_file():
+                yield entry
+
+
+def _is_followed(entry: Path, root: Path, inside: list[Path]) -> bool:
+    """Whether an entry of a run is copied: a link of another kind may lead anywhere, or round in a circle."""
+    if not entry.is_symlink():
+        return True
+    if entry.is_dir():
+        checkpoints = root / "checkpoints"
+        return entry == checkpoints or (entry.parent in (root, checkpoints) and bool(CHECKPOINT.match(entry.name)))
+    return any(place in entry.resolve().parents for place in inside)
 
 
 def _copy(source: Path, target: Path) -> None:
     if target.exists():
         return
+    refuse_links(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".safetensors":  # may be gigabytes in all, and nobody edits them
         try:
-            target.hardlink_to(source)
+            target.hardlink_to(source.resolve())
             return
         except OSError:  # another disk, or one without links
             pass

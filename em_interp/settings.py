@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, mode
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from em_interp.checks import described
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_text
 
@@ -105,7 +106,7 @@ def _one_line(error: ErrorDetails) -> str:
     if error["type"] == "value_error":  # an InputError about a value that is a text in a small language
         return f"{key}: {context['error']}"
     expected = _EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
-    return f"{key or 'config'} must be {expected}; it is {found!r}"
+    return f"{key or 'config'} must be {expected}; it is {described(found)}"
 
 
 def _path(parts: Iterable[str | int]) -> str:
@@ -150,13 +151,35 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+MAX_YAML = 2**19  # characters of a YAML text
+MAX_NODES = 100_000  # values of a YAML text with every alias written out
+
+
 def parse_yaml(text: str, where: str) -> Any:
-    """The plain values in a YAML text; raises InputError that says `where` it is not valid."""
+    """The plain values in a YAML text; raises InputError that says `where` it is not valid, or too large."""
+    if len(text) > MAX_YAML:
+        raise InputError(f"{where} has {len(text)} characters of YAML; {MAX_YAML} at most are read")
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded_size(node, {}) > MAX_NODES:
+            raise InputError(f"{where} has more than {MAX_NODES} values once its aliases are written out")
+        return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{where} is not valid YAML: {reason}") from None
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values in a node with its aliases written out; more than MAX_NODES for one within itself."""
+    if id(node) not in known:
+        known[id(node)] = MAX_NODES + 1  # until it is known: a node that is met again meanwhile holds itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = min(MAX_NODES + 1, 1 + sum(_expanded_size(part, known) for part in parts))
+    return known[id(node)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -180,3 +180,60 @@ def test_the_json_schema_refuses_what_the_code_refuses():
             jsonschema.validate(wrong, schema)
         with pytest.raises(InputError):
             load_config(wrong)
+
+
+HUGE = {
+    "snapshots: log 1000000000": "more steps than 100000",
+    "snapshots: every 99999999999999999999": "is not understood",
+    "snapshots: '1, 2, ٣'": "is not understood",
+    "training: {batch_size: 10000000000}": "training.batch_size must be less than or equal to 65536; it is 10000000000",
+    "training: {gradient_accumulation_steps: 1000000}": "gradient_accumulation_steps must be less than or equal to",
+    "training: {max_length: 100000000000}": "training.max_length must be less than or equal to 1048576",
+    "adapter: {r: 100000000}": "adapter.r must be less than or equal to 65536",
+    "adapter: {lora_alpha: 1.0e+300}": "adapter.lora_alpha must be less than or equal to",
+    "behaviour: {samples: 1000000000}": "behaviour.samples must be less than or equal to 65536",
+    "behaviour: {max_new_tokens: 1000000000}": "behaviour.max_new_tokens must be less than or equal to 1048576",
+    "behaviour: {scales: [.inf]}": "behaviour.scales",
+    "data: [{dataset: x, steps: 100000000000}]": "steps must be less than or equal to 10000000",
+    "data: [{dataset: x, epochs: 1.0e+12}]": "epochs must be less than or equal to 10000",
+}
+
+
+@pytest.mark.parametrize("text", HUGE)
+def test_what_would_take_for_ever_is_refused_with_the_bound(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=HUGE[text]) as refused:
+        load_config(tmp_path / "config.yaml")
+    assert len(str(refused.value)) < 500
+
+
+LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (LAUGHS, "more than 100000 values once its aliases are written out"),
+        (MERGES, "more than 100000 values once its aliases are written out"),
+        ("a: &a [*a]", "more than 100000 values once its aliases are written out"),
+        ("a: " + "x" * 600_000, "524288 at most are read"),
+        ("a: " + "9" * 5_000, "is not valid YAML"),
+    ],
+    ids=["aliases", "merges", "itself", "long", "a long number"],
+)
+def test_a_text_that_grows_when_it_is_read_is_refused(tmp_path, text, expected):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=expected):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_aliases_in_reason_are_read(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: &phase\n- {dataset: x, steps: 3}\nkl: {dataset: &d y, weight: 2}\n")
+    assert load_config(tmp_path / "config.yaml").data[0].steps == 3
+
+
+def test_the_nearest_of_many_saved_steps_is_found_quickly():
+    saved = range(0, 200_000, 2)
+    assert Schedule("every 1").nearest(saved)[:3] == [0, 2, 4]
+    assert Schedule("1, 9, 100").nearest([0, 3, 8, 10]) == [0, 8, 10]

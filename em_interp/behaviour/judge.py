@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from em_interp.behaviour.table_files import read_table
 from em_interp.errors import InputError, one_line
-from em_interp.files import remove, resumable, write_beside
+from em_interp.files import refuse_links, remove, resumable, safe_name, write_beside
 from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.stages import progress_bar
@@ -27,7 +27,6 @@ SCORED = "ok"  # the status of an answer that has both scores
 ERROR = "error"  # the status of an answer that could not be judged for now
 JUDGED_AGAIN = (ERROR, "no_logprobs")  # statuses that `resume` does not keep: faults of the server, not of the answer
 QUEUED_PER_WORKER = 4  # answers submitted ahead of the oldest unfinished one
-MAX_FILE_NAME = 60  # characters of a judge's name in the name of a file
 
 
 class Judge(Protocol):
@@ -85,6 +84,7 @@ def judge_answers(
         if _is_finished(run, answers, judge, resume):
             return run.scores_file
         done = _read_journal(run, judge, answers, resume)
+        refuse_links(_journal(run, judge.name), itself=True)
         with _journal(run, judge.name).open("a", encoding="utf-8") as journal:
             left = answers.iloc[len(done) :]
             rows = zip(left["question"], left["answer"], strict=True)
@@ -192,16 +192,8 @@ def _number(value: Any) -> float | None:
     return None if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
 
 
-def file_name(judge: str) -> str:
-    """A judge's name as part of a file's name: letters, digits, '-', '_' and '.', not too long."""
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in judge)
-    if len(name) <= MAX_FILE_NAME:
-        return name
-    return f"{name[:MAX_FILE_NAME]}-{hashlib.sha256(judge.encode()).hexdigest()[:8]}"
-
-
 def _journal(run: Run, judge: str) -> Path:
-    return run.scores_file.with_name(f"scores.{file_name(judge)}.jsonl")
+    return run.scores_file.with_name(f"scores.{safe_name(judge)}.jsonl")
 
 
 def _fingerprint(answers: pd.DataFrame, judge: Judge) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.behaviour.client import Endpoint, Failed, Incomplete, Stopped, digest, request_for
-from em_interp.behaviour.judge import ERROR, SCORED, answers_of, file_name
+from em_interp.behaviour.judge import ERROR, SCORED, answers_of
 from em_interp.behaviour.replies import Reading, Reply, numbers_among, read
 from em_interp.behaviour.request_cache import RequestCache
 from em_interp.config import EndpointConfig
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_json, write_json
+from em_interp.files import read_json, safe_name, write_json
 from em_interp.lock import writing
 from em_interp.run import Run
 
@@ -284,7 +284,7 @@ def cache_file(run: Run) -> Path:
 
 def settings_file(run: Run, config: EndpointConfig) -> Path:
     """Where the settings of a judge's scores are kept."""
-    return run.scores_file.with_name(f"judge.{file_name(config.called)}.json")
+    return run.scores_file.with_name(f"judge.{safe_name(config.called)}.json")
 
 
 def _kept_settings(run: Run, config: EndpointConfig) -> dict[str, Any] | None:

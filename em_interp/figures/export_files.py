@@ -16,7 +16,7 @@ import pandas as pd
 
 from em_interp.errors import InputError, nearest
 from em_interp.figures.style import without_title
-from em_interp.files import check_free, write_csv, write_text
+from em_interp.files import check_free, refuse_links, safe_name, write_csv, write_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -96,7 +96,7 @@ def export_all(
     """
     folder, wanted = Path(folder), check(formats, columns)
     pictures = [
-        Picture(figure, folder / f"{name}.{one}", columns_of(figure, columns))
+        Picture(figure, folder / f"{safe_name(name)}.{one}", columns_of(figure, columns))
         for name, figure in figures.items()
         for one in wanted
     ]
@@ -211,6 +211,7 @@ def _print(pictures: list[Picture]) -> None:
     import kaleido
 
     folder = pictures[0].path.parent
+    refuse_links(printed[0].path)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".drawing-", dir=folder) as drawing:
         files = [Path(drawing) / picture.path.name for picture in pictures]
@@ -230,7 +231,7 @@ def _order(picture: Picture, file: Path) -> dict[str, object]:
 
 def _write_words(figure: go.Figure, folder: Path, name: str) -> list[Path]:
     """The caption and the numbers beside a picture."""
-    text, table = folder / f"{name}.txt", folder / f"{name}.csv"
+    text, table = (folder / f"{safe_name(name)}{ending}" for ending in (".txt", ".csv"))
     write_text(text, caption(figure) + "\n")
     write_csv(table, numbers(figure))
     return [text, table]

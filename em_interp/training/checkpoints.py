@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from em_interp.config import Schedule
 from em_interp.errors import InputError
-from em_interp.files import write_beside
+from em_interp.files import refuse_links, write_beside
 from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
 from em_interp.training.lora import Weights, adapter_config_text, adapter_weights
 
@@ -165,6 +165,8 @@ class StateKeeper:
 
     def __init__(self, folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, every: int) -> None:
         self.files, self.weights, self.optimizer, self.every = _state_files(folder), weights, optimizer, every
+        for file in self.files:
+            refuse_links(file, itself=True)
         self.packer = Packer()
 
     def keep(self, step: int) -> None:

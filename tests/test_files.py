@@ -1,0 +1,144 @@
+"""Files: only regular ones are read, and nothing is written or copied through a link out of a run."""
+
+import os
+
+import pytest
+
+from em_interp.errors import InputError
+from em_interp.files import (
+    MAX_NAME,
+    read_bytes,
+    read_json,
+    read_text,
+    refuse_links,
+    safe_name,
+    write_beside,
+    write_json,
+    write_text,
+)
+from em_interp.run import Run, copy_run
+from em_interp.trajectory.load import load_trajectory
+from tests.trajectory.saving import save_adapter, save_run
+
+
+def test_what_may_have_no_end_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "link.json").symlink_to("/dev/zero")
+    for name in ("pipe.json", "link.json"):
+        for reader in (read_text, read_bytes, read_json):
+            with pytest.raises(InputError, match=f"{name} is a pipe, socket or device; a file was expected"):
+                reader(tmp_path / name)
+    for step in (0, 1):
+        folder = save_adapter(tmp_path / f"checkpoint-{step}")
+        (folder / "adapter_model.safetensors").unlink()
+        (folder / "adapter_model.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors is a pipe, socket or device"):
+        load_trajectory(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "value.json").write_text('\ufeff{"a": 1}', encoding="utf-8")
+    assert read_json(tmp_path / "value.json") == {"a": 1}
+
+
+NAMES = {
+    "plain": "plain",
+    "gpt-4.1_mini": "gpt-4.1_mini",
+    "/../../OUTSIDE": "_.._.._OUTSIDE",
+    "a\x00b\nc": "a_b_c",
+    "Größe": "Größe",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_from_elsewhere_is_a_name_of_a_file(name):
+    assert safe_name(name) == NAMES[name]
+
+
+def test_names_that_lead_elsewhere_or_are_too_long_get_a_hash():
+    for name in ("..", ".", "", "x" * 300, "\ud800" * 300):
+        safe = safe_name(name)
+        assert "/" not in safe and safe.strip(".") and len(safe) <= MAX_NAME + 9
+    assert safe_name("x" * 300) != safe_name("x" * 301)
+
+
+def a_run(folder):
+    save_run(folder / "run")
+    write_text(folder / "run/config.yaml", "seed: 1\n")
+    (folder / "outside").mkdir()
+    return Run(folder / "run")
+
+
+@pytest.mark.parametrize("place", ["analysis", "behaviour", "figures", "resume", "checkpoints/checkpoint-10"])
+def test_nothing_is_written_through_a_folder_of_a_run_that_is_a_link(tmp_path, place):
+    run = a_run(tmp_path)
+    folder = run.path / place
+    if folder.exists():
+        folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "outside")
+    for write in (lambda: write_json(folder / "inner/found.json", {}), lambda: refuse_links(folder / "log", True)):
+        with pytest.raises(InputError, match=f"{place} is a link, which is not written through"):
+            write()
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_linked_file_is_replaced_and_one_that_is_appended_to_is_refused(tmp_path):
+    run, victim = a_run(tmp_path), tmp_path / "outside/victim"
+    victim.write_text("precious")
+    run.analysis.mkdir()
+    (run.analysis / "locate.json").symlink_to(victim)
+    (run.analysis / ".align.json.part").symlink_to(victim)
+    with pytest.raises(InputError, match=r"locate.json is a link"):
+        refuse_links(run.analysis / "locate.json", itself=True)
+    write_json(run.analysis / "locate.json", {"a": 1})
+    write_json(run.analysis / "align.json", {"a": 1})
+    assert victim.read_text() == "precious" and not (run.analysis / "locate.json").is_symlink()
+
+
+def test_links_to_and_around_a_run_are_nobodys_business(tmp_path):
+    run = a_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/mine").symlink_to(run.path)
+    (tmp_path / "analysis").symlink_to(tmp_path / "outside")
+    write_json(tmp_path / "checkpoints/mine/analysis/locate.json", {})
+    write_json(tmp_path / "analysis/project/run/analysis/locate.json", {})
+    assert (run.analysis / "locate.json").exists()
+
+
+def test_a_copy_of_a_run_follows_links_to_checkpoints_only(tmp_path):
+    run = a_run(tmp_path)
+    (tmp_path / "outside/secret").write_text("secret")
+    os.mkfifo(run.path / "pipe")
+    for name, target in (
+        ("loop", "."),
+        ("etc", tmp_path / "outside"),
+        ("notes.txt", tmp_path / "outside/secret"),
+        ("inside.yaml", "config.yaml"),
+    ):
+        (run.path / name).symlink_to(target)
+    last = run.checkpoint(10)
+    last.rename(tmp_path / "elsewhere")
+    last.symlink_to(tmp_path / "elsewhere")
+    run.checkpoint(11).symlink_to("..")
+    copy = copy_run(run, tmp_path / "copy")
+    assert copy.steps()[:3] == [0, 5, 10] and (copy.checkpoint(10) / "adapter_model.safetensors").is_file()
+    names = {entry.name for entry in copy.path.iterdir()}
+    assert names == {"checkpoints", "config.yaml", "inside.yaml"}
+    assert not any(entry.is_symlink() for entry in copy.path.rglob("*"))
+
+
+def test_a_run_in_the_hub_cache_is_copied_with_what_its_links_point_to(tmp_path):
+    blobs, root = tmp_path / "blobs", save_run(tmp_path / "snapshots/abc")
+    blobs.mkdir()
+    for number, file in enumerate(sorted(entry for entry in root.rglob("*") if entry.is_file())):
+        file.rename(blobs / str(number))
+        file.symlink_to(os.path.relpath(blobs / str(number), file.parent))
+    copy = copy_run(Run(root), tmp_path / "copy")
+    assert load_trajectory(copy).steps.tolist() == [0, 5, 10]
+
+
+def test_a_block_that_fails_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), write_beside(tmp_path / "new") as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
