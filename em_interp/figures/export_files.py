@@ -211,7 +211,7 @@ def _print(pictures: list[Picture]) -> None:
     import kaleido
 
     folder = pictures[0].path.parent
-    refuse_links(printed[0].path)
+    refuse_links(pictures[0].path)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".drawing-", dir=folder) as drawing:
         files = [Path(drawing) / picture.path.name for picture in pictures]
