@@ -84,7 +84,9 @@ class _Reader:
 
     def read(self) -> None:
         """Read the checkpoints and rows that have appeared, in the order of their steps."""
-        norms = {step: norm for step, norm in _norms(find_log(self.run.path, [], last=0).table).items() if step > self.logged}
+        norms = {
+            step: norm for step, norm in _norms(find_log(self.run.path, [], last=0).table).items() if step > self.logged
+        }
         saved = {
             step for step in self.run.steps() if step > self.saved
         }  # after the log: a step is saved before it is logged
