@@ -32,6 +32,13 @@ turn
 # %%
 turn.plot()
 
+# %% [markdown]
+# The published heuristic takes the step at which the local cosine is largest, k steps before against k steps after. It
+# names a step on every path. Here it is beside the test:
+
+# %%
+em.figures.local_cosine(path, k=[5, 10, 15], transition=turn)
+
 # %%
 path.plot()
 
@@ -70,10 +77,15 @@ together.frame()
 
 # %% [markdown]
 # ## Keep it
-# One self-contained page, or the numbers. `em.figures.export` writes any figure for a paper.
+# One self-contained page with all of this and the reasons for it; every result has its numbers as `.to_dict()` and
+# `.frame()`, and `em.figures.export` writes any figure for a paper.
 
 # %%
 em.report(run, overwrite=True)
 
+# %% [markdown]
+# ## The answer on one time axis
+# The log, the behaviour, the turn and the change of behaviour with their intervals, and the offset between them:
+
 # %%
-together.to_dict()
+em.figures.alignment(together, path)

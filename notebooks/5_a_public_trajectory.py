@@ -52,5 +52,12 @@ em.find_transition(path).plot()
 em.find_transition(em.load_trajectory(run))
 
 # %% [markdown]
+# ## Beside the published answer
+# The paper's own plot, a line of code from any path, with the step its heuristic names and the answer of the test:
+
+# %%
+em.figures.local_cosine(path, k=[5, 10, 15])
+
+# %% [markdown]
 # From the shell: `em-interp locate ORG/NAME --revision COMMIT --json`. Files are fetched once, checked and cached; with
 # a commit as the revision the same bytes are read again without a network.

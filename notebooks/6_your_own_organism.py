@@ -71,7 +71,7 @@ em.figures.turning_angle(path)
 # Every step is saved, and every analysis of the other notebooks works on it:
 
 # %%
-em.find_transition(path, "gradient_norm")
+em.figures.training_log(path, em.find_transitions(path))
 
 # %% [markdown]
 # ## Look at the data first

@@ -7,8 +7,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+PLOTLY = "application/vnd.plotly.v1+json"
 SECONDS = 120  # what each is promised to take at most, on a machine that does nothing else
 
 
@@ -53,5 +55,8 @@ def test_it_runs(source, desk):
     notebook.cells = [cell for cell in notebook.cells if "gpu" not in cell.metadata.get("tags", [])]
     client = NotebookClient(notebook, timeout=5 * SECONDS, resources={"metadata": {"path": str(desk / "notebooks")}})
     client.execute()  # raises at the first cell that does
-    told = [out for cell in notebook.cells for out in cell.get("outputs", []) if out.get("name") == "stderr"]
-    assert told == []
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert [out for out in outputs if out.get("name") == "stderr"] == []
+    figures = [out.data for out in outputs if PLOTLY in out.get("data", {})]
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    assert figures and page.count("Plotly.newPlot(") >= len(figures)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,8 @@ def lay_out(clone: Path) -> None:
 def environment() -> dict[str, str]:
     """The environment of what is run: one thread, no network, and this copy of the package."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
+    return {**os.environ, **fixed, "PYTHONPATH": path}
 
 
 def run(source: Path, clone: Path) -> nbformat.NotebookNode:
@@ -141,7 +143,8 @@ def page(notebook: nbformat.NotebookNode) -> NotebookPage:
 def output_html(output: nbformat.NotebookNode) -> str:
     """One output of a cell as HTML: a figure of plotly, HTML, or text."""
     if output.output_type == "stream":
-        return f"<pre>{escape(output.text)}</pre>"
+        last_state = re.sub(r"[^\n]*\r", "", output.text)  # of a progress bar
+        return f"<pre>{escape(last_state)}</pre>"
     data = output.get("data", {})
     if "application/vnd.plotly.v1+json" in data:
         return figure_html(dict(data["application/vnd.plotly.v1+json"]))

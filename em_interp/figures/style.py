@@ -7,6 +7,7 @@ viridis, perceptually even, without its palest end.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from html import escape
 from itertools import cycle
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io as pio
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
@@ -25,6 +27,9 @@ from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:
     import pandas as pd
+
+if pio.renderers.default == "plotly_mimetype" and "PLOTLY_RENDERER" not in os.environ:
+    pio.renderers.default = "plotly_mimetype+notebook"  # plotly's own in Jupyter leaves nothing for nbconvert to show
 
 INK, MUTED, FAINT, GRID = "#1f1f1f", "#666666", "#b3b3b3", "#ececec"
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
