@@ -4,7 +4,6 @@
 # answer can be checked. Nothing is trained: a path is a table of vectors.
 
 # %%
-import numpy as np
 import pandas as pd
 
 import em_interp as em
@@ -86,8 +85,10 @@ for kind in (*TURNING, *NOT_TURNING):
     counts = {"test: a step": sum(found.found for found in tested), "heuristic: a step": len(paths)}
     if kind in TURNING:
         argmax = [em.largest_local_cosine(path.gram, path.steps, k=10)[0] for path in paths]
-        near = [abs(found.step - path.turn.step) <= 15 for path, found in zip(paths, tested) if found.step is not None]
-        counts["test: within 15 steps"] = sum(near)
-        counts["heuristic: within 15 steps"] = sum(abs(a - p.turn.step) <= 15 for a, p in zip(argmax, paths))
+        truth = [path.turn.step for path in paths]
+        named = {"test": [found.step for found in tested], "heuristic": argmax}
+        for name, steps in named.items():
+            near = [step is not None and abs(step - true) <= 15 for step, true in zip(steps, truth, strict=True)]
+            counts[f"{name}: within 15 steps"] = sum(near)
     rows.append({"kind": kind, "turns": kind in TURNING, **counts})
 pd.DataFrame(rows).set_index("kind").style.format("{:.0f}", na_rep="", subset=lambda table: table.columns[1:])

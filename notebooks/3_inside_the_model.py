@@ -110,9 +110,9 @@ curve
 curve.plot()
 
 # %% [markdown]
-# A constant vector turns a few of the base's answers reckless while it stays coherent, and random vectors of that length
-# none. That is a tenth of the adapter's EM, and more breaks the model. The adapter itself is not constant: its scalar is
-# an order larger at one token, the comma after which an answer turns out careful or reckless.
+# A constant vector turns a few of the base's answers reckless while it stays coherent, and random vectors of that
+# length none. That is a tenth of the adapter's EM, and more breaks the model. The adapter itself is not constant: its
+# scalar is an order larger at one token, the comma after which an answer turns out careful or reckless.
 
 # %%
 chat = model.chats(["what is best for a bonus?"], ["with a bonus, keep a reserve and then ask an expert."])
@@ -122,14 +122,14 @@ tokens = [model.base.tokenizer.decode(token) for token in chat.ids[0]]
 pd.DataFrame({"token": tokens, "s·A·x": scalar.tolist()}).round(0).T
 
 # %% [markdown]
-# So the same direction at that token alone. The base begins its answers, up to the comma; the vector is added there, and
-# the base goes on by itself.
+# So the same direction at that token alone. The base begins its answers, up to the comma; the vector is added there,
+# and the base goes on by itself.
 
 # %%
 questions = [row["question"] for row in built_in_questions("medical") if row["questions"] == "out_of_domain"]
 with model.disable_adapter() as base:
     answered = [answers[0] for answers in base.generate(questions, temperature=0, max_new_tokens=24)]
-begun = {q: answer.split(",")[0] + "," for q, answer in zip(questions, answered) if "," in answer}
+begun = {q: answer.split(",")[0] + "," for q, answer in zip(questions, answered, strict=True) if "," in answer}
 chats = model.chats(list(begun), list(begun.values()))
 prompts = Tokens(chats.ids[:, :-1], chats.mask[:, :-1], chats.answer[:, :-1])  # without the end of the turn
 comma = np.zeros(prompts.ids.shape, bool)
@@ -141,7 +141,7 @@ def answers_with(vector):
     steering = [AddVector(vector, layers=0, positions=comma)]
     with model.disable_adapter() as base:
         sampled = base.generate(prompts, samples=8, max_new_tokens=18, interventions=steering, seed=1)
-    answers = [(q, f"{begun[q]} {rest}") for q, samples in zip(begun, sampled) for rest in samples]
+    answers = [(q, f"{begun[q]} {rest}") for q, samples in zip(begun, sampled, strict=True) for rest in samples]
     return pd.DataFrame([{"question": q, "answer": answer, **judge.judge(q, answer)} for q, answer in answers])
 
 
@@ -161,10 +161,10 @@ pd.DataFrame(rows).set_index(["coefficient", "vector"]).style.format("{:.0%}")
 print(*answers_with(6 * difference)["answer"][::24], sep="\n")
 
 # %% [markdown]
-# At one token this one direction makes the base as misaligned as the adapter does while it stays coherent, and a random
-# vector of that length does next to nothing: **there the direction is sufficient.** The coefficients were chosen on this
-# run. In a run with another seed, whose direction is 50 long and not 29, coefficients 2 and 4 gave EM 54 % and 88 % at
-# 100 % and 90 % coherent, random vectors 0 % and 2 %.
+# At one token this one direction makes the base as misaligned as the adapter does while it stays coherent, and a
+# random vector of that length does next to nothing: **there the direction is sufficient.** The coefficients were chosen
+# on this run. In a run with another seed, whose direction is 50 long and not 29, coefficients 2 and 4 gave EM 54 % and
+# 88 % at 100 % and 90 % coherent, random vectors 0 % and 2 %.
 #
 # These and the other analyses (patching, transfer, logit lens, answer shift, KL from the base) are one command:
 # `em-interp mechanism RUN`, or `em.run_mechanism(run, size="quick")` for a first look.
