@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from em_interp.checks import check_level, check_whole
-from em_interp.comparison.matching import Matched, Source, match
+from em_interp.comparison.matching import Matched, Sources, match
 from em_interp.comparison.nulls import (
     Null,
     PermutationNull,
@@ -46,7 +46,7 @@ POINTS_AT_RANK_1, POINTS_ABOVE = 101, 41  # compared steps of a run, by default
 
 
 def compare(
-    runs: Sequence[Source],
+    runs: Sources,
     same_base: bool = False,
     level: float = 0.95,
     points: int | None = None,
@@ -55,7 +55,8 @@ def compare(
     """Compare runs of one base: their directions, from when each has them, and whether their transitions agree.
 
     Args:
-        runs: run directories, folders of checkpoints, Hub ids, `Run` objects or trajectories; two or more.
+        runs: run directories, folders of checkpoints, Hub ids, `Run` objects or trajectories; two or more. A mapping
+            names them; else they are called by their folders.
         same_base: vouch that different names of the base are the same weights.
         level: of the bands of chance and of the intervals.
         points: how many saved steps of each run to compare, spread evenly with the last among them; by default 101 at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +16,7 @@ from em_interp.run import Run
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 Source = str | Path | Run | AdapterTrajectory
+Sources = Sequence[Source] | Mapping[str, Source]  # a mapping names the runs
 MEANINGLESS = "raw cosines across bases mean nothing, for each has its own coordinates: use em.compare_across_bases"
 
 
@@ -60,7 +61,7 @@ class Matched:
         return all(np.array_equal(one[site][row], other[site][row]) for site in self.sites)
 
 
-def match(sources: Sequence[Source], same_base: bool = False) -> Matched:
+def match(sources: Sources, same_base: bool = False) -> Matched:
     """Open the runs and find what they share.
 
     With `same_base` the caller vouches that different names of the base (a mirror, a folder) mean the same weights.
@@ -82,14 +83,14 @@ def match(sources: Sequence[Source], same_base: bool = False) -> Matched:
 
 
 def open_all(
-    sources: Sequence[Source],
+    sources: Sources,
 ) -> tuple[tuple[AdapterTrajectory, ...], tuple[Run | None, ...], tuple[str, ...]]:
     """The paths, the run directories (None where a source is not one) and the names. Raises InputError for one run."""
-    sources = as_list(sources)
-    if len(sources) < 2:
-        raise InputError(f"a comparison is of two runs or more; {'one' if sources else 'none'} was given")
-    paths, runs = zip(*map(_open, sources), strict=True)
-    return paths, runs, names_of(paths)
+    given = list(sources.values()) if isinstance(sources, Mapping) else as_list(sources)
+    if len(given) < 2:
+        raise InputError(f"a comparison is of two runs or more; {'one' if given else 'none'} was given")
+    paths, runs = zip(*map(_open, given), strict=True)
+    return paths, runs, tuple(map(str, sources)) if isinstance(sources, Mapping) else names_of(paths)
 
 
 def _open(source: Source) -> tuple[AdapterTrajectory, Run | None]:

@@ -32,6 +32,12 @@ def test_a_run_is_called_by_the_shortest_end_of_its_path_that_no_other_has(given
     assert names_of([dataclasses.replace(adapter(k), source=name) for k, name in enumerate(given)]) == names
 
 
+def test_a_mapping_names_the_runs():
+    found = em.compare({"medical advice": adapter(1), "control": adapter(2)}, permutations=9)
+    assert found.names == ("medical advice", "control")
+    assert set(found.pairs["run"]) == {"medical advice"}
+
+
 def test_runs_with_the_same_A_at_step_0_are_named_wherever_a_cosine_of_A_is_printed():
     organism, other = adapter(1, name="organism"), adapter(3, name="other")
     control = dataclasses.replace(adapter(2, name="control"), A={SITE: organism.A[SITE]})

@@ -23,6 +23,7 @@ from em_interp.organisms.judge import AdviceJudge
 from em_interp.reports.page import report
 from em_interp.reports.run_figures import found_in, run_figures
 from em_interp.run import open_run
+from tests.figures.on_paper import faults
 from tests.test_page import Page
 from tests.tiny import ROOT, contents, copy, did, em_interp, refused, strict
 
@@ -56,7 +57,7 @@ def analysed(run, analyses=None, engine="hooks", **more):
     return run_suite(model, AdviceJudge("medical"), analyses=analyses, sampling=SAMPLING, **more)
 
 
-def test_every_analysis_is_carried_out_and_said_in_words(judged, tiny):
+def test_every_analysis_is_carried_out_and_said_in_words(judged, tiny, tmp_path):
     found = analysed(judged, control=open_run(tiny.control), transfer=judged)
     assert strict((judged.analysis / "mechanism.json").read_text()) == json.loads(json.dumps(found.to_dict()))
     assert list(found.analyses) == list(ANALYSES)
@@ -80,6 +81,7 @@ def test_every_analysis_is_carried_out_and_said_in_words(judged, tiny):
     for title, figure in drawn.items():  # kept as numbers, which can be drawn and written out again
         pd.testing.assert_frame_equal(em.figures.numbers(exported[f"mechanism_{title}"]), em.figures.numbers(figure))
         assert len(em.figures.numbers(figure))
+    assert faults(drawn, tmp_path / "printed", (1,))[1] == []
     lanes = " ".join(one.text for one in exported["timeline"].layout.annotations)
     assert "sufficient direction" in lanes and "EM as trained" in lanes
     assert lanes.rindex("EM onset") < lanes.index("sufficient direction") < lanes.index("rotation of B")  # from below

@@ -21,7 +21,7 @@ from em_interp.comparison.cross_base.alignment_map import max_components, princi
 from em_interp.comparison.cross_base.cka import u_centred
 from em_interp.comparison.cross_base.logit_lens import direction_logits
 from em_interp.comparison.cross_base.texts import SharedTexts, shared_texts
-from em_interp.comparison.matching import Source, open_all
+from em_interp.comparison.matching import Sources, open_all
 from em_interp.errors import InputError
 from em_interp.mechanism.model import TrajectoryModel, open_model
 from em_interp.mechanism.random_adapters import random_adapters
@@ -159,7 +159,7 @@ class MeasuredRun:
         return self.source.name
 
 
-def runs_on_bases(runs: Sequence[Source], bases: Sequence[Base | str | None] | None = None) -> list[RunOnBase]:
+def runs_on_bases(runs: Sources, bases: Sequence[Base | str | None] | None = None) -> list[RunOnBase]:
     """The runs with their paths loaded. Raises InputError for fewer than two, and for another number of bases."""
     paths, folders, names = open_all(runs)
     if bases is not None and len(bases) != len(paths):

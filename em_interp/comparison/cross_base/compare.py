@@ -28,14 +28,14 @@ from em_interp.comparison.cross_base.similarity import (
 from em_interp.comparison.cross_base.steering_transfer import check_labels, transfer_rows
 from em_interp.comparison.cross_base.texts import SharedTexts
 from em_interp.comparison.cross_base.turning_profile import CLOCKS, TurningProfile, profile_test, turning_profile
-from em_interp.comparison.matching import Source
+from em_interp.comparison.matching import Sources
 from em_interp.errors import InputError
 
 Profiles = dict[str, TurningProfile]  # by clock
 
 
 def compare_across_bases(
-    runs: Sequence[Source],
+    runs: Sources,
     texts: SharedTexts | None = None,
     bases: Sequence[Base | str | None] | None = None,
     draws: int = 99,
@@ -47,7 +47,8 @@ def compare_across_bases(
     directions, and turning profiles; each against random adapters of the same norms on the same bases.
 
     Args:
-        runs: run directories, folders of checkpoints, Hub ids, `Run` objects or trajectories; two or more.
+        runs: run directories, folders of checkpoints, Hub ids, `Run` objects or trajectories; two or more. A mapping
+            names them; else they are called by their folders.
         texts: questions and answers that every model reads; by default the runs' own answers (`shared_texts`).
         bases: the base of each run, loaded or by name, where a path does not name its own.
         draws: random adapters of each run.
