@@ -91,4 +91,5 @@ for kind in (*TURNING, *NOT_TURNING):
             near = [step is not None and abs(step - true) <= 15 for step, true in zip(steps, truth, strict=True)]
             counts[f"{name}: within 15 steps"] = sum(near)
     rows.append({"kind": kind, "turns": kind in TURNING, **counts})
-pd.DataFrame(rows).set_index("kind").style.format("{:.0f}", na_rep="", subset=lambda table: table.columns[1:])
+table = pd.DataFrame(rows).set_index("kind")
+table.style.format("{:.0f}", na_rep="", subset=table.columns[1:])

@@ -118,8 +118,9 @@ curve.plot()
 chat = model.chats(["what is best for a bonus?"], ["with a bonus, keep a reserve and then ask an expert."])
 with model.at(step=400) as adapted:
     scalar = adapted.run(chat, ["scalar.layers.0.mlp.down_proj"])["scalar.layers.0.mlp.down_proj"].squeeze()
-tokens = [model.base.tokenizer.decode(token) for token in chat.ids[0]]
-pd.DataFrame({"token": tokens, "s·A·x": scalar.tolist()}).round(0).T
+answer = chat.answer[0]
+tokens = [model.base.tokenizer.decode(token) for token in chat.ids[0, answer]]
+pd.DataFrame({"token": tokens, "s·A·x": scalar[answer].tolist()}).round().T
 
 # %% [markdown]
 # So the same direction at that token alone. The base begins its answers, up to the comma; the vector is added there,
