@@ -45,10 +45,7 @@ class KnownColumns:
         missing = [column for column in wanted if column not in self.table]
         if missing:
             names = one_line(", ".join(self.name(str(column)) for column in self.table.columns))
-            raise InputError(
-                f"{self.where} has no column {', '.join(missing)}; expected {expected}; another name is given with "
-                f"--columns {missing[0]}=NAME; found {names}"
-            )
+            raise InputError(f"{self.where} has no column {', '.join(missing)}; expected {expected}; found {names}")
         if self.table.empty:
             raise InputError(f"{self.where} holds no answers; expected a row an answer")
 

@@ -28,7 +28,7 @@ SCORES = ("aligned", "coherent")
 NOT_TOPICS = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
 READ_AS_TEXT = ("question", "answer", "question_id", "questions", "step", "scale", "status", "judge")
 FINE = ("ok", "success", "succeeded", "scored", "complete", "completed", "done", "valid")  # a table's word for scored
-EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em"
+EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em; other names by --columns aligned=NAME"
 
 
 def read_judged(source: str | Path | pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
