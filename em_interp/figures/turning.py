@@ -195,9 +195,9 @@ def _test_rows(turns: Sequence[Transition]) -> int:
 
 def draw_rotation(figure: go.Figure, turns: Sequence[Transition], first: int, rows: int) -> None:
     """The rotation test into a panel of a figure; where `rows` is 2, the headings with their ramps in one above it."""
+    _draw_test(figure, turns, place(first + rows - 1, 1), labelled=rows == 1)
     if rows == 2:
         _draw_headings(figure, [turn for turn in turns if "heading" in turn.evidence], place(first, 1))
-    _draw_test(figure, turns, place(first + rows - 1, 1), labelled=rows == 1)
 
 
 def _draw_headings(figure: go.Figure, turns: Sequence[Transition], where: dict[str, int]) -> None:
@@ -212,7 +212,7 @@ def _draw_headings(figure: go.Figure, turns: Sequence[Transition], where: dict[s
         figure.add_trace(points.update(hovertemplate="step %{x}<br>heading %{y:.0f}°<extra></extra>"), **where)
         figure.add_trace(ramp, **where)
         top = max(top, float(np.nanmax([seen.max(), fitted.max()])))
-        label = f"step {turn.step:.0f}<br>{turn.angle_deg:.0f}° beyond curvature" if turn.step is not None else ""
+        label = f"step {turn.step:.0f}<br>turn {turn.angle_deg:.0f}°" if turn.step is not None else ""
         mark_step(figure, turn, colour, label, where, rising=True, below=number)
     others = np.concatenate([turn.evidence["bends"][1:] for turn in turns])
     if len(others):
