@@ -82,13 +82,9 @@ def _answer(
     rng: np.random.Generator,
     evidence: dict[str, Any],
 ) -> Transition:
-    height, detectable, p_value = np.expm1(scanned.height), np.expm1(scanned.detectable), scanned.p_value
+    p_value, height = scanned.p_value, np.expm1(scanned.height)
     if p_value > ALPHA or height < MIN_HEIGHT:
-        reason = (
-            f"No hump beyond noise: the highest is {height:.0%} above its valleys (p = {p_value:.2g}); "
-            f"one of {detectable:.0%} over a fifth of the run would be detected."
-        )
-        verdict: Verdict = "inconclusive" if p_value > ALPHA and detectable > MAX_DETECTABLE else "none"
+        verdict, reason = _no_hump(scanned)
         return Transition("gradient_norm", verdict, reason, p_value=p_value, evidence=evidence)
     peaks = _peak_draws(series, noise, scanned, rng)
     low, step, high = np.quantile(peaks, [(1 - level) / 2, 0.5, (1 + level) / 2])
@@ -102,6 +98,19 @@ def _answer(
         p_value=p_value,
         evidence=evidence,
     )
+
+
+def _no_hump(scanned: ScanResult) -> tuple[Verdict, str]:
+    """The verdict and its reason where no hump was found, each from the one null distribution of the scan."""
+    height, limit, detectable = np.expm1([scanned.height, scanned.limit, scanned.detectable])
+    highest = f"the highest is {height:.0%} above its valleys"
+    if scanned.p_value <= ALPHA:
+        return "none", f"Not noise (p = {scanned.p_value:.2g}), but {highest}; a hump is {MIN_HEIGHT:.0%} or more."
+    seen = f"{highest} (p = {scanned.p_value:.2g}; noise alone exceeds {limit:.0%} in {ALPHA:.0%} of runs)"
+    broad = f"a broad one, over a fifth of the run, would show from {detectable:.0%} on"
+    if detectable > MAX_DETECTABLE:
+        return "inconclusive", f"Too noisy to tell: {seen}; even {broad}."
+    return "none", f"No hump beyond noise: {seen}; {broad}."
 
 
 def _peak_draws(

@@ -102,11 +102,11 @@ def norm_onset(
 
 def _without_bend(scanned: ScanResult, rate: float) -> tuple[Verdict, str]:
     detectable = scanned.detectable / rate if rate > 0 else 0.0
-    reason = (
-        f"The growth of the norm of ΔW nowhere speeds up by more than noise would (p = {scanned.p_value:.2g}); "
-        f"a rise by {detectable:.0%} of its mean over a fifth of the run would be detected."
-    )
-    return "inconclusive" if detectable > MAX_DETECTABLE else "none", reason
+    nowhere = f"The growth of the norm of ΔW nowhere speeds up by more than noise would (p = {scanned.p_value:.2g})"
+    broad = f"a rise by {detectable:.0%} of its mean over a fifth of the run"
+    if detectable > MAX_DETECTABLE:
+        return "inconclusive", f"{nowhere}, but it is too noisy to tell: {broad} is the least that would be detected."
+    return "none", f"{nowhere}; {broad} would be detected."
 
 
 def _with_bend(without: Transition, middle: Float[np.ndarray, " draw"], gain: float, level: float) -> Transition:

@@ -39,7 +39,7 @@ from em_interp.checks import check_level
 from em_interp.transition.noisy_turn import MEMORY, NoisyTurn, find_noisy_turn
 from em_interp.transition.path_noise import Increments, Noise, estimate_noise, even_increments, resolved_increments
 from em_interp.transition.ramp import Ramp, fit_ramp
-from em_interp.transition.result import Transition, Verdict
+from em_interp.transition.result import Transition, Verdict, p_text
 from em_interp.transition.turn_test import TurnScan, drift_length, scan_turns, simulated_turns
 
 MIN_TURN = 20.0  # degrees
@@ -382,16 +382,22 @@ def _too_short(
 def _no_turn(
     candidate: _Candidate, increments: Increments, noise: Noise, evidence: dict[str, np.ndarray]
 ) -> Transition:
-    """`none`, or `inconclusive` where a turn of 60° would have been found at no step."""
-    detectable = _detectable(evidence)
+    """`none`, or `inconclusive` where a turn of 60° would have been found at no step.
+
+    Where a turn of 60° was seen and is not significant, one would not have been found, whatever its standard error.
+    """
+    detectable, turn = _detectable(evidence), float(candidate.scan.turn[candidate.row])
+    if turn >= DETECTABLE_TURN:
+        detectable[max(candidate.centre - candidate.reach, 0) : candidate.centre + candidate.reach + 1] = False
     share = np.count_nonzero(detectable) / increments.count
     angle, width = _bend(increments, noise, evidence)
     verdict: Verdict = "none" if detectable.any() else "inconclusive"
-    reason = "Too noisy: even a turn of 60° would not have been seen."
+    clearest = f"the clearest is {max(turn, 0):.0f}° at step {increments.edges[candidate.centre]:.0f}"
+    clearest += f" ({p_text(candidate.p_value)})"
+    reason = f"Too noisy to tell: even a turn of {DETECTABLE_TURN:.0f}° would not be seen; {clearest}."
     if detectable.any():
-        reason = (
-            f"No turn of more than 20° beyond steady curvature; one of 60° would be seen in {share:.0%} of the run."
-        )
+        seen = f"one of {DETECTABLE_TURN:.0f}° would be seen in {share:.0%} of the run"
+        reason = f"No turn of significantly more than {MIN_TURN:.0f}° beyond steady curvature: {clearest}; {seen}."
     return Transition(
         "rotation", verdict, reason, p_value=candidate.p_value, angle_deg=angle, width=width, evidence=evidence
     )

@@ -173,6 +173,7 @@ class ScanResult(NamedTuple):
     p_value: float
     bin: int  # of the largest statistic
     height: float  # the statistic there
+    limit: float  # p_value is at most ALPHA just where `height` is above it
     detectable: float  # the statistic that noise alone exceeds with probability ALPHA at the widest bandwidth
     smooth: Float[np.ndarray, " bin"]
 
@@ -198,10 +199,12 @@ def scan_test(
         by_bandwidth.append((statistic(smooth), unit, smooth))
     height, unit, smooth = max(by_bandwidth, key=lambda scanned: scanned[0].max() / scanned[1])
     exceeding = int(np.sum(largest >= height.max() / unit))
+    allowed = int(ALPHA * (1 + N_NULL_DRAWS) + 1e-9) - 1  # draws that may exceed a significant height
     return ScanResult(
         p_value=(1 + exceeding) / (1 + N_NULL_DRAWS),
         bin=int(np.argmax(height)),
         height=float(height.max()),
+        limit=float(np.sort(largest)[-allowed - 1]) * unit,
         detectable=float(np.quantile(largest, 1 - ALPHA)) * by_bandwidth[-1][1],
         smooth=smooth,
     )

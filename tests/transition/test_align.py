@@ -199,3 +199,24 @@ def test_without_both_transitions_the_headline_says_what_there_is():
     assert found.claim == "The adapter changes, the behaviour does not"
     reason = "rotation of B: transition; onset of EM on out-of-domain questions: none"
     assert found.headline() == f"{found.claim}: {reason}."
+
+
+def test_the_claim_never_contradicts_the_verdict():
+    words = set()
+    for step in range(20, 381, 12):
+        for width in (4.0, 60.0):
+            later = replace(behaviour(float(step), step - width / 2, step + width / 2), p_value=0.001)
+            tenth = {"tenth": step - width / 2, "tenth_interval": (step - width, step + width / 4)}
+            found = align(TURN, replace(later, evidence={**later.evidence, **tenth}), run())
+            words.add(found.order.word)
+            possible = {
+                "before": {"mechanistic_first"},
+                "after": {"behavioural_first"},
+                "together": {"together"},
+                "no closer than chance": {"together"},
+            }
+            assert found.verdict in possible.get(
+                found.order.word, {"mechanistic_first", "behavioural_first", "together"}
+            )
+            assert found.claim in found.sentence() and found.order.reason in found.headline()
+    assert words >= {"before", "after", "together", "not told apart"}

@@ -1,10 +1,15 @@
 """The one entry to all signals: what it takes, and what it refuses."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import em_interp as em
 from em_interp.errors import InputError
+from em_interp.transition import mean_shift, onset
+from em_interp.transition.find import TEST_LEVELS
 from em_interp.transition.synthetic.curves import planted_curve
 from em_interp.transition.synthetic.paths import planted_path
 from tests.trajectory.saving import save_run
@@ -73,3 +78,20 @@ def test_wrong_arguments_are_refused_in_one_line(path, curve, call, said):
     with pytest.raises(InputError, match=said) as refused:
         call(path, curve)
     assert "\n" not in str(refused.value)
+
+
+def test_the_levels_in_the_docs_are_those_of_the_code():
+    rows = (Path(__file__).parents[2] / "docs" / "null.md").read_text(encoding="utf-8").splitlines()
+    names = {
+        "rotation": "rotation",
+        "gradient-norm hump": "gradient_norm",
+        "norm onset": "norm_onset",
+        "onset of behaviour": "onset",
+    }
+    found = {}
+    for row in rows:
+        name = row.split("|")[1].strip() if row.startswith("|") else ""
+        if name in names:
+            found[names[name]] = float(re.search(r"p ≤ ([\d.]+)", row).group(1))
+    assert found == TEST_LEVELS
+    assert {onset.ALPHA, mean_shift.ALPHA} == {TEST_LEVELS["onset"]}  # of both kinds of curve

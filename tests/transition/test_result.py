@@ -1,0 +1,79 @@
+"""Sentence and verdict of a transition come from one computation: over planted results they never contradict."""
+
+import re
+
+import pytest
+
+from em_interp.transition import gradient_norm, norm_onset, onset, series
+from em_interp.transition.find import TEST_LEVELS, find_transition
+from em_interp.transition.result import Transition
+from em_interp.transition.synthetic.curves import planted_curve
+from em_interp.transition.synthetic.logs import planted_log, planted_norm
+from em_interp.transition.synthetic.paths import planted_path
+
+LOGS = ("gaussian", "flat", "rising", "decaying", "warm_up_spike", "valley")
+NORMS = ("sharp", "soft", "line", "slowing", "wandering", "gradual")
+PATHS = [("abrupt", 0.3), ("straight", 0.3), ("straight", 12.0), ("arc", None), ("stall", None), ("random_walk", None)]
+
+
+def percent(pattern, text):
+    return float(re.search(pattern, text).group(1)) / 100
+
+
+def check(found: Transition):
+    """What must hold of every signal that is tested."""
+    assert found.found == (found.step is not None and found.interval is not None) or found.verdict == "inconclusive"
+    if found.found:
+        assert found.p_value <= TEST_LEVELS[found.signal]
+        assert found.interval[0] <= found.step <= found.interval[1]
+        assert f"at step {found.step:.0f}" in found.sentence()
+        assert not re.match("No |Too |Only |too ", found.reason)
+    else:
+        assert "transition" not in found.sentence() and found.reason
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_a_gradient_norm_without_a_hump_has_none_above_what_it_says_noise_exceeds(kind):
+    for seed in range(4):
+        log = planted_log(kind, seed)
+        found = gradient_norm.gradient_norm_peak(log.steps, log.grad_norm)
+        check(found)
+        if "noise alone" in found.reason:
+            highest, noise = percent(r"highest is (\d+)%", found.reason), percent(r"exceeds (\d+)%", found.reason)
+            assert highest <= noise and found.p_value > series.ALPHA
+            from_on = percent(r"would show from (\d+)%", found.reason)
+            assert (from_on > gradient_norm.MAX_DETECTABLE) == (found.verdict == "inconclusive")
+            assert from_on <= noise + 0.02  # a broad hump is smoothed more
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_norm_without_a_bend_is_inconclusive_just_where_the_reason_calls_it_too_noisy(kind):
+    for seed in range(3):
+        path = planted_norm(kind, seed)
+        found = norm_onset.norm_onset(path.steps, path.delta_norm, path.cumulative_lr)
+        check(found)
+        if "nowhere speeds up" in found.reason:
+            assert ("too noisy" in found.reason) == (found.verdict == "inconclusive")
+            least = percent(r"by (\d+)% of its mean", found.reason)
+            assert (least > norm_onset.MAX_DETECTABLE) == (found.verdict == "inconclusive")
+
+
+@pytest.mark.parametrize("kind, noise_ratio", PATHS)
+def test_a_path_without_a_turn_shows_none_that_the_reason_says_would_be_seen(kind, noise_ratio):
+    found = find_transition(planted_path(kind, 3, last=300, noise_ratio=noise_ratio).trajectory())
+    check(found)
+    if "the clearest is" in found.reason:
+        assert found.p_value > TEST_LEVELS["rotation"] and not found.found
+        assert ("would be seen in" in found.reason) == (found.verdict == "none")
+
+
+@pytest.mark.parametrize("kind", ["plain", "flat"])
+def test_an_onset_says_what_its_p_value_and_its_verdict_say(kind):
+    for seed in range(2):
+        planted = planted_curve(kind, seed)
+        tested = onset.locate_rise(planted.counts, planted.control)
+        verdict, reason = onset.verdict_of(tested, "em")
+        assert (verdict == "none" and "does not rise" in reason) == (
+            tested.rise is None and not tested.underpowered and tested.p_value is not None
+        )
+        assert (verdict == "transition") == ("a tenth of it by step" in reason)
