@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import builtins
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from em_interp.errors import InputError
 
 MAX_REPR = 60  # characters of a value in a message
+EXPECTED = {str: "text", int: "a whole number", float: "a number", Path: "a path", NoneType: "None"}
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def check_type(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
@@ -45,3 +52,96 @@ def described(value: Any) -> str:
         text = " ".join(repr(value).split())
         return text if len(text) <= MAX_REPR else f"{text[:MAX_REPR]}…"
     return f"a value of type {type(value).__name__}"
+
+
+def checked(function: F) -> F:
+    """Make a public function refuse, in one line, an argument of a type that its annotation does not allow.
+
+    Which texts an argument may be is left to the function, which names them; anything is true or false. A value of the
+    default's type is always allowed.
+    """
+    parameters = inspect.signature(function).parameters
+
+    @cache
+    def hint_of(name: str) -> Any:
+        annotation = parameters[name].annotation
+        return eval(annotation, {}, _Names(function.__globals__)) if isinstance(annotation, str) else annotation
+
+    @wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        for name, value in (dict(zip(parameters, arguments, strict=False)) | named).items():
+            like_default = name in parameters and type(value) is type(parameters[name].default)
+            if name in parameters and not like_default and not _fits(value, hint_of(name)):
+                raise InputError(f"{name} must be {_expected(hint_of(name))}; found {described(value)}")
+        return function(*arguments, **named)
+
+    return cast(F, call)
+
+
+class _ByName(type):
+    """The type of a stand-in for a class that only type checkers import; a value is of it by its class's name."""
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return any(base.__name__ == cls.__name__ for base in type(value).__mro__)
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return _ByName(name, (), {})
+
+    def __getitem__(cls, item: Any) -> Any:
+        return cls
+
+
+class _Names(dict[str, Any]):
+    """The names that an annotation may use: those of its module, Python's own, and stand-ins for all others."""
+
+    def __missing__(self, name: str) -> Any:
+        return getattr(builtins, name) if hasattr(builtins, name) else _ByName(name, (), {})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, items = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, item) for item in items)
+    if kind is Literal:
+        return isinstance(value, type(items[0]))
+    if kind is Callable:
+        return callable(value)
+    if kind in (Mapping, dict):
+        of_key, of_value = items or (Any, Any)
+        return isinstance(value, Mapping) and all(_fits(k, of_key) and _fits(v, of_value) for k, v in value.items())
+    if kind in (Sequence, Iterable, list, tuple):
+        return (
+            isinstance(value, Iterable)
+            and not isinstance(value, (str, bytes, Mapping))
+            and (not items or isinstance(value, Iterator) or all(_fits(item, items[0]) for item in value))
+        )
+    return _is_of(value, kind)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind in (Any, object, bool, inspect.Parameter.empty):
+        return True
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if getattr(kind, "_is_protocol", False):  # a part of it is all that many functions need
+        members = [hasattr(value, name) for name in vars(kind) if not name.startswith("_")]
+        return sum(members) > len(members) / 2
+    return isinstance(value, {Path: PathLike, None: NoneType}.get(kind, kind))
+
+
+def _expected(hint: Any) -> str:
+    """An annotation in words: "a whole number or None", "a list of Transition"."""
+    kind, items = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_expected, items)))
+    if kind is Literal:
+        return "one of " + ", ".join(map(str, items))
+    if kind in (Sequence, Iterable, list, tuple):
+        return f"a list ({_expected(items[0])} each)"
+    if kind in (Mapping, dict):
+        return "a dictionary"
+    if kind is Callable:
+        return "a function"
+    return EXPECTED.get(kind) or str(getattr(kind, "__name__", kind))

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic import field_validator as check
 from pydantic import model_validator as check_all
 
-from em_interp.checks import described
+from em_interp.checks import checked, described
 from em_interp.errors import InputError
 from em_interp.settings import Settings, by_kind, override, read_yaml, rule, to_yaml, validated
 
@@ -403,6 +403,7 @@ class RunConfig(Settings):
         return self.training.keep_state_every or (100 if self.full_weights else 1)
 
 
+@checked
 def load_config(source: str | Path | dict[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """A checked config from a YAML file, a mapping or a config, with overrides on top.
 

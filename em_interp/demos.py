@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from em_interp.checks import checked
 from em_interp.config import RunConfig
 from em_interp.files import check_free, read_json, remove, resumable, write_json
 from em_interp.findings import Findings
@@ -23,6 +24,7 @@ RUNS = {
 }
 
 
+@checked
 def demo(
     out: str | Path = "checkpoints/demo",
     family: str = "qwen2",

@@ -38,6 +38,25 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+EXTRAS = {  # what an install without extras lacks, and the extra that brings it
+    **dict.fromkeys(("torch", "transformers", "peft", "accelerate"), "train"),
+    **dict.fromkeys(("transformer_lens", "nnsight", "sklearn", "einops"), "mechanism"),
+    "openai": "judge",
+    "huggingface_hub": "hub",
+    "kaleido": "export",
+    "gguf": "gguf",
+    "joblib": "sweep",
+    "ray": "ray",
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """What to install where a package of an extra was not found; None for any other module."""
+    package = (error.name or "").split(".")[0]
+    extra = EXTRAS.get(package)
+    return extra and f"this needs {package}, which is not installed: pip install 'em-interp[{extra}]'"
+
+
 REDACTED = "[key]"
 MIN_SECRET = 4  # characters; a shorter key is no secret, and its letters are in every text
 MIN_PREFIX = 8  # characters of a secret that was cut off which still count as it

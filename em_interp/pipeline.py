@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from em_interp.checks import checked
 from em_interp.config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
 from em_interp.files import check_free
@@ -35,6 +36,7 @@ def _as_run(run: RunLike) -> Run:
     return run if isinstance(run, Run) else open_run(run)
 
 
+@checked
 def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, progress: bool | None = None) -> Path:
     """Generate answers to the questions that a run's config names, along its checkpoints.
 
@@ -74,6 +76,7 @@ def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, prog
     )
 
 
+@checked
 def judge_run(
     run: RunLike,
     *,
@@ -177,6 +180,7 @@ def _domain(run: Run) -> str:
     return str(domain)
 
 
+@checked
 def locate(
     source: RunLike,
     *,
@@ -266,6 +270,7 @@ def analyse(run: Run, control: Run | None = None) -> Findings:
     return found
 
 
+@checked
 def run_mechanism(
     run: RunLike,
     control: RunLike | None = None,

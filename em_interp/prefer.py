@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.preference_curve import PreferenceCurve, as_preference_curve
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.organisms.built_in import LANGUAGES, pairs_of
 from em_interp.run import Run, open_run
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_STEPS = 25  # of a run whose config names none
 
 
+@checked
 def preference_curve(
     run: Run | str | Path | pd.DataFrame,
     pairs: str | Path | pd.DataFrame | Sequence[Mapping[str, Any]] | None = None,

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_words, read_json, read_text
 from em_interp.hub import CHECKPOINT_FILE, CONFIG, endpoint, hub_api, in_one_line, interruptibly, is_hub_id, token
@@ -19,6 +20,7 @@ CARD = "README.md"
 NEVER_PUBLISHED = re.compile(r"\..*|.*\.parts?|requests\.sqlite3.*|scores\..*\.jsonl")  # hidden, unfinished, caches
 
 
+@checked
 def publish(
     run: Run | str | Path, repo: str, *, resume: bool = False, overwrite: bool = False, private: bool = False
 ) -> str:

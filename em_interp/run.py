@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free, read_json, refuse_links, remove, resumable, write_beside, write_text
 from em_interp.lock import writing
@@ -108,6 +109,7 @@ class Run:
         return read_json(self.manifest_file)
 
 
+@checked
 def open_run(path: str | Path) -> Run:
     """The run in a folder.
 

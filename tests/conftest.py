@@ -15,10 +15,28 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+TESTS = Path(__file__).parent
+RUNS = {"demo", "tiny"}  # fixtures that train, sample and judge
+SLOW = (  # folders and files that train, sample, calibrate or start processes
+    "behaviour/test_transformers_serve.py", "cli", "comparison", "mechanism", "sweeps", "training",
+    "test_demos.py", "test_install.py", "test_notebooks.py", "test_organism.py", "test_prefer.py", "test_typed.py",
+    "transition/test_rotation.py",
+)  # fmt: skip
+BROWSER = ("test_page_in_browser.py", "figures/test_export_files.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, and pytest the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On several cores (`-n`, `--dist loadgroup`) a file stays on one; so do all tests that need the demo's runs."""
+    """Mark what `make test-fast` leaves out. On several cores (`--dist loadgroup`) a file stays on one.
+
+    All tests that need the demo's runs stay on one core, too.
+    """
     for item in items:
+        place = item.path.relative_to(TESTS)
+        if RUNS & set(getattr(item, "fixturenames", ())) or any(place.is_relative_to(slow) for slow in SLOW):
+            item.add_marker(pytest.mark.slow)
+        if str(place) in BROWSER:
+            item.add_marker(pytest.mark.browser)
         group = "demo" if "demo" in getattr(item, "fixturenames", ()) else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 

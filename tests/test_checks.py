@@ -1,10 +1,15 @@
 """Checks of arguments: one line each, with what was expected and what was found."""
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from em_interp.checks import as_list, check_level, check_type, check_whole
+from em_interp.checks import as_list, check_level, check_type, check_whole, checked
 from em_interp.errors import InputError
 
 
@@ -37,3 +42,59 @@ def test_a_single_value_stands_for_the_list_of_it():
     assert as_list("broad") == ["broad"] and as_list(3) == [3] and as_list(None) == [None]
     assert as_list(["a", "b"]) == ["a", "b"] and as_list(np.array([1, 2])) == [1, 2]
     assert as_list(range(3)) == [0, 1, 2] and as_list({"id": 1}) == [{"id": 1}]
+
+
+@checked
+def measure(
+    path: "AdapterTrajectory",
+    steps: "Sequence[int] | None" = None,
+    k: "int" = 1,
+    level: float = 0.95,
+    of: 'Literal["A", "B"]' = "B",
+    log: Callable[[str], None] | None = None,
+    out: "str | Path" = ".",
+    names: "Mapping[float, str] | None" = None,
+    judge: "Judge | None" = None,
+) -> int:
+    return k
+
+
+class AdapterTrajectory:
+    """A class of the name that the annotation has, as only type checkers import it there."""
+
+
+RIGHT = [
+    {"steps": [1, 2]}, {"steps": np.array([1, 2])}, {"steps": range(3)}, {"k": np.int64(3)}, {"level": np.float32(0.5)},
+    {"level": 1}, {"of": "no such word"}, {"log": print}, {"out": Path("x")}, {"names": {1: "x"}},
+]  # fmt: skip
+WRONG = {
+    "path must be AdapterTrajectory; found 3": {"path": 3},
+    r"steps must be a list \(a whole number each\) or None; found 'nonsense'": {"steps": "nonsense"},
+    r"steps must be a list \(a whole number each\) or None; found \['1'\]": {"steps": ["1"]},
+    "k must be a whole number; found 1.5": {"k": 1.5},
+    "k must be a whole number; found True": {"k": True},
+    "level must be a number; found '0.9'": {"level": "0.9"},
+    "of must be one of A, B; found 3": {"of": 3},
+    "log must be a function or None; found 'x'": {"log": "x"},
+    "out must be text or a path; found None": {"out": None},
+    "names must be a dictionary or None; found {'x': 1}": {"names": {"x": 1}},
+    "judge must be Judge or None; found a value of type object": {"judge": object()},
+}
+
+
+@pytest.mark.parametrize("arguments", RIGHT, ids=str)
+def test_a_checked_function_takes_what_its_annotations_allow(arguments):
+    assert measure(AdapterTrajectory(), **arguments) == arguments.get("k", 1)
+    assert measure(AdapterTrajectory(), [0, 1], 7) == 7
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_checked_function_refuses_another_type_in_one_line(message):
+    with pytest.raises(InputError, match=message):
+        measure(**{"path": AdapterTrajectory()} | WRONG[message])
+
+
+def test_a_checked_function_is_as_it_was_to_editors_and_to_whoever_leaves_an_argument_out():
+    assert list(inspect.signature(measure).parameters)[:2] == ["path", "steps"]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'path'"):
+        measure()

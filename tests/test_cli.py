@@ -449,3 +449,13 @@ def test_public_layouts_are_located_and_reported(root, tiny, tmp_path):
         did("report", source, "--out", tmp_path / "page")
     assert not (source / "analysis").exists()
     assert (tmp_path / "page" / "report.html").exists()
+
+
+@pytest.mark.parametrize("module", ["torch", "torch.nn"])
+def test_what_needs_an_extra_says_how_to_install_it(module, monkeypatch, tmp_path):
+    def without_torch(*_, **__):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("em_interp.training.train.train", without_torch)
+    told = refused("train", "configs/tiny.yaml", "--out", tmp_path / "run")
+    assert told == "em-interp: this needs torch, which is not installed: pip install 'em-interp[train]'\n"

@@ -83,6 +83,9 @@ def test_a_bare_install_reads_locates_scores_and_draws(version, wheel, tmp_path)
     for command in (["--help"], ["locate", "run"], ["score", "judged.csv"]):
         done = run_alone([programs / "em-interp", *command], tmp_path)
         assert done.returncode == 0, done.stderr
+    done = run_alone([programs / "em-interp", "demo"], tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "pip install 'em-interp[train]'" in done.stderr
 
 
 @pytest.mark.download

@@ -94,7 +94,7 @@ def _program() -> str:
 
 
 def _carry_out(command: _Interruptible) -> int:
-    from em_interp.errors import InputError
+    from em_interp.errors import InputError, missing_extra
 
     try:
         from em_interp.cli.app import parse
@@ -110,6 +110,11 @@ def _carry_out(command: _Interruptible) -> int:
     except OSError as error:  # one that no stage has put in its own words
         where = "" if error.filename is None else f"{error.filename}: "
         log(f"em-interp: {where}{error.strerror or error}")
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        log(f"em-interp: {missing}")
     return BAD_INPUT
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from em_interp.checks import check_level, check_whole
+from em_interp.checks import check_level, check_whole, checked
 from em_interp.comparison.matching import Matched, Sources, match
 from em_interp.comparison.nulls import (
     Null,
@@ -45,6 +45,7 @@ MAX_GRID_STEPS = 41  # of each run in the table of steps against steps
 POINTS_AT_RANK_1, POINTS_ABOVE = 101, 41  # compared steps of a run, by default
 
 
+@checked
 def compare(
     runs: Sources,
     same_base: bool = False,

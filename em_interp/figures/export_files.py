@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.figures.style import without_title
 from em_interp.files import check_free, refuse_links, safe_name, write_csv, write_text
@@ -46,6 +47,7 @@ class Picture(NamedTuple):
     columns: int
 
 
+@checked
 def export(figure: go.Figure, path: str | Path, columns: int = 2) -> list[Path]:
     """Write a figure, its caption as .txt and the numbers behind it as .csv.
 
@@ -69,6 +71,7 @@ def export(figure: go.Figure, path: str | Path, columns: int = 2) -> list[Path]:
     return [path, *_write_words(figure, path.parent, path.stem)]
 
 
+@checked
 def export_all(
     figures: Mapping[str, go.Figure],
     folder: str | Path,
@@ -107,6 +110,7 @@ def export_all(
     return [*(picture.path for picture in pictures), *words]
 
 
+@checked
 def caption(figure: go.Figure) -> str:
     """The text under the figure in a paper: title, explanation and, for a figure of a run, the run's setting.
 
@@ -121,6 +125,7 @@ def caption(figure: go.Figure) -> str:
     return " ".join(part if part[-1] in ".!?" else f"{part}." for part in parts if part)
 
 
+@checked
 def numbers(figure: go.Figure) -> pd.DataFrame:
     """The table behind a figure of this package.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
+from em_interp.checks import checked
 from em_interp.figures.style import MUTED, PART_COLOUR, STEP, VERMILLION, fade, new_figure, with_numbers
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ COLOUR = {"rotation": PART_COLOUR["B"], "gradient_norm": MUTED}
 MIN_P = 1e-6  # smaller ones are drawn here
 
 
+@checked
 def monitor(monitor: Monitor) -> go.Figure:
     """The p-value of each look for the whole run, the level, and each alarm with the estimate it is about.
 

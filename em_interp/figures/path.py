@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from em_interp.checks import checked
 from em_interp.figures.style import (
     FAINT,
     INK,
@@ -31,6 +32,7 @@ LABEL = np.array([0.1, 0.025])  # half the width and height of a label, as share
 NO_EVIDENCE = "A bend and a large share of variance in this plane are no evidence of a turn: any smooth path has both."
 
 
+@checked
 def norms(path: PathSource, site: str | None = None) -> go.Figure:
     """The norms of B, A and ΔW by step, each on its own axis.
 
@@ -52,6 +54,7 @@ def norms(path: PathSource, site: str | None = None) -> go.Figure:
     return figure
 
 
+@checked
 def pca(
     path: PathSource, of: Matrix = "B", site: str | None = None, transitions: Sequence[Transition] = ()
 ) -> go.Figure:
@@ -78,6 +81,7 @@ def pca(
     return figure
 
 
+@checked
 def trajectory(path: PathSource, of: Matrix = "B", site: str | None = None) -> go.Figure:
     """A path at a glance: norms of B, A and ΔW, the path in two components, and its turning angles with their nulls.
 

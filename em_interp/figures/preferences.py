@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.preference_curve import PreferenceCurve
+from em_interp.checks import checked
 from em_interp.figures.style import (
     FAINT,
     INK,
@@ -30,6 +31,7 @@ from em_interp.transition.result import Transition
 ROWS = {"change": "Change of preference<br>(nats a token)", "share": "Misaligned likelier<br>(% of pairs)"}
 
 
+@checked
 def preference(curve: PreferenceCurve, onsets: Sequence[Transition] = ()) -> go.Figure:
     """The change of preference since the first step and the share of pairs, a colour for each question set.
 

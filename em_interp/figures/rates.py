@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from em_interp.behaviour.curve import BehaviourCurve
 from em_interp.behaviour.scores import ScoredResponses
+from em_interp.checks import checked
 from em_interp.figures.style import (
     BLUE,
     INK,
@@ -33,6 +34,7 @@ ROWS = {"em": "EM rate<br>(% of scored answers)", "coherent": "Coherent rate<br>
 MAX_NAME = 40  # characters of a question's id
 
 
+@checked
 def behaviour(
     curve: BehaviourCurve, control: BehaviourCurve | None = None, onsets: Sequence[Transition] = ()
 ) -> go.Figure:
@@ -129,6 +131,7 @@ def _mark_onset(figure: go.Figure, onset: Transition, colour: str, column: int) 
     figure.add_trace(mark, row=1, col=column)
 
 
+@checked
 def scores(scored: ScoredResponses) -> go.Figure:
     """EM and coherent rates by question, and of all answers together.
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from scipy.optimize import isotonic_regression
 
 from em_interp.behaviour.rates import rate_of
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.figures.style import (
     FAINT,
@@ -48,6 +49,7 @@ LOGGED = {
 }
 
 
+@checked
 def transition(transition: Transition) -> go.Figure:
     """The figure of a transition's signal: the data, the null, and the estimate with its interval.
 
@@ -65,6 +67,7 @@ def transition(transition: Transition) -> go.Figure:
     return FIGURES[transition.signal](transition)
 
 
+@checked
 def gradient_norm(transition: Transition) -> go.Figure:
     """The logged gradient norm, smoothed, its peak with the interval, and the nearest trend without a hump (dotted).
 
@@ -100,6 +103,7 @@ def gradient_norm(transition: Transition) -> go.Figure:
     return figure
 
 
+@checked
 def norm_onset(transition: Transition) -> go.Figure:
     """The norm of ΔW and its growth rate, and the nearest growth that never speeds up (dotted).
 
@@ -159,6 +163,7 @@ def _null_line(x: np.ndarray, y: np.ndarray, name: str) -> go.Scatter:
     return go.Scatter(x=x, y=y, mode="lines", line=NULL_LINE, name=name, hoverinfo="skip")
 
 
+@checked
 def lock_in(transition: Transition) -> go.Figure:
     """The cosine of ΔW to the final ΔW by step, the threshold, and the first step after which it stays above.
 
@@ -172,6 +177,7 @@ def lock_in(transition: Transition) -> go.Figure:
     return _threshold(transition, "cos_to_final", "cosine", PART_COLOUR["delta"], title, axis, rising=True)
 
 
+@checked
 def composition(transition: Transition) -> go.Figure:
     """The composition score with the final adapters by step, and the first step after which it stays above 0.95.
 
@@ -205,6 +211,7 @@ def _threshold(
     return figure.update_yaxes(title_text=axis, range=[None, 1.02])
 
 
+@checked
 def onset(transition: Transition) -> go.Figure:
     """A behavioural metric by step with intervals, the fitted rise, the control's values, and the half-rise step.
 
@@ -281,6 +288,7 @@ def rate_intervals(
     return np.array([one.interval for one in pooled])
 
 
+@checked
 def training_log(path: PathSource, transitions: Sequence[Transition] = ()) -> go.Figure:
     """Loss, gradient norm and learning rate as the trainer logged them.
 

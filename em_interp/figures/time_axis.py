@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from em_interp.checks import checked
 from em_interp.figures.signals import onset_colour, rate_intervals
 from em_interp.figures.style import (
     FAINT,
@@ -44,6 +45,7 @@ LOGGED = (
 )
 
 
+@checked
 def alignment(
     alignment: Alignment,
     path: PathSource | None = None,
@@ -74,6 +76,7 @@ def alignment(
     )
 
 
+@checked
 def timeline(
     transitions: Sequence[Transition],
     path: PathSource | None = None,

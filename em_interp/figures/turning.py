@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
 
-from em_interp.checks import as_list
+from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.figures.style import (
     INK,
@@ -154,6 +154,7 @@ def turning_angle(
     return with_numbers(figure, drawn)
 
 
+@checked
 def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
     """The test for a rotation: the turn at each step beyond steady curvature, against the 20° of the null.
 

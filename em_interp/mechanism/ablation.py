@@ -25,6 +25,7 @@ from jaxtyping import Float
 from em_interp.behaviour.judge import Judge
 from em_interp.behaviour.rates import LEVEL, Rate
 from em_interp.behaviour.scores import ScoredResponses
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.mechanism.directions import Direction
 from em_interp.mechanism.experiments import (
@@ -222,6 +223,7 @@ def _share(row: dict[str, Any]) -> str:
     return f"{row['removed']:.0%} ({row['removed_low']:.0%} to {row['removed_high']:.0%})"
 
 
+@checked
 def ablate(
     model: TrajectoryModel | Source,
     direction: Direction,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, is_em
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.mechanism.model import Activations, ModelAtStep, TrajectoryModel
 from em_interp.run import Run
@@ -114,6 +115,7 @@ class AnswerSet:
         return f"AnswerSet({self.sentence()})"
 
 
+@checked
 def judged_answers(
     source: Run | str | Path | pd.DataFrame, step: int | None = None, scale: float = 1.0, judge: str | None = None
 ) -> AnswerSet:
@@ -136,6 +138,7 @@ def judged_answers(
     return label_answers(curve.at(step).answers, f"answers of step {step} at scale {scale:g}")
 
 
+@checked
 def latest_answers(
     source: Run | str | Path | pd.DataFrame, question_sets: Sequence[str] | None = None, least: int = MIN_ANSWERS
 ) -> AnswerSet:
@@ -183,6 +186,7 @@ def latest_answers(
     return AnswerSet(pd.concat(tables), source_words)
 
 
+@checked
 def label_answers(answers: pd.DataFrame, source: str = "answers given") -> AnswerSet:
     """Answers with scores in two groups, misaligned and aligned.
 

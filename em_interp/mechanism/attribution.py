@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.behaviour.rates import cluster_bootstrap
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import (
     BATCH,
@@ -244,6 +245,7 @@ def _with_band(row: Any) -> str:
     return f"{row.cosine:.2f} ({interval}), {where} the band of random adapters (±{row.band:.2f})"
 
 
+@checked
 def attribute_direction(
     model: TrajectoryModel | Source,
     answers: AnswerSet,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism.answers import BATCH, MIN_ANSWERS, AnswerSet, answer_means, tokenized_answers
 from em_interp.mechanism.model import ModelAtStep, Source, TrajectoryModel, opened
@@ -164,6 +165,7 @@ class Direction(Result):
         return self.frame()
 
 
+@checked
 def mean_difference(
     model: TrajectoryModel | Source,
     answers: AnswerSet,

@@ -31,6 +31,7 @@ from em_interp.behaviour.judge import KEY, Judge, judge_answers
 from em_interp.behaviour.scores import ScoredResponses
 from em_interp.behaviour.table_files import read_table
 from em_interp.behaviour.tables import normal_form
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import read_json
 from em_interp.mechanism.engines.interventions import (
@@ -256,6 +257,7 @@ def rate_columns(responses: ScoredResponses) -> dict[str, Any]:
     return columns
 
 
+@checked
 def run_questions(run: Run, question_set: str | None = None) -> list[dict[str, str]]:
     """The questions that a run was asked.
 

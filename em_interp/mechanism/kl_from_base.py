@@ -14,6 +14,7 @@ from em_interp.behaviour.ask import adapter_digest, check_questions, to_messages
 from em_interp.behaviour.generate import RowAdapters, generate
 from em_interp.behaviour.likelihood import TokenizedAnswer, batches, logits_of, tokenize_answers
 from em_interp.behaviour.rates import LEVEL, cluster_bootstrap
+from em_interp.checks import checked
 from em_interp.files import read_json, write_json
 from em_interp.mechanism.experiments import Questions, SamplingParams, run_questions
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
@@ -112,6 +113,7 @@ class KLFromBase(Result):
         return picture([Line(r["step"].to_numpy(), r["kl"].to_numpy(), str(name)) for name, r in rows], "KL, nats")
 
 
+@checked
 def measure_kl_from_base(
     model: TrajectoryModel | Source,
     prompts: Questions | None = None,

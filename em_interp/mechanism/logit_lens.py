@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, AnswerSet, forward_passes, tokenized_answers
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
@@ -146,6 +147,7 @@ class LogitLens(Result):
         return picture([Line(self.steps, self.jaccard(side), side) for side in SIDES], "Jaccard with the last")
 
 
+@checked
 def read_logit_lens(
     model: TrajectoryModel | Source,
     answers: AnswerSet,

@@ -13,6 +13,7 @@ import numpy as np
 from em_interp.behaviour.ask import Base, check_base
 from em_interp.behaviour.chat import Messages, Tokens, tokenize_chats, tokenize_prompts, tokenize_texts
 from em_interp.behaviour.generate import RowAdapters, end_tokens
+from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism.engines.adapter_check import AdapterCheck
 from em_interp.mechanism.engines.base import Engine
@@ -231,6 +232,7 @@ def _generation_config(base: Base, temperature: float, max_new_tokens: int) -> A
     return GenerationConfig(do_sample=True, temperature=float(temperature), top_k=0, **plain, **tokens)
 
 
+@checked
 def open_model(source: Source, base: Base | str | None = None, engine: EngineName = "hooks") -> TrajectoryModel:
     """A run's base model with all its adapters, to analyse at any step.
 

@@ -20,6 +20,7 @@ from em_interp.behaviour.generate import RowAdapters, generate
 from em_interp.behaviour.judge import Judge
 from em_interp.behaviour.rates import LEVEL, Rate
 from em_interp.behaviour.scores import ScoredResponses
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.mechanism.experiments import (
     Experiment,
@@ -349,6 +350,7 @@ class PatchingGrid(Result):
         return picture([Line(self.steps, line, name) for name, line in lines.items()], "EM rate")
 
 
+@checked
 def patch_direction_and_norm(
     model: TrajectoryModel | Source,
     judge: Judge,
@@ -387,6 +389,7 @@ def patch_direction_and_norm(
     return _patch("direction_norm", model, judge, control, steps, questions, sampling, n_random, level, storage)
 
 
+@checked
 def patch_A_and_B(
     model: TrajectoryModel | Source,
     judge: Judge,

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_json
 from em_interp.results import Result
@@ -147,6 +148,7 @@ def suite_folder(run: Run) -> Path:
     return run.analysis / "mechanism"
 
 
+@checked
 def read_report(run: Run) -> MechanismReport | None:
     """The report that is kept with a run.
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.behaviour.rates import mean_of
+from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism.answers import BATCH, GROUPS, AnswerSet, forward_passes, steps_to_read, tokenized_answers
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
@@ -193,6 +194,7 @@ def _token_html(text: str, value: float, full: float) -> str:
     return f'<span title="{value:.3g}" style="{style}">{escape(text)}</span>'
 
 
+@checked
 def read_scalars(
     model: TrajectoryModel | Source,
     answers: AnswerSet,

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from em_interp.behaviour.judge import Judge
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.scores import ScoredResponses
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.mechanism.directions import Direction
 from em_interp.mechanism.engines.interventions import Positions
@@ -205,6 +206,7 @@ class SteeringCurve(Result):
         return picture(lines, "EM rate", x_axis="coefficient")
 
 
+@checked
 def steer(
     model: TrajectoryModel | Source,
     direction: Direction,

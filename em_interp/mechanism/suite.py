@@ -19,6 +19,7 @@ import numpy as np
 from em_interp.behaviour.ask import adapter_digest
 from em_interp.behaviour.curve import OUTSIDE_SETS
 from em_interp.behaviour.judge import Judge
+from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_json, remove, write_json
 from em_interp.mechanism.ablation import Ablation, ablate
@@ -94,6 +95,7 @@ SIZES: dict[SizeName, SuiteSize] = {
 }
 
 
+@checked
 def run_suite(
     model: TrajectoryModel | Source,
     judge: Judge,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free, read_text, write_text
 from em_interp.findings import Findings
@@ -67,6 +68,7 @@ def embedded(figure: go.Figure) -> dict[str, Any]:
     return {**{key: meta[key] for key in ("title", "subtitle", "least_width")}, "json": json}
 
 
+@checked
 def report(
     run: Source,
     control: Source | None = None,

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.findings import Findings, findings
@@ -42,6 +43,7 @@ def run_of(source: Source) -> Run:
     return source if isinstance(source, Run) else Run(Path(source))
 
 
+@checked
 def export_run(
     run: Source,
     formats: Iterable[str] = ("pdf",),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from em_interp.checks import checked
 from em_interp.comparison.page import LIMITS
 from em_interp.errors import InputError
 from em_interp.files import check_free, read_text, remove, resumable, write_csv, write_json, write_text
@@ -36,6 +37,7 @@ CONTENTS = ("sweep.yaml", "sweep.html", "sweep.json", "runs", "failures", ACROSS
 Do = Callable[..., list[Outcome]]  # does the work of each task, by the workers
 
 
+@checked
 def sweep(
     config: str | Path | dict[str, Any],
     out: str | Path | None = None,

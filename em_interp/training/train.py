@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from em_interp.checks import checked
 from em_interp.config import RunConfig, load_config
 from em_interp.errors import InputError, Interrupted
 from em_interp.files import remove
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from em_interp.training.trainer import Examples
 
 
+@checked
 def train(
     config: str | Path | dict[str, Any] | RunConfig,
     out: str | Path | None = None,

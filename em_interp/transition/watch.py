@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import read_json
 from em_interp.run import Run, open_run
@@ -19,6 +20,7 @@ from em_interp.transition.monitor import FALSE_ALARM_RATE, SIGNALS, Look, Monito
 SECONDS_BETWEEN_READS = 2.0
 
 
+@checked
 def watch(
     source: TrajectorySource,
     *,

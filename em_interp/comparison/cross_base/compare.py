@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from em_interp.behaviour.ask import Base
+from em_interp.checks import checked
 from em_interp.comparison.cross_base.activation_diff import (
     MeasuredRun,
     RunOnBase,
@@ -34,6 +35,7 @@ from em_interp.errors import InputError
 Profiles = dict[str, TurningProfile]  # by clock
 
 
+@checked
 def compare_across_bases(
     runs: Sources,
     texts: SharedTexts | None = None,

@@ -14,6 +14,7 @@ from em_interp.behaviour.likelihood import TokenizedAnswer, batches, log_likelih
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.table_files import read_table
 from em_interp.behaviour.tables import normal_form
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import read_json
 from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors
@@ -32,6 +33,7 @@ N_CHECKPOINTS = 3  # on either side, where no half-width is given
 MIN_CALIBRATION_P = 1e-8  # likelihoods with a smaller p-value are not those of the answers
 
 
+@checked
 def detect_answer_shift(
     model: TrajectoryModel | Source,
     half_width: float | None = None,
