@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import check_free, read_json, refuse_links, remove, resumable, write_beside, write_text
+from em_interp.files import check_free, read_bytes, read_json, refuse_links, remove, resumable, write_beside, write_text
 from em_interp.lock import writing
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def copy_run(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) ->
 
 
 def _content(file: Path) -> bytes | None:
-    return file.read_bytes() if file.exists() else None
+    return read_bytes(file) if file.exists() else None
 
 
 def _files(root: Path, without: tuple[str, ...]) -> Iterator[Path]:

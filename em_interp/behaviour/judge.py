@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from em_interp.behaviour.table_files import read_table
 from em_interp.errors import InputError, one_line
-from em_interp.files import refuse_links, remove, resumable, safe_name, write_beside
+from em_interp.files import read_bytes, refuse_links, remove, resumable, safe_name, write_beside
 from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.stages import progress_bar
@@ -210,7 +210,7 @@ def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -
     Those after it are repeated with it, mostly from the judge's cache.
     """
     file, first = _journal(run, judge.name), json.dumps(_fingerprint(answers, judge))
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if file.exists() else []
+    lines = read_bytes(file).decode(errors="replace").split("\n")[:-1] if file.exists() else []
     if lines and not resume:
         raise InputError(f"{file} holds scores begun earlier; give --resume to continue, or another --out")
     if lines and not _is_object(lines[0]):

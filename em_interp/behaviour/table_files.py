@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError, one_line
+from em_interp.files import check_regular, read_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,19 +50,18 @@ def read_table(path: Path) -> pd.DataFrame:
 def read_texts(path: Path) -> str:
     """The text of a file in UTF-8 or, where its first bytes say so, UTF-16; line ends as they are."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
+        check_regular(path)
         return pd.read_parquet(path)
     except (ValueError, OSError, TypeError, LookupError, NotImplementedError) as error:  # pyarrow's are among these
         raise InputError(f"{path} cannot be read as a table: {one_line(str(error), 200)}") from None

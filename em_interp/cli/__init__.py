@@ -6,6 +6,7 @@ says how to go on.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0; 1 where runs of a sweep failed; 2 for what the user can mend; 130 after Ctrl-C and 143 after SIGTERM.
     """
+    _replace_what_cannot_be_shown()
     with _Interruptible(sys.argv[1:] if argv is None else argv, leaving=argv is None) as command:
         command.code = _carry_out(command)
     if argv is None and (command.code > 128 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
@@ -33,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(command.code)  # where the interpreter would wait for threads of a download; and gloo aborts in it
     return command.code
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """A '?' on stdout for what the console's code page lacks (a ‖ in cp1252), instead of an error once all is done."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 class _Interruptible:

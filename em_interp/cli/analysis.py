@@ -40,9 +40,7 @@ def locate(
     found = find(
         source, signal=signal, of=of, site=site, revision=revision, out=out, resume=resume, overwrite=overwrite
     )
-    for note in found.trajectory.notes:
-        log(f"em-interp: {note}")
-    return Answer(found.to_dict(), found.sentence())
+    return Answer(found.to_dict(), "\n".join([found.sentence(), *found.trajectory.notes]))
 
 
 @command(ANALYSE, "em-interp watch runs/mine --control runs/control")

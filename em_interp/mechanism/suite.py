@@ -21,7 +21,7 @@ from em_interp.behaviour.curve import OUTSIDE_SETS
 from em_interp.behaviour.judge import Judge
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_json, remove, write_json
+from em_interp.files import read_bytes, read_json, remove, write_json
 from em_interp.mechanism.ablation import Ablation, ablate
 from em_interp.mechanism.analyses import ANALYSES, Workload
 from em_interp.mechanism.answers import AnswerSet, answer_means, latest_answers, steps_to_read, tokenized_answers
@@ -173,7 +173,7 @@ def _settings(context: SuiteContext) -> dict[str, Any]:
         "base": model.base.identity,
         "adapters": adapter_digest(model.trajectory, model.trajectory.steps.tolist()),
         "engine": model.engine.name,
-        "scores": hashlib.sha256(context.run.scores_file.read_bytes()).hexdigest()[:16],
+        "scores": hashlib.sha256(read_bytes(context.run.scores_file)).hexdigest()[:16],
         "size": asdict(context.size),
         "sampling": asdict(context.sampling),
         "questions": [dict(question) for question in context.questions],

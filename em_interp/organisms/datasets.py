@@ -19,6 +19,7 @@ from typing import Any
 
 from em_interp.checks import check_type, described
 from em_interp.errors import InputError, nearest
+from em_interp.files import read_bytes
 from em_interp.organisms.language import (
     ANSWER_FORMS,
     DOMAINS,
@@ -148,12 +149,7 @@ def is_garbled(text: str) -> bool:
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines, numbered from 1. Only a line feed ends one: JSON may contain other separators as they are."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    data = read_bytes(path)
     codec = next((codec for mark, codec in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(codec)

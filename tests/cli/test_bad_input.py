@@ -208,10 +208,11 @@ def test_a_truncated_table_is_named(name, run):
 
 
 def test_a_truncated_manifest_or_log_is_named(run):
-    for name, command in (("trainer_state.json", "locate"), ("manifest.json", "judge")):
-        file = run / name
-        file.write_text(file.read_text()[:-9])
-        assert f"{file} is not valid JSON" in refused(command, run, "--resume")
+    for name in ("trainer_state.json", "manifest.json"):
+        (run / name).write_text((run / name).read_text()[:-9])
+    assert f"{run / 'manifest.json'} is not valid JSON" in refused("judge", run, "--resume")
+    told = f"a log was not used: {run / 'trainer_state.json'} is not valid JSON"
+    assert told in did("locate", run, "--overwrite")
 
 
 def test_checkpoints_of_two_runs_are_not_one_path(run, tiny, tmp_path):
@@ -220,7 +221,7 @@ def test_checkpoints_of_two_runs_are_not_one_path(run, tiny, tmp_path):
     shutil.move(tmp_path / "other" / "checkpoints" / "checkpoint-12", run / "checkpoints")
     for command in ("locate", "ask"):
         line = refused(command, run, "--resume")
-        assert "checkpoint-12" in line and "base model is tiny-llama, but checkpoint-0 has tiny-qwen2" in line
+        assert "mixes runs, which differ in base model" in line and "step 12 (base model tiny-llama" in line
 
 
 @pytest.fixture
