@@ -78,8 +78,9 @@ def test_a_process_of_another_machine_is_believed_and_the_file_to_remove_is_name
     assert (tmp_path / LOCK_FILE).exists()
 
 
-@pytest.mark.parametrize("pid, is_refused", [(os.getpid(), True), (2**22 + 1, False)])
-def test_where_a_file_system_has_no_locks_the_process_in_the_file_decides(tmp_path, monkeypatch, pid, is_refused):
+@pytest.mark.parametrize("is_refused", [True, False], ids=["this process", "a process that has ended"])
+def test_where_a_file_system_has_no_locks_the_process_in_the_file_decides(tmp_path, monkeypatch, is_refused):
+    pid = os.getpid() if is_refused else 2**22 + 1
     monkeypatch.setattr("em_interp.lock._try_lock", lambda descriptor: None)
     owner = {"host": socket.gethostname(), "pid": pid, "since": "2026-01-01"}
     (tmp_path / LOCK_FILE).write_text(json.dumps(owner))
