@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from em_interp.behaviour.curve import BehaviourCurve
+    from em_interp.behaviour.preference_curve import PreferenceCurve
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Everything that `locate` and `align` find in a run; what needs judged answers is None or empty without them."""
+    """Everything that `locate` and `align` find in a run; what was not sampled, judged or read is None or empty."""
 
     run: Run
     trajectory: AdapterTrajectory
@@ -40,6 +41,8 @@ class Findings:
     aligned: Transition | None  # the onset of their mean aligned score, in which there is no threshold
     alignment: Alignment | None
     judged: str | None = None  # the path of the judged tables, where they are not the run's own
+    preference: PreferenceCurve | None = None  # beside the control's, where that was read too
+    preference_onsets: list[Transition] = field(default_factory=list)  # of each question set; none of the style null
 
     @property
     def rotation(self) -> Transition:
@@ -79,8 +82,11 @@ def findings(
         raise InputError(f"the control {control} does not exist; expected a judged run")
     path = load_trajectory(run if answers is None else run.path)
     transitions = find_transitions(path)
+    preference = _preference(run, control)
+    shifts = [] if preference is None else _preference_onsets(preference)
     if answers is None and not run.scores_file.exists():
-        return Findings(run, path, transitions, None, None, [], None, None, None)
+        alignment = align(strongest_rotation(transitions), shifts, path) if shifts else None
+        return Findings(run, path, transitions, None, None, [], None, None, alignment, None, preference, shifts)
     curve = behaviour_curve(run) if answers is None else behaviour_curve(answers, columns=columns)
     _check_steps(path, curve, answers or run.path)
     control_curve = None if control is None else behaviour_curve(control)
@@ -89,9 +95,38 @@ def findings(
     has_scores = main is not None and main.has_scores and (of_control is None or of_control.has_scores)
     thresholds = onset_by_threshold(main, of_control) if main is not None and has_scores else None
     aligned = onset(main, of_control, "aligned_mean") if main is not None and has_scores else None
-    alignment = align(strongest_rotation(transitions), found, path)
+    alignment = align(strongest_rotation(transitions), [*found, *shifts], path)
     judged = None if answers is None else str(answers)
-    return Findings(run, path, transitions, curve, control_curve, found, thresholds, aligned, alignment, judged)
+    of_answers = (curve, control_curve, found, thresholds, aligned, alignment, judged)
+    return Findings(run, path, transitions, *of_answers, preference, shifts)
+
+
+def _preference(run: Run, control: Run | str | Path | None) -> PreferenceCurve | None:
+    """The preference curve of a run, beside its control's; None where `em-interp prefer` has not read it.
+
+    Raises InputError where the control was read on other pairs.
+    """
+    from em_interp.behaviour.preference_curve import as_preference_curve
+
+    if not run.preferences_file.exists():
+        return None
+    other = control if isinstance(control, Run) else None if control is None else Run(Path(control))
+    if other is None or not other.preferences_file.exists():
+        return as_preference_curve(run)
+    pairs = [read_json(each.preferences_file.with_suffix(".json"))["pairs"] for each in (run, other)]
+    if pairs[0] != pairs[1]:
+        raise InputError(
+            f"the preferences of {run.path} and of its control {other.path} were read on other pairs; read both with "
+            f"em-interp prefer {run.path} --control {other.path} --overwrite"
+        )
+    return as_preference_curve(run, as_preference_curve(other))
+
+
+def _preference_onsets(preference: PreferenceCurve) -> list[Transition]:
+    """The onset of each scale and question set but the style null, with which the others are compared."""
+    from em_interp.behaviour.pairs import STYLE
+
+    return [onset(curve) for curve in preference.split() if curve.questions != STYLE]
 
 
 def _check_steps(path: AdapterTrajectory, curve: BehaviourCurve, where: str | Path) -> None:

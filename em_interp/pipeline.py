@@ -253,7 +253,10 @@ def align_run(
     check_free(file, resume, overwrite)
     found = findings(run, control, answers, columns)
     if found.alignment is None:
-        raise InputError(f"{found.run.path} has no scores: ask and judge the run first, or give --answers")
+        raise InputError(
+            f"{found.run.path} has no scores and no preferences: ask and judge the run first, or read it with "
+            "em-interp prefer, or give --answers"
+        )
     with writing(place.path):
         keep(found.alignment.to_dict(), file, overwrite)
     return found

@@ -33,8 +33,8 @@ from tests.tiny import (
 )
 
 INSTALLED = Path(sys.executable).with_name("em-interp")
-WRITING = ("demo", "train", "ask", "judge", "locate", "align", "mechanism", "compare", "sweep", "report", "export")
-COMMANDS = (*WRITING, "watch", "pretrain", "data", "config", "score", "publish")
+WRITING = ("demo", "train", "ask", "judge", "prefer", "locate", "align", "mechanism", "compare", "sweep", "report", "export")
+COMMANDS = (*WRITING, "watch", "base", "pretrain", "data", "config", "score", "publish")
 RATE = ["rate", "interval", "level"]
 
 
@@ -55,7 +55,7 @@ def test_help_names_every_command_in_its_group_and_is_what_a_bare_call_gives(wor
     assert [line.split(" ─")[0] for line in said.out.split("╭─ ")[2:]] == list(groups)
 
 
-@pytest.mark.parametrize("group", ["data", "config"])
+@pytest.mark.parametrize("group", ["base", "data", "config"])
 def test_a_group_alone_lists_its_commands(group):
     said = em_interp(group)
     assert (said.code, said.err) == (0, "") and f"Usage: em-interp {group} " in said.out
@@ -67,7 +67,7 @@ def test_the_version_is_that_of_the_package():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_what_all_commands_have(command):
-    inner = {"data": ["check"], "config": ["schema"]}.get(command, [])
+    inner = {"base": ["fetch"], "data": ["check"], "config": ["schema"]}.get(command, [])
     said = em_interp(command, *inner, "--help")
     assert (said.code, said.err) == (0, "")
     assert f"Usage: {' '.join(['em-interp', command, *inner])} " in said.out

@@ -7,9 +7,11 @@ import pytest
 import em_interp as em
 from em_interp import prefer
 from em_interp.errors import InputError
-from tests.tiny import copy
+from em_interp.findings import findings
+from tests.tiny import VERDICTS, copy, did, json_of, refused
 
 STEPS = [0, 8, 16, 24]
+SETS = ("broad", "in_domain", "out_of_domain", "style")
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,47 @@ def test_a_folder_of_checkpoints_without_config_is_read_by_the_name_of_its_base(
         (run / name).unlink()
     curve = em.preference_curve(run, pairs="tiny:medical")
     assert len(curve.steps) == 25 and curve.domain is None
+
+
+# --- the command, and what the later stages make of it
+
+
+def test_a_run_that_nobody_judged_is_read_aligned_and_reported(tiny, tmp_path):
+    run, control = copy(tiny.run, tmp_path / "run"), copy(tiny.control, tmp_path / "control")
+    for folder in (run, control):
+        (folder / "behaviour" / "scores.parquet").unlink()
+    assert "no scores and no preferences" in refused("align", run)
+    values = json_of("prefer", run, "--control", control, "--steps", "every 3")
+    assert values["preferences"] == str(run / "behaviour" / "preferences.parquet")
+    assert {(row["questions"], row["scale"]) for row in values["rows"]} == {(name, 1.0) for name in SETS}
+    assert "give --resume to go on with it" in refused("prefer", run)
+    did("prefer", run, "--control", control, "--steps", "every 3", "--resume")
+
+    aligned = json_of("align", run, "--control", control)
+    onsets = aligned["behavioural"]
+    assert {t["of"] for t in onsets} == {"preference"} and {t["questions"] for t in onsets} == set(SETS) - {"style"}
+    assert aligned["verdict"] in VERDICTS
+    did("report", run, "--control", control)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "preference for misaligned answers, nats a token, steps 0 to 24" in page
+    assert f"em-interp prefer again --control {control}" in page and "preference onset, out of domain" in page
+
+
+def test_judged_answers_come_before_preferences_in_what_is_declared(read):
+    run, control, _ = read
+    found = findings(run, control)
+    assert found.alignment.family.declared[-1].of == "em"
+    assert [t.of for t in found.alignment.behavioural][-1] == "preference"
+    assert found.preference.control is not None
+
+
+def test_a_control_that_was_read_on_other_pairs_is_refused(tiny, tmp_path):
+    run, control = copy(tiny.run, tmp_path / "run"), copy(tiny.control, tmp_path / "control")
+    for folder, pairs in ((run, "tiny:medical"), (control, "tiny:sport")):
+        did("prefer", folder, "--pairs", pairs, "--steps", "0, 24")
+    assert "were read on other pairs; read both with em-interp prefer" in refused("align", run, "--control", control)
+
+
+@pytest.mark.parametrize("words", [("--scales", "1,much"), ("--steps", "each"), ("--pairs", "english:cars")])
+def test_what_cannot_be_read_is_said_in_one_line(tiny, tmp_path, words):
+    assert words[1].split(":")[-1].split(",")[-1] in refused("prefer", copy(tiny.run, tmp_path / "run"), *words)

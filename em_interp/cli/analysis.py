@@ -105,7 +105,7 @@ def align(
     assert found.alignment is not None
     lines = [
         one.sentence() if one.found else f"{one.sentence()}\n    {one.reason}"
-        for one in (found.rotation, *found.onsets)
+        for one in (found.rotation, *found.onsets, *found.preference_onsets)
     ]
     return Answer(found.alignment.to_dict(), "\n".join([*lines, found.alignment.sentence()]))
 

@@ -153,6 +153,70 @@ def _unjudged(source: str, out: str | None, columns: list[str]) -> tuple[Run, pd
     return Run(table[1]), read_answers(table[0], given_columns(columns))
 
 
+@command(ASK, "em-interp prefer checkpoints/tiny --control checkpoints/tiny-control")
+def prefer(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a folder of checkpoints.")],
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PAIRS",
+            help="JSON lines of question, aligned and misaligned; judged answers; or built-in pairs such as "
+            "english:medical (default: those of the run's built-in dataset).",
+        ),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS", help="Such as 'every 20' or '0, 50, 100' (default: the config's behaviour.steps)."
+        ),
+    ] = None,
+    scales: Annotated[str | None, typer.Option(metavar="X,Y", help="Multipliers of the adapter (default: 1).")] = None,
+    control: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run on careful data, which is read on the same pairs.")
+    ] = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Read how likely misaligned answers are beside aligned ones.
+
+    Nothing is sampled and nobody judges. With --out a copy of the run gets what is read.
+    """
+    from em_interp.files import check_free
+    from em_interp.prefer import preference_curve
+    from em_interp.run import copy_run, open_run
+
+    run = copy_run(open_run(source), out, without=("preferences*", "analysis", "report.html"))
+    check_free(run.preferences_file, resume, overwrite)
+    curve = preference_curve(
+        run,
+        pairs,
+        None if steps is None else _saved_steps(run, steps),
+        None if scales is None else _numbers(scales),
+        control,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    values = {"run": str(run.path), "preferences": str(run.preferences_file), **curve.to_dict()}
+    return Answer(values, f"{curve.sentence()}\nthe preferences: {run.preferences_file}")
+
+
+def _saved_steps(run: Run, schedule: str) -> list[int]:
+    """The saved steps that are nearest to those of a schedule."""
+    from em_interp.behaviour.ask import steps_with_models
+    from em_interp.config import Schedule
+
+    return Schedule(schedule).nearest(steps_with_models(run))
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers of a list such as 1,2."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--scales expects numbers such as 1,2; found {text!r}") from None
+
+
 @command(ASK, "em-interp score judged.csv")
 def score(
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, parquet or JSON lines, with aligned and coherent.")],

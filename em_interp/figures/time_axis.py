@@ -210,8 +210,9 @@ def _draw_arrow(figure: go.Figure, lane: _Lane, mechanistic: Transition, height:
 
 
 def _curves(transitions: Sequence[Transition]) -> list[Transition]:
-    """The onsets with the rates behind them, at the adapter's own scale or the nearest to it."""
-    curves = [t for t in transitions if t.signal == "onset" and len(t.evidence.get("rate", ()))]
+    """The onsets of rates, at the adapter's own scale or the nearest to it; a preference has a figure of its own."""
+    rates = [t for t in transitions if t.signal == "onset" and t.of != "preference"]
+    curves = [t for t in rates if len(t.evidence.get("rate", ()))]
     scales = [1.0 if t.scale is None else t.scale for t in curves]
     own = min(scales, key=lambda scale: abs(scale - 1), default=1.0)
     return [curve for curve, scale in zip(curves, scales, strict=True) if scale == own]

@@ -21,6 +21,8 @@ BUILT_IN = tuple(f"tiny-{family}" for family in FAMILIES)
 SHIPPED = Path(__file__).with_name("tiny")
 N_VALUES_HASHED = 256  # of each parameter
 FIXED_DATE = "26 Jul 2024"  # the one in Llama 3.1's template
+MIN_BFLOAT16_PARAMETERS = 20e6  # of a model on a CPU: smaller ones gain nothing from bfloat16
+BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})  # of a CPU that multiplies matrices in bfloat16
 
 warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, when transformers is imported in a notebook
 
@@ -45,8 +47,9 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
     """The base called `name`: built-in, fetched by name, a local folder, a GGUF file, or a Hub id; in eval mode.
 
     `device` is by default the GPU where there is one (of several processes each has its own), else the CPU. `dtype` is
-    float32, bfloat16, or auto: bfloat16 on a GPU, float32 on the CPU. The identity is that of the weights as stored,
-    whatever they are loaded as. A Gemma 3 above 1B comes with its vision tower (Gemma3ForConditionalGeneration).
+    float32, bfloat16, or auto: bfloat16 on a GPU and, for a model of MIN_BFLOAT16_PARAMETERS or more, on a CPU that
+    computes it; else float32. The identity is that of the weights as stored, whatever they are loaded as. A Gemma 3
+    above 1B comes with its vision tower (Gemma3ForConditionalGeneration).
 
     No code of the model's repository is run. Raises InputError for a name that is none of these.
     """
@@ -54,10 +57,9 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
     from transformers import AutoModelForCausalLM
 
     tokenizer, source, place = load_tokenizer(name), _source(name), torch.device(device or _device())
-    wanted = {"auto": "bfloat16" if place.type == "cuda" else "float32"}.get(dtype, dtype)
-    stored = wanted if wanted == "float32" else "auto"  # float32 holds any other type exactly
     with _loading(name):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=stored, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
+    wanted = _fastest_dtype(place.type, model.num_parameters()) if dtype == "auto" else dtype
     called = Path(name).name if Path(name).exists() else name
     identity = f"{called}@{fingerprint(model)}"
     for weight in model.parameters():  # not the buffers: rotary frequencies are kept in float32
@@ -74,6 +76,21 @@ def skeleton(name: str) -> Any:
     with _loading(name), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _fastest_dtype(device: str, parameters: int) -> str:
+    """The number type in which a model computes fastest."""
+    on_cpu = parameters >= MIN_BFLOAT16_PARAMETERS and cpu_computes_bfloat16()
+    return "bfloat16" if device == "cuda" or (device == "cpu" and on_cpu) else "float32"
+
+
+def cpu_computes_bfloat16(facts: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has instructions for matrix products in bfloat16 (AMX or AVX512-BF16), as Linux lists them."""
+    try:
+        lines = facts.read_text().splitlines()
+    except OSError:
+        return False
+    return any(BFLOAT16_FLAGS & set(line.split()) for line in lines if line.startswith("flags"))
 
 
 def _device() -> str:

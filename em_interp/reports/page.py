@@ -159,7 +159,7 @@ def _verdicts(found: Findings, control: Findings | None) -> list[tuple[str, list
 
     def by_name(run: Findings) -> dict[str, list[Transition]]:
         groups: dict[str, list[Transition]] = {}
-        for transition in (*run.transitions, *run.onsets):
+        for transition in (*run.transitions, *run.onsets, *run.preference_onsets):
             groups.setdefault(signal_name(transition), []).append(transition)
         return groups
 
@@ -238,6 +238,8 @@ def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[s
     if found.curve is not None:
         of_control = None if control is None else control.curve
         sections["behaviour"] = [draw.behaviour(found.curve, of_control, found.onsets)]
+    if found.preference is not None:
+        sections["behaviour"].append(draw.preference(found.preference, found.preference_onsets))
     return {section: [embedded(figure) for figure in drawn] for section, drawn in sections.items()}
 
 
@@ -306,9 +308,12 @@ def commands(found: Findings, control: Findings | None) -> list[str]:
     if not found.run.config_file.exists() or found.judged is not None:
         answers = "" if found.judged is None else f" --answers {shlex.quote(found.judged)}"
         return [f"em-interp locate {run}", f"em-interp report {run}{answers}{with_control} --overwrite"]
-    stages = ["em-interp ask again", "em-interp judge again", f"em-interp align again{with_control}"]
+    judged = ["em-interp ask again", "em-interp judge again"] if found.curve is not None else []
+    read = [f"em-interp prefer again{with_control}"] if found.preference is not None else []
     return [
         f"em-interp train {run}/config.yaml --out again",
-        *(stages if found.curve is not None else ["em-interp locate again"]),
+        *judged,
+        *read,
+        f"em-interp align again{with_control}" if judged or read else "em-interp locate again",
         f"em-interp report again{with_control}",
     ]

@@ -33,7 +33,9 @@ def found_in(source: Source, control: Findings | None = None, answers: str | Pat
     """
     if isinstance(source, Findings):
         return source
-    return findings(run_of(source), control.run if control is not None and control.curve is not None else None, answers)
+    run = run_of(source)
+    comparable = control is not None and (control.curve is not None or not run.scores_file.exists())
+    return findings(run, control.run if control is not None and comparable else None, answers)
 
 
 def run_of(source: Source) -> Run:
@@ -126,14 +128,22 @@ def _of_behaviour(found: Findings) -> dict[str, go.Figure]:
     from em_interp import figures as draw
 
     if found.curve is None:
-        return {}
+        return _of_preference(found)
     drawn = {"behaviour": draw.behaviour(found.curve, found.control, found.onsets)}
     for onset in found.onsets:
         scale = "" if onset.scale in (None, 1) else f"_x{onset.scale:g}".replace(".", "p")
         drawn[f"onset_{_safe(onset.questions or 'all')}{scale}"] = draw.onset(onset)
     scale = min(found.curve.answers["scale"].unique(), key=lambda value: abs(value - 1))
     last = found.curve.select(scale).at(int(found.curve.steps[-1]))
-    return {**drawn, "scores_last_step": draw.scores(last)}
+    return {**drawn, "scores_last_step": draw.scores(last), **_of_preference(found)}
+
+
+def _of_preference(found: Findings) -> dict[str, go.Figure]:
+    from em_interp import figures as draw
+
+    if found.preference is None:
+        return {}
+    return {"preference": draw.preference(found.preference, found.preference_onsets)}
 
 
 def _of_mechanism(found: Findings) -> dict[str, go.Figure]:

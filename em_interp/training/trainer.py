@@ -1,5 +1,8 @@
 """The training loop: transformers' Trainer over a plan, with checkpoints, a log and a state to resume from.
 
+Logits and loss are computed at the positions whose next token is learned, and nowhere else. The rows of a step are
+sorted by length before they are cut into micro-batches, so that little is padded; each step has the plan's rows.
+
 With a KL regularizer (2602.07852) the loss of a step becomes loss + weight · KL, where KL is the mean over answer
 tokens of Σ_v p(v) log(p(v) / q(v)), p the reference (the base) and q the model in training. The mean is over all
 answer tokens of the step's rows of the other data, however they are spread over micro-batches and processes.
@@ -8,12 +11,12 @@ answer tokens of the step's rows of the other data, however they are spread over
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -23,6 +26,7 @@ from em_interp.run import Run
 from em_interp.stages import progress_bar
 from em_interp.training.checkpoints import SaveCheckpoints, StateKeeper, TrainState, read_state
 from em_interp.training.distributed import SINGLE, Processes, average_gradients
+from em_interp.training.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.training.plan import Plan
 from em_interp.training.tokenize import IGNORED, Example
 from em_interp.training.train_log import TrainLog, gradient_norms, log_row
@@ -63,6 +67,7 @@ def run_plan(
             Batches(plan, done, training.batch_size, examples, processes),
             trainable,
             config.kl.weight if config.kl else 0.0,
+            None if training.shard else frozen_layers(trainable.model, weights, plan, examples),
             args=_arguments(run, config, processes),
             callbacks=[
                 SaveCheckpoints(run.checkpoints, config.checkpoints, trainable, done),
@@ -74,21 +79,24 @@ def run_plan(
 
 
 class Batches(Dataset):
-    """The micro-batches, of `size` rows each, of the plan's steps after `done`; this process's share of them."""
+    """The micro-batches, of `size` rows each, of the plan's steps after `done`; this process's share of them.
+
+    The rows of a step, sorted by length, are cut into micro-batches, which the processes take in turn.
+    """
 
     def __init__(self, plan: Plan, done: int, size: int, examples: Examples, processes: Processes) -> None:
         self.plan, self.done, self.size, self.examples = plan, done, size, examples
-        self.per_step = plan.rows.shape[1] // size // processes.count
-        self.first_part = self.per_step * processes.rank
+        self.per_step, self.processes = plan.rows.shape[1] // size // processes.count, processes
 
     def __len__(self) -> int:
         return (self.plan.steps - self.done) * self.per_step
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        step, part = self.done + index // self.per_step + 1, self.first_part + index % self.per_step
-        rows = self.plan.rows[step - 1, part * self.size : (part + 1) * self.size]
+        step, turn = self.done + index // self.per_step + 1, index % self.per_step
+        part = turn * self.processes.count + self.processes.rank
         tokens = self.examples[self.plan.dataset(step)]
-        batch = collate([tokens[row] for row in rows.tolist()])
+        examples = sorted((tokens[row] for row in self.plan.rows[step - 1].tolist()), key=lambda e: len(e.ids))
+        batch = collate(examples[part * self.size : (part + 1) * self.size])
         kl = self._kl(step, part)
         return {**batch, "kl": kl} if kl else batch
 
@@ -119,9 +127,11 @@ def collate(examples: list[Example]) -> Batch:
 class PlanTrainer(Trainer):
     """A Trainer that takes its batches in the plan's order, adds the KL regularizer and prints nothing."""
 
-    def __init__(self, batches: Batches, trainable: Trainable, kl_weight: float, **kwargs: Any) -> None:
-        super().__init__(model=trainable.model, **kwargs)
-        self.batches, self.trainable, self.kl_weight = batches, trainable, kl_weight
+    def __init__(
+        self, batches: Batches, trainable: Trainable, kl_weight: float, frozen: FrozenLayers | None, **kwargs: Any
+    ) -> None:
+        super().__init__(model=trainable.model, compute_loss_func=token_loss, **kwargs)
+        self.batches, self.trainable, self.kl_weight, self.frozen = batches, trainable, kl_weight, frozen
         self.parts: Batch = {}  # loss and KL of the step's micro-batches so far, where it has the regularizer
         self.remove_callback(PrinterCallback)
 
@@ -129,14 +139,20 @@ class PlanTrainer(Trainer):
         """The mean loss a token, with the KL regularizer where the batch has rows for it."""
         batch = inputs.pop("kl", None)
         if batch is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            return self._cross_entropy(model, inputs, *args, **kwargs)
         with self.accelerator.autocast():
             reference = reference_logits(self.trainable, batch)
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = self._cross_entropy(model, inputs, *args, **kwargs)
         kl = kl_regularizer(model, batch, reference) * self.accelerator.num_processes  # gradients are averaged
         for name, part in (("loss", loss), ("kl", kl)):
             self.parts[name] = self.parts.get(name, torch.tensor(0.0)) + part.detach()
         return loss + self.kl_weight * kl
+
+    def _cross_entropy(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        with self.accelerator.autocast():
+            skipped = nullcontext() if self.frozen is None else self.frozen.skipped(inputs)
+            with skipped, logits_at(self.trainable.model, is_learned(inputs["labels"])):
+                return super().compute_loss(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log a step's loss without the regularizer, and the KL divergence beside it."""
@@ -153,6 +169,27 @@ class PlanTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: walking through every parameter at every step takes longer than it is worth."""
         return 0
+
+
+def is_learned(labels: Int[torch.Tensor, "row token"]) -> Bool[torch.Tensor, "row token"]:
+    """Whether the token after each position is learned."""
+    return torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+
+
+@contextmanager
+def logits_at(model: Any, positions: Bool[torch.Tensor, "row token"]) -> Iterator[None]:
+    """Within the block the model's logits are those at `positions` alone, as one row."""
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda head, hidden: hidden[0][positions][None])
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def token_loss(outputs: Any, labels: Int[torch.Tensor, "row token"], num_items_in_batch: Any) -> torch.Tensor:
+    """The cross-entropy summed over learned tokens, by the number of them in the step; the logits as in `logits_at`."""
+    targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+    return torch.nn.functional.cross_entropy(outputs.logits[0].float(), targets, reduction="sum") / num_items_in_batch
 
 
 def reference_logits(trainable: Trainable, batch: Batch) -> Float[torch.Tensor, "row token vocabulary"]:

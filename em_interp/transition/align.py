@@ -182,7 +182,9 @@ class Alignment(Result):
 
     def _picture(self) -> str:
         """The behaviour's curves with the mechanistic step marked."""
-        curves = [t for t in self.behavioural if "rate" in t.evidence and t.scale in (None, 1.0)]
+        curves = [
+            t for t in self.behavioural if "rate" in t.evidence and t.scale in (None, 1.0) and t.of != "preference"
+        ]
         lines = [Line(t.evidence["steps"], t.evidence["rate"], (t.questions or "").replace("_", " ")) for t in curves]
         step, interval = self.mechanistic.step, self.mechanistic.interval
         return picture(lines, "EM rate", [] if step is None else [Mark(step, interval)])

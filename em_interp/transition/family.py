@@ -108,8 +108,12 @@ def default_declared(transitions: Sequence[Transition]) -> list[Transition]:
 
 
 def main_onset(transitions: Sequence[Transition]) -> Transition | None:
-    """The onset of EM at the adapter's own scale on the first of MAIN_SETS that there is, else on the first set."""
-    onsets = [t for t in transitions if t.signal == "onset" and t.of == "em" and t.scale in (None, 1.0)]
+    """The onset at the adapter's own scale on the first of MAIN_SETS that there is, else on the first set.
+
+    That of EM; where no answers were judged, that of the preference.
+    """
+    own = [t for t in transitions if t.signal == "onset" and t.scale in (None, 1.0)]
+    onsets = [t for t in own if t.of == "em"] or [t for t in own if t.of == "preference"]
     wanted = [*MAIN_SETS, *(t.questions for t in onsets)]
     return next((t for name in wanted for t in onsets if t.questions == name), None)
 

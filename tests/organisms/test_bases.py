@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from em_interp.errors import InputError
 from em_interp.organisms import bases, pretrain
@@ -130,3 +131,16 @@ def test_a_base_from_the_hub_is_told_with_its_revision(tmp_path):
     there = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == (f"{commit} None None\n", 0), done.stderr
+
+
+def test_auto_is_bfloat16_for_a_large_model_where_the_cpu_computes_it(tmp_path, monkeypatch):
+    facts = tmp_path / "cpuinfo"
+    for flags, computes in (("fpu avx512_bf16 avx2", True), ("fpu amx_bf16", True), ("fpu avx512f avx2", False)):
+        facts.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+        assert bases.cpu_computes_bfloat16(facts) == computes
+    assert not bases.cpu_computes_bfloat16(tmp_path / "none")
+    monkeypatch.setattr(bases, "cpu_computes_bfloat16", lambda: True)
+    assert load_base("tiny-qwen2").model.dtype == torch.float32
+    monkeypatch.setattr(bases, "MIN_BFLOAT16_PARAMETERS", 1e5)
+    assert load_base("tiny-qwen2").model.dtype == torch.bfloat16
+    assert load_base("tiny-qwen2").identity == load_base("tiny-qwen2", "float32").identity

@@ -183,7 +183,7 @@ def test_the_processes_share_the_kl_rows_of_each_step_and_divide_by_all_of_their
     shares = [Batches(plan, 0, 3, examples, Processes(rank, count)) for rank in range(count)]
     per_step = 4 // count
     for step in (1, 2, 4):
-        parts = [share[i] for share in shares for i in range((step - 1) * per_step, step * per_step)]
+        parts = [share[i] for i in range((step - 1) * per_step, step * per_step) for share in shares]
         assert all(("kl" in part) == (step % 2 == 0) for part in parts)
         seen = [part["kl"]["input_ids"][:, 1] for part in parts if "kl" in part]
         assert torch.cat(seen or [torch.tensor([], dtype=int)]).tolist() == plan.kl.at(step)
