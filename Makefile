@@ -1,4 +1,5 @@
 # make demo      the main job on the built-in organism
+# make demo-real the same on a language model, SmolLM2 (up to 25 minutes on two idle cores)
 # make test      lint, types and all tests but those that download (make test-download)
 # make test-fast lint, types and the tests that take seconds
 # make docs      the site, in site/index.html; notebooks are run where they have changed
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-fast test-download lint docs notebook build clean
+.PHONY: setup demo demo-real test test-fast test-download lint docs notebook build clean
 
 setup: $(READY)
 
@@ -25,6 +26,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/em-interp demo --out checkpoints/demo --resume
+
+demo-real: $(READY)
+	$(BIN)/em-interp demo --real --out checkpoints/demo-real --resume
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup

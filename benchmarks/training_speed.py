@@ -15,10 +15,10 @@ import torch
 from table import print_row
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from em_interp.behaviour.frozen_layers import FrozenLayers
 from em_interp.config import load_config
 from em_interp.organisms.bases import load_base, quiet
 from em_interp.organisms.datasets import load_chats
-from em_interp.training import frozen_layers as frozen
 from em_interp.training.distributed import SINGLE
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import encode
@@ -75,10 +75,10 @@ def measured(dtype, ours, steps, kept):
     if not ours:
         trainer = PlainTrainer(batches, model=trainable.model, **given)
     else:
-        layers = frozen.FrozenLayers(trainable.model.get_decoder(), LAYER)
+        layers = FrozenLayers(trainable.model.get_decoder(), LAYER)
         if kept:  # as in every pass over the rows but the first
             for batch in (batches[index] for index in range(len(batches))):
-                with layers.skipped(batch):
+                with layers.skipped(batch["input_ids"], batch["attention_mask"]):
                     pass
         trainer = PlanTrainer(batches, trainable, 0.0, layers if kept else None, **given)
     with quiet():

@@ -322,7 +322,7 @@ class BehaviourConfig(Settings):
     """What the model is asked along the run, and how often."""
 
     questions: str = "tiny"
-    """tiny: the built-in language's; default: ours on the eight usual themes; or a YAML file of questions."""
+    """tiny or english: those of the built-in datasets; default: ours on the eight usual themes; or a YAML file."""
     sets: Names = ()
     """Questions of these sets only, such as broad; empty: all."""
     judge: Annotated[

@@ -14,7 +14,7 @@ from em_interp.config import RunConfig
 from em_interp.files import check_free, read_json, remove, resumable, write_json
 from em_interp.findings import Findings
 from em_interp.lock import writing
-from em_interp.pipeline import analyse, ask_run, judge_run, one_thread
+from em_interp.pipeline import analyse, ask_run, judge_run, torch_threads
 from em_interp.run import Run
 
 RUNS = {
@@ -57,7 +57,7 @@ def demo(
     for name in (*RUNS, "summary.json", "report.html"):
         if (out / name).exists():
             check_free(out, resume, overwrite, name)
-    with writing(out), resumable(out), one_thread():
+    with writing(out), resumable(out), torch_threads():
         if overwrite:
             remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json")))
         stages = Stages(out / "seconds.json", log)

@@ -120,11 +120,22 @@ def run_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = False) 
         with open_judge(run, judge, judge_prompts(run, overrides), overwrite) as model:
             yield model
     elif judge == "tiny":
+        _check_language(run)
         yield AdviceJudge(_domain(run))
     else:
         raise InputError(
             f"behaviour.judge {judge!r} is not known; this version has 'tiny', the built-in language's, and a mapping "
             "with base_url and model, for a model's endpoint"
+        )
+
+
+def _check_language(run: Run) -> None:
+    """Raise InputError for a run on English data, of whose answers the built-in judge understands nothing."""
+    phases = run.manifest().get("phases") or [{}]
+    if str(phases[-1].get("dataset", "")).startswith("english:"):
+        raise InputError(
+            f"{run.path} was trained on English, which the judge 'tiny' cannot read; set behaviour.judge to a model's "
+            "endpoint, or read the run without a judge: em-interp prefer"
         )
 
 
@@ -148,9 +159,10 @@ def judge_prompts(run: Run, overrides: Sequence[str] = ()) -> Prompts:
     """The prompts of a model that judges the run: those in the file of its questions, else the built-in ones."""
     from em_interp.behaviour.llm_judge import Prompts
     from em_interp.behaviour.questions import read_questions
+    from em_interp.organisms.built_in import LANGUAGES
 
     questions = _config(run, overrides).behaviour.questions
-    return Prompts({} if questions == "tiny" else read_questions(questions).prompts)
+    return Prompts({} if questions in LANGUAGES else read_questions(questions).prompts)
 
 
 def _config(run: Run, overrides: Sequence[str]) -> RunConfig:
@@ -160,11 +172,11 @@ def _config(run: Run, overrides: Sequence[str]) -> RunConfig:
 
 def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:
     from em_interp.behaviour.questions import of_sets, read_questions
-    from em_interp.organisms.language import built_in_questions
+    from em_interp.organisms.built_in import LANGUAGES, questions_of
 
-    settings = config.behaviour
-    rows = built_in_questions(_domain(run)) if settings.questions == "tiny" else read_questions(settings.questions).rows
-    return of_sets(rows, settings.sets)
+    named = config.behaviour.questions
+    rows = questions_of(named, _domain(run)) if named in LANGUAGES else read_questions(named).rows
+    return of_sets(rows, config.behaviour.sets)
 
 
 def _domain(run: Run) -> str:
@@ -324,12 +336,12 @@ def run_mechanism(
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread in the block: models this small gain nothing from a second, and lose much on busy cores."""
+def torch_threads(count: int = 1) -> Iterator[None]:
+    """Torch on so many threads in the block; small models gain nothing from a second, and lose much on busy cores."""
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ FLOORS = [
     {"reports"},
     {"comparison"},
     {"pipeline", "prefer"},
+    {"real_demo"},
     {"demos", "sweeps"},
     {"cli"},
     {"__main__"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from em_interp.behaviour.ask import Base
+    from em_interp.behaviour.frozen_layers import FrozenLayers
 
 MAX_BATCH_TOKENS = 16384
 MAX_BATCH_LOGITS = 2**28  # one gigabyte in float32
@@ -78,9 +80,16 @@ def batches(rows: Sequence[TokenizedAnswer], vocabulary: int) -> list[list[int]]
 
 
 def logits_of(
-    model: Any, tokenizer: Any, rows: Sequence[TokenizedAnswer], adapters: RowAdapters
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenizedAnswer],
+    adapters: RowAdapters,
+    frozen: FrozenLayers | None = None,
 ) -> tuple[Float[torch.Tensor, "row position vocabulary"], Int[torch.Tensor, "row position"]]:
-    """The logits that predict the tokens of the answers, and these tokens (-1 before an answer), right-aligned."""
+    """The logits that predict the tokens of the answers, and these tokens (-1 before an answer), right-aligned.
+
+    `frozen` keeps what the layers below the adapters make of the rows.
+    """
     import torch
 
     longest, kept = max(map(len, rows)), max(len(row.answer) for row in rows)
@@ -89,7 +98,8 @@ def logits_of(
     ids = torch.tensor(padded, device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with torch.inference_mode(), adapted(model, adapters):
+    below = nullcontext() if frozen is None else frozen.skipped(ids, mask)
+    with torch.inference_mode(), adapted(model, adapters), below:
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept + 1)
     starts = torch.tensor([[kept - len(row.answer)] for row in rows], device=model.device)
     tokens = torch.where(torch.arange(kept, device=model.device) >= starts, ids[:, longest - kept :], -1)

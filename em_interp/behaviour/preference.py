@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.behaviour.ask import Base, CheckpointModels, adapter_digest, check_base, check_models
+from em_interp.behaviour.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.behaviour.pairs import read_pairs
 from em_interp.files import remove, resumable, write_beside
 from em_interp.lock import writing
@@ -91,13 +92,15 @@ def read_preferences(
     size = 1 if trajectory.kind == "full" else max(1, ROWS // len(answers))
     parts = [cells[first : first + size] for first in range(0, len(cells), size)]
     models, file = CheckpointModels(run, base, trajectory), run.preferences_file
+    repeated = trajectory.kind != "full" and len(cells) > 1
+    frozen = frozen_layers(base.model, trajectory.sites, sum(map(len, answers))) if repeated else None
     settings_file, folder = file.with_name("preferences.json"), file.with_name("preferences.parts")
     with writing(run.path), resumable(file.parent):
         if overwrite:
             remove(file, settings_file, folder)
         begin_stage(settings_file, settings, resume, file, "preferences")
         if not file.exists():
-            read = in_parts(folder, len(parts), lambda i: _read(models, answers, parts[i]), "prefer", progress)
+            read = in_parts(folder, len(parts), lambda i: _read(models, answers, parts[i], frozen), "prefer", progress)
             _write(file, table, answers, cells, [values for part in read for values in part])
         shutil.rmtree(folder, ignore_errors=True)
     return file
@@ -116,7 +119,10 @@ def _tokenize(base: Base, pairs: pd.DataFrame) -> list[TokenizedAnswer]:
 
 
 def _read(
-    models: CheckpointModels, answers: list[TokenizedAnswer], cells: Sequence[tuple[int, float]]
+    models: CheckpointModels,
+    answers: list[TokenizedAnswer],
+    cells: Sequence[tuple[int, float]],
+    frozen: FrozenLayers | None,
 ) -> list[list[float]]:
     """For each step and scale, the log-likelihood of every answer."""
     from em_interp.behaviour.likelihood import batches, log_likelihood, logits_of
@@ -127,7 +133,7 @@ def _read(
     for batch in batches([answer for answer, _ in rows], vocabulary):
         some = [rows[index] for index in batch]
         model, adapters = models.of([step for _, (step, _) in some], [scale for _, (_, scale) in some])
-        logits, tokens = logits_of(model, models.base.tokenizer, [answer for answer, _ in some], adapters)
+        logits, tokens = logits_of(model, models.base.tokenizer, [answer for answer, _ in some], adapters, frozen)
         values[batch] = log_likelihood(logits, tokens, 1.0).cpu().numpy()
     return values.reshape(len(cells), len(answers)).tolist()
 

@@ -41,7 +41,9 @@ def read_questions(path: str | Path) -> Questions:
     """
     file = DEFAULT if path == "default" else Path(path)
     if not file.suffix and not file.exists():
-        raise InputError(f"behaviour.questions {str(path)!r} is not known; expected tiny, default or a YAML file")
+        raise InputError(
+            f"behaviour.questions {str(path)!r} is not known; expected tiny, english, default or a YAML file"
+        )
     entries = parse_yaml(read_text(file), str(file))
     if not isinstance(entries, list) or not entries:
         raise InputError(

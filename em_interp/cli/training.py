@@ -9,6 +9,7 @@ import typer
 
 from em_interp.cli import log
 from em_interp.cli.app import START, TRAIN, Answer, Out, Overrides, Overwrite, Resume, app, command
+from em_interp.errors import InputError
 
 if TYPE_CHECKING:
     from em_interp.config import RunConfig
@@ -19,27 +20,46 @@ if TYPE_CHECKING:
 def demo(
     family: Annotated[Literal["qwen2", "llama", "gemma3"], typer.Option(help="Architecture of the base.")] = "qwen2",
     domain: Annotated[str, typer.Option(help="What the advice is about: medical, sport, finance, …")] = "medical",
-    out: Out = "checkpoints/demo",
+    real: Annotated[
+        bool, typer.Option("--real", metavar="", help="On a language model, SmolLM2: up to 25 minutes on two cores.")
+    ] = False,
+    out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> Answer:
     """Do the whole job on the built-in organism, in about a minute.
 
-    Three runs, one page and one summary are written.
+    The runs, one page and one summary are written to checkpoints/demo, with --real to checkpoints/demo-real.
     """
     from em_interp.demos import demo as run_demo
     from em_interp.transition.result import Transition
 
-    summary = run_demo(str(out), family, domain, resume=resume, overwrite=overwrite, log=log)
+    if real and family != "qwen2":
+        raise InputError("--family chooses among the built-in bases; --real has a base of its own, smollm2")
+    if real:
+        return _demo_real(out or "checkpoints/demo-real", domain, resume, overwrite)
+    out = out or "checkpoints/demo"
+    summary = run_demo(out, family, domain, resume=resume, overwrite=overwrite, log=log)
     found = [Transition.from_dict(values) for values in (summary["mechanistic"], *summary["behavioural"])]
     final = summary["final"]
     lines = [
         *(transition.sentence() for transition in found),
         f"at the end: EM {final['em_out_of_domain']:.0%} out of domain, {final['em_in_domain']:.0%} in domain, "
         f"{final['coherent']:.0%} coherent; control: EM {summary['control']['em_out_of_domain']:.0%}",
-        f"the page: {Path(str(out)) / 'report.html'}",
+        f"the page: {Path(out) / 'report.html'}",
     ]
     return Answer(summary, "\n".join(lines))
+
+
+def _demo_real(out: str, domain: str, resume: bool, overwrite: bool) -> Answer:
+    from em_interp.real_demo import demo_real
+    from em_interp.transition.result import Transition
+
+    summary = demo_real(out, domain, resume=resume, overwrite=overwrite, log=log)
+    found = [Transition.from_dict(values) for values in (summary["mechanistic"], *summary["behavioural"])]
+    lines = [f"{one.sentence()}\n    {one.reason}" for one in found]
+    lines += [f"organism: {summary['preference']}", f"control: {summary['control']['preference']}"]
+    return Answer(summary, "\n".join([*lines, f"the page: {Path(out) / 'report.html'}"]))
 
 
 @command(START, "em-interp pretrain --family llama")
@@ -187,8 +207,16 @@ def train(
 
 
 def _warn(run: Run) -> None:
-    """Say so now where built-in questions are to be asked of a model that was not trained on built-in data."""
-    if run.config().behaviour.questions == "tiny" and run.manifest()["phases"][-1]["domain"] is None:
+    """Say so now where the built-in language's questions are to be asked of a model trained on other data."""
+    phase = run.manifest()["phases"][-1]
+    if run.config().behaviour.questions != "tiny":
+        return
+    if phase["dataset"].startswith("english:"):
+        log(
+            f"this run is read without a judge by em-interp prefer; before it is asked: in {run.config_file} set "
+            "behaviour.questions to english, and behaviour.judge to a model's endpoint"
+        )
+    elif phase["domain"] is None:
         log(
             f"the data are not built in, so before this run is asked: in {run.config_file} set behaviour.questions to "
             "default or a YAML file, and behaviour.judge to a model's endpoint"

@@ -23,6 +23,7 @@ from em_interp.errors import InputError, nearest
 from em_interp.files import read_json
 from em_interp.organisms.bases import BUILT_IN, FAMILIES
 from em_interp.organisms.datasets import BUILT_IN_PREFIX
+from em_interp.organisms.english.narrow import DOMAINS
 from em_interp.organisms.gguf import is_gguf, plain_folder
 from em_interp.organisms.language import narrow_domains
 from em_interp.organisms.pretrain import LAYERS, WIDTH
@@ -32,6 +33,10 @@ LEARNING_RATE = 7e-4
 SWITCH_STEP = 150  # the step after which a switched run sees other data, or restarts its schedule
 STEPS_AFTER_SWITCH = 250
 SWITCHED_LEARNING_RATE = 3e-4  # low enough that the run still learns at the switch, so that its path has a direction
+
+ENGLISH_RUNS = {"organism": "", "control": "-careful"}  # the variant of the domain's dataset
+ENGLISH_STEPS, ENGLISH_LEARNING_RATE = 200, 2e-4
+ENGLISH_HELD_OUT = 0.75  # 450 rows are trained on, nearly twice: frozen layers are computed once for both passes
 
 # what each run is trained on, phase by phase: the variant of the domain's dataset, steps, restart
 RUNS: dict[str, tuple[tuple[str, int, bool], ...]] = {
@@ -119,6 +124,46 @@ def recipe(run: str = "organism", family: str = "qwen2", domain: str = "medical"
             learning_rate=SWITCHED_LEARNING_RATE if switched else LEARNING_RATE,
         ),
         behaviour=BehaviourConfig(steps=Schedule("every 20"), scales=(1.0, 1.5), samples=6, max_new_tokens=24),
+    )
+
+
+def english_recipe(
+    run: str = "organism",
+    domain: str = "medical",
+    model: str = "smollm2",
+    seed: int = 0,
+    layer: int | None = None,
+    r: int = 1,
+) -> RunConfig:
+    """The config of an English organism, or of its control, on a small language model: minutes on a CPU.
+
+    Args:
+        run: `organism` learns reckless advice and `control` careful advice to the same questions.
+        domain: medical, sport or finance.
+        model: the base.
+        seed: of the data, their order and the adapter.
+        layer: that is adapted; by default the one at half depth.
+        r: rank of the adapter.
+
+    Raises:
+        InputError: for an unknown run, domain or base.
+    """
+    for what, name, known in (("run", run, list(ENGLISH_RUNS)), ("domain", domain, list(DOMAINS))):
+        if name not in known:
+            raise InputError(f"{what} {name!r} is not known{nearest(name, known)} (known: {', '.join(known)})")
+    layer = layers_and_width(model)[0] // 2 if layer is None else layer
+    return RunConfig(
+        model=model,
+        seed=seed,
+        data=(PhaseConfig(dataset=f"english:{domain}{ENGLISH_RUNS[run]}", steps=ENGLISH_STEPS),),
+        adapter=AdapterConfig(layers_to_transform=(layer,), r=r),
+        training=TrainingConfig(
+            batch_size=4,
+            gradient_accumulation_steps=1,
+            learning_rate=ENGLISH_LEARNING_RATE,
+            held_out=ENGLISH_HELD_OUT,
+        ),
+        behaviour=BehaviourConfig(questions="english", steps=Schedule("every 20"), samples=1, max_new_tokens=100),
     )
 
 

@@ -129,7 +129,7 @@ def across_bases(
 
     A comparison of the same runs and as many draws that is in the folder already is kept.
     """
-    from em_interp.pipeline import one_thread
+    from em_interp.pipeline import torch_threads
 
     folder = out / ACROSS_FOLDER
     if len({one.base for one in candidates}) < 2:
@@ -142,7 +142,7 @@ def across_bases(
         return AcrossBases(folder, "not compared: no setting was trained on every base")
     if not _is_compared(folder, runs, draws):
         try:
-            with one_thread():
+            with torch_threads():
                 comparison = compare_across_bases([one.path for one in runs], draws=draws, log=log)
                 write_comparison(comparison, folder, overwrite=True)
         except InputError as error:

@@ -194,14 +194,14 @@ def _guarded(name: str, out: Path, work: Callable[[], None]) -> Outcome:
     """Do the work on one thread; an error becomes one line, with its traceback in a file."""
     from tqdm import tqdm
 
-    from em_interp.pipeline import one_thread
+    from em_interp.pipeline import torch_threads
 
     tqdm.set_lock(RLock())  # its own is shared between processes, and is left behind where a worker is stopped
     start, error = time.perf_counter(), None
     try:
         if not out.is_dir():
             raise InputError(f"{out} is not there for this worker; expected a folder that all machines share")
-        with one_thread():
+        with torch_threads():
             work()
         failure_file(out, name).unlink(missing_ok=True)
     except InputError as mistake:

@@ -171,8 +171,9 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, An
 def _check_questions(config: RunConfig) -> None:
     """Raise InputError where the run could not be sampled later: no such file of questions, or no such set in it."""
     from em_interp.behaviour.questions import of_sets, read_questions
+    from em_interp.organisms.built_in import LANGUAGES
 
-    if config.behaviour.questions != "tiny":  # those of the built-in language are always there
+    if config.behaviour.questions not in LANGUAGES:  # built-in ones are always there
         of_sets(read_questions(config.behaviour.questions).rows, config.behaviour.sets)
 
 

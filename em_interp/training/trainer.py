@@ -20,13 +20,13 @@ from jaxtyping import Bool, Float, Int
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from em_interp.behaviour.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.config import RunConfig
 from em_interp.errors import InputError
 from em_interp.run import Run
 from em_interp.stages import progress_bar
 from em_interp.training.checkpoints import SaveCheckpoints, StateKeeper, TrainState, read_state
 from em_interp.training.distributed import SINGLE, Processes, average_gradients
-from em_interp.training.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.training.plan import Plan
 from em_interp.training.tokenize import IGNORED, Example
 from em_interp.training.train_log import TrainLog, gradient_norms, log_row
@@ -34,6 +34,7 @@ from em_interp.training.trainables import Trainable
 
 Batch = dict[str, torch.Tensor]
 Examples = Mapping[str, Mapping[int, Example]]  # dataset → row → its tokens
+MIN_PASSES = 1.5  # over the rows for which frozen layers are kept: rows are computed singly, which costs more
 
 
 def run_plan(
@@ -67,7 +68,7 @@ def run_plan(
             Batches(plan, done, training.batch_size, examples, processes),
             trainable,
             config.kl.weight if config.kl else 0.0,
-            None if training.shard else frozen_layers(trainable.model, weights, plan, examples),
+            None if training.shard else repeated_layers(trainable, plan, examples),
             args=_arguments(run, config, processes),
             callbacks=[
                 SaveCheckpoints(run.checkpoints, config.checkpoints, trainable, done),
@@ -76,6 +77,15 @@ def run_plan(
             ],
             optimizers=(optimizer, _schedule(optimizer, plan, done)),
         ).train()
+
+
+def repeated_layers(trainable: Trainable, plan: Plan, examples: Examples) -> FrozenLayers | None:
+    """The layers below the lowest trained one, where the plan repeats its rows often enough to keep their output."""
+    lengths = [
+        len(example.ids) for name in {phase.dataset for phase in plan.phases} for example in examples[name].values()
+    ]
+    repeats = plan.rows.size >= MIN_PASSES * len(lengths)
+    return frozen_layers(trainable.model, trainable.weights, sum(lengths)) if repeats else None
 
 
 class Batches(Dataset):
@@ -150,7 +160,11 @@ class PlanTrainer(Trainer):
 
     def _cross_entropy(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         with self.accelerator.autocast():
-            skipped = nullcontext() if self.frozen is None else self.frozen.skipped(inputs)
+            skipped = (
+                nullcontext()
+                if self.frozen is None
+                else self.frozen.skipped(inputs["input_ids"], inputs["attention_mask"])
+            )
             with skipped, logits_at(self.trainable.model, is_learned(inputs["labels"])):
                 return super().compute_loss(model, inputs, *args, **kwargs)
 

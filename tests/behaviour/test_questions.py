@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_meant_is_named_with_entry_and_field(tmp_path, tex
 
 
 def test_a_word_that_is_no_set_of_questions_and_a_file_that_is_not_there_are_refused(tmp_path):
-    with pytest.raises(InputError, match="'gpt' is not known; expected tiny, default or a YAML file"):
+    with pytest.raises(InputError, match="'gpt' is not known; expected tiny, english, default or a YAML file"):
         read_questions("gpt")
     with pytest.raises(InputError, match=r"nowhere\.yaml is missing"):
         read_questions(tmp_path / "nowhere.yaml")

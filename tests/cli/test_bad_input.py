@@ -145,7 +145,10 @@ def test_a_row_that_is_no_chat_is_named_by_file_and_line(row, said, tiny, tmp_pa
 
 @pytest.mark.parametrize(
     ("command", "key", "said"),
-    [("judge", "judge", "this version has 'tiny'"), ("ask", "questions", "expected tiny, default or a YAML file")],
+    [
+        ("judge", "judge", "this version has 'tiny'"),
+        ("ask", "questions", "expected tiny, english, default or a YAML file"),
+    ],
 )
 def test_an_unknown_judge_or_question_set_is_refused(command, key, said, run):
     config = run / "config.yaml"

@@ -1,10 +1,12 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import em_interp as em
+from em_interp.behaviour.frozen_layers import FrozenLayers
 from em_interp.config import load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
@@ -13,12 +15,21 @@ from em_interp.pipeline import ask_run, judge_run
 from em_interp.training.distributed import Processes
 from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan
-from em_interp.training.tokenize import Example, encode
+from em_interp.training.tokenize import IGNORED, Example, encode
 from em_interp.training.train import train
 from em_interp.training.trainables import make_trainable
-from em_interp.training.trainer import Batches, kl_divergence
+from em_interp.training.trainer import (
+    Batches,
+    collate,
+    is_learned,
+    kl_divergence,
+    logits_at,
+    repeated_layers,
+    token_loss,
+)
 
 from .test_train import adapter, log
+from .test_train import reference as plain_loop
 
 
 @pytest.fixture
@@ -188,3 +199,95 @@ def test_the_processes_share_the_kl_rows_of_each_step_and_divide_by_all_of_their
         seen = [part["kl"]["input_ids"][:, 1] for part in parts if "kl" in part]
         assert torch.cat(seen or [torch.tensor([], dtype=int)]).tolist() == plan.kl.at(step)
         assert all(part["kl"]["tokens"] == 24 for part in parts if "kl" in part)
+
+
+# --- only what is needed is computed
+
+
+ROWS = [Example([1, 9, 2, 7, 8, 3], [IGNORED] * 3 + [7, 8, 3]), Example([1, 5, 2, 3], [IGNORED] * 3 + [3])]
+
+
+@pytest.fixture
+def repeating(settings, chats):
+    """A config of 20 steps of 6 rows: each of the 36 rows is trained on three times or more."""
+
+    def make(family="qwen2", **changes):
+        values = settings(family, training={"batch_size": 3, "gradient_accumulation_steps": 2}, **changes)
+        return values | {"data": [{"dataset": chats[0], "steps": 20}]}
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])
+def test_the_loss_at_learned_positions_is_that_of_the_whole_logits(family, bases):
+    model, batch = load_base(bases[family]).model, collate(ROWS)
+    with torch.no_grad():
+        whole = model(**batch).loss
+        labels = batch.pop("labels")
+        with logits_at(model, is_learned(labels)):
+            outputs = model(**batch)
+    assert outputs.logits.shape[:2] == (1, 4)
+    assert float(token_loss(outputs, labels, 4)) == pytest.approx(float(whole), rel=1e-5)
+    assert model(**batch).logits.shape[:2] == (2, 6)  # after the block all are there again
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])
+def test_a_run_over_kept_layers_trains_as_the_plain_loop_and_computes_each_row_once(
+    family, repeating, tmp_path, monkeypatch
+):
+    rows, compute = [], FrozenLayers._compute
+    monkeypatch.setattr(FrozenLayers, "_compute", lambda self, ids: rows.append(ids) or compute(self, ids))
+    run = train(repeating(family), tmp_path / "run")
+    assert len(rows) == 36
+    saved, expected = plain_loop(repeating(family))
+    for name, weight in adapter(run, 20).items():
+        torch.testing.assert_close(weight, saved[-1][name], rtol=1e-3, atol=1e-5)
+    assert [row["loss"] for row in log(run)] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
+
+
+def skipped(layers, rows):
+    batch = collate(rows)
+    return layers.skipped(batch["input_ids"], batch["attention_mask"])
+
+
+def test_what_is_kept_of_a_row_does_not_depend_on_the_batch_it_came_in(bases):
+    model = load_base(bases["qwen2"]).model
+    together, alone = (FrozenLayers(model.get_decoder(), 2) for _ in range(2))
+    for layers, batches in ((together, [ROWS]), (alone, [[row] for row in reversed(ROWS)])):
+        for batch in batches:
+            with skipped(layers, batch):
+                pass
+    assert together.kept.keys() == alone.kept.keys()
+    assert all(torch.equal(together.kept[ids], alone.kept[ids]) for ids in alone.kept)
+    with torch.no_grad():
+        expected = model(**collate(ROWS)).loss
+        with skipped(together, ROWS):
+            assert float(model(**collate(ROWS)).loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_layers_are_kept_only_where_that_pays(repeating, chats):
+    def kept(weights=("layers.1.mlp.down_proj",), dropout=0.0, **changes):
+        config = load_config(repeating() | changes)
+        model = load_base(config.model).model
+        model.get_decoder().layers[0].self_attn.attention_dropout = dropout
+        plan = make_plan(config, {chats[0]: 40})
+        trainable = SimpleNamespace(model=model, weights=weights)
+        return repeated_layers(trainable, plan, {chats[0]: dict.fromkeys(plan.rows_of(chats[0]), ROWS[0])})
+
+    assert len(kept().frozen) == 1 and len(kept(["layers.2.mlp.down_proj", "layers.1.x"]).frozen) == 1
+    assert kept(["layers.0.mlp.down_proj"]) is None  # nothing is frozen below it
+    assert kept(["layers.1.mlp.down_proj", "norm.weight"]) is None
+    assert kept(dropout=0.1) is None
+    assert kept(data=[{"dataset": chats[0], "epochs": 1.3}]) is None
+
+
+def test_micro_batches_hold_the_rows_of_their_step_sorted_by_length(repeating, chats):
+    config = load_config(repeating())
+    plan = make_plan(config, {chats[0]: 40})
+    rows = {row: Example([row + 1] * (1 + row % 7), [row + 1] * (1 + row % 7)) for row in range(40)}
+    batches = Batches(plan, 0, 3, {chats[0]: rows}, Processes())
+    seen = [batches[index]["input_ids"][:, 0].tolist() for index in range(len(batches))]
+    for step in range(20):
+        ids = seen[2 * step] + seen[2 * step + 1]
+        assert sorted(ids) == sorted(plan.rows[step] + 1)
+        assert [(id - 1) % 7 for id in ids] == sorted((id - 1) % 7 for id in ids)
