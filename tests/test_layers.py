@@ -22,8 +22,8 @@ FLOORS = [
     {"reports"},
     {"comparison"},
     {"pipeline", "prefer"},
-    {"real_demo"},
     {"demos", "sweeps"},
+    {"real_demo"},
     {"cli"},
     {"__main__"},
 ]
