@@ -218,13 +218,14 @@ def _planes(matched: Matched, measured: _Measured) -> tuple[CommonPlane, ...]:
 
 
 def _agreements(matched: Matched, level: float) -> Iterator[Agreement]:
-    """Of the path's signals, and of the onset of EM where every run has judged answers to the same question set."""
+    """Of the path's signals, and of the onsets of EM and of preference where every run has them on one question set."""
     for signal in SIGNALS:
         yield pool_steps(matched.names, [find_transition(path, signal, level=level) for path in matched.paths], level)
-    onsets = [_onset(run, level) for run in matched.runs]
-    known = [onset for onset in onsets if onset is not None]
-    if len(known) == len(onsets) and len({onset.questions for onset in known}) == 1:
-        yield pool_steps(matched.names, known, level)
+    for onset_of in (_onset, _preference_onset):
+        onsets = [onset_of(run, level) for run in matched.runs]
+        known = [onset for onset in onsets if onset is not None]
+        if len(known) == len(onsets) and len({onset.questions for onset in known}) == 1:
+            yield pool_steps(matched.names, known, level)
 
 
 def _onset(run: Run | None, level: float) -> Transition | None:
@@ -234,4 +235,14 @@ def _onset(run: Run | None, level: float) -> Transition | None:
     from em_interp.behaviour.curve import behaviour_curve
 
     part = behaviour_curve(run).outside()
+    return None if part is None else find_transition(part, level=level)
+
+
+def _preference_onset(run: Run | None, level: float) -> Transition | None:
+    """The onset of preference outside the training domain; None where the run was not read on such pairs."""
+    if run is None or not run.preferences_file.exists():
+        return None
+    from em_interp.behaviour.preference_curve import as_preference_curve
+
+    part = as_preference_curve(run).outside()
     return None if part is None else find_transition(part, level=level)
