@@ -15,6 +15,7 @@ from typing import Any
 from em_interp.demos import Stages
 from em_interp.files import check_free, read_json, remove, resumable, write_json
 from em_interp.findings import Findings
+from em_interp.lock import writing
 from em_interp.pipeline import analyse, torch_threads
 from em_interp.run import Run
 
@@ -59,7 +60,7 @@ def demo_real(
         if (out / name).exists():
             check_free(out, resume, overwrite, name)
     configs = {name: english_recipe(name, domain, model) for name in RUNS}
-    with resumable(out):
+    with writing(out), resumable(out):
         if overwrite:
             remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json", "threads.json")))
         pace = Pace.of(model, out / "threads.json", log)
