@@ -92,8 +92,8 @@ def read_preferences(
     size = 1 if trajectory.kind == "full" else max(1, ROWS // len(answers))
     parts = [cells[first : first + size] for first in range(0, len(cells), size)]
     models, file = CheckpointModels(run, base, trajectory), run.preferences_file
-    repeated = trajectory.kind != "full" and len(cells) > 1
-    frozen = frozen_layers(base.model, trajectory.sites, sum(map(len, answers))) if repeated else None
+    adapted = trajectory.kind != "full"
+    frozen = frozen_layers(base.model, trajectory.sites, sum(map(len, answers))) if adapted else None
     settings_file, folder = file.with_name("preferences.json"), file.with_name("preferences.parts")
     with writing(run.path), resumable(file.parent):
         if overwrite:
