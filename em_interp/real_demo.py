@@ -21,7 +21,7 @@ from em_interp.run import Run
 
 RUNS = {"organism": "reckless advice in English", "control": "the same questions with careful advice"}
 PASS_ROWS, PASS_TOKENS = 8, 100  # of the forward pass by which the machine's pace is measured
-TRAIN, READ, LOCATE, REPORT = 200, 260, 30, 5  # how many such passes a stage takes, as measured with smollm2
+TRAIN, READ, LOCATE, REPORT = 220, 400, 30, 5  # how many such passes a stage takes, as measured with smollm2
 TOKEN = 7  # any that is in every vocabulary
 
 

@@ -104,7 +104,7 @@ def test_the_time_left_is_that_of_the_stages_to_come():
     for line in ("training a", "training b", "reading a", "reading b", "locating", "writing"):
         pace.announce(line)
     minutes = [int(line.split("about ")[1].split()[0]) for line in said]
-    assert minutes[0] == round((2 * 460 + 35) * 3 / 60) and minutes[-1] == 1 and pace.left == 0
+    assert minutes[0] == round((2 * 620 + 35) * 3 / 60) and minutes[-1] == 1 and pace.left == 0
     assert minutes == sorted(minutes, reverse=True)
 
 
