@@ -33,7 +33,20 @@ from tests.tiny import (
 )
 
 INSTALLED = Path(sys.executable).with_name("em-interp")
-WRITING = ("demo", "train", "ask", "judge", "prefer", "locate", "align", "mechanism", "compare", "sweep", "report", "export")
+WRITING = (
+    "demo",
+    "train",
+    "ask",
+    "judge",
+    "prefer",
+    "locate",
+    "align",
+    "mechanism",
+    "compare",
+    "sweep",
+    "report",
+    "export",
+)
 COMMANDS = (*WRITING, "watch", "base", "pretrain", "data", "config", "score", "publish")
 RATE = ["rate", "interval", "level"]
 
