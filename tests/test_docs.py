@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import em_interp as em
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 COOKBOOK = (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8")
@@ -58,3 +60,18 @@ def test_the_error_rates_of_the_readme_are_those_that_were_measured():
         assert heuristic == ", ".join(f"{float(cell.split()[0]):.0f}" for cell in row[-3:]) + " %"
     named = [float(row[0].split()[0]) for row in table_rows(page, "no turn").values()]
     assert none == [f"{min(named)} to {max(named)} %", "100, 100, 100 %"]
+
+
+def test_what_the_readme_says_of_its_picture_is_what_the_demo_finds(kitchen):
+    path, turn, curve = kitchen["path"], kitchen["turn"], kitchen["curve"].select(1.0, "out_of_domain")
+    onset = em.find_transition(curve, control=em.behaviour_curve(kitchen["control"]).select(1.0, "out_of_domain"))
+    offset = em.align(turn, onset, path).offsets[0]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    spans = [f"{low:.0f} to {high:.0f}" for low, high in (turn.interval, offset.interval)]
+    assert f"turns at step {turn.step:.0f} (95 % interval {spans[0]})" in readme
+    assert (
+        f"half-way up {offset.steps:.0f} steps later ({spans[1]}); where the two begin cannot be told apart" in readme
+    )
+    assert f"names step {em.largest_local_cosine(path.gram('B'), path.steps, k=10)[0]}." in readme
+    assert f"turns by {turn.angle_deg:.0f}° at step {turn.step:.0f}" in readme  # in words for the picture
+    assert f"onset at step {onset.step:.0f}, {offset.steps:.0f} steps later" in readme

@@ -103,6 +103,7 @@ def clone(demo, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("default")  # those of the libraries that a block uses; em_interp's are errors elsewhere
 @pytest.mark.parametrize("page", TO_RUN)
 def test_the_blocks_of_the_page_run_in_their_order(page, clone, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
