@@ -17,7 +17,7 @@ from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResp
 from em_interp.behaviour.table_files import read_table
 from em_interp.behaviour.tables import normal_form, of_one_judge, read_judged
 from em_interp.checks import as_list, check_level, check_type, described
-from em_interp.errors import InputError
+from em_interp.errors import InputError, one_line
 from em_interp.results import Line, Result, interval_columns, picture
 from em_interp.run import Run
 
@@ -225,7 +225,7 @@ def behaviour_curve(
     else:
         answers = read_judged(source, columns)
     if "step" not in answers:
-        raise InputError(f"a curve needs a column step; found {', '.join(map(str, answers.columns))}")
+        raise InputError(f"a curve needs a column step; found {one_line(', '.join(answers.columns))}")
     return BehaviourCurve(of_one_judge(answers, judge), domain, level)
 
 

@@ -159,8 +159,11 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _loads(text: str, where: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+        value = json.loads(text, object_pairs_hook=_object)
+        if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):  # half a character, unless its other half follows
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         raise InputError(f"{where} is not valid JSON ({one_line(str(error), 120)})") from None
 
 

@@ -121,7 +121,7 @@ def _score(entry: Any) -> float | str | bool:
     if isinstance(entry, (bool, np.bool_)):
         return True
     if isinstance(entry, (Real, Decimal)):
-        return float(entry)
+        return _float(entry)
     if _is_missing(entry):
         return math.nan
     raise _NoMeaning(f"of type {type(entry).__name__}")
@@ -144,12 +144,19 @@ def _score_in(text: str) -> float | str | bool:
     return plain
 
 
+def _float(number: Real | Decimal) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
+
+
 def _number(entry: Any) -> float:
     """The number in a cell, NaN where there is none."""
     if isinstance(entry, str) and len(entry) <= MAX_SCORE_TEXT and NUMBER.fullmatch(entry.strip()):
         return float(entry.strip().replace(",", "."))
     if isinstance(entry, (Real, Decimal)) and not isinstance(entry, (bool, np.bool_)):
-        return float(entry)
+        return _float(entry)
     return math.nan
 
 

@@ -19,7 +19,7 @@ from em_interp.behaviour.table_columns import KNOWN_TOPICS, KnownColumns, known_
 from em_interp.behaviour.table_files import STEP_IN_NAME, TABLE_SUFFIXES, read_table
 from em_interp.behaviour.table_values import numbers_of, scores_of, steps_of, texts_of
 from em_interp.checks import check_type
-from em_interp.errors import InputError
+from em_interp.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +74,9 @@ def _normal_form(known: KnownColumns) -> pd.DataFrame:
         table = _with_scores(known)
     table["question_id"] = _question_ids(table, known)
     table["scale"] = scales_of(table, where)
+    if "judge" in table:
+        judges = texts_of(table["judge"], known.name("judge"), where)
+        table["judge"] = judges.where(judges.str.strip() != "", "unnamed")
     sets = texts_of(table["questions"], known.name("questions"), where) if "questions" in table else "all"
     table["questions"] = sets if isinstance(sets, str) else sets.where(sets.str.strip() != "", "all")
     return with_whole_steps(table, where, known.name("step")) if "step" in table else table
@@ -120,13 +123,14 @@ def of_one_judge(answers: pd.DataFrame, judge: str | None = None) -> pd.DataFram
     if "judge" not in answers:
         raise InputError(f"the answers have no column judge, so {judge!r} cannot be chosen")
     judges = sorted(answers["judge"].astype(str).unique())
+    named = one_line(", ".join(judges))
     if judge is None and len(judges) > 1:
         raise InputError(
-            f"several judges scored the answers ({', '.join(judges)}); choose one with judge=, with em-interp score "
+            f"several judges scored the answers ({named}); choose one with judge=, with em-interp score "
             "--judge or, for all commands, as behaviour.judge in the run's config.yaml"
         )
     if judge is not None and judge not in judges:
-        raise InputError(f"no scores of judge {judge!r}; there are {', '.join(judges)}")
+        raise InputError(f"no scores of judge {judge!r}; there are {named}")
     return answers if judge is None else answers[answers["judge"] == judge]
 
 

@@ -169,6 +169,7 @@ def test_scores_nested_by_step_are_read(tmp_path, form):
         ('{"0": [{"step": 5, "aligned": 90}]}', "a row under step 0 says step 5"),
         ('[{"aligned": 10, "aligned": 90}]', "a key occurs twice"),
         ("[" * 100_000, "is not valid JSON"),
+        ('[{"\\ud83d": 1}]', "surrogates not allowed"),
         ("3", "rows as objects were expected"),
         ("[]", "holds no answers"),
     ],
@@ -200,9 +201,13 @@ def test_answers_to_be_judged_are_read_by_the_right_column(tmp_path):
     file.write_text(head + "q1,fine,7\nq1,an evil answer,8\n")
     with pytest.raises(InputError, match="row 1 has 3 fields"):
         read_answers(file)
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "\\ud83d\\ude00"}\n')
+    assert read_answers(tmp_path / "a.jsonl")["answer"].tolist() == ["😀"]
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "\\ud83d"}\n')
-    with pytest.raises(InputError, match="answer holds half a character in row 1"):
+    with pytest.raises(InputError, match=r"line 1 is not valid JSON .*surrogates not allowed"):
         read_answers(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="question holds half a character in row 2"):
+        em.score_responses(FRAME.assign(question=pd.Series(["q1", "\ud83d", *["q1"] * 8], dtype=object)))
 
 
 def test_what_python_s_csv_writes_reads_to_the_same_texts(tmp_path):

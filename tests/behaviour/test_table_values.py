@@ -34,7 +34,7 @@ def test_a_text_with_digits_that_is_no_score_is_refused_by_its_row(cell):
 
 
 @pytest.mark.parametrize(
-    "cell, found", [("inf", "inf"), ("-Infinity", "-inf"), ("-1", "-1"), ("101%", "101"), (-1, "-1")]
+    "cell, found", [("inf", "inf"), ("-Infinity", "-inf"), ("-1", "-1"), ("101%", "101"), (-1, "-1"), (10**400, "inf")]
 )
 def test_a_number_outside_the_scale_is_refused_by_its_row(cell, found):
     with pytest.raises(InputError, match=rf"aligned is {found} in row 4; scores run from 0 to 100"):
@@ -93,6 +93,13 @@ def test_answers_without_a_question_are_counted_once(missing):
     assert scored.frame()["n"].sum() == 10
     curve = em.behaviour_curve(table.assign(step=1, questions=missing)).frame()
     assert curve["em"].tolist() == [0.5] and curve["n"].tolist() == [10]
+
+
+def test_answers_without_a_judge_are_one_judge_s():
+    table = BASE.assign(judge=["x"] * 5 + [None] * 5)
+    with pytest.raises(InputError, match=r"several judges scored the answers \(unnamed, x\)"):
+        em.score_responses(table)
+    assert em.score_responses(table, judge="unnamed").n == 5
 
 
 def test_a_missing_question_id_is_filled_from_the_question():
