@@ -102,3 +102,34 @@ def test_numbers_that_are_none_and_formats_to_come_are_refused(folder, tmp_path)
     save_file(tensors, file, {METADATA_KEY: json.dumps(said | {"format": 2})})
     with pytest.raises(InputError, match="is of format 2; this version of em_interp reads 1"):
         read_packed(file)
+
+
+DAMAGE = {  # what the metadata may say, and what is said about it
+    "{": "its metadata is not JSON",
+    "[1]": "its metadata lacks one of",
+    '{"format": 1}': "its metadata lacks one of",
+    '{"format": "1", "scale": {}, "log": [], "kind": "lora"}': "its metadata lacks one of",
+    '{"format": 9, "scale": {}, "log": [], "kind": "lora"}': "is of format 9; this version of em_interp reads 1",
+    '{"format": 1, "scale": {"s": 1}, "log": [], "kind": "lora"}': "lacks B/s, which its metadata names",
+    '{"format": 1, "scale": {}, "log": ["loss"], "kind": "lora"}': "lacks log/loss, which its metadata names",
+    '{"format": 1, "scale": {}, "log": [], "kind": "lora"}': "must name the same sites",
+}
+
+
+@pytest.mark.parametrize("metadata", DAMAGE)
+def test_a_packed_file_with_damaged_metadata_is_refused_in_one_line(tmp_path, metadata):
+    tensors = {"steps": np.arange(2), "log/step": np.arange(2), "A/s": np.ones((2, 1, 1), "f4")}
+    save_file(tensors, tmp_path / "packed.safetensors", {"em_interp.trajectory": metadata})
+    with pytest.raises(InputError, match=DAMAGE[metadata]) as refused:
+        load_trajectory(tmp_path / "packed.safetensors")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_besides_and_the_magnitudes_are_kept_in_the_file(tmp_path):
+    one, path = np.ones((2, 1, 1), "f4"), np.arange(6, dtype="f4").reshape(2, 3)
+    made = AdapterTrajectory(
+        np.arange(2), {"s": one}, {"s": one}, {"s": 1.0}, magnitude={"s": path}, besides=("lm_head",)
+    )
+    packed = load_trajectory(write_packed(made, tmp_path / "packed.safetensors"))
+    assert packed.besides == ("lm_head",)
+    np.testing.assert_array_equal(packed.magnitude["s"], path)

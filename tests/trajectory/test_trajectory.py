@@ -6,7 +6,9 @@ import pytest
 
 from em_interp.errors import InputError
 from em_interp.trajectory import geometry
+from em_interp.trajectory.load import load_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
+from tests.trajectory.saving import save_run
 
 
 def a_trajectory(ranks=(1,), count=15, seed=0, **given):
@@ -177,3 +179,32 @@ def test_wrong_types_are_refused_in_one_line(call):
     with pytest.raises(InputError) as refused:
         call(a_trajectory())
     assert "\n" not in str(refused.value)
+
+
+def test_gram_matrices_are_the_same_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((7, 3, 11)).astype("f4"), rng.standard_normal((7, 13, 3)).astype("f4")
+    whole = AdapterTrajectory(np.arange(7), {"s": A}, {"s": B}, {"s": 2.0})
+    delta = np.stack([2.0 * b @ a for a, b in zip(A.astype(float), B.astype(float), strict=True)]).reshape(7, -1)
+    np.testing.assert_allclose(whole.gram("delta"), delta @ delta.T, rtol=1e-5)
+    monkeypatch.setattr("em_interp.trajectory.trajectory.BLOCK", 20)
+    blocks = AdapterTrajectory(np.arange(7), {"s": A}, {"s": B}, {"s": 2.0})
+    for matrix in ("A", "B", "delta"):
+        np.testing.assert_allclose(blocks.gram(matrix), whole.gram(matrix), rtol=1e-12)
+
+
+def test_a_path_that_would_not_fit_is_refused_with_its_size(tmp_path, monkeypatch):
+    save_run(tmp_path)
+    monkeypatch.setattr("em_interp.trajectory.load._memory", lambda: 100)
+    with pytest.raises(InputError, match=r"3 steps of 1 sites need 0.0 GiB and this machine has"):
+        load_trajectory(tmp_path)
+    monkeypatch.setattr("em_interp.trajectory.load.MAX_STEPS", 2)
+    with pytest.raises(InputError, match=r"has 3 checkpoints, whose Gram matrices are .* GiB each; up to 2 are read"):
+        load_trajectory(tmp_path)
+
+
+def test_steps_beyond_what_a_float_tells_apart_are_refused():
+    one = np.ones((2, 1, 1), "f4")
+    for steps in ([0, 2**53 + 1], [-1, 3], [3, 3]):
+        with pytest.raises(InputError, match="steps must be increasing, from 0 or more to"):
+            AdapterTrajectory(np.array(steps), {"s": one}, {"s": one}, {"s": 1.0})
