@@ -200,6 +200,7 @@ def locate(
     of: str | None = None,
     site: str | None = None,
     revision: str | None = None,
+    adapter: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -212,6 +213,7 @@ def locate(
         of: one part of the adapter, A, B or delta; by default all.
         site: one adapted module; by default all together.
         revision: a branch, tag or commit of the repository.
+        adapter: the adapter to read where the checkpoints hold several.
         out: the folder whose `analysis/locate.json` is written, whatever was asked for.
         resume: check the findings that are there: they stay, and other ones are an error.
         overwrite: replace them.
@@ -226,7 +228,7 @@ def locate(
     kept = out is not None or (not (signal or of or site) and Run(Path(name)).config_file.exists())
     file = Run(Path(out or name)).analysis / "locate.json"
     check_free(file, resume, overwrite) if kept else None
-    path = load_trajectory(source, revision)
+    path = load_trajectory(source, revision, adapter)
     found = PathTransitions(name, path, find_transitions(path, signal, of, site))  # type: ignore[arg-type]  # it checks them
     if kept:
         with writing(file.parents[1]):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import em_interp as em
 from em_interp.errors import InputError
 from em_interp.layouts import LAYOUTS, listing_of, saved_steps
 from em_interp.trajectory.load import load_trajectory
@@ -62,6 +63,7 @@ def test_an_adapter_in_a_folder_of_its_own_is_read_and_several_are_told_apart_by
     with pytest.raises(InputError, match=r"checkpoint-1 holds several adapters: mine, reference; name one of them as"):
         load_trajectory(tmp_path)
     assert load_trajectory(tmp_path, adapter="mine").B[SITE][:, 0, 0].tolist() == [1, 10, 100]
+    assert em.locate(tmp_path, adapter="mine").trajectory.steps.tolist() == [1, 10, 100]
     assert load_trajectory(tmp_path, adapter="reference").B[SITE][:, 0, 0].tolist() == [7, 7, 7]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def locate(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A run, a folder of checkpoint-<step> folders, or org/name on the Hub."),
+        typer.Argument(metavar="SOURCE", help="A run, a folder of checkpoints, a log alone, or org/name on the Hub."),
     ],
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of org/name (default: main).")] = None,
     signal: Annotated[
@@ -27,6 +27,7 @@ def locate(
     ] = None,
     of: Annotated[str | None, typer.Option(help="B, A or delta (default: all).")] = None,
     site: Annotated[str | None, typer.Option(help="One adapted module (default: all together).")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Which adapter, where the checkpoints hold several.")] = None,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -38,7 +39,15 @@ def locate(
     from em_interp.pipeline import locate as find
 
     found = find(
-        source, signal=signal, of=of, site=site, revision=revision, out=out, resume=resume, overwrite=overwrite
+        source,
+        signal=signal,
+        of=of,
+        site=site,
+        revision=revision,
+        adapter=adapter,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
     )
     return Answer(found.to_dict(), "\n".join([found.sentence(), *found.trajectory.notes]))
 

@@ -249,3 +249,11 @@ def test_one_command_writes_every_figure_and_leaves_a_page_that_is_there(bare, t
     assert stems == set(run_figures(bare))
     assert ".html is there already; give --resume" in refused("report", run.path, "--figures", "html")
     assert "'pfd' is none; did you mean 'pdf'?" in refused("report", run.path, "--figures", "pfd")
+
+
+def test_a_figure_whose_name_leads_elsewhere_is_written_in_the_folder(tmp_path):
+    figure = go.Figure(go.Scatter(x=[1, 2], y=[1, 2]))
+    em.figures.export_all({"/../../OUTSIDE": figure, "..": figure}, tmp_path / "run/figures", ("html",))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["figures"]
+    assert "_.._.._OUTSIDE.html" in {entry.name for entry in (tmp_path / "run/figures").iterdir()}
