@@ -62,7 +62,7 @@ class MonitorCallback(TrainerCallback):
         check_whole("save_every", save_every, least=1)
         self.on_alarm, self.stop, self.snapshots, self.save_every = on_alarm, stop, snapshots, save_every
         self._settings = (level, signals, controls)
-        self.monitor = Monitor(1, *self._settings)  # of the run, once its length is known
+        self.monitor = Monitor(1, level, signals)  # of the run, once its length is known
         self._weights: Weights = {}
 
     def on_train_begin(

@@ -102,6 +102,8 @@ class Monitor(Result):
             check_type("a control", control, Monitor, "a Monitor that has followed a control run")
             if not control.finished:
                 raise InputError(f"a control must have been followed to its end; it is at step {control.step}")
+            if control.last != last:
+                raise InputError(f"a control must have the run's {last} steps; it has {control.last}")
         self.last, self.level, self.signals, self.controls = int(last), level, tuple(signals), tuple(controls)
         self.step: int = 0
         self.looks: list[Look] = []

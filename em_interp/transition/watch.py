@@ -26,7 +26,7 @@ def watch(
     *,
     level: float = FALSE_ALARM_RATE,
     signals: Sequence[MonitorSignal] = SIGNALS,
-    controls: Sequence[TrajectorySource] = (),
+    controls: Sequence[TrajectorySource | Monitor] = (),
     last: int | None = None,
     follow: bool = False,
     on_update: Callable[[Monitor, list[Look]], None] | None = None,
@@ -39,8 +39,8 @@ def watch(
         source: A run directory that may still be written, or whatever `load_trajectory` reads.
         level: Probability of any alarm in a run without a transition.
         signals: What is followed: `rotation` of B, `gradient_norm`.
-        controls: Finished control runs of the same length, which an alarm must exceed; K of them give p-values of
-            1 / (K + 1) at least.
+        controls: Finished control runs of the same length, or what `em.watch` returned for them, which an alarm must
+            exceed; K of them give p-values of 1 / (K + 1) at least.
         last: The run's number of steps; by default that of its trainer_state.json, else its last saved step.
         follow: Wait for more until the run ends. A run has ended at its last step, or where its `resume` folder, which
             exists while it is trained, is gone.
@@ -52,7 +52,7 @@ def watch(
     Raises:
         InputError: For what is not a run, a control that is not finished, and where the run's length is not known.
     """
-    references = [watch(control, level=level, signals=signals) for control in controls]
+    references = [c if isinstance(c, Monitor) else watch(c, level=level, signals=signals) for c in controls]
     run = (
         None if isinstance(source, AdapterTrajectory) else Run(source.path if isinstance(source, Run) else Path(source))
     )

@@ -105,7 +105,7 @@ def test_a_control_that_turns_as_clearly_silences_the_alarm_and_its_smallest_p_i
     assert quiet.alarms
     assert quiet.reference_p("rotation") == 0.5
     assert "smallest possible p-value is 0.5" in quiet.sentence()
-    as_clear = em.watch(run, controls=[run])
+    as_clear = em.watch(run, controls=[turned[1]])
     assert as_clear.alarms == []
     assert as_clear.reference_p("rotation") == 1.0
 
@@ -136,6 +136,10 @@ def test_what_a_monitor_returns_is_a_result(turned):
         ({"last": 10, "signals": ["loss"]}, "signals must be among rotation, gradient_norm"),
         ({"last": 10, "level": 5}, "level must lie between"),
         ({"last": 10, "controls": [Monitor(10)]}, "followed to its end"),
+        (
+            {"last": 10, "controls": [em.watch(planted_path("straight", 3, last=40).trajectory())]},
+            "10 steps; it has 40",
+        ),
     ],
 )
 def test_a_monitor_that_cannot_be_is_refused_in_one_line(values, message):
