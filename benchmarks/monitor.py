@@ -96,9 +96,13 @@ def print_false_alarms(rows):
     for kind in NOT_TURNING:
         cells = [of(rows, kind, variant) for variant in VARIANTS]
         print_row(kind, *(share([row["alarm"] is not None for row in cell]) for cell in cells), counts(cells))
+    every = [[row for kind in NOT_TURNING for row in of(rows, kind, variant)] for variant in VARIANTS]
+    print_row("all paths", *(share([row["alarm"] is not None for row in cell]) for cell in every), counts(every))
     for kind in NO_HUMPS:
         cell = of(rows, kind, "log")
         print_row(f"log: {kind}", share([row["alarm"] is not None for row in cell]), "–", "–", counts([cell]))
+    logs = [row for kind in NO_HUMPS for row in of(rows, kind, "log")]
+    print_row("all logs", share([row["alarm"] is not None for row in logs]), "–", "–", counts([logs]))
 
 
 def print_delays(rows):
