@@ -86,6 +86,9 @@ class Monitor(Result):
 
     NEXT: ClassVar[tuple[str, ...]] = (".plot()", ".frame()", ".to_dict()", "em.find_transitions(run)")
 
+    last: int  # the run's number of steps
+    step: int  # the last one seen
+
     def __init__(
         self,
         last: int,
@@ -105,7 +108,7 @@ class Monitor(Result):
             if control.last != last:
                 raise InputError(f"a control must have the run's {last} steps; it has {control.last}")
         self.last, self.level, self.signals, self.controls = int(last), level, tuple(signals), tuple(controls)
-        self.step: int = 0
+        self.step = 0
         self.looks: list[Look] = []
         self._path, self._log = _Path(), _Log(self.last)
         self._next = dict.fromkeys(self.signals, 0)  # index of the next look
