@@ -123,6 +123,7 @@ def test_the_declared_signals_stand_with_their_family_wise_p_beside_the_single_o
         )
     everything = page.words[page.words.index("All transitions") :]
     assert "p Level Family-wise p" in everything
+    assert "lock-in of ΔW description" in everything
     undeclared = next(t for t in found["organism"].transitions if t.of == "A")
     assert family.adjusted_p(undeclared) is None
 

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.figures.style import (
     FAINT,
     INK,
@@ -56,7 +56,7 @@ def norms(path: PathSource, site: str | None = None) -> go.Figure:
 
 @checked
 def pca(
-    path: PathSource, of: Matrix = "B", site: str | None = None, transitions: Sequence[Transition] = ()
+    path: PathSource, of: Matrix = "B", site: str | None = None, transitions: Transition | Sequence[Transition] = ()
 ) -> go.Figure:
     """The path of B, A or ΔW in its two largest principal components, coloured by step.
 
@@ -77,7 +77,7 @@ def pca(
     table = pd.DataFrame({"step": path.steps, "component_1": scores[:, 0], "component_2": scores[:, 1]})
     subtitle = f"{about(path, site)}. {NO_EVIDENCE}"
     figure = new_figure(f"Path of {PART_NAME[of]} in two components", subtitle, 420, numbers=table)
-    _draw_pca(figure, path, of, site, transitions)
+    _draw_pca(figure, path, of, site, as_list(transitions))
     return figure
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 
-from em_interp.behaviour.curve import BehaviourCurve
+from em_interp.behaviour.curve import BehaviourCurve, behaviour_curve
 from em_interp.behaviour.scores import ScoredResponses
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.figures.style import (
     BLUE,
     INK,
@@ -25,6 +26,7 @@ from em_interp.figures.style import (
     ribbon,
     step_label,
 )
+from em_interp.run import Run
 from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:
@@ -36,12 +38,14 @@ MAX_NAME = 40  # characters of a question's id
 
 @checked
 def behaviour(
-    curve: BehaviourCurve, control: BehaviourCurve | None = None, onsets: Sequence[Transition] = ()
+    curve: BehaviourCurve | Run | str | Path,
+    control: BehaviourCurve | Run | str | Path | None = None,
+    onsets: Transition | Sequence[Transition] = (),
 ) -> go.Figure:
     """EM and coherent rates by step with intervals, a column for each adapter scale.
 
     Args:
-        curve: the behaviour along a run.
+        curve: the behaviour along a run; or a judged run or its path.
         control: that of a run on careful data with the same questions; it has columns of its own on the same axis.
         onsets: onsets of this curve; those of EM are diamonds half-way up the rise, with their intervals.
 
@@ -49,6 +53,8 @@ def behaviour(
         The figure. A step whose answers have no score is a gap; the intervals are for other answers to the same
         questions.
     """
+    curve, onsets = _opened(curve), as_list(onsets)
+    control = None if control is None else _opened(control)
     columns = [(f"adapter ×{scale:g}", curve, scale) for scale in _scales(curve)]
     if control is not None:
         columns += [(f"control ×{scale:g}", control, scale) for scale in _scales(control)]
@@ -81,6 +87,11 @@ def behaviour(
     for row, title in enumerate(ROWS.values(), 1):
         figure.update_yaxes(title_text=title, row=row, col=1)
     return figure.update_xaxes(title_text=STEP, row=2)
+
+
+def _opened(curve: BehaviourCurve | Run | str | Path) -> BehaviourCurve:
+    """The curve of a judged run; a curve as it is."""
+    return curve if isinstance(curve, BehaviourCurve) else behaviour_curve(curve)
 
 
 def _numbers(curve: BehaviourCurve, control: BehaviourCurve | None) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.optimize import isotonic_regression
 
 from em_interp.behaviour.rates import rate_of
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.figures.style import (
     FAINT,
@@ -289,7 +289,7 @@ def rate_intervals(
 
 
 @checked
-def training_log(path: PathSource, transitions: Sequence[Transition] = ()) -> go.Figure:
+def training_log(path: PathSource, transitions: Transition | Sequence[Transition] = ()) -> go.Figure:
     """Loss, gradient norm and learning rate as the trainer logged them.
 
     Args:
@@ -313,7 +313,7 @@ def training_log(path: PathSource, transitions: Sequence[Transition] = ()) -> go
     for row, name in enumerate(logged, 1):
         _draw_logged(figure, path, name, row)
         if name == "grad_norm":
-            for peak in (t for t in transitions if t.signal == "gradient_norm"):
+            for peak in (t for t in as_list(transitions) if t.signal == "gradient_norm"):
                 label = None if peak.step is None else f"peak at {peak.step:.0f}"
                 mark_step(figure, peak, MUTED, label, place(row, 1))
                 figure.update_yaxes(range=[0, HEADROOM * path.metrics[name].max()], **place(row, 1))

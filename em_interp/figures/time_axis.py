@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.figures.signals import onset_colour, rate_intervals
 from em_interp.figures.style import (
     FAINT,
@@ -49,7 +49,7 @@ LOGGED = (
 def alignment(
     alignment: Alignment,
     path: PathSource | None = None,
-    transitions: Sequence[Transition] = (),
+    transitions: Transition | Sequence[Transition] = (),
     known_changes: Mapping[float, str] | None = None,
 ) -> go.Figure:
     """The mechanistic and the behavioural transitions on one time axis, with their offsets as arrows.
@@ -63,7 +63,7 @@ def alignment(
     Returns:
         The figure of `timeline`.
     """
-    others = [t for t in transitions if t != alignment.mechanistic]
+    others = [t for t in as_list(transitions) if t != alignment.mechanistic]
     first = 1 + len(others)
     offsets = {first + offset.behavioural: offset for offset in alignment.offsets}
     return timeline(
@@ -78,7 +78,7 @@ def alignment(
 
 @checked
 def timeline(
-    transitions: Sequence[Transition],
+    transitions: Transition | Sequence[Transition],
     path: PathSource | None = None,
     mechanistic: Transition | None = None,
     offsets: Mapping[int, Offset] | None = None,
@@ -98,7 +98,7 @@ def timeline(
     Returns:
         The figure; a second axis at the top is the cumulative learning rate.
     """
-    trajectory = None if path is None else opened(path)
+    trajectory, transitions = None if path is None else opened(path), as_list(transitions)
     changes, lanes = known_changes or {}, _lanes(transitions, offsets or {}, known_changes or {})
     curves = _curves(transitions)
     logged = trajectory is not None and any(name in trajectory.metrics for name, _, _ in LOGGED)

@@ -113,7 +113,7 @@ def turning_angle(
     k: int | Sequence[int] = SPACINGS,
     of: Matrix = "B",
     site: str | None = None,
-    transitions: Sequence[Transition] = (),
+    transitions: Transition | Sequence[Transition] = (),
     known_changes: Mapping[float, str] | None = None,
 ) -> go.Figure:
     """The angle between the moves k steps before and after each step, with the band of a path that goes straight on.
@@ -131,7 +131,7 @@ def turning_angle(
         inside its band is no evidence of a turn.
     """
     path, of = opened(path), as_matrix(of)
-    turns = [t for t in transitions if t.signal == "rotation" and t.of == of]
+    turns = [t for t in as_list(transitions) if t.signal == "rotation" and t.of == of]
     test_rows = _test_rows(turns)
     rows = test_rows + 1
     bands = "Bands: where 95% of the angles of a straight path with this run's speed and noise would lie."

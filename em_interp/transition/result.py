@@ -20,6 +20,7 @@ KEYS = (  # of the JSON, in its order
     *("signal", "of", "site", "verdict", "step", "interval", "level", "p_value", "width", "angle_deg", "length_share"),
     *("scale", "questions", "reason"),
 )
+DESCRIPTIVE = ("lock_in", "composition")  # signals that are no tests: their verdict is always inconclusive
 MIN_DRAWN = -30.0  # degrees: where the direction is lost in noise, a turn is estimated at any negative angle
 CURVES = {  # the curve that is drawn for each signal: its steps and values in the evidence, and what it is
     "rotation": ("step", "turn_deg", "turn, °"),
@@ -104,6 +105,8 @@ class Transition(Result):
 
     def sentence(self) -> str:
         """The result in words: 'rotation of B: transition at step 190 (95% interval 184 to 197, p < 0.001)'."""
+        if self.signal in DESCRIPTIVE:
+            return f"{self.name}: " + ("nowhere" if self.step is None else f"step {self.step:.0f} (not a test)")
         sentence = f"{self.name}: {self.verdict}"
         if self.found and self.step is not None:
             sentence += f" at step {self.step:.0f}"

@@ -51,3 +51,13 @@ def test_the_rates_on_the_time_axis_have_their_intervals(organism):
     high, low = np.array(band.y[:half]), np.array(band.y[half : 2 * half])[::-1]
     inside = np.array(line.y)
     assert (low <= inside).all() and (inside <= high).all() and (high - low > 5).all()
+
+
+def test_one_transition_does_as_well_as_a_list_of_one(organism):
+    one, path = organism.rotation, organism.trajectory
+    for draw in (em.figures.timeline, lambda turns: em.figures.turning_angle(path, transitions=turns)):
+        assert draw(one).to_json() == draw([one]).to_json()
+
+
+def test_the_behaviour_of_a_run_is_drawn_from_its_path(organism):
+    assert em.figures.behaviour(organism.run.path).to_json() == em.figures.behaviour(organism.curve).to_json()
