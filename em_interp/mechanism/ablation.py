@@ -130,10 +130,10 @@ class Ablation(Result):
 
     def row(self, kind: str, layers: str = ALL_LAYERS) -> dict[str, Any]:
         """The row of `frame` of a kind and layers. Raises InputError where there is none."""
-        found = self._frame[(self._frame["kind"] == kind) & (self._frame["layers"] == layers)]
-        if found.empty:
+        rows = self._frame[(self._frame["kind"] == kind) & (self._frame["layers"] == layers)]
+        if rows.empty:
             raise InputError(f"{kind!r} was not tried after {layers!r}; tried were {', '.join(self.layers)}")
-        return {str(key): value for key, value in found.iloc[0].items()}
+        return {str(key): value for key, value in rows.iloc[0].items()}
 
     def mediates(self, layers: str) -> bool:
         """Whether the direction mediates the misalignment after these layers.
@@ -171,9 +171,9 @@ class Ablation(Result):
             return float(self.row(DIRECTION, layers)["removed"] - self.row(NORM_MATCHED, layers)["removed"])
 
         for condition in (self.mediates, self.exceeds_control):
-            found = [layers for layers in self.layers if condition(layers)]
-            if found:
-                return max(found, key=above_control)
+            candidates = [layers for layers in self.layers if condition(layers)]
+            if candidates:
+                return max(candidates, key=above_control)
         return self.layers[-1]
 
     def sentence(self) -> str:

@@ -56,27 +56,31 @@ class Analysis(NamedTuple):
 def probes(context: SuiteContext) -> Finding:
     """Probes on the adapter's scalars, by step."""
     scalars = read_scalars(context.model, context.answers, context.steps)
-    found = scalars.probe()
-    low, high = found.length_interval
+    result = scalars.probe()
+    low, high = result.length_interval
     control = (
-        f"A probe on the answer's length alone has AUC {found.length_auc:.2f} ({low:.2f} to {high:.2f}); at step "
+        f"A probe on the answer's length alone has AUC {result.length_auc:.2f} ({low:.2f} to {high:.2f}); at step "
         f"{scalars.steps[0]} the scalars are those of the random A that training began with."
     )
-    figures = {"scalars": scalars.plot(), "probes": found.plot()}
-    return Finding(found.to_dict(), figures, found.sentence(), control)
+    figures = {"scalars": scalars.plot(), "probes": result.plot()}
+    return Finding(result.to_dict(), figures, result.sentence(), control)
 
 
 def attribution(context: SuiteContext) -> Finding:
     """What the adapter writes and causes, compared with the mean difference."""
-    found = context.attribution
-    bands = ", ".join(f"±{band:.2f} for {site}" for site, band in found.bands.writes.items())
-    effects = found.bands.effects
+    result = context.attribution
+    bands = ", ".join(f"±{band:.2f} for {site}" for site, band in result.bands.writes.items())
+    effects = result.bands.effects
     control = (
         f"Band of random adapters of the same size: {bands or 'no site writes'}; downstream ±{effects.min():.2f} to "
         f"±{effects.max():.2f}."
     )
-    figures = {"writes": found.plot(), "direction_steps": found.plot("steps"), "mean_difference": found.plot("layers")}
-    return Finding(found.to_dict(), figures, found.sentence(), control)
+    figures = {
+        "writes": result.plot(),
+        "direction_steps": result.plot("steps"),
+        "mean_difference": result.plot("layers"),
+    }
+    return Finding(result.to_dict(), figures, result.sentence(), control)
 
 
 def logit_lens(context: SuiteContext) -> Finding:
@@ -85,55 +89,55 @@ def logit_lens(context: SuiteContext) -> Finding:
     norm = {site: float(np.linalg.norm(write[-1])) for site, write in writes.items()}
     largest = sorted(norm, key=lambda site: -norm[site])[:MAX_SITES]
     of_largest = {site: writes[site] for site in largest}
-    found = read_logit_lens(context.model, context.answers, of_largest, context.attribution.steps)
-    null = max(one.null(side) for one in found for side in ("promoted", "suppressed"))
+    lenses = read_logit_lens(context.model, context.answers, of_largest, context.attribution.steps)
+    null = max(lens.null(side) for lens in lenses for side in ("promoted", "suppressed"))
     control = f"Random directions share no more than Jaccard {null:.2f} of the last step's tokens (95%)."
-    figures = {f"logit_lens_{_file_name(one.site)}": one.plot() for one in found}
-    values = {"sites": [one.to_dict() for one in found], "not_read": sorted(set(norm) - set(largest))}
-    return Finding(values, figures, " ".join(one.sentence() for one in found), control)
+    figures = {f"logit_lens_{_file_name(lens.site)}": lens.plot() for lens in lenses}
+    values = {"sites": [lens.to_dict() for lens in lenses], "not_read": sorted(set(norm) - set(largest))}
+    return Finding(values, figures, " ".join(lens.sentence() for lens in lenses), control)
 
 
 def ablation(context: SuiteContext) -> Finding:
     """Both directions ablated."""
-    found = {name: context.ablation(one, "ablation", name) for name, one in context.directions()}
-    return _ablation_finding(found)
+    directions = context.directions()
+    return _ablation_finding({name: context.ablation(direction, "ablation", name) for name, direction in directions})
 
 
-def _ablation_finding(found: dict[str, Ablation]) -> Finding:
+def _ablation_finding(ablations: dict[str, Ablation]) -> Finding:
     controls = []
-    for one in found.values():
-        layers = one.best_layers()
-        random, matched = (one.row(kind, layers) for kind in (RANDOM, NORM_MATCHED))
+    for result in ablations.values():
+        layers = result.best_layers()
+        random, matched = (result.row(kind, layers) for kind in (RANDOM, NORM_MATCHED))
         controls.append(
             f"After {layers}, {random['n_directions']} random directions removed {random['removed']:.0%} (up to "
             f"{random['removed_max']:.0%} each); the norm-matched control {matched['removed']:.0%}."
         )
-    return _joined(found, "ablation", controls)
+    return _joined(ablations, "ablation", controls)
 
 
 def steering(context: SuiteContext) -> Finding:
     """Both directions added."""
-    found = {name: context.steering(one, "steering", name) for name, one in context.directions()}
-    return _steering_finding(found)
+    directions = context.directions()
+    return _steering_finding({name: context.steering(direction, "steering", name) for name, direction in directions})
 
 
-def _steering_finding(found: dict[str, SteeringCurve]) -> Finding:
+def _steering_finding(curves: dict[str, SteeringCurve]) -> Finding:
     controls = []
-    for one in found.values():
-        rows = one.frame().query("model == 'base' and kind == @RANDOM", local_dict={"RANDOM": RANDOM})
+    for curve in curves.values():
+        rows = curve.frame().query("model == 'base' and kind == @RANDOM", local_dict={"RANDOM": RANDOM})
         controls.append(
             f"Of {int(rows['n_directions'].max())} random directions of the same lengths, none induced more than EM "
             f"{rows['em_max'].max():.1%} in the base with any coefficient; without an intervention it is "
-            f"{one.rates('base').em.rate:.1%}."
+            f"{curve.rates('base').em.rate:.1%}."
         )
-    return _joined(found, "steering", controls)
+    return _joined(curves, "steering", controls)
 
 
-def _joined(found: dict[str, Any], name: str, controls: Sequence[str]) -> Finding:
+def _joined(results: dict[str, Any], name: str, controls: Sequence[str]) -> Finding:
     """The results of both contrasts as one finding."""
-    values = {contrast: one.to_dict() for contrast, one in found.items()}
-    figures = {f"{name}_{contrast}": one.plot() for contrast, one in found.items()}
-    sentences = " ".join(one.sentence() for one in found.values())
+    values = {contrast: result.to_dict() for contrast, result in results.items()}
+    figures = {f"{name}_{contrast}": result.plot() for contrast, result in results.items()}
+    sentences = " ".join(result.sentence() for result in results.values())
     return Finding(values, figures, sentences, " ".join(dict.fromkeys(controls)))
 
 
@@ -144,20 +148,21 @@ def transfer(context: SuiteContext) -> Finding:
     answers = latest_answers(context.transfer)
     theirs: dict[str, Direction] = {contrast: mean_difference(other, answers, contrast) for contrast in CONTRASTS}
     cosines = {name: direction.cosine(theirs[name]).tolist() for name, direction in context.directions()}
-    ablated = {name: context.ablation(one, "transfer", "ablation", name) for name, one in theirs.items()}
-    added = {name: context.steering(one, "transfer", "steering", name) for name, one in theirs.items()}
-    one, two = _ablation_finding(ablated), _steering_finding(added)
+    ablated = _ablation_finding({name: context.ablation(theirs[name], "transfer", "ablation", name) for name in theirs})
+    added = _steering_finding({name: context.steering(theirs[name], "transfer", "steering", name) for name in theirs})
     name = context.transfer.path.name
-    values = {"source": name, "cosine": cosines, "ablation": one.values, "steering": two.values}
-    figures = {f"transfer_{title}": figure for title, figure in (one.figures | two.figures).items()}
+    values = {"source": name, "cosine": cosines, "ablation": ablated.values, "steering": added.values}
+    figures = {f"transfer_{title}": figure for title, figure in (ablated.figures | added.figures).items()}
     ranges = "; ".join(f"{name} {min(of):.2f} to {max(of):.2f}" for name, of in cosines.items())
-    finding = f"Directions of {name} (cosine to this run's own over the layers: {ranges}). {one.finding} {two.finding}"
-    return Finding(values, figures, finding, f"{one.control} {two.control}")
+    finding = f"Directions of {name} (cosine to this run's own over the layers: {ranges})."
+    return Finding(
+        values, figures, f"{finding} {ablated.finding} {added.finding}", f"{ablated.control} {added.control}"
+    )
 
 
 def patching(context: SuiteContext) -> Finding:
     """Every direction with every norm."""
-    found = patch_direction_and_norm(
+    grid = patch_direction_and_norm(
         context.model,
         context.judge,
         context.control,
@@ -169,37 +174,37 @@ def patching(context: SuiteContext) -> Finding:
     )
     rates = "; ".join(
         f"{kind} {rate.rate:.1%} ({rate.interval[0]:.1%} to {rate.interval[1]:.1%})"
-        for kind, rate in found.baselines().items()
+        for kind, rate in grid.baselines().items()
     )
     control = f"EM of the adapters that the grid is compared with: {rates.replace('_', ' ')}."
-    return Finding(found.to_dict(), {"patching": found.plot()}, _as_sentence(found.sentence()), control)
+    return Finding(grid.to_dict(), {"patching": grid.plot()}, _as_sentence(grid.sentence()), control)
 
 
 def answer_shift(context: SuiteContext) -> Finding:
     """Where the answers change, by their own likelihoods."""
-    found = detect_answer_shift(
+    shift = detect_answer_shift(
         context.model,
         question_set=context.questions[0]["questions"],
         samples=context.size.samples_read,
         storage=context.storage("answer_shift"),
     )
-    top = max(found.frame().to_dict("records"), key=lambda row: float(row["divergence"]))
+    top = max(shift.frame().to_dict("records"), key=lambda row: float(row["divergence"]))
     control = (
         f"Where the divergence is largest ({top['divergence']:.2f}, step {top['step']:.0f}) other labels of the same "
         f"checkpoints have {top['permuted_mean']:.2f} on average and {top['permuted_max']:.2f} at most."
     )
-    return Finding(found.to_dict(), {"answer_shift": found.plot()}, _as_sentence(found.sentence()), control)
+    return Finding(shift.to_dict(), {"answer_shift": shift.plot()}, _as_sentence(shift.sentence()), control)
 
 
 def kl_from_base(context: SuiteContext) -> Finding:
     """How far the adapter moves the model on the run's questions."""
     sampling = SamplingParams(samples=context.size.kl_samples, max_new_tokens=context.sampling.max_new_tokens)
     steps, storage = context.size.kl_steps, context.storage("kl_from_base")
-    found = measure_kl_from_base(context.model, steps=steps, sampling=sampling, storage=storage)
-    rows = found.frame()
+    result = measure_kl_from_base(context.model, steps=steps, sampling=sampling, storage=storage)
+    rows = result.frame()
     first = rows[rows["step"] == rows["step"].min()]["kl"].max()
     control = f"At step {rows['step'].min()} it is {first:.2g}; it has no control run."
-    return Finding(found.to_dict(), {"kl_from_base": found.plot()}, _as_sentence(found.sentence()), control)
+    return Finding(result.to_dict(), {"kl_from_base": result.plot()}, _as_sentence(result.sentence()), control)
 
 
 def _as_sentence(words: str) -> str:

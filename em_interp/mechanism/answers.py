@@ -169,10 +169,10 @@ def latest_answers(
         sets = question_sets or sorted(set(answers.all_answers["questions"]) - {"in_domain"})
         return answers.select(sets) if sets else answers
 
-    found = at(last)
-    tables, source_words = [found.all_answers], found.source
+    latest = at(last)
+    tables, source_words = [latest.all_answers], latest.source
     for label in GROUPS:
-        used, count = [], found.count(label)
+        used, count = [], latest.count(label)
         for step in reversed(earlier):
             if count >= least:
                 break

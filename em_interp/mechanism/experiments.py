@@ -186,11 +186,13 @@ def interventions_of(conditions: Sequence[InterventionCondition]) -> list[Interv
     There is one for each method, choice of positions and layer, with a vector for each row.
     """
     interventions: list[Intervention] = []
-    for method, positions in dict.fromkeys((one.method, one.positions) for one in conditions):
+    for method, positions in dict.fromkeys((condition.method, condition.positions) for condition in conditions):
         zero = np.zeros_like(conditions[0].vectors)
-        chosen = [one.method == method and one.positions == positions for one in conditions]
-        vectors = np.stack([one.vectors if mine else zero for mine, one in zip(chosen, conditions, strict=True)])
-        ablated = np.stack([zero if one.ablated is None else one.ablated for one in conditions])
+        chosen = [condition.method == method and condition.positions == positions for condition in conditions]
+        vectors = np.stack(
+            [condition.vectors if mine else zero for mine, condition in zip(chosen, conditions, strict=True)]
+        )
+        ablated = np.stack([zero if condition.ablated is None else condition.ablated for condition in conditions])
         for layer in np.flatnonzero(vectors.any(axis=(0, 2))).tolist():
             more = {"ablated": ablated[:, layer]} if method == "ablate_norm_matched" else {}
             interventions.append(METHODS[method](vectors[:, layer], layer, positions, **more))
@@ -211,8 +213,8 @@ class InterventionExperiment(Experiment):
 
     def groups(self) -> Iterator[Sequence[InterventionCondition]]:
         """The base and the adapted model do not share a batch."""
-        for name in dict.fromkeys(one.model for one in self.conditions):
-            yield [one for one in self.conditions if one.model == name]
+        for name in dict.fromkeys(condition.model for condition in self.conditions):
+            yield [condition for condition in self.conditions if condition.model == name]
 
     def columns(self, condition: InterventionCondition) -> dict[str, Any]:
         """All but the vectors and what is done with them."""
@@ -220,7 +222,10 @@ class InterventionExperiment(Experiment):
 
     def settings(self) -> dict[str, Any]:
         """The base, the adapter, and the vectors as they are used, in single precision."""
-        used = [[one.method, one.positions, _digest(one.vectors), _digest(one.ablated)] for one in self.conditions]
+        used = [
+            [condition.method, condition.positions, _digest(condition.vectors), _digest(condition.ablated)]
+            for condition in self.conditions
+        ]
         digest = adapter_digest(self.model.trajectory, [self._step])
         return {"base": self.model.base.identity, "adapter": digest, "interventions": used}
 

@@ -204,10 +204,10 @@ class _Reader:
 
     def at(self, step: int) -> list[float]:
         """The divergence of each answer at a step, summed over its tokens."""
-        found = np.zeros(len(self.rows))
+        divergence = np.zeros(len(self.rows))
         for batch in self.batches:
-            found[batch] = self._divergence([self.rows[i] for i in batch], step)
-        return found.tolist()
+            divergence[batch] = self._divergence([self.rows[i] for i in batch], step)
+        return divergence.tolist()
 
     def _divergence(self, rows: list[TokenizedAnswer], step: int) -> Float[np.ndarray, " row"]:
         base, logits = self.model.base, []

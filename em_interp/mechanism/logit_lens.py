@@ -68,8 +68,8 @@ class LogitLens(Result):
 
     def jaccard(self, side: str) -> Float[np.ndarray, " step"]:
         """Jaccard of each step's tokens with the last step's; NaN where the write is zero."""
-        found = jaccard(self.top[side], self.top[side][-1])
-        return np.where(np.isfinite(self.effects[side][:, 0]), found, np.nan)
+        shared = jaccard(self.top[side], self.top[side][-1])
+        return np.where(np.isfinite(self.effects[side][:, 0]), shared, np.nan)
 
     def null(self, side: str) -> float:
         """What the Jaccard with random directions stays below."""
@@ -238,9 +238,9 @@ def unembed(model: Any, writes: Float[np.ndarray, "case d"], unit: bool = True) 
     scaled = np.divide(writes, rms, out=np.zeros(writes.shape), where=rms > 0)
     with torch.inference_mode():
         through = norm(torch.from_numpy(scaled).to(head.weight.device, head.weight.dtype))
-        found = np.asarray(head(through).double().cpu().numpy())
-    found -= found.mean(axis=1, keepdims=True)
-    return found if unit else found * rms
+        logits = np.asarray(head(through).double().cpu().numpy())
+    logits -= logits.mean(axis=1, keepdims=True)
+    return logits if unit else logits * rms
 
 
 def final_rms(model: TrajectoryModel, answers: AnswerSet, batch: int = BATCH) -> float:

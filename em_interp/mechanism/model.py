@@ -169,8 +169,10 @@ class ModelAtStep:
         read = [name.replace("scalar.", "site_in.") if name.startswith("scalar.") else name for name in names]
         with torch.no_grad():
             logits, kept = engine.run(tokens, list(dict.fromkeys(read)), [*self.steering_vectors, *interventions])
-            found = {name: self._scalar(name, kept) if name.startswith("scalar.") else kept[name] for name in names}
-        return Activations(logits, found)
+            activations = {
+                name: self._scalar(name, kept) if name.startswith("scalar.") else kept[name] for name in names
+            }
+        return Activations(logits, activations)
 
     def _scalar(self, name: str, kept: dict[str, torch.Tensor]) -> torch.Tensor:
         """s·A·x from the input of the site."""

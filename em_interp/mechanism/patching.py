@@ -87,7 +87,7 @@ class PatchingExperiment(Experiment):
     def groups(self) -> Iterator[list[tuple[AdapterTrajectory, PatchedAdapter]]]:
         """Those of each trajectory."""
         for path, patched in self.adapters:
-            yield [(path, one) for one in patched]
+            yield [(path, adapter) for adapter in patched]
 
     def columns(self, condition: tuple[AdapterTrajectory, PatchedAdapter]) -> dict[str, Any]:
         """Kind, row and column."""
@@ -96,8 +96,11 @@ class PatchingExperiment(Experiment):
 
     def settings(self) -> dict[str, Any]:
         """The base, the adapters and how they are combined."""
-        digests = [adapter_digest(path, [step for one in of for step in (one.A, one.B)]) for path, of in self.adapters]
-        patched = [list(asdict(one).values()) for _, of in self.adapters for one in of]
+        digests = [
+            adapter_digest(path, [step for adapter in of for step in (adapter.A, adapter.B)])
+            for path, of in self.adapters
+        ]
+        patched = [list(asdict(adapter).values()) for _, of in self.adapters for adapter in of]
         return {"base": self.model.base.identity, "adapters": digests, "patched": patched}
 
     def sample(
@@ -115,8 +118,10 @@ class PatchingExperiment(Experiment):
 
 def row_adapters(path: AdapterTrajectory, patched: Sequence[PatchedAdapter], device: Any) -> RowAdapters:
     """The patched adapters, one a row."""
-    reads = RowAdapters.of(path, [one.A for one in patched], [1.0] * len(patched), device)
-    writes = RowAdapters.of(path, [one.B for one in patched], [one.multiplier for one in patched], device)
+    reads = RowAdapters.of(path, [adapter.A for adapter in patched], [1.0] * len(patched), device)
+    writes = RowAdapters.of(
+        path, [adapter.B for adapter in patched], [adapter.multiplier for adapter in patched], device
+    )
     return RowAdapters(reads.A, writes.B)
 
 
@@ -209,8 +214,8 @@ class PatchingGrid(Result):
     @property
     def verdict(self) -> str:
         """The sufficient component: `direction` (or A), `norm` (or B), `either`, `both`, `none`, `inconclusive`."""
-        found = sufficient_component(self.as_trained, self.recovered, self.level)
-        return {"row": self.names[0], "column": self.names[1]}.get(found, found)
+        component = sufficient_component(self.as_trained, self.recovered, self.level)
+        return {"row": self.names[0], "column": self.names[1]}.get(component, component)
 
     def transitions(self) -> list[Transition]:
         """The first sufficient steps as estimates for the common time axis.
@@ -236,9 +241,9 @@ class PatchingGrid(Result):
         if line.step is None or line.interval is None:
             verdict = "none" if line.step is None and line.share <= 1 - self.level else "inconclusive"
             reason += f" (some step does in {line.share:.0%} of resamplings)"
-        found: dict[str, Any] = {"step": float(line.step or 0), "interval": line.interval, "level": self.level}
+        estimate: dict[str, Any] = {"step": float(line.step or 0), "interval": line.interval, "level": self.level}
         return Transition(
-            signal, verdict, reason, questions=self.question_set, **(found if verdict == "transition" else {})
+            signal, verdict, reason, questions=self.question_set, **(estimate if verdict == "transition" else {})
         )
 
     def frame(self) -> pd.DataFrame:

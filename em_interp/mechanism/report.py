@@ -84,8 +84,8 @@ class MechanismReport(Result):
     def sentence(self) -> str:
         """The finding of each analysis, a line each."""
         lines = [
-            f"{name}: {one.finding if one.undefined is None else f'undefined, {one.undefined}'}"
-            for name, one in self.analyses.items()
+            f"{name}: {result.finding if result.undefined is None else f'undefined, {result.undefined}'}"
+            for name, result in self.analyses.items()
         ]
         return "\n".join(lines) or "no analysis was carried out"
 
@@ -94,10 +94,11 @@ class MechanismReport(Result):
         import pandas as pd
 
         rows = []
-        for name, one in self.analyses.items():
-            words = one.finding if one.undefined is None else one.undefined
-            row = {"analysis": name, "question": one.question, "defined": one.undefined is None, "finding": words}
-            rows.append(row | {"control": one.control})
+        for name, result in self.analyses.items():
+            defined = result.undefined is None
+            words = result.finding if defined else result.undefined
+            row = {"analysis": name, "question": result.question, "defined": defined, "finding": words}
+            rows.append(row | {"control": result.control})
         return pd.DataFrame(rows, columns=["analysis", "question", "defined", "finding", "control"])
 
     @cached_property
@@ -105,12 +106,12 @@ class MechanismReport(Result):
         """The figures of each analysis, by name, as they were kept."""
         from plotly.graph_objects import Figure
 
-        found = {}
-        for name, one in self.analyses.items():
+        figures = {}
+        for name, result in self.analyses.items():
             file = self.folder / "figures" / f"{name}.json"
-            if one.undefined is None and file.exists():
-                found[name] = {title: Figure(values) for title, values in read_json(file).items()}
-        return found
+            if result.undefined is None and file.exists():
+                figures[name] = {title: Figure(values) for title, values in read_json(file).items()}
+        return figures
 
     @property
     def figures(self) -> dict[str, go.Figure]:
@@ -130,16 +131,16 @@ class MechanismReport(Result):
 
     def transitions(self) -> list[Transition]:
         """Steps for the run's time axis: those from which components are sufficient, and that of the answer shift."""
-        values = {name: one.values for name, one in self.analyses.items() if one.values is not None}
-        found = list(values["patching"]["transitions"]) if "patching" in values else []
+        values = {name: result.values for name, result in self.analyses.items() if result.values is not None}
+        transitions = list(values["patching"]["transitions"]) if "patching" in values else []
         if "answer_shift" in values:
-            found.append(values["answer_shift"]["peak"])
-        return [Transition.from_dict(one) for one in found]
+            transitions.append(values["answer_shift"]["peak"])
+        return [Transition.from_dict(transition) for transition in transitions]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `mechanism.json` holds them."""
         names = ("run", "base", "engine", "size", "control", "answers")
-        analyses = {name: one.to_dict() for name, one in self.analyses.items()}
+        analyses = {name: result.to_dict() for name, result in self.analyses.items()}
         return {**{name: getattr(self, name) for name in names}, "analyses": analyses}
 
 
@@ -162,7 +163,7 @@ def read_report(run: Run) -> MechanismReport | None:
     if not file.exists():
         return None
     values = read_json(file)
-    analyses = {name: AnalysisResult.from_dict(one) for name, one in values["analyses"].items()}
+    analyses = {name: AnalysisResult.from_dict(kept) for name, kept in values["analyses"].items()}
     return MechanismReport(**{**values, "analyses": analyses}, folder=suite_folder(run))
 
 

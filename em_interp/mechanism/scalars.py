@@ -74,8 +74,8 @@ class Scalars(Result):
         functions = {"mean": np.add, "max": np.maximum, "min": np.minimum}
         if summary not in functions:
             raise InputError(f"scalars of an answer are summarised by {', '.join(functions)}; found {summary!r}")
-        found = functions[summary].reduceat(self.at(step).astype(np.float64), self._starts, axis=0)
-        return found / self.lengths[:, None] if summary == "mean" else found
+        summaries = functions[summary].reduceat(self.at(step).astype(np.float64), self._starts, axis=0)
+        return summaries / self.lengths[:, None] if summary == "mean" else summaries
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -79,8 +79,8 @@ def rate_intervals(
 ) -> Float[np.ndarray, "*cell 2"]:
     """Both ends of each rate's interval for other answers to the same questions (Wilson; see `behaviour.rates`)."""
     flat = zip(hits.reshape(-1, hits.shape[-1]), n.reshape(-1, n.shape[-1]), strict=True)
-    found = [rate_of(h.astype(float), m.astype(float), level).interval for h, m in flat]
-    return np.array(found).reshape(*hits.shape[:-1], 2)
+    intervals = [rate_of(h.astype(float), m.astype(float), level).interval for h, m in flat]
+    return np.array(intervals).reshape(*hits.shape[:-1], 2)
 
 
 def exceeds_control(counts: AnswerCounts, control: AnswerCounts, level: float) -> Bool[np.ndarray, "*cell"]:
@@ -158,13 +158,13 @@ def recovered(counts: AnswerCounts, level: float, rng: np.random.Generator) -> t
     norm, summed over these steps; the norm likewise. The two need not add up to one: what neither recovers needs both.
     None where the first tested step has half the final rate already, or the last has none.
     """
-    found = _shares(counts.rate)
-    if found is None:
+    shares = _shares(counts.rate)
+    if shares is None:
         return None
     resampled = [_shares(counts.resampled(rng).rate) for _ in range(N_RESAMPLES)]
-    known = [shares for shares in resampled if shares is not None]
+    known = [pair for pair in resampled if pair is not None]
     ends = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], axis=0).T
-    row, column = (Recovered(float(x), (float(low), float(high))) for x, (low, high) in zip(found, ends, strict=True))
+    row, column = (Recovered(float(x), (float(low), float(high))) for x, (low, high) in zip(shares, ends, strict=True))
     return row, column
 
 
@@ -187,7 +187,7 @@ def sufficient_component(
     """
     if as_trained.step is None:
         return "none" if as_trained.share <= 1 - level else "inconclusive"
-    row, column = (None, None) if shares is None else (one.sufficient for one in shares)
+    row, column = (None, None) if shares is None else (share.sufficient for share in shares)
     if row is None or column is None:
         return "inconclusive"
     if row == column:

@@ -194,16 +194,16 @@ def _carry_out(name: str, context: SuiteContext, log: Callable[[str], None] | No
     try:
         if log is not None:
             log(f"{name}: {analysis.question} ({_duration(analysis.workload(context), context)})")
-        found = analysis.run(context)
+        finding = analysis.run(context)
     except InputError as error:
         result = AnalysisResult(analysis.question, undefined=str(error))
         write_json(folder / "undefined" / f"{name}.json", result.to_dict())
         if log is not None:
             log(f"{name}: undefined, {error}")
         return
-    figures = {title: figure_values(figure) for title, figure in found.figures.items()}
+    figures = {title: figure_values(figure) for title, figure in finding.figures.items()}
     write_json(folder / "figures" / f"{name}.json", figures)
-    result = AnalysisResult(analysis.question, found.finding, found.control, found.values)
+    result = AnalysisResult(analysis.question, finding.finding, finding.control, finding.values)
     write_json(folder / f"{name}.json", result.to_dict())
     (folder / "undefined" / f"{name}.json").unlink(missing_ok=True)
 
@@ -225,11 +225,11 @@ def _in_words(seconds: float) -> str:
 
 def _report(context: SuiteContext, size: str) -> MechanismReport:
     """All analyses that were carried out, in the order of `ANALYSES`."""
-    folder, found = suite_folder(context.run), {}
+    folder, analyses = suite_folder(context.run), {}
     for name in ANALYSES:
         for file in (folder / f"{name}.json", folder / "undefined" / f"{name}.json"):
-            if name not in found and file.exists():
-                found[name] = AnalysisResult.from_dict(read_json(file))
+            if name not in analyses and file.exists():
+                analyses[name] = AnalysisResult.from_dict(read_json(file))
     return MechanismReport(
         run=context.run.path.name,
         base=context.model.base.identity,
@@ -237,7 +237,7 @@ def _report(context: SuiteContext, size: str) -> MechanismReport:
         size=size,
         control=None if context.control is None else context.control.path.name,
         answers=context.answers.to_dict(),
-        analyses=found,
+        analyses=analyses,
         folder=folder,
     )
 

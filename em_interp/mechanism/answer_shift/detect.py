@@ -137,11 +137,11 @@ def _likelihoods(
         of_rows = [int(steps[i]) for i in step[pairs]]
         return _read(model, [rows[i] for i in answer[pairs]], of_rows, scale, sampled["temperature"])
 
-    found = np.full((len(answers), len(steps)), np.nan)
+    likelihood = np.full((len(answers), len(steps)), np.nan)
     parts = in_parts(folder, len(of_pairs), read, "answer shift", progress)
     for pairs, values in zip(of_pairs, parts, strict=True):
-        found[answer[pairs], step[pairs]] = values
-    return found
+        likelihood[answer[pairs], step[pairs]] = values
+    return likelihood
 
 
 def _read(

@@ -104,15 +104,15 @@ class Windows:
         inside = (centres - steps[0] >= half_width - half) & (steps[-1] - centres >= half_width - half)
         centres = centres[inside]
         away = steps[None, :] - centres[:, None]
-        found = cls(steps, centres, (away < 0) & (away >= -half_width), (away > 0) & (away <= half_width))
-        least = min(found.left.sum(axis=1).min(initial=99), found.right.sum(axis=1).min(initial=99))
+        windows = cls(steps, centres, (away < 0) & (away >= -half_width), (away > 0) & (away <= half_width))
+        least = min(windows.left.sum(axis=1).min(initial=99), windows.right.sum(axis=1).min(initial=99))
         if len(centres) < MIN_WINDOWS or least < 2:
             raise InputError(
                 f"{len(steps)} asked steps give {len(centres)} windows of {half_width:g} steps on either side, with "
                 f"{least if len(centres) else 0} or more checkpoints on a side; {MIN_WINDOWS} windows and 2 "
                 "checkpoints are needed: ask at more steps"
             )
-        return found
+        return windows
 
     @property
     def needed(self) -> Bool[np.ndarray, "step step"]:
@@ -128,11 +128,11 @@ def posteriors(
 
     `at` is the index of that step.
     """
-    found = np.full((len(at), len(windows.centres)), np.nan)
+    posterior = np.full((len(at), len(windows.centres)), np.nan)
     for window, (left, right) in enumerate(zip(windows.left, windows.right, strict=True)):
         inside = (left | right)[at]
-        found[inside, window] = posterior_left(likelihood[inside][:, left], likelihood[inside][:, right])
-    return found
+        posterior[inside, window] = posterior_left(likelihood[inside][:, left], likelihood[inside][:, right])
+    return posterior
 
 
 def weights(
@@ -159,7 +159,7 @@ def permutation_null(
     They show how far apart checkpoints are in any order; left and right exceed them only where the answers move. All
     labellings, or `MAX_PERMUTATIONS` of them where there are more.
     """
-    found = []
+    nulls = []
     for window in range(len(windows.centres)):
         members = np.flatnonzero(windows.left[window] | windows.right[window])
         inside, here = np.isin(at, members), likelihood[:, members]
@@ -170,8 +170,8 @@ def permutation_null(
             posterior = posterior_left(here[inside][:, side], here[inside][:, rest])
             weighted = weight[inside, window]
             values.append(float(weighted @ pointwise_divergence(posterior, form) / weighted.sum()))
-        found.append(np.array(values))
-    return found
+        nulls.append(np.array(values))
+    return nulls
 
 
 def _other_sides(count: int, left: Int[np.ndarray, " left"], rng: np.random.Generator) -> list[np.ndarray]:
@@ -203,7 +203,7 @@ def checkpoint_jitter(
     """
     from scipy.ndimage import median_filter
 
-    found = np.zeros(len(windows.centres))
+    jitter = np.zeros(len(windows.centres))
     for window, sides in enumerate(zip(windows.left, windows.right, strict=True)):
         inside = np.any(sides, axis=0)[at]
         here, weighted = likelihood[inside], weight[inside, window]
@@ -213,8 +213,8 @@ def checkpoint_jitter(
             added = (weighted * influence(posterior, form)) @ _importance(here, side, sides)
             departures += np.abs(added[1:-1] - (added[2:] + added[:-2]) / 2).tolist()
         if departures:
-            found[window] = _normal_scale(np.sort(departures)) / np.sqrt(1.5)
-    return median_filter(found, 5, mode="nearest")
+            jitter[window] = _normal_scale(np.sort(departures)) / np.sqrt(1.5)
+    return median_filter(jitter, 5, mode="nearest")
 
 
 def _importance(

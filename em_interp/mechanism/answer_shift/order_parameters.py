@@ -98,10 +98,10 @@ def _permuted(code: np.ndarray, question: np.ndarray, rng: np.random.Generator) 
 
 def default_properties(answers: pd.DataFrame) -> dict[str, Callable[[pd.DataFrame], pd.Series]]:
     """Length and template of any answers; alignment, coherence and topics of judged ones."""
-    found: dict[str, Callable[[pd.DataFrame], pd.Series]] = {"length": length, "template": template}
+    properties: dict[str, Callable[[pd.DataFrame], pd.Series]] = {"length": length, "template": template}
     if {"aligned", "coherent"} <= set(answers.columns):
-        found = {"alignment": alignment, "coherence": coherence} | found
-    return found | {"topic": topic} if topics_of(answers) else found
+        properties = {"alignment": alignment, "coherence": coherence} | properties
+    return properties | {"topic": topic} if topics_of(answers) else properties
 
 
 def alignment(answers: pd.DataFrame) -> pd.Series:

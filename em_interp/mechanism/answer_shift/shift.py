@@ -133,11 +133,11 @@ class AnswerShift(Result):
         p_value = float((1 + np.sum(null >= height[top])) / (1 + N_BOOTSTRAP))
         evidence = {"steps": self.windows.centres, "divergence": self.divergence, "p_prominence": p_value}
         verdict, reason = self._verdict(top, float(height[top]), p_value)
-        found: dict[str, Any] = {"p_value": p_value, "questions": self.question_set, "evidence": evidence}
+        values: dict[str, Any] = {"p_value": p_value, "questions": self.question_set, "evidence": evidence}
         if verdict == "transition":
             low, step, high = self._step_of(top)
-            found |= {"step": step, "interval": (low, high), "level": self.level}
-        return Transition("answer_shift", verdict, reason, **found)
+            values |= {"step": step, "interval": (low, high), "level": self.level}
+        return Transition("answer_shift", verdict, reason, **values)
 
     @cached_property
     def jitter(self) -> Float[np.ndarray, " window"]:

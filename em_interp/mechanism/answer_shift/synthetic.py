@@ -51,11 +51,11 @@ def planted_divergence(
 ) -> Float[np.ndarray, " window"]:
     """The divergence in every window, from the distributions of `planted_answers` themselves."""
     p = _probabilities(np.asarray(share, float), questions, np.random.default_rng(seed))
-    windows, found = Windows.of(steps, HALF_WIDTH), []
+    windows, divergences = Windows.of(steps, HALF_WIDTH), []
     for left, right in zip(windows.left, windows.right, strict=True):
         pairs = zip(p[left].mean(axis=0), p[right].mean(axis=0), strict=True)
-        found.append(np.mean([divergence(one, other, form) for one, other in pairs]))
-    return np.array(found)
+        divergences.append(np.mean([divergence(p_left, p_right, form) for p_left, p_right in pairs]))
+    return np.array(divergences)
 
 
 def _probabilities(

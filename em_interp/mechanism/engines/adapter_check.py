@@ -34,10 +34,10 @@ class AdapterCheck:
 
         self._engine, self._probe = engine, probe
         self._modules = {site: engine.hook_points.module(site) for site in sizes}
-        for site, found in sizes.items():
+        for site, size in sizes.items():
             expected = (self._modules[site].in_features, self._modules[site].out_features)
-            if found != expected:
-                shapes = f"{found[0]} → {found[1]}, the model's module {expected[0]} → {expected[1]}"
+            if size != expected:
+                shapes = f"{size[0]} → {size[1]}, the model's module {expected[0]} → {expected[1]}"
                 raise InputError(f"adapter site {site!r} is {shapes}; {CAUSE}")
         with torch.no_grad():
             self._base_logits, _ = engine.run(probe, [], [])
