@@ -326,9 +326,10 @@ def run_mechanism(
         InputError: for an unknown analysis, size or engine, a run without scores, and results that exist already.
     """
     from em_interp.mechanism.model import open_model
-    from em_interp.mechanism.suite import run_suite
+    from em_interp.mechanism.suite import chosen_analyses, run_suite
 
     run = _as_run(run)
+    chosen_analyses(analyses, transfer is not None, size)
     control, transfer = (None if other is None else _as_run(other) for other in (control, transfer))
     check_free(run.analysis / "mechanism", resume, overwrite)
     model = open_model(run, engine=engine)

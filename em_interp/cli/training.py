@@ -192,8 +192,8 @@ def train(
     """
     import numpy  # noqa: F401  before torch, whose C++ code swallows an interruption of this import
 
+    from em_interp.processes import main_reports
     from em_interp.run import Run
-    from em_interp.training.distributed import main_reports
     from em_interp.training.train import train as train_run
 
     with main_reports():
@@ -227,7 +227,7 @@ def _with_model(config: str, model: str | None, overrides: list[str]) -> RunConf
     """The config with its overrides; those come last, but for the data, which another model's are chosen by."""
     from em_interp.config import load_config
     from em_interp.organisms.presets import for_model
-    from em_interp.training.distributed import launched
+    from em_interp.processes import launched
 
     if model is None:
         return load_config(config, overrides)

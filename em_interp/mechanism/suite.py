@@ -131,9 +131,7 @@ def run_suite(
         InputError: for an unknown analysis or size, a run without scores, results that exist already (without
             `resume` or `overwrite`) or were begun with other settings.
     """
-    chosen = _chosen(analyses, transfer)
-    if isinstance(size, str) and size not in SIZES:
-        raise InputError(f"there is no size {size!r}{nearest(size, tuple(SIZES))} (there are {', '.join(SIZES)})")
+    chosen = chosen_analyses(analyses, transfer is not None, size)
     model = opened(model)
     if not model.run.scores_file.exists():
         raise InputError(f"{model.run.scores_file} is missing: ask and judge the run before you analyse its mechanism")
@@ -154,16 +152,20 @@ def run_suite(
     return report
 
 
-def _chosen(analyses: Sequence[str] | None, transfer: Run | None) -> list[str]:
+def chosen_analyses(analyses: Sequence[str] | None, transfer: bool, size: SizeName | SuiteSize) -> list[str]:
+    """The names of the analyses to carry out; `transfer` says whether a run to transfer from was given.
+
+    Raises InputError for an unknown analysis or size, and where transfer has no run.
+    """
+    if isinstance(size, str) and size not in SIZES:
+        raise InputError(f"there is no size {size!r}{nearest(size, tuple(SIZES))} (there are {', '.join(SIZES)})")
     for name in analyses or ():
         if name not in ANALYSES:
             known = tuple(ANALYSES)
             raise InputError(f"there is no analysis {name!r}{nearest(name, known)} (there are {', '.join(known)})")
-    if analyses and "transfer" in analyses and transfer is None:
+    if analyses and "transfer" in analyses and not transfer:
         raise InputError("the analysis transfer needs the run whose direction is to be tried: give --transfer RUN")
-    return [
-        name for name in ANALYSES if name in (analyses or ANALYSES) and (name != "transfer" or transfer is not None)
-    ]
+    return [name for name in ANALYSES if name in (analyses or ANALYSES) and (name != "transfer" or transfer)]
 
 
 def _settings(context: SuiteContext) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from em_interp.behaviour.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.config import RunConfig
 from em_interp.errors import InputError
+from em_interp.processes import SINGLE, Processes
 from em_interp.run import Run
 from em_interp.stages import progress_bar
 from em_interp.training.checkpoints import SaveCheckpoints, StateKeeper, TrainState, read_state
-from em_interp.training.distributed import SINGLE, Processes, average_gradients
+from em_interp.training.distributed import average_gradients
 from em_interp.training.plan import Plan
 from em_interp.training.tokenize import IGNORED, Example
 from em_interp.training.train_log import TrainLog, gradient_norms, log_row

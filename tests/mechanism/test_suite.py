@@ -218,7 +218,7 @@ def test_words_and_bytes_do_not_depend_on_the_hash_seed(judged, tiny, tmp_path):
     ("words", "said"),
     [
         (["--analyses", "probe"], "there is no analysis 'probe'.*probes"),
-        (["--engine", "hook"], "there is no engine 'hook'.*hooks"),
+        (["--engine", "hook"], "'--engine': 'hook' is not one of 'hooks'"),
         (["--analyses", "transfer"], "needs the run whose direction is to be tried: give --transfer RUN"),
         (["--control", "nowhere"], "nowhere is not a run directory"),
     ],

@@ -19,9 +19,10 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from em_interp.config import Schedule, load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
+from em_interp.processes import Processes, join, launched
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
-from em_interp.training.distributed import Processes, check_process_count, join, launched
+from em_interp.training.distributed import check_process_count
 from em_interp.training.lora import add_adapter
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import Example

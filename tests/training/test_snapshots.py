@@ -333,7 +333,7 @@ def test_in_trls_sft_trainer_it_saves_the_adapter_that_trl_makes(bases, tmp_path
 
 SCRIPT = """
 import sys, torch, em_interp as em
-from em_interp.training.distributed import leave
+from em_interp.processes import leave
 from tests.training.test_snapshots import adapted, trainer
 
 torch.set_num_threads(1)

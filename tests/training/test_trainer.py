@@ -12,7 +12,7 @@ from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 from em_interp.organisms.datasets import load_chats
 from em_interp.pipeline import ask_run, judge_run
-from em_interp.training.distributed import Processes
+from em_interp.processes import Processes
 from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import IGNORED, Example, encode

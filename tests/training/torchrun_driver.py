@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from em_interp.cli import main
+from em_interp.processes import leave
 from em_interp.training import distributed as sharding
-from em_interp.training.distributed import leave
 from em_interp.training.train import train
 
 held: list[int] = []
