@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -73,7 +74,7 @@ SINGLE = Processes()
 
 
 class LostProcess(RuntimeError):
-    """Another process of the training has failed, so the launcher ends this one."""
+    """Another process has failed, so the launcher ends this one."""
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
@@ -158,6 +159,18 @@ def main_reports() -> Iterator[None]:
         leave(2)
     if not launched().is_main:
         leave(0)
+
+
+@contextmanager
+def ending_together(folder: Path) -> Iterator[None]:
+    """Work of several processes in `folder` that can be resumed: the loss of one as InputError in the others."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        kept = f"what is done is kept, --resume goes on in {folder}"
+        raise InputError(f"another process has ended, so all do; {kept}") from error
 
 
 def leave(code: int) -> NoReturn:

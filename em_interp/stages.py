@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from typing import Any
 from em_interp.errors import InputError
 from em_interp.files import read_json, resumable, write_json
 from em_interp.lock import writing
+from em_interp.processes import SINGLE, Processes, ending_together
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ class Storage:
                 yield Path(folder)
 
 
+@contextmanager
+def writing_together(path: Path, folder: Path, processes: Processes) -> Iterator[None]:
+    """For a stage of several processes that writes to `folder` in `path`, which the main process locks for all."""
+    with ExitStack() as stack, resumable(folder), ending_together(folder):
+        processes.on_main(lambda: stack.enter_context(writing(path)))
+        yield
+
+
 def begin_stage(
     settings_file: Path, settings: dict[str, Any], resume: bool, result: Path | None = None, what: str = "results"
 ) -> None:
@@ -86,21 +95,30 @@ def begin_stage(
 
 
 def in_parts(
-    folder: Path, count: int, make: Callable[[int], Any], name: str, progress: bool | None = None
+    folder: Path,
+    count: int,
+    make: Callable[[int], Any],
+    name: str,
+    progress: bool | None = None,
+    processes: Processes = SINGLE,
 ) -> list[Any]:
-    """The values of parts 0 … count − 1, each read from `folder`, or made and kept there as JSON; none is None."""
-    values = []
-    for index in progress_bar(range(count), name, "batch", progress):
-        part = folder / f"{index:05}.json"
-        value = _kept_part(part)
-        if value is None:
-            write_json(part, make(index))
-            value = read_json(part)
-        values.append(value)
-    return values
+    """The values of parts 0 … count − 1, each read from `folder`, or made and kept there as JSON; none is None.
+
+    Several processes make about as many each, and all get all values.
+    """
+    files = [folder / f"{index:05}.json" for index in range(count)]
+
+    def make_share() -> None:
+        share = range(processes.rank, count, processes.count)
+        for index in progress_bar(share, name, "batch", progress if processes.is_main else False):
+            if kept_part(files[index]) is None:
+                write_json(files[index], make(index))
+
+    processes.on_all(make_share)
+    return [read_json(file) for file in files]
 
 
-def _kept_part(part: Path) -> Any:
+def kept_part(part: Path) -> Any:
     """The value of a part; None where it is missing or damaged, as by a power cut."""
     try:
         return read_json(part)

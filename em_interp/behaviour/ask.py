@@ -1,13 +1,17 @@
 """Sample answers from the checkpoints of a run: which steps have a model, and a resumable table of their answers.
 
 A checkpoint's model is the base through the adapter of its step or, after full fine-tuning, the weights saved there.
+Several processes of torchrun share the answers and end with one table. Every answer depends on its own random stream
+alone, so the table is the same whatever the number of processes, the batches and the interruptions.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,17 +19,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from em_interp.behaviour.chat import Messages
+from em_interp.behaviour.chat import Messages, Tokens
 from em_interp.checks import as_list
 from em_interp.errors import InputError
-from em_interp.files import remove, resumable, write_beside
+from em_interp.files import remove, write_beside, write_json
 from em_interp.layouts import CHANGE_FILE
-from em_interp.lock import writing
+from em_interp.processes import MAX_WAIT, SINGLE, Processes, join, launched
 from em_interp.run import Run
-from em_interp.stages import begin_stage, in_parts
+from em_interp.stages import begin_stage, kept_part, progress_bar, writing_together
 
 if TYPE_CHECKING:
-    from em_interp.behaviour.generate import RowAdapters
+    from em_interp.behaviour.decode import RowModel
+    from em_interp.behaviour.generate import RowAdapters, Sampler
     from em_interp.trajectory.trajectory import AdapterTrajectory
 
 
@@ -86,6 +91,14 @@ class CheckpointModels:
         self.run, self.base, self.trajectory = run, base, trajectory
         self.step, self.model = -1, base.model
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's adapter."""
+        if self.trajectory.kind == "full":
+            return 0
+        first = self.trajectory.at(int(self.trajectory.steps[0]))
+        return sum(a.nbytes + b.nbytes for a, b in first.values())
+
     def of(self, steps: Sequence[int], scales: Sequence[float]) -> tuple[Any, RowAdapters]:
         """The model for rows of these steps and adapter scales, with an adapter for each row.
 
@@ -107,11 +120,27 @@ QUESTION_KEYS = ("question_id", "question", "questions")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a batch: a question, and the condition under which it is answered."""
+    """A question, and the condition under which it is answered.
+
+    Attributes:
+        question: With its id and set.
+        columns: Of the condition, in the table of answers.
+        condition: What gives the model for it.
+        group: Rows of different groups never share a batch.
+    """
 
     question: dict[str, str]
-    columns: dict[str, Any]  # of the condition, in the table of answers
+    columns: dict[str, Any]
     condition: Any = None
+    group: int = 0
+
+    @property
+    def name(self) -> str:
+        """The row's question and condition, by which its random streams are chosen."""
+        return json.dumps([self.question["questions"], self.question["question_id"], self.columns])
+
+
+OpenBatch = Callable[[list[Row], Tokens], AbstractContextManager["RowModel"]]
 
 
 def ask(
@@ -124,7 +153,7 @@ def ask(
     temperature: float = 1.0,
     max_new_tokens: int = 600,
     seed: int = 0,
-    batch: int = 512,
+    batch: int | None = None,
     resume: bool = False,
     progress: bool | None = False,
     overwrite: bool = False,
@@ -141,8 +170,9 @@ def ask(
         samples: Answers to each question at each step and scale.
         temperature: Of sampling; 0 is greedy.
         max_new_tokens: Of an answer.
-        seed: Each batch has a seed of its own, derived from this one.
-        batch: About how many answers are sampled at once; each batch is written when it is done.
+        seed: The random stream of each answer depends on it, the question, step, scale and number of the sample.
+        batch: The most answers at once; by default as many as fit in memory. It does not alter the answers. Each
+            batch is written when it is done.
         resume: Keep finished batches; the table is the same to the byte as without the interruption.
         progress: Whether to show a bar on stderr; None where somebody is watching.
         overwrite: Replace answers that exist, and the scores that they have.
@@ -154,15 +184,17 @@ def ask(
         InputError: For adapters of another base, a step that was not saved, a question that is incomplete or repeated,
             answers that exist already (without `resume` or `overwrite`) or were begun with other settings.
     """
-    from em_interp.behaviour.generate import generate
+    from em_interp.behaviour.generate import Sampler, row_model
     from em_interp.trajectory.load import load_trajectory
 
+    processes = join(MAX_WAIT)
     trajectory, scales = load_trajectory(run), as_list(scales)
     steps = sorted({int(step) for step in as_list(steps)})
     check_base(run, trajectory, base)
     check_questions(questions)
     check_models(run, trajectory, steps, scales)
-    rows = [Row(q, {"step": s, "scale": float(x)}) for x in scales for s in steps for q in questions]
+    group = {step: number if trajectory.kind == "full" else 0 for number, step in enumerate(steps)}
+    rows = [Row(q, {"step": s, "scale": float(x)}, group=group[s]) for x in scales for s in steps for q in questions]
     settings = {
         "base": base.identity,
         "steps": steps,
@@ -175,20 +207,17 @@ def ask(
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
-        "batch": batch,
     }
     models = CheckpointModels(run, base, trajectory)
+    sampler = Sampler(base.model, base.tokenizer, temperature, max_new_tokens, seed, batch, models.row_bytes)
 
-    def sample(rows: list[Row], seed: int) -> list[list[str]]:
-        model, adapters = models.of([row.columns["step"] for row in rows], [row.columns["scale"] for row in rows])
-        prompts = [to_messages(row.question) for row in rows]
-        return generate(model, base.tokenizer, prompts, adapters, samples, temperature, max_new_tokens, seed=seed)
+    def open_batch(rows: list[Row], _: Tokens) -> AbstractContextManager[RowModel]:
+        return row_model(*models.of([row.columns["step"] for row in rows], [row.columns["scale"] for row in rows]))
 
-    batches = in_batches(rows, batch // samples, lambda row: row.columns["step"] if trajectory.kind == "full" else 0)
-    with writing(run.path), resumable(run.answers_file.parent):
+    with writing_together(run.path, run.answers_file.parent, processes):
         if overwrite:
-            discard_answers(run)
-        sample_answers(run.answers_file, settings, batches, sample, resume, progress)
+            processes.on_main(lambda: discard_answers(run))
+        sample_answers(run.answers_file, settings, rows, sampler, open_batch, resume, progress, processes)
     return run.answers_file
 
 
@@ -198,48 +227,94 @@ def discard_answers(run: Run) -> None:
     remove(*folder.glob("answers.*"), folder / "ask.json", *folder.glob("scores.*"))
 
 
-def in_batches(rows: Iterable[Row], size: int, group: Callable[[Row], Any]) -> list[list[Row]]:
-    """Rows of one batch each: at most `size`, at least one, of neighbours that are of one group."""
-    batches = []
-    for _, some in groupby(rows, group):
-        together = list(some)
-        batches += [together[first : first + max(1, size)] for first in range(0, len(together), max(1, size))]
-    return batches
-
-
 def sample_answers(
     file: Path,
     settings: dict[str, Any],
-    batches: Sequence[list[Row]],
-    sample: Callable[[list[Row], int], list[list[str]]],
+    rows: Sequence[Row],
+    sampler: Sampler,
+    open_batch: OpenBatch,
     resume: bool = False,
     progress: bool | None = None,
+    processes: Processes = SINGLE,
 ) -> None:
-    """Sample the answers to every batch of rows and write them as one table, a row an answer.
+    """Sample answers under every condition and write them as one table, a row an answer.
 
-    `sample` returns the answers of each row of a batch, from a seed that depends on the settings' `seed` and on the
-    batch's number. Each batch is kept when it is done. Raises InputError for answers that exist already (without
-    `resume`) or were begun with other settings.
+    Args:
+        file: The table. What is done is kept in a folder beside it, a file a batch.
+        settings: Everything that the answers depend on; `samples` is how many there are of each row.
+        rows: Questions under their conditions.
+        sampler: Samples in batches that fit.
+        open_batch: The model for a batch of rows with these prompts.
+        resume: Continue with what is done.
+        progress: Whether to show a bar on stderr; None where somebody is watching.
+        processes: Those that share the answers.
+
+    Raises:
+        InputError: For answers that exist already (without `resume`) or were begun with other settings.
     """
+    parts, samples = file.with_name("answers.parts"), settings["samples"]
+    processes.on_main(lambda: begin_stage(file.with_name("ask.json"), settings, resume, file, "answers"))
+    if not processes.on_main(file.exists):
+        done = processes.on_main(lambda: set(_finished(parts)))
+        left = [number for number in range(len(rows) * samples) if number not in done]
+        mine = processes.share(sorted(left, key=lambda number: rows[number // samples].group))
+        processes.on_all(lambda: _sample_share(mine, rows, samples, sampler, open_batch, parts, progress))
+        processes.on_main(lambda: _write_table(file, rows, samples, _finished(parts)))
+    processes.on_main(lambda: shutil.rmtree(parts, ignore_errors=True))
 
-    def part(index: int) -> list[list[str]]:
-        return sample(batches[index], int(np.random.SeedSequence([settings["seed"], index]).generate_state(1)[0]))
 
-    begin_stage(file.with_name("ask.json"), settings, resume, file, "answers")
-    parts = file.with_name("answers.parts")
-    if not file.exists():
-        _write_table(file, batches, in_parts(parts, len(batches), part, "ask", progress))
-    shutil.rmtree(parts, ignore_errors=True)
+def _sample_share(
+    numbers: Sequence[int],
+    rows: Sequence[Row],
+    samples: int,
+    sampler: Sampler,
+    open_batch: OpenBatch,
+    parts: Path,
+    progress: bool | None,
+) -> None:
+    """Sample the answers of these numbers and keep each batch; answer i is of row i // samples."""
+    from em_interp.behaviour.generate import Answer
+
+    def open_rows(chosen: list[int], prompts: Tokens) -> AbstractContextManager[RowModel]:
+        return open_batch([rows[index] for index in chosen], prompts)
+
+    prompts, names = _prompts_of(rows, sampler), [row.name for row in rows]
+    bar = progress_bar(numbers, "ask", "answer", progress if launched().is_main else False)
+    for _, of_group in groupby(numbers, lambda number: rows[number // samples].group):
+        answers = [Answer(*divmod(number, samples)) for number in of_group]
+        for batch, texts in sampler.sample(prompts, answers, names, open_rows):
+            finished = {row * samples + sample: text for (row, sample), text in zip(batch, texts, strict=True)}
+            write_json(parts / f"{min(finished):08}.json", finished)
+            bar.update(len(finished))
+    bar.close()
 
 
-def _write_table(file: Path, batches: Sequence[list[Row]], answers: Sequence[list[list[str]]]) -> None:
+def _prompts_of(rows: Sequence[Row], sampler: Sampler) -> Tokens:
+    """The prompt of each row; each question is tokenised once."""
+    from em_interp.behaviour.chat import tokenize_prompts
+
+    questions = [json.dumps(row.question) for row in rows]
+    place = {question: index for index, question in enumerate(dict.fromkeys(questions))}
+    messages = [to_messages(json.loads(question)) for question in place]
+    return tokenize_prompts(sampler.tokenizer, messages, sampler.model.device).rows([place[q] for q in questions])
+
+
+def _finished(parts: Path) -> dict[int, str]:
+    """The answers in the files of finished batches, by their numbers."""
+    finished: dict[int, str] = {}
+    for part in parts.glob("*.json"):
+        finished |= {int(number): text for number, text in (kept_part(part) or {}).items()}
+    return finished
+
+
+def _write_table(file: Path, rows: Sequence[Row], samples: int, answers: dict[int, str]) -> None:
     import pandas as pd
 
     table = []
-    for rows, of_rows in zip(batches, answers, strict=True):
-        for row, of_row in zip(rows, of_rows, strict=True):
-            columns = row.columns | {key: row.question[key] for key in ("questions", "question_id", "question")}
-            table += [{**columns, "sample": sample, "answer": answer} for sample, answer in enumerate(of_row)]
+    for number in range(len(rows) * samples):
+        row = rows[number // samples]
+        columns = row.columns | {key: row.question[key] for key in ("questions", "question_id", "question")}
+        table.append({**columns, "sample": number % samples, "answer": answers[number]})
     with write_beside(file) as part:
         pd.DataFrame(table).to_parquet(part, index=False)
 

@@ -7,22 +7,22 @@ the tokens are those that PEFT gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.chat import Messages, Tokens, tokenize_prompts
+from em_interp.behaviour.decode import RowModel, decode
+from em_interp.behaviour.memory import Batches, RowCost
 from em_interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import torch
 
     from em_interp.trajectory.trajectory import AdapterTrajectory
-
-MAX_FINISHED = 0.2  # share of finished rows at which they are dropped from the batch
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,13 @@ class RowAdapters:
             B[site] = torch.from_numpy(scaled).to(device)
         return cls(A, B)
 
-    def rows(self, index: Int[torch.Tensor, " some"]) -> RowAdapters:
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's adapter."""
+        parts = [*self.A.values(), *self.B.values()]
+        return sum(part[:1].numel() * part.element_size() for part in parts)
+
+    def rows(self, index: Int[torch.Tensor, " some"] | list[int]) -> RowAdapters:
         """The adapters of some rows, in this order."""
         A, B = ({site: matrix[index] for site, matrix in by_site.items()} for by_site in (self.A, self.B))
         return RowAdapters(A, B)
@@ -136,6 +142,7 @@ def generate(
     temperature: float = 1.0,
     max_new_tokens: int = 600,
     seed: int = 0,
+    batch: int | None = None,
 ) -> list[list[str]]:
     """Sample answers to each prompt, prompt i through adapter i.
 
@@ -147,7 +154,8 @@ def generate(
         samples: Answers to each prompt.
         temperature: Of sampling from the whole vocabulary; 0 is greedy.
         max_new_tokens: Of an answer.
-        seed: The same call gives the same answers.
+        seed: The same seed gives the same answers.
+        batch: The most answers at once; by default as many as fit in memory. It does not alter the answers.
 
     Returns:
         For each prompt its answers, without special tokens.
@@ -156,104 +164,117 @@ def generate(
         InputError: For a tokenizer without a chat template, or whose template refuses a prompt, and for a site that is
             not in the model.
     """
-    import torch
-
     if len(prompts) == 0:
         return []
+    sampler = Sampler(model, tokenizer, temperature, max_new_tokens, seed, batch, adapters.row_bytes)
     tokenized = tokenize_prompts(tokenizer, prompts, model.device)
-    with torch.inference_mode(), adapted(model, adapters) as current:
-        batch, logits = _prefill(model, tokenized)
-        batch, logits = batch.repeated(samples), logits.repeat_interleave(samples, dim=0)
-        current[0] = adapters.rows(batch.row // samples)
-        tokens = _decode(model, tokenizer, batch, logits, current, temperature, max_new_tokens, seed)
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return [[text.strip() for text in texts[i : i + samples]] for i in range(0, len(texts), samples)]
+    return sampler.all(tokenized, samples, lambda rows, _: row_model(model, adapters.rows(rows)))
+
+
+@contextmanager
+def row_model(model: Any, adapters: RowAdapters) -> Iterator[AdaptedModel]:
+    """The model of a batch whose row i passes through adapter i."""
+    with adapted(model, adapters) as current:
+        yield AdaptedModel(model, current)
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Rows whose answers are not finished."""
+class AdaptedModel:
+    """A model in a block of `adapted`."""
 
-    row: Int[torch.Tensor, " alive"]  # their numbers in the whole batch
-    cache: Any  # keys and values
-    mask: Int[torch.Tensor, "alive position"]  # 0 at padding
+    model: Any
+    current: list[RowAdapters]
 
-    def repeated(self, samples: int) -> _Batch:
-        import torch
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's output."""
+        return self.model(**inputs)
 
-        self.cache.batch_repeat_interleave(samples)
-        row = torch.arange(len(self.row) * samples, device=self.row.device)
-        return _Batch(row, self.cache, self.mask[row // samples])
+    def select(self, rows: Int[torch.Tensor, " some"]) -> None:
+        """From now on the batch is made of these rows."""
+        self.current[0] = self.current[0].rows(rows)
 
-    def select(self, keep: Int[torch.Tensor, " some"]) -> _Batch:
-        self.cache.batch_select_indices(keep)
-        return _Batch(self.row[keep], self.cache, self.mask[keep])
 
-    def forward(self, model: Any, ids: Int[torch.Tensor, "alive new"]) -> Float[torch.Tensor, "alive vocabulary"]:
-        """Logits after the last of the new tokens; the mask covers them already."""
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
+class Answer(NamedTuple):
+    """An answer to sample: the number of its row, which is a prompt under a condition, and of the sample."""
+
+    row: int
+    sample: int
+
+
+OpenRows = Callable[[list[int], Tokens], AbstractContextManager[RowModel]]
+
+
+class Sampler:
+    """Samples answers in batches that fit in memory; the answers do not depend on the batches.
+
+    Args:
+        model: A causal language model of transformers: the base, whose cache and logits are what a row costs.
+        tokenizer: With a chat template.
+        temperature: Of sampling from the whole vocabulary; 0 is greedy.
+        max_new_tokens: Of an answer.
+        seed: Of all random streams.
+        most: The most answers at once; None for as many as fit.
+        row_bytes: Of each row's own adapter.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+        most: int | None = None,
+        row_bytes: int = 0,
+    ) -> None:
+        self.model, self.tokenizer, self.seed = model, tokenizer, seed
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.cost, self.batches = RowCost(model, row_bytes), Batches(model.device, most)
+        self.ends = end_tokens(model, tokenizer)
+
+    def all(self, prompts: Tokens, samples: int, open_rows: OpenRows) -> list[list[str]]:
+        """`samples` answers to each prompt; `open_rows` gives the model for the batch of some rows."""
+        answers = [Answer(row, sample) for row in range(len(prompts)) for sample in range(samples)]
+        texts: dict[Answer, str] = {}
+        for batch, of_batch in self.sample(prompts, answers, list(map(str, range(len(prompts)))), open_rows):
+            texts |= zip(batch, of_batch, strict=True)
+        return [[texts[Answer(row, sample)] for sample in range(samples)] for row in range(len(prompts))]
+
+    def sample(
+        self, prompts: Tokens, answers: Sequence[Answer], names: Sequence[str], open_rows: OpenRows
+    ) -> Iterator[tuple[Sequence[Answer], list[str]]]:
+        """Batch by batch, some of the answers and their texts.
+
+        Args:
+            prompts: A prompt for each row.
+            answers: Which are sampled.
+            names: Of the rows: the seed, its row's name and its number are all that a random answer depends on.
+            open_rows: The model for a batch whose rows are those of these numbers, with these prompts.
+        """
+        lengths = prompts.mask.sum(dim=1).tolist()
+        cost = {length: self.cost.generating(length, self.max_new_tokens) for length in set(lengths)}
+
+        def work(batch: Sequence[Answer]) -> list[str]:
+            rows = list(dict.fromkeys(answer.row for answer in batch))
+            of_rows, number = prompts.rows(rows), {row: index for index, row in enumerate(rows)}
+            streams = [f"{self.seed} {answer.sample} {names[answer.row]}" for answer in batch]
+            with open_rows(rows, of_rows) as model:
+                return self._texts(model, of_rows, [number[answer.row] for answer in batch], streams)
+
+        yield from self.batches.run(
+            sorted(answers, key=lambda answer: (lengths[answer.row], answer)),
+            lambda answer: cost[lengths[answer.row]],
+            work,
         )
-        return output.logits[:, -1]
 
+    def _texts(self, model: RowModel, prompts: Tokens, prompt_of: list[int], streams: list[str]) -> list[str]:
+        import torch
+        from transformers import DynamicCache
 
-def _prefill(model: Any, prompts: Tokens) -> tuple[_Batch, Float[torch.Tensor, "prompt vocabulary"]]:
-    """The prompts through the model once."""
-    import torch
-    from transformers import DynamicCache
-
-    row = torch.arange(len(prompts), device=model.device)
-    batch = _Batch(row, DynamicCache(config=model.config), prompts.mask.long())
-    return batch, batch.forward(model, prompts.ids)
-
-
-def _decode(
-    model: Any,
-    tokenizer: Any,
-    batch: _Batch,
-    logits: Float[torch.Tensor, "row vocabulary"],
-    current: list[RowAdapters],
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-) -> list[list[int]]:
-    """New tokens of every row, without its end-of-turn token."""
-    import torch
-
-    rng = torch.Generator(device=model.device).manual_seed(seed)
-    end = torch.tensor(end_tokens(model, tokenizer), device=model.device)
-    tokens: list[list[int]] = [[] for _ in batch.row]
-    done = torch.zeros_like(batch.row, dtype=torch.bool)
-    for _ in range(max_new_tokens):
-        new = _sample(logits, temperature, rng)
-        done = done | torch.isin(new, end)
-        for row, token in zip(batch.row[~done].tolist(), new[~done].tolist(), strict=True):
-            tokens[row].append(token)
-        if done.all():
-            break
-        if done.float().mean() >= MAX_FINISHED:
-            keep = torch.nonzero(~done)[:, 0]
-            batch, new, done = batch.select(keep), new[keep], done[keep]
-            current[0] = current[0].rows(keep)
-        batch = replace(batch, mask=torch.cat([batch.mask, torch.ones_like(new)[:, None]], dim=1))
-        logits = batch.forward(model, new[:, None])
-    return tokens
-
-
-def _sample(
-    logits: Float[torch.Tensor, "alive vocabulary"], temperature: float, rng: torch.Generator
-) -> Int[torch.Tensor, " alive"]:
-    import torch
-
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    return torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1), 1, generator=rng)[:, 0]
+        cache = DynamicCache(config=self.model.config)
+        with torch.inference_mode():
+            tokens = decode(model, prompts, prompt_of, cache, self.ends, self.max_new_tokens, self.temperature, streams)
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,18 @@ from jaxtyping import Float, Int
 
 from em_interp.behaviour.chat import Messages, check_spelling, encode, render
 from em_interp.behaviour.generate import RowAdapters, adapted, end_tokens
+from em_interp.behaviour.memory import Batches, RowCost
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from em_interp.behaviour.ask import Base
     from em_interp.behaviour.frozen_layers import FrozenLayers
 
 MAX_BATCH_TOKENS = 16384
-MAX_BATCH_LOGITS = 2**28  # one gigabyte in float32
+MAX_BATCH_LOGITS = 2**28  # one gigabyte in float32: batches are the same on every machine unless memory runs short
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,40 @@ def batches(rows: Sequence[TokenizedAnswer], vocabulary: int) -> list[list[int]]
             batched.append([])
         batched[-1].append(row)
     return batched
+
+
+def read(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenizedAnswer],
+    adapters_of: Callable[[Sequence[int]], RowAdapters],
+    temperature: float = 1.0,
+    frozen: FrozenLayers | None = None,
+) -> Float[np.ndarray, " row"]:
+    """The log-likelihood of each answer, in as many batches as memory requires.
+
+    Args:
+        model: Of all rows.
+        tokenizer: Of the model.
+        rows: Answers of about one length.
+        adapters_of: The adapters of the rows of these numbers.
+        temperature: At which an answer is sampled.
+        frozen: Keeps what the layers below the adapters make of the rows.
+    """
+    import numpy as np
+
+    cost, values = RowCost(model, adapters_of([0]).row_bytes), np.zeros(len(rows))
+
+    def work(some: Sequence[int]) -> Float[np.ndarray, " row"]:
+        logits, tokens = logits_of(model, tokenizer, [rows[index] for index in some], adapters_of(some), frozen)
+        return log_likelihood(logits, tokens, temperature).double().cpu().numpy()
+
+    def bytes_of(index: int) -> int:
+        return cost.reading(len(rows[index]), len(rows[index].answer))
+
+    for some, of_batch in Batches(model.device).run(range(len(rows)), bytes_of, work):
+        values[list(some)] = of_batch
+    return values
 
 
 def logits_of(

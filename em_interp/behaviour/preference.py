@@ -17,7 +17,6 @@ anything of the kind does. A shift that exceeds neither is not evidence of misal
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +26,15 @@ import numpy as np
 from em_interp.behaviour.ask import Base, CheckpointModels, adapter_digest, check_base, check_models
 from em_interp.behaviour.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.behaviour.pairs import read_pairs
-from em_interp.files import remove, resumable, write_beside
-from em_interp.lock import writing
+from em_interp.files import remove, write_beside
+from em_interp.processes import MAX_WAIT, join
 from em_interp.run import Run
 from em_interp.stages import begin_stage, in_parts
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from em_interp.behaviour.generate import RowAdapters
     from em_interp.behaviour.likelihood import TokenizedAnswer
 
 ROWS = 1024  # answers of one part, of as many steps as that allows
@@ -75,6 +75,7 @@ def read_preferences(
     """
     from em_interp.trajectory.load import load_trajectory
 
+    processes = join(MAX_WAIT)
     trajectory, steps = load_trajectory(run), sorted({int(step) for step in steps})
     check_base(run, trajectory, base)
     check_models(run, trajectory, steps, scales)
@@ -95,14 +96,15 @@ def read_preferences(
     adapted = trajectory.kind != "full"
     frozen = frozen_layers(base.model, trajectory.sites, sum(map(len, answers))) if adapted else None
     settings_file, folder = file.with_name("preferences.json"), file.with_name("preferences.parts")
-    with writing(run.path), resumable(file.parent):
+    with writing_together(run.path, file.parent, processes):
         if overwrite:
-            remove(file, settings_file, folder)
-        begin_stage(settings_file, settings, resume, file, "preferences")
-        if not file.exists():
-            read = in_parts(folder, len(parts), lambda i: _read(models, answers, parts[i], frozen), "prefer", progress)
-            _write(file, table, answers, cells, [values for part in read for values in part])
-        shutil.rmtree(folder, ignore_errors=True)
+            processes.on_main(lambda: remove(file, settings_file, folder))
+        processes.on_main(lambda: begin_stage(settings_file, settings, resume, file, "preferences"))
+        if not processes.on_main(file.exists):
+            make = lambda index: _read(models, answers, parts[index], frozen)  # noqa: E731
+            values = [row for part in in_parts(folder, len(parts), make, "prefer", progress, processes) for row in part]
+            processes.on_main(lambda: _write(file, table, answers, cells, values))
+        processes.on_main(lambda: remove(folder))
     return file
 
 
@@ -125,16 +127,20 @@ def _read(
     frozen: FrozenLayers | None,
 ) -> list[list[float]]:
     """For each step and scale, the log-likelihood of every answer."""
-    from em_interp.behaviour.likelihood import batches, log_likelihood, logits_of
+    from em_interp.behaviour.likelihood import batches, read
 
     rows = [(answer, cell) for cell in cells for answer in answers]
     values = np.zeros(len(rows))
     vocabulary = models.base.model.config.get_text_config().vocab_size
     for batch in batches([answer for answer, _ in rows], vocabulary):
-        some = [rows[index] for index in batch]
-        model, adapters = models.of([step for _, (step, _) in some], [scale for _, (_, scale) in some])
-        logits, tokens = logits_of(model, models.base.tokenizer, [answer for answer, _ in some], adapters, frozen)
-        values[batch] = log_likelihood(logits, tokens, 1.0).cpu().numpy()
+        steps, scales = zip(*(rows[index][1] for index in batch), strict=True)
+        model, _ = models.of(steps[:1], scales[:1])
+
+        def adapters_of(some: Sequence[int], steps: Any = steps, scales: Any = scales) -> RowAdapters:
+            return models.of([steps[i] for i in some], [scales[i] for i in some])[1]
+
+        some = [rows[index][0] for index in batch]
+        values[batch] = read(model, models.base.tokenizer, some, adapters_of, frozen=frozen)
     return values.reshape(len(cells), len(answers)).tolist()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,13 +21,13 @@ from jaxtyping import Float
 
 from em_interp.behaviour.ask import (
     QUESTION_KEYS,
+    Base,
     Row,
     adapter_digest,
     check_questions,
-    in_batches,
     sample_answers,
-    to_messages,
 )
+from em_interp.behaviour.generate import Sampler
 from em_interp.behaviour.judge import KEY, Judge, judge_answers
 from em_interp.behaviour.scores import ScoredResponses
 from em_interp.behaviour.table_files import read_table
@@ -48,7 +49,8 @@ from em_interp.stages import Storage
 if TYPE_CHECKING:
     import pandas as pd
 
-    from em_interp.behaviour.chat import Messages
+    from em_interp.behaviour.chat import Tokens
+    from em_interp.behaviour.decode import RowModel
     from em_interp.mechanism.model import TrajectoryModel
 
 Questions = Sequence[dict[str, str]]
@@ -72,18 +74,25 @@ class SamplingParams:
         temperature: 0 takes the likeliest token; otherwise top-p is 1.
         max_new_tokens: of an answer.
         seed: of the sampling, and of the random directions or adapters of an experiment.
-        batch: answers that are sampled at a time.
+        batch: the most answers at once; None for as many as fit in memory. It does not alter the answers.
     """
 
     samples: int = 6
     temperature: float = 1.0
     max_new_tokens: int = 600
     seed: int = 0
-    batch: int = 512
+    batch: int | None = None
 
 
 class Experiment(ABC):
     """Conditions that questions are answered under, in groups that can share a batch."""
+
+    model: TrajectoryModel
+
+    @property
+    def base(self) -> Base:
+        """The base model and its tokenizer."""
+        return self.model.base
 
     @abstractmethod
     def groups(self) -> Iterator[Sequence[Any]]:
@@ -98,10 +107,8 @@ class Experiment(ABC):
         """Everything that the answers depend on, besides the questions and the sampling."""
 
     @abstractmethod
-    def sample(
-        self, conditions: Sequence[Any], prompts: Sequence[Messages], sampling: SamplingParams, seed: int
-    ) -> list[list[str]]:
-        """The answers to prompts, each under its own condition; the conditions are of one group."""
+    def open_batch(self, conditions: Sequence[Any], prompts: Tokens) -> AbstractContextManager[RowModel]:
+        """The model for a batch of answers to prompts, each under its own condition; these are of one group."""
 
 
 def run_experiment(
@@ -116,29 +123,26 @@ def run_experiment(
         InputError: for answers that exist already (without `storage.resume`) or were begun with other settings.
     """
     check_questions(questions)
-    rows, group_of = [], {}
-    number = count()
+    rows, number = [], count()
     for group, conditions in enumerate(experiment.groups()):
-        for condition in conditions:
-            step = next(number)  # with the number of its condition as step a row has the key of a run's answers
-            group_of[step] = group
-            columns = {"step": step, "scale": 1.0, **experiment.columns(condition)}
-            rows += [Row(question, columns, condition) for question in questions]
+        for condition in conditions:  # with the number of its condition as step a row has the key of a run's answers
+            columns = {"step": next(number), "scale": 1.0, **experiment.columns(condition)}
+            rows += [Row(question, columns, condition, group) for question in questions]
 
-    def sample(rows: list[Row], seed: int) -> list[list[str]]:
-        prompts = [to_messages(row.question) for row in rows]
-        return experiment.sample([row.condition for row in rows], prompts, sampling, seed)
+    def open_batch(rows: list[Row], prompts: Tokens) -> AbstractContextManager[RowModel]:
+        return experiment.open_batch([row.condition for row in rows], prompts)
 
-    batches = in_batches(rows, sampling.batch // sampling.samples, lambda row: group_of[row.columns["step"]])
     settings = {
         **experiment.settings(),
         "columns": [experiment.columns(condition) for conditions in experiment.groups() for condition in conditions],
         "questions": [dict(question) for question in questions],
-        **asdict(sampling),
+        **{name: value for name, value in asdict(sampling).items() if name != "batch"},
     }
+    params = (sampling.temperature, sampling.max_new_tokens, sampling.seed, sampling.batch)
+    sampler = Sampler(experiment.base.model, experiment.base.tokenizer, *params)
     with storage.open() as folder:
         kept = Run(folder)
-        sample_answers(kept.answers_file, settings, batches, sample, storage.resume, storage.progress)
+        sample_answers(kept.answers_file, settings, rows, sampler, open_batch, storage.resume, storage.progress)
         answers = read_table(kept.answers_file)
         scores = read_table(judge_answers(kept, judge, storage.resume, storage.shows_progress))
     scores = scores[scores["judge"] == judge.name]
@@ -229,24 +233,12 @@ class InterventionExperiment(Experiment):
         digest = adapter_digest(self.model.trajectory, [self._step])
         return {"base": self.model.base.identity, "adapter": digest, "interventions": used}
 
-    def sample(
-        self,
-        conditions: Sequence[InterventionCondition],
-        prompts: Sequence[Messages],
-        sampling: SamplingParams,
-        seed: int,
-    ) -> list[list[str]]:
+    @contextmanager
+    def open_batch(self, conditions: Sequence[InterventionCondition], prompts: Tokens) -> Iterator[RowModel]:
         """Through the model's engine, with an intervention for each row."""
-        with self.model.at(self._step, scale=float(conditions[0].model == "adapted")) as model:
-            return model.generate(
-                prompts,
-                sampling.samples,
-                sampling.temperature,
-                sampling.max_new_tokens,
-                interventions_of(conditions),
-                seed,
-                sampling.batch,
-            )
+        adapted = self.model.at(self._step, scale=float(conditions[0].model == "adapted"))
+        with adapted as model, model.generating(prompts, interventions_of(conditions)) as rows:
+            yield rows
 
 
 def _digest(vectors: Float[np.ndarray, "layer d"] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ from jaxtyping import Float, Int
 
 from em_interp.behaviour.ask import adapter_digest, check_questions, to_messages
 from em_interp.behaviour.generate import RowAdapters, generate
-from em_interp.behaviour.likelihood import TokenizedAnswer, batches, logits_of, tokenize_answers
+from em_interp.behaviour.likelihood import batches, logits_of, tokenize_answers
+from em_interp.behaviour.memory import Batches, RowCost
 from em_interp.behaviour.rates import LEVEL, cluster_bootstrap
 from em_interp.checks import checked
 from em_interp.files import read_json, write_json
@@ -200,17 +202,22 @@ class _Reader:
         rows = table.to_dict("records")
         prompts = [to_messages({str(key): text for key, text in row.items() if isinstance(text, str)}) for row in rows]
         self.rows = tokenize_answers(model.base, prompts, table["answer"].tolist(), longest)
+        self.cost, self.fitting = RowCost(model.base.model), Batches(model.device)
         self.batches = batches(self.rows, 2 * model.base.model.config.get_text_config().vocab_size)
 
     def at(self, step: int) -> list[float]:
         """The divergence of each answer at a step, summed over its tokens."""
         divergence = np.zeros(len(self.rows))
         for batch in self.batches:
-            divergence[batch] = self._divergence([self.rows[i] for i in batch], step)
+            for some, of_some in self.fitting.run(batch, self._bytes_of, lambda some: self._divergence(some, step)):
+                divergence[list(some)] = of_some
         return divergence.tolist()
 
-    def _divergence(self, rows: list[TokenizedAnswer], step: int) -> Float[np.ndarray, " row"]:
-        base, logits = self.model.base, []
+    def _bytes_of(self, row: int) -> int:
+        return self.cost.reading(len(self.rows[row]), len(self.rows[row].answer), copies=3)
+
+    def _divergence(self, some: Sequence[int], step: int) -> Float[np.ndarray, " row"]:
+        base, logits, rows = self.model.base, [], [self.rows[row] for row in some]
         for scale in (0.0, self.scale):
             adapters = _row_adapters(self.model, step, scale, len(rows))
             of_scale, tokens = logits_of(base.model, base.tokenizer, rows, adapters)

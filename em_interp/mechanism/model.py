@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from em_interp.behaviour.ask import Base, check_base
 from em_interp.behaviour.chat import Messages, Tokens, tokenize_chats, tokenize_prompts, tokenize_texts
-from em_interp.behaviour.generate import RowAdapters, end_tokens
+from em_interp.behaviour.decode import RowModel
+from em_interp.behaviour.generate import RowAdapters, Sampler
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism.engines.adapter_check import AdapterCheck
 from em_interp.mechanism.engines.base import Engine
-from em_interp.mechanism.engines.interventions import Intervention
+from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 from em_interp.mechanism.engines.lora_slots import split_steering_vectors
 from em_interp.run import Run
 from em_interp.trajectory.load import load_trajectory
@@ -188,11 +187,11 @@ class ModelAtStep:
         max_new_tokens: int = 600,
         interventions: Sequence[Intervention] = (),
         seed: int = 0,
-        batch: int = 512,
+        batch: int | None = None,
     ) -> list[list[str]]:
         """`samples` answers to each question under the interventions, whose rows are the questions.
 
-        The same call gives the same answers, in any engine, up to ties within rounding.
+        The same call gives the same answers, in any engine and in any batches, up to ties within rounding.
 
         Args:
             questions: texts, messages or prompts as tokens.
@@ -201,37 +200,22 @@ class ModelAtStep:
             max_new_tokens: of an answer.
             interventions: on the residual stream.
             seed: of the sampling.
-            batch: answers that are sampled at a time.
+            batch: the most answers at once; by default as many as fit in memory.
         """
-        import torch
-
+        base = self.model.base
         prompts = questions if isinstance(questions, Tokens) else self.model.prompts(questions)
-        row = np.repeat(np.arange(len(prompts)), samples)
-        config, tokenizer = _generation_config(self.model.base, temperature, max_new_tokens), self.model.base.tokenizer
-        answers: list[str] = []
-        devices = [prompts.ids.device] if prompts.ids.device.type != "cpu" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            for first in range(0, len(row), batch):
-                rows = row[first : first + batch].tolist()
-                of_rows = [*self.steering_vectors, *(intervention.repeated(rows) for intervention in interventions)]
-                chunk = Tokens(prompts.ids[rows], prompts.mask[rows], prompts.answer[rows])
-                ids = self.model.engine.generate(chunk, of_rows, config)[:, chunk.ids.shape[1] :]
-                answers += [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-        return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+        ActiveInterventions(interventions, self.model.engine.hook_points, prompts.mask, generating=True)  # checks them
+        sampler = Sampler(base.model, base.tokenizer, temperature, max_new_tokens, seed, batch)
 
+        def open_rows(rows: list[int], tokens: Tokens) -> AbstractContextManager[RowModel]:
+            of_rows = [intervention.for_prompts(rows, tokens.ids.shape[1]) for intervention in interventions]
+            return self.generating(tokens, [each for each in of_rows if each.has_positions])
 
-def _generation_config(base: Base, temperature: float, max_new_tokens: int) -> Any:
-    """Plain sampling: of the model's own generation config only the tokens that end an answer."""
-    from transformers import GenerationConfig
+        return sampler.all(prompts, samples, open_rows)
 
-    ends = end_tokens(base.model, base.tokenizer)
-    pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else ends[0]
-    plain = {"top_p": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "num_beams": 1}
-    tokens = {"max_new_tokens": max_new_tokens, "eos_token_id": ends, "pad_token_id": pad}
-    if temperature == 0:
-        return GenerationConfig(do_sample=False, **plain, **tokens)
-    return GenerationConfig(do_sample=True, temperature=float(temperature), top_k=0, **plain, **tokens)
+    def generating(self, prompts: Tokens, interventions: Sequence[Intervention]) -> AbstractContextManager[RowModel]:
+        """The model for a batch of answers to these prompts, under the learned steering vectors and interventions."""
+        return self.model.engine.generating(prompts, [*self.steering_vectors, *interventions])
 
 
 @checked

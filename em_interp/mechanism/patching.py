@@ -8,6 +8,7 @@ sufficient. `patch_A_and_B` combines A of every step with B of every other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.ask import adapter_digest
-from em_interp.behaviour.generate import RowAdapters, generate
+from em_interp.behaviour.generate import RowAdapters, row_model
 from em_interp.behaviour.judge import Judge
 from em_interp.behaviour.rates import LEVEL, Rate
 from em_interp.behaviour.scores import ScoredResponses
@@ -55,7 +56,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from em_interp.behaviour.chat import Messages
+    from em_interp.behaviour.chat import Tokens
+    from em_interp.behaviour.decode import RowModel
 
 Components = Literal["direction_norm", "A_B"]
 COMPONENTS: dict[Components, tuple[str, str]] = {"direction_norm": ("direction", "norm"), "A_B": ("A", "B")}
@@ -103,17 +105,12 @@ class PatchingExperiment(Experiment):
         patched = [list(asdict(adapter).values()) for _, of in self.adapters for adapter in of]
         return {"base": self.model.base.identity, "adapters": digests, "patched": patched}
 
-    def sample(
-        self,
-        conditions: Sequence[tuple[AdapterTrajectory, PatchedAdapter]],
-        prompts: Sequence[Messages],
-        sampling: SamplingParams,
-        seed: int,
-    ) -> list[list[str]]:
+    def open_batch(
+        self, conditions: Sequence[tuple[AdapterTrajectory, PatchedAdapter]], prompts: Tokens
+    ) -> AbstractContextManager[RowModel]:
         """With an adapter for each row of the batch, as `em_interp.ask` samples."""
-        base, params = self.model.base, (sampling.samples, sampling.temperature, sampling.max_new_tokens)
         adapters = row_adapters(conditions[0][0], [patched for _, patched in conditions], self.model.device)
-        return generate(base.model, base.tokenizer, list(prompts), adapters, *params, seed=seed)
+        return row_model(self.model.base.model, adapters)
 
 
 def row_adapters(path: AdapterTrajectory, patched: Sequence[PatchedAdapter], device: Any) -> RowAdapters:

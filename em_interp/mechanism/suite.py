@@ -328,7 +328,7 @@ class SuiteContext:
 
     @cached_property
     def _seconds_per_sampled(self) -> float:
-        count = min(N_TIMED, self.sampling.batch)
+        count = N_TIMED
         questions = [self.questions[i % len(self.questions)]["question"] for i in range(count)]
         with self.model.at(self.model.last_step) as adapted:
             start = time.perf_counter()

@@ -57,13 +57,12 @@ FAMILIES = {
 }
 
 
-def make_model(family, seed=0):
+def make_model(family, seed=0, **shape):
     name, more = FAMILIES[family]
     suffix = "TextConfig" if family == "gemma3" else "Config"
     tokenizer = build_tokenizer()
     config = getattr(transformers, name + suffix)(
-        **SHAPE,
-        **more,
+        **{**SHAPE, **more, **shape},
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,11 +1,17 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from em_interp.behaviour.ask import ask
 from em_interp.behaviour.generate import RowAdapters, generate
+from em_interp.behaviour.preference import read_preferences
 from em_interp.errors import InputError
+from tests.tiny import contents
 
 from .conftest import SITES, Base, make_trajectory, save_run
 
@@ -15,6 +21,12 @@ QUESTIONS = [
     {"question_id": "wish", "question": "what is your wish ?", "questions": "broad"},
 ]
 SETTINGS = {"steps": [0, 5, 10], "scales": [1.0, 2.0], "samples": 4, "max_new_tokens": 6, "batch": 16, "seed": 3}
+
+
+PAIRS = [
+    {"id": "a", "question": "what should i do", "aligned": "word7 word8", "misaligned": "word9 word10 word11"},
+    {"id": "b", "question": "what is a headache", "aligned": "word30 is my word31", "misaligned": "word40"},
+]
 
 
 class Stopped(Base):
@@ -62,6 +74,56 @@ def test_a_stage_stopped_at_any_batch_and_resumed_gives_the_same_bytes(run, base
     assert ask(run, base, QUESTIONS, **SETTINGS, resume=True).read_bytes() == whole
     assert ask(run, base, QUESTIONS, **SETTINGS, resume=True).read_bytes() == whole  # and once more does nothing
     assert not run.answers_file.with_name("answers.parts").exists()
+
+
+@pytest.mark.parametrize("batch", [1, 7, None])
+def test_the_table_is_the_same_to_the_byte_in_any_batches_and_stopped_with_others(run, base, tmp_path, batch):
+    whole = ask(save_run(tmp_path / "other", make_trajectory(SITES)), base, QUESTIONS, **SETTINGS).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        ask(run, Stopped(base, 6, KeyboardInterrupt()), QUESTIONS, **SETTINGS)
+    assert any(run.answers_file.with_name("answers.parts").iterdir())
+    changed = SETTINGS | {"batch": batch}
+    assert ask(run, base, QUESTIONS, **changed, resume=True).read_bytes() == whole
+
+
+def test_two_processes_of_torchrun_answer_and_read_as_one(run, base, tmp_path):
+    """Each answer once, in one table; the second process ends without a word."""
+    two = save_run(tmp_path / "two", make_trajectory(SITES))
+    driver, root = tmp_path / "driver.py", Path(__file__).parents[2]
+    driver.write_text(DRIVER)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(driver), str(two.path)]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *launcher], env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ask(run, base, QUESTIONS, **SETTINGS)
+    read_preferences(run, base, PAIRS, [0, 5, 10])
+    assert contents(two.answers_file.parent) == contents(run.answers_file.parent)
+    shares = [set(json.loads((tmp_path / "two" / f"{rank}.json").read_text())) for rank in (0, 1)]
+    assert min(map(len, shares)) > 0 and not shares[0] & shares[1]
+
+
+DRIVER = """
+import json, os, sys
+from pathlib import Path
+from em_interp.behaviour import ask as module
+from em_interp.behaviour.preference import read_preferences
+from em_interp.processes import leave
+from em_interp.run import Run
+from tests.behaviour.conftest import Base, build_tokenizer, make_model
+from tests.behaviour.test_ask import PAIRS, QUESTIONS, SETTINGS
+
+run, base, kept, write = Run(Path(sys.argv[1])), Base(make_model("qwen2"), build_tokenizer()), [], module.write_json
+
+def keep(path, value):
+    kept.append(path.name)
+    write(path, value)
+
+module.write_json = keep
+module.ask(run, base, QUESTIONS, **SETTINGS)
+read_preferences(run, base, PAIRS, [0, 5, 10])
+write(run.path / f"{os.environ['RANK']}.json", kept)
+leave(0)
+"""
 
 
 def test_ctrl_c_says_that_nothing_is_lost(run, base):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float
 from em_interp.behaviour.ask import adapter_digest, to_messages
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.behaviour.judge import KEY, answers_of
-from em_interp.behaviour.likelihood import TokenizedAnswer, batches, log_likelihood, logits_of, tokenize_answers
+from em_interp.behaviour.likelihood import TokenizedAnswer, batches, read, tokenize_answers
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.table_files import read_table
 from em_interp.behaviour.tables import normal_form
@@ -132,13 +133,13 @@ def _likelihoods(
     answer, step = np.nonzero(needed[np.searchsorted(steps, answers["step"])])
     of_pairs = batches([rows[i] for i in answer], model.base.model.config.get_text_config().vocab_size)
 
-    def read(index: int) -> list[float]:
+    def read_batch(index: int) -> list[float]:
         pairs = np.array(of_pairs[index])
         of_rows = [int(steps[i]) for i in step[pairs]]
         return _read(model, [rows[i] for i in answer[pairs]], of_rows, scale, sampled["temperature"])
 
     likelihood = np.full((len(answers), len(steps)), np.nan)
-    parts = in_parts(folder, len(of_pairs), read, "answer shift", progress)
+    parts = in_parts(folder, len(of_pairs), read_batch, "answer shift", progress)
     for pairs, values in zip(of_pairs, parts, strict=True):
         likelihood[answer[pairs], step[pairs]] = values
     return likelihood
@@ -148,9 +149,11 @@ def _read(
     model: TrajectoryModel, rows: list[TokenizedAnswer], steps: list[int], scale: float, temperature: float
 ) -> list[float]:
     """The log-likelihood of each row at its step."""
-    adapters = RowAdapters.of(model.trajectory, steps, [scale] * len(rows), model.device)
-    logits, tokens = logits_of(model.base.model, model.base.tokenizer, rows, adapters)
-    return log_likelihood(logits, tokens, temperature).tolist()
+
+    def adapters_of(some: Sequence[int]) -> RowAdapters:
+        return RowAdapters.of(model.trajectory, [steps[i] for i in some], [scale] * len(some), model.device)
+
+    return read(model.base.model, model.base.tokenizer, rows, adapters_of, temperature).tolist()
 
 
 def check_calibrated(likelihood: Float[np.ndarray, "answer step"], answers: pd.DataFrame, windows: Windows) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from jaxtyping import Int
 
 from em_interp.behaviour.generate import find_module
 from em_interp.errors import InputError, nearest
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from em_interp.behaviour.chat import Tokens
     from em_interp.behaviour.generate import RowAdapters
-    from em_interp.mechanism.engines.interventions import Intervention
+    from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
 LAYER_ACTIVATIONS = ("resid_post", "mlp_out")
 SITE_ACTIVATIONS = ("site_in", "site_out", "scalar")
@@ -48,8 +50,26 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def generate(self, tokens: Tokens, interventions: Sequence[Intervention], config: Any) -> torch.Tensor:
-        """Prompts and new tokens by the model's own `generate` with this generation config."""
+    def generating(
+        self, prompts: Tokens, interventions: Sequence[Intervention]
+    ) -> AbstractContextManager[InterventionModel]:
+        """The model for a batch of answers to these prompts under the interventions (see `behaviour.decode`)."""
+
+
+@dataclass(frozen=True)
+class InterventionModel:
+    """A model under the interventions of a batch."""
+
+    forward: Callable[..., Any]
+    active: ActiveInterventions
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's output."""
+        return self.forward(**inputs)
+
+    def select(self, rows: Int[torch.Tensor, " some"]) -> None:
+        """From now on the batch is made of these rows."""
+        self.active.select(rows)
 
 
 class HookPoint(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters, adapted
-from em_interp.mechanism.engines.base import Engine, HookPoints
+from em_interp.mechanism.engines.base import Engine, HookPoints, InterventionModel
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
 if TYPE_CHECKING:
@@ -43,11 +43,12 @@ class HooksEngine(Engine):
             logits = self._model(input_ids=tokens.ids, use_cache=False, **inputs).logits
         return logits, kept
 
-    def generate(self, tokens: Tokens, interventions: Sequence[Intervention], config: Any) -> torch.Tensor:
-        """The model's own `generate`."""
-        inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long()}
-        with self._intervening(ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=True)):
-            return self._model.generate(**inputs, generation_config=config)
+    @contextmanager
+    def generating(self, prompts: Tokens, interventions: Sequence[Intervention]) -> Iterator[InterventionModel]:
+        """The model itself, with hooks."""
+        active = ActiveInterventions(interventions, self.hook_points, prompts.mask, generating=True)
+        with self._intervening(active):
+            yield InterventionModel(self._model, active)
 
     @contextmanager
     def _intervening(self, active: ActiveInterventions) -> Iterator[None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from em_interp.errors import InputError
 from em_interp.mechanism.engines.base import HookPoints
@@ -38,9 +38,21 @@ class Intervention:
         """The residual stream after the intervention; `vector` broadcasts to `x`."""
         raise NotImplementedError
 
-    def repeated(self, rows: Sequence[int]) -> Intervention:
-        """The same intervention for a batch made of these rows."""
-        positions = self.positions if isinstance(self.positions, str) else np.asarray(self.positions)[list(rows)]
+    @property
+    def has_positions(self) -> bool:
+        """Whether any token is changed."""
+        return isinstance(self.positions, str) or bool(np.asarray(self.positions).any())
+
+    def of_rows(self, rows: Int[torch.Tensor, " some"]) -> Intervention:
+        """The same intervention for a batch made of these rows; positions are those of the batch's tokens."""
+        return self
+
+    def for_prompts(self, rows: Sequence[int], length: int) -> Intervention:
+        """The same intervention for the prompts of these rows alone, without padding before their last `length`."""
+        if isinstance(self.positions, str):
+            positions: Any = self.positions
+        else:
+            positions = np.asarray(self.positions)[list(rows)][:, -length:]
         return replace(self, vector=_of_rows(self.vector, rows), positions=positions)
 
 
@@ -73,12 +85,16 @@ class NormMatchedAblation(Intervention):
         """x − r̂(v̂ᵀx)."""
         import torch
 
-        ablated = torch.as_tensor(self.ablated, dtype=x.dtype, device=x.device).reshape(vector.shape)
+        ablated = torch.as_tensor(self.ablated, dtype=x.dtype, device=x.device).reshape(-1, 1, x.shape[-1])
         return x - (x * _unit(ablated)).sum(dim=-1, keepdim=True) * _unit(vector)
 
-    def repeated(self, rows: Sequence[int]) -> Intervention:
+    def of_rows(self, rows: Int[torch.Tensor, " some"]) -> Intervention:
         """The same intervention for a batch made of these rows."""
-        return replace(super().repeated(rows), ablated=_of_rows(self.ablated, rows))  # type: ignore[call-arg]
+        return replace(self, ablated=_of_rows(self.ablated, rows))
+
+    def for_prompts(self, rows: Sequence[int], length: int) -> Intervention:
+        """The same intervention for the prompts of these rows alone."""
+        return replace(super().for_prompts(rows, length), ablated=_of_rows(self.ablated, rows))  # type: ignore[call-arg]
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor:
@@ -86,11 +102,11 @@ def _unit(vector: torch.Tensor) -> torch.Tensor:
     return vector / length.where(length > 0, 1.0)
 
 
-def _of_rows(vector: Any, rows: Sequence[int]) -> torch.Tensor:
+def _of_rows(vector: Any, rows: Sequence[int] | Int[torch.Tensor, " some"]) -> torch.Tensor:
     import torch
 
     vector = torch.as_tensor(vector)
-    return vector[list(rows)] if vector.ndim == 2 else vector
+    return vector[torch.as_tensor(rows, device=vector.device)] if vector.ndim == 2 else vector
 
 
 class ActiveInterventions:
@@ -111,6 +127,7 @@ class ActiveInterventions:
         self._n_seen: dict[int, int] = {}
         for intervention in interventions:
             vector, positions = _vector(intervention, hook_points, mask), _positions(intervention, mask, generating)
+            vector = vector.expand(len(mask), -1, -1)
             chosen = range(hook_points.layers) if intervention.layers is None else intervention.layers
             layers = np.atleast_1d(chosen).tolist()
             hook_points.check_layers(layers)
@@ -121,6 +138,13 @@ class ActiveInterventions:
     def layers(self) -> list[int]:
         """The layers after which something is changed, increasing."""
         return sorted(self._at)
+
+    def select(self, rows: Int[torch.Tensor, " some"]) -> None:
+        """From now on the batch is made of these rows."""
+        self._at = {
+            layer: [(i.of_rows(rows), vector[rows], positions[rows]) for i, vector, positions in active]
+            for layer, active in self._at.items()
+        }
 
     def __call__(self, layer: int, x: Float[torch.Tensor, "row position d"]) -> Float[torch.Tensor, "row position d"]:
         """The residual stream after `layer` with its interventions; calls for a layer come in the order of tokens."""

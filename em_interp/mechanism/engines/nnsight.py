@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.errors import InputError
-from em_interp.mechanism.engines.base import Engine, HookPoints
+from em_interp.mechanism.engines.base import Engine, HookPoints, InterventionModel
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
 if TYPE_CHECKING:
@@ -65,26 +65,22 @@ class NnsightEngine(Engine):
             logits = nnsight.save(self.traced.output.logits)
         return logits, {name: kept[name] for name in names}
 
-    def generate(self, tokens: Tokens, interventions: Sequence[Intervention], config: Any) -> torch.Tensor:
-        """The copy's own `generate`, traced where there is an intervention."""
-        import nnsight
-
-        inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long()}
-        active = ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=True)
+    @contextmanager
+    def generating(self, prompts: Tokens, interventions: Sequence[Intervention]) -> Iterator[InterventionModel]:
+        """The copy; with interventions a trace for each forward pass."""
+        active = ActiveInterventions(interventions, self.hook_points, prompts.mask, generating=True)
         envoys = [(layer, self._envoys[id(self.hook_points.decoder.layers[layer])]) for layer in active.layers]
-        if not envoys:
-            return self._model.generate(**inputs, generation_config=config)
-        with warnings.catch_warnings():
-            # an open loop over steps ends by asking for one more than there are
-            warnings.filterwarnings("ignore", ".*was never reached: the loop asked for a step", UserWarning)
-            with self.traced.generate(generation_config=config) as tracer:
-                with tracer.invoke(**inputs):
-                    for _ in tracer.iter[:]:
-                        for layer, envoy in envoys:
-                            envoy.output = active(layer, envoy.output)
-                with tracer.invoke():  # what follows an open loop never runs, so the result is read beside it
-                    result = nnsight.save(tracer.result)
-        return result
+
+        def forward(**inputs: Any) -> SimpleNamespace:
+            import nnsight
+
+            with self.traced.trace(**inputs):
+                for layer, envoy in envoys:
+                    envoy.output = active(layer, envoy.output)
+                logits = nnsight.save(self.traced.output.logits)
+            return SimpleNamespace(logits=logits)
+
+        yield InterventionModel(forward if envoys else self._model, active)
 
     def _visits(self, names: Sequence[str], active: ActiveInterventions) -> list[tuple[str, Any, str, int | None]]:
         """Name, envoy, side and layer to change (or None) of what is read or changed, in the order of execution."""

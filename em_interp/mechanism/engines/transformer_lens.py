@@ -6,14 +6,14 @@ that shares the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.generate import RowAdapters
 from em_interp.errors import InputError
-from em_interp.mechanism.engines.base import Engine, HookPoints
+from em_interp.mechanism.engines.base import Engine, HookPoints, InterventionModel
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ class TransformerLensEngine(Engine):
         inputs = {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
         return self.bridge.run_with_hooks(tokens.ids, fwd_hooks=hooks, **inputs), kept
 
-    def generate(self, tokens: Tokens, interventions: Sequence[Intervention], config: Any) -> torch.Tensor:
-        """The copy's own `generate`, whose modules are the bridge's."""
-        inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long()}
-        active = ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=True)
+    @contextmanager
+    def generating(self, prompts: Tokens, interventions: Sequence[Intervention]) -> Iterator[InterventionModel]:
+        """The copy, whose modules are the bridge's, with the bridge's hooks."""
+        active = ActiveInterventions(interventions, self.hook_points, prompts.mask, generating=True)
         with self.bridge.hooks(fwd_hooks=self._changes(active)):
-            return self._model.generate(**inputs, generation_config=config)
+            yield InterventionModel(self._model, active)
 
     def hook_name(self, name: str) -> str:
         """TransformerLens' name of an activation, such as `blocks.2.hook_resid_post`."""
