@@ -17,6 +17,7 @@ from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.findings import Findings, PathTransitions, findings, keep
 from em_interp.lock import writing
+from em_interp.processes import MAX_WAIT, join
 from em_interp.run import Run, open_run
 from em_interp.stages import is_watched
 
@@ -56,8 +57,8 @@ def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, prog
     from em_interp.organisms.bases import load_base
 
     run = _as_run(run)
-    check_free(run.answers_file, resume, overwrite)
-    check_free(run.answers_file.with_name("ask.json"), resume, overwrite)
+    for file in (run.answers_file, run.answers_file.with_name("ask.json")):
+        join(MAX_WAIT).on_main(lambda file=file: check_free(file, resume, overwrite))  # type: ignore[misc]
     config = run.config()
     settings, questions = config.behaviour, _questions(run, config)
     return ask(

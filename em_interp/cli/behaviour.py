@@ -27,15 +27,19 @@ def ask(
     """Ask a trained run its questions along the way.
 
     With --out a copy of the run gets the answers.
+    On several GPUs: torchrun --nproc-per-node 4 -m em_interp ask RUN
     """
     from em_interp.pipeline import ask_run
+    from em_interp.processes import MAX_WAIT, join, main_reports
     from em_interp.run import copy_run, open_run
 
-    run = open_run(source)
-    if run.resume_state.is_dir():
-        log(f"{run.path} is not trained to its end: it is asked up to step {max(run.steps(), default=0)}")
-    place = copy_run(run, out, without=("behaviour", "analysis", "report.html"))
-    answers = ask_run(place, resume=resume, overwrite=overwrite)
+    with main_reports():
+        processes, run = join(MAX_WAIT), open_run(source)
+        if run.resume_state.is_dir() and processes.is_main:
+            log(f"{run.path} is not trained to its end: it is asked up to step {max(run.steps(), default=0)}")
+        without = ("behaviour", "analysis", "report.html")
+        place = processes.on_main(lambda: copy_run(run, out, without))
+        answers = ask_run(place, resume=resume, overwrite=overwrite)
     return Answer({"run": str(place.path), "answers": str(answers)}, f"the answers: {answers}")
 
 
