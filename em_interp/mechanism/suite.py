@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -121,7 +121,8 @@ def run_suite(
         sampling: of the answers; by default as the run was asked, with about `size.answers` answers a condition.
         resume: continue; finished analyses are not done again.
         progress: whether progress is shown; by default in a terminal and in Jupyter.
-        log: called with a line before each analysis that says how long it takes; by default it is shown with progress.
+        log: called with a line that says how long all of it takes at each size, and with one before each analysis;
+            by default they are shown with progress.
         overwrite: replace all results that exist.
 
     Returns:
@@ -145,8 +146,9 @@ def run_suite(
         begin_stage(folder / "settings.json", settings, resume)
         if transfer is not None:  # may be added later, when other analyses are done
             begin_stage(folder / "transfer" / "settings.json", {"transfer": _last_adapter(transfer)}, resume=True)
+        clock = _Clock(context, chosen, log or announce) if log or storage.shows_progress else None
         for name in chosen:
-            _carry_out(name, context, log or announce if log or storage.shows_progress else None)
+            _carry_out(name, context, clock)
         report = _report(context, size if isinstance(size, str) else "custom")
         write_json(model.run.analysis / "mechanism.json", report.to_dict())
     return report
@@ -188,21 +190,61 @@ def _last_adapter(run: Run) -> str:
     return adapter_digest(path, [int(path.steps[-1])])
 
 
-def _carry_out(name: str, context: SuiteContext, log: Callable[[str], None] | None) -> None:
+class _Clock:
+    """Says how long the analyses that are not done take, all together at each size and one by one."""
+
+    def __init__(self, context: SuiteContext, chosen: Sequence[str], log: Callable[[str], None]) -> None:
+        self.context, self.log = context, log
+        self.left = [name for name in chosen if not _is_done(context, name)]
+        if len(self.left) > 1:
+            sizes = {"this size": context} | {name: replace(context, size=size) for name, size in SIZES.items()}
+            times = [f"{_in_words(self._seconds(of_size))} ({name})" for name, of_size in sizes.items()]
+            log(f"{len(self.left)} analyses: {', '.join(times)}")
+
+    def _seconds(self, context: SuiteContext) -> float:
+        """Of the analyses that are left, those that are possible, at the size of this context."""
+        return sum(self._seconds_of(name, context) for name in self.left)
+
+    def _seconds_of(self, name: str, context: SuiteContext) -> float:
+        try:
+            return self.context.seconds(ANALYSES[name].workload(context))
+        except InputError:
+            return 0.0
+
+    def begins(self, name: str) -> None:
+        """Say what an analysis does, how long it takes and how long all that is left takes."""
+        analysis = ANALYSES[name]
+        duration, seconds = _duration(analysis.workload(self.context), self.context), self._seconds(self.context)
+        left = f"; {_in_words(seconds)} left in all" if len(self.left) > 1 else ""
+        self.log(f"{name}: {analysis.question} ({duration}{left})")
+
+    def ends(self, name: str) -> None:
+        """From now on an analysis is not among those that are left."""
+        self.left.remove(name)
+
+
+def _is_done(context: SuiteContext, name: str) -> bool:
+    return (suite_folder(context.run) / f"{name}.json").exists()
+
+
+def _carry_out(name: str, context: SuiteContext, clock: _Clock | None) -> None:
     """One analysis, unless it is done; one that is not possible leaves its reason, and is tried again another time."""
     folder, analysis = suite_folder(context.run), ANALYSES[name]
-    if (folder / f"{name}.json").exists():
+    if _is_done(context, name):
         return
     try:
-        if log is not None:
-            log(f"{name}: {analysis.question} ({_duration(analysis.workload(context), context)})")
+        if clock is not None:
+            clock.begins(name)
         finding = analysis.run(context)
     except InputError as error:
         result = AnalysisResult(analysis.question, undefined=str(error))
         write_json(folder / "undefined" / f"{name}.json", result.to_dict())
-        if log is not None:
-            log(f"{name}: undefined, {error}")
+        if clock is not None:
+            clock.log(f"{name}: undefined, {error}")
         return
+    finally:
+        if clock is not None:
+            clock.ends(name)
     figures = {title: figure_values(figure) for title, figure in finding.figures.items()}
     write_json(folder / "figures" / f"{name}.json", figures)
     result = AnalysisResult(analysis.question, finding.finding, finding.control, finding.values)
