@@ -29,7 +29,7 @@ from em_interp.behaviour.pairs import read_pairs
 from em_interp.files import remove, write_beside
 from em_interp.processes import MAX_WAIT, join
 from em_interp.run import Run
-from em_interp.stages import begin_stage, in_parts
+from em_interp.stages import begin_stage, in_parts, writing_together
 
 if TYPE_CHECKING:
     import pandas as pd

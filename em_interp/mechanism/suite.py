@@ -197,9 +197,9 @@ class _Clock:
         self.context, self.log = context, log
         self.left = [name for name in chosen if not _is_done(context, name)]
         if len(self.left) > 1:
-            sizes = {"this size": context} | {name: replace(context, size=size) for name, size in SIZES.items()}
-            times = [f"{_in_words(self._seconds(of_size))} ({name})" for name, of_size in sizes.items()]
-            log(f"{len(self.left)} analyses: {', '.join(times)}")
+            others = {name: replace(context, size=size) for name, size in SIZES.items() if size != context.size}
+            times = ", ".join(f"size {name}: {_in_words(self._seconds(other))}" for name, other in others.items())
+            log(f"{len(self.left)} analyses: {_in_words(self._seconds(context))} ({times})")
 
     def _seconds(self, context: SuiteContext) -> float:
         """Of the analyses that are left, those that are possible, at the size of this context."""
