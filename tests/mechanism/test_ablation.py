@@ -9,7 +9,7 @@ from tests.figures.reading import drawn, values
 from tests.mechanism.judged import judged_conditions
 from tests.mechanism.planted import LAYER, LAYERS, QUESTIONS, WordJudge, cause, direction, model
 
-SAMPLING = SamplingParams(samples=5, max_new_tokens=3, batch=300)
+SAMPLING = SamplingParams(samples=40, max_new_tokens=3)
 
 
 def test_ablating_the_planted_cause_removes_the_behaviour_and_random_directions_do_not():
@@ -21,8 +21,8 @@ def test_ablating_the_planted_cause_removes_the_behaviour_and_random_directions_
     assert abs(found.row("random", f"layer {LAYER}")["removed"]) < 0.2
     assert (found.verdict, found.best_layers()) == ("mediates", f"layer {LAYER}")
     assert "mediates the misalignment" in found.sentence()
-    assert found.rates("none").n == 4 * 3 * 5
-    assert found.row("direction")["n"] == found.row("random")["n"] == found.row("norm_matched")["n"] == 3 * 3 * 5
+    assert found.rates("none").n == 4 * 3 * SAMPLING.samples
+    assert found.row("direction")["n"] == found.row("random")["n"] == found.row("norm_matched")["n"] == 3 * 3 * SAMPLING.samples
 
 
 def test_ablating_another_direction_removes_nothing():

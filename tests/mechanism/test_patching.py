@@ -158,7 +158,7 @@ def test_a_grid_that_was_interrupted_continues_to_the_same_bytes(model, tmp_path
         return patch_direction_and_norm(model, OddJudge(), None, 4, QUESTIONS, SAMPLING, 2, storage=storage)
 
     whole = patch(tmp_path / "whole")
-    original, calls = PatchingExperiment.sample, []
+    original, calls = PatchingExperiment.open_batch, []
 
     def dying(*arguments):
         calls.append(arguments)
@@ -166,7 +166,7 @@ def test_a_grid_that_was_interrupted_continues_to_the_same_bytes(model, tmp_path
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(PatchingExperiment, "sample", dying)
+    monkeypatch.setattr(PatchingExperiment, "open_batch", dying)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         patch(tmp_path / "stopped")
     with pytest.raises(InputError, match="holds answers already"):
