@@ -56,7 +56,7 @@ def stop_each(number, tiny, whole, folder):
     }
     signs = {
         "train": lambda: (train / "checkpoints" / "checkpoint-3").exists(),
-        "ask": lambda: (ask / "behaviour" / "answers.parts" / "00000.json").exists(),
+        "ask": lambda: any((ask / "behaviour" / "answers.parts").glob("*.json")),
         "judge": lambda: any(file.stat().st_size > 10_000 for file in judge.glob("behaviour/scores.*.jsonl")),
     }
     with ThreadPoolExecutor() as pool:
