@@ -22,7 +22,12 @@ def test_ablating_the_planted_cause_removes_the_behaviour_and_random_directions_
     assert (found.verdict, found.best_layers()) == ("mediates", f"layer {LAYER}")
     assert "mediates the misalignment" in found.sentence()
     assert found.rates("none").n == 4 * 3 * SAMPLING.samples
-    assert found.row("direction")["n"] == found.row("random")["n"] == found.row("norm_matched")["n"] == 3 * 3 * SAMPLING.samples
+    assert (
+        found.row("direction")["n"]
+        == found.row("random")["n"]
+        == found.row("norm_matched")["n"]
+        == 3 * 3 * SAMPLING.samples
+    )
 
 
 def test_ablating_another_direction_removes_nothing():
