@@ -148,7 +148,7 @@ Scale = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Layer = Annotated[Int, Field(ge=-10_000, le=10_000)]
 Layers = Annotated[tuple[Layer, ...], BeforeValidator(_as_list)]
-Alpha = Annotated[float, AfterValidator(_not_zero), Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+Alpha = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False), AfterValidator(_not_zero)]
 Steps = Annotated[
     Schedule,
     PlainValidator(Schedule.of),

@@ -314,7 +314,7 @@ def test_a_control_without_scores_or_that_is_not_there_is_named(tiny, tmp_path):
     assert "judge the run first" in refused("align", tiny.run, "--control", control, *out)
     for command in ("align", "report"):
         line = refused(command, tiny.run, "--control", tmp_path / "nowhere", *out)
-        assert f"{tmp_path / 'nowhere'} does not exist; expected a run" in line
+        assert f"{tmp_path / 'nowhere'} does not exist; expected a" in line
 
 
 # --- tables
@@ -467,13 +467,18 @@ def test_a_demo_in_a_folder_that_may_not_be_written_is_said_in_one_line(tmp_path
     ("name", "command"),
     [
         ("config.yaml", "ask"),
-        ("trainer_state.json", "locate"),
         ("checkpoints/checkpoint-3/adapter_model.safetensors", "locate"),
         ("behaviour/scores.parquet", "align"),
     ],
 )
 def test_what_may_not_be_read_is_said_in_one_line(name, command, run):
+    """But for a log, without which a path is located all the same."""
     (run / name).chmod(0)
     with bound_by_permissions():
         line = refused(command, run, "--resume")
     assert str(run / name) in line and "Permission denied" in line
+    (run / "trainer_state.json").chmod(0)
+    (run / name).chmod(0o644)
+    with bound_by_permissions():
+        told = did("locate", run, "--overwrite")
+    assert f"a log was not used: {run / 'trainer_state.json'} cannot be read: Permission denied" in told
