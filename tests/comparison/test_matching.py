@@ -81,8 +81,14 @@ def test_a_base_is_known_by_its_identity_where_the_manifests_have_one(tmp_path):
 
 
 def test_what_is_no_comparison_is_refused():
-    for runs, given in (([], "none"), ([adapter(1)], "one"), (adapter(1), "one"), ("runs/seed1", "one")):
-        with pytest.raises(InputError, match=f"of two runs or more; {given} was given"):
+    few, no_list = "of two runs or more; {} was given", "runs must be a list"
+    for runs, message in (
+        ([], few.format("none")),
+        ([adapter(1)], few.format("one")),
+        (adapter(1), no_list),
+        ("a", no_list),
+    ):
+        with pytest.raises(InputError, match=message):
             em.compare(runs)
     with pytest.raises(InputError, match=r"no site is adapted by every run.*layers\.9"):
         em.compare([adapter(1), adapter(2, sites=("layers.9.mlp.down_proj",))])

@@ -136,8 +136,8 @@ def test_raw_cosines_between_these_are_refused_with_a_pointer_here(base):
 
 def test_what_cannot_be_compared_is_refused_in_one_line(base):
     path = path_on(base)
-    for runs in ([path], path, []):
-        with pytest.raises(InputError, match="two runs or more"):
+    for runs, message in (([path], "two runs or more"), ([], "two runs or more"), (path, "runs must be a list")):
+        with pytest.raises(InputError, match=message):
             em.compare_across_bases(runs, TEXTS)
     with pytest.raises(InputError, match="needs 19 random adapters or more; 5 were"):
         em.compare_across_bases([path, path], TEXTS, [base, base], draws=5)
