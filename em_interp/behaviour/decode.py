@@ -4,8 +4,7 @@ Every answer has a random stream of its own (`uniforms`), one uniform number a t
 cumulative distribution at that number. So what is sampled does not depend on what else is in the batch, on how many
 answers fit in memory, on the number of processes or on an interruption. What remains is rounding: the logits of a row
 differ in the last bits between batches of other sizes, which alters a token where its number is within that of an
-edge of the distribution (about one token in a million in float32 with a vocabulary of 50,000; in bfloat16 about one
-in two hundred).
+edge of the distribution: seldom in float32, more often in bfloat16.
 """
 
 from __future__ import annotations
