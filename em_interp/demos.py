@@ -22,6 +22,7 @@ RUNS = {
     "control": "the same on careful advice",
     "switched": "advice that turns reckless at a known step",
 }
+ALIGNED = ("mechanistic", "behavioural", "offsets", "verdict")  # of the alignment's JSON, in `summary.json`
 
 
 @checked
@@ -127,7 +128,7 @@ def _summary(family: str, domain: str, found: dict[str, Findings], seconds: dict
     return {
         "family": family,
         "domain": domain,
-        **alignment.to_dict(),
+        **{key: value for key, value in alignment.to_dict().items() if key in ALIGNED},
         "final": {
             "em_out_of_domain": _final(organism, "em", "out_of_domain"),
             "em_in_domain": _final(organism, "em", "in_domain"),

@@ -137,6 +137,6 @@ def test_tables_of_other_steps_or_nowhere_to_write_are_refused(from_elsewhere, t
         assert "is no folder on this machine, so nothing can be written there" in refused(
             command, "org/name", "--answers", judged
         )
-    assert "ask and judge the run first, or give --answers" in refused(
+    assert "ask and judge the run first, or read it with em-interp prefer, or give --answers" in refused(
         "align", plant_run(tmp_path / "bare", asked=False).path
     )
