@@ -74,9 +74,9 @@ def _draw_rates(figure: go.Figure, curve: em.BehaviourCurve, control: em.Behavio
         )
         line = {"color": colour, "width": 2}
         figure.add_scatter(x=steps, y=100 * rates["em"], mode="lines+markers", line=line, row=1, col=2)
-        last = 100 * float(rates["em"].iloc[-1])
+        top = 100 * float(rates["em_high"].iloc[-5:].max())  # of the band under the name
         style = {"showarrow": False, "xanchor": "right", "font": {"color": colour}}
-        figure.add_annotation(x=398, y=last + 12, text=name, **style, row=1, col=2)
+        figure.add_annotation(x=398, y=top + 5, text=name, **style, row=1, col=2)
 
 
 def _draw_offset(figure: go.Figure, turn: em.Transition, onset: em.Transition, found: em.Alignment) -> None:
