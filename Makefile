@@ -31,10 +31,10 @@ demo-real: $(READY)
 	$(BIN)/em-interp demo --real --out checkpoints/demo-real --resume
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY) lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow and not browser and not download'
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not browser and not download'
 
 test-download: $(READY)
 	$(BIN)/python -m pytest -m download

@@ -28,20 +28,15 @@ SLOW = (  # folders and files that train, sample, calibrate or start processes
 BROWSER = ("test_page_in_browser.py", "figures/test_export_files.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, and pytest the markers
+@pytest.hookimpl(tryfirst=True)  # before pytest reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out. On several cores (`--dist loadgroup`) a file stays on one.
-
-    All tests that need the demo's runs stay on one core, too.
-    """
+    """Mark what `make test-fast` leaves out."""
     for item in items:
         place = item.path.relative_to(TESTS)
         if RUNS & set(getattr(item, "fixturenames", ())) or any(place.is_relative_to(slow) for slow in SLOW):
             item.add_marker(pytest.mark.slow)
         if str(place) in BROWSER:
             item.add_marker(pytest.mark.browser)
-        group = "demo" if "demo" in getattr(item, "fixturenames", ()) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @dataclass(frozen=True)
