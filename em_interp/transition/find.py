@@ -16,7 +16,7 @@ from em_interp.trajectory import geometry
 from em_interp.trajectory.composition import composition_path, no_composition
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix, as_matrix
-from em_interp.transition import onset as onset_test
+from em_interp.transition import logistic
 from em_interp.transition import rotation as rotation_test
 from em_interp.transition import series as series_test
 from em_interp.transition.gradient_norm import gradient_norm_peak
@@ -32,7 +32,7 @@ TEST_LEVELS: dict[str, float] = {  # the largest p-value of a transition, by sig
     "rotation": rotation_test.ALPHA,
     "gradient_norm": series_test.ALPHA,
     "norm_onset": series_test.ALPHA,
-    "onset": onset_test.ALPHA,
+    "onset": logistic.ALPHA,
 }
 LOG_SIGNALS: tuple[Signal, ...] = ("gradient_norm",)  # of a log alone
 

@@ -17,7 +17,7 @@ bootstrap.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -27,6 +27,10 @@ from em_interp.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+ALPHA = 0.01  # a rise with a larger p-value is none
+MIN_STEPS = 5  # a logistic has four parameters
+MIN_SUPPORT = 3  # standard errors that must be left when any one checkpoint is left out
+N_PERMUTATIONS = 999
 STEEPNESS = 2 * np.log(9)  # a logistic of scale s rises from 10 % to 90 % within s · STEEPNESS
 N_REPLICATES = 300  # of the bootstrap behind the interval
 N_SCORING_ROUNDS = 6
@@ -171,7 +175,6 @@ class Rise:
     midpoint_interval: tuple[float, float]
     tenth_interval: tuple[float, float]
     width_interval: tuple[float, float]
-    dispersion: float  # squared residuals over what sampling explains, MIN_DISPERSION or more
     support: float  # standard errors by which it beats a flat line without the checkpoint it rests on most
 
     @property
@@ -180,8 +183,39 @@ class Rise:
         return self.midpoint - self.width / 2
 
     def at(self, steps: Float[np.ndarray, " step"]) -> Float[np.ndarray, " step"]:
-        """The fitted rate at these steps."""
+        """The fitted values at these steps."""
         return self.low + (self.high - self.low) * logistic(steps, self.midpoint, self.width)
+
+    def unresolved(self, steps: Float[np.ndarray, " step"], read: str) -> str:
+        """Why its step cannot be told from values `read` at these steps; "" where it can."""
+        low, high = self.midpoint_interval
+        if low <= steps[0]:
+            return f"the step half-way may lie before the first {read}, {steps[0]:g}"
+        if high >= steps[-1]:
+            return f"the step half-way may lie after the last {read}, {steps[-1]:g}"
+        return "it rests on one checkpoint alone" if self.support < MIN_SUPPORT else ""
+
+    def located(self, level: float) -> dict[str, Any]:
+        """What a transition says of where it is."""
+        return {"step": self.midpoint, "interval": self.midpoint_interval, "level": level, "width": self.width}
+
+    def evidence(self, steps: Float[np.ndarray, " step"]) -> dict[str, Any]:
+        """Arrays for the figure, over the range of the steps."""
+        fine = np.linspace(steps[0], steps[-1], 400)
+        return {
+            "fit_steps": fine,
+            "fit_rate": self.at(fine),
+            "tenth": self.tenth,
+            "tenth_interval": self.tenth_interval,
+            "width_interval": self.width_interval,
+        }
+
+
+@dataclass(frozen=True)
+class RateRise(Rise):
+    """A logistic fitted to rates."""
+
+    dispersion: float  # squared residuals over what sampling explains, MIN_DISPERSION or more
 
 
 def logistic(steps: Float[np.ndarray, " step"], midpoint: np.ndarray | float, width: np.ndarray | float) -> np.ndarray:
@@ -258,7 +292,20 @@ class Grid:
         return mean_rate - slope * mean_share, mean_rate + slope * (1 - mean_share)
 
 
-def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> Rise:
+def rise_p_value(
+    steps: Float[np.ndarray, " step"],
+    weights: Float[np.ndarray, " step"],
+    values: Float[np.ndarray, " step"],
+    null: Float[np.ndarray, "draw step"],
+) -> float:
+    """Share of the null's curves whose best logistic explains at least as much as that of the curve itself."""
+    grid = Grid.inside(steps)
+    observed = grid.gains(weights, values[None], bounded=False).max()
+    drawn = grid.gains(weights, null, bounded=False).max(axis=1)
+    return float(1 + np.sum(drawn >= observed * (1 - 1e-9))) / (1 + len(null))
+
+
+def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> RateRise:
     """The best logistic and the intervals of its midpoint, 10 % point and width.
 
     The interval holds the candidates whose fit is not worse than the best by more than a cut: the `level` quantile of
@@ -281,7 +328,7 @@ def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> R
     inside[[_centre(grid, left) for left in without_one]] = True
     low, high = grid.asymptotes(best, weights, rate)
     midpoints, widths = grid.midpoints[inside], grid.widths[inside]
-    return Rise(
+    return RateRise(
         float(grid.midpoints[best]),
         float(grid.widths[best]),
         float(low),
@@ -289,8 +336,8 @@ def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> R
         _range(midpoints),
         _range(midpoints - widths / 2),
         _range(widths),
-        float(dispersion),
         float(np.sqrt(min(left.max() for left in without_one))),
+        float(dispersion),
     )
 
 

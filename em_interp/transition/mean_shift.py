@@ -29,18 +29,14 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.errors import InputError
-from em_interp.transition.logistic import Grid, logistic
+from em_interp.transition.logistic import ALPHA, MIN_STEPS, N_PERMUTATIONS, Grid, Rise, rise_p_value
 from em_interp.transition.result import Transition, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ALPHA = 0.01  # a rise with a larger p-value is none
 MIN_SHIFT = 0.01  # a smaller rise of the mean is none: nats a token
-MIN_SUPPORT = 3  # standard errors that must be left when any one checkpoint is left out
-MIN_STEPS = 5  # a logistic has four parameters
 MIN_QUESTIONS = 8  # of 7, the signs alone give no p-value below ALPHA
-N_PERMUTATIONS = 999
 N_REPLICATES = 400
 N_MIDPOINTS, N_WIDTHS = 161, 30  # of the grid of a fit
 
@@ -99,29 +95,6 @@ class QuestionCurves:
 
 
 @dataclass(frozen=True)
-class Shift:
-    """A logistic fitted to a mean curve, with intervals at the level it was fitted with."""
-
-    midpoint: float
-    width: float
-    low: float
-    high: float
-    midpoint_interval: tuple[float, float]
-    tenth_interval: tuple[float, float]
-    width_interval: tuple[float, float]
-    support: float  # standard errors by which it beats a flat line without the checkpoint it rests on most
-
-    @property
-    def tenth(self) -> float:
-        """The step at which a tenth of the rise has happened."""
-        return self.midpoint - self.width / 2
-
-    def at(self, steps: Float[np.ndarray, " step"]) -> Float[np.ndarray, " step"]:
-        """The fitted mean change at these steps."""
-        return self.low + (self.high - self.low) * logistic(steps, self.midpoint, self.width)
-
-
-@dataclass(frozen=True)
 class ShiftTest:
     """The tests on the curves and the fit: p-values (None where undefined) and the shift (None where not rejected)."""
 
@@ -131,7 +104,7 @@ class ShiftTest:
     p_rise: float | None
     p_control: float | None
     p_style: float | None
-    shift: Shift | None
+    shift: Rise | None
 
     @property
     def p_value(self) -> float | None:
@@ -175,14 +148,11 @@ def shift_onset(
         of=of,
         verdict=verdict,
         reason=reason,
-        step=shift.midpoint if shift else None,
-        interval=shift.midpoint_interval if shift else None,
-        level=level if shift else None,
         p_value=found.p_value,
-        width=shift.width if shift else None,
         scale=curve.scale,
         questions=curve.questions,
         evidence=_evidence(found),
+        **(shift.located(level) if shift else {}),
     )
 
 
@@ -211,7 +181,7 @@ def _p_of_signs(
 ) -> float:
     """The p-value of a rise of the mean, from random signs of the questions' curves."""
     signs = rng.choice([-1.0, 1.0], (N_PERMUTATIONS, change.shape[1]))
-    return _p_value(steps, change.mean(axis=1), signs @ change.T / change.shape[1])
+    return rise_p_value(steps, np.ones(len(steps)), change.mean(axis=1), signs @ change.T / change.shape[1])
 
 
 def _p_beyond_control(curves: QuestionCurves, control: QuestionCurves, rng: np.random.Generator) -> float | None:
@@ -236,20 +206,10 @@ def _p_beyond_style(curves: QuestionCurves, style: QuestionCurves, rng: np.rando
     count, total = own.shape[1], both.shape[1]
     weights = np.where(np.arange(total) < count, 1 / count, -1 / (total - count))
     drawn = rng.permuted(np.tile(weights, (N_PERMUTATIONS, 1)), axis=1)
-    return _p_value(steps, both @ weights, drawn @ both.T)
+    return rise_p_value(steps, np.ones(len(steps)), both @ weights, drawn @ both.T)
 
 
-def _p_value(
-    steps: Float[np.ndarray, " step"], mean: Float[np.ndarray, " step"], null: Float[np.ndarray, "draw step"]
-) -> float:
-    """Share of the null's curves whose best logistic explains at least as much as that of the curve itself."""
-    grid, weights = Grid.inside(steps), np.ones(len(steps))
-    observed = grid.gains(weights, mean[None], bounded=False).max()
-    drawn = grid.gains(weights, null, bounded=False).max(axis=1)
-    return float(1 + np.sum(drawn >= observed * (1 - 1e-9))) / (1 + len(null))
-
-
-def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) -> Shift:
+def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) -> Rise:
     """The best logistic of the mean curve, and the intervals of its midpoint, 10 % point and width.
 
     The estimates without each checkpoint in turn are within the intervals, so that no single checkpoint decides, and
@@ -275,7 +235,7 @@ def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) ->
         ends = of[best] + few * (np.quantile(of[drawn], [(1 - level) / 2, (1 + level) / 2]) - of[best])
         return float(min(ends[0], of[always].min())), float(max(ends[1], of[always].max()))
 
-    return Shift(
+    return Rise(
         float(grid.midpoints[best]),
         float(grid.widths[best]),
         float(low),
@@ -354,12 +314,8 @@ def verdict_of(found: ShiftTest) -> tuple[Verdict, str]:
     change = f"the mean changes by {curves.change[-1].mean():+.3f} from step {steps[0]:g} to {steps[-1]:g}"
     if shift.high - shift.low < MIN_SHIFT:
         return "none", f"{change}; a rise by less than {MIN_SHIFT:g} is none"
-    low, high = shift.midpoint_interval
-    if low <= steps[0] or high >= steps[-1]:
-        end = f"before the first read, {steps[0]:g}" if low <= steps[0] else f"after the last read, {steps[-1]:g}"
-        return "inconclusive", f"{change}, but the step half-way may lie {end}"
-    if shift.support < MIN_SUPPORT:
-        return "inconclusive", f"{change}, but it rests on one checkpoint alone"
+    if unresolved := shift.unresolved(steps, "read"):
+        return "inconclusive", f"{change}, but {unresolved}"
     names = [f"the {name}" for name, other in compared.items() if other is not None]
     beyond = f"beyond {' and '.join(names)}" if names else "no control was given"
     first, last = shift.tenth_interval
@@ -379,13 +335,4 @@ def _evidence(found: ShiftTest) -> dict[str, Any]:
         if other is not None:
             evidence |= {f"{name}_steps": other.steps, f"{name}_rate": other.change.mean(axis=1)}
             evidence |= {f"p_{name}": getattr(found, f"p_{name}")}
-    if shift is not None:
-        fine = np.linspace(curves.steps[0], curves.steps[-1], 400)
-        evidence |= {
-            "fit_steps": fine,
-            "fit_rate": shift.at(fine),
-            "tenth": shift.tenth,
-            "tenth_interval": shift.tenth_interval,
-            "width_interval": shift.width_interval,
-        }
-    return evidence
+    return evidence | (shift.evidence(curves.steps) if shift is not None else {})

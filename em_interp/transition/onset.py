@@ -23,19 +23,24 @@ import numpy as np
 
 from em_interp.checks import as_list, check_level, check_type, described
 from em_interp.errors import InputError, nearest
-from em_interp.transition.logistic import Grid, OutcomeCounts, Rise, fit_rise, matched
+from em_interp.transition.logistic import (
+    ALPHA,
+    MIN_STEPS,
+    N_PERMUTATIONS,
+    OutcomeCounts,
+    RateRise,
+    fit_rise,
+    matched,
+    rise_p_value,
+)
 from em_interp.transition.mean_shift import ShiftCurve, shift_onset
 from em_interp.transition.result import Transition, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ALPHA = 0.01  # a rise with a larger p-value is none
 MIN_RISE = 0.02  # a smaller rise is none: judging the same answers again flips 1 % of the labels
-MIN_SUPPORT = 3  # standard errors that must be left when any one checkpoint is left out
-MIN_STEPS = 5  # a logistic has four parameters
 DETECTABLE_RISE = 0.2  # where even a rise this large would probably be missed, no rise is inconclusive
-N_PERMUTATIONS = 999
 METRICS = {
     "em": "EM rate",
     "coherent": "coherent rate",
@@ -160,7 +165,7 @@ class RiseTest:
     p_rise: float | None
     p_control: float | None
     underpowered: bool  # a rise by DETECTABLE_RISE would probably be missed
-    rise: Rise | None
+    rise: RateRise | None
 
     @property
     def p_value(self) -> float | None:
@@ -178,7 +183,7 @@ def locate_rise(
     if len(counts.steps) < MIN_STEPS:
         return RiseTest(counts, control, None, None, True, None)
     null = counts.permuted_over_steps(N_PERMUTATIONS, rng)
-    p_rise = _p_value(counts.steps, counts.answers, counts.rate, null)
+    p_rise = rise_p_value(counts.steps, counts.answers, counts.rate, null)
     p_control = None if control is None else _p_against(counts, control, rng)
     rejected = max(p_rise, p_control or 0.0) <= ALPHA
     rise = fit_rise(counts, level, rng) if rejected else None
@@ -204,12 +209,8 @@ def verdict_of(found: RiseTest, metric: str) -> tuple[Verdict, str]:
     change = f"the {name} {moves}s from {_formatted(before, metric)} to {_formatted(after, metric)}"
     if abs(after - before) < MIN_RISE:
         return "none", f"{change}, less than {MIN_RISE * 100:g} points"
-    low, high = rise.midpoint_interval
-    if low <= steps[0] or high >= steps[-1]:
-        end = f"before the first sampled, {steps[0]:g}" if low <= steps[0] else f"after the last sampled, {steps[-1]:g}"
-        return "inconclusive", f"{change}, but the step half-way may lie {end}"
-    if rise.support < MIN_SUPPORT:
-        return "inconclusive", f"{change}, but it rests on one checkpoint alone"
+    if unresolved := rise.unresolved(steps, "sampled"):
+        return "inconclusive", f"{change}, but {unresolved}"
     beyond = f"step {steps[0]:g} (no control was given)" if found.control is None else "its control"
     first, last = rise.tenth_interval
     return (
@@ -243,14 +244,11 @@ def _transition(
         of=metric,
         verdict=verdict,
         reason=reason,
-        step=rise.midpoint if rise else None,
-        interval=rise.midpoint_interval if rise else None,
-        level=level if rise else None,
         p_value=found.p_value,
-        width=rise.width if rise else None,
         scale=curve.scale,
         questions=curve.questions,
         evidence=_evidence(found, metric),
+        **(rise.located(level) if rise else {}),
     )
 
 
@@ -260,15 +258,7 @@ def _p_against(counts: OutcomeCounts, control: OutcomeCounts, rng: np.random.Gen
         return None
     precision = 1 / (1 / own.answers + 1 / other.answers)
     null = own.permuted_between(other, N_PERMUTATIONS, rng)
-    return _p_value(own.steps, precision, own.rate - other.rate, null)
-
-
-def _p_value(steps: np.ndarray, weights: np.ndarray, rate: np.ndarray, null: np.ndarray) -> float:
-    """Share of the null's curves whose best logistic explains at least as much as that of the curve itself."""
-    grid = Grid.inside(steps)
-    observed = grid.gains(weights, rate[None], bounded=False).max()
-    permuted = grid.gains(weights, null, bounded=False).max(axis=1)
-    return float(1 + np.sum(permuted >= observed * (1 - 1e-9))) / (1 + len(null))
+    return rise_p_value(own.steps, precision, own.rate - other.rate, null)
 
 
 def _underpowered(counts: OutcomeCounts) -> bool:
@@ -301,13 +291,6 @@ def _evidence(found: RiseTest, metric: str) -> dict[str, Any]:
         evidence |= {"control_steps": control.steps, "control_rate": _in_direction(control.rate, metric)}
         evidence |= {"p_control": found.p_control}
     if rise is not None:
-        fine = np.linspace(counts.steps[0], counts.steps[-1], 400)
-        evidence |= {
-            "fit_steps": fine,
-            "fit_rate": _in_direction(rise.at(fine), metric),
-            "tenth": rise.tenth,
-            "tenth_interval": rise.tenth_interval,
-            "width_interval": rise.width_interval,
-            "dispersion": rise.dispersion,
-        }
+        fitted = rise.evidence(counts.steps)
+        evidence |= fitted | {"fit_rate": _in_direction(fitted["fit_rate"], metric), "dispersion": rise.dispersion}
     return evidence
