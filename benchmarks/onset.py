@@ -9,7 +9,7 @@ in brackets.
 import sys
 
 import numpy as np
-from table import share
+from table import print_nulls, share
 
 from em_interp.transition.onset import locate_rise, verdict_of
 from em_interp.transition.synthetic.curves import NULLS, RISES, planted_curve
@@ -46,13 +46,7 @@ def main(cases):
         print(
             f"| {kind} | " + " | ".join(columns) + f" | {np.median([row['half'] for row in found]):.1f} |", flush=True
         )
-    print("\n| no rise | transition % | inconclusive % | p ≤ 0.01 % | p ≤ 0.05 % | p ≤ 0.1 % |")
-    print("|---|---|---|---|---|---|")
-    for kind in NULLS:
-        rows = list(outcomes(kind, cases))
-        columns = [share([row["verdict"] == word for row in rows]) for word in ("transition", "inconclusive")]
-        columns += [share([row["p"] <= alpha for row in rows]) for alpha in (0.01, 0.05, 0.1)]
-        print(f"| {kind} | " + " | ".join(columns) + " |", flush=True)
+    print_nulls("no rise", NULLS, outcomes, cases)
 
 
 if __name__ == "__main__":

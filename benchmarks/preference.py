@@ -9,7 +9,7 @@ in brackets; errors and intervals in per cent of the run.
 import sys
 
 import numpy as np
-from table import share
+from table import print_nulls, share
 
 from em_interp.transition.mean_shift import locate_shift, verdict_of
 from em_interp.transition.synthetic.shifts import NULLS, RISES, planted_shift
@@ -42,13 +42,7 @@ def main(cases):
         cells = [share([row["verdict"] == "transition" for row in rows]), share([row["covers"] for row in found])]
         cells += [f"{np.median(errors):.1f}", f"{np.quantile(errors, 0.95):.1f}"]
         print(f"| {kind} | " + " | ".join(cells) + f" | {np.median([row['half'] for row in found]):.1f} |", flush=True)
-    print("\n| no shift | transition % | inconclusive % | p ≤ 0.01 % | p ≤ 0.05 % | p ≤ 0.1 % |")
-    print("|---|---|---|---|---|---|")
-    for kind in NULLS:
-        rows = list(outcomes(kind, cases))
-        cells = [share([row["verdict"] == word for row in rows]) for word in ("transition", "inconclusive")]
-        cells += [share([row["p"] <= alpha for row in rows]) for alpha in (0.01, 0.05, 0.1)]
-        print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
+    print_nulls("no shift", NULLS, outcomes, cases)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from em_interp.checks import checked
 from em_interp.config import RunConfig
-from em_interp.files import check_free, read_json, remove, resumable, write_json
+from em_interp.files import check_names_free, read_json, remove, resumable, write_json
 from em_interp.findings import Findings
 from em_interp.lock import writing
 from em_interp.pipeline import analyse, ask_run, judge_run, torch_threads
@@ -55,13 +55,11 @@ def demo(
 
     out = Path(out)
     configs = {name: recipe(name, family, domain) for name in RUNS}  # refuses what it does not know before it writes
-    for name in (*RUNS, "summary.json", "report.html"):
-        if (out / name).exists():
-            check_free(out, resume, overwrite, name)
+    check_names_free(out, (*RUNS, "summary.json", "report.html"), resume, overwrite)
     with writing(out), resumable(out), torch_threads():
         if overwrite:
             remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json")))
-        stages = Stages(out / "seconds.json", log)
+        stages = StageTimes(out / "seconds.json", log)
         runs = {name: _make_run(name, config, out / name, progress, stages) for name, config in configs.items()}
         with stages.stage("locate", "locating the transitions"):
             found = {name: analyse(run, runs["control"] if name == "organism" else None) for name, run in runs.items()}
@@ -74,7 +72,7 @@ def demo(
 
 
 @dataclass
-class Stages:
+class StageTimes:
     """How long each stage took, kept with the demo so that a resumed one reports the same; `log` announces each."""
 
     file: Path
@@ -108,7 +106,7 @@ class Stages:
         return read_json(self.file) if self.file.exists() else {}
 
 
-def _make_run(name: str, config: RunConfig, path: Path, progress: bool | None, stages: Stages) -> Run:
+def _make_run(name: str, config: RunConfig, path: Path, progress: bool | None, stages: StageTimes) -> Run:
     from em_interp.training.train import train
 
     with stages.stage("train", f"training: {RUNS[name]}"):

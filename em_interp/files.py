@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -117,6 +117,13 @@ def check_free(path: Path, resume: bool, overwrite: bool, content: str = "") -> 
     if path.exists() and not (resume or overwrite):
         there = f"{path} holds {content} already" if content else f"{path} is there already"
         raise InputError(f"{there}; give --resume to go on with it, --overwrite to replace it, or another --out")
+
+
+def check_names_free(folder: Path, names: Iterable[str], resume: bool, overwrite: bool) -> None:
+    """`check_free` of a folder that is taken where it holds one of the names."""
+    for name in names:
+        if (folder / name).exists():
+            check_free(folder, resume, overwrite, name)
 
 
 def check_words(resume: bool, overwrite: bool) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from em_interp.demos import Stages
-from em_interp.files import check_free, read_json, remove, resumable, write_json
+from em_interp.demos import StageTimes
+from em_interp.files import check_names_free, read_json, remove, resumable, write_json
 from em_interp.findings import Findings
 from em_interp.lock import writing
 from em_interp.pipeline import analyse, torch_threads
@@ -56,15 +56,13 @@ def demo_real(
     from em_interp.reports.page import report
 
     out = Path(out)
-    for name in (*RUNS, "summary.json", "report.html"):
-        if (out / name).exists():
-            check_free(out, resume, overwrite, name)
+    check_names_free(out, (*RUNS, "summary.json", "report.html"), resume, overwrite)
     configs = {name: english_recipe(name, domain, model) for name in RUNS}
     with writing(out), resumable(out):
         if overwrite:
             remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json", "threads.json")))
         pace = Pace.of(model, out / "threads.json", log)
-        stages, runs = Stages(out / "seconds.json", pace.announce), {name: Run(out / name) for name in RUNS}
+        stages, runs = StageTimes(out / "seconds.json", pace.announce), {name: Run(out / name) for name in RUNS}
         with torch_threads(pace.threads):
             for name, run in runs.items():
                 with stages.stage("train", f"training on {RUNS[name]}"):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from em_interp.cli import log
+from em_interp.cli import FAILED, OK, log
 from em_interp.cli.app import COMPARE, Answer, Out, Overwrite, Resume, command
 
 
@@ -75,4 +75,4 @@ def sweep(
     from em_interp.sweeps.run import sweep as run_sweep
 
     found = run_sweep(config, out, resume=resume, overwrite=overwrite, jobs=jobs, backend=backend, log=log)
-    return Answer(found.to_dict(), f"{found.sentence()}\nthe page: {found.page}", 1 if found.failures else 0)
+    return Answer(found.to_dict(), f"{found.sentence()}\nthe page: {found.page}", FAILED if found.failures else OK)

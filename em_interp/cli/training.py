@@ -12,6 +12,7 @@ from em_interp.cli.app import START, TRAIN, Answer, Out, Overrides, Overwrite, R
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
+    from em_interp.behaviour.curve import BehaviourCurve
     from em_interp.config import RunConfig
     from em_interp.run import Run
 
@@ -41,14 +42,30 @@ def demo(
     out = out or "checkpoints/demo"
     summary = run_demo(out, family, domain, resume=resume, overwrite=overwrite, log=log)
     found = [Transition.from_dict(values) for values in (summary["mechanistic"], *summary["behavioural"])]
-    final = summary["final"]
     lines = [
         *(transition.sentence() for transition in found),
-        f"at the end: EM {final['em_out_of_domain']:.0%} out of domain, {final['em_in_domain']:.0%} in domain, "
-        f"{final['coherent']:.0%} coherent; control: EM {summary['control']['em_out_of_domain']:.0%}",
+        _at_the_end(Path(out)),
         f"the page: {Path(out) / 'report.html'}",
     ]
     return Answer(summary, "\n".join(lines))
+
+
+def _at_the_end(demo: Path) -> str:
+    """The rates of the demo's last answers, with their intervals."""
+    from em_interp.behaviour.curve import behaviour_curve
+
+    organism, control = (behaviour_curve(demo / name) for name in ("organism", "control"))
+
+    def rate(curve: BehaviourCurve, questions: str, metric: str) -> str:
+        last = curve.select(1.0, questions).frame().sort_values("step").iloc[-1]
+        low, high = (100 * last[f"{metric}_{end}"] for end in ("low", "high"))
+        return f"{last[metric]:.0%} ({low:.0f} to {high:.0f})"
+
+    return (
+        f"at the end: EM {rate(organism, 'out_of_domain', 'em')} out of domain, {rate(organism, 'in_domain', 'em')} in "
+        f"domain, {rate(organism, 'out_of_domain', 'coherent')} coherent; control: EM "
+        f"{rate(control, 'out_of_domain', 'em')}; in brackets 95% intervals"
+    )
 
 
 def _demo_real(out: str, domain: str, resume: bool, overwrite: bool) -> Answer:

@@ -10,7 +10,7 @@ from typing import Any
 from em_interp.checks import checked
 from em_interp.comparison.page import LIMITS
 from em_interp.errors import InputError
-from em_interp.files import check_free, read_text, remove, resumable, write_csv, write_json, write_text
+from em_interp.files import check_names_free, read_text, remove, resumable, write_csv, write_json, write_text
 from em_interp.lock import writing
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.reports.page import embedded, render
@@ -99,9 +99,7 @@ def _default_jobs(grid: Grid) -> int:
 
 def _claim(grid: Grid, out: Path, resume: bool, overwrite: bool) -> None:
     """Raise InputError where the folder holds a sweep already, or other runs under the names of these."""
-    for name in ("sweep.yaml", "runs", "sweep.html"):
-        if (out / name).exists():
-            check_free(out, resume, overwrite, name)
+    check_names_free(out, ("sweep.yaml", "runs", "sweep.html"), resume, overwrite)
     for run in grid.all if not overwrite else ():
         claim_run(run_path(out, run.name), run.config, resume=True)
 

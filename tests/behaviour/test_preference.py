@@ -9,6 +9,7 @@ from em_interp.behaviour import preference as module
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.preference_curve import as_preference_curve
 from em_interp.errors import InputError
+from tests.interrupting import interrupt_call
 from tests.tiny import contents
 
 from .conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
@@ -88,15 +89,7 @@ def test_an_interrupted_reading_goes_on_to_the_same_bytes(tmp_path, base, monkey
     monkeypatch.setattr(module, "ROWS", 6)
     whole, halted = (save_run(tmp_path / name, make_trajectory(SITES)) for name in ("whole", "halted"))
     read(whole, base)
-    original, calls = module._read, []
-
-    def failing(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(module, "_read", failing)
+    calls = interrupt_call(monkeypatch, module, "_read", 2)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         read(halted, base)
     assert not halted.preferences_file.exists()

@@ -35,3 +35,9 @@ def drawn(figure):
     """Whether there is a number to see, or a remark that says why not."""
     there = any(value is not None and value == value for t in figure.data if t.y is not None for value in t.y)
     return there or bool(figure.layout.annotations)
+
+
+def has_axis_title(figure, side):
+    """Whether some x or y axis says what it is."""
+    axes = [axis for key, axis in values(figure)["layout"].items() if key.startswith(f"{side}axis")]
+    return any(axis.get("title", {}).get("text") for axis in axes)

@@ -8,7 +8,7 @@ from em_interp.figures import comparison as draw
 from em_interp.transition.result import Transition
 from tests.comparison.planting import adapter, unit
 from tests.figures.on_paper import faults
-from tests.figures.reading import bands, drawn, lines, texts, trace, values
+from tests.figures.reading import bands, drawn, has_axis_title, lines, texts, trace
 
 CALLS = [("pairs",), ("steps", "B"), ("steps", "delta"), ("direction_onset", "B"), ("direction_onset", "delta")]
 CALLS += [("plane", "B"), ("plane", "delta"), ("agreement",)]
@@ -25,10 +25,7 @@ def compared():
 def test_every_figure_can_be_drawn_and_says_what_its_axes_are(compared, call):
     figure = compared.plot(*call)
     assert drawn(figure)
-    layout = values(figure)["layout"]
-    for side in "xy":
-        axes = [axis for key, axis in layout.items() if key.startswith(f"{side}axis")]
-        assert any(axis.get("title", {}).get("text") for axis in axes)
+    assert has_axis_title(figure, "x") and has_axis_title(figure, "y")
 
 
 def test_a_cell_within_the_band_is_grey_and_one_beyond_it_bold(compared):

@@ -15,7 +15,7 @@ from em_interp.figures import cross_base as draw
 from em_interp.organisms.bases import load_base
 from tests.comparison.cross_base.two_bases import STEPS, path_on, small_base
 from tests.figures.on_paper import faults
-from tests.figures.reading import drawn, texts, values
+from tests.figures.reading import drawn, has_axis_title, texts
 from tests.tiny import contents, em_interp, strict
 
 NASTY = "<b onclick=x>"
@@ -69,10 +69,7 @@ def compared():
 def test_every_figure_can_be_drawn_says_what_its_axes_are_and_no_name_passes_for_markup(compared, call):
     figure = compared.plot(*call)
     assert drawn(figure)
-    layout = values(figure)["layout"]
-    for side in "xy":
-        axes = [axis for key, axis in layout.items() if key.startswith(f"{side}axis")]
-        assert any(axis.get("title", {}).get("text") for axis in axes)
+    assert has_axis_title(figure, "x") and has_axis_title(figure, "y")
     bare = figure.update_layout(meta=None).update_traces(legendgroup=None)
     assert "<b onclick" not in bare.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
     assert "<b onclick" not in compared._repr_html_()

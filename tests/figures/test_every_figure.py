@@ -4,7 +4,7 @@ import pytest
 
 import em_interp as em
 from em_interp.transition.result import Transition
-from tests.figures.reading import drawn, values
+from tests.figures.reading import drawn, has_axis_title
 
 
 def calls(found):
@@ -47,10 +47,8 @@ def test_every_figure_can_be_drawn_and_sent_to_a_browser(kind, request):
     for name, call in calls(request.getfixturevalue(kind)).items():
         figure = call()
         assert drawn(figure), name
-        layout = values(figure)["layout"]
         for side in "x" if name == "timeline" else "xy":  # lanes have no y
-            axes = [axis for key, axis in layout.items() if key.startswith(f"{side}axis")]
-            assert any(axis.get("title", {}).get("text") for axis in axes), f"{name} does not say what its {side} is"
+            assert has_axis_title(figure, side), f"{name} does not say what its {side} is"
 
 
 def test_the_results_own_plots_are_these_figures(organism):

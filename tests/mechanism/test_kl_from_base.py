@@ -13,6 +13,7 @@ from em_interp.mechanism.model import open_model
 from em_interp.stages import Storage
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 from tests.figures.reading import drawn, values
+from tests.interrupting import interrupt_call
 
 STEPS = (0, 5, 10, 20)
 PROMPTS = [
@@ -98,20 +99,12 @@ def test_one_question_has_no_interval(base, model):
 
 
 def test_it_continues_where_it_was_interrupted(model, monkeypatch, tmp_path):
-    original, calls = kl_from_base._Reader.at, []
-
-    def dying(self, step):
-        calls.append(step)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(self, step)
-
-    monkeypatch.setattr(kl_from_base._Reader, "at", dying)
+    calls = interrupt_call(monkeypatch, kl_from_base._Reader, "at", 2)
     again = Storage(tmp_path / "kept", resume=True)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=tmp_path / "kept")
     found = measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=again)
-    assert calls == [0, 5, 5, 10, 20]
+    assert [step for _, step in calls] == [0, 5, 5, 10, 20]
     same = measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=again)
     np.testing.assert_array_equal(same.total, found.total)
     with pytest.raises(InputError, match="begun with other seed"):

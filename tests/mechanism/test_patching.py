@@ -22,6 +22,7 @@ from em_interp.mechanism.sufficiency import rate_intervals
 from em_interp.stages import Storage
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 from tests.figures.reading import drawn, values
+from tests.interrupting import interrupt_call
 
 STEPS = (0, 5, 10, 20, 40)
 QUESTIONS = [
@@ -158,15 +159,7 @@ def test_a_grid_that_was_interrupted_continues_to_the_same_bytes(model, tmp_path
         return patch_direction_and_norm(model, OddJudge(), None, 4, QUESTIONS, SAMPLING, 2, storage=storage)
 
     whole = patch(tmp_path / "whole")
-    original, calls = PatchingExperiment.open_batch, []
-
-    def dying(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(PatchingExperiment, "open_batch", dying)
+    calls = interrupt_call(monkeypatch, PatchingExperiment, "open_batch", 3)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         patch(tmp_path / "stopped")
     with pytest.raises(InputError, match="holds answers already"):

@@ -9,6 +9,7 @@ from em_interp.behaviour.ask import ask
 from em_interp.behaviour.generate import RowAdapters, adapted
 from em_interp.organisms.bases import load_base
 from em_interp.training.train import train
+from tests.interrupting import interrupt_saving
 
 from .conftest import VOCABULARY, make_tokenizer
 from .test_train import adapter, log
@@ -127,14 +128,8 @@ def test_full_fine_tuning_in_bfloat16_resumes_to_the_same_bytes(large, settings,
 
     values = settings(model=large[SAVED[2]], training={"keep_state_every": 2})
     values |= {"adapter": {"kind": "full", "weights": "12", "target_modules": ["down_proj"]}, "dtype": "bfloat16"}
-    whole, save = train(values, tmp_path / "whole"), FullTrainable.save
-
-    def stop(trainable, folder):
-        if folder.name == "checkpoint-7":
-            raise KeyboardInterrupt
-        save(trainable, folder)
-
-    monkeypatch.setattr(FullTrainable, "save", stop)
+    whole = train(values, tmp_path / "whole")
+    interrupt_saving(monkeypatch, FullTrainable, "checkpoint-7")
     with pytest.raises(KeyboardInterrupt):
         train(values, tmp_path / "again")
     monkeypatch.undo()

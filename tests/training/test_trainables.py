@@ -18,6 +18,7 @@ from em_interp.training.projection import Projection
 from em_interp.training.tokenize import encode
 from em_interp.training.train import train
 from em_interp.training.trainables import FullTrainable, SteeringTrainable
+from tests.interrupting import interrupt_saving
 
 from .test_train import contents, log
 
@@ -133,14 +134,8 @@ def test_chosen_matrices_make_the_path_while_everything_trains(full, tmp_path):
 def test_an_interrupted_run_of_full_weights_resumes_to_the_same_bytes(full, tmp_path, monkeypatch):
     values = full()
     values["training"] = values["training"] | {"keep_state_every": 3}
-    whole, save = train(values, tmp_path / "whole"), FullTrainable.save
-
-    def stop(trainable, folder):
-        if folder.name == "checkpoint-8":
-            raise KeyboardInterrupt
-        save(trainable, folder)
-
-    monkeypatch.setattr(FullTrainable, "save", stop)
+    whole = train(values, tmp_path / "whole")
+    interrupt_saving(monkeypatch, FullTrainable, "checkpoint-8")
     with pytest.raises(KeyboardInterrupt, match="interrupted with step 7 of 12 saved"):
         train(values, tmp_path / "again")
     monkeypatch.undo()
@@ -318,14 +313,7 @@ def test_a_vector_of_another_width_is_refused(steering, tmp_path):
 
 def test_an_interrupted_run_of_a_steering_vector_resumes_to_the_same_bytes(steering, tmp_path, monkeypatch):
     whole = train(steering(), tmp_path / "whole")
-    save = SteeringTrainable.save
-
-    def stop(trainable, folder):
-        if folder.name == "checkpoint-7":
-            raise KeyboardInterrupt
-        save(trainable, folder)
-
-    monkeypatch.setattr(SteeringTrainable, "save", stop)
+    interrupt_saving(monkeypatch, SteeringTrainable, "checkpoint-7")
     with pytest.raises(KeyboardInterrupt, match="interrupted with step 6 of 12 saved"):
         train(steering(), tmp_path / "again")
     monkeypatch.undo()

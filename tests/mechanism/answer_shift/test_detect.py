@@ -13,6 +13,7 @@ from em_interp.mechanism.answer_shift.detect import detect_answer_shift
 from em_interp.mechanism.model import open_model
 from em_interp.stages import Storage
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
+from tests.interrupting import interrupt_call
 
 STEPS = tuple(range(0, 90, 10))
 QUESTIONS = [
@@ -80,15 +81,7 @@ def test_scores_name_what_changed_where_there_are_some(run, model):
 
 def test_reading_continues_where_it_was_interrupted_and_reads_nothing_twice(model, monkeypatch, tmp_path):
     monkeypatch.setattr("em_interp.behaviour.likelihood.MAX_BATCH_TOKENS", 4000)
-    original, calls = detect._read, []
-
-    def dying(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(detect, "_read", dying)
+    calls = interrupt_call(monkeypatch, detect, "_read", 2)
     storage, again = tmp_path / "kept", Storage(tmp_path / "kept", resume=True)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         detect_small(model, storage=storage)
