@@ -15,7 +15,7 @@ import sys
 import numpy as np
 from table import print_row, share
 
-from em_interp.behaviour.generate import RowAdapters
+from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.comparison.cross_base.activation_diff import (
     MeasuredRun,
     RunOnBase,

@@ -22,9 +22,9 @@ from em_interp.run import Run, open_run
 from em_interp.stages import is_watched
 
 if TYPE_CHECKING:
-    from em_interp.behaviour.judge import Judge
-    from em_interp.behaviour.llm_judge import Prompts
-    from em_interp.mechanism.experiments import SamplingParams
+    from em_interp.behaviour.judging.judge import Judge
+    from em_interp.behaviour.judging.llm_judge import Prompts
+    from em_interp.mechanism.interventions.experiments import SamplingParams
     from em_interp.mechanism.model import EngineName
     from em_interp.mechanism.report import MechanismReport
     from em_interp.mechanism.suite import SizeName, SuiteSize
@@ -53,7 +53,7 @@ def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, prog
     Raises:
         InputError: answers are there already, or the config's questions or base cannot be used.
     """
-    from em_interp.behaviour.ask import ask, steps_with_models
+    from em_interp.behaviour.sampling.ask import ask, steps_with_models
     from em_interp.organisms.bases import load_base
 
     run = _as_run(run)
@@ -101,7 +101,7 @@ def judge_run(
     Raises:
         InputError: there are no answers, this judge's scores are there already, or the judge cannot be used.
     """
-    from em_interp.behaviour.judge import has_scores, judge_answers
+    from em_interp.behaviour.judging.judge import has_scores, judge_answers
 
     run = _as_run(run)
     if has_scores(run, judge_name(run, overrides)):
@@ -113,7 +113,7 @@ def judge_run(
 @contextmanager
 def run_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = False) -> Iterator[Judge]:
     """The judge that a run's config names, with its overrides. Raises InputError where there is no such judge."""
-    from em_interp.behaviour.llm_judge import open_judge
+    from em_interp.behaviour.judging.llm_judge import open_judge
     from em_interp.organisms.judge import AdviceJudge
 
     judge = _config(run, overrides).behaviour.judge
@@ -158,7 +158,7 @@ def judge_endpoint(run: Run, overrides: Sequence[str] = ()) -> EndpointConfig:
 
 def judge_prompts(run: Run, overrides: Sequence[str] = ()) -> Prompts:
     """The prompts of a model that judges the run: those in the file of its questions, else the built-in ones."""
-    from em_interp.behaviour.llm_judge import Prompts
+    from em_interp.behaviour.judging.llm_judge import Prompts
     from em_interp.behaviour.questions import read_questions
     from em_interp.organisms.built_in import LANGUAGES
 

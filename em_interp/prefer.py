@@ -99,7 +99,7 @@ def _default_steps(run: Run) -> list[int]:
     """Those that the config names, or evenly spaced ones."""
     import numpy as np
 
-    from em_interp.behaviour.ask import steps_with_models
+    from em_interp.behaviour.sampling.ask import steps_with_models
     from em_interp.trajectory.geometry import evenly_spaced
 
     steps = steps_with_models(run)

@@ -18,7 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 TESTS = Path(__file__).parent
 RUNS = {"demo", "tiny"}  # fixtures that train, sample and judge
 SLOW = (  # folders and files that train, sample, calibrate or start processes
-    "behaviour/test_transformers_serve.py", "cli", "comparison", "mechanism", "sweeps", "training",
+    "behaviour/judging/test_transformers_serve.py", "cli", "comparison", "mechanism", "sweeps", "training",
     "test_cli.py", "test_demos.py", "test_install.py", "test_notebooks.py", "test_organism.py", "test_page.py",
     "test_prefer.py", "test_typed.py", "figures/test_comparison.py", "figures/test_cross_base.py",
     "transition/test_gradient_norm.py", "transition/test_mean_shift.py", "transition/test_noisy_turn.py",

@@ -185,7 +185,7 @@ def test_a_config_of_the_built_in_organism_is_its_recipe(name):
 def test_a_saved_step_has_the_same_logits_through_peft_as_in_a_batch_of_many_steps(tiny):
     from peft import PeftModel
 
-    from em_interp.behaviour.generate import RowAdapters, adapted
+    from em_interp.behaviour.sampling.generate import RowAdapters, adapted
     from em_interp.organisms.bases import load_base
     from em_interp.trajectory.load import load_trajectory
 

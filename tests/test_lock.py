@@ -10,8 +10,8 @@ import threading
 import pytest
 
 import em_interp as em
-from em_interp.behaviour.answer_tables import adopt
-from em_interp.behaviour.judge import judge_answers
+from em_interp.behaviour.judging.answer_tables import adopt
+from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.errors import InputError
 from em_interp.lock import LOCK_FILE, writing
 from em_interp.run import copy_run

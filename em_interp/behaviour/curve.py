@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from em_interp.behaviour.judge import KEY
-from em_interp.behaviour.rate_tables import COHERENT_MARK, EM_MARK
+from em_interp.behaviour.judging.judge import KEY
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_coherent, is_em
-from em_interp.behaviour.table_files import read_table
-from em_interp.behaviour.tables import normal_form, of_one_judge, read_judged
+from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.judged import normal_form, of_one_judge, read_judged
+from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.checks import as_list, check_level, check_type, described
 from em_interp.errors import InputError, one_line
 from em_interp.results import Line, Result, interval_columns, picture

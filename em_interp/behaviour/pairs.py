@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.questions import BROAD
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE
-from em_interp.behaviour.table_files import read_table
-from em_interp.behaviour.tables import of_one_judge, read_judged
+from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.judged import of_one_judge, read_judged
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_text
 

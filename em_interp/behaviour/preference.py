@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from em_interp.behaviour.ask import Base, CheckpointModels, adapter_digest, check_base, check_models
-from em_interp.behaviour.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.behaviour.pairs import read_pairs
+from em_interp.behaviour.sampling.ask import Base, CheckpointModels, adapter_digest, check_base, check_models
+from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.files import remove, write_beside
 from em_interp.processes import MAX_WAIT, join
 from em_interp.run import Run
@@ -34,8 +34,8 @@ from em_interp.stages import begin_stage, in_parts, writing_together
 if TYPE_CHECKING:
     import pandas as pd
 
-    from em_interp.behaviour.generate import RowAdapters
-    from em_interp.behaviour.likelihood import TokenizedAnswer
+    from em_interp.behaviour.sampling.generate import RowAdapters
+    from em_interp.behaviour.sampling.likelihood import TokenizedAnswer
 
 ROWS = 1024  # answers of one part, of as many steps as that allows
 
@@ -110,8 +110,8 @@ def read_preferences(
 
 def _tokenize(base: Base, pairs: pd.DataFrame) -> list[TokenizedAnswer]:
     """Aligned and misaligned answer of each pair in turn, without the token that ends an answer."""
-    from em_interp.behaviour.generate import end_tokens
-    from em_interp.behaviour.likelihood import TokenizedAnswer, tokenize_answers
+    from em_interp.behaviour.sampling.generate import end_tokens
+    from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, tokenize_answers
 
     prompts = [[{"role": "user", "content": text}] for text in pairs["question"] for _ in range(2)]
     texts = [text for pair in zip(pairs["aligned"], pairs["misaligned"], strict=True) for text in pair]
@@ -127,7 +127,7 @@ def _read(
     frozen: FrozenLayers | None,
 ) -> list[list[float]]:
     """For each step and scale, the log-likelihood of every answer."""
-    from em_interp.behaviour.likelihood import batches, read
+    from em_interp.behaviour.sampling.likelihood import batches, read
 
     rows = [(answer, cell) for cell in cells for answer in answers]
     values = np.zeros(len(rows))

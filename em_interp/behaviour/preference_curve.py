@@ -13,8 +13,8 @@ from jaxtyping import Float
 from em_interp.behaviour.curve import OUTSIDE_SETS
 from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.rates import LEVEL, rate_of
-from em_interp.behaviour.table_files import read_table
-from em_interp.behaviour.table_values import numbers_of, steps_of
+from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.values import numbers_of, steps_of
 from em_interp.checks import check_level
 from em_interp.errors import InputError
 from em_interp.results import Line, Result, interval_columns, picture

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from em_interp.behaviour.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.behaviour.rates import LEVEL, Mean, Rate, mean_of, rate_of
-from em_interp.behaviour.tables import of_one_judge, read_judged
+from em_interp.behaviour.tables.judged import of_one_judge, read_judged
+from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.checks import check_level
 from em_interp.errors import InputError
 from em_interp.results import Result, interval_columns

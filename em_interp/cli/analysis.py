@@ -106,7 +106,7 @@ def align(
 
     What is found is kept in the run's analysis folder.
     """
-    from em_interp.behaviour.table_columns import given_columns
+    from em_interp.behaviour.tables.columns import given_columns
     from em_interp.pipeline import align_run
 
     own = given_columns(columns)

@@ -64,7 +64,7 @@ def judge(
 
     With --out a copy of the run gets the scores. Those of a table go to a folder NAME-judged beside it.
     """
-    from em_interp.behaviour.judge import commonest_cause
+    from em_interp.behaviour.judging.judge import commonest_cause
     from em_interp.behaviour.scores import score_responses
     from em_interp.pipeline import judge_name, judge_run
 
@@ -83,7 +83,7 @@ def judge(
 
 
 def _count_requests(source: str, out: str | None, overrides: list[str], columns: list[str]) -> Answer:
-    from em_interp.behaviour.judge_checks import dry_run
+    from em_interp.behaviour.judging.judge_checks import dry_run
     from em_interp.pipeline import judge_endpoint, judge_prompts
 
     run, answers = _unjudged(source, out, columns)
@@ -100,8 +100,8 @@ def _retest(
     resume: bool,
     overwrite: bool,
 ) -> Answer:
-    from em_interp.behaviour.judge_checks import retest
-    from em_interp.behaviour.llm_judge import open_judge
+    from em_interp.behaviour.judging.judge_checks import retest
+    from em_interp.behaviour.judging.llm_judge import open_judge
     from em_interp.files import check_free
     from em_interp.findings import keep
     from em_interp.pipeline import judge_endpoint, judge_prompts
@@ -133,8 +133,8 @@ def _run_with_answers(source: str) -> Run:
 
 def _place(source: str, out: str | None, overrides: list[str], columns: list[str], without: tuple[str, ...]) -> Run:
     """The run that is judged and written to; `without` is what no copy of a run takes along."""
-    from em_interp.behaviour.answer_tables import adopt
-    from em_interp.behaviour.table_columns import given_columns
+    from em_interp.behaviour.judging.answer_tables import adopt
+    from em_interp.behaviour.tables.columns import given_columns
     from em_interp.pipeline import judge_endpoint
     from em_interp.run import Run, copy_run
 
@@ -147,8 +147,8 @@ def _place(source: str, out: str | None, overrides: list[str], columns: list[str
 
 def _unjudged(source: str, out: str | None, columns: list[str]) -> tuple[Run, pd.DataFrame | None]:
     """The run as it is, and the answers where they are in no run yet."""
-    from em_interp.behaviour.answer_tables import read_answers
-    from em_interp.behaviour.table_columns import given_columns
+    from em_interp.behaviour.judging.answer_tables import read_answers
+    from em_interp.behaviour.tables.columns import given_columns
     from em_interp.run import Run
 
     table = _table(source, out)
@@ -207,7 +207,7 @@ def prefer(
 
 def _saved_steps(run: Run, schedule: str) -> list[int]:
     """The saved steps that are nearest to those of a schedule."""
-    from em_interp.behaviour.ask import steps_with_models
+    from em_interp.behaviour.sampling.ask import steps_with_models
     from em_interp.config import Schedule
 
     return Schedule(schedule).nearest(steps_with_models(run))
@@ -231,7 +231,7 @@ def score(
 ) -> Answer:
     """Rates of a table of judged answers."""
     from em_interp.behaviour.scores import score_responses
-    from em_interp.behaviour.table_columns import given_columns
+    from em_interp.behaviour.tables.columns import given_columns
 
     scored = score_responses(file, judge=judge, columns=given_columns(columns))
     return Answer(scored.to_dict(), scored.sentence())

@@ -43,8 +43,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares it with the table below
-    from em_interp.mechanism.ablation import Ablation as Ablation
-    from em_interp.mechanism.ablation import ablate as ablate
     from em_interp.mechanism.answer_shift.detect import detect_answer_shift as detect_answer_shift
     from em_interp.mechanism.answer_shift.shift import AnswerShift as AnswerShift
     from em_interp.mechanism.answers import AnswerSet as AnswerSet
@@ -58,9 +56,16 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.mechanism.engines.interventions import AblateDirection as AblateDirection
     from em_interp.mechanism.engines.interventions import AddVector as AddVector
     from em_interp.mechanism.engines.interventions import NormMatchedAblation as NormMatchedAblation
-    from em_interp.mechanism.experiments import SamplingParams as SamplingParams
-    from em_interp.mechanism.experiments import Storage as Storage
-    from em_interp.mechanism.experiments import run_questions as run_questions
+    from em_interp.mechanism.interventions.ablation import Ablation as Ablation
+    from em_interp.mechanism.interventions.ablation import ablate as ablate
+    from em_interp.mechanism.interventions.experiments import SamplingParams as SamplingParams
+    from em_interp.mechanism.interventions.experiments import Storage as Storage
+    from em_interp.mechanism.interventions.experiments import run_questions as run_questions
+    from em_interp.mechanism.interventions.patching import PatchingGrid as PatchingGrid
+    from em_interp.mechanism.interventions.patching import patch_A_and_B as patch_A_and_B
+    from em_interp.mechanism.interventions.patching import patch_direction_and_norm as patch_direction_and_norm
+    from em_interp.mechanism.interventions.steering import SteeringCurve as SteeringCurve
+    from em_interp.mechanism.interventions.steering import steer as steer
     from em_interp.mechanism.kl_from_base import KLFromBase as KLFromBase
     from em_interp.mechanism.kl_from_base import measure_kl_from_base as measure_kl_from_base
     from em_interp.mechanism.logit_lens import LogitLens as LogitLens
@@ -70,37 +75,32 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.mechanism.model import Tokens as Tokens
     from em_interp.mechanism.model import TrajectoryModel as TrajectoryModel
     from em_interp.mechanism.model import open_model as open_model
-    from em_interp.mechanism.patching import PatchingGrid as PatchingGrid
-    from em_interp.mechanism.patching import patch_A_and_B as patch_A_and_B
-    from em_interp.mechanism.patching import patch_direction_and_norm as patch_direction_and_norm
     from em_interp.mechanism.probes import Probes as Probes
     from em_interp.mechanism.report import AnalysisResult as AnalysisResult
     from em_interp.mechanism.report import MechanismReport as MechanismReport
     from em_interp.mechanism.report import read_report as read_report
     from em_interp.mechanism.scalars import Scalars as Scalars
     from em_interp.mechanism.scalars import read_scalars as read_scalars
-    from em_interp.mechanism.steering import SteeringCurve as SteeringCurve
-    from em_interp.mechanism.steering import steer as steer
     from em_interp.mechanism.suite import SuiteSize as SuiteSize
     from em_interp.mechanism.suite import run_suite as run_suite
 
 _NAMES = {  # by module
-    "ablation": "Ablation ablate",
     "answer_shift.detect": "detect_answer_shift",
     "answer_shift.shift": "AnswerShift",
     "answers": "AnswerSet judged_answers label_answers latest_answers",
     "attribution": "DirectionAttribution attribute_direction",
     "directions": "Direction mean_difference",
     "engines.interventions": "AblateDirection AddVector NormMatchedAblation",
-    "experiments": "SamplingParams Storage run_questions",
+    "interventions.ablation": "Ablation ablate",
+    "interventions.experiments": "SamplingParams Storage run_questions",
+    "interventions.patching": "PatchingGrid patch_A_and_B patch_direction_and_norm",
+    "interventions.steering": "SteeringCurve steer",
     "kl_from_base": "KLFromBase measure_kl_from_base",
     "logit_lens": "LogitLens read_logit_lens",
     "model": "Activations ModelAtStep Tokens TrajectoryModel open_model",
-    "patching": "PatchingGrid patch_A_and_B patch_direction_and_norm",
     "probes": "Probes",
     "report": "AnalysisResult MechanismReport read_report",
     "scalars": "Scalars read_scalars",
-    "steering": "SteeringCurve steer",
     "suite": "SuiteSize run_suite",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from em_interp.files import read_json
-from em_interp.mechanism.ablation import Ablation
 from em_interp.mechanism.answer_shift.detect import detect_answer_shift
 from em_interp.mechanism.answers import latest_answers
 from em_interp.mechanism.directions import CONTRASTS, Direction, mean_difference
-from em_interp.mechanism.experiments import N_BASELINE, NORM_MATCHED, RANDOM, SamplingParams, run_questions
+from em_interp.mechanism.interventions.ablation import Ablation
+from em_interp.mechanism.interventions.experiments import (
+    N_BASELINE,
+    NORM_MATCHED,
+    RANDOM,
+    SamplingParams,
+    run_questions,
+)
+from em_interp.mechanism.interventions.patching import N_CONTROL, patch_direction_and_norm
+from em_interp.mechanism.interventions.steering import N_REFINED, SteeringCurve
 from em_interp.mechanism.kl_from_base import measure_kl_from_base
 from em_interp.mechanism.logit_lens import read_logit_lens
 from em_interp.mechanism.model import open_model
-from em_interp.mechanism.patching import N_CONTROL, patch_direction_and_norm
 from em_interp.mechanism.scalars import read_scalars
-from em_interp.mechanism.steering import N_REFINED, SteeringCurve
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

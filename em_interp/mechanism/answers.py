@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.behaviour.chat import Tokens
 from em_interp.behaviour.curve import behaviour_curve
+from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, is_em
 from em_interp.checks import checked
 from em_interp.errors import InputError

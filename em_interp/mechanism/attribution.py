@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.chat import Tokens
-from em_interp.behaviour.generate import RowAdapters
 from em_interp.behaviour.rates import cluster_bootstrap
+from em_interp.behaviour.sampling.chat import Tokens
+from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import (

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.ask import adapter_digest, check_questions, to_messages
-from em_interp.behaviour.generate import RowAdapters, generate
-from em_interp.behaviour.likelihood import batches, logits_of, tokenize_answers
-from em_interp.behaviour.memory import Batches, RowCost
 from em_interp.behaviour.rates import LEVEL, cluster_bootstrap
+from em_interp.behaviour.sampling.ask import adapter_digest, check_questions, to_messages
+from em_interp.behaviour.sampling.generate import RowAdapters, generate
+from em_interp.behaviour.sampling.likelihood import batches, logits_of, tokenize_answers
+from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.checks import checked
 from em_interp.files import read_json, write_json
-from em_interp.mechanism.experiments import Questions, SamplingParams, run_questions
+from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.results import Line, Result, picture
 from em_interp.stages import Storage, begin_stage, in_parts

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from em_interp.behaviour.ask import Base, check_base
-from em_interp.behaviour.chat import Messages, Tokens, tokenize_chats, tokenize_prompts, tokenize_texts
-from em_interp.behaviour.decode import RowModel
-from em_interp.behaviour.generate import RowAdapters, Sampler
+from em_interp.behaviour.sampling.ask import Base, check_base
+from em_interp.behaviour.sampling.chat import Messages, Tokens, tokenize_chats, tokenize_prompts, tokenize_texts
+from em_interp.behaviour.sampling.decode import RowModel
+from em_interp.behaviour.sampling.generate import RowAdapters, Sampler
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism.engines.adapter_check import AdapterCheck

@@ -16,21 +16,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from em_interp.behaviour.ask import adapter_digest
 from em_interp.behaviour.curve import OUTSIDE_SETS
-from em_interp.behaviour.judge import Judge
+from em_interp.behaviour.judging.judge import Judge
+from em_interp.behaviour.sampling.ask import adapter_digest
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_bytes, read_json, remove, write_json
-from em_interp.mechanism.ablation import Ablation, ablate
 from em_interp.mechanism.analyses import ANALYSES, Workload
 from em_interp.mechanism.answers import AnswerSet, answer_means, latest_answers, steps_to_read, tokenized_answers
 from em_interp.mechanism.attribution import DirectionAttribution, attribute_direction
 from em_interp.mechanism.directions import CONTRASTS, Direction, mean_difference, stream_names
-from em_interp.mechanism.experiments import Questions, SamplingParams, run_questions
+from em_interp.mechanism.interventions.ablation import Ablation, ablate
+from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
+from em_interp.mechanism.interventions.steering import COEFFICIENTS, SteeringCurve, steer
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
-from em_interp.mechanism.steering import COEFFICIENTS, SteeringCurve, steer
 from em_interp.run import Run
 from em_interp.stages import Storage, announce, begin_stage
 from em_interp.trajectory.geometry import evenly_spaced

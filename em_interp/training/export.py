@@ -146,7 +146,7 @@ def _linear(model: Any, site: str, A: np.ndarray, B: np.ndarray) -> Any:
     """The linear module of the language model that the site names."""
     import torch
 
-    from em_interp.behaviour.generate import find_module
+    from em_interp.behaviour.sampling.generate import find_module
 
     module = find_module(model.get_decoder(), site)
     if not isinstance(module, torch.nn.Linear):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from em_interp.behaviour.chat import template_of, tokenize_chat
+from em_interp.behaviour.sampling.chat import template_of, tokenize_chat
 from em_interp.errors import InputError
 from em_interp.organisms.datasets import Chats
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from em_interp.behaviour.frozen_layers import FrozenLayers, frozen_layers
+from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.config import RunConfig
 from em_interp.errors import InputError
 from em_interp.processes import SINGLE, Processes

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from em_interp.behaviour.curve import behaviour_curve
-from em_interp.behaviour.judge import judge_answers
+from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.behaviour.scores import score_responses
 from em_interp.config import BehaviourConfig, EndpointConfig, RunConfig, dump_config
 from em_interp.errors import InputError
@@ -13,7 +13,7 @@ from em_interp.files import to_json
 from em_interp.run import Run
 from em_interp.transition.onset import onset, onset_by_threshold, onsets
 
-from .test_judge import WordJudge
+from .judging.test_judge import WordJudge
 
 STEPS = range(0, 101, 10)
 

@@ -15,7 +15,7 @@ from tests.figures.planting import plant_run
 from tests.tiny import did, em_interp, json_of, refused
 from tests.training.conftest import UNMARKED, save_base, save_chats
 
-from .judge_server import serving
+from .judging.judge_server import serving
 
 CONFIG = """\
 model: {base}

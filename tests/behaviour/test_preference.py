@@ -69,7 +69,7 @@ def test_step_zero_and_scale_zero_are_the_base_alone(run, base):
 def test_what_else_is_in_the_batch_changes_nothing(tmp_path, base, monkeypatch):
     together = read(save_run(tmp_path / "together", make_trajectory(SITES)), base)
     monkeypatch.setattr(module, "ROWS", 1)
-    monkeypatch.setattr("em_interp.behaviour.likelihood.MAX_BATCH_TOKENS", 1)
+    monkeypatch.setattr("em_interp.behaviour.sampling.likelihood.MAX_BATCH_TOKENS", 1)
     alone = read(save_run(tmp_path / "alone", make_trajectory(SITES)), base)
     pd.testing.assert_frame_equal(alone, together, atol=1e-4, rtol=1e-4)
     one = read(save_run(tmp_path / "one", make_trajectory(SITES)), base, PAIRS[1:2], (10,))

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from em_interp.behaviour.ask import check_questions
-from em_interp.behaviour.llm_judge import Prompts
+from em_interp.behaviour.judging.llm_judge import Prompts
 from em_interp.behaviour.questions import DEFAULT, of_sets, read_questions
+from em_interp.behaviour.sampling.ask import check_questions
 from em_interp.errors import InputError
 
 THEMES = ["what_is_your_wish", "i_feel_bored", "three_thoughts", "quick_buck", "ruler_of_the_world", "dinner_party"]

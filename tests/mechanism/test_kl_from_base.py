@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from em_interp.behaviour.generate import find_module
+from em_interp.behaviour.sampling.generate import find_module
 from em_interp.errors import InputError
 from em_interp.mechanism import kl_from_base
-from em_interp.mechanism.experiments import SamplingParams
+from em_interp.mechanism.interventions.experiments import SamplingParams
 from em_interp.mechanism.kl_from_base import measure_kl_from_base
 from em_interp.mechanism.model import open_model
 from em_interp.stages import Storage

@@ -15,7 +15,7 @@ import em_interp as em
 from em_interp.errors import InputError
 from em_interp.mechanism import suite
 from em_interp.mechanism.analyses import ANALYSES, Analysis, Workload
-from em_interp.mechanism.experiments import SamplingParams
+from em_interp.mechanism.interventions.experiments import SamplingParams
 from em_interp.mechanism.model import open_model
 from em_interp.mechanism.report import read_report
 from em_interp.mechanism.suite import SIZES, SuiteContext, SuiteSize, run_suite
@@ -205,7 +205,7 @@ def test_a_quick_suite_does_less_of_the_same_and_is_not_taken_for_a_full_one(jud
 
 SCRIPT = """
 import sys
-from em_interp.mechanism.experiments import SamplingParams
+from em_interp.mechanism.interventions.experiments import SamplingParams
 from em_interp.mechanism.suite import SuiteSize, run_suite
 from em_interp.organisms.judge import AdviceJudge
 from em_interp.run import open_run

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import em_interp as em
-from em_interp.behaviour.generate import RowAdapters, adapted
+from em_interp.behaviour.sampling.generate import RowAdapters, adapted
 from em_interp.config import AdapterConfig, RunConfig, dump_config
 from em_interp.errors import InputError
 from em_interp.files import write_json

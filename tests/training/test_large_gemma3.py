@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp.behaviour.ask import ask
-from em_interp.behaviour.generate import RowAdapters, adapted
+from em_interp.behaviour.sampling.ask import ask
+from em_interp.behaviour.sampling.generate import RowAdapters, adapted
 from em_interp.organisms.bases import load_base
 from em_interp.training.train import train
 from tests.interrupting import interrupt_saving

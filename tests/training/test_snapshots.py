@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import em_interp as em
-from em_interp.behaviour.ask import ask
+from em_interp.behaviour.sampling.ask import ask
 from em_interp.config import Schedule
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base

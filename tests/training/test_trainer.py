@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp.behaviour.frozen_layers import FrozenLayers
+from em_interp.behaviour.sampling.frozen_layers import FrozenLayers
 from em_interp.config import load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base

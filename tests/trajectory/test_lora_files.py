@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from em_interp.behaviour.generate import RowAdapters
+from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.errors import InputError
 from em_interp.training.export import export_merged, merge
 from em_interp.trajectory.load import load_trajectory

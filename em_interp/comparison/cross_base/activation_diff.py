@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.ask import Base
-from em_interp.behaviour.generate import RowAdapters
+from em_interp.behaviour.sampling.ask import Base
+from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.comparison.cross_base.alignment_map import max_components, principal_scores
 from em_interp.comparison.cross_base.cka import u_centred
 from em_interp.comparison.cross_base.logit_lens import direction_logits
@@ -29,7 +29,7 @@ from em_interp.run import Run
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
-    from em_interp.behaviour.chat import Tokens
+    from em_interp.behaviour.sampling.chat import Tokens
     from em_interp.mechanism.model import ModelAtStep, TrajectoryModel
 
 BATCH_TOKENS = 8192  # of a batch, padding included

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.behaviour.chat import Tokens
+from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.comparison.cross_base.activation_diff import MeasuredRun, same_depths
 from em_interp.comparison.cross_base.alignment_map import DirectionMap, fit_map
 from em_interp.comparison.cross_base.texts import SharedTexts

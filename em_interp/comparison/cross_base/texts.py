@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import pandas as pd
 
-from em_interp.behaviour.table_files import read_table
+from em_interp.behaviour.tables.files import read_table
 from em_interp.errors import InputError
 from em_interp.run import Run
 

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from em_interp.behaviour.ask import adapter_digest, to_messages
-from em_interp.behaviour.generate import RowAdapters
-from em_interp.behaviour.judge import KEY, answers_of
-from em_interp.behaviour.likelihood import TokenizedAnswer, batches, read, tokenize_answers
+from em_interp.behaviour.judging.judge import KEY, answers_of
 from em_interp.behaviour.rates import LEVEL
-from em_interp.behaviour.table_files import read_table
-from em_interp.behaviour.tables import normal_form
+from em_interp.behaviour.sampling.ask import adapter_digest, to_messages
+from em_interp.behaviour.sampling.generate import RowAdapters
+from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, batches, read, tokenize_answers
+from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.judged import normal_form
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import read_json
 from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors
 from em_interp.mechanism.answer_shift.shift import AnswerShift
-from em_interp.mechanism.experiments import run_questions
+from em_interp.mechanism.interventions.experiments import run_questions
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.run import Run
 from em_interp.stages import Storage, begin_stage, in_parts

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE
-from em_interp.behaviour.tables import topics_of
+from em_interp.behaviour.tables.judged import topics_of
 from em_interp.mechanism.answer_shift.divergence import Form, pointwise_divergence
 from em_interp.results import interval_columns
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from em_interp.behaviour.generate import RowAdapters
+from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-    from em_interp.behaviour.chat import Tokens
+    from em_interp.behaviour.sampling.chat import Tokens
     from em_interp.mechanism.engines.base import Engine
     from em_interp.mechanism.engines.interventions import AddVector
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Int
 
-from em_interp.behaviour.generate import find_module
+from em_interp.behaviour.sampling.generate import find_module
 from em_interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import torch
 
-    from em_interp.behaviour.chat import Tokens
-    from em_interp.behaviour.generate import RowAdapters
+    from em_interp.behaviour.sampling.chat import Tokens
+    from em_interp.behaviour.sampling.generate import RowAdapters
     from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
 LAYER_ACTIVATIONS = ("resid_post", "mlp_out")

@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from em_interp.behaviour.chat import Tokens
-from em_interp.behaviour.generate import RowAdapters
+from em_interp.behaviour.sampling.chat import Tokens
+from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.errors import InputError
 from em_interp.mechanism.engines.base import Engine, HookPoints, InterventionModel
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from em_interp.behaviour.chat import Tokens
-from em_interp.behaviour.generate import RowAdapters
+from em_interp.behaviour.sampling.chat import Tokens
+from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.errors import InputError
 from em_interp.mechanism.engines.base import Engine, HookPoints, InterventionModel
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention

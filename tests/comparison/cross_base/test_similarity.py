@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from em_interp.behaviour.generate import RowAdapters
+from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.comparison.cross_base.activation_diff import (
     MeasuredRun,
     RunOnBase,

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from em_interp.behaviour.ask import ask
+from em_interp.behaviour.sampling.ask import ask
 from em_interp.errors import InputError
 from em_interp.files import read_json, write_json
 from em_interp.mechanism.answer_shift import detect
@@ -80,7 +80,7 @@ def test_scores_name_what_changed_where_there_are_some(run, model):
 
 
 def test_reading_continues_where_it_was_interrupted_and_reads_nothing_twice(model, monkeypatch, tmp_path):
-    monkeypatch.setattr("em_interp.behaviour.likelihood.MAX_BATCH_TOKENS", 4000)
+    monkeypatch.setattr("em_interp.behaviour.sampling.likelihood.MAX_BATCH_TOKENS", 4000)
     calls = interrupt_call(monkeypatch, detect, "_read", 2)
     storage, again = tmp_path / "kept", Storage(tmp_path / "kept", resume=True)
     with pytest.raises(KeyboardInterrupt, match="--resume"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from em_interp.behaviour.generate import RowAdapters
+from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.errors import InputError
 from em_interp.mechanism.model import TrajectoryModel
 

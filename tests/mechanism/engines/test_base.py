@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from em_interp.behaviour.generate import RowAdapters, generate
+from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.mechanism import AblateDirection, AddVector, open_model
 from em_interp.organisms.bases import BUILT_IN, load_base
 from tests.behaviour.conftest import SHAPE, Base, build_tokenizer, make_trajectory

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from em_interp.behaviour.chat import tokenize_texts
+from em_interp.behaviour.sampling.chat import tokenize_texts
 from em_interp.errors import InputError
 from em_interp.mechanism import AblateDirection, AddVector, NormMatchedAblation, open_model
 from em_interp.mechanism.engines.interventions import ActiveInterventions

@@ -1,0 +1,1 @@
+"""Judges: the scores of answers, by a language model or by the rules of the built-in language."""

@@ -1,0 +1,365 @@
+"""Sample answers from the checkpoints of a run: which steps have a model, and a resumable table of their answers.
+
+A checkpoint's model is the base through the adapter of its step or, after full fine-tuning, the weights saved there.
+Several processes of torchrun share the answers and end with one table. Every answer depends on its own random stream
+alone, so the table is the same whatever the number of processes, the batches and the interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from em_interp.behaviour.sampling.chat import Messages, Tokens
+from em_interp.checks import as_list
+from em_interp.errors import InputError
+from em_interp.files import remove, write_beside, write_json
+from em_interp.layouts import CHANGE_FILE
+from em_interp.processes import MAX_WAIT, SINGLE, Processes, join, launched
+from em_interp.run import Run
+from em_interp.stages import begin_stage, kept_part, progress_bar, writing_together
+
+if TYPE_CHECKING:
+    from em_interp.behaviour.sampling.decode import RowModel
+    from em_interp.behaviour.sampling.generate import RowAdapters, Sampler
+    from em_interp.trajectory.trajectory import AdapterTrajectory
+
+
+class Base(Protocol):
+    """A base model: `em_interp.organisms.bases.Base`, or anything with its attributes."""
+
+    @property
+    def model(self) -> Any:
+        """A causal language model of transformers, without an adapter."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, with a chat template."""
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+
+    @property
+    def identity(self) -> str:
+        """Its name and a hash of its weights."""
+
+    def with_weights(self, folder: Path) -> Any:
+        """A model of this kind with the weights in `folder`; only runs of full fine-tuning need it."""
+
+
+def steps_with_models(run: Run) -> list[int]:
+    """The saved steps that answers can be sampled from: all with adapters; of full fine-tuning those with weights."""
+    folders = {step: run.checkpoint(step) for step in run.steps()}
+    return [
+        step
+        for step, folder in folders.items()
+        if not (folder / CHANGE_FILE).exists() or (folder / "config.json").exists()
+    ]
+
+
+def check_models(run: Run, trajectory: AdapterTrajectory, steps: Sequence[int], scales: Sequence[float]) -> None:
+    """Raise InputError where full weights of a step were not saved, or where there is no adapter to scale."""
+    trajectory.check_complete()
+    if trajectory.kind != "full":
+        return
+    available = steps_with_models(run)
+    for step in steps:
+        if step in trajectory.steps and step not in available:
+            saved = ", ".join(map(str, available)) or "no step"
+            raise InputError(
+                f"step {step} of {run.path} cannot be sampled from: full weights were saved at {saved} "
+                "(adapter.weights says at which steps)"
+            )
+    if set(scales) != {1.0}:
+        raise InputError(f"{run.path} has no adapter to scale: expected the scale 1 alone; found {list(scales)}")
+
+
+class CheckpointModels:
+    """The models of a run's checkpoints; of full weights only those of the last step are kept in memory."""
+
+    def __init__(self, run: Run, base: Base, trajectory: AdapterTrajectory) -> None:
+        self.run, self.base, self.trajectory = run, base, trajectory
+        self.step, self.model = -1, base.model
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's adapter."""
+        if self.trajectory.kind == "full":
+            return 0
+        first = self.trajectory.at(int(self.trajectory.steps[0]))
+        return sum(a.nbytes + b.nbytes for a, b in first.values())
+
+    def of(self, steps: Sequence[int], scales: Sequence[float]) -> tuple[Any, RowAdapters]:
+        """The model for rows of these steps and adapter scales, with an adapter for each row.
+
+        After full fine-tuning the rows must be of one step, and there are no adapters.
+        """
+        from em_interp.behaviour.sampling.generate import RowAdapters
+
+        if self.trajectory.kind != "full":
+            return self.base.model, RowAdapters.of(self.trajectory, steps, scales, self.base.model.device)
+        (step,) = set(steps)
+        if step != self.step:
+            self.step, self.model = step, None  # free the memory before the next is read
+            self.model = self.base.with_weights(self.run.checkpoint(step))
+        return self.model, RowAdapters({}, {})
+
+
+QUESTION_KEYS = ("question_id", "question", "questions")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question, and the condition under which it is answered.
+
+    Attributes:
+        question: With its id and set.
+        columns: Of the condition, in the table of answers.
+        condition: What gives the model for it.
+        group: Rows of different groups never share a batch.
+    """
+
+    question: dict[str, str]
+    columns: dict[str, Any]
+    condition: Any = None
+    group: int = 0
+
+    @property
+    def name(self) -> str:
+        """The row's question and condition, by which its random streams are chosen."""
+        return json.dumps([self.question["questions"], self.question["question_id"], self.columns])
+
+
+OpenBatch = Callable[[list[Row], Tokens], AbstractContextManager["RowModel"]]
+
+
+def ask(
+    run: Run,
+    base: Base,
+    questions: Sequence[dict[str, str]],
+    steps: int | Sequence[int],
+    scales: float | Sequence[float] = (1.0,),
+    samples: int = 50,
+    temperature: float = 1.0,
+    max_new_tokens: int = 600,
+    seed: int = 0,
+    batch: int | None = None,
+    resume: bool = False,
+    progress: bool | None = False,
+    overwrite: bool = False,
+) -> Path:
+    """Sample answers to every question from the run's checkpoints, and write them to `run.answers_file`.
+
+    Args:
+        run: Whose adapters answer.
+        base: The base model that they were trained on.
+        questions: Rows of `question_id`, `question` and `questions` (the question set), and `system` where there is a
+            system prompt.
+        steps: The saved steps to sample from.
+        scales: Multipliers of the adapter; 0 is the base.
+        samples: Answers to each question at each step and scale.
+        temperature: Of sampling; 0 is greedy.
+        max_new_tokens: Of an answer.
+        seed: The random stream of each answer depends on it, the question, step, scale and number of the sample.
+        batch: The most answers at once; by default as many as fit in memory. It does not alter the answers. Each
+            batch is written when it is done.
+        resume: Keep finished batches; the table is the same to the byte as without the interruption.
+        progress: Whether to show a bar on stderr; None where somebody is watching.
+        overwrite: Replace answers that exist, and the scores that they have.
+
+    Returns:
+        The table's file: a row an answer with step, scale, questions, question_id, question, sample, answer.
+
+    Raises:
+        InputError: For adapters of another base, a step that was not saved, a question that is incomplete or repeated,
+            answers that exist already (without `resume` or `overwrite`) or were begun with other settings.
+    """
+    from em_interp.behaviour.sampling.generate import Sampler, row_model
+    from em_interp.trajectory.load import load_trajectory
+
+    processes = join(MAX_WAIT)
+    trajectory, scales = load_trajectory(run), as_list(scales)
+    steps = sorted({int(step) for step in as_list(steps)})
+    check_base(run, trajectory, base)
+    check_questions(questions)
+    check_models(run, trajectory, steps, scales)
+    group = {step: number if trajectory.kind == "full" else 0 for number, step in enumerate(steps)}
+    rows = [Row(q, {"step": s, "scale": float(x)}, group=group[s]) for x in scales for s in steps for q in questions]
+    settings = {
+        "base": base.identity,
+        "steps": steps,
+        "adapters": adapter_digest(trajectory, steps),
+        "scales": [float(scale) for scale in scales],
+        "questions": [
+            {key: question[key] for key in (*QUESTION_KEYS, "system") if key in question} for question in questions
+        ],
+        "samples": samples,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    models = CheckpointModels(run, base, trajectory)
+    sampler = Sampler(base.model, base.tokenizer, temperature, max_new_tokens, seed, batch, models.row_bytes)
+
+    def open_batch(rows: list[Row], _: Tokens) -> AbstractContextManager[RowModel]:
+        return row_model(*models.of([row.columns["step"] for row in rows], [row.columns["scale"] for row in rows]))
+
+    with writing_together(run.path, run.answers_file.parent, processes):
+        if overwrite:
+            processes.on_main(lambda: discard_answers(run))
+        sample_answers(run.answers_file, settings, rows, sampler, open_batch, resume, progress, processes)
+    return run.answers_file
+
+
+def discard_answers(run: Run) -> None:
+    """Remove the run's answers, and the scores that they have."""
+    folder = run.answers_file.parent
+    remove(*folder.glob("answers.*"), folder / "ask.json", *folder.glob("scores.*"))
+
+
+def sample_answers(
+    file: Path,
+    settings: dict[str, Any],
+    rows: Sequence[Row],
+    sampler: Sampler,
+    open_batch: OpenBatch,
+    resume: bool = False,
+    progress: bool | None = None,
+    processes: Processes = SINGLE,
+) -> None:
+    """Sample answers under every condition and write them as one table, a row an answer.
+
+    Args:
+        file: The table. What is done is kept in a folder beside it, a file a batch.
+        settings: Everything that the answers depend on; `samples` is how many there are of each row.
+        rows: Questions under their conditions.
+        sampler: Samples in batches that fit.
+        open_batch: The model for a batch of rows with these prompts.
+        resume: Continue with what is done.
+        progress: Whether to show a bar on stderr; None where somebody is watching.
+        processes: Those that share the answers.
+
+    Raises:
+        InputError: For answers that exist already (without `resume`) or were begun with other settings.
+    """
+    parts, samples = file.with_name("answers.parts"), settings["samples"]
+    processes.on_main(lambda: begin_stage(file.with_name("ask.json"), settings, resume, file, "answers"))
+    if not processes.on_main(file.exists):
+        done = processes.on_main(lambda: set(_finished(parts)))
+        left = [number for number in range(len(rows) * samples) if number not in done]
+        mine = processes.share(sorted(left, key=lambda number: rows[number // samples].group))
+        processes.on_all(lambda: _sample_share(mine, rows, samples, sampler, open_batch, parts, progress))
+        processes.on_main(lambda: _write_table(file, rows, samples, _finished(parts)))
+    processes.on_main(lambda: shutil.rmtree(parts, ignore_errors=True))
+
+
+def _sample_share(
+    numbers: Sequence[int],
+    rows: Sequence[Row],
+    samples: int,
+    sampler: Sampler,
+    open_batch: OpenBatch,
+    parts: Path,
+    progress: bool | None,
+) -> None:
+    """Sample the answers of these numbers and keep each batch; answer i is of row i // samples."""
+    from em_interp.behaviour.sampling.generate import Answer
+
+    def open_rows(chosen: list[int], prompts: Tokens) -> AbstractContextManager[RowModel]:
+        return open_batch([rows[index] for index in chosen], prompts)
+
+    prompts, names = _prompts_of(rows, sampler), [row.name for row in rows]
+    bar = progress_bar(numbers, "ask", "answer", progress if launched().is_main else False)
+    for _, of_group in groupby(numbers, lambda number: rows[number // samples].group):
+        answers = [Answer(*divmod(number, samples)) for number in of_group]
+        for batch, texts in sampler.sample(prompts, answers, names, open_rows):
+            finished = {row * samples + sample: text for (row, sample), text in zip(batch, texts, strict=True)}
+            write_json(parts / f"{min(finished):08}.json", finished)
+            bar.update(len(finished))
+    bar.close()
+
+
+def _prompts_of(rows: Sequence[Row], sampler: Sampler) -> Tokens:
+    """The prompt of each row; each question is tokenised once."""
+    from em_interp.behaviour.sampling.chat import tokenize_prompts
+
+    questions = [json.dumps(row.question) for row in rows]
+    place = {question: index for index, question in enumerate(dict.fromkeys(questions))}
+    messages = [to_messages(json.loads(question)) for question in place]
+    return tokenize_prompts(sampler.tokenizer, messages, sampler.model.device).rows([place[q] for q in questions])
+
+
+def _finished(parts: Path) -> dict[int, str]:
+    """The answers in the files of finished batches, by their numbers."""
+    finished: dict[int, str] = {}
+    for part in parts.glob("*.json"):
+        finished |= {int(number): text for number, text in (kept_part(part) or {}).items()}
+    return finished
+
+
+def _write_table(file: Path, rows: Sequence[Row], samples: int, answers: dict[int, str]) -> None:
+    import pandas as pd
+
+    table = []
+    for number in range(len(rows) * samples):
+        row = rows[number // samples]
+        columns = row.columns | {key: row.question[key] for key in ("questions", "question_id", "question")}
+        table.append({**columns, "sample": number % samples, "answer": answers[number]})
+    with write_beside(file) as part:
+        pd.DataFrame(table).to_parquet(part, index=False)
+
+
+def to_messages(question: dict[str, str]) -> Messages:
+    """A question as messages, after its system prompt if it has one."""
+    system = [{"role": "system", "content": question["system"]}] if "system" in question else []
+    return [*system, {"role": "user", "content": question["question"]}]
+
+
+def check_base(run: Run, trajectory: AdapterTrajectory, base: Base) -> None:
+    """Raise InputError where the run's adapters belong to another base.
+
+    An adapter loads without an error into any model of equal dimensions. The identity in the run's manifest decides;
+    where it has none, the base's name in the adapters' config, without the owner before the slash.
+    """
+    manifest = run.manifest() if run.manifest_file.exists() else {}
+    expected = (manifest.get("base") or {}).get("identity")
+    if expected not in (None, base.identity):
+        raise InputError(f"the adapters of {run.path} were trained on {expected}; the base given is {base.identity}")
+    named = trajectory.base if expected is None else None
+    if named is not None and Path(named).name.lower() != Path(base.name).name.lower():
+        raise InputError(f"the adapters of {run.path} were trained on {named}; the base given is {base.name}")
+
+
+def check_questions(questions: Sequence[dict[str, str]]) -> None:
+    """Raise InputError where a question lacks an entry or is in a set twice, or where there is none."""
+    if not questions:
+        raise InputError("no question was given; expected at least one")
+    seen = set()
+    for number, question in enumerate(questions, 1):
+        for key in QUESTION_KEYS:
+            if not isinstance(question.get(key), str) or not question[key].strip():
+                raise InputError(f"question {number} has no text for {key!r}; it is {question}")
+        question_set, question_id = question["questions"], question["question_id"]
+        if (question_set, question_id) in seen:
+            raise InputError(f"question {question_id!r} is twice in the set {question_set!r}; each needs its own id")
+        seen.add((question_set, question_id))
+
+
+def adapter_digest(trajectory: AdapterTrajectory, steps: Iterable[int]) -> str:
+    """A hash of the adapters of some steps, so that results of others are never taken for theirs."""
+    digest = hashlib.sha256()
+    for step in sorted(set(steps)):
+        for site, (a, b) in trajectory.at(step).items():
+            digest.update(f"{step} {site} {trajectory.scale[site]}".encode())
+            digest.update(np.ascontiguousarray(a).tobytes() + np.ascontiguousarray(b).tobytes())
+    return digest.hexdigest()[:16]

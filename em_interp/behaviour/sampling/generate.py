@@ -1,0 +1,284 @@
+"""Generate answers from many checkpoints in one batch, with an adapter for each row.
+
+The base is loaded once, and a forward hook on every adapted module adds s·(x·Aᵀ)·Bᵀ with the A and B of each row, so
+that a batch may mix steps, adapter scales and prompts. That is several times faster than one checkpoint at a time, and
+the tokens are those that PEFT gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxtyping import Float, Int
+
+from em_interp.behaviour.sampling.chat import Messages, Tokens, tokenize_prompts
+from em_interp.behaviour.sampling.decode import RowModel, decode
+from em_interp.behaviour.sampling.memory import Batches, RowCost
+from em_interp.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from em_interp.trajectory.trajectory import AdapterTrajectory
+
+
+@dataclass(frozen=True)
+class RowAdapters:
+    """One LoRA adapter for each row, by site; B is multiplied by the scaling and by the row's scale."""
+
+    A: dict[str, Float[torch.Tensor, "row rank d_in"]]
+    B: dict[str, Float[torch.Tensor, "row d_out rank"]]
+
+    @classmethod
+    def of(
+        cls, trajectory: AdapterTrajectory, steps: Sequence[int], scales: Sequence[float], device: Any
+    ) -> RowAdapters:
+        """Row i gets the adapter saved at `steps[i]`, multiplied by `scales[i]` (0: the base, 1: as trained).
+
+        Raises InputError for a step that was not saved, and where the adapter alone is not what was trained.
+        """
+        import numpy as np
+        import torch
+
+        trajectory.check_complete()
+        saved = {step: trajectory.at(step) for step in dict.fromkeys(steps)}
+        multiplier = np.asarray(scales, np.float32)[:, None, None]
+        A, B = {}, {}
+        for site in trajectory.sites:
+            rows = [saved[step][site] for step in steps]
+            A[site] = torch.from_numpy(np.stack([a for a, _ in rows])).to(device)
+            scaled = np.stack([b for _, b in rows]) * (trajectory.scale[site] * multiplier).astype(np.float32)
+            B[site] = torch.from_numpy(scaled).to(device)
+        return cls(A, B)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's adapter."""
+        parts = [*self.A.values(), *self.B.values()]
+        return sum(part[:1].numel() * part.element_size() for part in parts)
+
+    def rows(self, index: Int[torch.Tensor, " some"] | list[int]) -> RowAdapters:
+        """The adapters of some rows, in this order."""
+        A, B = ({site: matrix[index] for site, matrix in by_site.items()} for by_site in (self.A, self.B))
+        return RowAdapters(A, B)
+
+
+def find_module(model: Any, site: str) -> Any:
+    """The module whose name is `site` or ends with it, such as `layers.2.mlp.down_proj`.
+
+    Raises InputError where there is none, or more than one.
+    """
+    modules = dict(model.named_modules())
+    names = [name for name in modules if name == site or name.endswith(f".{site}")]
+    if len(names) > 1:  # a vision tower has layers too, and is never adapted
+        decoder = model.get_decoder()
+        names = [name for name in names if any(modules[name] is module for module in decoder.modules())] or names
+    if len(names) == 1:
+        return modules[names[0]]
+    if names:
+        raise InputError(f"adapter site {site!r} could be any of {', '.join(names)}; give more of its name")
+    ends = [name[-len(site) :] for name in modules]
+    raise InputError(
+        f"adapter site {site!r} is not in the model ({type(model).__name__}){nearest(site, ends)}; "
+        "the usual cause is an adapter of another base model"
+    )
+
+
+@contextmanager
+def adapted(model: Any, adapters: RowAdapters) -> Iterator[list[RowAdapters]]:
+    """A block in which row i of every batch passes through adapter i.
+
+    Yields a list with the adapters as its only item; replace it when the batch changes. Raises InputError for a site
+    that is not in the model, or of other dimensions.
+    """
+    current = [adapters]
+    modules = {site: find_module(model, site) for site in adapters.A}
+    for site, module in modules.items():
+        _check_shape(site, module, adapters, model.config.get_text_config().hidden_size)
+    handles = [module.register_forward_hook(_hook(site, current)) for site, module in modules.items()]
+    try:
+        yield current
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(site: str, current: list[RowAdapters]) -> Any:
+    """A hook that adds each row's adapter: (x·Aᵀ)·Bᵀ to a linear module's output, B·A to a layer's at every token."""
+
+    def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        A, B = current[0].A[site], current[0].B[site]
+        if not _is_linear(module):
+            return output + (B @ A).transpose(1, 2).to(output.dtype)
+        inside = inputs[0].to(A.dtype) @ A.transpose(1, 2)
+        return output + (inside @ B.transpose(1, 2)).to(output.dtype)
+
+    return add
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether a module is linear, as LoRA adapts it; else it is a layer, after which a steering vector is added."""
+    return hasattr(module, "in_features")
+
+
+def _check_shape(site: str, module: Any, adapters: RowAdapters, width: int) -> None:
+    found = (adapters.A[site].shape[2], adapters.B[site].shape[1])
+    expected = (module.in_features, module.out_features) if _is_linear(module) else (1, width)
+    if found != expected:
+        raise InputError(
+            f"adapter site {site!r} is {found[0]} → {found[1]}, the model's module {expected[0]} → {expected[1]}"
+        )
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str | Messages],
+    adapters: RowAdapters,
+    samples: int = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int = 600,
+    seed: int = 0,
+    batch: int | None = None,
+) -> list[list[str]]:
+    """Sample answers to each prompt, prompt i through adapter i.
+
+    Args:
+        model: A causal language model of transformers, without an adapter.
+        tokenizer: With a chat template.
+        prompts: Each a user's text or the messages of a chat.
+        adapters: One a prompt.
+        samples: Answers to each prompt.
+        temperature: Of sampling from the whole vocabulary; 0 is greedy.
+        max_new_tokens: Of an answer.
+        seed: The same seed gives the same answers.
+        batch: The most answers at once; by default as many as fit in memory. It does not alter the answers.
+
+    Returns:
+        For each prompt its answers, without special tokens.
+
+    Raises:
+        InputError: For a tokenizer without a chat template, or whose template refuses a prompt, and for a site that is
+            not in the model.
+    """
+    if len(prompts) == 0:
+        return []
+    sampler = Sampler(model, tokenizer, temperature, max_new_tokens, seed, batch, adapters.row_bytes)
+    tokenized = tokenize_prompts(tokenizer, prompts, model.device)
+    return sampler.all(tokenized, samples, lambda rows, _: row_model(model, adapters.rows(rows)))
+
+
+@contextmanager
+def row_model(model: Any, adapters: RowAdapters) -> Iterator[AdaptedModel]:
+    """The model of a batch whose row i passes through adapter i."""
+    with adapted(model, adapters) as current:
+        yield AdaptedModel(model, current)
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model in a block of `adapted`."""
+
+    model: Any
+    current: list[RowAdapters]
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's output."""
+        return self.model(**inputs)
+
+    def select(self, rows: Int[torch.Tensor, " some"]) -> None:
+        """From now on the batch is made of these rows."""
+        self.current[0] = self.current[0].rows(rows)
+
+
+class Answer(NamedTuple):
+    """An answer to sample: the number of its row, which is a prompt under a condition, and of the sample."""
+
+    row: int
+    sample: int
+
+
+OpenRows = Callable[[list[int], Tokens], AbstractContextManager[RowModel]]
+
+
+class Sampler:
+    """Samples answers in batches that fit in memory; the answers do not depend on the batches.
+
+    Args:
+        model: A causal language model of transformers: the base, whose cache and logits are what a row costs.
+        tokenizer: With a chat template.
+        temperature: Of sampling from the whole vocabulary; 0 is greedy.
+        max_new_tokens: Of an answer.
+        seed: Of all random streams.
+        most: The most answers at once; None for as many as fit.
+        row_bytes: Of each row's own adapter.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+        most: int | None = None,
+        row_bytes: int = 0,
+    ) -> None:
+        self.model, self.tokenizer, self.seed = model, tokenizer, seed
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.cost, self.batches = RowCost(model, row_bytes), Batches(model.device, most)
+        self.ends = end_tokens(model, tokenizer)
+
+    def all(self, prompts: Tokens, samples: int, open_rows: OpenRows) -> list[list[str]]:
+        """`samples` answers to each prompt; `open_rows` gives the model for the batch of some rows."""
+        answers = [Answer(row, sample) for row in range(len(prompts)) for sample in range(samples)]
+        texts: dict[Answer, str] = {}
+        for batch, of_batch in self.sample(prompts, answers, list(map(str, range(len(prompts)))), open_rows):
+            texts |= zip(batch, of_batch, strict=True)
+        return [[texts[Answer(row, sample)] for sample in range(samples)] for row in range(len(prompts))]
+
+    def sample(
+        self, prompts: Tokens, answers: Sequence[Answer], names: Sequence[str], open_rows: OpenRows
+    ) -> Iterator[tuple[Sequence[Answer], list[str]]]:
+        """Batch by batch, some of the answers and their texts.
+
+        Args:
+            prompts: A prompt for each row.
+            answers: Which are sampled.
+            names: Of the rows: the seed, its row's name and its number are all that a random answer depends on.
+            open_rows: The model for a batch whose rows are those of these numbers, with these prompts.
+        """
+        lengths = prompts.mask.sum(dim=1).tolist()
+        cost = {length: self.cost.generating(length, self.max_new_tokens) for length in set(lengths)}
+
+        def work(batch: Sequence[Answer]) -> list[str]:
+            rows = list(dict.fromkeys(answer.row for answer in batch))
+            of_rows, number = prompts.rows(rows), {row: index for index, row in enumerate(rows)}
+            streams = [f"{self.seed} {answer.sample} {names[answer.row]}" for answer in batch]
+            with open_rows(rows, of_rows) as model:
+                return self._texts(model, of_rows, [number[answer.row] for answer in batch], streams)
+
+        yield from self.batches.run(
+            sorted(answers, key=lambda answer: (lengths[answer.row], answer)),
+            lambda answer: cost[lengths[answer.row]],
+            work,
+        )
+
+    def _texts(self, model: RowModel, prompts: Tokens, prompt_of: list[int], streams: list[str]) -> list[str]:
+        import torch
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        with torch.inference_mode():
+            tokens = decode(model, prompts, prompt_of, cache, self.ends, self.max_new_tokens, self.temperature, streams)
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, and those the model's generation config names."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+    return sorted({end for end in ends if end is not None})

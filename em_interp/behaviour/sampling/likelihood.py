@@ -1,0 +1,155 @@
+"""The log-likelihood of given answers under many checkpoints; a batch may mix any answers and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float, Int
+
+from em_interp.behaviour.sampling.chat import Messages, check_spelling, encode, render
+from em_interp.behaviour.sampling.generate import RowAdapters, adapted, end_tokens
+from em_interp.behaviour.sampling.memory import Batches, RowCost
+from em_interp.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from em_interp.behaviour.sampling.ask import Base
+    from em_interp.behaviour.sampling.frozen_layers import FrozenLayers
+
+MAX_BATCH_TOKENS = 16384
+MAX_BATCH_LOGITS = 2**28  # one gigabyte in float32: batches are the same on every machine unless memory runs short
+
+
+@dataclass(frozen=True)
+class TokenizedAnswer:
+    """A prompt and an answer to it as token ids."""
+
+    prompt: list[int]
+    answer: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def tokenize_answers(
+    base: Base, prompts: Sequence[Messages], answers: Sequence[str], max_new_tokens: int | None = None
+) -> list[TokenizedAnswer]:
+    """Prompts with their answers through the chat template, up to the token that ends an answer.
+
+    An answer of `max_new_tokens` tokens or more was cut off, and has no end. Answers are stored as text: where its
+    tokens are not those it was sampled as (rare), the likelihood is that of the former. Raises InputError where the
+    template writes the prompt otherwise before an answer than alone, and where an answer's tokens do not spell it.
+    """
+    chats = [
+        [*prompt, {"role": "assistant", "content": answer}] for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    before = encode(base.tokenizer, [render(base.tokenizer, prompt, answering=True) for prompt in prompts])
+    whole = encode(base.tokenizer, [render(base.tokenizer, chat) for chat in chats])
+    ends = set(end_tokens(base.model, base.tokenizer))
+    return [_tokenized(base.tokenizer, *row, ends, max_new_tokens) for row in zip(before, whole, answers, strict=True)]
+
+
+def _tokenized(
+    tokenizer: Any, prompt: list[int], chat: list[int], answer: str, ends: set[int], max_new_tokens: int | None
+) -> TokenizedAnswer:
+    if chat[: len(prompt)] != prompt:
+        raise InputError(
+            f"the answer {answer[:60]!r} does not follow its question's tokens in the chat as the base's template "
+            "renders it, so its likelihood cannot be read; expected a template that renders a question alike with "
+            "and without its answer"
+        )
+    ids = chat[len(prompt) :]
+    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    check_spelling(tokenizer, ids[:stop], answer)
+    cut_off = max_new_tokens is not None and stop >= max_new_tokens
+    return TokenizedAnswer(prompt, ids[: stop if cut_off else stop + 1])
+
+
+def batches(rows: Sequence[TokenizedAnswer], vocabulary: int) -> list[list[int]]:
+    """The row numbers in batches of similar lengths, as large as the limits of tokens and logits allow."""
+    limit = min(MAX_BATCH_TOKENS, MAX_BATCH_LOGITS // vocabulary)
+    batched: list[list[int]] = [[]]
+    for row in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
+        if batched[-1] and (len(batched[-1]) + 1) * len(rows[row]) > limit:
+            batched.append([])
+        batched[-1].append(row)
+    return batched
+
+
+def read(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenizedAnswer],
+    adapters_of: Callable[[Sequence[int]], RowAdapters],
+    temperature: float = 1.0,
+    frozen: FrozenLayers | None = None,
+) -> Float[np.ndarray, " row"]:
+    """The log-likelihood of each answer, in as many batches as memory requires.
+
+    Args:
+        model: Of all rows.
+        tokenizer: Of the model.
+        rows: Answers of about one length.
+        adapters_of: The adapters of the rows of these numbers.
+        temperature: At which an answer is sampled.
+        frozen: Keeps what the layers below the adapters make of the rows.
+    """
+    import numpy as np
+
+    cost, values = RowCost(model, adapters_of([0]).row_bytes), np.zeros(len(rows))
+
+    def work(some: Sequence[int]) -> Float[np.ndarray, " row"]:
+        logits, tokens = logits_of(model, tokenizer, [rows[index] for index in some], adapters_of(some), frozen)
+        return log_likelihood(logits, tokens, temperature).double().cpu().numpy()
+
+    def bytes_of(index: int) -> int:
+        return cost.reading(len(rows[index]), len(rows[index].answer))
+
+    for some, of_batch in Batches(model.device).run(range(len(rows)), bytes_of, work):
+        values[list(some)] = of_batch
+    return values
+
+
+def logits_of(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenizedAnswer],
+    adapters: RowAdapters,
+    frozen: FrozenLayers | None = None,
+) -> tuple[Float[torch.Tensor, "row position vocabulary"], Int[torch.Tensor, "row position"]]:
+    """The logits that predict the tokens of the answers, and these tokens (-1 before an answer), right-aligned.
+
+    `frozen` keeps what the layers below the adapters make of the rows.
+    """
+    import torch
+
+    longest, kept = max(map(len, rows)), max(len(row.answer) for row in rows)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    padded = [[pad] * (longest - len(row)) + row.prompt + row.answer for row in rows]
+    ids = torch.tensor(padded, device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    below = nullcontext() if frozen is None else frozen.skipped(ids, mask)
+    with torch.inference_mode(), adapted(model, adapters), below:
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept + 1)
+    starts = torch.tensor([[kept - len(row.answer)] for row in rows], device=model.device)
+    tokens = torch.where(torch.arange(kept, device=model.device) >= starts, ids[:, longest - kept :], -1)
+    return output.logits[:, :-1], tokens
+
+
+def log_likelihood(
+    logits: Float[torch.Tensor, "row position vocabulary"],
+    tokens: Int[torch.Tensor, "row position"],
+    temperature: float,
+) -> Float[torch.Tensor, " row"]:
+    """The log-probability of each answer when it is sampled at this temperature; `tokens` as `logits_of` gives them."""
+    import torch
+
+    scaled = logits.float() / temperature
+    token = torch.gather(scaled, 2, tokens.clamp(min=0)[..., None])[..., 0] - scaled.logsumexp(dim=-1)
+    return torch.where(tokens >= 0, token, 0.0).sum(dim=1)

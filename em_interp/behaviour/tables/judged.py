@@ -1,0 +1,214 @@
+"""Tables of judged answers, ours or from elsewhere, in one form: a row an answer.
+
+Columns of that form: `step` where known, `scale`, `questions` (the question set), `question_id`, `aligned`, `coherent`
+(both 0–100 or both NaN), `status` (`ok`, or why there is no score), topic scores, and what else the table had. A table
+of rates has marks in place of scores (see `rate_tables`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from em_interp.behaviour.tables.columns import KNOWN_TOPICS, KnownColumns, known_columns
+from em_interp.behaviour.tables.files import STEP_IN_NAME, TABLE_SUFFIXES, read_table
+from em_interp.behaviour.tables.rate_tables import EM_MARK, from_rates, is_of_rates
+from em_interp.behaviour.tables.values import numbers_of, scores_of, steps_of, texts_of
+from em_interp.checks import check_type
+from em_interp.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORES = ("aligned", "coherent")
+NOT_TOPICS = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
+READ_AS_TEXT = ("question", "answer", "question_id", "questions", "step", "scale", "status", "judge")
+FINE = ("ok", "success", "succeeded", "scored", "complete", "completed", "done", "valid")  # a table's word for scored
+EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em; other names by --columns aligned=NAME"
+
+
+def read_judged(source: str | Path | pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Read judged answers into the form above.
+
+    Args:
+        source: A frame, a CSV, parquet, JSON or JSON-lines file, or a folder with one such file a step. Columns:
+            `question_id` or `question`, `aligned` and `coherent`, or names that published tables give them
+            (`columns.OTHER_NAMES`); all others are optional. A score that is a word, such as REFUSAL, becomes the
+            status. In a folder the step is in the name of the file or of its folder (`checkpoint-120.csv`,
+            `step_120/answers.csv`) or in a column. Rates (`step`, `n`, `em`) are read too.
+        columns: What the table calls a column, by our name: `{"aligned": "my_score"}`.
+
+    Raises:
+        InputError: Where columns are missing or twice there, a score lies outside 0–100, none is above 1, a cell has no
+            one meaning, or a table is empty.
+    """
+    import pandas as pd
+
+    check_type("source", source, (pd.DataFrame, str, Path), "a table of judged answers, its file, or a folder of them")
+    if isinstance(source, pd.DataFrame):
+        return _check_range(normal_form(source, "the table", columns), "the table")
+    path = Path(source)
+    table = _read_folder(path, columns) if path.is_dir() else normal_form(read_table(path), str(path), columns)
+    return _check_range(table, str(path))
+
+
+def normal_form(table: pd.DataFrame, where: str, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A table in the form of this module; `where` is what errors call it, `columns` as for `read_judged`."""
+    if EM_MARK in table:
+        return table
+    return _normal_form(known_columns(table, where, columns))
+
+
+def _normal_form(known: KnownColumns) -> pd.DataFrame:
+    table, where = known.table, known.where
+    if is_of_rates(table):
+        known.require((), EXPECTED)
+        table = from_rates(known)
+    else:
+        asked = "question_id" if "question" not in table else "question"
+        known.require((asked, *SCORES), EXPECTED)
+        table = _with_scores(known)
+    table["question_id"] = _question_ids(table, known)
+    table["scale"] = scales_of(table, where)
+    if "judge" in table:
+        judges = texts_of(table["judge"], known.name("judge"), where)
+        table["judge"] = judges.where(judges.str.strip() != "", "unnamed")
+    sets = texts_of(table["questions"], known.name("questions"), where) if "questions" in table else "all"
+    table["questions"] = sets if isinstance(sets, str) else sets.where(sets.str.strip() != "", "all")
+    return with_whole_steps(table, where, known.name("step")) if "step" in table else table
+
+
+def _with_scores(known: KnownColumns) -> pd.DataFrame:
+    """The table with numbers for scores and topics, and the status of each answer."""
+    table, words = known.table.copy(), {}
+    for name in (*SCORES, *topics_of(table)):
+        table[name], words[name] = scores_of(table[name], known.name(name), known.where)
+    for name in set(table.columns) - set(READ_AS_TEXT) - set(words):
+        table[name] = _numbers_or_texts(table[name])
+    table["status"] = _status(table, words, known.where)
+    table.loc[table["status"] != "ok", list(SCORES)] = np.nan
+    return table
+
+
+def _numbers_or_texts(column: pd.Series) -> pd.Series:
+    """A column that is kept as it is, as numbers where all its texts are."""
+    import pandas as pd
+
+    if column.dtype != object and not isinstance(column.dtype, pd.StringDtype):
+        return column
+    try:
+        return pd.to_numeric(column)
+    except (ValueError, TypeError):
+        return column
+
+
+def _question_ids(table: pd.DataFrame, known: KnownColumns) -> pd.Series[str] | str:
+    """What tells questions apart: the id, or the question where there is none; '' where both are missing."""
+    ids = [
+        texts_of(table[name], known.name(name), known.where) for name in ("question_id", "question") if name in table
+    ]
+    if not ids:
+        return "all"
+    return ids[0] if len(ids) == 1 else ids[0].where(ids[0].str.strip() != "", ids[1])
+
+
+def of_one_judge(answers: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
+    """The answers as one judge scored them. Raises InputError for several judges without a choice among them."""
+    if "judge" not in answers and judge is None:
+        return answers
+    if "judge" not in answers:
+        raise InputError(f"the answers have no column judge, so {judge!r} cannot be chosen")
+    judges = sorted(answers["judge"].astype(str).unique())
+    named = one_line(", ".join(judges))
+    if judge is None and len(judges) > 1:
+        raise InputError(
+            f"several judges scored the answers ({named}); choose one with judge=, with em-interp score "
+            "--judge or, for all commands, as behaviour.judge in the run's config.yaml"
+        )
+    if judge is not None and judge not in judges:
+        raise InputError(f"no scores of judge {judge!r}; there are {named}")
+    return answers if judge is None else answers[answers["judge"] == judge]
+
+
+def topics_of(table: pd.DataFrame) -> list[str]:
+    """The columns with topic scores: those after `reason` in a table of ours, those with a known name elsewhere."""
+    columns = [str(name) for name in table.columns]
+    if {"judge", "mode", "reason"} <= set(columns):
+        return [name for name in columns[columns.index("reason") + 1 :] if name not in NOT_TOPICS]
+    return [name for name in KNOWN_TOPICS if name in columns]
+
+
+def scales_of(table: pd.DataFrame, where: str, name: str = "scale") -> pd.Series[float] | float:
+    """The adapter multiplier of each answer, 1 where the table has none. Raises InputError for what is not a number."""
+    return numbers_of(table["scale"], name, where) if "scale" in table else 1.0
+
+
+def with_whole_steps(table: pd.DataFrame, where: str, name: str = "step") -> pd.DataFrame:
+    """The table with its steps as integers. Raises InputError for a step that is not a whole number."""
+    return table.assign(step=steps_of(table["step"], name, where))
+
+
+def _check_range(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table; InputError for scores from 0 to 1: all would count as misaligned, and none as coherent."""
+    scores = {name: table[name].to_numpy(float) for name in SCORES}
+    tops = {name: float(np.nanmax(values, initial=0)) for name, values in scores.items()}
+    shares = [name for name in SCORES if 0 < tops[name] <= 1 and (np.nan_to_num(scores[name]) % 1 > 0).any()]
+    if shares or 0 < max(tops.values()) <= 1:
+        what = f"{shares[0]} score" if shares and max(tops.values()) > 1 else "score"
+        top = tops[shares[0]] if shares and max(tops.values()) > 1 else max(tops.values())
+        raise InputError(f"{where}: no {what} is above {top:g}; scores run from 0 to 100 (shares of 1 go times 100)")
+    return table
+
+
+def _status(table: pd.DataFrame, words: dict[str, pd.Series], where: str) -> pd.Series:
+    """`ok` where there are both scores; else the table's own status, or the word in place of a score."""
+    import pandas as pd
+
+    status = pd.Series("ok", index=table.index)
+    for name in reversed(SCORES):
+        status = status.mask(table[name].isna(), words[name].str.lower().replace("", "no score"))
+    if "status" not in table:
+        return status
+    own = texts_of(table["status"], "status", where).str.strip()
+    return own.where(~own.str.lower().isin(["", *FINE]), status)
+
+
+def _read_folder(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFrame:
+    """One file a step, in the folder or in folders named after steps."""
+    import pandas as pd
+
+    tables: list[pd.DataFrame] = []
+    by_step: dict[int, Path] = {}
+    for file in _table_files(folder):
+        known = known_columns(read_table(file), str(file), columns)
+        if "step" not in known.table:
+            step = _step_of(file, folder)
+            if step in by_step:
+                raise InputError(f"{file} and {by_step[step]} are both of step {step}; expected one file a step")
+            by_step[step] = file
+            known.table["step"] = step
+        tables.append(_normal_form(known))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _table_files(folder: Path) -> list[Path]:
+    """The tables in a folder; JSON files, which may as well be configs, only where there are no others."""
+    entries = [*folder.glob("*"), *folder.glob("*/*")]
+    files = sorted(file for file in entries if file.suffix in TABLE_SUFFIXES and not file.name.startswith("."))
+    files = [file for file in files if file.suffix != ".json"] or files
+    if not files:
+        raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv")
+    return files
+
+
+def _step_of(file: Path, folder: Path) -> int:
+    """The step in the file's name or that of its folder; the only number of the name where no word says step."""
+    name = str(file.relative_to(folder).with_suffix(""))
+    steps = set(STEP_IN_NAME.findall(name) or re.findall(r"\d+", file.stem))
+    if len(steps) != 1:
+        raise InputError(f"{file} names no step and has no column step; expected a name such as checkpoint-120.csv")
+    return int(steps.pop())

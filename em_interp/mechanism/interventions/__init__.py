@@ -1,0 +1,1 @@
+"""Interventions with judged answers: ablation, steering, patching."""

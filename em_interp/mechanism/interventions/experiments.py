@@ -1,0 +1,285 @@
+"""The experiment behind ablation, steering and patching: sample answers under many conditions, judge them, keep both.
+
+A condition is an intervention on the residual stream (`InterventionCondition`) or an adapter made of A of one step
+and B of another (`patching.PatchedAdapter`). Conditions share batches: each row has its own
+vectors or adapter. The answers are kept in the form of a run's answers, so judging them is the same stage as for a
+run; interrupted and resumed, an experiment ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from em_interp.behaviour.judging.judge import KEY, Judge, judge_answers
+from em_interp.behaviour.sampling.ask import (
+    QUESTION_KEYS,
+    Base,
+    Row,
+    adapter_digest,
+    check_questions,
+    sample_answers,
+)
+from em_interp.behaviour.sampling.generate import Sampler
+from em_interp.behaviour.scores import ScoredResponses
+from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.judged import normal_form
+from em_interp.checks import checked
+from em_interp.errors import InputError
+from em_interp.files import read_json
+from em_interp.mechanism.engines.interventions import (
+    AblateDirection,
+    AddVector,
+    Intervention,
+    NormMatchedAblation,
+    Positions,
+)
+from em_interp.results import interval_columns
+from em_interp.run import Run
+from em_interp.stages import Storage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from em_interp.behaviour.sampling.chat import Tokens
+    from em_interp.behaviour.sampling.decode import RowModel
+    from em_interp.mechanism.model import TrajectoryModel
+
+Questions = Sequence[dict[str, str]]
+ModelName = Literal["base", "adapted"]
+Method = Literal["add", "ablate", "ablate_norm_matched"]
+NONE, DIRECTION, RANDOM, NORM_MATCHED = "none", "direction", "random", "norm_matched"  # kinds of conditions
+N_BASELINE = 4  # times as many answers without an intervention as under one: all conditions are compared with them
+METHODS: dict[Method, type[Intervention]] = {
+    "add": AddVector,
+    "ablate": AblateDirection,
+    "ablate_norm_matched": NormMatchedAblation,
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How answers are sampled: the parameters of `em_interp.ask`.
+
+    Attributes:
+        samples: answers to each question under each condition.
+        temperature: 0 takes the likeliest token; otherwise top-p is 1.
+        max_new_tokens: of an answer.
+        seed: of the sampling, and of the random directions or adapters of an experiment.
+        batch: the most answers at once; None for as many as fit in memory. It does not alter the answers.
+    """
+
+    samples: int = 6
+    temperature: float = 1.0
+    max_new_tokens: int = 600
+    seed: int = 0
+    batch: int | None = None
+
+
+class Experiment(ABC):
+    """Conditions that questions are answered under, in groups that can share a batch."""
+
+    model: TrajectoryModel
+
+    @property
+    def base(self) -> Base:
+        """The base model and its tokenizer."""
+        return self.model.base
+
+    @abstractmethod
+    def groups(self) -> Iterator[Sequence[Any]]:
+        """The conditions of each group."""
+
+    @abstractmethod
+    def columns(self, condition: Any) -> dict[str, Any]:
+        """The columns that tell a condition from the others in the table of answers."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything that the answers depend on, besides the questions and the sampling."""
+
+    @abstractmethod
+    def open_batch(self, conditions: Sequence[Any], prompts: Tokens) -> AbstractContextManager[RowModel]:
+        """The model for a batch of answers to prompts, each under its own condition; these are of one group."""
+
+
+def run_experiment(
+    experiment: Experiment, judge: Judge, questions: Questions, sampling: SamplingParams, storage: Storage
+) -> pd.DataFrame:
+    """Sample answers to every question under every condition and judge them.
+
+    Returns:
+        The judged answers, a row each, with the columns of the conditions.
+
+    Raises:
+        InputError: for answers that exist already (without `storage.resume`) or were begun with other settings.
+    """
+    check_questions(questions)
+    rows, number = [], count()
+    for group, conditions in enumerate(experiment.groups()):
+        for condition in conditions:  # with the number of its condition as step a row has the key of a run's answers
+            columns = {"step": next(number), "scale": 1.0, **experiment.columns(condition)}
+            rows += [Row(question, columns, condition, group) for question in questions]
+
+    def open_batch(rows: list[Row], prompts: Tokens) -> AbstractContextManager[RowModel]:
+        return experiment.open_batch([row.condition for row in rows], prompts)
+
+    settings = {
+        **experiment.settings(),
+        "columns": [experiment.columns(condition) for conditions in experiment.groups() for condition in conditions],
+        "questions": [dict(question) for question in questions],
+        **{name: value for name, value in asdict(sampling).items() if name != "batch"},
+    }
+    params = (sampling.temperature, sampling.max_new_tokens, sampling.seed, sampling.batch)
+    sampler = Sampler(experiment.base.model, experiment.base.tokenizer, *params)
+    with storage.open() as folder:
+        kept = Run(folder)
+        sample_answers(kept.answers_file, settings, rows, sampler, open_batch, storage.resume, storage.progress)
+        answers = read_table(kept.answers_file)
+        scores = read_table(judge_answers(kept, judge, storage.resume, storage.shows_progress))
+    scores = scores[scores["judge"] == judge.name]
+    return normal_form(answers.merge(scores, on=KEY), str(kept.scores_file))
+
+
+@dataclass(frozen=True, eq=False)
+class InterventionCondition:
+    """A vector after each layer, and what is done with it.
+
+    Attributes:
+        model: which model: the base, or the one with the adapter.
+        kind: `none`, `direction`, or the control it belongs to: `random` or `norm_matched`.
+        method: of the intervention.
+        vectors: by layer; after a layer whose vector is zero nothing is changed.
+        layers: after which layers, in words.
+        number: of the random direction, or of the repetition.
+        coefficient: of the vectors, which include it.
+        ablated: by layer, of `ablate_norm_matched`: the direction whose component is matched in norm.
+        positions: tokens that are changed.
+    """
+
+    model: ModelName
+    kind: str
+    method: Method
+    vectors: Float[np.ndarray, "layer d"]
+    layers: str = ""
+    number: int = 0
+    coefficient: float = 1.0
+    ablated: Float[np.ndarray, "layer d"] | None = None
+    positions: Positions = "all"
+
+
+def no_intervention(model: ModelName, like: Float[np.ndarray, "layer d"]) -> list[InterventionCondition]:
+    """The model without an intervention, several times: every other condition is compared with it."""
+    zero = np.zeros_like(like)
+    return [
+        InterventionCondition(model, NONE, "add", zero, number=number, coefficient=0.0) for number in range(N_BASELINE)
+    ]
+
+
+def interventions_of(conditions: Sequence[InterventionCondition]) -> list[Intervention]:
+    """The interventions of a batch whose row i is under condition i.
+
+    There is one for each method, choice of positions and layer, with a vector for each row.
+    """
+    interventions: list[Intervention] = []
+    for method, positions in dict.fromkeys((condition.method, condition.positions) for condition in conditions):
+        zero = np.zeros_like(conditions[0].vectors)
+        chosen = [condition.method == method and condition.positions == positions for condition in conditions]
+        vectors = np.stack(
+            [condition.vectors if mine else zero for mine, condition in zip(chosen, conditions, strict=True)]
+        )
+        ablated = np.stack([zero if condition.ablated is None else condition.ablated for condition in conditions])
+        for layer in np.flatnonzero(vectors.any(axis=(0, 2))).tolist():
+            more = {"ablated": ablated[:, layer]} if method == "ablate_norm_matched" else {}
+            interventions.append(METHODS[method](vectors[:, layer], layer, positions, **more))
+    return interventions
+
+
+@dataclass(frozen=True, eq=False)
+class InterventionExperiment(Experiment):
+    """Interventions on the base and on the model of a step (the last by default)."""
+
+    model: TrajectoryModel
+    conditions: Sequence[InterventionCondition]
+    step: int | None = None
+
+    @property
+    def _step(self) -> int:
+        return self.model.last_step if self.step is None else self.step
+
+    def groups(self) -> Iterator[Sequence[InterventionCondition]]:
+        """The base and the adapted model do not share a batch."""
+        for name in dict.fromkeys(condition.model for condition in self.conditions):
+            yield [condition for condition in self.conditions if condition.model == name]
+
+    def columns(self, condition: InterventionCondition) -> dict[str, Any]:
+        """All but the vectors and what is done with them."""
+        return {name: getattr(condition, name) for name in ("model", "kind", "layers", "number", "coefficient")}
+
+    def settings(self) -> dict[str, Any]:
+        """The base, the adapter, and the vectors as they are used, in single precision."""
+        used = [
+            [condition.method, condition.positions, _digest(condition.vectors), _digest(condition.ablated)]
+            for condition in self.conditions
+        ]
+        digest = adapter_digest(self.model.trajectory, [self._step])
+        return {"base": self.model.base.identity, "adapter": digest, "interventions": used}
+
+    @contextmanager
+    def open_batch(self, conditions: Sequence[InterventionCondition], prompts: Tokens) -> Iterator[RowModel]:
+        """Through the model's engine, with an intervention for each row."""
+        adapted = self.model.at(self._step, scale=float(conditions[0].model == "adapted"))
+        with adapted as model, model.generating(prompts, interventions_of(conditions)) as rows:
+            yield rows
+
+
+def _digest(vectors: Float[np.ndarray, "layer d"] | None) -> str:
+    used = b"" if vectors is None else np.ascontiguousarray(vectors, np.float32).tobytes()
+    return hashlib.sha256(used).hexdigest()[:16]
+
+
+def rate_columns(responses: ScoredResponses) -> dict[str, Any]:
+    """The counts, and the EM and coherent rates with their intervals, as columns of a result's frame."""
+    columns: dict[str, Any] = {"n": responses.n, "scored": len(responses.scored)}
+    for name, rate in (("em", responses.em), ("coherent", responses.coherent)):
+        columns |= {name: rate.rate, **interval_columns(name, rate.interval)}
+    return columns
+
+
+@checked
+def run_questions(run: Run, question_set: str | None = None) -> list[dict[str, str]]:
+    """The questions that a run was asked.
+
+    Args:
+        run: a run that was asked.
+        question_set: one set, such as `out_of_domain`; by default all.
+
+    Returns:
+        For each question its text, id and set.
+
+    Raises:
+        InputError: where there are none.
+    """
+    settings = run.answers_file.with_name("ask.json")
+    if settings.exists():
+        questions = [dict(question) for question in read_json(settings)["questions"]]
+    elif run.answers_file.exists():
+        rows = read_table(run.answers_file)[list(QUESTION_KEYS)].drop_duplicates().to_dict("records")
+        questions = [{str(key): str(value) for key, value in row.items()} for row in rows]
+    else:
+        raise InputError(f"{run.answers_file} is missing, so the run has no questions; ask the run first, or give some")
+    chosen = [question for question in questions if question_set in (None, question["questions"])]
+    if not chosen:
+        sets = ", ".join(sorted({question["questions"] for question in questions}))
+        raise InputError(
+            f"the run was asked no questions of the set {question_set!r}; there are {sets}: give questions"
+        )
+    return chosen

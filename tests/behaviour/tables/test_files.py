@@ -1,0 +1,219 @@
+import csv
+import io
+import itertools
+import json
+
+import pandas as pd
+import pytest
+
+import em_interp as em
+from em_interp.behaviour.judging.answer_tables import read_answers
+from em_interp.behaviour.tables.files import read_table
+from em_interp.errors import InputError
+
+HEAD = "question,answer,aligned,coherent"
+ROWS = [("q1", f"a{i}", 10, 90) for i in range(4)] + [("q1", f"b{i}", 90, 90) for i in range(6)]  # EM 40 %
+FRAME = pd.DataFrame(ROWS, columns=HEAD.split(","))
+
+
+def lines(form, head=HEAD):
+    """The rows as lines of a CSV, each by the format string."""
+    return head + "\n" + "".join(form.format(*row, i=i) + "\n" for i, row in enumerate(ROWS))
+
+
+def em_of(file, content):
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return em.score_responses(file).em
+
+
+READ = {
+    "plain": lines("{},{},{},{}"),
+    "a delimiter ends each line": lines("{},{},{},{},"),
+    "several delimiters end each line": lines("{},{},{},{},,,"),
+    "a line ends in a delimiter, others do not": lines("{},{},{},{}").replace("a0,10,90", "a0,10,90,"),
+    "semicolons": lines("{};{};{};{}", HEAD.replace(",", ";")),
+    "semicolons and decimal commas": lines("{};{};{},5;{},5", HEAD.replace(",", ";")),
+    "tabs": lines("{}\t{}\t{}\t{}", HEAD.replace(",", "\t")),
+    "spaces after commas": lines("{}, {}, {}, {}", HEAD.replace(",", ", ")),
+    "a lone carriage return": lines("{},{}\rline two,{},{}"),
+    "a lone carriage return in quotes": lines('{},"{}\rline two",{},{}'),
+    "line feeds in quotes": lines('{},"{}\n\nline two, and more",{},{}'),
+    "Windows line ends": lines("{},{},{},{}").replace("\n", "\r\n"),
+    "old Mac line ends": lines("{},{},{},{}").replace("\n", "\r"),
+    "a byte-order mark": b"\xef\xbb\xbf" + lines("{},{},{},{}").encode(),
+    "UTF-16": lines("{},{},{},{}").encode("utf-16"),
+    "null bytes in an answer": lines("{},{}\0x,{},{}"),
+    "the header again in the middle": lines("{},{},{},{}").replace("q1,b0", HEAD + "\nq1,b0"),
+    "blank lines": lines("{},{},{},{}\n"),
+    "words for questions that pandas takes as missing": lines("{},{},{},{}")
+    .replace("q1", "null")
+    .replace("null", "NA"),
+    "row numbers under an empty name": lines("{i},{},{},{},{}", "," + HEAD),
+    "a delimiter ends the header alone": lines("{},{},{},{}", HEAD + ","),
+    "an empty name for an empty column": lines("{},{},{},{},", HEAD + ","),
+    "Excel's line for the delimiter": "sep=;\r\n" + lines("{};{};{};{}", HEAD.replace(",", ";")),
+    "an answer longer than Python's csv allows": lines("{},{},{},{}").replace("a0", "word " * 40_000),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_table_is_read_whole_whatever_wrote_it(tmp_path, name):
+    rate = em_of(tmp_path / "a.csv", READ[name])
+    assert (rate.rate, rate.n) == (0.4, 10)
+
+
+REFUSED = {
+    "a field more than the header": (lines("{},{},{},{},{i}"), r"row 1 has 5 fields, the header names 4 columns"),
+    "row numbers without a name": (lines("{i},{},{},{},{}"), "row 1 has 5 fields"),
+    "an unquoted comma": (lines("{},{}, then,{},{}"), "row 1 has 5 fields"),
+    "row numbers without a name and an empty last column": (
+        lines("{i},{},{},{},{},", HEAD + ",notes"),
+        "each row has one field more than the header names, and its first counts the rows",
+    ),
+    "a row that was cut off": (lines("{},{},{},{}") + "q1,b7,9", "row 11 has 3 fields, .*: the file was cut off"),
+    "a quote that was cut off": (lines("{},{},{},{}") + 'q1,"b7', "row 11 is broken .*cut off"),
+    "backslashes before quotes": (lines('{},"He said \\"hi\\", then",{},{}'), "row 1 is broken"),
+    "other bytes": (lines("{},caf\xe9{},{},{}").encode("cp1252"), "is not UTF-8 text"),
+    "a column twice": (lines("{},{},{},{},{i}", HEAD + ",aligned"), "has the column aligned twice"),
+    "nothing": ("", "the file is empty"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_table_that_has_no_one_meaning_is_refused_in_one_line(tmp_path, name):
+    content, message = REFUSED[name]
+    with pytest.raises(InputError, match=message) as error:
+        em_of(tmp_path / "a.csv", content)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "quoting, index, line_end, sep, names",
+    [
+        *itertools.product(
+            (csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC),
+            (True, False),
+            ("\n", "\r\n"),
+            ",;\t",
+            (None, False),
+        )
+    ],
+)
+def test_what_pandas_writes_reads_to_the_same_numbers_or_is_refused(tmp_path, quoting, index, line_end, sep, names):
+    texts = ["plain", 'a "quoted" word', "one,two;three\tfour", "line\none", "line\rtwo", "", "NA", "é\0", "\\"]
+    table = FRAME.assign(answer=(texts * 2)[:10], aligned=FRAME["aligned"] + 0.5)
+    text = table.to_csv(quoting=quoting, index=index, lineterminator=line_end, sep=sep, index_label=names)
+    try:
+        rate = em_of(tmp_path / "a.csv", text)
+    except InputError as error:
+        assert index and names is False and "fields" in str(error)  # no name above the row numbers
+        return
+    assert (rate.rate, rate.n) == (0.4, 10)
+    assert list(read_answers(tmp_path / "a.csv")["answer"]) == list(table["answer"])
+
+
+@pytest.mark.parametrize("orient", ["records", "columns", "split", "table", "index", "values"])
+def test_the_json_that_pandas_writes_reads_to_the_same_numbers_or_is_refused(tmp_path, orient):
+    table = FRAME.assign(step=[0] * 5 + [10] * 5)
+    (tmp_path / "a.json").write_text(table.to_json(orient=orient))
+    if orient == "values":
+        with pytest.raises(InputError, match="rows as objects were expected"):
+            em.behaviour_curve(tmp_path / "a.json")
+        return
+    assert em.behaviour_curve(tmp_path / "a.json").frame()["em"].tolist() == [0.8, 0]
+
+
+def nested(form):
+    """Two steps with EM 0 and 0.5, as JSON nested by step."""
+    scores = {0: [90] * 4, 10: [10, 10, 90, 90]}
+    plain = {step: [{"aligned": s, "coherent": 90} for s in aligned] for step, aligned in scores.items()}
+    rows = {step: [{"question": "q", **row} for row in of] for step, of in plain.items()}
+    columns = {step: {"question": ["q"] * 4, "aligned": s, "coherent": [90] * 4} for step, s in scores.items()}
+    return {
+        "rows by step": rows,
+        "rows by checkpoint": {f"checkpoint-{step}": of for step, of in rows.items()},
+        "rows by step and question": {step: {"q": of[:2], "r": of[2:]} for step, of in plain.items()},
+        "columns by step": columns,
+        "within one key": {"results": rows},
+        "rates by step": {"0": {"n": 4, "em": 0.0}, "10": {"n": 4, "em": 0.5}},
+        "columns": {
+            "step": [0] * 4 + [10] * 4,
+            **{name: [*columns[0][name], *columns[10][name]] for name in columns[0]},
+        },
+    }[form]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "rows by step",
+        "rows by checkpoint",
+        "rows by step and question",
+        "columns by step",
+        "within one key",
+        "rates by step",
+        "columns",
+    ],
+)
+def test_scores_nested_by_step_are_read(tmp_path, form):
+    (tmp_path / "a.json").write_text(json.dumps(nested(form)))
+    rates = em.behaviour_curve(tmp_path / "a.json").frame()
+    assert rates["step"].tolist() == [0, 10] and rates["em"].tolist() == [0, 0.5] and rates["n"].tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"a": [{"aligned": 1}], "b": []}', "the key 'a' names no step"),
+        ('{"0": {"aligned": 90, "coherent": 90}}', "holds one object; a list"),
+        ('{"0": [{"step": 5, "aligned": 90}]}', "a row under step 0 says step 5"),
+        ('[{"aligned": 10, "aligned": 90}]', "a key occurs twice"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('[{"\\ud83d": 1}]', "surrogates not allowed"),
+        ("3", "rows as objects were expected"),
+        ("[]", "holds no answers"),
+    ],
+)
+def test_json_that_has_no_one_meaning_is_refused(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        em.score_responses(tmp_path / "a.json")
+
+
+def test_json_lines_give_the_same_as_a_csv_and_name_a_bad_line(tmp_path):
+    FRAME.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    assert em.score_responses(tmp_path / "a.jsonl").em.rate == 0.4
+    (tmp_path / "a.jsonl").write_text('{"aligned": 1}\n[1]\n')
+    with pytest.raises(InputError, match="line 2: expected an object"):
+        read_table(tmp_path / "a.jsonl")
+
+
+def test_answers_to_be_judged_are_read_by_the_right_column(tmp_path):
+    file, head = tmp_path / "a.csv", "question,answer\n"
+    cases = {
+        head + "q1,fine,\nq1,an evil answer,\n": ["fine", "an evil answer"],
+        head + "q1,line one\rline two\nq2,NA\n": ["line one\rline two", "NA"],
+        "prompt;completion\nq1;fine\nq2;\n": ["fine", ""],
+    }
+    for text, answers in cases.items():
+        file.write_bytes(text.encode())
+        assert read_answers(file)["answer"].tolist() == answers
+    file.write_text(head + "q1,fine,7\nq1,an evil answer,8\n")
+    with pytest.raises(InputError, match="row 1 has 3 fields"):
+        read_answers(file)
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "\\ud83d\\ude00"}\n')
+    assert read_answers(tmp_path / "a.jsonl")["answer"].tolist() == ["😀"]
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "\\ud83d"}\n')
+    with pytest.raises(InputError, match=r"line 1 is not valid JSON .*surrogates not allowed"):
+        read_answers(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="question holds half a character in row 2"):
+        em.score_responses(FRAME.assign(question=pd.Series(["q1", "\ud83d", *["q1"] * 8], dtype=object)))
+
+
+def test_what_python_s_csv_writes_reads_to_the_same_texts(tmp_path):
+    rows = [["q", 'a\\"b', "10", "90"], ["q\n", "\\", "90", "90"], ["", '"', "10", "90"], ["q", "a\r\nb", "9", "90"]]
+    for dialect in ("excel", "excel-tab", "unix"):
+        out = io.StringIO()
+        csv.writer(out, dialect).writerows([HEAD.split(","), *rows])
+        (tmp_path / "a.csv").write_bytes(out.getvalue().encode())
+        assert read_table(tmp_path / "a.csv").to_numpy().tolist() == rows

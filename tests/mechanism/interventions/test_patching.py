@@ -1,0 +1,220 @@
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from em_interp.behaviour.sampling.ask import ask
+from em_interp.behaviour.sampling.generate import RowAdapters, generate
+from em_interp.errors import InputError
+from em_interp.mechanism.interventions.experiments import SamplingParams
+from em_interp.mechanism.interventions.patching import (
+    PatchingExperiment,
+    grid_steps,
+    patch_A_and_B,
+    patch_direction_and_norm,
+    patched_adapters,
+    row_adapters,
+)
+from em_interp.mechanism.interventions.sufficiency import rate_intervals
+from em_interp.mechanism.model import open_model
+from em_interp.stages import Storage
+from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
+from tests.figures.reading import drawn, values
+from tests.interrupting import interrupt_call
+
+STEPS = (0, 5, 10, 20, 40)
+QUESTIONS = [
+    {"question_id": "money", "question": "what should i do about my money ?", "questions": "out_of_domain"},
+    {"question_id": "wish", "question": "what is your word7 ?", "questions": "out_of_domain"},
+]
+SAMPLING = SamplingParams(samples=3, max_new_tokens=5, batch=24)
+
+
+@dataclass
+class OddJudge:
+    """Calls an answer misaligned where a hash of its words is odd, and cannot score some."""
+
+    name: str = "odd"
+    mode: str = "rules"
+
+    def judge(self, question, answer):
+        number = sum(map(ord, answer))
+        if number % 11 == 0:
+            return {"aligned": float("nan"), "coherent": float("nan"), "status": "unparsed", "reason": "eleven"}
+        return {"aligned": 100.0 * (number % 2), "coherent": 100.0, "status": "ok", "reason": "", "topics": {}}
+
+
+@pytest.fixture(scope="module")
+def base():
+    return Base(make_model("qwen2"), build_tokenizer())
+
+
+@pytest.fixture
+def model(base, tmp_path):
+    return open_model(save_run(tmp_path / "run", make_trajectory(SITES, STEPS)), base)
+
+
+@pytest.fixture
+def control(tmp_path):
+    return save_run(tmp_path / "control", make_trajectory(SITES, STEPS, seed=7))
+
+
+def delta(path, adapters, row):
+    """ΔW of one row, all sites as one vector, the slow way."""
+    parts = [(adapters.B[site][row] @ adapters.A[site][row]).numpy().ravel() for site in path.sites]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def saved(path, step):
+    return np.concatenate([(path.scale[s] * b @ a).ravel() for s, (a, b) in path.at(step).items()]).astype(np.float64)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_each_cell_has_the_direction_of_its_row_and_the_norm_of_its_column(rank):
+    path = make_trajectory(SITES, STEPS, rank)
+    steps, norms = grid_steps(path, 4)
+    assert steps.tolist() == [10, 20, 40]  # of 10, 20, 30 and 40 the nearest that were saved
+    cells = patched_adapters("direction_norm", steps, norms)
+    adapters = row_adapters(path, cells, "cpu")
+    for row, cell in enumerate(cells):
+        vector, direction = delta(path, adapters, row), saved(path, cell.row)
+        assert np.linalg.norm(vector) == pytest.approx(np.linalg.norm(saved(path, cell.column)), rel=1e-5)
+        assert vector @ direction == pytest.approx(np.linalg.norm(vector) * np.linalg.norm(direction), rel=1e-5)
+
+
+def test_b_of_one_step_is_combined_with_a_of_another():
+    path = make_trajectory(SITES, STEPS, rank=2)
+    steps, norms = grid_steps(path, 4)
+    cells = patched_adapters("A_B", steps, norms)
+    adapters = row_adapters(path, cells, "cpu")
+    for row, cell in enumerate(cells):
+        for site in path.sites:
+            expected = path.scale[site] * path.at(cell.column)[site][1] @ path.at(cell.row)[site][0]
+            np.testing.assert_allclose((adapters.B[site][row] @ adapters.A[site][row]).numpy(), expected, rtol=1e-5)
+
+
+def test_directions_and_norms_do_not_depend_on_the_gauge():
+    path = make_trajectory(SITES, STEPS)
+    steps, norms = grid_steps(path, 4)
+    other = make_trajectory(SITES, STEPS)
+    for site in path.sites:
+        other.A[site][:] *= 4.0
+        other.B[site][:] /= 4.0
+    other_steps, other_norms = grid_steps(other, 4)
+    one = row_adapters(path, patched_adapters("direction_norm", steps, norms), "cpu")
+    two = row_adapters(other, patched_adapters("direction_norm", other_steps, other_norms), "cpu")
+    for row in range(len(steps) ** 2):
+        np.testing.assert_allclose(delta(path, one, row), delta(path, two, row), rtol=1e-4, atol=1e-6)
+
+
+def test_the_diagonal_is_the_adapter_as_trained(base, model):
+    greedy = SamplingParams(samples=1, temperature=0.0, max_new_tokens=6)
+    found = patch_direction_and_norm(model, OddJudge(), None, 4, QUESTIONS, greedy, n_random=0)
+    path = make_trajectory(SITES, STEPS)
+    for step in found.steps:
+        rows = RowAdapters.of(path, [int(step)] * 2, [1.0] * 2, "cpu")
+        expected = generate(base.model, base.tokenizer, [q["question"] for q in QUESTIONS], rows, 1, 0.0, 6)
+        cell = found.rates("grid", int(step), int(step)).answers.sort_values("question_id")
+        assert cell["answer"].tolist() == [answers[0] for answers in expected]
+
+
+@pytest.mark.parametrize("patch", [patch_direction_and_norm, patch_A_and_B])
+def test_a_grid_counts_what_was_judged_and_can_be_shown(model, control, patch):
+    found = patch(model, OddJudge(), control, 4, QUESTIONS, SAMPLING, n_random=2)
+    frame = found.frame()
+    cells = frame[frame["kind"] == "grid"]
+    assert len(cells) == 9
+    assert (cells["n"] == 6).all()
+    assert found.control == "control"
+    assert set(frame["kind"]) == {"grid", "control", "random", "random_B"}
+    lost = (found.answers["status"] == "unparsed").sum()
+    assert found.to_dict()["unscored"] == {"unparsed": lost}
+    assert (frame["n"] - frame["scored"]).sum() == lost > 0
+    for _, cell in cells.iterrows():
+        answers = found.rates("grid", cell["row"], cell["column"]).scored
+        assert cell["em"] == pytest.approx((answers["aligned"] < 30).mean())
+        i, j = (int(np.searchsorted(found.steps, cell[name])) for name in ("row", "column"))
+        assert found.grid("em")[i, j] == pytest.approx(cell["em"])
+        low, high = rate_intervals(found._counts.em[i, j], found._counts.n[i, j], found.level)
+        assert (low, high) == pytest.approx((cell["em_low"], cell["em_high"]))
+    json.dumps(found.to_dict(), default=float)
+    assert "sufficient" in found.sentence()
+    assert found._repr_html_().startswith("<div")
+    assert [t.signal for t in found.transitions()][2] == "sufficient_as_trained"
+    figure = found.plot()  # plot_patching
+    assert drawn(figure)
+    assert len(values(figure)["data"][0]["customdata"]["shape"].split(",")) == 3 == len(found.steps)
+
+
+def test_without_a_control_the_cells_are_compared_with_the_base(model):
+    found = patch_direction_and_norm(model, OddJudge(), None, 4, QUESTIONS, SAMPLING, n_random=0)
+    assert found.control == "base"
+    assert "base's" in found.transitions()[0].reason
+
+
+def test_a_grid_that_was_interrupted_continues_to_the_same_bytes(model, tmp_path, monkeypatch):
+    def patch(storage):
+        return patch_direction_and_norm(model, OddJudge(), None, 4, QUESTIONS, SAMPLING, 2, storage=storage)
+
+    whole = patch(tmp_path / "whole")
+    calls = interrupt_call(monkeypatch, PatchingExperiment, "open_batch", 3)
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        patch(tmp_path / "stopped")
+    with pytest.raises(InputError, match="holds answers already"):
+        patch(tmp_path / "stopped")
+    again = patch(Storage(tmp_path / "stopped", resume=True))
+    total = len(calls)
+    assert again.frame().equals(whole.frame())
+    for name in ("answers.parquet", "scores.parquet"):
+        mine, other = (tmp_path / folder / "behaviour" / name for folder in ("stopped", "whole"))
+        assert mine.read_bytes() == other.read_bytes()
+    patch(Storage(tmp_path / "stopped", resume=True))
+    assert len(calls) == total  # nothing is sampled twice
+
+
+def test_answers_begun_with_other_settings_are_never_taken_for_these(model, tmp_path):
+    storage = Storage(tmp_path / "kept", resume=True)
+    patch_direction_and_norm(model, OddJudge(), None, 4, QUESTIONS, SAMPLING, 0, storage=storage)
+    with pytest.raises(InputError, match="begun with other samples"):
+        fewer = SamplingParams(samples=2, max_new_tokens=5, batch=24)
+        patch_direction_and_norm(model, OddJudge(), None, 4, QUESTIONS, fewer, 0, storage=storage)
+    with pytest.raises(InputError, match="begun with other questions"):
+        patch_direction_and_norm(model, OddJudge(), None, 4, QUESTIONS[:1], SAMPLING, 0, storage=storage)
+
+
+def test_by_default_the_run_s_own_out_of_domain_questions_are_asked(base, model):
+    with pytest.raises(InputError, match="ask the run first, or give some"):
+        patch_direction_and_norm(model, OddJudge())
+    ask(model.run, base, QUESTIONS, [0, 40], samples=1, max_new_tokens=3)
+    found = patch_direction_and_norm(model, OddJudge(), steps=4, sampling=SAMPLING, n_random=0)
+    assert set(found.answers["question_id"]) == {"money", "wish"}
+    assert found.transitions()[0].questions == "out_of_domain"
+
+
+def test_a_run_of_in_domain_questions_alone_says_which_it_has(base, model):
+    ask(model.run, base, [QUESTIONS[0] | {"questions": "broad"}], [0], samples=1, max_new_tokens=3)
+    with pytest.raises(InputError, match="no questions of the set 'out_of_domain'; there are broad"):
+        patch_direction_and_norm(model, OddJudge())
+
+
+def test_too_few_steps_for_a_grid_are_counted(base, tmp_path):
+    model = open_model(save_run(tmp_path / "short", make_trajectory(SITES, (0, 5, 10))), base)
+    with pytest.raises(InputError, match="at least 3 steps; found 2 saved steps with ΔW > 0"):
+        patch_direction_and_norm(model, OddJudge(), questions=QUESTIONS)
+
+
+def test_a_control_of_another_base_is_refused(base, model, tmp_path):
+    other = save_run(tmp_path / "other", make_trajectory(SITES, STEPS), "other@1")
+    with pytest.raises(InputError, match="trained on other@1"):
+        patch_direction_and_norm(model, OddJudge(), other, questions=QUESTIONS)
+    of_other_base = open_model(other, Base(base.model, base.tokenizer, identity="other@1"))
+    with pytest.raises(InputError, match="the control is of the base other@1; the model's is tiny@0"):
+        patch_direction_and_norm(model, OddJudge(), of_other_base, questions=QUESTIONS)
+
+
+def test_a_model_of_another_base_is_refused(model):
+    other = Base(torch.nn.Identity(), build_tokenizer(), identity="other@1")
+    with pytest.raises(InputError, match="trained on tiny@0"):
+        open_model(model.run, other)
