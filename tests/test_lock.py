@@ -17,7 +17,7 @@ from em_interp.lock import LOCK_FILE, writing
 from em_interp.run import copy_run
 from em_interp.stages import Storage
 
-from .behaviour.judge_server import numbered, plant
+from .behaviour.judging.judge_server import numbered, plant
 
 HOLD = """
 import sys
