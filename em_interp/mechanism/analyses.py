@@ -19,7 +19,8 @@ from em_interp.mechanism.interventions.experiments import (
     SamplingParams,
     run_questions,
 )
-from em_interp.mechanism.interventions.patching import N_CONTROL, patch_direction_and_norm
+from em_interp.mechanism.interventions.patched_adapters import N_CONTROL
+from em_interp.mechanism.interventions.patching import patch_direction_and_norm
 from em_interp.mechanism.interventions.steering import N_REFINED, SteeringCurve
 from em_interp.mechanism.kl_from_base import measure_kl_from_base
 from em_interp.mechanism.logit_lens import read_logit_lens

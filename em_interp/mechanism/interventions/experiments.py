@@ -1,9 +1,9 @@
 """The experiment behind ablation, steering and patching: sample answers under many conditions, judge them, keep both.
 
 A condition is an intervention on the residual stream (`InterventionCondition`) or an adapter made of A of one step
-and B of another (`patching.PatchedAdapter`). Conditions share batches: each row has its own
-vectors or adapter. The answers are kept in the form of a run's answers, so judging them is the same stage as for a
-run; interrupted and resumed, an experiment ends with the same bytes.
+and B of another (`patched_adapters.PatchedAdapter`). Conditions share batches: each row has its own vectors or adapter.
+The answers are kept in the form of a run's answers, so judging them is the same stage as for a run; interrupted and
+resumed, an experiment ends with the same bytes.
 """
 
 from __future__ import annotations
