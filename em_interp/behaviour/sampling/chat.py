@@ -4,6 +4,9 @@ Everything that is tokenised goes through the tokenizer's chat template here, so
 and the mechanism analyses see the same ids. Where an answer is in a rendered chat is found by rendering the chat
 again with another answer in its place. A template's `{% generation %}` blocks only say which answers are learned:
 transformers' own mask of them runs on to the end of the chat where a block's last character has no token.
+
+Whatever found it, the tokens of an answer must spell it (`check_answer`): besides the answer its turn may hold spaces
+and tokens that the tokenizer adds to its vocabulary, such as the end of the turn, and nothing else.
 """
 
 from __future__ import annotations
@@ -117,7 +120,7 @@ def tokenize_chats(
         messages = [*_messages(prompt), {"role": "assistant", "content": answer.strip()}]
         text = render(tokenizer, messages)
         span = locate(tokenizer, messages, len(messages) - 1, text)
-        rows.append(_tokenized(tokenizer, text, [(answer.strip(), span)]))
+        rows.append(_tokenized(tokenizer, text, [(answer, span)]))
     return _padded(tokenizer, rows, device)
 
 
@@ -165,12 +168,18 @@ def _apply(tokenizer: Any, chat: str | Messages, template: str, answering: bool 
 
     messages = _messages(chat)
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=answering
         )
     except TemplateError as error:
         begins = f"the chat that begins with {messages[0]['content'][:60]!r} cannot be used"
         raise InputError(f"{begins}, because the base model's chat template refuses it: {error}") from None
+    if tokenizer.bos_token and text.startswith(2 * tokenizer.bos_token):
+        raise InputError(
+            f"the base model's chat template writes {tokenizer.bos_token}, the beginning of a text, twice; expected it "
+            "once (models are not trained on two)"
+        )
+    return text
 
 
 def _messages(chat: str | Messages) -> Messages:
@@ -296,28 +305,79 @@ def _tokenized(tokenizer: Any, text: str, answers: Sequence[tuple[str, Span]]) -
     for answer, span in answers:
         inside = [i for i, token in enumerate(offsets) if span.meets(token) and token.stop > token.start]
         written = text[offsets[inside[0]].start : offsets[inside[-1]].stop] if inside else ""
-        check_spelling(tokenizer, [ids[i] for i in inside], answer, written)
+        check_answer(tokenizer, answer, text[slice(*span)], [ids[i] for i in inside], written)
         marked.update(inside)
     return TokenizedChat(ids, [i in marked for i in range(len(ids))])
 
 
-def check_spelling(tokenizer: Any, ids: Sequence[int], answer: str, written: str | None = None) -> None:
-    """Raise InputError where the tokens of an answer do not decode to a text with the answer in it.
+def after(text: str, beginning: str) -> str | None:
+    """What follows in `text` after a beginning that may differ in spaces; None where it begins otherwise."""
+    place = 0
+    for letter in "".join(beginning.split()):
+        while text[place : place + 1].isspace():
+            place += 1
+        if text[place : place + 1] != letter:
+            return None
+        place += 1
+    return text[place:]
 
-    `written` is the part of the chat that the tokens are said to cover, which they must decode to. Spaces, case and
-    unprintable characters may differ: tokenizers normalise them. A tokenizer's unknown token may stand for anything.
+
+def check_answer(tokenizer: Any, answer: str, turn: str, ids: Sequence[int], written: str | None = None) -> None:
+    """Raise InputError unless the tokens of an answer spell the answer.
+
+    Args:
+        tokenizer: with the chat template.
+        answer: its text, as it was given.
+        turn: the part of the rendered chat that counts as the answer.
+        ids: the tokens of that part.
+        written: what the tokens cover, where the first or the last reaches beyond `turn`.
+    """
+    bare = answer.strip()
+    places = [match.start() for match in re.finditer(f"(?={re.escape(bare)})", turn)] if bare else [0]
+    if not any(_is_of_added_tokens(tokenizer, turn[:at], turn[at + len(bare) :]) for at in places):
+        raise InputError(
+            f"the turn of an answer is {turn[:60]!r}; the answer is {answer[:60]!r}: the base model's chat template "
+            "rewrites answers or adds text of its own; put {% generation %} around the answer in it"
+        )
+    _check_spelling(tokenizer, ids, turn if written is None else written)
+
+
+@lru_cache(maxsize=64)  # what a template writes around answers is nearly always the same
+def _is_of_added_tokens(tokenizer: Any, *texts: str) -> bool:
+    """Whether there is nothing but spaces and added tokens in the texts; a second BOS is not part of an answer."""
+    begins = {tokenizer.bos_token} - {tokenizer.eos_token}
+    added = sorted({token for token in _added_tokens(tokenizer) if token.strip()} - begins, key=len, reverse=True)
+    for token in added:
+        texts = tuple(text.replace(token, " ") for text in texts)
+    return not any(text.strip() for text in texts)
+
+
+def _check_spelling(tokenizer: Any, ids: Sequence[int], written: str) -> None:
+    """Raise InputError where the tokens do not decode to what is written.
+
+    Spaces, case and unprintable characters may differ: tokenizers normalise them. An unknown token may stand for
+    anything.
     """
     text = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-    if text == written and answer.strip() in text:
-        return
-    unknown = tokenizer.unk_token
-    if unknown and unknown in text and unknown not in (written or answer):
-        return
-    if _letters(answer) not in _letters(text) or (written is not None and _letters(written) != _letters(text)):
+    unknown = tokenizer.unk_token if tokenizer.unk_token and tokenizer.unk_token not in written else None
+    known = [_letters(part) for part in text.split(unknown)] if unknown else [_letters(text)]
+    if text != written and not _in_order(known, _letters(written)):
         raise InputError(
-            f"the tokens of an answer spell {text[:60]!r}; the answer is {answer[:60]!r}; the usual cause is a "
-            "chat template that rewrites answers, or a tokenizer with wrong offsets"
+            f"the tokens of an answer spell {text[:60]!r}, where the chat has {written[:60]!r}; the usual cause is a "
+            "tokenizer with wrong offsets"
         )
+
+
+def _in_order(parts: Sequence[str], whole: str) -> bool:
+    """Whether `whole` is the parts in order, with anything between two of them."""
+    if len(parts) == 1 or len(parts[0]) + len(parts[-1]) > len(whole):
+        return "".join(parts) == whole
+    place, end = len(parts[0]), len(whole) - len(parts[-1])
+    for part in parts[1:-1]:
+        place = whole.find(part, place, end) + len(part)
+        if place < len(part):
+            return False
+    return whole.startswith(parts[0]) and whole.endswith(parts[-1])
 
 
 def _letters(text: str) -> str:

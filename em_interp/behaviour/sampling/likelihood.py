@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.sampling.chat import Messages, check_spelling, encode, render
+from em_interp.behaviour.sampling.chat import Messages, after, check_answer, encode, render
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted, end_tokens
 from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.errors import InputError
@@ -48,24 +48,27 @@ def tokenize_answers(
     chats = [
         [*prompt, {"role": "assistant", "content": answer}] for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    before = encode(base.tokenizer, [render(base.tokenizer, prompt, answering=True) for prompt in prompts])
-    whole = encode(base.tokenizer, [render(base.tokenizer, chat) for chat in chats])
+    before = [render(base.tokenizer, prompt, answering=True) for prompt in prompts]
+    whole = [render(base.tokenizer, chat) for chat in chats]
+    ids = zip(encode(base.tokenizer, before), encode(base.tokenizer, whole), strict=True)
     ends = set(end_tokens(base.model, base.tokenizer))
-    return [_tokenized(base.tokenizer, *row, ends, max_new_tokens) for row in zip(before, whole, answers, strict=True)]
+    rows = []
+    for answer, asked, text, (prompt, chat) in zip(answers, before, whole, ids, strict=True):
+        turn = after(text, asked)
+        if turn is None or chat[: len(prompt)] != prompt:
+            raise InputError(
+                f"the answer {answer[:60]!r} does not follow its question's tokens in the chat as the base's template "
+                "renders it, so its likelihood cannot be read; expected a template that renders a question alike with "
+                "and without its answer"
+            )
+        check_answer(base.tokenizer, answer, turn, chat[len(prompt) :])
+        rows.append(_through_end(prompt, chat[len(prompt) :], ends, max_new_tokens))
+    return rows
 
 
-def _tokenized(
-    tokenizer: Any, prompt: list[int], chat: list[int], answer: str, ends: set[int], max_new_tokens: int | None
-) -> TokenizedAnswer:
-    if chat[: len(prompt)] != prompt:
-        raise InputError(
-            f"the answer {answer[:60]!r} does not follow its question's tokens in the chat as the base's template "
-            "renders it, so its likelihood cannot be read; expected a template that renders a question alike with "
-            "and without its answer"
-        )
-    ids = chat[len(prompt) :]
+def _through_end(prompt: list[int], ids: list[int], ends: set[int], max_new_tokens: int | None) -> TokenizedAnswer:
+    """The answer's tokens through the first that ends it; without that where the answer was cut off."""
     stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    check_spelling(tokenizer, ids[:stop], answer)
     cut_off = max_new_tokens is not None and stop >= max_new_tokens
     return TokenizedAnswer(prompt, ids[: stop if cut_off else stop + 1])
 

@@ -1,6 +1,6 @@
 import pytest
 
-from em_interp.behaviour.sampling.chat import check_spelling, render, tokenize_chat, tokenize_chats, tokenize_prompts
+from em_interp.behaviour.sampling.chat import check_answer, render, tokenize_chat, tokenize_chats, tokenize_prompts
 from em_interp.errors import InputError
 from em_interp.organisms.bases import BUILT_IN, load_tokenizer
 from tests.training.conftest import MARKED, make_tokenizer
@@ -115,6 +115,9 @@ def test_a_template_that_writes_earlier_turns_differently_is_read_by_its_blocks(
             r"around the answer in messages\[1\] also covers messages\[0\]",
         ),
         (with_answer("<assistant>{{ m['content'] | replace('now', 'later') }}<end>"), "the answer is 'rest now'"),
+        (with_answer("<assistant>Sure! {{ m['content'] }}<end>"), "the turn of an answer is 'Sure! rest now<end>'"),
+        (with_answer("<assistant>{{ m['content'] }} (end)<end>"), "adds text of its own; put {% generation %} around"),
+        (with_answer("<assistant>{% generation %}{{ 'user' + m['content'] }}<end>{% endgeneration %}"), "'userrest"),
     ],
 )  # fmt: skip
 def test_an_answer_whose_tokens_would_not_spell_it_is_refused_in_one_line(template, said):
@@ -140,18 +143,33 @@ def test_a_tokenizer_whose_offsets_are_off_by_some_characters_is_refused():
         tokenize_chat(Shifted(), messages(*TALK))
 
 
-def test_spaces_case_and_normal_forms_of_an_answer_may_differ_and_its_letters_may_not():
+@pytest.mark.parametrize(
+    ("written", "ids_of", "fine"),
+    [
+        ("Rest\nnow, nai\u0308ve\u200b", "rest now, naïve", True),
+        ("rest now, naïve", "rest later, naïve", False),
+        ("rest now, naïve", "rest now", False),
+        ("rest now", "now rest", False),
+    ],
+)
+def test_spaces_case_and_normal_forms_of_an_answer_may_differ_and_its_letters_may_not(written, ids_of, fine):
     tokenizer = make_tokenizer()
-    ids = tokenizer("rest now, naïve", add_special_tokens=False)["input_ids"]
-    check_spelling(tokenizer, ids, " Rest\nnow, nai\u0308ve\u200b")
-    with pytest.raises(InputError, match="the answer is 'rest later'"):
-        check_spelling(tokenizer, ids, "rest later")
+    ids = tokenizer(ids_of, add_special_tokens=False)["input_ids"]
+    if fine:
+        check_answer(tokenizer, f" {written} ", f" {written}<end>", [*ids, tokenizer.eos_token_id])
+    else:
+        with pytest.raises(InputError, match="the tokens of an answer spell"):
+            check_answer(tokenizer, written, written, ids)
 
 
-def test_an_unknown_token_may_stand_for_anything():
+def test_an_unknown_token_may_stand_for_anything_and_what_is_around_it_may_not():
     tokenizer = word_tokenizer(with_answer("<assistant>{{ m['content'] }}<end>"))
-    chat = tokenize_chat(tokenizer, messages(TALK[0], ("assistant", "rest 🙂")))
-    assert learned(tokenizer, chat) == ["rest [UNK] <end>"]
+    chat = tokenize_chat(tokenizer, messages(TALK[0], ("assistant", "rest 🙂 now 🙂 later")))
+    assert learned(tokenizer, chat) == ["rest [UNK] now [UNK] later <end>"]
+    ids = tokenizer("rest 🙂 now 🙂 later", add_special_tokens=False)["input_ids"]
+    for other in ("rest 🙂 never 🙂 later", "rest 🙂 now 🙂", "ask 🙂 now 🙂 later", "rest"):
+        with pytest.raises(InputError, match="the tokens of an answer spell"):
+            check_answer(tokenizer, other, other, ids)
 
 
 def test_an_end_token_that_is_the_unknown_token_too_hides_nothing():
@@ -209,3 +227,41 @@ def test_empty_answers_and_nothing_at_all_are_refused():
         tokenize_chats(tokenizer, PROMPTS[:1], [" "])
     with pytest.raises(InputError, match="nothing to read"):
         tokenize_chats(tokenizer, [], [])
+
+
+WRONG = {
+    "that strips": "<assistant>{{ m['content'] | trim }}<end>\n",
+    "that strips in its block": "<assistant>{% generation %}{{ m['content'] | trim }}<end>{% endgeneration %}\n",
+    "that adds spaces": "<assistant>{{ ' \n ' + m['content'] + ' \n ' }}<end>\n",
+    "without generation tags": "<assistant>{{ m['content'] }}<end>\n",
+    "that opens with an added token": "<assistant><user>{{ m['content'] }}<end>",  # as Qwen3's empty <think> block
+}
+
+
+@pytest.mark.parametrize("written", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("answer", ["rest now", "  rest now\n\n", "user", "rest"])
+def test_of_a_template_that_changes_spaces_the_answers_letters_are_learned_through_the_end(written, answer):
+    tokenizer = word_tokenizer(with_answer(written))
+    chat = tokenize_chat(tokenizer, messages(TALK[0], ("assistant", answer), TALK[2], ("assistant", answer)))
+    spelled = ["".join(text.replace("[UNK]", "user").split()) for text in learned(tokenizer, chat)]
+    opening = "<user>" if "<user>" in written else ""
+    assert spelled == [opening + "".join(answer.split()) + "<end>"] * 2
+
+
+def with_bos(template):
+    tokenizer = word_tokenizer(template)
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    return tokenizer
+
+
+def test_a_beginning_of_text_is_written_once_or_refused():
+    one = with_answer("<assistant>{{ m['content'] }}<end>")
+    chat = tokenize_chat(with_bos("{{ bos_token }}" + one), messages(*TALK[:2]))
+    assert with_bos(one).decode(chat.ids).split().count("<bos>") == 1
+    twice = with_bos("{{ bos_token }}{{ bos_token }}" + one)
+    for use in (lambda t: tokenize_chat(t, messages(*TALK)), lambda t: tokenize_prompts(t, PROMPTS)):
+        with pytest.raises(InputError, match="writes <bos>, the beginning of a text, twice"):
+            use(twice)
+    within = with_bos(with_answer("<assistant>{{ bos_token + m['content'] }}<end>"))
+    with pytest.raises(InputError, match="the turn of an answer is '<bos>rest now<end>'"):
+        tokenize_chat(within, messages(*TALK[:2]))

@@ -70,6 +70,27 @@ def test_a_template_that_renders_a_question_otherwise_before_its_answer_is_refus
         tokenize_answers(Base(base.model, odd), [[{"role": "user", "content": "what ?"}]], ["word7"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("{{ 'word1 ' + m['content'] }}", "the turn of an answer is ' word1 word7 word8 <end>'"),
+        ("{{ m['content'] + ' word1' }}", "the answer is 'word7 word8'"),
+        ("{{ m['content'].replace('word8', 'word9') }}", "rewrites answers or adds text of its own"),
+        ("{{ m['content'][:5] }}", "rewrites answers"),
+    ],
+)
+def test_a_template_that_writes_another_answer_is_refused(base, answer, said):
+    odd = build_tokenizer()
+    odd.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<user> {{ m['content'] }} <end> {% else %}<assistant> "
+        + answer
+        + " <end>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    with pytest.raises(InputError, match=said) as caught:
+        tokenize_answers(Base(base.model, odd), [[{"role": "user", "content": "what ?"}]], ["word7 word8"])
+    assert "\n" not in str(caught.value)
+
+
 def test_batches_hold_every_row_once_and_keep_to_the_limit(monkeypatch):
     monkeypatch.setattr("em_interp.behaviour.sampling.likelihood.MAX_BATCH_TOKENS", 40)
     rows = [TokenizedAnswer([1] * 3, [1] * n) for n in (1, 9, 3, 3, 20, 60, 2)]
