@@ -71,18 +71,57 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """The rows of a CSV, each with as many fields as the header; empty fields after the last are left out."""
     import pandas as pd
 
-    text, placeholder = _without_lone_returns(read_texts(path))
-    header, *rows = [*_records(*_delimited(text), path)] or [[]]
+    whole, placeholder = _without_lone_returns(read_texts(path))
+    text, delimiter = _delimited(whole)
+    if placeholder in text.split("\n", 1)[0]:
+        raise InputError(
+            f"{path} cannot be read as a table: its first line ends with a carriage return, others with line feeds; "
+            "save it with one kind of line end"
+        )
+    header, cells = _fields(text, delimiter, path)
+    _refuse_other_readings(text, delimiter, path, [header, *cells])
+    cells = [[cell.replace(placeholder, "\r") for cell in row] for row in cells]
+    return pd.DataFrame(cells, columns=range(len(header)), dtype=object).set_axis(
+        [name.strip() for name in header], axis=1
+    )
+
+
+def _fields(text: str, delimiter: str, path: Path, **quoting: Any) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows, all of the same length."""
+    header, *rows = [*_records(text, delimiter, path, **quoting)] or [[]]
     if not header:
         raise InputError(f"{path} cannot be read as a table: No columns to parse, the file is empty")
     while not header[-1].strip() and max(map(len, rows), default=0) < len(header) > 1:
         header = header[:-1]
     records = [_fitted(row, header, number, path) for number, row in enumerate(rows, 1) if row != header]
     _refuse_row_numbers(records, header, path)
-    cells = [[cell.replace(placeholder, "\r") for cell in row[: len(header)]] for row in records]
-    return pd.DataFrame(cells, columns=range(len(header)), dtype=object).set_axis(
-        [name.strip() for name in header], axis=1
-    )
+    return header, [row[: len(header)] for row in records]
+
+
+def _refuse_other_readings(text: str, delimiter: str, path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Raise InputError where the rows fit the header in another way too, with other cells.
+
+    Others write `\\"` or `\\,` for a quote or a delimiter in a text, or put texts in single quotes.
+    """
+    escaped, quoted = re.escape('"' + delimiter), re.escape(delimiter)
+    for sign, quoting in ((rf"\\[{escaped}]", {"escapechar": "\\"}), (rf"(?:^|[{quoted}\n])'", {"quotechar": "'"})):
+        if not re.search(sign, text):
+            continue
+        try:
+            header, others = _fields(text, delimiter, path, **quoting)
+        except InputError:
+            continue
+        for number, (row, other) in enumerate(zip(rows, [header, *others], strict=False)):
+            if len(rows) != len(others) + 1 or [_unmarked(cell) for cell in row] != [_unmarked(cell) for cell in other]:
+                mark = next(iter(quoting.values()))
+                raise InputError(
+                    f"{path} cannot be read as a table: row {number} has other cells where {mark} "
+                    'is a sign of CSV; write it with " around texts and "" for a quote in them'
+                )
+
+
+def _unmarked(cell: str) -> str:
+    return re.sub(r"[\\'\"]", "", cell)
 
 
 def _without_lone_returns(text: str) -> tuple[str, str]:
@@ -104,11 +143,11 @@ def _delimited(text: str) -> tuple[str, str]:
     return text, max(DELIMITERS, key=text.split("\n", 1)[0].count)
 
 
-def _records(text: str, delimiter: str, path: Path) -> Iterator[list[str]]:
+def _records(text: str, delimiter: str, path: Path, **quoting: Any) -> Iterator[list[str]]:
     """The fields of each line that is not blank; the first are the header's."""
     limit, number = csv.field_size_limit(MAX_FIELD), 0
     try:
-        for row in csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True):
+        for row in csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True, **quoting):
             if row and (len(row) > 1 or row[0].strip()):
                 number += 1
                 yield row

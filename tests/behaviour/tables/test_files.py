@@ -217,3 +217,28 @@ def test_what_python_s_csv_writes_reads_to_the_same_texts(tmp_path):
         csv.writer(out, dialect).writerows([HEAD.split(","), *rows])
         (tmp_path / "a.csv").write_bytes(out.getvalue().encode())
         assert read_table(tmp_path / "a.csv").to_numpy().tolist() == rows
+
+
+H = "question,aligned,coherent\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (H + "a\\,95,40,\n", r"row 1 has other cells where \\ is a sign of CSV"),
+        (H + "b,90,90\n" + "'a,95',40,\n", "row 2 has other cells where ' is a sign of CSV"),
+        (H.replace("\n", "\r") + "a,10,90\rb\n,10,90\r", "its first line ends with a carriage return"),
+    ],
+)
+def test_a_row_that_fits_the_header_in_two_ways_is_refused(tmp_path, text, said):
+    (tmp_path / "table.csv").write_text(text, newline="")
+    with pytest.raises(InputError, match=said) as caught:
+        read_table(tmp_path / "table.csv")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["C:\\", "'tis", "it's, 'so'", 'say \\"x\\"', "'a', 'b'", "\\,", "''"])
+def test_quotes_and_backslashes_in_texts_are_text_where_csv_is_written_as_usual(tmp_path, text):
+    table = pd.DataFrame({"question": [text, "b"], "aligned": [10, 90], "coherent": [90, 80]})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    assert read_table(tmp_path / "table.csv").to_numpy().tolist() == [[text, "10", "90"], ["b", "90", "80"]]
