@@ -65,6 +65,8 @@ def run_plan(
     bar = progress_bar((), "train", "step", progress and processes.is_main, plan.steps, done)
     log = processes.on_all(lambda: TrainLog(run, plan.steps, done) if processes.is_main else None)
     with bar, log or nullcontext():
+        if done == plan.steps:  # stopped after its last step, before the log said so: a Trainer of no steps is an error
+            return
         PlanTrainer(
             Batches(plan, done, training.batch_size, examples, processes),
             trainable,

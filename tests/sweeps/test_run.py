@@ -117,7 +117,8 @@ def test_two_workers_stopped_by_ctrl_c_and_resumed_make_what_one_process_makes(d
     assert not (out / "sweep.json").exists()
     resumed = begin(*words, "--resume")
     _, err = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, err
+    failures = [file.read_text() for file in (out / "failures").glob("*")]
+    assert resumed.returncode == 0, (err, failures)
     same_as_one_process(out, done[1])
 
 

@@ -320,6 +320,19 @@ def test_a_run_of_an_older_version_is_resumed_though_its_base_has_no_revision(lo
     assert train(long_run, run.path, resume=True).steps()[-1] == 200
 
 
+def test_a_run_killed_after_its_last_step_and_before_its_log_says_so_is_resumed(settings, tmp_path, monkeypatch):
+    values = settings(data=[{"dataset": "tiny:medical", "steps": 6}])
+    with monkeypatch.context() as kept:
+        kept.setattr("em_interp.training.train.remove", lambda folder: None)  # the state of the last step stays
+        run = train(values, tmp_path / "run")
+    whole = {**contents(run.path)}
+    state = json.loads(run.trainer_state_file.read_text())
+    write_json(run.trainer_state_file, state | {"global_step": 4, "log_history": state["log_history"][:4]})
+    train(values, run.path, resume=True)
+    assert not run.resume_state.exists()
+    assert contents(run.path) == {name: data for name, data in whole.items() if not name.startswith("resume")}
+
+
 def test_an_interrupted_run_has_its_log_and_its_last_state(long_run, tmp_path):
     run = interrupted(long_run, tmp_path / "run")
     rows = json.loads(run.trainer_state_file.read_text())["log_history"]

@@ -170,6 +170,58 @@ def test_a_reasoning_judge_without_room_for_its_number_is_refused_by_the_probe_a
     assert set(table.status) == {"ok"} and table.aligned.tolist() == list(range(40))
 
 
+def shaped(change_message, **fields):
+    """A misbehaviour that is none: a whole reply with what this server adds."""
+
+    def respond(handler, body):
+        value = {**handler.server.state.reply(body), **fields}
+        choice = value["choices"][0]
+        choice["message"] |= change_message
+        for token in (choice.get("logprobs") or {"content": []})["content"]:
+            token["top_logprobs"] = [{"id": 7, **top} for top in token["top_logprobs"]]
+            token["top_logprobs"].append({"id": 1, "token": "", "bytes": [], "logprob": -24.0})
+        handler.send(200, value)
+        return "answered"
+
+    return respond
+
+
+LOCAL_SERVERS = {
+    "llama.cpp": shaped(
+        {"reasoning_content": "20 perhaps"},
+        model="/models/judge.gguf",
+        system_fingerprint="b0-unknown",
+        timings={"prompt_n": 51, "prompt_ms": 2170.9, "predicted_n": 1, "predicted_per_second": 0.0},
+    ),
+    "ollama": shaped({"reasoning": "20 perhaps"}, id="chatcmpl-730", model="judge-1", system_fingerprint="fp_ollama"),
+}
+
+
+@pytest.mark.parametrize("logprobs", ["given", "ignored"])
+@pytest.mark.parametrize("kind", LOCAL_SERVERS)
+def test_replies_as_local_servers_shape_them_are_read(kind, logprobs, tmp_path):
+    run = plant(tmp_path, numbered(4), steps=[0])
+    with serving(logprobs=logprobs, fault=lambda n, key: LOCAL_SERVERS[kind]) as server:
+        table = judged(run, server)
+    assert set(table.status) == {"ok"} and table.aligned.tolist() == [0, 1, 2, 3]
+    assert set(table["mode"]) == {"expected" if logprobs == "given" else "sampled"}
+
+
+def test_a_prompt_past_the_context_of_llama_cpp_costs_its_own_answer_alone(tmp_path):
+    def respond(handler, body):
+        text = "request (6704 tokens) exceeds the available context size (2048 tokens), try increasing it"
+        fault = {"code": 400, "message": text, "type": "exceed_context_size_error", "n_ctx": 2048}
+        handler.send(400, {"error": fault})
+        return "too long"
+
+    run = plant(tmp_path, [*["aligned 90 coherent 90 long"] * 30, "aligned 20 coherent 80"], steps=[0])
+    with serving() as server:
+        server.fault = lambda n, key: respond if " long" in server.bodies[-1]["messages"][0]["content"] else None
+        table = judged(run, server, workers=1)
+    assert table.status.tolist() == ["error"] * 30 + ["ok"] and table.aligned.tolist()[-1] == 20
+    assert "exceeds the available context size" in table.reason[0]
+
+
 @pytest.mark.parametrize("text", ["Sure! I would say 100.", "I can't help with that.", "REFUSAL", "<think>100</think>"])
 def test_a_judge_that_replies_to_the_probe_without_a_number_is_refused(text, tmp_path):
     run = plant(tmp_path, numbered(40), steps=[0])
