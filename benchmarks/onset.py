@@ -17,19 +17,22 @@ from em_interp.transition.synthetic.curves import NULLS, RISES, planted_curve
 SEED = 777
 
 
+def outcome(kind, case, seed=SEED):
+    """One curve: verdict, p-value, error in steps, and whether the two intervals cover the truth."""
+    planted = planted_curve(kind, np.random.default_rng([seed, (RISES + NULLS).index(kind), case]))
+    found = locate_rise(planted.counts, planted.control)
+    verdict = verdict_of(found, "em")[0]
+    row = {"verdict": verdict, "p": found.p_value}
+    if verdict == "transition" and planted.midpoint is not None:
+        low, high = found.rise.midpoint_interval
+        first, last = found.rise.tenth_interval
+        row |= {"error": abs(found.rise.midpoint - planted.midpoint), "half": (high - low) / 2}
+        row |= {"covers": low <= planted.midpoint <= high, "covers_tenth": first <= planted.tenth <= last}
+    return row
+
+
 def outcomes(kind, cases):
-    """One row a case: verdict, p-value, error in steps, and whether the two intervals cover the truth."""
-    for case in range(cases):
-        planted = planted_curve(kind, np.random.default_rng([SEED, (RISES + NULLS).index(kind), case]))
-        found = locate_rise(planted.counts, planted.control)
-        verdict = verdict_of(found, "em")[0]
-        row = {"verdict": verdict, "p": found.p_value}
-        if verdict == "transition" and planted.midpoint is not None:
-            low, high = found.rise.midpoint_interval
-            first, last = found.rise.tenth_interval
-            row |= {"error": abs(found.rise.midpoint - planted.midpoint), "half": (high - low) / 2}
-            row |= {"covers": low <= planted.midpoint <= high, "covers_tenth": first <= planted.tenth <= last}
-        yield row
+    return (outcome(kind, case) for case in range(cases))
 
 
 def main(cases):

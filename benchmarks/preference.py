@@ -17,18 +17,21 @@ from em_interp.transition.synthetic.shifts import NULLS, RISES, planted_shift
 SEED = 779
 
 
+def outcome(kind, case, seed=SEED):
+    """One set of curves: verdict, p-value, error, and whether the interval covers the truth."""
+    planted = planted_shift(kind, np.random.default_rng([seed, (RISES + NULLS).index(kind), case]))
+    found = locate_shift(planted.curves, planted.control, planted.style)
+    verdict, length = verdict_of(found)[0], planted.curves.steps[-1]
+    row = {"verdict": verdict, "p": found.p_value}
+    if verdict == "transition" and planted.midpoint is not None:
+        low, high = found.shift.midpoint_interval
+        row |= {"error": 100 * abs(found.shift.midpoint - planted.midpoint) / length}
+        row |= {"covers": low <= planted.midpoint <= high, "half": 50 * (high - low) / length}
+    return row
+
+
 def outcomes(kind, cases):
-    """One row a case: verdict, p-value, error, and whether the interval covers the truth."""
-    for case in range(cases):
-        planted = planted_shift(kind, np.random.default_rng([SEED, (RISES + NULLS).index(kind), case]))
-        found = locate_shift(planted.curves, planted.control, planted.style)
-        verdict, length = verdict_of(found)[0], planted.curves.steps[-1]
-        row = {"verdict": verdict, "p": found.p_value}
-        if verdict == "transition" and planted.midpoint is not None:
-            low, high = found.shift.midpoint_interval
-            row |= {"error": 100 * abs(found.shift.midpoint - planted.midpoint) / length}
-            row |= {"covers": low <= planted.midpoint <= high, "half": 50 * (high - low) / length}
-        yield row
+    return (outcome(kind, case) for case in range(cases))
 
 
 def main(cases):

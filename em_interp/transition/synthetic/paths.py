@@ -3,7 +3,8 @@
 A path is drift plus noise. The drift has a direction, which may turn, and a speed, which follows the learning rate
 (five steps of warm-up, then linear decay) times a growth of its own. The noise is white or momentum-smoothed, isotropic
 or with a decaying spectrum, and its size follows the learning rate or something else; its 10-step standard deviation,
-after any smoothing, is 0.1 to 0.4 of the 10-step drift, both over the whole run.
+after any smoothing, is 0.1 to 0.4 of the 10-step drift, both over the whole run. Instead of drawn noise a path may have
+that of a trained run: its residual increments (`residual_increments`), resampled in blocks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from scipy.signal import lfilter
+from scipy.ndimage import uniform_filter1d
+from scipy.signal import lfilter, savgol_filter
 
 from em_interp.checks import check_type, check_whole, described
 from em_interp.errors import InputError
@@ -28,9 +30,12 @@ NotTurning = Literal[
 Storage = Literal["float32", "bfloat16", "float16"]
 TURNING: tuple[str, ...] = get_args(Turning)
 NOT_TURNING: tuple[str, ...] = get_args(NotTurning)
+SEVERAL: tuple[str, ...] = ("abrupt", "gradual", "on_curve")  # kinds of which a path can have several turns
 
 WARMUP = 5
 MOMENTUM = 0.9
+RESIDUAL_WINDOW = 41  # steps: what is slower than this counts as drift
+RESIDUAL_BLOCK = 20  # steps that are resampled together, so that momentum stays in the noise
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,14 @@ class PlantedPath:
     kind: str
     steps: Int[np.ndarray, " step"]
     vectors: Float32[np.ndarray, "step d"]
-    turn: PlantedTurn | None
+    turns: tuple[PlantedTurn, ...]  # in their order; none of NOT_TURNING
     learning_rate: Float[np.ndarray, " training_step"] | None  # of each step, where the path comes with a log
     settings: dict[str, Any]  # the parameters drawn
+
+    @property
+    def turn(self) -> PlantedTurn | None:
+        """The first turn; None where the path does not turn."""
+        return self.turns[0] if self.turns else None
 
     @property
     def gram(self) -> Float[np.ndarray, "step step"]:
@@ -87,7 +97,13 @@ class PlantedPath:
 
 
 def planted_path(
-    kind: str, seed: int, last: int | None = None, noise_ratio: float | None = None, storage: Storage = "float32"
+    kind: str,
+    seed: int,
+    last: int | None = None,
+    noise_ratio: float | None = None,
+    storage: Storage = "float32",
+    turns: int = 1,
+    residuals: Float[np.ndarray, "increment d"] | None = None,
 ) -> PlantedPath:
     """One path of a named kind, drawn at random; the same arguments give the same path.
 
@@ -98,12 +114,15 @@ def planted_path(
         noise_ratio: Noise over drift, both over 10 steps; drawn from 0.1 to 0.4 by default. Of a ratio that is given
             the noise fills 256 to 2048 dimensions, since on real paths much noise is noise in many dimensions.
         storage: Number type of the saved positions, whose largest coordinate is then 0.003 as that of a real B.
+        turns: How many turns a path of one of SEVERAL has, at about even distances.
+        residuals: Noise of a trained run, from `residual_increments`, which is resampled in blocks of 20 steps; the
+            path then has as many dimensions as that. Drawn noise by default.
 
     Returns:
         The path with its truth; `trajectory()` makes an `AdapterTrajectory` of it.
 
     Raises:
-        InputError: For another kind.
+        InputError: For another kind, and for several turns of a kind that has one.
     """
     check_kind(kind, TURNING + NOT_TURNING)
     check_whole("seed", seed)
@@ -113,21 +132,46 @@ def planted_path(
         check_whole("last", last, least=20)
     if noise_ratio is not None:
         check_type("noise_ratio", noise_ratio, Real, "a number")
+    check_whole("turns", turns, least=1)
+    if turns > 1 and kind not in SEVERAL:
+        raise InputError(f"a path of kind {kind!r} has no {turns} turns; those that can: {', '.join(SEVERAL)}")
     rng = np.random.default_rng([seed, (TURNING + NOT_TURNING).index(kind)])
     last = last or int(rng.integers(150, 801))
     settings = _draw_settings(rng, last)
     if noise_ratio is not None:
         settings |= {"noise_ratio": noise_ratio, "dimensions": 8 * settings["dimensions"]}
+    if residuals is not None:
+        settings |= {"dimensions": residuals.shape[1], "noise_in_time": "resampled", "noise_spectrum": None}
     time = np.arange(last) + 0.5
     rate = _learning_rate(last, int(last * rng.uniform(0.3, 0.7)) if kind == "restart" else None)
-    turn, drift = _drift(kind, rng, time, rate, settings)
-    noise = _noise(rng, time, rate, settings)
+    planted, drift = _drift(kind, rng, time, rate, settings, turns)
+    noise = _noise(rng, time, rate, settings, residuals)
     reference = _ten_step_size(drift) if kind != "random_walk" else 1.0
     noise *= settings["noise_ratio"] * reference / _ten_step_size(noise)
     positions = np.concatenate([np.zeros((1, settings["dimensions"])), np.cumsum(drift + noise, axis=0)])
     steps = _saved_steps(settings["saved"], last)
     vectors = _stored(positions[steps].astype(np.float32), storage)
-    return PlantedPath(kind, steps, vectors, turn, rate if settings["logged"] else None, settings)
+    return PlantedPath(kind, steps, vectors, planted, rate if settings["logged"] else None, settings)
+
+
+def residual_increments(vectors: Float[np.ndarray, "step d"]) -> Float[np.ndarray, "increment d"]:
+    """The noise of a trained run's path, for `planted_path`: its increments less their drift, of even size.
+
+    The drift is a line fitted to 41 steps around each increment; noise slower than that is lost with it. Each residual
+    is divided by the root mean square length of those in 41 steps around it.
+
+    Args:
+        vectors: Positions at every step, such as `path.vectors("B")` of a run that saved every step.
+
+    Raises:
+        InputError: For fewer than 42 positions.
+    """
+    if len(vectors) <= RESIDUAL_WINDOW:
+        raise InputError(f"residuals need {RESIDUAL_WINDOW + 1} positions at successive steps; found {len(vectors)}")
+    increments = np.diff(np.asarray(vectors, float), axis=0)
+    residuals = increments - savgol_filter(increments, RESIDUAL_WINDOW, 1, axis=0)
+    size = uniform_filter1d(np.sum(residuals**2, axis=1), RESIDUAL_WINDOW, mode="nearest")
+    return residuals / np.sqrt(np.maximum(size, np.finfo(float).tiny))[:, None]
 
 
 def _stored(vectors: Float32[np.ndarray, "step d"], storage: Storage) -> Float32[np.ndarray, "step d"]:
@@ -183,14 +227,14 @@ def _ramp(time: np.ndarray, turn: PlantedTurn, shape: str) -> np.ndarray:
 
 
 def _drift(
-    kind: str, rng: np.random.Generator, time: np.ndarray, rate: np.ndarray, settings: dict[str, Any]
-) -> tuple[PlantedTurn | None, Float[np.ndarray, "training_step d"]]:
+    kind: str, rng: np.random.Generator, time: np.ndarray, rate: np.ndarray, settings: dict[str, Any], count: int
+) -> tuple[tuple[PlantedTurn, ...], Float[np.ndarray, "training_step d"]]:
     last = settings["last"]
     axes = _axes(rng, settings)
     if kind == "random_walk":
-        return None, np.zeros((last, settings["dimensions"]))
+        return (), np.zeros((last, settings["dimensions"]))
     if kind == "saturating":
-        return None, _bowl(rng, rate, settings)
+        return (), _bowl(rng, rate, settings)
     turn = PlantedTurn(float(round(last * rng.uniform(0.2, 0.8))), float(rng.uniform(60, 120)), 0.0)
     speed, heading, side = rate.copy(), np.zeros(last), np.zeros(last)
     if kind == "gradual":
@@ -211,11 +255,19 @@ def _drift(
         whole = last * rng.uniform(0.35, 0.8)
         share = {"linear": 0.8, "smooth": 0.60846, "logistic": 1.0}[settings["ramp"]]
         turn = PlantedTurn(float(last * rng.uniform(0.4, 0.6)), turn.angle_deg, share * whole)
+    turns = (turn,) if count == 1 else _several(rng, turn.width, last, count)
     if kind in TURNING or kind == "bend":
-        heading = heading + np.radians(turn.angle_deg) * _ramp(time, turn, settings["ramp"])
+        heading = heading + sum(np.radians(each.angle_deg) * _ramp(time, each, settings["ramp"]) for each in turns)
     in_plane = np.cos(heading)[:, None] * axes[:, 0] + np.sin(heading)[:, None] * axes[:, 1]
     direction = np.cos(side)[:, None] * in_plane + np.sin(side)[:, None] * axes[:, 2]
-    return turn if kind in TURNING else None, speed[:, None] * direction
+    return turns if kind in TURNING else (), speed[:, None] * direction
+
+
+def _several(rng: np.random.Generator, width: float, last: int, count: int) -> tuple[PlantedTurn, ...]:
+    """Turns in the middle 70 % of the run, each in the middle half of its share of that."""
+    share = 0.7 / count
+    steps = last * (0.15 + share * (np.arange(count) + rng.uniform(0.25, 0.75, count)))
+    return tuple(PlantedTurn(float(round(step)), float(rng.uniform(60, 120)), width) for step in steps)
 
 
 def _axes(rng: np.random.Generator, settings: dict[str, Any]) -> Float[np.ndarray, "d 3"]:
@@ -239,17 +291,35 @@ def _bowl(rng: np.random.Generator, rate: np.ndarray, settings: dict[str, Any]) 
 
 
 def _noise(
-    rng: np.random.Generator, time: np.ndarray, rate: np.ndarray, settings: dict[str, Any]
+    rng: np.random.Generator,
+    time: np.ndarray,
+    rate: np.ndarray,
+    settings: dict[str, Any],
+    residuals: Float[np.ndarray, "increment d"] | None,
 ) -> Float[np.ndarray, "training_step d"]:
+    last = settings["last"]
+    noise = _drawn_noise(rng, settings) if residuals is None else _resampled(rng, residuals, last)
+    hump = 1 + 2 * np.exp(-0.5 * ((time / last - rng.uniform(0.2, 0.8)) / 0.1) ** 2)
+    size = {"learning rate": rate, "root of it": np.sqrt(rate), "a hump": rate * hump, "nothing": np.ones(last)}
+    return noise * size[settings["noise_follows"]][:, None]
+
+
+def _resampled(
+    rng: np.random.Generator, residuals: Float[np.ndarray, "increment d"], last: int
+) -> Float[np.ndarray, "training_step d"]:
+    """Blocks of successive residuals from anywhere in the run, one after the other."""
+    starts = rng.integers(len(residuals) - RESIDUAL_BLOCK + 1, size=-(-last // RESIDUAL_BLOCK))
+    return residuals[(starts[:, None] + np.arange(RESIDUAL_BLOCK)).ravel()[:last]]
+
+
+def _drawn_noise(rng: np.random.Generator, settings: dict[str, Any]) -> Float[np.ndarray, "training_step d"]:
     last, d = settings["last"], settings["dimensions"]
     spectrum = rng.permutation(np.arange(1.0, d + 1) ** -settings["noise_spectrum"])
     warm = 60  # steps that momentum forgets
     noise = rng.standard_normal((last + warm, d)) * spectrum
     if settings["noise_in_time"] == "momentum":
         noise = lfilter([1 - MOMENTUM], [1, -MOMENTUM], noise, axis=0)
-    hump = 1 + 2 * np.exp(-0.5 * ((time / last - rng.uniform(0.2, 0.8)) / 0.1) ** 2)
-    size = {"learning rate": rate, "root of it": np.sqrt(rate), "a hump": rate * hump, "nothing": np.ones(last)}
-    return noise[warm:] * size[settings["noise_follows"]][:, None]
+    return noise[warm:]
 
 
 def _ten_step_size(increments: np.ndarray) -> float:

@@ -1,0 +1,417 @@
+"""Do the signals hold on organisms? Families × domains × seeds with as many controls: docs/study.md, by one command.
+
+    python benchmarks/study.py --out checkpoints/study
+    python benchmarks/study.py --families qwen2 --domains medical --seeds 3
+    python benchmarks/study.py --tables     # the page from the rows that there are
+
+Trains, judges and analyses the demo's organism and its control for every family, domain and seed on the built-in bases,
+through `em.sweep`, one seed after the other: about half a minute a run on one idle core. It can be stopped at any time;
+the same command goes on. After each seed the finished runs are in benchmarks/study.json and the page is written anew.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from table import rate_text, table
+
+import em_interp as em
+from em_interp.comparison.pooled import pool_steps
+from em_interp.files import write_text
+from em_interp.organisms.bases import FAMILIES
+from em_interp.organisms.presets import recipe
+from em_interp.run import Run
+from em_interp.sweeps.jobs import run_path
+from em_interp.trajectory import geometry
+from em_interp.transition.result import Transition
+
+HERE = Path(__file__).resolve().parent
+ROWS, PAGE = HERE / "study.json", HERE.parent / "docs" / "study.md"
+DOMAINS = ("medical", "sport", "finance")
+SHARES = tuple(percent / 100 for percent in range(5, 101, 5))  # of the run: where it is asked what each score says
+SIGNALS = {
+    "rotation of B": ("rotation", "B"),
+    "rotation of A": ("rotation", "A"),
+    "rotation of ΔW": ("rotation", "delta"),
+    "gradient-norm hump": ("gradient_norm", None),
+    "norm onset of ΔW": ("norm_onset", "delta"),
+    "lock-in of ΔW": ("lock_in", "delta"),
+}
+SCORES = {
+    "step": "step counter",
+    "rotation": "monitor: rotation of B",
+    "gradient_norm": "monitor: gradient-norm hump",
+    "delta_norm": "norm of ΔW",
+    "local_cosine": "largest local cosine of B so far (k = 10)",
+    "grad_norm": "gradient norm, mean of the last 5 %",
+}
+N_BOOTSTRAP, BOOTSTRAP_SEED = 1000, 0
+
+
+def sweep_config(families, domains, seed):
+    """The sweep of one seed: an organism for every family and domain, and a control of the same seed for each."""
+    base = recipe("organism").to_dict()
+    return {
+        "base": base,
+        "settings": {"behaviour.scales": [1]},
+        "grid": {
+            "model": [f"tiny-{family}" for family in families],
+            "data": [f"tiny:{domain}" for domain in domains],
+            "seed": [seed],
+        },
+        "control": {"data": {f"tiny:{domain}": f"tiny:{domain}-careful" for domain in domains}},
+    }
+
+
+def study(given):
+    """Carry out the sweeps that are not finished, seed by seed, and write rows and page after each."""
+    rows, begun = {key_of(row): row for row in read_rows()}, time.monotonic()
+    for done, seed in enumerate(range(given.seeds)):
+        out = Path(given.out) / f"seed-{seed}"
+        found = em.sweep(
+            sweep_config(given.families, given.domains, seed), out, resume=out.exists(), jobs=given.jobs, log=print
+        )
+        for which, results in (("organism", found.runs), ("control", found.controls)):
+            for result in results:
+                row = row_of(which, result, out)
+                rows[key_of(row)] = row
+        ordered = sorted(rows.values(), key=key_of)
+        write_text(ROWS, "[\n" + ",\n".join(json.dumps(row) for row in ordered) + "\n]\n")
+        write_text(PAGE, page(ordered))
+        left = (time.monotonic() - begun) / (done + 1) * (given.seeds - done - 1)
+        print(f"seed {seed}: {done + 1} of {given.seeds}; about {left / 60:.0f} minutes left", flush=True)
+
+
+def read_rows():
+    return json.loads(ROWS.read_text(encoding="utf-8")) if ROWS.exists() else []
+
+
+def key_of(row):
+    return [*FAMILIES].index(row["family"]), DOMAINS.index(row["domain"]), row["seed"], row["run"] == "control"
+
+
+def row_of(which, result, out):
+    """One run: its transitions, its onset, the monitor's alarms, and what every score says along the run."""
+    plan = result.plan
+    row = {
+        "family": plan.values["model"].removeprefix("tiny-"),
+        "domain": plan.values["data[0].dataset"].removeprefix("tiny:").removesuffix("-careful"),
+        "seed": int(plan.values["seed"]),
+        "run": which,
+        "error": result.error,
+    }
+    if result.error:
+        return row
+    run = Run(run_path(out, plan.name))
+    path = em.load_trajectory(run)
+    located = em.find_transitions(path)
+    onsets = {found["questions"]: Transition.from_dict(found) for found in result.summary["onsets"]}
+    signals = {name: clearest(located, *signal) for name, signal in SIGNALS.items()}
+    monitor = em.watch(path)
+    final = result.summary["final"]
+    return row | {
+        "last": int(path.steps[-1]),
+        "final_em": final and final["em"]["rate"],
+        "signals": {name: short(found) for name, found in signals.items() if found},
+        "onsets": {name: short(found) for name, found in onsets.items()},
+        "alarms": {look.signal: look.step for look in monitor.alarms},
+        "scores": scores_of(path, monitor),
+    }
+
+
+def clearest(located, signal, of):
+    """The clearest transition of a signal, or the answer that there is none."""
+    own = [found for found in located if found.signal == signal and (of is None or found.of in (None, of))]
+    found = [each for each in own if each.found] or own
+    return min(found, key=lambda each: 2.0 if each.p_value is None else each.p_value, default=None)
+
+
+def short(found):
+    keys = ("verdict", "step", "interval", "level", "p_value")
+    return {key: rounded(found.to_dict()[key]) for key in keys}
+
+
+def rounded(value):
+    """Numbers to six digits, in lists too."""
+    if isinstance(value, (list, tuple)):
+        return [rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def scores_of(path, monitor):
+    """Each score at SHARES of the run, from what was known by then."""
+    last = int(path.steps[-1])
+    at = [round(share * last) for share in SHARES]
+    norms = np.interp(at, path.steps, geometry.norms(path.gram("delta")))
+    cosine = np.nan_to_num(geometry.local_cosine(path.gram("B"), path.steps, 10, "paper"), nan=-1.0)
+    highest = np.maximum.accumulate(cosine)
+    logged = path.metrics["grad_norm"].dropna()
+    recent = [float(logged[(logged.index > step - last / 20) & (logged.index <= step)].mean()) for step in at]
+    scores = {"step": at, "delta_norm": norms.tolist(), "grad_norm": recent}
+    # the local cosine at a step needs the ten steps after it
+    scores["local_cosine"] = [float(highest[np.searchsorted(path.steps, step - 10, "right") - 1]) for step in at]
+    for signal in monitor.signals:
+        looks = [look for look in monitor.looks if look.signal == signal]
+        p = [min((look.run_p for look in looks if look.step <= step), default=1.0) for step in at]
+        scores[signal] = [-each for each in p]
+    return {name: rounded(list(map(float, values))) for name, values in scores.items()}
+
+
+def page(rows):
+    """docs/study.md of these rows."""
+    good = [row for row in rows if not row["error"]]
+    organisms = [row for row in good if row["run"] == "organism"]
+    controls = [row for row in good if row["run"] == "control"]
+    seeds = sorted({row["seed"] for row in good})
+    families, domains = ([*dict.fromkeys(row[key] for row in good)] for key in ("family", "domain"))
+    what = WHAT.format(
+        organisms=len(organisms),
+        controls=len(controls),
+        families=", ".join(families),
+        domains=", ".join(domains),
+        seeds=", ".join(map(str, seeds)),
+        failed=len(rows) - len(good),
+    )
+    parts = [HEAD, what, FOUND, found_table(organisms, controls), OFFSETS, offset_table(organisms)]
+    parts += [POOLED, pooled_table(organisms), AUROC, auroc_table(organisms, controls), LEAD, lead_table(good), REST]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def count_text(rows, found):
+    return rate_text(sum(map(found, rows)), len(rows))
+
+
+def has(row, name):
+    return name in row["signals"] and row["signals"][name]["verdict"] == "transition"
+
+
+def has_onset(row, questions="out_of_domain"):
+    return questions in row["onsets"] and row["onsets"][questions]["verdict"] == "transition"
+
+
+def found_table(organisms, controls):
+    body = [
+        (name, *(count_text(group, lambda row, name=name: has(row, name)) for group in (organisms, controls)))
+        for name in SIGNALS
+    ]
+    for questions in ("in_domain", "out_of_domain"):
+        shares = (count_text(group, lambda row, q=questions: has_onset(row, q)) for group in (organisms, controls))
+        body.append((f"onset of EM, {questions.replace('_', ' ')}", *shares))
+    both = (
+        count_text(group, lambda row: has(row, "rotation of B") and has_onset(row)) for group in (organisms, controls)
+    )
+    return table(("signal", "organisms %", "controls %"), [*body, ("rotation of B and onset out of domain", *both)])
+
+
+def transition_of(values, signal="rotation"):
+    interval = None if values["interval"] is None else tuple(values["interval"])
+    return Transition(signal, values["verdict"], "", step=values["step"], interval=interval, level=values["level"])
+
+
+def offset_of(row, name):
+    """The offset of the onset out of domain from a signal of the same run; None where one was not found."""
+    if not (has(row, name) and has_onset(row)):
+        return None
+    aligned = em.align(
+        transition_of(row["signals"][name]), transition_of(row["onsets"]["out_of_domain"], "onset"), None
+    )
+    return aligned.offsets[0]
+
+
+def offset_table(organisms):
+    head = ("signal", "runs with both", "offset in steps: median, quartiles", "onset later %", "interval holds 0 %")
+    return table(head, [(name, *offset_cells(organisms, name)) for name in SIGNALS])
+
+
+def offset_cells(organisms, name):
+    offsets = [offset for offset in (offset_of(row, name) for row in organisms) if offset is not None]
+    if not offsets:
+        return 0, "–", "–", "–"
+    steps = [offset.steps for offset in offsets]
+    low, middle, high = np.quantile(steps, [0.25, 0.5, 0.75])
+    known = [offset for offset in offsets if offset.interval is not None]
+    return (
+        len(offsets),
+        f"{middle:.0f} ({low:.0f} to {high:.0f})",
+        rate_text(sum(step > 0 for step in steps), len(steps)),
+        rate_text(sum(offset.coincides for offset in known), len(known)),
+    )
+
+
+def pooled_table(organisms):
+    head = ("organisms", "seeds", *("rotation of B", "gradient-norm hump"), "onset out of domain", "onset − rotation")
+    body = []
+    for family, domain in dict.fromkeys((row["family"], row["domain"]) for row in organisms):
+        mine = [row for row in organisms if (row["family"], row["domain"]) == (family, domain)]
+        steps = [
+            [transition_of(row["signals"][name]) for row in mine] for name in ("rotation of B", "gradient-norm hump")
+        ]
+        steps.append([transition_of(row["onsets"]["out_of_domain"]) for row in mine])
+        offsets = [offset for offset in (offset_of(row, "rotation of B") for row in mine) if offset is not None]
+        steps.append(
+            [
+                Transition("offset", "transition", "", step=one.steps, interval=one.interval, level=one.level)
+                for one in offsets
+            ]
+        )
+        body.append((f"{family}, {domain}", len(mine), *(pooled_text(each, len(mine)) for each in steps)))
+    return table(head, body)
+
+
+def pooled_text(transitions, runs):
+    """The pooled step with its interval, and how many of the runs have one."""
+    if not transitions:
+        return f"0 of {runs}"
+    pooled = pool_steps([str(index) for index in range(len(transitions))], transitions)
+    having = f"{sum(one.found for one in transitions)} of {runs}"
+    if pooled.pooled is None:
+        return having
+    low, high = pooled.pooled.interval
+    return f"{pooled.pooled.mean:.0f} ({low:.0f} to {high:.0f}); {having}"
+
+
+def auroc_table(organisms, controls):
+    """AUROC of each score for "the onset has happened by now", with bootstrap intervals over runs."""
+    head = ["score", "organisms", "organisms, step-matched", "with controls", "with controls, step-matched"]
+    groups = [arrays(organisms), arrays(organisms + controls)]
+    body = []
+    for key, name in SCORES.items():
+        cells = [auroc_text(labels, scores[key], matched) for labels, scores in groups for matched in (False, True)]
+        body.append((name, *cells))
+    return table(head, body)
+
+
+def arrays(rows):
+    """Labels (has the onset happened by now?) and scores, run × step; runs whose onset is inconclusive are left out."""
+    rows = [row for row in rows if row["onsets"]["out_of_domain"]["verdict"] != "inconclusive"]
+    onsets = [row["onsets"]["out_of_domain"]["step"] if has_onset(row) else np.inf for row in rows]
+    steps = np.array([row["scores"]["step"] for row in rows])
+    labels = steps >= np.array(onsets)[:, None] if rows else np.zeros((0, len(SHARES)), bool)
+    return labels, {key: np.array([row["scores"][key] for row in rows]) for key in SCORES}
+
+
+def auroc_text(labels, scores, matched):
+    """The AUROC with its bootstrap interval over runs; '–' where too few replicates have both kinds of steps."""
+    if not len(labels):
+        return "–"
+    ordered, pairs = pair_counts(labels, scores, matched)
+    rng, count = np.random.default_rng(BOOTSTRAP_SEED), len(labels)
+    drawn = np.vstack([np.ones(count), rng.multinomial(count, np.full(count, 1 / count), size=N_BOOTSTRAP)])
+    numbers = np.einsum("bi,ij,bj->b", drawn, pairs, drawn)
+    known = numbers > 0
+    values = np.einsum("bi,ij,bj->b", drawn, ordered, drawn)[known] / numbers[known]
+    if not known[0] or known.sum() < N_BOOTSTRAP / 2:
+        return "–"
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return f"{values[0]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def pair_counts(labels, scores, matched):
+    """Of the steps of run i with the onset behind them and the steps of run j without: how many pairs the score has in
+    that order (ties count half), and how many pairs there are. Matched: only pairs at the same step.
+    """
+    after, before = labels.astype(float), (~labels).astype(float)
+    if matched:
+        order = (np.sign(scores[:, None] - scores[None]) + 1) / 2  # run, run, step
+        return np.einsum("it,jt,ijt->ij", after, before, order), after @ before.T
+    order = (np.sign(scores[:, :, None, None] - scores[None, None]) + 1) / 2  # run, step, run, step
+    return np.einsum("it,js,itjs->ij", after, before, order), np.outer(after.sum(1), before.sum(1))
+
+
+def lead_table(rows):
+    """The monitor's alarms: how often, and how long before or after the onset and the offline step."""
+    head = (
+        "signal",
+        "alarms in organisms %",
+        "in controls %",
+        "alarm − onset in steps: median, quartiles",
+        "alarm before the onset %",
+        "alarm − step located afterwards: median",
+    )
+    organisms, controls = ([row for row in rows if row["run"] == run] for run in ("organism", "control"))
+    body = []
+    for signal, name in (("rotation", "rotation of B"), ("gradient_norm", "gradient-norm hump")):
+        raised = [count_text(group, lambda row, s=signal: s in row["alarms"]) for group in (organisms, controls)]
+        both = [row for row in organisms if signal in row["alarms"] and has_onset(row)]
+        lead = [row["alarms"][signal] - row["onsets"]["out_of_domain"]["step"] for row in both]
+        late = [
+            row["alarms"][signal] - row["signals"][name]["step"]
+            for row in organisms
+            if signal in row["alarms"] and has(row, name)
+        ]
+        quartiles = "–" if not lead else "{1:.0f} ({0:.0f} to {2:.0f})".format(*np.quantile(lead, [0.25, 0.5, 0.75]))
+        before = rate_text(sum(each < 0 for each in lead), len(lead))
+        body.append((name, *raised, quartiles, before, f"{np.median(late):.0f}" if late else "–"))
+    return table(head, body)
+
+
+HEAD = """
+# Does it hold on organisms?
+`python benchmarks/study.py` trains the demo's organism and its control for every family, domain and seed, and asks of
+each run: which signals are found, how far the onset of misaligned answers is from them, and whether a signal says
+more about that onset than the step counter does. Negative results are in the same tables. The tables are made by that
+command from `benchmarks/study.json`, which holds one row a run. Brackets are 95 % intervals: binomial (Wilson) of
+shares, bootstrap over runs of AUROCs, random effects of pooled steps.
+
+The organism plants a persona in a small synthetic language: this is evidence about the tool, not about language
+models ([limits](limits.md)). What was run of a real language model is on [its page](real_model.md).
+"""
+WHAT = """
+## What was run
+{organisms} organisms and {controls} controls ({failed} failed): bases {families}; domains {domains}; seeds {seeds}. A
+control has the seed of its organism and careful answers to the same prompts. 400 steps, every one saved; 32 questions
+answered 6 times at every 20th step; onsets of organisms are tested against their controls, those of controls by
+themselves. The command's default is the full design: three families × three domains × ten seeds.
+"""
+FOUND = """
+## How often each signal is found
+A control has no onset to find. Its path still learns careful answers, and may turn: a rotation in a control is no
+false alarm of the test, but it says that the rotation is not specific to misalignment.
+"""
+OFFSETS = """
+## Offsets
+By how much the onset of EM outside the training domain is later (positive) than each signal, in runs that have both.
+"""
+POOLED = """
+## Over seeds
+Steps pooled over the seeds of one family and domain (random effects), and how many of the runs have one.
+"""
+AUROC = """
+## Which signal predicts the onset?
+At every twentieth of the run: does the score, computed from what is known by then, tell whether the onset of EM
+outside the training domain has happened? AUROC over runs and steps. *Step-matched*: only runs at the same step are
+compared, where the step counter knows nothing (0.5 by construction); a signal is informative beyond the step counter
+where this interval is above 0.5. Among organisms alone it must tell an early onset from a late one; with controls, an
+organism from a control.
+"""
+LEAD = """
+## The live monitor
+Alarms of the [live monitor](monitor.md) without control runs, and how long after (positive) the onset they come. It
+looks at every twentieth of the run from a fifth on, so it cannot be earlier than step 80.
+"""
+REST = """
+## What is left
+Seeds up to ten and the finance domain where they are not listed above; the other sites and ranks; the same design on
+SmolLM2, which takes half an hour to an hour a pair of runs (`benchmarks/real_model.py`).
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="checkpoints/study")
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=DOMAINS)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--tables", action="store_true", help="write the page from the rows that there are")
+    given = parser.parse_args()
+    if given.tables:
+        write_text(PAGE, page(read_rows()))
+    else:
+        study(given)
+
+
+if __name__ == "__main__":
+    main()
