@@ -10,9 +10,9 @@ Cochran's Q, the weighted sum of squared distances to the common mean, tests tha
 chi-squared with runs - 1 degrees of freedom if the standard errors were known and the errors Normal. Those of located
 steps have the tails of Student's t with about 5 degrees of freedom, and chi-squared rejected one common step in 15 to
 24 % of planted cases at 5 %; so Q is compared as in Welch's test (Welch 1951) with standard errors of 5 degrees of
-freedom each. The standard error of a lopsided interval is that of its longer side. I² is the share of Q beyond its degrees of freedom (Higgins and Thompson 2002). The
-prediction interval is for the step of one more run, from Student's t with runs - 2 degrees of freedom (Higgins,
-Thompson and Spiegelhalter 2009); it needs three runs.
+freedom each. The standard error of a lopsided interval is that of its longer side. I² is the share of Q beyond its
+degrees of freedom (Higgins and Thompson 2002). The prediction interval is for the step of one more run, from Student's
+t with runs - 2 degrees of freedom (Higgins, Thompson and Spiegelhalter 2009); it needs three runs.
 
 Assumes that the runs are independent (other seeds) and that their errors are about right; the interval then holds the
 mean with the stated probability or a little more. With few runs Q has little power: a large p-value says that the runs
@@ -268,7 +268,7 @@ def pool_steps(names: Sequence[str], transitions: Sequence[Transition], level: f
 
 
 def standard_error(transition: Transition) -> float:
-    """The standard error that the longer side of an interval implies, as of a Normal one; at least a step's rounding."""
+    """The standard error that the longer side of an interval implies, as if Normal; at least a step's rounding."""
     assert transition.step is not None and transition.interval is not None and transition.level is not None
     side = max(transition.step - transition.interval[0], transition.interval[1] - transition.step)
     return max(float(side / norm.ppf(0.5 + transition.level / 2)), LEAST_ERROR)
