@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # few examples, the same at every run; `pytest --hypothesis-profile thorough` draws many others
-settings.register_profile("quick", max_examples=20, derandomize=True, database=None, deadline=None)
-settings.register_profile("thorough", max_examples=300, database=None, deadline=None)
+settings.register_profile("quick", max_examples=15, derandomize=True, database=None, deadline=None)
+settings.register_profile("thorough", max_examples=200, database=None, deadline=None)
 settings.load_profile("quick")
 
 # what is started in the background ignores Ctrl-C, and so would everything the tests start
