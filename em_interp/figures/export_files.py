@@ -99,9 +99,9 @@ def export_all(
     """
     folder, wanted = Path(folder), check(formats, columns)
     pictures = [
-        Picture(figure, folder / f"{safe_name(name)}.{one}", columns_of(figure, columns))
+        Picture(figure, folder / f"{safe_name(name)}.{suffix}", columns_of(figure, columns))
         for name, figure in figures.items()
-        for one in wanted
+        for suffix in wanted
     ]
     for picture in pictures:
         check_free(picture.path, resume, overwrite)
@@ -146,14 +146,14 @@ def with_setting(figure: go.Figure, setting: str) -> go.Figure:
 def check(formats: Iterable[str], columns: int = 2) -> tuple[str, ...]:
     """The formats, each once. Raises InputError for an unknown one, and where nothing is installed to draw it with."""
     wanted = tuple(dict.fromkeys(formats))
-    for one in wanted:
-        if one not in FORMATS:
-            raise InputError(f"figures are written as {', '.join(FORMATS)}; {one!r} is none{nearest(one, FORMATS)}")
+    for name in wanted:
+        if name not in FORMATS:
+            raise InputError(f"figures are written as {', '.join(FORMATS)}; {name!r} is none{nearest(name, FORMATS)}")
     if not wanted:
         raise InputError(f"no format of figures was given; there are {', '.join(FORMATS)}")
     if columns not in COLUMN_MM:
         raise InputError(f"columns should be 1 ({COLUMN_MM[1]:.0f} mm) or 2 ({COLUMN_MM[2]:.0f} mm); it is {columns!r}")
-    if drawn := ", ".join(one.upper() for one in wanted if one != "html"):
+    if drawn := ", ".join(name.upper() for name in wanted if name != "html"):
         _need_browser(drawn)
     return wanted
 

@@ -56,10 +56,6 @@ def plot_kl_from_base(rates: pd.DataFrame, level: float = 0.95) -> go.Figure:
     return figure.update_yaxes(title_text="KL(base ‖ adapted)<br>(nats a token)", rangemode="tozero")
 
 
-# --------
-# Where the answers change: the distance between left and right of every step, and what the change consists of.
-
-
 LANE = 26  # pixels
 
 
@@ -98,10 +94,10 @@ def _draw_profile(figure: go.Figure, profile: pd.DataFrame, peak: Transition, un
     step, where = profile["step"].to_numpy(), place(1, 1)
     low, high = (profile[f"divergence_{end}"].to_numpy() for end in ("low", "high"))
     figure.add_trace(ribbon(step, low, high, BLUE, "interval", showlegend=False), **where)
-    other = go.Scatter(
+    permuted = go.Scatter(
         x=step, y=profile["permuted_max"], mode="lines", line={"color": MUTED, "width": 1, "dash": "dash"}
     )
-    figure.add_trace(other.update(name="permuted checkpoints, at most"), **where)
+    figure.add_trace(permuted.update(name="permuted checkpoints, at most"), **where)
     hover = "step %{x}<br>divergence %{y:.3f} from %{customdata} answers<extra></extra>"
     line = go.Scatter(x=step, y=profile["divergence"], mode="lines+markers", customdata=profile["answers"])
     line.update(line={"color": BLUE, "width": 1.8}, marker_size=5, name="left against right", hovertemplate=hover)
@@ -136,10 +132,6 @@ def _draw_shares(figure: go.Figure, shares: pd.DataFrame) -> None:
     figure.update_yaxes(title_text="Property", range=[-0.6, len(names) - 0.4], **where)
 
 
-# --------
-# The mean-difference direction by layer: how large it is, and how far two halves of the questions agree on it.
-
-
 def plot_mean_difference(layers: pd.DataFrame, about: str = "") -> go.Figure:
     """Two panels over the layers. `layers` has columns layer, share_of_stream and reliability."""
     figure = new_figure(
@@ -159,10 +151,6 @@ def plot_mean_difference(layers: pd.DataFrame, about: str = "") -> go.Figure:
         low = min(0.0, 1.05 * float(layers[column].min(skipna=True)))
         figure.update_yaxes(title_text=title, range=[low, top], **place(1, number))
     return figure.update_xaxes(title_text="After layer", nticks=min(len(layers), 10), tickformat="d")
-
-
-# --------
-# The mean-difference directions of different steps against each other.
 
 
 STEPS_PANEL = 230  # pixels
@@ -206,10 +194,6 @@ def plot_direction_steps(steps: pd.DataFrame, about: str = "") -> go.Figure:
     return figure.update_layout(coloraxis={"cmin": floor, "cmax": 1, "colorscale": shades, "colorbar": bar})
 
 
-# --------
-# How well the adapter's scalars tell misaligned from aligned answers, by step.
-
-
 def plot_probes(probes: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
     """AUC on questions not seen, with its interval; chance and a probe on the answer's length beside it.
 
@@ -229,10 +213,6 @@ def plot_probes(probes: pd.DataFrame, level: float = 0.95, about: str = "") -> g
     return figure.update_xaxes(title_text=STEP)
 
 
-# --------
-# What the adapter computes at the tokens of misaligned and of aligned answers: by step, and at the last step.
-
-
 SCALAR_COLOUR = {"misaligned": VERMILLION, "aligned": BLUE}
 SCALARS_PANEL = 220  # pixels
 MAX_SCALARS = 4
@@ -244,30 +224,30 @@ def plot_scalars(scalars: pd.DataFrame, about: str = "") -> go.Figure:
     `scalars` has columns step, column, questions, label, mean, mean_low, mean_high and quantiles q05 to q95.
     """
     columns = list(dict.fromkeys(scalars["column"]))
-    shown, sets = columns[:MAX_SCALARS], sorted(scalars["questions"].unique())
+    drawn, sets = columns[:MAX_SCALARS], sorted(scalars["questions"].unique())
     last = int(scalars["step"].max())
-    left = f" {len(shown)} of {len(columns)} scalars." if len(shown) < len(columns) else ""
-    words = f"Left: mean over answers, ribbons for other answers. Right: tokens, 5 to 95 % of them.{left}"
-    titles = [text for name in shown for text in (escape(name), f"Tokens at step {last}")]
+    n_drawn = f" {len(drawn)} of {len(columns)} scalars." if len(drawn) < len(columns) else ""
+    words = f"Left: mean over answers, ribbons for other answers. Right: tokens, 5 to 95 % of them.{n_drawn}"
+    titles = [text for name in drawn for text in (escape(name), f"Tokens at step {last}")]
     figure = new_figure(
         "What the adapter computes, s·A·x",
         f"{about}. {words}" if about else words,
-        len(shown) * SCALARS_PANEL + 40,
+        len(drawn) * SCALARS_PANEL + 40,
         headroom=16,
         numbers=scalars,
-        rows=len(shown),
+        rows=len(drawn),
         cols=2,
         column_widths=[0.62, 0.38],
-        vertical_spacing=0.3 / len(shown),
+        vertical_spacing=0.3 / len(drawn),
         subplot_titles=titles,
     )
-    for number, name in enumerate(shown, 1):
+    for number, name in enumerate(drawn, 1):
         rows = scalars[scalars["column"] == name]
         _by_step(figure, rows, sets, place(number, 1))
         _tokens(figure, rows[rows["step"] == last], sets, place(number, 2))
         figure.update_yaxes(title_text="Scalar s·A·x (no unit)", row=number, col=1)
-    figure.update_xaxes(title_text=STEP, row=len(shown), col=1)
-    return figure.update_xaxes(title_text="Questions", col=2, row=len(shown))
+    figure.update_xaxes(title_text=STEP, row=len(drawn), col=1)
+    return figure.update_xaxes(title_text="Questions", col=2, row=len(drawn))
 
 
 def _by_step(figure: go.Figure, rows: pd.DataFrame, sets: list[str], where: dict[str, int]) -> None:
@@ -292,10 +272,6 @@ def _tokens(figure: go.Figure, rows: pd.DataFrame, sets: list[str], where: dict[
         box = go.Box(x=ticks, **edges, upperfence=part["q95"], name=label, offsetgroup=label, showlegend=False)
         figure.add_trace(box.update(line_color=colour, fillcolor=fade(colour, 0.2), line_width=1.3), **where)
     figure.update_layout(boxmode="group")
-
-
-# --------
-# What an adapter's write promotes and suppresses in tokens, by step, and when these tokens settle.
 
 
 SIDES = {"promoted": VERMILLION, "suppressed": BLUE}
@@ -345,8 +321,8 @@ def plot_logit_lens(
     figure.add_hline(settled, line={"color": MUTED, "width": 1, "dash": "dash"}, **place(2, 1))
     for name, panel in (("legend", 1), ("legend2", 2)):  # beside the panel they belong to
         top = figure.get_subplot(panel, 1).yaxis.domain[1]
-        beside = {"orientation": "v", "x": 1.01, "y": top, "yref": "paper", "yanchor": "top", "font_size": 11}
-        figure.update_layout({name: beside})
+        style = {"orientation": "v", "x": 1.01, "y": top, "yref": "paper", "yanchor": "top", "font_size": 11}
+        figure.update_layout({name: style})
     figure.update_yaxes(title_text="Direct effect (logits)", **place(1, 1))
     figure.update_yaxes(title_text="Jaccard with<br>the last step's", range=[-0.03, 1.05], **place(2, 1))
     figure.update_xaxes(title_text=STEP, **place(2, 1))
@@ -357,10 +333,6 @@ def _away_from_white(count: int) -> list[float]:
     """Places on a scale from one colour to another, half of them in either, none in the pale middle."""
     half = (count + 1) // 2
     return [*np.linspace(0, 0.32, half), *np.linspace(0.68, 1, count - half)]
-
-
-# --------
-# What the adapter writes and causes, held against the mean-difference direction, by step.
 
 
 WRITES_PANEL = 190  # pixels
@@ -376,8 +348,8 @@ def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> 
     """
     rows = cosines[cosines["what"].isin(list(WRITE_COLOUR))]
     layers = _layers(rows)
-    left = f" {len(layers)} of {rows['layer'].nunique()} layers." if len(layers) < rows["layer"].nunique() else ""
-    words = f"Grey: {level:.0%} band of random adapters. Ribbons: other questions.{left}"
+    n_drawn = f" {len(layers)} of {rows['layer'].nunique()} layers." if len(layers) < rows["layer"].nunique() else ""
+    words = f"Grey: {level:.0%} band of random adapters. Ribbons: other questions.{n_drawn}"
     across = min(len(layers), 2)
     down = -(-len(layers) // across)
     figure = new_figure(
@@ -419,8 +391,8 @@ def _draw(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int], first: b
             figure.add_trace(ribbon(x, *edges, colour, what, showlegend=False, legendgroup=what), **where)
             line = {"color": colour, "width": 2, "dash": "dash" if what == "write" else "solid"}
             hover = f"{what} {site}<br>step %{{x}}<br>%{{y:.3f}}<extra></extra>"
-            shown = not any(trace.name == what and trace.showlegend for trace in figure.data)
-            style = {"mode": "lines", "line": line, "name": what, "legendgroup": what, "showlegend": shown}
+            in_legend = not any(trace.name == what and trace.showlegend for trace in figure.data)
+            style = {"mode": "lines", "line": line, "name": what, "legendgroup": what, "showlegend": in_legend}
             figure.add_trace(go.Scatter(x=x, y=curve["cosine"], hovertemplate=hover, **style), **where)
     band = float(rows["band"].max())
     if np.isfinite(band):  # not before the first site, where there is nothing to compare

@@ -37,11 +37,11 @@ def plot_ablation(rows: pd.DataFrame, about: str = "", level: float = 0.95) -> g
 
     `rows` are those of `Ablation.frame()`.
     """
-    left = f"The direction: {about}. " if about else ""
+    which = f"The direction: {about}. " if about else ""
     figure = new_figure(
         "Ablation of the direction",
-        f"{left}Grey band: the adapted model without an intervention. Bars: {level:.0%} intervals for other answers to "
-        "the same questions; controls pool their random directions.",
+        f"{which}Grey band: the adapted model without an intervention. Bars: {level:.0%} intervals for other answers "
+        "to the same questions; controls pool their random directions.",
         460,
         numbers=rows,
         rows=2,
@@ -51,14 +51,14 @@ def plot_ablation(rows: pd.DataFrame, about: str = "", level: float = 0.95) -> g
         row_heights=[0.6, 0.4],
     )
     names = [str(name) for name in dict.fromkeys(rows.loc[rows["kind"] != "none", "layers"])]
-    alone = rows[rows["kind"] == "none"].iloc[0]
+    baseline = rows[rows["kind"] == "none"].iloc[0]
     for row, of in enumerate(("em", "coherent"), 1):
         where = place(row, 1)
         for number, kind in enumerate(KINDS):
             figure.add_trace(_points(rows, names, of, kind, OFFSET * (number - 1), row == 1), **where)
-        low, high = 100 * alone[f"{of}_low"], 100 * alone[f"{of}_high"]
+        low, high = 100 * baseline[f"{of}_low"], 100 * baseline[f"{of}_high"]
         figure.add_hrect(low, high, fillcolor=FAINT, opacity=0.35, line_width=0, layer="below", **where)
-        figure.add_hline(100 * alone[of], line={"color": MUTED, "width": 1, "dash": "dash"}, **where)
+        figure.add_hline(100 * baseline[of], line={"color": MUTED, "width": 1, "dash": "dash"}, **where)
     ticks = [name.replace("layer ", "") for name in names]
     em = em_axis_range(100 * rows["em_high"].to_numpy(float))
     figure.update_yaxes(title_text="EM rate<br>(% of scored)", range=em, **place(1, 1))
@@ -80,10 +80,6 @@ def _points(rows: pd.DataFrame, names: list[str], of: str, kind: str, offset: fl
     return points.update(hovertemplate=f"%{{customdata}}<br>{name}: %{{y:.1f}} %<extra></extra>")
 
 
-# --------
-# Steering by coefficient: EM and coherence of the base and of the adapted model, beside random directions.
-
-
 MODELS = {"base": "Base", "adapted": "Adapted model"}
 OF = {"em": ("EM", VERMILLION), "coherent": ("coherent", BLUE)}
 COHERENT = 90  # per cent: below it EM does not count
@@ -97,10 +93,10 @@ def plot_steering(
     `rows` are those of `SteeringCurve.frame()`. Random directions of the same length are dashed, the range of EM over
     them grey; `length` is what a coefficient of 1 adds.
     """
-    left = f"The direction: {about}. " if about else ""
+    which = f"The direction: {about}. " if about else ""
     figure = new_figure(
         f"Steering after layer {layer}",
-        f"{left}Dashed: random directions of the same length. Bands: {level:.0%} intervals for other answers to the "
+        f"{which}Dashed: random directions of the same length. Bands: {level:.0%} intervals for other answers to the "
         f"same questions. Green: coefficients at which EM exceeds the controls' interval at {COHERENT}% coherent.",
         340,
         headroom=24,
@@ -113,10 +109,10 @@ def plot_steering(
         subplot_titles=[f"{name}" for name in MODELS.values()],
     )
     for column, model in enumerate(MODELS, 1):
-        here = rows[rows["model"] == model]
+        of_model = rows[rows["model"] == model]
         for of in OF:
-            _draw(figure, here, of, column)
-        _mark_usable(figure, here, place(1, column))  # a mark in a panel without a trace is dropped
+            _draw(figure, of_model, of, column)
+        _mark_usable(figure, of_model, place(1, column))  # a mark in a panel without a trace is dropped
         figure.add_hline(COHERENT, line={"color": MUTED, "width": 1, "dash": "dot"}, **place(1, column))
     figure.update_xaxes(title_text=f"Coefficient (1 adds the difference itself, {length:.3g} long)")
     figure.update_yaxes(title_text="Rate (% of scored answers)", range=[-3, 103], **place(1, 1))
@@ -124,35 +120,32 @@ def plot_steering(
     return figure
 
 
-def _draw(figure: go.Figure, here: pd.DataFrame, of: str, column: int) -> None:
+def _draw(figure: go.Figure, rows: pd.DataFrame, of: str, column: int) -> None:
     name, colour = OF[of]
     where, hover = place(1, column), f"coefficient %{{x:.3g}}<br>{name} %{{y:.1f}} %<extra></extra>"
-    own = here[here["kind"] != "random"].sort_values("coefficient")
-    other = here[here["kind"] != "direction"].sort_values("coefficient")
+    own = rows[rows["kind"] != "random"].sort_values("coefficient")
+    random = rows[rows["kind"] != "direction"].sort_values("coefficient")
     low, high = (100 * own[f"{of}_{end}"].to_numpy(float) for end in ("low", "high"))
     figure.add_trace(ribbon(own["coefficient"].to_numpy(), low, high, colour, name, showlegend=False), **where)
     if of == "em":
-        low, high = (100 * other[f"em_{end}"].to_numpy(float) for end in ("min", "max"))
-        figure.add_trace(ribbon(other["coefficient"].to_numpy(), low, high, FAINT, "random", showlegend=False), **where)
+        low, high = (100 * random[f"em_{end}"].to_numpy(float) for end in ("min", "max"))
+        band = ribbon(random["coefficient"].to_numpy(), low, high, FAINT, "random", showlegend=False)
+        figure.add_trace(band, **where)
     line = go.Scatter(x=own["coefficient"], y=100 * own[of], mode="lines+markers", name=name, hovertemplate=hover)
     figure.add_trace(line.update(line={"color": colour, "width": 1.8}, marker_size=6, showlegend=column == 1), **where)
-    dashed = go.Scatter(x=other["coefficient"], y=100 * other[of], mode="lines", name=f"{name}, random directions")
+    dashed = go.Scatter(x=random["coefficient"], y=100 * random[of], mode="lines", name=f"{name}, random directions")
     dashed.update(line={"color": colour, "width": 1.3, "dash": "dash"}, showlegend=column == 1, hovertemplate=hover)
     figure.add_trace(dashed, **where)
 
 
-def _mark_usable(figure: go.Figure, here: pd.DataFrame, where: dict[str, int]) -> None:
+def _mark_usable(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
     """A band around each usable coefficient, to half-way to its neighbours."""
-    coefficients = np.sort(here.loc[here["kind"] != "random", "coefficient"].to_numpy(float))
-    usable = here.loc[here["usable"].astype(bool), "coefficient"].to_numpy(float)
+    coefficients = np.sort(rows.loc[rows["kind"] != "random", "coefficient"].to_numpy(float))
+    usable = rows.loc[rows["usable"].astype(bool), "coefficient"].to_numpy(float)
     for index in np.flatnonzero(np.isin(coefficients, usable)).tolist():
         low = (coefficients[index] + coefficients[max(index - 1, 0)]) / 2
         high = (coefficients[index] + coefficients[min(index + 1, len(coefficients) - 1)]) / 2
         figure.add_vrect(low, high, fillcolor=GREEN, opacity=0.22, line_width=0, layer="below", **where)
-
-
-# --------
-# Patching: rates of EM and coherence of every direction with every norm (or A with B of another step).
 
 
 SHADES = {"em": ("#ffffff", "#f6c49f", VERMILLION), "coherent": ("#ffffff", "#9fcbe8", BLUE)}
@@ -250,22 +243,22 @@ def _draw_lines(
         hover = f"step %{{x}}<br>{name}: %{{y:.1f}} %<extra></extra>"
         line = go.Scatter(x=rates.index, y=100 * rates["em"], mode="lines+markers", name=name, hovertemplate=hover)
         figure.add_trace(line.update(line={"color": colour, "width": 1.8}, marker_size=5), **where)
-    for (_, colour, rates), found in zip(lines, first_steps, strict=False):
-        _mark_first(figure, rates["em"], found, colour, where)
+    for (_, colour, rates), first_step in zip(lines, first_steps, strict=False):
+        _mark_first(figure, rates["em"], first_step, colour, where)
     figure.update_yaxes(
         title_text="EM rate<br>(% of scored answers)", range=em_axis_range(100 * cells["em_high"].to_numpy()), **where
     )
     figure.update_xaxes(title_text=STEP, range=[0, 1.02 * last], **where)
 
 
-def _mark_first(figure: go.Figure, rate: pd.Series, found: Transition, colour: str, where: dict[str, int]) -> None:
+def _mark_first(figure: go.Figure, rate: pd.Series, first: Transition, colour: str, where: dict[str, int]) -> None:
     """A diamond at the first sufficient step, with its interval."""
-    if found.step is None or found.interval is None:
+    if first.step is None or first.interval is None:
         return
-    low, high = found.interval
-    bars = {"array": [high - found.step], "arrayminus": [found.step - low], "symmetric": False, "thickness": 1.5}
-    mark = go.Scatter(x=[found.step], y=[100 * rate[found.step]], mode="markers", showlegend=False)
+    low, high = first.interval
+    bars = {"array": [high - first.step], "arrayminus": [first.step - low], "symmetric": False, "thickness": 1.5}
+    mark = go.Scatter(x=[first.step], y=[100 * rate[first.step]], mode="markers", showlegend=False)
     mark.update(error_x={**bars, "width": 4, "color": colour}, name="the first sufficient step")
     mark.update(marker={"symbol": "diamond", "size": 10, "color": colour, "line": {"color": "white", "width": 1}})
-    hover = f"first sufficient: step {found.step:.0f} ({low:.0f} to {high:.0f})<extra></extra>"
+    hover = f"first sufficient: step {first.step:.0f} ({low:.0f} to {high:.0f})<extra></extra>"
     figure.add_trace(mark.update(hovertemplate=hover), **where)

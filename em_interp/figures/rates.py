@@ -99,7 +99,7 @@ def _numbers(curve: BehaviourCurve, control: BehaviourCurve | None) -> pd.DataFr
     import pandas as pd
 
     runs = {"this run": curve, **({} if control is None else {"control": control})}
-    tables = [one.frame().assign(run=name).dropna(axis=1, how="all") for name, one in runs.items()]
+    tables = [of_run.frame().assign(run=name).dropna(axis=1, how="all") for name, of_run in runs.items()]
     return pd.concat(tables, ignore_index=True)
 
 

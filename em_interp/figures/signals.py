@@ -285,7 +285,7 @@ def rate_intervals(
 ) -> Float[np.ndarray, "step 2"]:
     """95 % intervals of pooled shares: the lower and the upper end at each step."""
     pooled = (rate_of(np.array([share * n]), np.array([n])) for share, n in zip(rate, answers, strict=True))
-    return np.array([one.interval for one in pooled])
+    return np.array([rate.interval for rate in pooled])
 
 
 @checked

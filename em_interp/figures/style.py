@@ -127,9 +127,9 @@ def signal_table(
     import pandas as pd
 
     tables = [pd.DataFrame({"row": name, **columns}) for name, columns in curves.items() if columns]
-    shown = ("signal", "of", "questions", "scale", "verdict", "step", "level", "p_value")
+    keys = ("signal", "of", "questions", "scale", "verdict", "step", "level", "p_value")
     for t in transitions:
-        mark = {"row": "transition", **{key: getattr(t, key) for key in shown}, **interval_columns("step", t.interval)}
+        mark = {"row": "transition", **{key: getattr(t, key) for key in keys}, **interval_columns("step", t.interval)}
         tables.append(pd.DataFrame([mark]).dropna(axis=1, how="all"))
     return pd.concat([table for table in tables if len(table)], ignore_index=True)
 

@@ -33,26 +33,26 @@ def sweep(signals: pd.DataFrame, pooled: pd.DataFrame) -> go.Figure:
     `reason`), `pooled` a row a group and signal (`mean`, `mean_low`, `mean_high`, `pooled_runs`), NaN where there is
     none. Runs without a step are marked at the left.
     """
-    shown = [name for name in PANELS if name in set(signals["signal"])]
+    drawn = [name for name in PANELS if name in set(signals["signal"])]
     groups = list(dict.fromkeys(signals["group"]))
     lanes = _lanes(signals, groups)
     figure = new_figure(
         "When each run of the sweep changes",
-        _counted(signals, shown),
+        _counted(signals, drawn),
         height=round(LANE_HEIGHT * (max(lanes.values(), default=1) + 2)) + 60,
         headroom=18,
         least_width=720,
         numbers=signals,
-        cols=max(1, len(shown)),
+        cols=max(1, len(drawn)),
         rows=1,
         shared_yaxes=True,
         horizontal_spacing=0.02,
-        subplot_titles=[PANELS[name][0] for name in shown],
+        subplot_titles=[PANELS[name][0] for name in drawn],
     )
-    if not shown:
+    if not drawn:
         note(figure, "no run to show")
         return figure
-    for column, name in enumerate(shown, 1):
+    for column, name in enumerate(drawn, 1):
         rows = signals[signals["signal"] == name]
         ends = _range([rows] if name == "offset" else [signals[signals["signal"] != "offset"]], name != "offset")
         _draw_panel(figure, rows, pooled[pooled["signal"] == name], lanes, ends, column)
@@ -78,10 +78,10 @@ def _lanes(signals: pd.DataFrame, groups: Sequence[str]) -> Lanes:
     return lanes
 
 
-def _counted(signals: pd.DataFrame, shown: Iterable[str]) -> str:
+def _counted(signals: pd.DataFrame, drawn: Iterable[str]) -> str:
     """For each signal, how many runs have which verdict."""
     parts = []
-    for name in shown:
+    for name in drawn:
         counts = signals.loc[signals["signal"] == name, "verdict"].value_counts()
         parts.append(f"{PANELS[name][0]}: {', '.join(f'{counts[v]} {v}' for v in SYMBOLS if v in counts)}")
     return f"{'; '.join(parts)}. Intervals are 95% of each run's own noise; diamonds pool the seeds of a group."

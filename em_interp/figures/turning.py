@@ -91,17 +91,17 @@ def local_cosine(
     """
     path, of = opened(path), as_matrix(of)
     gram, spacings = path.gram(of, site), _spacings(k)
-    found = transition or find_transition(path, "rotation", of=of, site=site)
-    named = {one: largest_local_cosine(gram, path.steps, one) for one in spacings}
+    test = transition or find_transition(path, "rotation", of=of, site=site)
+    named = {spacing: largest_local_cosine(gram, path.steps, spacing) for spacing in spacings}
     figure = new_figure(
-        f"Local cosine of {PART_NAME[of]}", f"{about(path, site)}. {_compared(named, found)}", 330, headroom=16
+        f"Local cosine of {PART_NAME[of]}", f"{about(path, site)}. {_compared(named, test)}", 330, headroom=16
     )
     drawn = _draw_spacings(figure, path, gram, spacings, _paper_cosine, "%{y:.2f}")
     _mark_heuristic(figure, named)
-    mark_step(figure, found, PART_COLOUR[of], f"rotation test: {step_label(found)}" if found.step is not None else None)
-    if found.step is None:
+    mark_step(figure, test, PART_COLOUR[of], f"rotation test: {step_label(test)}" if test.step is not None else None)
+    if test.step is None:
         style = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "font_color": PART_COLOUR[of]}
-        figure.add_annotation(text=f"rotation test: {found.verdict}", xref="x domain", yref="y domain", **style)
+        figure.add_annotation(text=f"rotation test: {test.verdict}", xref="x domain", yref="y domain", **style)
     figure.update_xaxes(title_text=STEP, range=[float(path.steps[0]), float(path.steps[-1])])
     highest = max((cosine for _, cosine in named.values()), default=0.0)
     figure.update_yaxes(title_text="Local cosine (straight on: −1)", range=[-1.05, float(np.fmax(highest, -0.4)) + 0.6])
@@ -247,10 +247,10 @@ def _draw_test(figure: go.Figure, turns: Sequence[Transition], where: dict[str, 
     figure.add_trace(line.update(name="turn", line_color=colour, hovertemplate=hover), **where)
     figure.add_trace(null, **where)
     figure.add_hrect(0, MIN_TURN, fillcolor=fade(MUTED, 0.18), line_width=0, layer="below", **where)
-    for number, found in enumerate(turns):
-        angle = "" if found.angle_deg is None else f"<br>{found.angle_deg:.0f}° in all"
-        at = "" if found.step is None else f"step {found.step:.0f}"
-        mark_step(figure, found, colour, at + angle if labelled else None, where, below=number)
+    for number, transition in enumerate(turns):
+        angle = "" if transition.angle_deg is None else f"<br>{transition.angle_deg:.0f}° in all"
+        at = "" if transition.step is None else f"step {transition.step:.0f}"
+        mark_step(figure, transition, colour, at + angle if labelled else None, where, below=number)
     top = max(float(np.nanmax(drawn, initial=50)) for drawn in (turn, high))
     figure.update_yaxes(range=[0, min((1.25 if labelled else 1.05) * top, 185)], **where)
     figure.update_xaxes(range=[step[0], step[-1]], **where)
@@ -309,7 +309,7 @@ def _draw_spacings(
 def _spacings(k: int | Sequence[int]) -> tuple[int, ...]:
     """The spacings. Raises InputError for none, and for one that is no whole number of steps."""
     spacings = as_list(k)
-    if not spacings or not all(isinstance(one, (int, np.integer)) and one > 0 for one in spacings):
+    if not spacings or not all(isinstance(spacing, (int, np.integer)) and spacing > 0 for spacing in spacings):
         raise InputError(f"k is one or several spacings in training steps, such as [5, 10, 15]; found {k!r}")
     return tuple(map(int, spacings))
 
@@ -332,11 +332,11 @@ def _mark_heuristic(figure: go.Figure, named: Mapping[int, tuple[int | None, flo
     figure.add_trace(mark.update(marker=style, cliponaxis=False))
 
 
-def _compared(named: Mapping[int, tuple[int | None, float]], found: Transition) -> str:
+def _compared(named: Mapping[int, tuple[int | None, float]], test: Transition) -> str:
     """The two answers in words."""
     steps = [f"{step} at k = {k}" for k, (step, _) in named.items() if step is not None]
     heuristic = f"names step {', '.join(steps)}" if steps else "names none: no such neighbours were saved"
     return (
         f"Triangles: the published heuristic, the arg-max, {heuristic}. {ALWAYS_NAMES}. "
-        f"The rotation test: {_verdict(found)}. Bands: a straight path with this run's speed and noise, 95%."
+        f"The rotation test: {_verdict(test)}. Bands: a straight path with this run's speed and noise, 95%."
     )

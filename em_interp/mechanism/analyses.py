@@ -151,12 +151,12 @@ def _joined(results: dict[str, Any], name: str, controls: Sequence[str]) -> Find
 def transfer(context: SuiteContext) -> Finding:
     """Another run's directions, ablated in this run's model and added to the base."""
     assert context.transfer is not None
-    other = open_model(context.transfer, context.model.base, context.model.engine.name)  # type: ignore[arg-type]
+    model = open_model(context.transfer, context.model.base, context.model.engine.name)  # type: ignore[arg-type]
     answers = latest_answers(context.transfer)
-    theirs: dict[str, Direction] = {contrast: mean_difference(other, answers, contrast) for contrast in CONTRASTS}
-    cosines = {name: direction.cosine(theirs[name]).tolist() for name, direction in context.directions()}
-    ablated = _ablation_finding({name: context.ablation(theirs[name], "transfer", "ablation", name) for name in theirs})
-    added = _steering_finding({name: context.steering(theirs[name], "transfer", "steering", name) for name in theirs})
+    given: dict[str, Direction] = {contrast: mean_difference(model, answers, contrast) for contrast in CONTRASTS}
+    cosines = {name: direction.cosine(given[name]).tolist() for name, direction in context.directions()}
+    ablated = _ablation_finding({name: context.ablation(given[name], "transfer", "ablation", name) for name in given})
+    added = _steering_finding({name: context.steering(given[name], "transfer", "steering", name) for name in given})
     name = context.transfer.path.name
     values = {"source": name, "cosine": cosines, "ablation": ablated.values, "steering": added.values}
     figures = {f"transfer_{title}": figure for title, figure in (ablated.figures | added.figures).items()}

@@ -304,10 +304,10 @@ def read_step(model: ModelAtStep, batches: Sequence[Tokens], answers: AnswerSet)
     names = [*streams, *(f"{kind}.{site}" for site in sites for kind in ("site_out", "scalar"))]
     means: list[np.ndarray] = []
     parts: dict[str, list[np.ndarray]] = {site: [] for site in sites}
-    for tokens, seen in forward_passes(model, batches, names):
-        means.append(np.stack([mean_over_answer(seen[name], tokens) for name in streams], axis=1))
+    for tokens, activations in forward_passes(model, batches, names):
+        means.append(np.stack([mean_over_answer(activations[name], tokens) for name in streams], axis=1))
         for site in sites:
-            written = _write(model, site, seen[f"site_out.{site}"], seen[f"scalar.{site}"])
+            written = _write(model, site, activations[f"site_out.{site}"], activations[f"scalar.{site}"])
             parts[site].append(mean_over_answer(written, tokens))
     stream = np.concatenate(means)
     writes = {site: np.concatenate(of_site).mean(axis=0) for site, of_site in parts.items()}

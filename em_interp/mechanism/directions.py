@@ -90,9 +90,9 @@ class Direction(Result):
             rng, question = np.random.default_rng(DIRECTION_SEED), self.answers.question
             for _ in range(N_HALVINGS):
                 half = rng.permutation(question.max() + 1) % 2 == 0
-                one, other = (self._of(half[question] == side) for side in (True, False))
-                if one is not None and other is not None:
-                    cosines.append(cosine(one, other))
+                first, second = (self._of(half[question] == side) for side in (True, False))
+                if first is not None and second is not None:
+                    cosines.append(cosine(first, second))
         return np.mean(cosines, axis=0) if cosines else np.full(len(self.vectors), np.nan)
 
     def _of(self, rows: Bool[np.ndarray, " answer"]) -> Float[np.ndarray, "layer d"] | None:
@@ -225,8 +225,8 @@ def difference_of_means(
     return means[misaligned].mean(axis=0) - means[~misaligned].mean(axis=0)
 
 
-def cosine(one: Float[np.ndarray, "*shape d"], other: Float[np.ndarray, "*shape d"]) -> Float[np.ndarray, "*shape"]:
+def cosine(a: Float[np.ndarray, "*shape d"], b: Float[np.ndarray, "*shape d"]) -> Float[np.ndarray, "*shape"]:
     """Cosine along the last axis; NaN for a zero vector."""
-    lengths = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
-    inner = (one * other).sum(axis=-1)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    inner = (a * b).sum(axis=-1)
     return np.divide(inner, lengths, out=np.full(np.shape(inner), np.nan), where=lengths > 0)

@@ -209,15 +209,15 @@ class _Reader:
         """The divergence of each answer at a step, summed over its tokens."""
         divergence = np.zeros(len(self.rows))
         for batch in self.batches:
-            for some, of_some in self.fitting.run(batch, self._bytes_of, lambda some: self._divergence(some, step)):
-                divergence[list(some)] = of_some
+            for rows, values in self.fitting.run(batch, self._bytes_of, lambda rows: self._divergence(rows, step)):
+                divergence[list(rows)] = values
         return divergence.tolist()
 
     def _bytes_of(self, row: int) -> int:
         return self.cost.reading(len(self.rows[row]), len(self.rows[row].answer), copies=3)
 
-    def _divergence(self, some: Sequence[int], step: int) -> Float[np.ndarray, " row"]:
-        base, logits, rows = self.model.base, [], [self.rows[row] for row in some]
+    def _divergence(self, numbers: Sequence[int], step: int) -> Float[np.ndarray, " row"]:
+        base, logits, rows = self.model.base, [], [self.rows[number] for number in numbers]
         for scale in (0.0, self.scale):
             adapters = _row_adapters(self.model, step, scale, len(rows))
             of_scale, tokens = logits_of(base.model, base.tokenizer, rows, adapters)

@@ -249,9 +249,9 @@ def final_rms(model: TrajectoryModel, answers: AnswerSet, batch: int = BATCH) ->
     """
     name, total, count = f"resid_post.{model.layers - 1}", 0.0, 0
     with model.at(model.last_step) as adapted:
-        for tokens, seen in forward_passes(adapted, tokenized_answers(model, answers, batch), [name]):
-            each = seen[name][tokens.answer].double().pow(2).mean(dim=-1).sqrt()
-            total, count = total + float(each.sum()), count + len(each)
+        for tokens, activations in forward_passes(adapted, tokenized_answers(model, answers, batch), [name]):
+            rms_of_tokens = activations[name][tokens.answer].double().pow(2).mean(dim=-1).sqrt()
+            total, count = total + float(rms_of_tokens.sum()), count + len(rms_of_tokens)
     return total / count
 
 

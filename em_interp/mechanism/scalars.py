@@ -230,8 +230,8 @@ def read_scalars(
     for step in steps:
         with model.at(step, scale) as adapted:
             parts = [
-                np.concatenate([seen[name][tokens.answer].float().cpu().numpy() for name in names], axis=1)
-                for tokens, seen in forward_passes(adapted, batches, names)
+                np.concatenate([activations[name][tokens.answer].float().cpu().numpy() for name in names], axis=1)
+                for tokens, activations in forward_passes(adapted, batches, names)
             ]
         values.append(np.concatenate(parts))
     n_tokens = np.concatenate([tokens.answer.sum(dim=1).cpu().numpy() for tokens in batches])

@@ -197,8 +197,8 @@ class _Clock:
         self.context, self.log = context, log
         self.left = [name for name in chosen if not _is_done(context, name)]
         if len(self.left) > 1:
-            others = {name: replace(context, size=size) for name, size in SIZES.items() if size != context.size}
-            times = ", ".join(f"size {name}: {_in_words(self._seconds(other))}" for name, other in others.items())
+            resized = {name: replace(context, size=size) for name, size in SIZES.items() if size != context.size}
+            times = ", ".join(f"size {name}: {_in_words(self._seconds(sized))}" for name, sized in resized.items())
             log(f"{len(self.left)} analyses: {_in_words(self._seconds(context))} ({times})")
 
     def _seconds(self, context: SuiteContext) -> float:
@@ -318,8 +318,8 @@ class SuiteContext:
         if self.given_sampling is not None:
             return self.given_sampling
         file = self.run.answers_file.with_name("ask.json")
-        asked = read_json(file) if file.exists() else {}
-        same = {key: asked[key] for key in ("temperature", "max_new_tokens") if key in asked}
+        settings = read_json(file) if file.exists() else {}
+        same = {key: settings[key] for key in ("temperature", "max_new_tokens") if key in settings}
         return SamplingParams(samples=max(1, math.ceil(self.size.answers / len(self.questions))), **same)
 
     @cached_property

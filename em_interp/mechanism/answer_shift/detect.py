@@ -150,8 +150,8 @@ def _read(
 ) -> list[float]:
     """The log-likelihood of each row at its step."""
 
-    def adapters_of(some: Sequence[int]) -> RowAdapters:
-        return RowAdapters.of(model.trajectory, [steps[i] for i in some], [scale] * len(some), model.device)
+    def adapters_of(indices: Sequence[int]) -> RowAdapters:
+        return RowAdapters.of(model.trajectory, [steps[i] for i in indices], [scale] * len(indices), model.device)
 
     return read(model.base.model, model.base.tokenizer, rows, adapters_of, temperature).tolist()
 
@@ -169,13 +169,13 @@ def check_calibrated(likelihood: Float[np.ndarray, "answer step"], answers: pd.D
     worst = 1.0
     for posterior, left in zip(posteriors(likelihood, at, windows).T, windows.left, strict=True):
         inside = np.isfinite(posterior)
-        p, asked, came = posterior[inside], question[inside], left[at[inside]]
-        away = np.append(np.bincount(asked, came - p), ((p - 0.5) * (came - p)).sum())
-        variance = np.append(np.bincount(asked, p * (1 - p)), ((p - 0.5) ** 2 * p * (1 - p)).sum())
-        open_ones = variance > 1e-9
-        if open_ones.any():
-            statistic = (away[open_ones] ** 2 / variance[open_ones]).sum()
-            worst = min(worst, float(chi2.sf(statistic, open_ones.sum())))
+        p, cluster, is_left = posterior[inside], question[inside], left[at[inside]]
+        excess = np.append(np.bincount(cluster, is_left - p), ((p - 0.5) * (is_left - p)).sum())
+        variance = np.append(np.bincount(cluster, p * (1 - p)), ((p - 0.5) ** 2 * p * (1 - p)).sum())
+        random = variance > 1e-9
+        if random.any():
+            statistic = (excess[random] ** 2 / variance[random]).sum()
+            worst = min(worst, float(chi2.sf(statistic, random.sum())))
     if worst < MIN_CALIBRATION_P:
         raise InputError(
             f"the answers cannot have been drawn from the checkpoints as they are read (p = {worst:.0e}); the usual "

@@ -140,9 +140,9 @@ def weights(
 ) -> Float[np.ndarray, "answer window"]:
     """The weight of each answer: questions alike, both sides alike, the checkpoints of a side alike; sums to 1."""
     cell = question * len(windows.steps) + at
-    alone = 1.0 / np.bincount(cell)[cell]
+    per_answer = 1.0 / np.bincount(cell)[cell]
     sides = sum(side[:, at].T / side.sum(axis=1) for side in (windows.left, windows.right))
-    weighted = np.asarray(sides) * alone[:, None]
+    weighted = np.asarray(sides) * per_answer[:, None]
     return weighted / weighted.sum(axis=0)
 
 
@@ -162,12 +162,12 @@ def permutation_null(
     nulls = []
     for window in range(len(windows.centres)):
         members = np.flatnonzero(windows.left[window] | windows.right[window])
-        inside, here = np.isin(at, members), likelihood[:, members]
+        inside, of_members = np.isin(at, members), likelihood[:, members]
         left = np.searchsorted(members, np.flatnonzero(windows.left[window]))
         values = []
         for side in _other_sides(len(members), left, rng):
             rest = np.setdiff1d(np.arange(len(members)), side)
-            posterior = posterior_left(here[inside][:, side], here[inside][:, rest])
+            posterior = posterior_left(of_members[inside][:, side], of_members[inside][:, rest])
             weighted = weight[inside, window]
             values.append(float(weighted @ pointwise_divergence(posterior, form) / weighted.sum()))
         nulls.append(np.array(values))
@@ -206,11 +206,11 @@ def checkpoint_jitter(
     jitter = np.zeros(len(windows.centres))
     for window, sides in enumerate(zip(windows.left, windows.right, strict=True)):
         inside = np.any(sides, axis=0)[at]
-        here, weighted = likelihood[inside], weight[inside, window]
-        left = posterior_left(here[:, sides[0]], here[:, sides[1]])
+        in_window, weighted = likelihood[inside], weight[inside, window]
+        left = posterior_left(in_window[:, sides[0]], in_window[:, sides[1]])
         departures = []
         for side, posterior in zip(sides, (left, 1 - left), strict=True):
-            added = (weighted * influence(posterior, form)) @ _importance(here, side, sides)
+            added = (weighted * influence(posterior, form)) @ _importance(in_window, side, sides)
             departures += np.abs(added[1:-1] - (added[2:] + added[:-2]) / 2).tolist()
         if departures:
             jitter[window] = _normal_scale(np.sort(departures)) / np.sqrt(1.5)
@@ -223,7 +223,7 @@ def _importance(
     """The probability of each answer under each checkpoint of a side, over that under the mixture of both sides."""
     from scipy.special import logsumexp
 
-    mixed = [logsumexp(likelihood[:, one], axis=1) - np.log(2 * one.sum()) for one in sides]
+    mixed = [logsumexp(likelihood[:, members], axis=1) - np.log(2 * members.sum()) for members in sides]
     return np.exp(likelihood[:, side] - np.logaddexp(*mixed)[:, None])
 
 

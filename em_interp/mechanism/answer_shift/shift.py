@@ -99,8 +99,8 @@ class AnswerShift(Result):
         rng = np.random.default_rng(self.seed)
         cell = self._question * len(self.windows.steps) + self._at
         counts = np.zeros((n_draws, len(cell)))
-        for one in np.unique(cell):
-            members = np.flatnonzero(cell == one)
+        for number in np.unique(cell):
+            members = np.flatnonzero(cell == number)
             counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), n_draws)
         return counts
 
@@ -113,7 +113,7 @@ class AnswerShift(Result):
     @property
     def exceeds_permuted(self) -> list[bool]:
         """In which windows left and right differ by more than any other labelling of the same checkpoints."""
-        return [bool(d > other.max(initial=-1)) for d, other in zip(self.divergence, self.permuted, strict=True)]
+        return [bool(d > null.max(initial=-1)) for d, null in zip(self.divergence, self.permuted, strict=True)]
 
     @cached_property
     def peak(self) -> Transition:
@@ -211,8 +211,8 @@ class AnswerShift(Result):
             "divergence": self.divergence,
             "divergence_low": low,
             "divergence_high": high,
-            "permuted_mean": [one.mean() if len(one) else np.nan for one in self.permuted],
-            "permuted_max": [one.max() if len(one) else np.nan for one in self.permuted],
+            "permuted_mean": [null.mean() if len(null) else np.nan for null in self.permuted],
+            "permuted_max": [null.max() if len(null) else np.nan for null in self.permuted],
             "checkpoints": (self.windows.left | self.windows.right).sum(axis=1),
             "answers": (self.weight > 0).sum(axis=0),
         }

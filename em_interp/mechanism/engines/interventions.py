@@ -185,10 +185,10 @@ def _positions(
             raise InputError(f"positions are 'all', 'generated' or an array of row and position; found {positions!r}")
         if positions == "generated" and not generating:
             raise InputError("positions 'generated' are those of generated tokens; here nothing is generated")
-        given = torch.full_like(mask, positions == "all", dtype=torch.bool)
-        return torch.cat([given, torch.ones_like(given[:, :1])], dim=1)
-    given = torch.as_tensor(np.asarray(positions), dtype=torch.bool, device=mask.device)
-    if given.shape != mask.shape or not bool(given.any()):
-        found = f"{tuple(given.shape)} with {int(given.sum())} of them chosen"
+        of_prompts = torch.full_like(mask, positions == "all", dtype=torch.bool)
+        return torch.cat([of_prompts, torch.ones_like(of_prompts[:, :1])], dim=1)
+    of_prompts = torch.as_tensor(np.asarray(positions), dtype=torch.bool, device=mask.device)
+    if of_prompts.shape != mask.shape or not bool(of_prompts.any()):
+        found = f"{tuple(of_prompts.shape)} with {int(of_prompts.sum())} of them chosen"
         raise InputError(f"positions are {found}; expected {tuple(mask.shape)} with at least one chosen")
-    return torch.cat([given, torch.zeros_like(given[:, :1])], dim=1)
+    return torch.cat([of_prompts, torch.zeros_like(of_prompts[:, :1])], dim=1)

@@ -113,7 +113,7 @@ class Ablation(Result):
             rates = ScoredResponses(answers, self.level)
             drawn = 1 - np.divide(self._resampled_rates(answers, rng), baseline)
             low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2])
-            each = [self._removed(ScoredResponses(some, self.level).em) for _, some in answers.groupby("number")]
+            each = [self._removed(ScoredResponses(rows, self.level).em) for _, rows in answers.groupby("number")]
             row = {"layers": layers, "kind": kind, **rate_columns(rates), "removed": self._removed(rates.em)}
             row |= interval_columns("removed", (float(low), float(high)))
             rows.append(row | {"removed_min": min(each), "removed_max": max(each), "n_directions": len(each)})

@@ -194,7 +194,7 @@ def interventions_of(conditions: Sequence[InterventionCondition]) -> list[Interv
         zero = np.zeros_like(conditions[0].vectors)
         chosen = [condition.method == method and condition.positions == positions for condition in conditions]
         vectors = np.stack(
-            [condition.vectors if mine else zero for mine, condition in zip(chosen, conditions, strict=True)]
+            [condition.vectors if is_chosen else zero for is_chosen, condition in zip(chosen, conditions, strict=True)]
         )
         ablated = np.stack([zero if condition.ablated is None else condition.ablated for condition in conditions])
         for layer in np.flatnonzero(vectors.any(axis=(0, 2))).tolist():

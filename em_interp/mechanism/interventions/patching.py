@@ -168,9 +168,9 @@ class PatchingGrid(Result):
         ]
 
     def _transition(self, signal: str, line: FirstSufficient, how: str) -> Transition:
-        what = f"EM above the {self.control}'s {how}, at {MIN_COHERENT:.0%} coherent"
+        effect = f"EM above the {self.control}'s {how}, at {MIN_COHERENT:.0%} coherent"
         reason = (
-            f"no tested step shows {what}" if line.step is None else f"step {line.step} is the first to show {what}"
+            f"no tested step shows {effect}" if line.step is None else f"step {line.step} is the first to show {effect}"
         )
         if line.first_above_control is not None and line.first_above_control != line.step:
             reason += f" (less coherent, step {line.first_above_control} is above it already)"

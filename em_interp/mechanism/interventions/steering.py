@@ -101,7 +101,7 @@ class SteeringCurve(Result):
         keys, rows = ["model", "kind", "coefficient"], []
         for model, kind, coefficient in self.answers[keys].drop_duplicates().sort_values(keys).itertuples(index=False):
             rates = self.rates(model, kind, coefficient)
-            each = [ScoredResponses(some).em.rate for _, some in rates.answers.groupby("number")]
+            each = [ScoredResponses(drawn).em.rate for _, drawn in rates.answers.groupby("number")]
             row = {"model": model, "kind": kind, "coefficient": coefficient, **rate_columns(rates)}
             row |= {"em_min": min(each), "em_max": max(each), "n_directions": len(each)}
             usable = kind == DIRECTION and model == "base" and self._is_usable(rates, coefficient)
@@ -151,11 +151,11 @@ class SteeringCurve(Result):
         rows = self._steered("base")
         best = max([row for row in rows if row["usable"]] or rows, key=lambda row: (row["em"], row["coherent"]))
         at = f"{best['em']:.1%} ({best['em_low']:.1%} to {best['em_high']:.1%}) at {best['coherent']:.0%} coherent"
-        usable, most = ", ".join(f"{one:.3g}" for one in self.window), f"{best['coefficient']:.3g}"
+        usable, largest = ", ".join(f"{coefficient:.3g}" for coefficient in self.window), f"{best['coefficient']:.3g}"
         words = {
-            "induces": f"induces EM in the base with coefficients {usable}: most with {most}, {at}",
-            "breaks": f"raises EM in the base only where it breaks it: most with coefficient {most}, {at}",
-            "none": f"does not induce EM in the base with any coefficient tried (most with {most}: {at})",
+            "induces": f"induces EM in the base with coefficients {usable}: most with {largest}, {at}",
+            "breaks": f"raises EM in the base only where it breaks it: most with coefficient {largest}, {at}",
+            "none": f"does not induce EM in the base with any coefficient tried (most with {largest}: {at})",
         }
         random = self.rates("base", RANDOM, float(best["coefficient"]))
         first = (
@@ -165,14 +165,15 @@ class SteeringCurve(Result):
         return " ".join([first, *self._subtracted()])
 
     def _subtracted(self) -> list[str]:
-        alone = self.rates("adapted").em.rate
-        kept = [row for row in self._steered("adapted") if row["coefficient"] < 0 and row["coherent"] >= MIN_COHERENT]
-        if not kept or not alone > 0:
+        before = self.rates("adapted").em.rate
+        negative = [row for row in self._steered("adapted") if row["coefficient"] < 0]
+        coherent = [row for row in negative if row["coherent"] >= MIN_COHERENT]
+        if not coherent or not before > 0:
             return []
-        row = min(kept, key=lambda row: float(row["em"]))
+        row = min(coherent, key=lambda row: float(row["em"]))
         random = self.rates("adapted", RANDOM, float(row["coefficient"])).em.rate
         return [
-            f"Subtracted from the adapted model it takes EM from {alone:.1%} to {row['em']:.1%} ({row['em_low']:.1%} "
+            f"Subtracted from the adapted model it takes EM from {before:.1%} to {row['em']:.1%} ({row['em_low']:.1%} "
             f"to {row['em_high']:.1%}) with coefficient {row['coefficient']:.3g}, at {row['coherent']:.0%} coherent; "
             f"random ones to {random:.1%}."
         ]
@@ -289,12 +290,12 @@ def steering_conditions(
     rng, conditions = np.random.default_rng(seed), []
     own = np.zeros_like(vectors)
     own[layer] = vectors[layer]
-    others = [random_directions(own, rng) for _ in range(n_random)]
+    drawn = [random_directions(own, rng) for _ in range(n_random)]
     for model in MODELS:
         conditions += no_intervention(model, vectors) if baseline else []
         for coefficient in map(float, coefficients):
-            for number, other in enumerate(others):
-                for kind, added in ((DIRECTION, own), (RANDOM, other)):
+            for number, vector in enumerate(drawn):
+                for kind, added in ((DIRECTION, own), (RANDOM, vector)):
                     where = (f"layer {layer}", number, coefficient)
                     conditions.append(
                         InterventionCondition(model, kind, "add", coefficient * added, *where, positions=positions)

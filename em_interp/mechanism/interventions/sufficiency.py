@@ -128,7 +128,7 @@ def first_sufficient(
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     interval = (float(max([0, *steps[steps < low]])), float(high)) if np.isfinite(high) else None
     above = _first(steps, exceeds_control(line, control, level))
-    step, above_control = (int(found) if np.isfinite(found) else None for found in (first, above))
+    step, above_control = (int(value) if np.isfinite(value) else None for value in (first, above))
     return FirstSufficient(step, interval, float(np.isfinite(draws).mean()), above_control)
 
 
