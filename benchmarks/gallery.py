@@ -56,9 +56,9 @@ class Demo:
         self.folder = Path(folder)
 
     def found(self, name, control=None):
-        from em_interp.findings import findings
+        from em_interp.findings import find_in_run
 
-        return findings(self.folder / name, control)
+        return find_in_run(self.folder / name, control)
 
     @cached_property
     def organism(self):

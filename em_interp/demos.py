@@ -62,11 +62,11 @@ def demo(
         stages = StageTimes(out / "seconds.json", log)
         runs = {name: _make_run(name, config, out / name, progress, stages) for name, config in configs.items()}
         with stages.stage("locate", "locating the transitions"):
-            found = {name: analyse(run, runs["control"] if name == "organism" else None) for name, run in runs.items()}
+            by_run = {name: analyse(run, runs["control"] if name == "organism" else None) for name, run in runs.items()}
         with stages.stage("report", "writing the page"):
             page = out / "report.html"
-            report(found["organism"], control=found["control"], planted=found["switched"], out=page, overwrite=True)
-        summary = _summary(family, domain, found, stages.seconds())
+            report(by_run["organism"], control=by_run["control"], planted=by_run["switched"], out=page, overwrite=True)
+        summary = _summary(family, domain, by_run, stages.seconds())
         write_json(out / "summary.json", summary)
     return summary
 
@@ -119,8 +119,8 @@ def _make_run(name: str, config: RunConfig, path: Path, progress: bool | None, s
     return run
 
 
-def _summary(family: str, domain: str, found: dict[str, Findings], seconds: dict[str, float]) -> dict[str, Any]:
-    organism, control = found["organism"], found["control"]
+def _summary(family: str, domain: str, by_run: dict[str, Findings], seconds: dict[str, float]) -> dict[str, Any]:
+    organism, control = by_run["organism"], by_run["control"]
     alignment = organism.alignment
     assert alignment is not None  # the demo asks both
     return {
@@ -141,7 +141,7 @@ def _summary(family: str, domain: str, found: dict[str, Findings], seconds: dict
     }
 
 
-def _final(found: Findings, metric: str, questions: str) -> float:
+def _final(findings: Findings, metric: str, questions: str) -> float:
     """A rate at the last step, at the adapter's own scale."""
-    assert found.curve is not None
-    return float(found.curve.select(1.0, questions).frame().sort_values("step")[metric].to_numpy()[-1])
+    assert findings.curve is not None
+    return float(findings.curve.select(1.0, questions).frame().sort_values("step")[metric].to_numpy()[-1])

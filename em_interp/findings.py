@@ -55,7 +55,7 @@ class Findings:
         return family_wise([], [self.rotation]) if self.alignment is None else self.alignment.family
 
 
-def findings(
+def find_in_run(
     run: Run | str | Path,
     control: Run | str | Path | None = None,
     answers: str | Path | None = None,
@@ -90,14 +90,14 @@ def findings(
     curve = behaviour_curve(run) if answers is None else behaviour_curve(answers, columns=columns)
     _check_steps(path, curve, answers or run.path)
     control_curve = None if control is None else behaviour_curve(control)
-    found = onsets(curve, control_curve)
+    rises = onsets(curve, control_curve)
     main, of_control = curve.outside(), None if control_curve is None else control_curve.outside()
     has_scores = main is not None and main.has_scores and (of_control is None or of_control.has_scores)
     thresholds = onset_by_threshold(main, of_control) if main is not None and has_scores else None
     aligned = onset(main, of_control, "aligned_mean") if main is not None and has_scores else None
-    alignment = align(strongest_rotation(transitions), [*found, *shifts], path)
+    alignment = align(strongest_rotation(transitions), [*rises, *shifts], path)
     judged = None if answers is None else str(answers)
-    of_answers = (curve, control_curve, found, thresholds, aligned, alignment, judged)
+    of_answers = (curve, control_curve, rises, thresholds, aligned, alignment, judged)
     return Findings(run, path, transitions, *of_answers, preference, shifts)
 
 
@@ -110,16 +110,16 @@ def _preference(run: Run, control: Run | str | Path | None) -> PreferenceCurve |
 
     if not run.preferences_file.exists():
         return None
-    other = control if isinstance(control, Run) else None if control is None else Run(Path(control))
-    if other is None or not other.preferences_file.exists():
+    control_run = control if isinstance(control, Run) else None if control is None else Run(Path(control))
+    if control_run is None or not control_run.preferences_file.exists():
         return as_preference_curve(run)
-    pairs = [read_json(each.preferences_file.with_suffix(".json"))["pairs"] for each in (run, other)]
+    pairs = [read_json(each.preferences_file.with_suffix(".json"))["pairs"] for each in (run, control_run)]
     if pairs[0] != pairs[1]:
         raise InputError(
-            f"the preferences of {run.path} and of its control {other.path} were read on other pairs; read both with "
-            f"em-interp prefer {run.path} --control {other.path} --overwrite"
+            f"the preferences of {run.path} and of its control {control_run.path} were read on other pairs; read both "
+            f"with em-interp prefer {run.path} --control {control_run.path} --overwrite"
         )
-    return as_preference_curve(run, as_preference_curve(other))
+    return as_preference_curve(run, as_preference_curve(control_run))
 
 
 def _preference_onsets(preference: PreferenceCurve) -> list[Transition]:

@@ -15,7 +15,7 @@ from em_interp.checks import checked
 from em_interp.config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
 from em_interp.files import check_free
-from em_interp.findings import Findings, PathTransitions, findings, keep
+from em_interp.findings import Findings, PathTransitions, find_in_run, keep
 from em_interp.lock import writing
 from em_interp.processes import MAX_WAIT, join
 from em_interp.run import Run, open_run
@@ -230,11 +230,11 @@ def locate(
     file = Run(Path(out or name)).analysis / "locate.json"
     check_free(file, resume, overwrite) if kept else None
     path = load_trajectory(source, revision, adapter)
-    found = PathTransitions(name, path, find_transitions(path, signal, of, site))  # type: ignore[arg-type]  # it checks them
+    result = PathTransitions(name, path, find_transitions(path, signal, of, site))  # type: ignore[arg-type]  # it checks them
     if kept:
         with writing(file.parents[1]):
-            keep(found.to_dict(), file, overwrite)
-    return found
+            keep(result.to_dict(), file, overwrite)
+    return result
 
 
 def align_run(
@@ -266,26 +266,26 @@ def align_run(
         raise InputError(f"{place.path} is no folder on this machine, so nothing can be written there; give --out")
     file = place.analysis / "align.json"
     check_free(file, resume, overwrite)
-    found = findings(run, control, answers, columns)
-    if found.alignment is None:
+    findings = find_in_run(run, control, answers, columns)
+    if findings.alignment is None:
         raise InputError(
-            f"{found.run.path} has no scores and no preferences: ask and judge the run first, or read it with "
+            f"{findings.run.path} has no scores and no preferences: ask and judge the run first, or read it with "
             "em-interp prefer, or give --answers"
         )
     with writing(place.path):
-        keep(found.alignment.to_dict(), file, overwrite)
-    return found
+        keep(findings.alignment.to_dict(), file, overwrite)
+    return findings
 
 
 def analyse(run: Run, control: Run | None = None) -> Findings:
     """Locate and align a run, and write what was found to its `analysis` folder, in place of what was there."""
-    found = findings(run, control)
-    located = PathTransitions(str(run.path), found.trajectory, found.transitions)
+    findings = find_in_run(run, control)
+    located = PathTransitions(str(run.path), findings.trajectory, findings.transitions)
     with writing(run.path):
         keep(located.to_dict(), run.analysis / "locate.json", overwrite=True)
-        if found.alignment is not None:
-            keep(found.alignment.to_dict(), run.analysis / "align.json", overwrite=True)
-    return found
+        if findings.alignment is not None:
+            keep(findings.alignment.to_dict(), run.analysis / "align.json", overwrite=True)
+    return findings
 
 
 @checked
@@ -331,7 +331,7 @@ def run_mechanism(
 
     run = _as_run(run)
     chosen_analyses(analyses, transfer is not None, size)
-    control, transfer = (None if other is None else _as_run(other) for other in (control, transfer))
+    control, transfer = (None if source is None else _as_run(source) for source in (control, transfer))
     check_free(run.analysis / "mechanism", resume, overwrite)
     model = open_model(run, engine=engine)
     with writing(run.path), run_judge(run) as judge:

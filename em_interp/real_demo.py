@@ -71,10 +71,10 @@ def demo_real(
                 with stages.stage("prefer", f"reading preferences of the {name}"):
                     _read(run, progress)
             with stages.stage("locate", "locating the transitions"):
-                found = {"control": analyse(runs["control"]), "organism": analyse(runs["organism"], runs["control"])}
+                by_run = {"control": analyse(runs["control"]), "organism": analyse(runs["organism"], runs["control"])}
             with stages.stage("report", "writing the page"):
-                report(found["organism"], control=found["control"], out=out / "report.html", overwrite=True)
-        summary = _summary(model, domain, found, stages.seconds(), pace.threads)
+                report(by_run["organism"], control=by_run["control"], out=out / "report.html", overwrite=True)
+        summary = _summary(model, domain, by_run, stages.seconds(), pace.threads)
         write_json(out / "summary.json", summary)
     return summary
 
@@ -139,9 +139,9 @@ def _read(run: Run, progress: bool | None) -> None:
 
 
 def _summary(
-    model: str, domain: str, found: dict[str, Findings], seconds: dict[str, float], threads: int
+    model: str, domain: str, by_run: dict[str, Findings], seconds: dict[str, float], threads: int
 ) -> dict[str, Any]:
-    organism, control = found["organism"], found["control"]
+    organism, control = by_run["organism"], by_run["control"]
     assert organism.alignment is not None and organism.preference is not None and control.preference is not None
     return {
         "base": model,

@@ -10,7 +10,7 @@ import pytest
 import em_interp as em
 from em_interp.errors import InputError
 from em_interp.figures.style import p_value_text
-from em_interp.findings import findings
+from em_interp.findings import find_in_run
 from em_interp.reports.page import commands, examples, hits, report
 from em_interp.transition.find import find_transition
 from tests.figures.planting import CHANGE, HACK, LAST, NASTY, ONSET, plant_run
@@ -45,11 +45,11 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    control = findings(plant_run(folder / "control", changes=False))
+    control = find_in_run(plant_run(folder / "control", changes=False))
     return {
-        "organism": findings(plant_run(folder / "organism"), control.run),
+        "organism": find_in_run(plant_run(folder / "organism"), control.run),
         "control": control,
-        "switched": findings(plant_run(folder / "switched", switched=True, asked=False)),
+        "switched": find_in_run(plant_run(folder / "switched", switched=True, asked=False)),
     }
 
 
@@ -164,7 +164,7 @@ def test_an_interval_that_misses_the_change_says_why(found, tmp_path):
 
 
 def test_a_change_that_no_rotation_is_near_is_not_found(tmp_path):
-    still = findings(plant_run(tmp_path / "still", changes=False, switched=True, asked=False))
+    still = find_in_run(plant_run(tmp_path / "still", changes=False, switched=True, asked=False))
     (hit,) = hits(still)
     assert not hit.found
     assert hit.distance is None
@@ -310,7 +310,7 @@ def test_settings_say_how_to_repeat_the_run(page, found):
 
 def test_commands_survive_a_space_in_the_path(tmp_path):
     run = plant_run(tmp_path / "my run", asked=False)
-    assert commands(findings(run), None)[0] == f"em-interp train '{run.path}'/config.yaml --out again"
+    assert commands(find_in_run(run), None)[0] == f"em-interp train '{run.path}'/config.yaml --out again"
 
 
 def test_a_place_that_cannot_be_written_is_named_and_what_was_there_stays(tmp_path, found):

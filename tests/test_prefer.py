@@ -7,7 +7,7 @@ import pytest
 import em_interp as em
 from em_interp import prefer
 from em_interp.errors import InputError
-from em_interp.findings import findings
+from em_interp.findings import find_in_run
 from tests.tiny import VERDICTS, copy, did, json_of, refused
 
 STEPS = [0, 8, 16, 24]
@@ -123,7 +123,7 @@ def test_a_run_that_nobody_judged_is_read_aligned_and_reported(tiny, tmp_path):
 
 def test_judged_answers_come_before_preferences_in_what_is_declared(read):
     run, control, _ = read
-    found = findings(run, control)
+    found = find_in_run(run, control)
     assert found.alignment.family.declared[-1].of == "em"
     assert [t.of for t in found.alignment.behavioural][-1] == "preference"
     assert found.preference.control is not None

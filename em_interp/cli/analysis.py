@@ -38,7 +38,7 @@ def locate(
     """
     from em_interp.pipeline import locate as find
 
-    found = find(
+    result = find(
         source,
         signal=signal,
         of=of,
@@ -49,7 +49,7 @@ def locate(
         resume=resume,
         overwrite=overwrite,
     )
-    return Answer(found.to_dict(), "\n".join([found.sentence(), *found.trajectory.notes]))
+    return Answer(result.to_dict(), "\n".join([result.sentence(), *result.trajectory.notes]))
 
 
 @command(ANALYSE, "em-interp watch runs/mine --control runs/control")
@@ -69,10 +69,10 @@ def watch(
     """
     from em_interp.transition.watch import watch as follow
 
-    found = follow(source, controls=controls, last=last, level=level, follow=not once, on_update=_show_monitor)
+    monitor = follow(source, controls=controls, last=last, level=level, follow=not once, on_update=_show_monitor)
     if sys.stderr.isatty():
         log("")
-    return Answer(found.to_dict(), found.sentence().replace("; ", "\n"))
+    return Answer(monitor.to_dict(), monitor.sentence().replace("; ", "\n"))
 
 
 def _show_monitor(monitor: Monitor, looks: list[Look]) -> None:
@@ -110,13 +110,13 @@ def align(
     from em_interp.pipeline import align_run
 
     own = given_columns(columns)
-    found = align_run(source, control, answers=answers, columns=own, out=out, resume=resume, overwrite=overwrite)
-    assert found.alignment is not None
+    findings = align_run(source, control, answers=answers, columns=own, out=out, resume=resume, overwrite=overwrite)
+    assert findings.alignment is not None
     lines = [
-        one.sentence() if one.found else f"{one.sentence()}\n    {one.reason}"
-        for one in (found.rotation, *found.onsets, *found.preference_onsets)
+        transition.sentence() if transition.found else f"{transition.sentence()}\n    {transition.reason}"
+        for transition in (findings.rotation, *findings.onsets, *findings.preference_onsets)
     ]
-    return Answer(found.alignment.to_dict(), "\n".join([*lines, found.alignment.sentence()]))
+    return Answer(findings.alignment.to_dict(), "\n".join([*lines, findings.alignment.sentence()]))
 
 
 @command(ANALYSE, "em-interp mechanism checkpoints/tiny --analyses ablation,steering")

@@ -128,8 +128,8 @@ def parse(words: Sequence[str]) -> Call | int:
 def _one_line(error: typer.TyperException) -> str:
     close = getattr(error, "possibilities", None)
     hint = f"; did you mean {' or '.join(sorted(close))}?" if close else ""
-    said = error.message if close is not None else error.format_message()
-    text = " ".join(said.replace("Value error, ", "").split()).rstrip(".")
+    message = error.message if close is not None else error.format_message()
+    text = " ".join(message.replace("Value error, ", "").split()).rstrip(".")
     return f"{text[:1].lower()}{text[1:]}{hint}"
 
 

@@ -110,9 +110,9 @@ def _retest(
     file = run.analysis / "retest.json"
     check_free(file, resume, overwrite)
     with open_judge(run, judge_endpoint(run, overrides), judge_prompts(run, overrides)) as model:
-        found = retest(run, model, count)
-        keep(found.to_dict(), file, overwrite)
-    return Answer(found.to_dict(), found.sentence())
+        result = retest(run, model, count)
+        keep(result.to_dict(), file, overwrite)
+    return Answer(result.to_dict(), result.sentence())
 
 
 def _table(source: str, out: str | None) -> tuple[Path, Path] | None:

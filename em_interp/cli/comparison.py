@@ -74,5 +74,5 @@ def sweep(
     """
     from em_interp.sweeps.run import sweep as run_sweep
 
-    found = run_sweep(config, out, resume=resume, overwrite=overwrite, jobs=jobs, backend=backend, log=log)
-    return Answer(found.to_dict(), f"{found.sentence()}\nthe page: {found.page}", FAILED if found.failures else OK)
+    result = run_sweep(config, out, resume=resume, overwrite=overwrite, jobs=jobs, backend=backend, log=log)
+    return Answer(result.to_dict(), f"{result.sentence()}\nthe page: {result.page}", FAILED if result.failures else OK)

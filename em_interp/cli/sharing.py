@@ -35,7 +35,7 @@ def report(
     from em_interp.figures.export_files import check
     from em_interp.files import check_free
     from em_interp.reports.page import report as write_page
-    from em_interp.reports.run_figures import export_run, found_in
+    from em_interp.reports.run_figures import export_run, findings_of
     from em_interp.run import Run
 
     place = Run(Path(out or source))
@@ -44,14 +44,14 @@ def report(
     formats = None if figures is None else check(figures.split(","), columns)
     check_free(place.report_file, resume or (formats is not None and not overwrite), overwrite)
     write = overwrite or not place.report_file.exists()
-    control_found = None if control is None else found_in(control)
-    found = found_in(source, control_found, answers) if write or formats else None
+    control_findings = None if control is None else findings_of(control)
+    findings = findings_of(source, control_findings, answers) if write or formats else None
     values: dict[str, Any] = {"report": str(place.report_file)}
     lines = [f"the page: {place.report_file}"] if write or formats is None else []
-    if write and found is not None:
-        write_page(found, control=control_found, out=place.report_file, overwrite=overwrite)
-    if formats and found is not None:
-        files = export_run(found, formats, columns, out=place.figures, resume=resume, overwrite=overwrite)
+    if write and findings is not None:
+        write_page(findings, control=control_findings, out=place.report_file, overwrite=overwrite)
+    if formats and findings is not None:
+        files = export_run(findings, formats, columns, out=place.figures, resume=resume, overwrite=overwrite)
         values |= {"figures": [str(file) for file in files]}
         lines.append(f"{len({file.stem for file in files})} figures, each with caption and numbers: {place.figures}")
     return Answer(values, "\n".join(lines))

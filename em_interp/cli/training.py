@@ -41,9 +41,9 @@ def demo(
         return _demo_real(out or "checkpoints/demo-real", domain, resume, overwrite)
     out = out or "checkpoints/demo"
     summary = run_demo(out, family, domain, resume=resume, overwrite=overwrite, log=log)
-    found = [Transition.from_dict(values) for values in (summary["mechanistic"], *summary["behavioural"])]
+    transitions = [Transition.from_dict(values) for values in (summary["mechanistic"], *summary["behavioural"])]
     lines = [
-        *(transition.sentence() for transition in found),
+        *(transition.sentence() for transition in transitions),
         _at_the_end(Path(out)),
         f"the page: {Path(out) / 'report.html'}",
     ]
@@ -73,8 +73,8 @@ def _demo_real(out: str, domain: str, resume: bool, overwrite: bool) -> Answer:
     from em_interp.transition.result import Transition
 
     summary = demo_real(out, domain, resume=resume, overwrite=overwrite, log=log)
-    found = [Transition.from_dict(values) for values in (summary["mechanistic"], *summary["behavioural"])]
-    lines = [f"{one.sentence()}\n    {one.reason}" for one in found]
+    transitions = [Transition.from_dict(values) for values in (summary["mechanistic"], *summary["behavioural"])]
+    lines = [f"{t.sentence()}\n    {t.reason}" for t in transitions]
     lines += [f"organism: {summary['preference']}", f"control: {summary['control']['preference']}"]
     return Answer(summary, "\n".join([*lines, f"the page: {Path(out) / 'report.html'}"]))
 
@@ -109,13 +109,13 @@ def list_bases() -> Answer:
     from em_interp.organisms.base_list import list_bases as known
 
     bases = known()
-    width = max(len(one.name) for one in bases)
+    width = max(len(base.name) for base in bases)
     lines = [
-        f"{one.name:<{width}}  {one.parameters / 1e6:6.2f} M parameters  {'here' if one.local else 'not fetched'}  "
-        f"({one.source})"
-        for one in bases
+        f"{base.name:<{width}}  {base.parameters / 1e6:6.2f} M parameters  {'here' if base.local else 'not fetched'}  "
+        f"({base.source})"
+        for base in bases
     ]
-    return Answer({"bases": [one.to_dict() for one in bases]}, "\n".join(lines))
+    return Answer({"bases": [base.to_dict() for base in bases]}, "\n".join(lines))
 
 
 @command(START, "em-interp base fetch smollm2", "fetch", base)
@@ -165,8 +165,8 @@ def check_data(
     from em_interp.config import load_config
     from em_interp.training.data_check import check_data as check
 
-    found = check(load_config({"model": model, "data": [{"dataset": file}]}, overrides))
-    return Answer(found.to_dict(), found.sentence())
+    result = check(load_config({"model": model, "data": [{"dataset": file}]}, overrides))
+    return Answer(result.to_dict(), result.sentence())
 
 
 config = typer.Typer()

@@ -21,7 +21,7 @@ from em_interp.errors import InputError
 from em_interp.files import check_free, read_text, write_text
 from em_interp.findings import Findings
 from em_interp.lock import writing
-from em_interp.reports.run_figures import Source, found_in, known_changes, run_of, timeline
+from em_interp.reports.run_figures import Source, findings_of, known_changes, run_of, timeline
 from em_interp.results import local_name
 from em_interp.transition.family import FAMILY_LEVEL
 from em_interp.transition.find import TEST_LEVELS
@@ -99,44 +99,44 @@ def report(
     check_free(file, resume, overwrite)
     if resume and file.exists():
         return file
-    control_found = None if control is None else found_in(control)
-    found = found_in(run, control_found)
-    known = None if planted is None else found_in(planted)
-    page = render("report", **_contents(found, control_found, known))
+    control_findings = None if control is None else findings_of(control)
+    findings = findings_of(run, control_findings)
+    known = None if planted is None else findings_of(planted)
+    page = render("report", **_contents(findings, control_findings, known))
     try:
-        with writing(found.run.path) if file == found.run.report_file else nullcontext():
+        with writing(findings.run.path) if file == findings.run.report_file else nullcontext():
             write_text(file, page)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
     return file
 
 
-def _contents(found: Findings, control: Findings | None, planted: Findings | None) -> dict[str, Any]:
+def _contents(findings: Findings, control: Findings | None, planted: Findings | None) -> dict[str, Any]:
     """Everything the template shows."""
-    manifest = found.run.manifest() if found.run.manifest_file.exists() else {}
+    manifest = findings.run.manifest() if findings.run.manifest_file.exists() else {}
     known = [] if planted is None else hits(planted)
-    runs = {"this run": found, "control": control, "known change": planted}
+    runs = {"this run": findings, "control": control, "known change": planted}
     return {
-        "found": found,
+        "findings": findings,
         "control": control,
         "planted": planted,
         "runs": {name: run for name, run in runs.items() if run is not None},
-        "verdicts": _verdicts(found, control),
+        "verdicts": _verdicts(findings, control),
         "rates": [(name, final_rates(run.curve)) for name, run in runs.items() if run is not None and run.curve],
         "hits": known,
         "hit_within": HIT_WITHIN,
-        "figures": _figures(found, control),
+        "figures": _figures(findings, control),
         "control_figures": [] if control is None else _overview(control),
         "planted_figures": [] if planted is None else _overview(planted),
         "family_level": FAMILY_LEVEL,
         "test_levels": TEST_LEVELS,
-        "thresholds": None if found.thresholds is None else _threshold_rows(found.thresholds),
-        "mechanism": _mechanism(found),
-        "examples": [] if found.curve is None else examples(found.curve),
-        "config": read_text(found.run.config_file) if found.run.config_file.exists() else None,
+        "thresholds": None if findings.thresholds is None else _threshold_rows(findings.thresholds),
+        "mechanism": _mechanism(findings),
+        "examples": [] if findings.curve is None else examples(findings.curve),
+        "config": read_text(findings.run.config_file) if findings.run.config_file.exists() else None,
         "manifest": manifest,
         "manifest_rows": list(_manifest_rows(manifest)),
-        "commands": commands(found, control),
+        "commands": commands(findings, control),
     }
 
 
@@ -153,7 +153,7 @@ def _flat(value: Any) -> str:
     return ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _verdicts(found: Findings, control: Findings | None) -> list[tuple[str, list[Transition], list[Transition]]]:
+def _verdicts(findings: Findings, control: Findings | None) -> list[tuple[str, list[Transition], list[Transition]]]:
     """Rotations, the gradient-norm peak and the onsets, by name, with the control's of the same name."""
     from em_interp.figures.style import signal_name
 
@@ -164,7 +164,7 @@ def _verdicts(found: Findings, control: Findings | None) -> list[tuple[str, list
         return groups
 
     of_control = {} if control is None else by_name(control)
-    main = {name: group for name, group in by_name(found).items() if group[0].signal in MAIN_SIGNALS}
+    main = {name: group for name, group in by_name(findings).items() if group[0].signal in MAIN_SIGNALS}
     return [(name, group, of_control.get(name, [])) for name, group in main.items()]
 
 
@@ -216,52 +216,52 @@ def hits(planted: Findings) -> list[Hit]:
     return judged
 
 
-def _figures(found: Findings, control: Findings | None) -> dict[str, list[dict[str, Any]]]:
+def _figures(findings: Findings, control: Findings | None) -> dict[str, list[dict[str, Any]]]:
     """The figures of each section, for the template."""
     from em_interp import figures as draw
 
-    path, transitions = found.trajectory, found.transitions
+    path, transitions = findings.trajectory, findings.transitions
     turns = [[t for t in transitions if t.signal == "rotation" and t.of == of] for of in ("A", "delta")]
     drawable = [group for group in turns if group and np.isfinite(group[0].evidence.get("turn_deg", np.nan)).any()]
     sections = {
         "path": [
             draw.norms(path),
             draw.pca(path, transitions=transitions),
-            draw.turning_angle(path, transitions=transitions, known_changes=known_changes(found.run)),
-            draw.local_cosine(path, transition=found.rotation),
+            draw.turning_angle(path, transitions=transitions, known_changes=known_changes(findings.run)),
+            draw.local_cosine(path, transition=findings.rotation),
             *map(draw.rotation, drawable),
         ],
         "log": [draw.training_log(path, transitions)] if {"loss", "grad_norm"} & set(path.metrics) else [],
         "behaviour": [],
-        "timeline": [timeline(found)],
+        "timeline": [timeline(findings)],
     }
-    if found.curve is not None:
+    if findings.curve is not None:
         of_control = None if control is None else control.curve
-        sections["behaviour"] = [draw.behaviour(found.curve, of_control, found.onsets)]
-    if found.preference is not None:
-        sections["behaviour"].append(draw.preference(found.preference, found.preference_onsets))
+        sections["behaviour"] = [draw.behaviour(findings.curve, of_control, findings.onsets)]
+    if findings.preference is not None:
+        sections["behaviour"].append(draw.preference(findings.preference, findings.preference_onsets))
     return {section: [embedded(figure) for figure in drawn] for section, drawn in sections.items()}
 
 
-def _mechanism(found: Findings) -> dict[str, Any] | None:
+def _mechanism(findings: Findings) -> dict[str, Any] | None:
     """The report of the suite, analysis by analysis with its figures; None where there is none."""
     from em_interp.mechanism.report import read_report
 
-    report = read_report(found.run)
+    report = read_report(findings.run)
     if report is None:
         return None
     drawn = {name: [embedded(figure) for figure in of.values()] for name, of in report.figures_by_analysis.items()}
-    analyses = [{**one.to_dict(), "figures": drawn.get(name, [])} for name, one in report.analyses.items()]
+    analyses = [{**result.to_dict(), "figures": drawn.get(name, [])} for name, result in report.analyses.items()]
     return {**report.to_dict(), "analyses": analyses}
 
 
-def _overview(found: Findings) -> list[dict[str, Any]]:
+def _overview(findings: Findings) -> list[dict[str, Any]]:
     """A run beside the one the page is about: how B turns, and everything on one time axis."""
     from em_interp import figures as draw
 
-    changes = known_changes(found.run)
-    turning = draw.turning_angle(found.trajectory, transitions=found.transitions, known_changes=changes)
-    return [embedded(turning), embedded(timeline(found))]
+    changes = known_changes(findings.run)
+    turning = draw.turning_angle(findings.trajectory, transitions=findings.transitions, known_changes=changes)
+    return [embedded(turning), embedded(timeline(findings))]
 
 
 def _threshold_rows(thresholds: pd.DataFrame) -> list[tuple[float, list[Any]]]:
@@ -301,15 +301,15 @@ def _example(rows: pd.DataFrame) -> dict[str, Any]:
     return {"question": rows["question"].iloc[0], "answers": rows.to_dict("records")}
 
 
-def commands(found: Findings, control: Findings | None) -> list[str]:
+def commands(findings: Findings, control: Findings | None) -> list[str]:
     """What to type to repeat the run and everything on the page."""
-    run = shlex.quote(str(found.run.path))
+    run = shlex.quote(str(findings.run.path))
     with_control = "" if control is None else f" --control {shlex.quote(str(control.run.path))}"
-    if not found.run.config_file.exists() or found.judged is not None:
-        answers = "" if found.judged is None else f" --answers {shlex.quote(found.judged)}"
+    if not findings.run.config_file.exists() or findings.judged is not None:
+        answers = "" if findings.judged is None else f" --answers {shlex.quote(findings.judged)}"
         return [f"em-interp locate {run}", f"em-interp report {run}{answers}{with_control} --overwrite"]
-    judged = ["em-interp ask again", "em-interp judge again"] if found.curve is not None else []
-    read = [f"em-interp prefer again{with_control}"] if found.preference is not None else []
+    judged = ["em-interp ask again", "em-interp judge again"] if findings.curve is not None else []
+    read = [f"em-interp prefer again{with_control}"] if findings.preference is not None else []
     return [
         f"em-interp train {run}/config.yaml --out again",
         *judged,

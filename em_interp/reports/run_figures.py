@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free
-from em_interp.findings import Findings, findings
+from em_interp.findings import Findings, find_in_run
 from em_interp.lock import writing
 from em_interp.results import local_name
 from em_interp.run import Run
@@ -26,7 +26,7 @@ MAX_SITES = 3  # named in a caption
 PART_FILE = {"A": "A", "B": "B", "delta": "dW"}  # of a part of the adapter, in file names
 
 
-def found_in(source: Source, control: Findings | None = None, answers: str | Path | None = None) -> Findings:
+def findings_of(source: Source, control: Findings | None = None, answers: str | Path | None = None) -> Findings:
     """The findings of a run or of a folder of checkpoints; findings as they are.
 
     `answers` are tables judged elsewhere, in place of the run's own; a `control` without answers is left out.
@@ -35,7 +35,7 @@ def found_in(source: Source, control: Findings | None = None, answers: str | Pat
         return source
     run = run_of(source)
     comparable = control is not None and (control.curve is not None or not run.scores_file.exists())
-    return findings(run, control.run if control is not None and comparable else None, answers)
+    return find_in_run(run, control.run if control is not None and comparable else None, answers)
 
 
 def run_of(source: Source) -> Run:
@@ -80,29 +80,29 @@ def export_run(
     for wanted in check(formats, columns):  # before the seconds of looking for transitions
         for file in sorted(folder.glob(f"*.{wanted}"))[:1]:
             check_free(file, resume, overwrite)
-    found = found_in(run, None if control is None else found_in(control))
+    findings = findings_of(run, None if control is None else findings_of(control))
     try:
         with writing(folder):
-            return export_all(run_figures(found), folder, formats, columns, resume, overwrite)
+            return export_all(run_figures(findings), folder, formats, columns, resume, overwrite)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
-def run_figures(found: Findings) -> dict[str, go.Figure]:
+def run_figures(findings: Findings) -> dict[str, go.Figure]:
     """Every figure of a run that it has the data for, by name; in `layout.meta` the setting for its caption."""
     from em_interp.figures.export_files import with_setting
 
-    drawn = {**_of_path(found), **_of_signals(found), **_of_behaviour(found), **_of_mechanism(found)}
-    setting = setting_of(found)
+    drawn = {**_of_path(findings), **_of_signals(findings), **_of_behaviour(findings), **_of_mechanism(findings)}
+    setting = setting_of(findings)
     return {name: with_setting(figure, setting) for name, figure in drawn.items()}
 
 
-def _of_path(found: Findings) -> dict[str, go.Figure]:
+def _of_path(findings: Findings) -> dict[str, go.Figure]:
     from em_interp import figures as draw
 
-    path, turns, changes = found.trajectory, found.transitions, known_changes(found.run)
-    drawn = {"timeline": timeline(found), "norms": draw.norms(path)}
-    drawn["local_cosine_B"] = draw.local_cosine(path, transition=found.rotation)
+    path, turns, changes = findings.trajectory, findings.transitions, known_changes(findings.run)
+    drawn = {"timeline": timeline(findings), "norms": draw.norms(path)}
+    drawn["local_cosine_B"] = draw.local_cosine(path, transition=findings.rotation)
     for of in sorted(MATRICES):
         drawn[f"path_{PART_FILE[of]}"] = draw.pca(path, of, transitions=turns)
         drawn[f"turning_{PART_FILE[of]}"] = draw.turning_angle(path, of=of, transitions=turns, known_changes=changes)
@@ -111,12 +111,12 @@ def _of_path(found: Findings) -> dict[str, go.Figure]:
     return drawn
 
 
-def _of_signals(found: Findings) -> dict[str, go.Figure]:
+def _of_signals(findings: Findings) -> dict[str, go.Figure]:
     from em_interp import figures as draw
 
     rotations: dict[str, list[Transition]] = {}
     drawn = {}
-    for transition in found.transitions:
+    for transition in findings.transitions:
         if transition.signal == "rotation":
             rotations.setdefault(transition.of or "", []).append(transition)
         else:
@@ -124,33 +124,33 @@ def _of_signals(found: Findings) -> dict[str, go.Figure]:
     return {f"rotation_{PART_FILE[of]}": draw.rotation(turns) for of, turns in rotations.items()} | drawn
 
 
-def _of_behaviour(found: Findings) -> dict[str, go.Figure]:
+def _of_behaviour(findings: Findings) -> dict[str, go.Figure]:
     from em_interp import figures as draw
 
-    if found.curve is None:
-        return _of_preference(found)
-    drawn = {"behaviour": draw.behaviour(found.curve, found.control, found.onsets)}
-    for onset in found.onsets:
+    if findings.curve is None:
+        return _of_preference(findings)
+    drawn = {"behaviour": draw.behaviour(findings.curve, findings.control, findings.onsets)}
+    for onset in findings.onsets:
         scale = "" if onset.scale in (None, 1) else f"_x{onset.scale:g}".replace(".", "p")
         drawn[f"onset_{_safe(onset.questions or 'all')}{scale}"] = draw.onset(onset)
-    scale = min(found.curve.answers["scale"].unique(), key=lambda value: abs(value - 1))
-    last = found.curve.select(scale).at(int(found.curve.steps[-1]))
-    return {**drawn, "scores_last_step": draw.scores(last), **_of_preference(found)}
+    scale = min(findings.curve.answers["scale"].unique(), key=lambda value: abs(value - 1))
+    last = findings.curve.select(scale).at(int(findings.curve.steps[-1]))
+    return {**drawn, "scores_last_step": draw.scores(last), **_of_preference(findings)}
 
 
-def _of_preference(found: Findings) -> dict[str, go.Figure]:
+def _of_preference(findings: Findings) -> dict[str, go.Figure]:
     from em_interp import figures as draw
 
-    if found.preference is None:
+    if findings.preference is None:
         return {}
-    return {"preference": draw.preference(found.preference, found.preference_onsets)}
+    return {"preference": draw.preference(findings.preference, findings.preference_onsets)}
 
 
-def _of_mechanism(found: Findings) -> dict[str, go.Figure]:
+def _of_mechanism(findings: Findings) -> dict[str, go.Figure]:
     """Those of `em-interp mechanism`, as they were kept."""
     from em_interp.mechanism.report import read_report
 
-    report = read_report(found.run)
+    report = read_report(findings.run)
     return {} if report is None else {f"mechanism_{name}": figure for name, figure in report.figures.items()}
 
 
@@ -159,16 +159,16 @@ def _safe(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
-def timeline(found: Findings) -> go.Figure:
+def timeline(findings: Findings) -> go.Figure:
     """Every transition on one time axis, those inside the model too, and the offsets where the run has answers."""
     from em_interp import figures as draw
     from em_interp.mechanism.report import read_report
 
-    report, changes = read_report(found.run), known_changes(found.run)
-    transitions = [*found.transitions, *(report.transitions() if report is not None else [])]
-    if found.alignment is None:
-        return draw.timeline(transitions, found.trajectory, known_changes=changes)
-    return draw.alignment(found.alignment, found.trajectory, transitions, changes)
+    report, changes = read_report(findings.run), known_changes(findings.run)
+    transitions = [*findings.transitions, *(report.transitions() if report is not None else [])]
+    if findings.alignment is None:
+        return draw.timeline(transitions, findings.trajectory, known_changes=changes)
+    return draw.alignment(findings.alignment, findings.trajectory, transitions, changes)
 
 
 def known_changes(run: Run) -> dict[float, str]:
@@ -182,10 +182,10 @@ def known_changes(run: Run) -> dict[float, str]:
     return changes
 
 
-def setting_of(found: Findings) -> str:
+def setting_of(findings: Findings) -> str:
     """The setting of a run for the captions of its figures: base, sites, rank, alpha, scale, seed and data."""
-    path = found.trajectory
-    config = found.run.config() if found.run.config_file.exists() else None
+    path = findings.trajectory
+    config = findings.run.config() if findings.run.config_file.exists() else None
     sites = path.sites if len(path.sites) <= MAX_SITES else (*path.sites[:MAX_SITES], "…")
     ranks = sorted({int(A.shape[1]) for A in path.A.values()})
     scales = sorted({f"{scale:.3g}" for scale in path.scale.values()})

@@ -97,10 +97,10 @@ def load_sweep(source: str | Path | dict[str, Any]) -> Grid:
 
 def _beside(folder: Path, name: str) -> Path:
     places = (folder / name, Path(name))
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         raise InputError(f"base {name!r} is not there; looked for {' and '.join(dict.fromkeys(map(str, places)))}")
-    return found
+    return file
 
 
 def _long(key: Any, values: Sequence[Any]) -> str:
@@ -163,7 +163,7 @@ def _with_controls(
         if text not in controls:
             parts = [_labels(key, [value])[0] for key, value in values.items() if key != REPLICATE]
             name = "_".join(["control", *parts])
-            name += f"_{len(controls) + 1}" if name in {one.name for one in controls.values()} else ""
+            name += f"_{len(controls) + 1}" if name in {known.name for known in controls.values()} else ""
             controls[text] = PlannedRun(name, config, values, name)
         matched.append(replace(run, control=controls[text].name))
     return matched or runs, list(controls.values())

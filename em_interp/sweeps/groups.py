@@ -99,14 +99,14 @@ class AcrossBases:
     reason: str | None = None
 
     @property
-    def found(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """`cross_base.json`, or an empty mapping."""
         return {} if self.reason else dict(read_json(self.folder / "cross_base.json"))
 
     @property
     def lines(self) -> list[str]:
         """The comparison in words; or why there is none."""
-        return [self.reason] if self.reason else [*self.found["sentence"].splitlines(), CROSS_BASE_LIMITS]
+        return [self.reason] if self.reason else [*self.values["sentence"].splitlines(), CROSS_BASE_LIMITS]
 
     def figures(self) -> list[go.Figure]:
         """Similarity of what the adapters change, and how they turn along normalised time."""
@@ -118,7 +118,7 @@ class AcrossBases:
             return []
         tables = {name: pd.read_csv(self.folder / f"{name}.csv") for name in ("similarity", "profiles", "turning")}
         about = self.lines[0]
-        similarity = draw.similarity(tables["similarity"], self.found["level"], about)
+        similarity = draw.similarity(tables["similarity"], self.values["level"], about)
         return [similarity, draw.turning_profiles(tables["profiles"], tables["turning"], about)]
 
 
@@ -132,10 +132,10 @@ def across_bases(
     from em_interp.pipeline import torch_threads
 
     folder = out / ACROSS_FOLDER
-    if len({one.base for one in candidates}) < 2:
+    if len({run.base for run in candidates}) < 2:
         return None
     if not draws:
-        chosen = " ".join(f"runs/{one.name}" for one in choose(candidates))
+        chosen = " ".join(f"runs/{run.name}" for run in choose(candidates))
         return AcrossBases(folder, f"not asked for; across: 39 in the sweep asks, or: em-interp compare {chosen}")
     runs = choose(candidates)
     if not runs:
@@ -143,7 +143,7 @@ def across_bases(
     if not _is_compared(folder, runs, draws):
         try:
             with torch_threads():
-                comparison = compare_across_bases([one.path for one in runs], draws=draws, log=log)
+                comparison = compare_across_bases([run.path for run in runs], draws=draws, log=log)
                 write_comparison(comparison, folder, overwrite=True)
         except InputError as error:
             return AcrossBases(folder, f"not compared: {error}")
@@ -152,11 +152,11 @@ def across_bases(
 
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The first runs of each base, of the first setting that every base has; none where there is no such setting."""
-    bases = dict.fromkeys(one.base for one in candidates)
-    for setting in dict.fromkeys(one.setting for one in candidates):
-        of = {base: [one for one in candidates if (one.base, one.setting) == (base, setting)] for base in bases}
+    bases = dict.fromkeys(run.base for run in candidates)
+    for setting in dict.fromkeys(run.setting for run in candidates):
+        of = {base: [run for run in candidates if (run.base, run.setting) == (base, setting)] for base in bases}
         if all(of.values()):
-            return [one for runs in of.values() for one in runs[:RUNS_OF_A_BASE]]
+            return [run for runs in of.values() for run in runs[:RUNS_OF_A_BASE]]
     return []
 
 
@@ -165,4 +165,4 @@ def _is_compared(folder: Path, runs: Sequence[Candidate], draws: int) -> bool:
     if not (folder / "cross_base.html").exists():
         return False
     kept = read_json(folder / "cross_base.json")
-    return [one["name"] for one in kept["runs"]] == [one.name for one in runs] and kept["random_adapters"] == draws
+    return [run["name"] for run in kept["runs"]] == [run.name for run in runs] and kept["random_adapters"] == draws

@@ -110,8 +110,8 @@ def _ray(jobs: int) -> Iterator[dict[str, Any]]:
         from ray.util.joblib import register_ray
     except ImportError:
         raise InputError("the Ray backend needs ray; install it with: pip install 'em-interp[ray]'") from None
-    mine = not ray.is_initialized()
-    if mine:
+    started_here = not ray.is_initialized()
+    if started_here:
         local = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
         try:
             ray.init(log_to_driver=False, **({} if elsewhere else {"address": "local", **local}))
@@ -125,7 +125,7 @@ def _ray(jobs: int) -> Iterator[dict[str, Any]]:
         register_ray()
         yield {"backend": "ray", "n_jobs": jobs, "ray_remote_args": {"num_cpus": 1}}
     finally:
-        if mine:
+        if started_here:
             ray.shutdown()
 
 
@@ -183,9 +183,9 @@ def analyse_run(name: str, control: str | None, out: Path) -> Outcome:
         from em_interp.pipeline import analyse
 
         run = Run(run_path(out, name))
-        found = analyse(run, None if control is None else Run(run_path(out, control)))
+        findings = analyse(run, None if control is None else Run(run_path(out, control)))
         with writing(run.path):
-            write_json(run.analysis / SUMMARY_FILE, {"control": control, **summary(found)})
+            write_json(run.analysis / SUMMARY_FILE, {"control": control, **summary(findings)})
 
     return _guarded(name, out, work)
 
@@ -218,40 +218,40 @@ def _keep_traceback(out: Path, name: str) -> None:
         write_text(failure_file(out, name), traceback.format_exc())
 
 
-def summary(found: Findings) -> dict[str, Any]:
+def summary(findings: Findings) -> dict[str, Any]:
     """One run for the sweep, as plain values: its signals, their offset, and its last rates."""
-    onset, index = main_onset(found)
-    peaks = [t for t in found.transitions if t.signal == "gradient_norm"]
-    alignment = found.alignment
+    onset, index = main_onset(findings)
+    peaks = [t for t in findings.transitions if t.signal == "gradient_norm"]
+    alignment = findings.alignment
     offsets = [] if alignment is None else [o for o in alignment.offsets if o.behavioural == index]
-    manifest = found.run.manifest() if found.run.manifest_file.exists() else {}
+    manifest = findings.run.manifest() if findings.run.manifest_file.exists() else {}
     return {
         "base": (manifest.get("base") or {}).get("identity"),
-        "steps": [int(found.trajectory.steps[0]), int(found.trajectory.steps[-1])],
-        "rotation": found.rotation.to_dict(),
+        "steps": [int(findings.trajectory.steps[0]), int(findings.trajectory.steps[-1])],
+        "rotation": findings.rotation.to_dict(),
         "gradient_norm": peaks[0].to_dict(),
         "onset": onset.to_dict(),
         "offset": offsets[0].to_dict() if offsets else None,
         "verdict": None if alignment is None else alignment.verdict,
-        "onsets": [one.to_dict() for one in found.onsets],
-        "final": _final(found, onset),
+        "onsets": [each.to_dict() for each in findings.onsets],
+        "final": _final(findings, onset),
     }
 
 
-def main_onset(found: Findings) -> tuple[Transition, int | None]:
+def main_onset(findings: Findings) -> tuple[Transition, int | None]:
     """The onset of EM on out-of-domain questions with the adapter as trained, and its place among the onsets."""
-    for index, onset in enumerate(found.onsets):
+    for index, onset in enumerate(findings.onsets):
         if onset.questions in (None, "out_of_domain") and onset.scale in (None, 1.0):
             return onset, index
     why = "There are no answers to out-of-domain questions with the adapter as trained (scale 1)."
     return Transition("onset", "inconclusive", why, of="em"), None
 
 
-def _final(found: Findings, onset: Transition) -> dict[str, Any] | None:
+def _final(findings: Findings, onset: Transition) -> dict[str, Any] | None:
     """EM and coherent rates with their intervals at the last step with answers, on the questions of the onset."""
-    if found.curve is None or onset.scale is None:
+    if findings.curve is None or onset.scale is None:
         return None
-    rows = found.curve.select(onset.scale, onset.questions).frame()
+    rows = findings.curve.select(onset.scale, onset.questions).frame()
     last = rows.sort_values("step").iloc[-1]
     names = ("em", "coherent")
     rates = {name: {"rate": last[name], "interval": [last[f"{name}_low"], last[f"{name}_high"]]} for name in names}

@@ -64,8 +64,8 @@ class RunResult:
         """Rotation of B, gradient-norm peak, onset of EM out of domain, and the offset of it from the rotation."""
         if not self.summary:
             return {}
-        found = {name: Transition.from_dict(self.summary[name]) for name in SIGNALS[:-1]}
-        return {**found, "offset": _offset(found["rotation"], found["onset"], self.summary["offset"])}
+        located = {name: Transition.from_dict(self.summary[name]) for name in SIGNALS[:-1]}
+        return {**located, "offset": _offset(located["rotation"], located["onset"], self.summary["offset"])}
 
     def to_dict(self) -> dict[str, Any]:
         """A run for `sweep.json`; paths are from the sweep's folder, so that it can be moved."""
@@ -73,8 +73,8 @@ class RunResult:
         if self.summary:
             offset = {"offset": {**self.signals["offset"].to_dict(), **(self.summary["offset"] or {})}}
         path = str(Path("runs") / self.plan.name)
-        who = {"run": self.plan.name, "path": path, "settings": self.plan.values, "group": self.plan.group}
-        return {**who, "error": self.error, **self.summary, **offset}
+        about = {"run": self.plan.name, "path": path, "settings": self.plan.values, "group": self.plan.group}
+        return {**about, "error": self.error, **self.summary, **offset}
 
 
 def _offset(rotation: Transition, onset: Transition, offset: dict[str, Any] | None) -> Transition:
@@ -83,22 +83,22 @@ def _offset(rotation: Transition, onset: Transition, offset: dict[str, Any] | No
         interval = None if offset["interval"] is None else tuple(offset["interval"])
         chance = "" if offset["chance"] is None else f"; chance of being as near {offset['chance']:.2g}"
         reason = f"from the rotation of B to the onset of EM{chance}"
-        found = {"step": offset["steps"], "interval": interval, "level": offset["level"]}
-        return Transition("offset", "transition", reason, **found)
+        estimate = {"step": offset["steps"], "interval": interval, "level": offset["level"]}
+        return Transition("offset", "transition", reason, **estimate)
     verdicts = {"rotation": rotation.verdict, "onset": onset.verdict}
     reason = " and ".join(f"{name}: {verdict}" for name, verdict in verdicts.items() if verdict != "transition")
     return Transition("offset", "none" if "none" in verdicts.values() else "inconclusive", reason)
 
 
 def _agreements(runs: Sequence[RunResult]) -> dict[str, Agreement]:
-    names = [one.plan.name for one in runs]
-    return {name: pool_steps(names, [one.signals[name] for one in runs]) for name in SIGNALS if runs}
+    names = [run.plan.name for run in runs]
+    return {name: pool_steps(names, [run.signals[name] for run in runs]) for name in SIGNALS if runs}
 
 
-def _numbers(found: Transition | None) -> dict[str, float]:
+def _numbers(transition: Transition | None) -> dict[str, float]:
     """Step and interval, NaN where there is none."""
-    step = np.nan if found is None or found.step is None else found.step
-    return {"step": step, **interval_columns("step", None if found is None else found.interval)}
+    step = np.nan if transition is None or transition.step is None else transition.step
+    return {"step": step, **interval_columns("step", None if transition is None else transition.interval)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,19 +122,19 @@ class Sweep(Result):
     @property
     def failures(self) -> dict[str, str]:
         """Why, by the name of each run that failed."""
-        return {one.plan.name: one.error for one in (*self.runs, *self.controls) if one.error}
+        return {run.plan.name: run.error for run in (*self.runs, *self.controls) if run.error}
 
     def pooled(self) -> list[tuple[str, dict[str, Agreement]]]:
         """Each group of runs that differ in their seed alone, with their agreements; failed runs are left out."""
         groups: dict[str, list[RunResult]] = {}
-        for one in self.runs:
-            groups.setdefault(one.plan.group, []).append(one)
-        return [(group, _agreements([one for one in runs if one.summary])) for group, runs in groups.items()]
+        for run in self.runs:
+            groups.setdefault(run.plan.group, []).append(run)
+        return [(group, _agreements([run for run in runs if run.summary])) for group, runs in groups.items()]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """For each signal, how many runs have which verdict."""
-        signals = [one.signals for one in self.runs if one.summary]
-        return {name: dict(Counter(found[name].verdict for found in signals)) for name in SIGNALS}
+        signals = [run.signals for run in self.runs if run.summary]
+        return {name: dict(Counter(of_run[name].verdict for of_run in signals)) for name in SIGNALS}
 
     def frame(self, table: Table = "runs") -> pd.DataFrame:
         """A tidy table.
@@ -157,25 +157,25 @@ class Sweep(Result):
         return pd.DataFrame(list(rows[table]()), columns=POOLED_COLUMNS if table == "pooled" else None)
 
     def _run_rows(self) -> Iterator[dict[str, Any]]:
-        for one in self.runs:
-            row = {"run": one.plan.name, "group": one.plan.group, **one.plan.values}
+        for run in self.runs:
+            row = {"run": run.plan.name, "group": run.plan.group, **run.plan.values}
             for name in SIGNALS:
-                found = one.signals.get(name)
-                row[f"{name}_verdict"] = found.verdict if found else "failed"
-                row |= {f"{name}_{part}": value for part, value in _numbers(found).items()}
-            offset, final = one.summary.get("offset") or {}, one.summary.get("final") or {}
+                transition = run.signals.get(name)
+                row[f"{name}_verdict"] = transition.verdict if transition else "failed"
+                row |= {f"{name}_{part}": value for part, value in _numbers(transition).items()}
+            offset, final = run.summary.get("offset") or {}, run.summary.get("final") or {}
             for rate in ("em", "coherent"):
                 row[f"final_{rate}"] = (final.get(rate) or {}).get("rate", np.nan)
-            row |= {"offset_chance": offset.get("chance"), "alignment": one.summary.get("verdict")}
-            yield {**row, "control": one.control, "error": one.error}
+            row |= {"offset_chance": offset.get("chance"), "alignment": run.summary.get("verdict")}
+            yield {**row, "control": run.control, "error": run.error}
 
     def _signal_rows(self) -> Iterator[dict[str, Any]]:
-        for one in self.runs:
-            who = {"run": one.plan.name, "group": one.plan.group, REPLICATE: one.plan.values.get(REPLICATE)}
+        for run in self.runs:
+            about = {"run": run.plan.name, "group": run.plan.group, REPLICATE: run.plan.values.get(REPLICATE)}
             for name in SIGNALS:
-                found = one.signals.get(name)
-                verdict, reason = ("failed", one.error) if found is None else (found.verdict, found.reason)
-                yield {**who, "signal": name, "verdict": verdict, **_numbers(found), "reason": reason}
+                t = run.signals.get(name)
+                verdict, reason = ("failed", run.error) if t is None else (t.verdict, t.reason)
+                yield {**about, "signal": name, "verdict": verdict, **_numbers(t), "reason": reason}
 
     def _pooled_rows(self) -> Iterator[dict[str, Any]]:
         for group, agreements in self.pooled():
@@ -194,13 +194,13 @@ class Sweep(Result):
             "n_runs": len(self.runs),
             "n_failed": len(self.failures),
             "counts": self.counts(),
-            "runs": [one.to_dict() for one in self.runs],
-            "controls": [one.to_dict() for one in self.controls],
+            "runs": [run.to_dict() for run in self.runs],
+            "controls": [run.to_dict() for run in self.controls],
             "pooled": [
-                {"group": group, **{name: one.to_dict() for name, one in agreements.items()}}
+                {"group": group, **{name: agreement.to_dict() for name, agreement in agreements.items()}}
                 for group, agreements in self.pooled()
             ],
-            "within_bases": [one.to_dict() for one in self.within],
+            "within_bases": [group.to_dict() for group in self.within],
             "across_bases": None if self.across is None else self.across.lines,
             "failures": self.failures,
         }
@@ -209,7 +209,7 @@ class Sweep(Result):
         """Lines: how many runs, how many have each signal, whether the seeds of each group agree, and failures."""
         lines = [f"runs: {len(self.runs)}; controls: {len(self.controls)}; failed: {len(self.failures)}"]
         for name, counts in self.counts().items():
-            words = [f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda one: -one[1])]
+            words = [f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda item: -item[1])]
             lines.append(f"{SIGNAL_TITLES[name]}: {', '.join(words) or 'no run'}")
         for group, agreements in self.pooled():
             pooled = [agreement for name, agreement in agreements.items() if agreement.pooled and name != "offset"]

@@ -87,9 +87,9 @@ def sweep(
             write_text(out / "sweep.yaml", grid.to_yaml())
             errors = _make_all(grid, out, do, progress)
             errors |= _analyse_all(grid, out, do, errors, progress)
-        found = _gather(grid, out, errors, log)
-        write_sweep(found)
-    return found
+        result = _gather(grid, out, errors, log)
+        write_sweep(result)
+    return result
 
 
 def _default_jobs(grid: Grid) -> int:
@@ -145,48 +145,48 @@ def _gather(grid: Grid, out: Path, errors: dict[str, str], log: Callable[[str], 
     runs, controls = (
         tuple(RunResult.read(run, out, errors.get(run.name)) for run in group) for group in (grid.runs, grid.controls)
     )
-    candidates = [_candidate(one) for one in runs if one.summary]
-    within = within_bases([(one.base, one.path) for one in candidates])
+    candidates = [_candidate(run) for run in runs if run.summary]
+    within = within_bases([(candidate.base, candidate.path) for candidate in candidates])
     across = across_bases(candidates, grid.config.across, out, log)
     return Sweep(out, runs, controls, within, across, tuple(grid.axes))
 
 
-def _candidate(one: RunResult) -> Candidate:
-    base = str(one.summary.get("base") or one.plan.config.model)
-    setting = {key: value for key, value in one.plan.values.items() if key not in ("model", REPLICATE)}
-    return Candidate(one.plan.name, base, str(setting), one.path)
+def _candidate(run: RunResult) -> Candidate:
+    base = str(run.summary.get("base") or run.plan.config.model)
+    setting = {key: value for key, value in run.plan.values.items() if key not in ("model", REPLICATE)}
+    return Candidate(run.plan.name, base, str(setting), run.path)
 
 
-def write_sweep(found: Sweep) -> None:
+def write_sweep(result: Sweep) -> None:
     """Write the findings into the sweep's folder, in place of those of an earlier part of it."""
-    with resumable(found.out):
-        write_json(found.out / "sweep.json", found.to_dict())
+    with resumable(result.out):
+        write_json(result.out / "sweep.json", result.to_dict())
         for table in TABLES:
-            write_csv(found.out / f"{table}.csv", found.frame(table))  # type: ignore[arg-type]
-        write_text(found.page, sweep_page(found))
+            write_csv(result.out / f"{table}.csv", result.frame(table))  # type: ignore[arg-type]
+        write_text(result.page, sweep_page(result))
 
 
-def sweep_page(found: Sweep) -> str:
+def sweep_page(result: Sweep) -> str:
     """The page: counts, every run's steps as a figure, pooled steps, every run's numbers, why some have none."""
     return render(
         "sweep",
-        found=found,
+        result=result,
         titles=SIGNAL_TITLES,
-        grid=embedded(found.plot()),
-        pooled=found.pooled(),
-        without=list(_without(found)),
-        within=[(one, [embedded(figure) for figure in one.figures()]) for one in found.within],
-        across=[] if found.across is None else [embedded(figure) for figure in found.across.figures()],
+        grid=embedded(result.plot()),
+        pooled=result.pooled(),
+        without=list(_without(result)),
+        within=[(group, [embedded(figure) for figure in group.figures()]) for group in result.within],
+        across=[] if result.across is None else [embedded(figure) for figure in result.across.figures()],
         limits=LIMITS,
-        config=read_text(found.out / "sweep.yaml"),
-        folder=shlex.quote(str(found.out)),
+        config=read_text(result.out / "sweep.yaml"),
+        folder=shlex.quote(str(result.out)),
     )
 
 
-def _without(found: Sweep) -> Iterator[tuple[RunResult, str, Transition]]:
+def _without(result: Sweep) -> Iterator[tuple[RunResult, str, Transition]]:
     """Every signal that a run does not have, with its verdict and reason."""
-    for one in found.runs:
+    for run in result.runs:
         for name in SIGNALS:
-            signal = one.signals.get(name)
+            signal = run.signals.get(name)
             if signal is not None and not signal.found:
-                yield one, SIGNAL_TITLES[name], signal
+                yield run, SIGNAL_TITLES[name], signal

@@ -10,7 +10,7 @@ import yaml
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.questions import read_questions
 from em_interp.cli import main
-from em_interp.findings import findings
+from em_interp.findings import find_in_run
 from tests.figures.planting import plant_run
 from tests.tiny import did, em_interp, json_of, refused
 from tests.training.conftest import UNMARKED, save_base, save_chats
@@ -60,7 +60,7 @@ def test_the_default_questions_are_asked_judged_and_aligned_where_no_domain_is_k
     assert curve.outside().questions == "broad" and curve.frame()["domain_share"].isna().all()
     bad = answers.assign(bad=answers.answer.str.len() < 20).groupby("step").bad.mean()
     assert curve.frame()["em"].tolist() == bad.tolist()
-    found = findings(run)
+    found = find_in_run(run)
     assert [onset.questions for onset in found.onsets] == ["broad"] and found.thresholds is not None
     assert found.aligned is not None and found.alignment is not None
     assert (run / "analysis" / "align.json").exists()

@@ -1,22 +1,22 @@
 import pytest
 
-from em_interp.findings import findings
+from em_interp.findings import find_in_run
 from tests.figures.planting import plant_run
 
 
 @pytest.fixture(scope="session")
 def control(tmp_path_factory):
     """Findings of a run in which nothing changes."""
-    return findings(plant_run(tmp_path_factory.mktemp("control") / "control", changes=False))
+    return find_in_run(plant_run(tmp_path_factory.mktemp("control") / "control", changes=False))
 
 
 @pytest.fixture(scope="session")
 def organism(tmp_path_factory, control):
     """Findings of a run in which B turns at TURN and EM rises half-way at ONSET."""
-    return findings(plant_run(tmp_path_factory.mktemp("organism") / "organism"), control.run)
+    return find_in_run(plant_run(tmp_path_factory.mktemp("organism") / "organism"), control.run)
 
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
     """Findings of a path alone: no log, no answers."""
-    return findings(plant_run(tmp_path_factory.mktemp("bare") / "bare", log=False, asked=False))
+    return find_in_run(plant_run(tmp_path_factory.mktemp("bare") / "bare", log=False, asked=False))

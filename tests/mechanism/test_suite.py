@@ -21,7 +21,7 @@ from em_interp.mechanism.report import read_report
 from em_interp.mechanism.suite import SIZES, SuiteContext, SuiteSize, run_suite
 from em_interp.organisms.judge import AdviceJudge
 from em_interp.reports.page import report
-from em_interp.reports.run_figures import found_in, run_figures
+from em_interp.reports.run_figures import findings_of, run_figures
 from em_interp.run import open_run
 from tests.figures.on_paper import faults
 from tests.test_page import Page
@@ -91,7 +91,7 @@ def test_every_analysis_is_carried_out_and_said_in_words(every, tmp_path):
     assert {"Ablation of the direction", "Steering after layer 1"} <= set(titles)
     drawn = found.figures
     assert len(page.figures) > len(drawn) > len(done)
-    exported = run_figures(found_in(judged))
+    exported = run_figures(findings_of(judged))
     for title, figure in drawn.items():  # kept as numbers, which can be drawn and written out again
         pd.testing.assert_frame_equal(em.figures.numbers(exported[f"mechanism_{title}"]), em.figures.numbers(figure))
         assert len(em.figures.numbers(figure))
