@@ -145,28 +145,28 @@ def _pair_rows(
     same_start = matched.same_start()
     for i, j in combinations(range(len(matched.names)), 2):
         pair = matched.names[i], matched.names[j]
-        who = {"run": pair[0], "other": pair[1], "same_start": pair in same_start}
+        keys = {"run": pair[0], "other": pair[1], "same_start": pair in same_start}
         for of in MATRICES:
             value = float(measured.pooled[i, j].cosines(of)[-1, -1])
             yield {
-                **_row(who, of, POOLED, value, nulls[of, i, j], level),
+                **_row(keys, of, POOLED, value, nulls[of, i, j], level),
                 "permutation_band": permuted.quantile(of, i, j, level),
                 "p_permutation": permuted.p_value(of, i, j, value),
             }
         if len({site.d_out for site in spectra}) == 1:
-            one, other = (composition_columns([site[run] for site in measured.finals]) for run in (i, j))
-            score = composition_score(one, other, normalised=True)
-            yield _row(who, "composition", POOLED, score, composition_null(one, other), level)
+            first, second = (composition_columns([site[run] for site in measured.finals]) for run in (i, j))
+            score = composition_score(first, second, normalised=True)
+            yield _row(keys, "composition", POOLED, score, composition_null(first, second), level)
         if len(matched.sites) > 1:
             for site, similarity, spectrum in zip(matched.sites, measured.by_site, spectra, strict=True):
                 for of in MATRICES:
                     value = float(similarity[i, j].cosines(of)[0, 0])
-                    yield _row(who, of, site, value, random_null([spectrum], i, j, of), level)
+                    yield _row(keys, of, site, value, random_null([spectrum], i, j, of), level)
 
 
-def _row(who: dict[str, Any], of: str, site: str, value: float, null: Null, level: float) -> dict[str, Any]:
+def _row(keys: dict[str, Any], of: str, site: str, value: float, null: Null, level: float) -> dict[str, Any]:
     measure = {"measure": of, "site": site, "value": value}
-    return {**who, **measure, "random_band": null.quantile(level), "p_random": null.p_value(value)}
+    return {**keys, **measure, "random_band": null.quantile(level), "p_random": null.p_value(value)}
 
 
 def _angle_rows(
@@ -178,11 +178,11 @@ def _angle_rows(
             ranks = len(spectrum.singular[i]), len(spectrum.singular[j])
             for of, d in (("B", spectrum.d_out), ("A", spectrum.d_in)):
                 bases = [run.column_basis[0] if of == "B" else run.row_basis[0] for run in (runs[i], runs[j])]
-                who = {"run": matched.names[i], "other": matched.names[j], "measure": of, "site": site}
+                keys = {"run": matched.names[i], "other": matched.names[j], "measure": of, "site": site}
                 smallest = smallest_angle_quantile(d, *ranks, level)
                 for number, angle in enumerate(principal_angles(*bases), 1):
                     band = smallest if number == 1 else float("nan")
-                    yield {**who, "angle": number, "degrees": float(angle), "random_band": band}
+                    yield {**keys, "angle": number, "degrees": float(angle), "random_band": band}
 
 
 def _grids(matched: Matched, measured: _Measured, nulls: Nulls, level: float) -> Iterator[PairGrid]:

@@ -38,8 +38,8 @@ class Matched:
     def duplicates(self) -> list[tuple[str, str]]:
         """Pairs of runs with equal steps and equal last adapters: one run, given twice."""
         return [
-            (name, other)
-            for (name, path), (other, second) in self._pairs()
+            (name, second_name)
+            for (name, path), (second_name, second) in self._pairs()
             if np.array_equal(path.steps, second.steps)
             and self._equal_at(path.A, second.A, -1)
             and self._equal_at(path.B, second.B, -1)
@@ -49,16 +49,16 @@ class Matched:
         """Pairs of runs with the same A at step 0, as two runs of one seed have: A is similar from the start."""
         started = [(name, path) for name, path in zip(self.names, self.paths, strict=True) if path.steps[0] == 0]
         return [
-            (name, other)
-            for (name, path), (other, second) in combinations(started, 2)
+            (name, second_name)
+            for (name, path), (second_name, second) in combinations(started, 2)
             if self._equal_at(path.A, second.A, 0)
         ]
 
     def _pairs(self) -> combinations[tuple[tuple[str, AdapterTrajectory], tuple[str, AdapterTrajectory]]]:
         return combinations(zip(self.names, self.paths, strict=True), 2)
 
-    def _equal_at(self, one: dict[str, np.ndarray], other: dict[str, np.ndarray], row: int) -> bool:
-        return all(np.array_equal(one[site][row], other[site][row]) for site in self.sites)
+    def _equal_at(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray], row: int) -> bool:
+        return all(np.array_equal(first[site][row], second[site][row]) for site in self.sites)
 
 
 def match(sources: Sources, same_base: bool = False) -> Matched:
@@ -124,15 +124,15 @@ def names_of(paths: Sequence[AdapterTrajectory]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_dimensions(first: str, one: AdapterTrajectory, second: str, other: AdapterTrajectory) -> None:
-    for site in one.sites:
-        if site not in other.sites:
+def _check_dimensions(name: str, path: AdapterTrajectory, second_name: str, second: AdapterTrajectory) -> None:
+    for site in path.sites:
+        if site not in second.sites:
             continue
-        mine, theirs = ((p.B[site].shape[1], p.A[site].shape[2]) for p in (one, other))
-        if mine != theirs:
-            bases = f" (bases: {one.base or 'unknown'}, {other.base or 'unknown'})"
-            sizes = f"{mine[0]} × {mine[1]} in {first} and {theirs[0]} × {theirs[1]} in {second}{bases}"
-            error = OtherBases if one.base and other.base and one.base != other.base else InputError
+        size, second_size = ((p.B[site].shape[1], p.A[site].shape[2]) for p in (path, second))
+        if size != second_size:
+            bases = f" (bases: {path.base or 'unknown'}, {second.base or 'unknown'})"
+            sizes = f"{size[0]} × {size[1]} in {name} and {second_size[0]} × {second_size[1]} in {second_name}{bases}"
+            error = OtherBases if path.base and second.base and path.base != second.base else InputError
             raise error(f"ΔW of {site} is {sizes}; {MEANINGLESS}")
 
 
@@ -155,5 +155,5 @@ def _identity(run: Run | None) -> str | None:
     if run is None or not run.manifest_file.is_file():
         return None
     base = run.manifest().get("base")
-    found = base.get("identity") if isinstance(base, dict) else None
-    return found if isinstance(found, str) and found else None
+    identity = base.get("identity") if isinstance(base, dict) else None
+    return identity if isinstance(identity, str) and identity else None

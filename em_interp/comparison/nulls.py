@@ -62,13 +62,13 @@ class Null:
             return float(np.quantile(self.draws, level))
         return _product_quantile(self.dims, level)
 
-    def p_value(self, seen: float) -> float:
+    def p_value(self, value: float) -> float:
         """The probability of |measure| as large as this or larger; NaN for NaN. From draws, never 0."""
-        if np.isnan(seen) or (self.draws is not None and np.isnan(self.draws).any()):
+        if np.isnan(value) or (self.draws is not None and np.isnan(self.draws).any()):
             return float("nan")
         if self.draws is None:
-            return _product_tail(self.dims, abs(seen))
-        reached = int(np.sum(self.draws >= abs(seen) - 1e-12))
+            return _product_tail(self.dims, abs(value))
+        reached = int(np.sum(self.draws >= abs(value) - 1e-12))
         return (1 + reached) / (1 + len(self.draws))
 
 
@@ -82,37 +82,37 @@ def random_null(sites: Sequence[SiteSpectra], i: int, j: int, of: str) -> Null:
     if len(sites) == 1 and ranks == [(1, 1)]:
         site = sites[0]
         return Null(dims={"B": (site.d_out,), "A": (site.d_in,), "delta": (site.d_out, site.d_in)}[of])
-    draws = N_DRAWS if max(mine * theirs for mine, theirs in ranks) <= MANY_PRODUCTS else FEWER_DRAWS
+    draws = N_DRAWS if max(first * second for first, second in ranks) <= MANY_PRODUCTS else FEWER_DRAWS
     if of == "delta":
         return Null(_drawn_delta(sites, i, j, draws))
     overlap = np.zeros(draws)
-    for number, (site, (mine, theirs)) in enumerate(zip(sites, ranks, strict=True)):
+    for number, (site, pair) in enumerate(zip(sites, ranks, strict=True)):
         d = site.d_out if of == "B" else site.d_in
-        overlap += (random_blocks(d, mine, theirs, (number, of == "A"), draws) ** 2).sum(axis=(1, 2))
+        overlap += (random_blocks(d, *pair, (number, of == "A"), draws) ** 2).sum(axis=(1, 2))
     return Null(np.sqrt(overlap / sum(map(min, ranks))))
 
 
 def _drawn_delta(sites: Sequence[SiteSpectra], i: int, j: int, draws: int) -> Float[np.ndarray, " draw"]:
     inner, square = np.zeros(draws), [0.0, 0.0]
     for number, site in enumerate(sites):
-        one, other = site.singular[i], site.singular[j]
-        columns = random_blocks(site.d_out, len(one), len(other), (number, False), draws)
-        rows = random_blocks(site.d_in, len(one), len(other), (number, True), draws)
-        inner += np.einsum("k,nkl,nkl,l->n", one, columns, rows, other)
-        square = [square[0] + float(one @ one), square[1] + float(other @ other)]
+        first, second = site.singular[i], site.singular[j]
+        columns = random_blocks(site.d_out, len(first), len(second), (number, False), draws)
+        rows = random_blocks(site.d_in, len(first), len(second), (number, True), draws)
+        inner += np.einsum("k,nkl,nkl,l->n", first, columns, rows, second)
+        square = [square[0] + float(first @ first), square[1] + float(second @ second)]
     return np.asarray(np.abs(inner) / np.sqrt(square[0] * square[1]))
 
 
 def composition_null(X: Float[np.ndarray, "d n"], Y: Float[np.ndarray, "d m"]) -> Null:
     """The normalised composition score of random stacks with the same singular values; NaN beyond 64 columns."""
-    one, other = (_singular(stack - stack.mean(axis=0)) for stack in (X, Y))
-    if not len(one) or not len(other) or max(len(one), len(other)) > MAX_COLUMNS:
+    first, second = (_singular(stack - stack.mean(axis=0)) for stack in (X, Y))
+    if not len(first) or not len(second) or max(len(first), len(second)) > MAX_COLUMNS:
         return Null(np.full(1, np.nan))
-    if len(one) == len(other) == 1:
+    if len(first) == len(second) == 1:
         return Null(dims=(len(X) - 1,))  # centring takes one dimension
-    blocks = random_blocks(len(X) - 1, len(one), len(other), (0, False))
-    score = np.sqrt(np.einsum("k,nkl,l->n", one**2, blocks**2, other**2))
-    return Null(score / float(np.sqrt(np.linalg.norm(one**2) * np.linalg.norm(other**2))))
+    blocks = random_blocks(len(X) - 1, len(first), len(second), (0, False))
+    score = np.sqrt(np.einsum("k,nkl,l->n", first**2, blocks**2, second**2))
+    return Null(score / float(np.sqrt(np.linalg.norm(first**2) * np.linalg.norm(second**2))))
 
 
 def composition_columns(sites: Sequence[Snapshots]) -> Float[np.ndarray, "d n"]:
@@ -125,28 +125,28 @@ def _singular(stack: Float[np.ndarray, "d n"]) -> Float[np.ndarray, " n"]:
     return values[values > LEAST_SINGULAR * max(values[0], np.finfo(float).tiny)]
 
 
-def smallest_angle_quantile(d: int, rank: int, other: int, level: float = 0.95) -> float:
+def smallest_angle_quantile(d: int, rank: int, second_rank: int, level: float = 0.95) -> float:
     """The angle in degrees that random subspaces of these ranks stay above with this probability."""
-    if min(rank, other) == 0:
+    if min(rank, second_rank) == 0:
         return float("nan")
-    if rank == other == 1:
+    if rank == second_rank == 1:
         return float(np.degrees(np.arccos(cosine_quantile(d, level))))
-    largest = np.linalg.svd(random_blocks(d, rank, other, (0, False)), compute_uv=False)[:, 0]
+    largest = np.linalg.svd(random_blocks(d, rank, second_rank, (0, False)), compute_uv=False)[:, 0]
     return float(np.degrees(np.arccos(min(np.quantile(largest, level), 1.0))))
 
 
 @lru_cache(maxsize=6)
 def random_blocks(
-    d: int, rank: int, other: int, key: tuple[int, bool], draws: int = FEWER_DRAWS
+    d: int, rank: int, second_rank: int, key: tuple[int, bool], draws: int = FEWER_DRAWS
 ) -> Float[np.ndarray, "draw rank other_rank"]:
     """Inner products of a fixed and a random orthonormal basis in d dimensions: the corner of a random rotation.
 
-    A Gaussian d × other matrix is made orthonormal; only its first `rank` rows are drawn, and the Gram matrix of the
-    rest as a Wishart matrix (Bartlett's decomposition), so that the cost does not grow with d.
+    A Gaussian d × second_rank matrix is made orthonormal; only its first `rank` rows are drawn, and the Gram matrix of
+    the rest as a Wishart matrix (Bartlett's decomposition), so that the cost does not grow with d.
     """
     rng = np.random.default_rng([NULL_SEED, *map(int, key)])
-    top = rng.standard_normal((draws, rank, other))
-    root = np.linalg.cholesky(top.transpose(0, 2, 1) @ top + _wishart(d - rank, other, draws, rng))
+    top = rng.standard_normal((draws, rank, second_rank))
+    root = np.linalg.cholesky(top.transpose(0, 2, 1) @ top + _wishart(d - rank, second_rank, draws, rng))
     blocks: np.ndarray = np.linalg.solve(root, top.transpose(0, 2, 1)).transpose(0, 2, 1)
     blocks.flags.writeable = False
     return blocks

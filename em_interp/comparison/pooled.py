@@ -103,8 +103,8 @@ def _tau(values: np.ndarray, errors: np.ndarray) -> float:
         return float(np.log(variance).sum() + np.log(weights.sum()) + weights @ rest**2)
 
     top = float(np.ptp(values)) + float(errors.max())
-    found = minimize_scalar(loss, bounds=(0.0, top), method="bounded", options={"xatol": 1e-6 * top})
-    return 0.0 if loss(0.0) <= found.fun else float(found.x)
+    minimum = minimize_scalar(loss, bounds=(0.0, top), method="bounded", options={"xatol": 1e-6 * top})
+    return 0.0 if loss(0.0) <= minimum.fun else float(minimum.x)
 
 
 def _cochran_q(values: np.ndarray, errors: np.ndarray) -> float:
@@ -257,13 +257,13 @@ def pool_steps(names: Sequence[str], transitions: Sequence[Transition], level: f
     """
     if not transitions or len(names) != len(transitions):
         raise InputError(f"expected one transition for each run; found {len(transitions)} for {len(names)} runs")
-    if len(kinds := {(one.signal, one.of, one.questions) for one in transitions}) > 1:
+    if len(kinds := {(t.signal, t.of, t.questions) for t in transitions}) > 1:
         raise InputError(f"transitions of one signal were expected; found {sorted(map(str, kinds))}")
     used = [transition for transition in transitions if _usable(transition)]
     pooled = None
     if len(used) > 1:
-        steps = np.array([one.step for one in used], float)
-        pooled = random_effects(steps, np.array([standard_error(one) for one in used]), level)
+        steps = np.array([t.step for t in used], float)
+        pooled = random_effects(steps, np.array([standard_error(t) for t in used]), level)
     return Agreement(tuple(names), tuple(transitions), level, pooled)
 
 

@@ -239,7 +239,7 @@ class DirectionComparison(Result):
             {"name": name, "sites_not_compared": list(self.matched.unmatched.get(name, ())), **path.to_dict()}
             for name, path in zip(self.names, self.matched.paths, strict=True)
         ]
-        shown = ("final_of", "inside", "of", "band", "first_step")
+        columns = ("final_of", "inside", "of", "band", "first_step")
         return {
             "base": self.matched.base,
             "sites": list(self.matched.sites),
@@ -248,7 +248,7 @@ class DirectionComparison(Result):
             "same_start": [list(pair) for pair in self.same_start()],
             "pairs": records(self.pairs),
             "angles": records(self.angles),
-            "direction_onset": [{key: getattr(one, key) for key in shown} for one in self.onsets],
+            "direction_onset": [{key: getattr(onset, key) for key in columns} for onset in self.onsets],
             "agreements": [agreement.to_dict() for agreement in self.agreements],
             "sentence": self.sentence(),
         }
@@ -280,19 +280,19 @@ def _steps_table(grids: Sequence[PairGrid]) -> pd.DataFrame:
     for grid in grids:
         first, second = np.meshgrid(grid.steps, grid.other_steps, indexing="ij")
         columns = {"step": first.ravel(), "other_step": second.ravel(), "value": grid.values.ravel()}
-        who = {"measure": grid.measure, "run": grid.run, "other": grid.other}
-        tables.append(pd.DataFrame({**who, **columns, "random_band": grid.random_band}))
+        keys = {"measure": grid.measure, "run": grid.run, "other": grid.other}
+        tables.append(pd.DataFrame({**keys, **columns, "random_band": grid.random_band}))
     return pd.concat(tables, ignore_index=True)
 
 
 def _onsets_table(onsets: Sequence[DirectionOnset]) -> pd.DataFrame:
     """A row for each measure, final direction, run it is looked for in, and step of that run."""
     tables = []
-    for one in onsets:
-        who = {"measure": one.of, "final_of": one.final_of, "inside": one.inside}
-        first = np.nan if one.first_step is None else one.first_step
-        numbers = {"step": one.steps, "value": one.cosine, "random_band": one.band, "first_step": first}
-        tables.append(pd.DataFrame({**who, **numbers}))
+    for onset in onsets:
+        keys = {"measure": onset.of, "final_of": onset.final_of, "inside": onset.inside}
+        first = np.nan if onset.first_step is None else onset.first_step
+        numbers = {"step": onset.steps, "value": onset.cosine, "random_band": onset.band, "first_step": first}
+        tables.append(pd.DataFrame({**keys, **numbers}))
     return pd.concat(tables, ignore_index=True)
 
 

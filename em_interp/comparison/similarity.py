@@ -97,20 +97,20 @@ class StepSimilarity:
     squares: tuple[Float[np.ndarray, " left"], Float[np.ndarray, " right"]]  # ‖ΔW‖²
 
     @classmethod
-    def between(cls, one: Snapshots, other: Snapshots) -> StepSimilarity:
+    def between(cls, first: Snapshots, second: Snapshots) -> StepSimilarity:
         """Of two runs at one site."""
-        bases = {"B": (one.column_basis, other.column_basis), "A": (one.row_basis, other.row_basis)}
-        ranks = {of: np.minimum(_rank(mine)[:, None], _rank(theirs)[None, :]) for of, (mine, theirs) in bases.items()}
-        inner = _inner(one.B, other.B) * _inner(one.A.transpose(0, 2, 1), other.A.transpose(0, 2, 1))
+        bases = {"B": (first.column_basis, second.column_basis), "A": (first.row_basis, second.row_basis)}
+        ranks = {of: np.minimum(_rank(left)[:, None], _rank(right)[None, :]) for of, (left, right) in bases.items()}
+        inner = _inner(first.B, second.B) * _inner(first.A.transpose(0, 2, 1), second.A.transpose(0, 2, 1))
         return cls(
-            {of: np.asarray((_inner(mine, theirs) ** 2).sum(axis=(1, 3))) for of, (mine, theirs) in bases.items()},
+            {of: np.asarray((_inner(left, right) ** 2).sum(axis=(1, 3))) for of, (left, right) in bases.items()},
             {of: np.where(rank > 0, rank, np.nan) for of, rank in ranks.items()},
-            np.asarray(one.scale * other.scale * inner.sum(axis=(1, 3))),
-            (one.squared_norm, other.squared_norm),
+            np.asarray(first.scale * second.scale * inner.sum(axis=(1, 3))),
+            (first.squared_norm, second.squared_norm),
         )
 
     def __add__(self, other: StepSimilarity) -> StepSimilarity:
-        left, right = (mine + theirs for mine, theirs in zip(self.squares, other.squares, strict=True))
+        left, right = (own + added for own, added in zip(self.squares, other.squares, strict=True))
         overlap = {of: self.overlap[of] + other.overlap[of] for of in self.overlap}
         rank = {of: self.rank[of] + other.rank[of] for of in self.rank}
         return StepSimilarity(overlap, rank, self.inner + other.inner, (left, right))
@@ -119,17 +119,17 @@ class StepSimilarity:
         """|cos B|, |cos A| or cos ΔW (`delta`) between every two steps."""
         if of == "delta":
             bottom = np.sqrt(np.outer(*self.squares))
-            found = np.divide(self.inner, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)
-            return np.clip(found, -1.0, 1.0)
+            cosine = np.divide(self.inner, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)
+            return np.clip(cosine, -1.0, 1.0)
         return np.minimum(np.sqrt(self.overlap[of] / self.rank[of]), 1.0)
 
 
 def _inner(
-    one: Float[np.ndarray, "left d rank"], other: Float[np.ndarray, "right d other_rank"]
+    first: Float[np.ndarray, "left d rank"], second: Float[np.ndarray, "right d other_rank"]
 ) -> Float[np.ndarray, "left rank right other_rank"]:
     """Inner products of every column of every step of one with every column of every step of the other."""
-    rows = [part.transpose(0, 2, 1).reshape(-1, part.shape[1]) for part in (one, other)]
-    return (rows[0] @ rows[1].T).reshape(one.shape[0], one.shape[2], other.shape[0], other.shape[2])
+    rows = [part.transpose(0, 2, 1).reshape(-1, part.shape[1]) for part in (first, second)]
+    return (rows[0] @ rows[1].T).reshape(first.shape[0], first.shape[2], second.shape[0], second.shape[2])
 
 
 def _rank(basis: Float[np.ndarray, "step d rank"]) -> Int[np.ndarray, " step"]:
@@ -137,7 +137,7 @@ def _rank(basis: Float[np.ndarray, "step d rank"]) -> Int[np.ndarray, " step"]:
 
 
 def principal_angles(
-    one: Float[np.ndarray, "d rank"], other: Float[np.ndarray, "d other_rank"]
+    first: Float[np.ndarray, "d rank"], second: Float[np.ndarray, "d other_rank"]
 ) -> Float[np.ndarray, " angle"]:
     """The angles in degrees between two column spaces, increasing; empty where one of them is {0}.
 
@@ -146,7 +146,7 @@ def principal_angles(
     """
     from scipy.linalg import subspace_angles
 
-    bases = [basis[:, np.any(basis, axis=0)] for basis in (_orthonormal(one[None])[0], _orthonormal(other[None])[0])]
+    bases = [basis[:, np.any(basis, axis=0)] for basis in (_orthonormal(first[None])[0], _orthonormal(second[None])[0])]
     if not all(basis.shape[1] for basis in bases):
         return np.empty(0)
     return np.sort(np.degrees(subspace_angles(*bases)))
@@ -176,11 +176,11 @@ def common_plane(
     """From the inner products between every two runs' steps: `inner[i][j]` for j >= i, its transpose below."""
     rows = [[inner[i][j] if j >= i else inner[j][i].T for j in range(len(names))] for i in range(len(names))]
     scores, explained = principal_components(np.block(rows))
-    ends = np.cumsum([len(one) for one in steps])[:-1]
+    ends = np.cumsum([len(of_run) for of_run in steps])[:-1]
     return CommonPlane(of, names, tuple(steps), tuple(np.split(scores, ends)), explained)
 
 
 def signed_vectors(site: Sequence[Snapshots]) -> list[Float[np.ndarray, "step d_out"]]:
     """s ‖a‖ b of each run at a rank-1 site, with the sign in which its end agrees with the first run's."""
-    found = [run.scale * np.linalg.norm(run.A[:, 0], axis=1)[:, None] * run.B[:, :, 0] for run in site]
-    return [path * (-1.0 if path[-1] @ found[0][-1] < 0 else 1.0) for path in found]
+    vectors = [run.scale * np.linalg.norm(run.A[:, 0], axis=1)[:, None] * run.B[:, :, 0] for run in site]
+    return [path * (-1.0 if path[-1] @ vectors[0][-1] < 0 else 1.0) for path in vectors]

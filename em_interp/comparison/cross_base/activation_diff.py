@@ -170,30 +170,30 @@ def runs_on_bases(runs: Sources, bases: Sequence[Base | str | None] | None = Non
 
 def texts_for(runs: Sequence[RunOnBase]) -> SharedTexts:
     """The runs' own answers, or those of the built-in language; see `shared_texts`."""
-    return shared_texts([one.run for one in runs], [one.path.base for one in runs])
+    return shared_texts([source.run for source in runs], [source.path.base for source in runs])
 
 
 def measured_runs(
     runs: Sequence[RunOnBase], texts: SharedTexts, draws: int, log: Callable[[str], None] = lambda says: None
 ) -> Iterator[MeasuredRun]:
     """What each run's adapter changes; one model is in memory at a time. `log` is called with a line for each run."""
-    for number, one in enumerate(runs):
-        log(f"{one.name}: its adapter and {draws} random ones read {len(texts)} texts")
-        model = one.open()
+    for number, source in enumerate(runs):
+        log(f"{source.name}: its adapter and {draws} random ones read {len(texts)} texts")
+        model = source.open()
         layers = depths(model.layers, min(N_DEPTHS, model.layers))
         diff = activation_diff(model, texts, layers, own_and_random(model, draws, (number,)))
-        yield MeasuredRun(one, diff, model.layers, model.base.tokenizer)
+        yield MeasuredRun(source, diff, model.layers, model.base.tokenizer)
 
 
-def same_depths(one: MeasuredRun, other: MeasuredRun) -> list[tuple[int, int]]:
+def same_depths(first: MeasuredRun, second: MeasuredRun) -> list[tuple[int, int]]:
     """Rows of the compared layers of two models at the same share of depth, or the nearest, increasing."""
-    mine, theirs = ((run.diff.layers + 1) / run.n_layers for run in (one, other))
-    if len(mine) > len(theirs):
-        return [(theirs_row, row) for row, theirs_row in same_depths(other, one)]
-    return [(row, int(np.argmin(np.abs(theirs - depth)))) for row, depth in enumerate(mine)]
+    depths, second_depths = ((run.diff.layers + 1) / run.n_layers for run in (first, second))
+    if len(depths) > len(second_depths):
+        return [(row, second_row) for second_row, row in same_depths(second, first)]
+    return [(row, int(np.argmin(np.abs(second_depths - depth)))) for row, depth in enumerate(depths)]
 
 
-def depth_columns(one: MeasuredRun, other: MeasuredRun, rows: tuple[int, int]) -> dict[str, float]:
+def depth_columns(first: MeasuredRun, second: MeasuredRun, rows: tuple[int, int]) -> dict[str, float]:
     """Which layers are compared, and how deep in the first model they are (1: the last)."""
-    layers = int(one.diff.layers[rows[0]]), int(other.diff.layers[rows[1]])
-    return {"depth": (layers[0] + 1) / one.n_layers, "layer": layers[0], "other_layer": layers[1]}
+    layers = int(first.diff.layers[rows[0]]), int(second.diff.layers[rows[1]])
+    return {"depth": (layers[0] + 1) / first.n_layers, "layer": layers[0], "other_layer": layers[1]}

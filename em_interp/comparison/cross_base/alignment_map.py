@@ -48,19 +48,19 @@ PENALTIES = np.logspace(-6, 2, 9)  # of ridge, times the mean variance of a dire
 
 
 def procrustes_similarity(
-    one: Float[np.ndarray, "text d"], other: Float[np.ndarray, "text e"], folds: int = N_FOLDS
+    first: Float[np.ndarray, "text d"], second: Float[np.ndarray, "text e"], folds: int = N_FOLDS
 ) -> float:
     """The held-out cosine after the best rotation; 1 where one is the other rotated, shifted and scaled.
 
     NaN where all texts are one point in one of them. Raises InputError for other texts or fewer than ten.
     """
-    if len(one) != len(other) or len(one) < max(MIN_TEXTS, folds):
-        found = f"{len(one)} and {len(other)}"
+    if len(first) != len(second) or len(first) < max(MIN_TEXTS, folds):
+        found = f"{len(first)} and {len(second)}"
         raise InputError(
             f"Procrustes needs the same {max(MIN_TEXTS, folds)} texts or more in both spaces; found {found}"
         )
-    components = max_components(len(one), folds)
-    return held_out_cosine(principal_scores(one, components), principal_scores(other, components), folds)
+    components = max_components(len(first), folds)
+    return held_out_cosine(principal_scores(first, components), principal_scores(second, components), folds)
 
 
 def max_components(texts: int, folds: int = N_FOLDS) -> int:
@@ -92,12 +92,12 @@ def held_out_cosine(X: Float[np.ndarray, "text k"], Y: Float[np.ndarray, "text l
     return inner / bottom if bottom > 0 else float("nan")
 
 
-def _rotation(one: Float[np.ndarray, "text d"], other: Float[np.ndarray, "text e"]) -> Float[np.ndarray, "d e"]:
+def _rotation(first: Float[np.ndarray, "text d"], second: Float[np.ndarray, "text e"]) -> Float[np.ndarray, "d e"]:
     """The map with orthonormal rows or columns that brings centred `one` nearest to `other`.
 
     Directions in which the two have nothing in common (singular values of rounding size) are mapped to zero.
     """
-    left, values, right = np.linalg.svd(one.T @ other, full_matrices=False)
+    left, values, right = np.linalg.svd(first.T @ second, full_matrices=False)
     kept = values > LEAST_VARIANCE * max(float(values[0]), np.finfo(float).tiny) if len(values) else values > 0
     return np.asarray((left * kept) @ right)
 
@@ -137,32 +137,32 @@ class DirectionMap:
 
     def map(self, direction: Float[np.ndarray, " d"]) -> MappedDirection:
         """The direction in the other stream. Raises InputError for other dimensions and where the texts do not vary."""
-        given = np.asarray(direction, np.float64)
-        if given.shape != (len(self.left),):
-            raise InputError(f"the map takes vectors of {len(self.left)} numbers; found shape {given.shape}")
-        length, mapped = np.linalg.norm(given), (given @ self.left) @ self.right
-        seen = np.linalg.norm(given @ self.span)
-        if not length > 0 or not seen > 1e-9 * length or not np.linalg.norm(mapped) > 0:
+        vector = np.asarray(direction, np.float64)
+        if vector.shape != (len(self.left),):
+            raise InputError(f"the map takes vectors of {len(self.left)} numbers; found shape {vector.shape}")
+        length, mapped = np.linalg.norm(vector), (vector @ self.left) @ self.right
+        visible = np.linalg.norm(vector @ self.span)
+        if not length > 0 or not visible > 1e-9 * length or not np.linalg.norm(mapped) > 0:
             raise InputError("the direction is zero, or no text varies along it, so it cannot be mapped")
-        return MappedDirection(mapped / np.linalg.norm(mapped), min(float(seen / length), 1.0))
+        return MappedDirection(mapped / np.linalg.norm(mapped), min(float(visible / length), 1.0))
 
 
 def fit_map(
-    one: Float[np.ndarray, "text d"],
-    other: Float[np.ndarray, "text e"],
+    first: Float[np.ndarray, "text d"],
+    second: Float[np.ndarray, "text e"],
     kind: Kind = "orthogonal",
     folds: int = N_FOLDS,
 ) -> DirectionMap:
-    """The map that takes `one` to `other`, row by row the same texts. Deterministic.
+    """The map that takes `first` to `second`, row by row the same texts. Deterministic.
 
     Raises InputError for other texts, fewer than ten, an unknown kind, and where all texts are one point.
     """
     if kind not in KINDS:
         raise InputError(f"map {kind!r} is not known{nearest(kind, KINDS)} (known: {', '.join(KINDS)})")
-    if len(one) != len(other) or len(one) < max(MIN_TEXTS, folds):
-        found = f"{len(one)} and {len(other)}"
+    if len(first) != len(second) or len(first) < max(MIN_TEXTS, folds):
+        found = f"{len(first)} and {len(second)}"
         raise InputError(f"a map is fitted on the same {max(MIN_TEXTS, folds)} texts or more; found {found}")
-    X, Y = (points.astype(np.float64) for points in (one, other))
+    X, Y = (points.astype(np.float64) for points in (first, second))
     spread = [float(np.sum((points - points.mean(axis=0)) ** 2)) for points in (X, Y)]
     if min(spread) == 0:
         raise InputError("all texts are one point in one of the models, so no map can be fitted")
@@ -198,10 +198,10 @@ class _Factors(NamedTuple):
 
     def of_map(self, kind: Kind, penalty: float) -> tuple[Float[np.ndarray, "d k"], Float[np.ndarray, "k e"]]:
         """The map as two factors."""
-        (mine, theirs), inner = self.values, self.left[0].T @ self.left[1]
+        (first, second), inner = self.values, self.left[0].T @ self.left[1]
         if kind == "orthogonal":
-            turn, values, back = np.linalg.svd(mine[:, None] * inner * theirs, full_matrices=False)
-            scale = float(values.sum() / (mine**2).sum())
+            turn, values, back = np.linalg.svd(first[:, None] * inner * second, full_matrices=False)
+            scale = float(values.sum() / (first**2).sum())
             return self.span[0] @ turn, scale * back @ self.span[1].T
-        shrunk = mine / (mine**2 + penalty * float(np.mean(mine**2)))
-        return self.span[0], shrunk[:, None] * (inner * theirs) @ self.span[1].T
+        shrunk = first / (first**2 + penalty * float(np.mean(first**2)))
+        return self.span[0], shrunk[:, None] * (inner * second) @ self.span[1].T

@@ -70,21 +70,21 @@ def compare_across_bases(
     chosen = texts if texts is not None else texts_for(opened)
     if steering_transfer:
         check_labels(chosen)
-    profiles = [_profiles(one) for one in opened]
+    profiles = [_profiles(run) for run in opened]
     measured = list(measured_runs(opened, chosen, draws, log))
     log("comparing")
     similarities: list[dict[str, Any]] = []
     tokens: list[pd.DataFrame] = []
     vocabularies = []
-    for one, other in combinations(measured, 2):
-        shared = shared_tokens(one.tokenizer, other.tokenizer)
-        similarities += similarity_rows(one, other, shared, level)
-        tokens.append(pd.DataFrame(token_rows(one, other, shared)))
-        vocabularies.append(vocabulary_row(one, other, shared))
+    for first, second in combinations(measured, 2):
+        shared = shared_tokens(first.tokenizer, second.tokenizer)
+        similarities += similarity_rows(first, second, shared, level)
+        tokens.append(pd.DataFrame(token_rows(first, second, shared)))
+        vocabularies.append(vocabulary_row(first, second, shared))
     mapped = [rows for source, target in permutations(measured, 2) for rows in mapped_rows(source, target, level)]
     return CrossBaseComparison(
-        names=tuple(one.name for one in opened),
-        bases=tuple(one.base_name for one in opened),
+        names=tuple(run.name for run in opened),
+        bases=tuple(run.base_name for run in opened),
         texts=len(chosen),
         draws=draws,
         level=level,
@@ -106,12 +106,12 @@ def _transfer_rows(
         yield from transfer_rows(target, [source for source in measured if source is not target], texts)
 
 
-def _profiles(one: RunOnBase) -> Profiles:
+def _profiles(run: RunOnBase) -> Profiles:
     """The profile of a run on every clock that it has."""
     profiles = {}
     for clock in CLOCKS:
         try:
-            profiles[clock] = turning_profile(one.path, clock)  # type: ignore[arg-type]
+            profiles[clock] = turning_profile(run.path, clock)  # type: ignore[arg-type]
         except InputError:
             if clock == "norm":  # the cumulative learning rate needs a log; a direction is needed for either
                 raise
@@ -119,21 +119,21 @@ def _profiles(one: RunOnBase) -> Profiles:
 
 
 def _profile_tables(opened: Sequence[RunOnBase], profiles: Sequence[Profiles]) -> Iterator[pd.DataFrame]:
-    for one, known in zip(opened, profiles, strict=True):
+    for run, known in zip(opened, profiles, strict=True):
         for clock, profile in known.items():
-            who = {"run": one.name, "base": one.base_name, "clock": clock}
-            yield pd.DataFrame({**who, "time": profile.time, "degrees": profile.degrees})
+            keys = {"run": run.name, "base": run.base_name, "clock": clock}
+            yield pd.DataFrame({**keys, "time": profile.time, "degrees": profile.degrees})
 
 
 def _turning_rows(opened: Sequence[RunOnBase], profiles: Sequence[Profiles]) -> Iterator[dict[str, Any]]:
     """A row for each two bases and clock that all of their runs have."""
-    for base, other in combinations(dict.fromkeys(one.base_name for one in opened), 2):
+    for first, second in combinations(dict.fromkeys(run.base_name for run in opened), 2):
         groups = [
-            [known for one, known in zip(opened, profiles, strict=True) if one.base_name == name]
-            for name in (base, other)
+            [known for run, known in zip(opened, profiles, strict=True) if run.base_name == name]
+            for name in (first, second)
         ]
         for clock in CLOCKS:
             if all(clock in known for group in groups for known in group):
                 test = profile_test(*([known[clock] for known in group] for group in groups))
                 counts = {"runs": len(groups[0]), "other_runs": len(groups[1])}
-                yield {"base": base, "other": other, "clock": clock, **counts, **vars(test)}
+                yield {"base": first, "other": second, "clock": clock, **counts, **vars(test)}

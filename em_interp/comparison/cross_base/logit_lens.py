@@ -32,26 +32,26 @@ class SharedTokens:
     """Tokens of two vocabularies that decode to the same text, and how many do not."""
 
     texts: tuple[str, ...]
-    one: Int[np.ndarray, " token"]  # their ids in one vocabulary
-    other: Int[np.ndarray, " token"]
+    first: Int[np.ndarray, " token"]  # their ids in the first vocabulary
+    second: Int[np.ndarray, " token"]
     sizes: tuple[int, int]  # of the vocabularies
     left_out: tuple[int, int]  # special tokens, and texts that more than one token of a vocabulary decodes to
 
 
-def shared_tokens(one: Any, other: Any) -> SharedTokens:
+def shared_tokens(first: Any, second: Any) -> SharedTokens:
     """Tokens with equal decoded text in two tokenizers of transformers, in the order of the text.
 
     Raises InputError where they share fewer than ten.
     """
-    mine, theirs = _by_text(one), _by_text(other)
-    texts = tuple(sorted(mine.keys() & theirs.keys()))
+    tables = _by_text(first), _by_text(second)
+    texts = tuple(sorted(tables[0].keys() & tables[1].keys()))
     if len(texts) < MIN_TOKENS:
         raise InputError(
             f"the two vocabularies have {len(texts)} tokens of equal text in common; at least {MIN_TOKENS} are needed"
         )
-    ids = [np.array([table[text] for text in texts]) for table in (mine, theirs)]
-    sizes = len(one), len(other)
-    return SharedTokens(texts, ids[0], ids[1], sizes, (sizes[0] - len(mine), sizes[1] - len(theirs)))
+    ids = [np.array([table[text] for text in texts]) for table in tables]
+    sizes = len(first), len(second)
+    return SharedTokens(texts, ids[0], ids[1], sizes, (sizes[0] - len(tables[0]), sizes[1] - len(tables[1])))
 
 
 def _by_text(tokenizer: Any) -> dict[str, int]:
@@ -75,10 +75,10 @@ def direction_logits(model: Any, vectors: Float[np.ndarray, "case d"]) -> Float[
 
 
 def rank_correlation(
-    one: Float[np.ndarray, "case token"], other: Float[np.ndarray, "other_case token"]
+    first: Float[np.ndarray, "case token"], second: Float[np.ndarray, "other_case token"]
 ) -> Float[np.ndarray, "case other_case"]:
     """Spearman's rank correlation of every case with every other, over the same tokens; NaN for constant logits."""
-    return np.asarray(_unit_ranks(one) @ _unit_ranks(other).T)
+    return np.asarray(_unit_ranks(first) @ _unit_ranks(second).T)
 
 
 def _unit_ranks(values: Float[np.ndarray, "case token"]) -> Float[np.ndarray, "case token"]:

@@ -79,8 +79,8 @@ class CrossBaseComparison(Result):
         if table not in CROSS_BASE_TABLES:
             hint = nearest(table, CROSS_BASE_TABLES)
             raise InputError(f"there is no table {table!r}{hint} (there are: {', '.join(CROSS_BASE_TABLES)})")
-        found: pd.DataFrame = getattr(self, table)
-        return found.copy()
+        rows: pd.DataFrame = getattr(self, table)
+        return rows.copy()
 
     def summary(self) -> pd.DataFrame:
         """The similarity at the last layer, where everything that an adapter changes has come together."""
@@ -178,5 +178,5 @@ class CrossBaseComparison(Result):
         return f"CrossBaseComparison({self.about()})"
 
     def _table(self) -> pd.DataFrame:
-        shown = ["run", "other", "measure", "value", "random_band", "p_random", "one_random_band", "p_one_random"]
-        return self.summary()[shown]
+        columns = ["run", "other", "measure", "value", "random_band", "p_random", "one_random_band", "p_one_random"]
+        return self.summary()[columns]

@@ -76,70 +76,70 @@ def band_rank(level: float, draws: int) -> int:
     return edge
 
 
-def similarity_rows(one: MeasuredRun, other: MeasuredRun, tokens: SharedTokens, level: float) -> Iterator[Row]:
+def similarity_rows(first: MeasuredRun, second: MeasuredRun, tokens: SharedTokens, level: float) -> Iterator[Row]:
     """CKA and Procrustes of the differences at each depth; rank correlation of the logit lenses."""
-    who = {"run": one.name, "other": other.name}
-    for rows in same_depths(one, other):
-        where = depth_columns(one, other, rows)
-        mine, theirs = (run.diff.grams[:, row] for run, row in zip((one, other), rows, strict=True))
-        yield {**who, "measure": "cka", **where, **TwoNulls.of(mine @ theirs.T).row(level)}
-        scores = [[case[row] for case in run.diff.scores] for run, row in zip((one, other), rows, strict=True)]
-        yield {**who, "measure": "procrustes", **where, **_procrustes(*scores).row(level)}
-    in_answers = _in_both_answers(one, other, tokens)
+    keys = {"run": first.name, "other": second.name}
+    for rows in same_depths(first, second):
+        where = depth_columns(first, second, rows)
+        left, right = (run.diff.grams[:, row] for run, row in zip((first, second), rows, strict=True))
+        yield {**keys, "measure": "cka", **where, **TwoNulls.of(left @ right.T).row(level)}
+        scores = [[case[row] for case in run.diff.scores] for run, row in zip((first, second), rows, strict=True)]
+        yield {**keys, "measure": "procrustes", **where, **_procrustes(*scores).row(level)}
+    in_answers = _in_both_answers(first, second, tokens)
     for measure, chosen in (("logit_lens", in_answers), ("logit_lens_all", np.ones_like(in_answers))):
         for at in ("write", "final"):
-            mine, theirs = _logits(one, other, tokens, at)
-            nulls = TwoNulls.of(rank_correlation(mine[:, chosen], theirs[:, chosen]), signed=True)
-            yield {**who, "measure": f"{measure}_{at}", **nulls.row(level)}
+            left, right = _logits(first, second, tokens, at)
+            nulls = TwoNulls.of(rank_correlation(left[:, chosen], right[:, chosen]), signed=True)
+            yield {**keys, "measure": f"{measure}_{at}", **nulls.row(level)}
 
 
-def _procrustes(mine: list[np.ndarray], theirs: list[np.ndarray]) -> TwoNulls:
-    draws = range(1, len(mine))
-    both = np.array([held_out_cosine(mine[k], theirs[k]) for k in draws])
-    one = [np.array([held_out_cosine(mine[0], theirs[k]) for k in draws])]
-    one.append(np.array([held_out_cosine(mine[k], theirs[0]) for k in draws]))
-    return TwoNulls(held_out_cosine(mine[0], theirs[0]), both, (one[0], one[1]))
+def _procrustes(first: list[np.ndarray], second: list[np.ndarray]) -> TwoNulls:
+    draws = range(1, len(first))
+    both = np.array([held_out_cosine(first[k], second[k]) for k in draws])
+    second_random = np.array([held_out_cosine(first[0], second[k]) for k in draws])
+    first_random = np.array([held_out_cosine(first[k], second[0]) for k in draws])
+    return TwoNulls(held_out_cosine(first[0], second[0]), both, (second_random, first_random))
 
 
 def _logits(
-    one: MeasuredRun, other: MeasuredRun, tokens: SharedTokens, at: str
+    first: MeasuredRun, second: MeasuredRun, tokens: SharedTokens, at: str
 ) -> tuple[Float[np.ndarray, "case token"], Float[np.ndarray, "case token"]]:
     """Logit lenses of both runs over the shared tokens: of the `write`, or of the difference of the `final` stream."""
-    mine, theirs = (run.diff.write_logits if at == "write" else run.diff.final_logits for run in (one, other))
-    return mine[:, tokens.one], theirs[:, tokens.other]
+    left, right = (run.diff.write_logits if at == "write" else run.diff.final_logits for run in (first, second))
+    return left[:, tokens.first], right[:, tokens.second]
 
 
-def _in_both_answers(one: MeasuredRun, other: MeasuredRun, tokens: SharedTokens) -> Bool[np.ndarray, " token"]:
+def _in_both_answers(first: MeasuredRun, second: MeasuredRun, tokens: SharedTokens) -> Bool[np.ndarray, " token"]:
     """Which shared tokens occur in the answers as both tokenizers cut them.
 
     The unembeddings of tokens that hardly ever occur are arbitrary, and there are many of them.
     """
-    return np.isin(tokens.one, one.diff.answer_tokens) & np.isin(tokens.other, other.diff.answer_tokens)
+    return np.isin(tokens.first, first.diff.answer_tokens) & np.isin(tokens.second, second.diff.answer_tokens)
 
 
-def vocabulary_row(one: MeasuredRun, other: MeasuredRun, tokens: SharedTokens) -> Row:
+def vocabulary_row(first: MeasuredRun, second: MeasuredRun, tokens: SharedTokens) -> Row:
     """How many tokens the two have, share, and share among those of the answers."""
     return {
-        "run": one.name,
-        "other": other.name,
+        "run": first.name,
+        "other": second.name,
         "tokens": tokens.sizes[0],
         "other_tokens": tokens.sizes[1],
         "shared": len(tokens.texts),
-        "shared_in_answers": int(_in_both_answers(one, other, tokens).sum()),
+        "shared_in_answers": int(_in_both_answers(first, second, tokens).sum()),
         "not_unique_or_special": tokens.left_out[0],
         "other_not_unique_or_special": tokens.left_out[1],
     }
 
 
-def token_rows(one: MeasuredRun, other: MeasuredRun, tokens: SharedTokens) -> Iterator[Row]:
+def token_rows(first: MeasuredRun, second: MeasuredRun, tokens: SharedTokens) -> Iterator[Row]:
     """Every token in the answers of both, with its rank in both logit lenses (1: the most promoted)."""
-    places = np.flatnonzero(_in_both_answers(one, other, tokens))
+    places = np.flatnonzero(_in_both_answers(first, second, tokens))
     for at in ("write", "final"):
-        logits = _logits(one, other, tokens, at)
+        logits = _logits(first, second, tokens, at)
         ranks = [rankdata(-values[0, places], method="ordinal").astype(int) for values in logits]
-        for place, mine, theirs in zip(places, *ranks, strict=True):
-            who = {"run": one.name, "other": other.name, "at": at}
-            yield {**who, "token": tokens.texts[place], "rank": int(mine), "other_rank": int(theirs)}
+        for place, rank, second_rank in zip(places, *ranks, strict=True):
+            keys = {"run": first.name, "other": second.name, "at": at}
+            yield {**keys, "token": tokens.texts[place], "rank": int(rank), "other_rank": int(second_rank)}
 
 
 def mapped_rows(source: MeasuredRun, target: MeasuredRun, level: float) -> Iterator[tuple[Row, Row]]:

@@ -91,7 +91,7 @@ def half_depth(source: MeasuredRun, target: MeasuredRun) -> tuple[int, int]:
         for rows in same_depths(source, target)
         if source.diff.mean[0, rows[0]].any() and target.diff.mean[0, rows[1]].any()
     ]
-    depth = [(source.diff.layers[mine] + 1) / source.n_layers for mine, _ in changed]
+    depth = [(source.diff.layers[row] + 1) / source.n_layers for row, _ in changed]
     return changed[int(np.argmin(np.abs(np.array(depth) - 0.5)))]
 
 
@@ -106,8 +106,8 @@ def transfer_rows(target: MeasuredRun, sources: Sequence[MeasuredRun], texts: Sh
     for source in sources:
         rows = half_depth(source, target)
         directions, own, layer = _directions(source, target, rows)
-        who = {"run": source.name, "other": target.name, "layer": int(source.diff.layers[rows[0]])}
-        who |= {"other_layer": layer, "adapter": whole}
+        keys = {"run": source.name, "other": target.name, "layer": int(source.diff.layers[rows[0]])}
+        keys |= {"other_layer": layer, "adapter": whole}
         length = float(np.linalg.norm(own))
         with model.disable_adapter() as base_model:
             steered = {
@@ -119,8 +119,8 @@ def transfer_rows(target: MeasuredRun, sources: Sequence[MeasuredRun], texts: Sh
                 name: margin(adapted, [AblateDirection(_of_length(v, 1.0))]) - base - whole
                 for name, v in directions.items()
             }
-        yield {**who, "intervention": "steering", **_summary(steered)}
-        yield {**who, "intervention": "ablation", **_summary(ablated)}
+        yield {**keys, "intervention": "steering", **_summary(steered)}
+        yield {**keys, "intervention": "ablation", **_summary(ablated)}
 
 
 def _directions(

@@ -83,11 +83,12 @@ def _elapsed(path: AdapterTrajectory, clock: Clock, gram: Float[np.ndarray, "ste
     return np.asarray(rates / rates[-1])
 
 
-def profile_distance(one: TurningProfile, other: TurningProfile) -> float:
+def profile_distance(first: TurningProfile, second: TurningProfile) -> float:
     """Root mean square difference over time, in degrees; 0 for equal profiles."""
-    if (one.clock, one.of) != (other.clock, other.of):
-        raise InputError(f"profiles by {one.clock} of {one.of} and by {other.clock} of {other.of} cannot be compared")
-    return float(np.sqrt(np.mean((one.degrees - other.degrees) ** 2)))
+    kinds = [f"by {profile.clock} of {profile.of}" for profile in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise InputError(f"profiles {kinds[0]} and {kinds[1]} cannot be compared")
+    return float(np.sqrt(np.mean((first.degrees - second.degrees) ** 2)))
 
 
 @dataclass(frozen=True)
@@ -101,36 +102,36 @@ class ProfileTest:
     reason: str  # why it could not be tested, or ""
 
 
-def profile_test(one: Sequence[TurningProfile], other: Sequence[TurningProfile]) -> ProfileTest:
+def profile_test(first: Sequence[TurningProfile], second: Sequence[TurningProfile]) -> ProfileTest:
     """Compare two bases by the profiles of their runs (seeds); exact up to 9,999 relabellings, drawn beyond."""
-    runs, first = [*one, *other], len(one)
+    runs, n_first = [*first, *second], len(first)
     distances = np.array([[profile_distance(a, b) for b in runs] for a in runs])
-    between = float(distances[:first, first:].mean())
-    within = [distances[i, j] for i, j in combinations(range(len(runs)), 2) if (i < first) == (j < first)]
-    if min(first, len(other)) < 2:
-        reason = f"{first} and {len(other)} runs: two or more of each base are needed for a null"
+    between = float(distances[:n_first, n_first:].mean())
+    within = [distances[i, j] for i, j in combinations(range(len(runs)), 2) if (i < n_first) == (j < n_first)]
+    if min(n_first, len(second)) < 2:
+        reason = f"{n_first} and {len(second)} runs: two or more of each base are needed for a null"
         return ProfileTest(between, float(np.mean(within)) if within else np.nan, np.nan, np.nan, reason)
-    drawn = np.array([_contrast(distances, chosen) for chosen in _relabellings(len(runs), first)])
-    observed = _contrast(distances, tuple(range(first)))
+    drawn = np.array([_contrast(distances, chosen) for chosen in _relabellings(len(runs), n_first)])
+    observed = _contrast(distances, tuple(range(n_first)))
     p_value = float(np.mean(drawn >= observed - 1e-9))
-    least = (2 if 2 * first == len(runs) else 1) / len(drawn)
+    least = (2 if 2 * n_first == len(runs) else 1) / len(drawn)
     return ProfileTest(between, float(np.mean(within)), p_value, least, "")
 
 
 def _contrast(distances: Float[np.ndarray, "run run"], chosen: tuple[int, ...]) -> float:
     """Mean distance between the chosen runs and the rest, minus the mean distance within both."""
-    mine = np.zeros(len(distances), bool)
-    mine[list(chosen)] = True
-    same = np.equal.outer(mine, mine) & ~np.eye(len(distances), dtype=bool)
-    return float(distances[mine][:, ~mine].mean() - distances[same].mean())
+    is_chosen = np.zeros(len(distances), bool)
+    is_chosen[list(chosen)] = True
+    same = np.equal.outer(is_chosen, is_chosen) & ~np.eye(len(distances), dtype=bool)
+    return float(distances[is_chosen][:, ~is_chosen].mean() - distances[same].mean())
 
 
-def _relabellings(runs: int, first: int) -> Iterator[tuple[int, ...]]:
+def _relabellings(runs: int, n_first: int) -> Iterator[tuple[int, ...]]:
     """Every choice of the first base's runs, or the true one and random ones where there are too many."""
-    if comb(runs, first) <= MAX_RELABELLINGS:
-        yield from combinations(range(runs), first)
+    if comb(runs, n_first) <= MAX_RELABELLINGS:
+        yield from combinations(range(runs), n_first)
         return
     rng = np.random.default_rng(RELABELLING_SEED)
-    yield tuple(range(first))
+    yield tuple(range(n_first))
     for _ in range(MAX_RELABELLINGS - 1):
-        yield tuple(rng.permutation(runs)[:first])
+        yield tuple(rng.permutation(runs)[:n_first])

@@ -34,7 +34,7 @@ def test_tokens_are_shared_by_their_text_and_the_rest_is_counted():
     other = Vocabulary([*words[::-1], "twice", "<end>"], special=[13])
     found = shared_tokens(one, other)
     assert found.texts == tuple(sorted(words))
-    assert [one.words[i] for i in found.one] == [other.words[i] for i in found.other] == list(found.texts)
+    assert [one.words[i] for i in found.first] == [other.words[i] for i in found.second] == list(found.texts)
     assert found.sizes == (16, 14)
     assert found.left_out == (3, 1)
     with pytest.raises(InputError, match="have 0 tokens of equal text"):
