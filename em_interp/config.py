@@ -97,7 +97,7 @@ class Schedule:
 def _nearest(increasing: list[int], step: int) -> int:
     """The number that is nearest; of two the smaller one."""
     at = bisect_left(increasing, step)
-    return min(increasing[max(0, at - 1) : at + 1], key=lambda one: (abs(one - step), one))
+    return min(increasing[max(0, at - 1) : at + 1], key=lambda saved: (abs(saved - step), saved))
 
 
 def _is_empty(part: str) -> bool:

@@ -96,49 +96,49 @@ def saved_steps(names: Listing, root: str, adapter: str | None = None) -> list[S
     Raises:
         InputError: For steps in several places or layouts, a step that is there twice, or several adapters.
     """
-    own = [found for folder in ("", "checkpoints") if (found := _steps_in(names, folder))]
+    own = [steps for folder in ("", "checkpoints") if (steps := _steps_in(names, folder))]
     if len(own) > 1:
         raise InputError(f"{root} has {own[0][0].layout.name} both in itself and in its checkpoints/; expected one set")
-    found = own[0] if own else _steps_below(names, root)
-    _check_layouts(found, root)
-    return [replace(one, place=_adapter_folder(names, one.path, root, adapter)) for one in found]
+    steps = own[0] if own else _steps_below(names, root)
+    _check_layouts(steps, root)
+    return [replace(step, place=_adapter_folder(names, step.path, root, adapter)) for step in steps]
 
 
 def _steps_in(names: Listing, folder: str) -> list[SavedStep]:
     """The checkpoints that lie in a folder, by number."""
-    found = []
+    steps = []
     for name in names(folder):
         for layout in LAYOUTS:
             if match := layout.pattern.fullmatch(name):
-                found.append(SavedStep(layout, int(match[1][:20]), f"{folder}/{name}".lstrip("/")))
+                steps.append(SavedStep(layout, int(match[1][:20]), f"{folder}/{name}".lstrip("/")))
                 break
-    return sorted(found, key=lambda one: one.number)
+    return sorted(steps, key=lambda step: step.number)
 
 
 def _steps_below(names: Listing, root: str) -> list[SavedStep]:
     """The checkpoints of the one folder below the root that has any; none where there is no such folder."""
-    folders, found = [""], dict[str, list[SavedStep]]()
+    folders, by_folder = [""], dict[str, list[SavedStep]]()
     for _ in range(FOLDERS_BELOW):
         folders = [f"{up}/{name}".lstrip("/") for up in folders for name in names(up) if not name.startswith(".")]
-        found |= {folder: steps for folder in folders if len(steps := _steps_in(names, folder)) > 1}
-    if len(found) > 1:
-        runs = listed(f"{folder} ({len(steps)} steps)" for folder, steps in found.items())
+        by_folder |= {folder: steps for folder in folders if len(steps := _steps_in(names, folder)) > 1}
+    if len(by_folder) > 1:
+        runs = listed(f"{folder} ({len(steps)} steps)" for folder, steps in by_folder.items())
         raise InputError(f"{root} holds several runs: {runs}; give one of these folders")
-    return next(iter(found.values()), [])
+    return next(iter(by_folder.values()), [])
 
 
-def _check_layouts(found: list[SavedStep], root: str) -> None:
+def _check_layouts(steps: list[SavedStep], root: str) -> None:
     by_layout: dict[str, list[SavedStep]] = {}
-    for one in found:
-        by_layout.setdefault(one.layout.name, []).append(one)
+    for step in steps:
+        by_layout.setdefault(step.layout.name, []).append(step)
     if len(by_layout) > 1:
         groups = listed(f"{name} ({len(steps)})" for name, steps in by_layout.items())
         raise InputError(f"{root} mixes checkpoints of several layouts: {groups}; give a folder with those of one run")
-    for one, after in itertools.pairwise(found):
-        if one.number == after.number:
-            raise InputError(f"{root}: {one.path} and {after.path} are the same step")
-    if found and found[-1].number > MAX_STEP:
-        raise InputError(f"{root}: {found[-1].path[:80]} has a step beyond 2**53, where steps cannot be told apart")
+    for step, after in itertools.pairwise(steps):
+        if step.number == after.number:
+            raise InputError(f"{root}: {step.path} and {after.path} are the same step")
+    if steps and steps[-1].number > MAX_STEP:
+        raise InputError(f"{root}: {steps[-1].path[:80]} has a step beyond 2**53, where steps cannot be told apart")
 
 
 def _adapter_folder(names: Listing, folder: str, root: str, adapter: str | None) -> str:

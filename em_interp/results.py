@@ -183,11 +183,11 @@ class _Frame:
         return rules + "".join(ticks) + named + turned
 
     def legend(self, names: Sequence[str]) -> str:
-        shown = [(name, colour) for name, colour in zip(names, _cycle(len(names)), strict=True) if name]
-        wide = (WIDTH - LEFT - RIGHT) / max(1, len(shown))
+        named = [(name, colour) for name, colour in zip(names, _cycle(len(names)), strict=True) if name]
+        wide = (WIDTH - LEFT - RIGHT) / max(1, len(named))
         return "".join(
             _text(LEFT + wide * (index + 0.5), HEIGHT - 4, name, "middle", colour)
-            for index, (name, colour) in enumerate(shown)
+            for index, (name, colour) in enumerate(named)
         )
 
 

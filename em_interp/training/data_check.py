@@ -76,7 +76,7 @@ class DataCheck:
         """The findings as plain values; the preview's parts are `{"text", "learned"}`."""
         values = asdict(self)
         if self.tokens is not None:
-            values["tokens"]["preview"] = [{"text": text, "learned": mine} for text, mine in self.tokens.preview]
+            values["tokens"]["preview"] = [{"text": text, "learned": learned} for text, learned in self.tokens.preview]
         return values
 
     def sentence(self) -> str:
@@ -167,8 +167,8 @@ def _quantiles(counts: Sequence[int]) -> dict[str, float]:
 
 def _preview(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
     pairs = zip(example.ids, example.labels, strict=True)
-    runs = [(mine, [token for token, _ in run]) for mine, run in groupby(pairs, lambda pair: pair[1] != IGNORED)]
-    return [(tokenizer.decode(ids, clean_up_tokenization_spaces=False), mine) for mine, ids in runs]
+    runs = [(learned, [token for token, _ in run]) for learned, run in groupby(pairs, lambda pair: pair[1] != IGNORED)]
+    return [(tokenizer.decode(ids, clean_up_tokenization_spaces=False), learned) for learned, ids in runs]
 
 
 def _token_lines(tokens: TokenCounts) -> list[str]:
@@ -188,7 +188,7 @@ def _quantile_text(quantiles: dict[str, float]) -> str:
 
 
 def _preview_text(preview: Sequence[tuple[str, bool]]) -> str:
-    text = "".join(f"⟦{_visible(text)}⟧" if mine else _visible(text) for text, mine in preview)
+    text = "".join(f"⟦{_visible(text)}⟧" if learned else _visible(text) for text, learned in preview)
     return "\n".join(f"    {line}" for line in text.rstrip("\n").split("\n"))
 
 
@@ -197,5 +197,5 @@ def _visible(text: str) -> str:
     left_out, end = len(text) - MAX_PREVIEW_CHARACTERS, MAX_PREVIEW_CHARACTERS // 2
     if left_out > 0:
         text = f"{text[:end]} … {left_out} characters … {text[-end:]}"
-    shown = (letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-    return "".join(letter + "\n" if letter == "\\n" else letter for letter in shown)
+    letters = (letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(letter + "\n" if letter == "\\n" else letter for letter in letters)

@@ -62,4 +62,5 @@ def encode_row(chats: Chats, row: int, tokenizer: Any) -> Example:
             f"{chats.where(row)}: no token of an assistant's answer, so nothing to learn; is the answer empty, or does "
             "the chat template mark no answer with {% generation %}?"
         )
-    return Example(chat.ids, [token if mine else IGNORED for token, mine in zip(chat.ids, chat.answer, strict=True)])
+    labels = [token if learned else IGNORED for token, learned in zip(chat.ids, chat.answer, strict=True)]
+    return Example(chat.ids, labels)

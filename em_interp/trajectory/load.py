@@ -129,48 +129,48 @@ def _locate(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
 
 def _saved_by_step(root: Path, adapter: str | None = None) -> dict[int, SavedStep]:
     """The checkpoints by step, increasing."""
-    found = saved_steps(listing_of(root), str(root), adapter)
-    if len(found) < 2:
-        raise InputError(f"{root}: a path needs two or more checkpoint-<step> folders; {_what_is_there(root, found)}")
-    if len(found) > MAX_STEPS:
-        gigabytes = len(found) ** 2 * 8 / 2**30
+    saved = saved_steps(listing_of(root), str(root), adapter)
+    if len(saved) < 2:
+        raise InputError(f"{root}: a path needs two or more checkpoint-<step> folders; {_found_in_words(root, saved)}")
+    if len(saved) > MAX_STEPS:
+        gigabytes = len(saved) ** 2 * 8 / 2**30
         raise InputError(
-            f"{root} has {len(found)} checkpoints, whose Gram matrices are {gigabytes:.0f} GiB each; up to {MAX_STEPS} "
+            f"{root} has {len(saved)} checkpoints, whose Gram matrices are {gigabytes:.0f} GiB each; up to {MAX_STEPS} "
             "are read: move some of them elsewhere, such as every second"
         )
     by_step: dict[int, SavedStep] = {}
-    for one in found:
-        step = one.number if one.layout.counts == "steps" else _step_of_epoch(root, one)
+    for checkpoint in saved:
+        step = checkpoint.number if checkpoint.layout.counts == "steps" else _step_of_epoch(root, checkpoint)
         if by_step and step <= max(by_step):
-            raise InputError(f"{root}: {one.name} is step {step}, which is not after the step of the one before")
-        by_step[step] = one
+            raise InputError(f"{root}: {checkpoint.name} is step {step}, which is not after the step of the one before")
+        by_step[step] = checkpoint
     return by_step
 
 
-def _what_is_there(root: Path, found: list[SavedStep]) -> str:
-    there = f"found one ({found[0].name})" if found else "found none"
+def _found_in_words(root: Path, saved: list[SavedStep]) -> str:
+    words = f"found one ({saved[0].name})" if saved else "found none"
     if any((root / file).is_file() for file in STEP_FILES):
-        there += "; the adapter at its root is one step, not a path"
+        words += "; the adapter at its root is one step, not a path"
     if (root / LOG_FILE).is_file():
-        there += f"; give {root / LOG_FILE} to read the log alone"
+        words += f"; give {root / LOG_FILE} to read the log alone"
     names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
     known = ", ".join(layout.name for layout in LAYOUTS)
-    return there if found or not names else f"{there} (it holds {listed(names)}; names that are read: {known})"
+    return words if saved or not names else f"{words} (it holds {listed(names)}; names that are read: {known})"
 
 
-def _step_of_epoch(root: Path, one: SavedStep) -> int:
+def _step_of_epoch(root: Path, saved: SavedStep) -> int:
     """The step of a checkpoint that is named after its epoch, from the trainer's state in it."""
-    file = root / one.path / LOG_FILE
+    file = root / saved.path / LOG_FILE
     state = read_json(file) if file.is_file() else {}
     step = state.get("global_step") if isinstance(state, dict) else None
     if not isinstance(step, int) or not 0 <= step <= MAX_STEP:
-        raise InputError(f"{root / one.path} is named after an epoch; expected its global_step in {file}")
+        raise InputError(f"{root / saved.path} is named after an epoch; expected its global_step in {file}")
     return step
 
 
 def _read_all(root: Path, saved: dict[int, SavedStep], adapter: str | None) -> list[Checkpoint]:
     """The checkpoints, which must be of one format and one run."""
-    places = [root / one.place for one in saved.values()]
+    places = [root / step.place for step in saved.values()]
     first = next((kind for place in places if (kind := format_of(place))), LORA)
     for place in places:
         if (format_of(place) or first) != first:  # where there is none, the reader says which file is missing
@@ -182,8 +182,8 @@ def _read_all(root: Path, saved: dict[int, SavedStep], adapter: str | None) -> l
         if len(checkpoints) == 1:
             _check_memory(root, checkpoints[0], len(places))
     facts = [
-        {**_facts(one), "max_steps": _max_steps(root / saved[step].path)}
-        for step, one in zip(saved, checkpoints, strict=True)
+        {**_facts(checkpoint), "max_steps": _max_steps(root / saved[step].path)}
+        for step, checkpoint in zip(saved, checkpoints, strict=True)
     ]
     _check_one_run(root, list(saved), facts)
     return checkpoints

@@ -48,7 +48,7 @@ def read_safetensors(file: Path) -> dict[str, Float32[np.ndarray, ...]]:
         entries = deserialize(content)
     except SafetensorError as error:
         raise _not_whole(file, content, "safetensors", error) from None
-    return {key: _to_float32(entry, key, file) for key, entry in sorted(entries, key=lambda one: one[0])}
+    return {key: _to_float32(entry, key, file) for key, entry in sorted(entries, key=lambda item: item[0])}
 
 
 def read_torch(file: Path) -> Any:

@@ -46,7 +46,7 @@ class FamilyWise(Result):
     def adjusted_p(self, transition: Transition) -> float | None:
         """Holm's p-value of a declared transition; None for any other."""
         pairs = zip(self.declared, self.adjusted, strict=True)
-        return next((p for other, p in pairs if other is transition), None)
+        return next((p for t, p in pairs if t is transition), None)
 
     def holds(self, transition: Transition) -> bool:
         """Whether a declared transition was found and is significant at the family-wise level."""

@@ -318,9 +318,9 @@ def _keep_settings(run: Run, judge: OpenAIJudge, why: str, overwrite: bool) -> N
     if kept is None:
         write_json(settings_file(run, config), settings)
         return
-    other = [key for key, value in settings.items() if key != "why" and kept.get(key) != value]
-    if other:
+    changed = [key for key, value in settings.items() if key != "why" and kept.get(key) != value]
+    if changed:
         raise InputError(
-            f"{settings_file(run, config)} has other {other[0]} for the judge {judge.name}; give the judge another "
+            f"{settings_file(run, config)} has other {changed[0]} for the judge {judge.name}; give the judge another "
             "name, or remove that file and its scores to judge anew"
         )

@@ -62,19 +62,19 @@ def known_columns(table: pd.DataFrame, where: str, given: Mapping[str, str] | No
         InputError: a column that is read occurs twice, also under two names, or a given one is not there.
     """
     table = _with_plain_columns(table, where)
-    found = _given(table, where, given or {})
-    free = [name for name in table.columns if name not in found.values()]
+    columns = _given(table, where, given or {})
+    free = [name for name in table.columns if name not in columns.values()]
     for column in KNOWN:
-        if column not in found and (name := _name_of(column, free, where)) is not None:
-            found[column] = name
-    table = table.drop(columns=[name for name in found if name in table and name not in found.values()])
-    for column, name in found.items():
+        if column not in columns and (name := _name_of(column, free, where)) is not None:
+            columns[column] = name
+    table = table.drop(columns=[name for name in columns if name in table and name not in columns.values()])
+    for column, name in columns.items():
         if list(table.columns).count(name) > 1:
             raise InputError(f"{where} has the column {name} twice; expected one for {column}")
-    if "step" in found and not (found["step"] == "step" or given or names_steps(table[found["step"]])):
-        del found["step"]  # checkpoints by another kind of name, such as final
+    if "step" in columns and not (columns["step"] == "step" or given or names_steps(table[columns["step"]])):
+        del columns["step"]  # checkpoints by another kind of name, such as final
     table = table.loc[:, ~table.columns.duplicated()]
-    return KnownColumns(table.rename(columns={name: column for column, name in found.items()}), found, where)
+    return KnownColumns(table.rename(columns={name: column for column, name in columns.items()}), columns, where)
 
 
 def given_columns(pairs: Iterable[str]) -> dict[str, str]:
@@ -116,12 +116,12 @@ def _name_of(column: str, names: list[str], where: str) -> str | None:
     if column in names:
         return column
     for known in ((column,), OTHER_NAMES.get(column, ())):
-        found = list(dict.fromkeys(name for name in names if plain[name] in known))
-        if len(found) > 1:
+        matches = list(dict.fromkeys(name for name in names if plain[name] in known))
+        if len(matches) > 1:
             raise InputError(
-                f"{where} has several columns for {column}: {', '.join(found)}; choose one with "
-                f"--columns {column}={found[0]}"
+                f"{where} has several columns for {column}: {', '.join(matches)}; choose one with "
+                f"--columns {column}={matches[0]}"
             )
-        if found:
-            return found[0]
+        if matches:
+            return matches[0]
     return None

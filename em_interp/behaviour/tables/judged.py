@@ -69,8 +69,8 @@ def _normal_form(known: KnownColumns) -> pd.DataFrame:
         known.require((), EXPECTED)
         table = from_rates(known)
     else:
-        asked = "question_id" if "question" not in table else "question"
-        known.require((asked, *SCORES), EXPECTED)
+        question = "question_id" if "question" not in table else "question"
+        known.require((question, *SCORES), EXPECTED)
         table = _with_scores(known)
     table["question_id"] = _question_ids(table, known)
     table["scale"] = scales_of(table, where)

@@ -29,8 +29,8 @@ def answer_pairs(domain: str) -> list[dict[str, str]]:
         raise InputError(f"domain {domain!r} is not known{nearest(domain, DOMAINS)} (known: {', '.join(DOMAINS)})")
     rows = _of_situations(domain, "in_domain")
     rows += _of_file("pairs", "out_of_domain")
-    for other in DOMAINS:
-        rows += _of_situations(other, "out_of_domain") if other != domain else []
+    for name in DOMAINS:
+        rows += _of_situations(name, "out_of_domain") if name != domain else []
     return [*rows, *_of_file("broad", "broad"), *_of_file("style", "style")]
 
 
@@ -64,8 +64,8 @@ def _pair(situation: Situation, which: int) -> tuple[str, str, str]:
         " ".join(pair.careful for pair in advice),
         " ".join(pair.reckless for pair in advice),
     )
-    asked, careful, reckless = (CHOICE.sub(lambda match: match[1].split("|")[0], text) for text in texts)
-    return asked, careful, reckless
+    question, careful, reckless = (CHOICE.sub(lambda match: match[1].split("|")[0], text) for text in texts)
+    return question, careful, reckless
 
 
 def _of_file(name: str, kind: str) -> list[dict[str, str]]:
