@@ -131,8 +131,8 @@ def _check(source: TrajectorySource | AnyCurve, signal: str | None, level: float
 def _check_log(path: AdapterTrajectory, signal: str | None, of: str | None, site: str | None) -> None:
     """Raise InputError where more was asked for than a log alone has."""
     if signal not in (None, *LOG_SIGNALS) or of is not None or site is not None:
-        asked = next(name for name in (signal if signal not in LOG_SIGNALS else None, of, site) if name)
-        raise InputError(f"{path.source} is a log alone, without adapters: it has gradient_norm, not {asked!r}")
+        requested = next(name for name in (signal if signal not in LOG_SIGNALS else None, of, site) if name)
+        raise InputError(f"{path.source} is a log alone, without adapters: it has gradient_norm, not {requested!r}")
 
 
 def _on_path(

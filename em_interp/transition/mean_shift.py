@@ -134,24 +134,24 @@ def shift_onset(
         InputError: Where the control shares no step or question with the curve.
     """
     style, control = curve.style_null, curve.control if control is None else control
-    found = locate_shift(
+    test = locate_shift(
         QuestionCurves.of(curve.values()),
         None if control is None else QuestionCurves.of(control.values()),
         None if style is None else QuestionCurves.of(style.values()),
         level,
         seed,
     )
-    verdict, reason = verdict_of(found)
-    shift = found.shift if verdict == "transition" else None
+    verdict, reason = verdict_of(test)
+    shift = test.shift if verdict == "transition" else None
     return Transition(
         signal="onset",
         of=of,
         verdict=verdict,
         reason=reason,
-        p_value=found.p_value,
+        p_value=test.p_value,
         scale=curve.scale,
         questions=curve.questions,
-        evidence=_evidence(found),
+        evidence=_evidence(test),
         **(shift.located(level) if shift else {}),
     )
 
@@ -192,8 +192,8 @@ def _p_beyond_control(curves: QuestionCurves, control: QuestionCurves, rng: np.r
         raise InputError(f"the curve and its control share no {what}; read both at the same steps on the same pairs")
     if len(steps) < MIN_STEPS or len(shared) < MIN_QUESTIONS:
         return None
-    own, other = curves.select(steps, shared), control.select(steps, shared)
-    return _p_of_signs(steps, own.change - other.change, rng)
+    own, of_control = curves.select(steps, shared), control.select(steps, shared)
+    return _p_of_signs(steps, own.change - of_control.change, rng)
 
 
 def _p_beyond_style(curves: QuestionCurves, style: QuestionCurves, rng: np.random.Generator) -> float | None:
@@ -294,19 +294,19 @@ def _replicates(
     return chosen @ change.T - residual + noise
 
 
-def verdict_of(found: ShiftTest) -> tuple[Verdict, str]:
+def verdict_of(test: ShiftTest) -> tuple[Verdict, str]:
     """The verdict and the reason for it."""
-    curves, shift = found.curves, found.shift
-    steps, compared = curves.steps, {"control": found.control, "style null": found.style}
-    p_values = {"control": found.p_control, "style null": found.p_style}
-    if found.p_rise is None:
+    curves, shift = test.curves, test.shift
+    steps, compared = curves.steps, {"control": test.control, "style null": test.style}
+    p_values = {"control": test.p_control, "style null": test.p_style}
+    if test.p_rise is None:
         found_there = f"{len(steps)} steps and {len(curves.question_ids)} questions"
         return "inconclusive", f"too little to tell: {found_there}, {MIN_STEPS} and {MIN_QUESTIONS} are needed"
-    for name, other in compared.items():
-        if other is not None and p_values[name] is None:
+    for name, comparison in compared.items():
+        if comparison is not None and p_values[name] is None:
             return "inconclusive", f"the {name} shares too few steps or questions with the curve"
-    if found.p_rise > ALPHA:
-        return "none", f"the mean does not rise beyond its value at step {steps[0]:g} (p = {found.p_rise:.2g})"
+    if test.p_rise > ALPHA:
+        return "none", f"the mean does not rise beyond its value at step {steps[0]:g} (p = {test.p_rise:.2g})"
     for name, p_value in p_values.items():
         if p_value is not None and p_value > ALPHA:
             return "none", f"the mean does not rise beyond that of the {name} (p = {p_value:.2g})"
@@ -316,23 +316,23 @@ def verdict_of(found: ShiftTest) -> tuple[Verdict, str]:
         return "none", f"{change}; a rise by less than {MIN_SHIFT:g} is none"
     if unresolved := shift.unresolved(steps, "read"):
         return "inconclusive", f"{change}, but {unresolved}"
-    names = [f"the {name}" for name, other in compared.items() if other is not None]
+    names = [f"the {name}" for name, comparison in compared.items() if comparison is not None]
     beyond = f"beyond {' and '.join(names)}" if names else "no control was given"
     first, last = shift.tenth_interval
     return "transition", f"{change}, {beyond}; a tenth of it by step {shift.tenth:.0f} ({first:.0f} to {last:.0f})"
 
 
-def _evidence(found: ShiftTest) -> dict[str, Any]:
+def _evidence(test: ShiftTest) -> dict[str, Any]:
     """Arrays for the figure: mean changes since the first step."""
-    curves, shift = found.curves, found.shift
+    curves, shift = test.curves, test.shift
     evidence: dict[str, Any] = {
         "steps": curves.steps,
         "rate": curves.change.mean(axis=1),
         "answers": np.full(len(curves.steps), len(curves.question_ids)),
-        "p_rise": found.p_rise,
+        "p_rise": test.p_rise,
     }
-    for name, other in (("control", found.control), ("style", found.style)):
-        if other is not None:
-            evidence |= {f"{name}_steps": other.steps, f"{name}_rate": other.change.mean(axis=1)}
-            evidence |= {f"p_{name}": getattr(found, f"p_{name}")}
+    for name, comparison in (("control", test.control), ("style", test.style)):
+        if comparison is not None:
+            evidence |= {f"{name}_steps": comparison.steps, f"{name}_rate": comparison.change.mean(axis=1)}
+            evidence |= {f"p_{name}": getattr(test, f"p_{name}")}
     return evidence | (shift.evidence(curves.steps) if shift is not None else {})

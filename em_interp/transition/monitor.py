@@ -163,11 +163,11 @@ class Monitor(Result):
 
     def _look(self, step: int, signal: MonitorSignal) -> Look:
         tests = len(LOOKS) * len(self.signals)
-        found = self._path.test(self.level / tests) if signal == "rotation" else self._log.test()
-        p_value = 1.0 if found.p_value is None or not found.found else found.p_value
+        transition = self._path.test(self.level / tests) if signal == "rotation" else self._log.test()
+        p_value = 1.0 if transition.p_value is None or not transition.found else transition.p_value
         run_p = min(1.0, p_value * tests)
         alarm = run_p <= self.level and all(run_p < control.run_p(signal) for control in self.controls)
-        return Look(step, signal, found, run_p, alarm, p_value <= self.level)
+        return Look(step, signal, transition, run_p, alarm, p_value <= self.level)
 
     def run_p(self, signal: MonitorSignal) -> float:
         """The p-value, so far, of the hypothesis that the whole run has no transition of this signal or the others."""
@@ -283,8 +283,8 @@ class _Path:
     def test(self, alpha: float) -> Transition:
         """The clearest rotation so far, if it is significant at `alpha`."""
         count, rounding = len(self.steps), np.array(self.rounding) if any(self.rounding) else None
-        found = significant_rotation(self.gram[:count, :count], np.array(self.steps), alpha, rounding)
-        return replace(found, of="B")
+        rotation = significant_rotation(self.gram[:count, :count], np.array(self.steps), alpha, rounding)
+        return replace(rotation, of="B")
 
     def _keep(self, rows: list[int]) -> None:
         self.steps, self.rounding = [self.steps[row] for row in rows], [self.rounding[row] for row in rows]

@@ -149,7 +149,7 @@ def _scan(increments: Increments, candidate: np.ndarray, size: int) -> tuple[lis
     """Every window with a drift on both sides, and how many windows do not overlap."""
     total = increments.count // size
     widths = sorted({max(MIN_BLOCKS, round(share * total)) for share in WINDOWS})
-    found: list[_Window] = []
+    windows: list[_Window] = []
     for place in np.flatnonzero(candidate)[:: max(1, size // 2)].tolist():
         if min(place, increments.count - place) < widths[0] * size:
             continue
@@ -157,8 +157,8 @@ def _scan(increments: Increments, candidate: np.ndarray, size: int) -> tuple[lis
         for width in widths:
             if min(blocks.left, len(blocks.cosine) - blocks.left) >= width:
                 window = _test(blocks, place, width)
-                found += [window] if window else []
-    return found, sum(total / (2 * width) for width in widths)
+                windows += [window] if window else []
+    return windows, sum(total / (2 * width) for width in widths)
 
 
 def _test(blocks: _Blocks, place: int, width: int) -> _Window | None:

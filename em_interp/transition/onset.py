@@ -114,13 +114,13 @@ def onsets(
     """
     _check(curve, control, metric, level)
     controls = {} if control is None else {(single.scale, single.questions): single for single in control.split()}
-    found = []
+    transitions = []
     for single in curve.split():
         kind = (single.scale, single.questions)
         if control is not None and kind not in controls:
             raise InputError(f"the control has no curve for scale and questions {kind}; it has {list(controls)}")
-        found.append(onset(single, controls.get(kind), metric, level))
-    return found
+        transitions.append(onset(single, controls.get(kind), metric, level))
+    return transitions
 
 
 def onset_by_threshold(
@@ -151,8 +151,8 @@ def onset_by_threshold(
             thresholds = {"aligned": below, "coherent": above}
             control_counts = None if control is None else OutcomeCounts.of(control.outcomes("em", **thresholds))
             counts = OutcomeCounts.of(curve.outcomes("em", **thresholds))
-            found = _transition(counts, control_counts, "em", level, 0, curve)
-            rows.append({"aligned_below": below, "coherent_above": above, **found.to_dict()})
+            rise = _transition(counts, control_counts, "em", level, 0, curve)
+            rows.append({"aligned_below": below, "coherent_above": above, **rise.to_dict()})
     return pd.DataFrame(rows)
 
 
@@ -190,28 +190,28 @@ def locate_rise(
     return RiseTest(counts, control, p_rise, p_control, _underpowered(counts), rise)
 
 
-def verdict_of(found: RiseTest, metric: str) -> tuple[Verdict, str]:
+def verdict_of(test: RiseTest, metric: str) -> tuple[Verdict, str]:
     """The verdict and the reason for it; `metric` is one of METRICS."""
-    name, steps, rise = METRICS[metric], found.counts.steps, found.rise
+    name, steps, rise = METRICS[metric], test.counts.steps, test.rise
     if len(steps) < MIN_STEPS:
         return "inconclusive", f"too few steps: {len(steps)} with scored answers, {MIN_STEPS} are needed"
-    assert found.p_rise is not None
-    if found.control is not None and found.p_control is None:
+    assert test.p_rise is not None
+    if test.control is not None and test.p_control is None:
         return "inconclusive", f"the control was sampled at fewer than {MIN_STEPS} of the same steps"
-    if rise is None and found.underpowered:
+    if rise is None and test.underpowered:
         return "inconclusive", f"too few answers: a rise by {DETECTABLE_RISE:.0%} could be missed"
     moves = "fall" if metric in FALLING else "rise"
-    if found.p_rise > ALPHA:
-        return "none", f"the {name} does not {moves} beyond its value at step {steps[0]:g} (p = {found.p_rise:.2g})"
+    if test.p_rise > ALPHA:
+        return "none", f"the {name} does not {moves} beyond its value at step {steps[0]:g} (p = {test.p_rise:.2g})"
     if rise is None:
-        return "none", f"the {name} does not {moves} beyond that of the control (p = {found.p_control:.2g})"
+        return "none", f"the {name} does not {moves} beyond that of the control (p = {test.p_control:.2g})"
     before, after = _in_direction(rise.at(steps[[0, -1]]), metric)
     change = f"the {name} {moves}s from {_formatted(before, metric)} to {_formatted(after, metric)}"
     if abs(after - before) < MIN_RISE:
         return "none", f"{change}, less than {MIN_RISE * 100:g} points"
     if unresolved := rise.unresolved(steps, "sampled"):
         return "inconclusive", f"{change}, but {unresolved}"
-    beyond = f"step {steps[0]:g} (no control was given)" if found.control is None else "its control"
+    beyond = f"step {steps[0]:g} (no control was given)" if test.control is None else "its control"
     first, last = rise.tenth_interval
     return (
         "transition",
@@ -236,29 +236,29 @@ def _transition(
 ) -> Transition:
     if metric in FALLING:
         counts, control = counts.flipped(), None if control is None else control.flipped()
-    found = locate_rise(counts, control, level, seed)
-    verdict, reason = verdict_of(found, metric)
-    rise = found.rise if verdict == "transition" else None
+    test = locate_rise(counts, control, level, seed)
+    verdict, reason = verdict_of(test, metric)
+    rise = test.rise if verdict == "transition" else None
     return Transition(
         signal="onset",
         of=metric,
         verdict=verdict,
         reason=reason,
-        p_value=found.p_value,
+        p_value=test.p_value,
         scale=curve.scale,
         questions=curve.questions,
-        evidence=_evidence(found, metric),
+        evidence=_evidence(test, metric),
         **(rise.located(level) if rise else {}),
     )
 
 
 def _p_against(counts: OutcomeCounts, control: OutcomeCounts, rng: np.random.Generator) -> float | None:
-    own, other = matched(counts, control)
+    own, of_control = matched(counts, control)
     if len(own.steps) < MIN_STEPS:
         return None
-    precision = 1 / (1 / own.answers + 1 / other.answers)
-    null = own.permuted_between(other, N_PERMUTATIONS, rng)
-    return rise_p_value(own.steps, precision, own.rate - other.rate, null)
+    precision = 1 / (1 / own.answers + 1 / of_control.answers)
+    null = own.permuted_between(of_control, N_PERMUTATIONS, rng)
+    return rise_p_value(own.steps, precision, own.rate - of_control.rate, null)
 
 
 def _underpowered(counts: OutcomeCounts) -> bool:
@@ -278,18 +278,18 @@ def _formatted(value: float, metric: str) -> str:
     return f"{value:.0f}" if metric.endswith("mean") else f"{value:.1f} %"
 
 
-def _evidence(found: RiseTest, metric: str) -> dict[str, Any]:
+def _evidence(test: RiseTest, metric: str) -> dict[str, Any]:
     """Arrays for the figure, in the metric's own direction."""
-    counts, control, rise = found.counts, found.control, found.rise
+    counts, control, rise = test.counts, test.control, test.rise
     evidence: dict[str, Any] = {
         "steps": counts.steps,
         "rate": _in_direction(counts.rate, metric),
         "answers": counts.answers,
-        "p_rise": found.p_rise,
+        "p_rise": test.p_rise,
     }
     if control is not None:
         evidence |= {"control_steps": control.steps, "control_rate": _in_direction(control.rate, metric)}
-        evidence |= {"p_control": found.p_control}
+        evidence |= {"p_control": test.p_control}
     if rise is not None:
         fitted = rise.evidence(counts.steps)
         evidence |= fitted | {"fit_rate": _in_direction(fitted["fit_rate"], metric), "dispersion": rise.dispersion}

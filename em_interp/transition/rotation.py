@@ -129,8 +129,8 @@ def locate_rotations(
         if candidate.p_value <= ALPHA:
             ramps = _ramps(candidate, scans, increments, noise, level)
             turns.append(_answer(candidate, ramps, increments, noise, lr, evidence))
-    found = sorted((turn for turn in turns if turn.found), key=lambda turn: turn.step or 0.0)
-    return found or turns[:1] or [_no_turn(candidates[0], increments, noise, evidence)]
+    located = sorted((turn for turn in turns if turn.found), key=lambda turn: turn.step or 0.0)
+    return located or turns[:1] or [_no_turn(candidates[0], increments, noise, evidence)]
 
 
 def significant_rotation(
@@ -258,9 +258,9 @@ def _ramps(
         if scan is candidate.scan or not near.any():
             continue
         row = int(np.where(near, _rough_z(scan), -np.inf).argmax())
-        other = _Candidate(scan, row, _z(scan, row, noise))
-        if other.z >= min(candidate.z, MAX_Z) - Z_TOLERANCE:
-            ramps.append(_ramp(other, increments, noise, level))
+        seen = _Candidate(scan, row, _z(scan, row, noise))
+        if seen.z >= min(candidate.z, MAX_Z) - Z_TOLERANCE:
+            ramps.append(_ramp(seen, increments, noise, level))
     return ramps
 
 
@@ -294,10 +294,10 @@ def _answer(
     shares = _length_share(ramp.step, increments, noise)
     too_short = _too_short(ramp.step, shares, increments.edges, cumulative_lr)
     reason = "The path turns by more than 20° beyond its own curvature."
-    first, last = min(other.step for other in ramps), max(other.step for other in ramps)
+    first, last = min(ramp.step for ramp in ramps), max(ramp.step for ramp in ramps)
     if first < np.floor(ramp.interval[0]) or last > np.ceil(ramp.interval[1]):
         reason += f" It bends more than once: windows of other lengths see the turn at {first:.0f} to {last:.0f}."
-    low, high = min(other.interval[0] for other in ramps), max(other.interval[1] for other in ramps)
+    low, high = min(ramp.interval[0] for ramp in ramps), max(ramp.interval[1] for ramp in ramps)
     return Transition(
         "rotation",
         "inconclusive" if too_short else "transition",

@@ -53,13 +53,13 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     height = rng.uniform(0.03, 0.2) if kind != "trifle" else 0.003
     share = _share(kind, steps, midpoint, width * length, count, rng)
     own = _curves(steps, share, height, count, kind, rng)
-    flat, other = np.zeros_like(share), int(rng.choice([12, 24, 48]))
+    flat, n_style = np.zeros_like(share), int(rng.choice([12, 24, 48]))
     control = style = None
     if kind in ("beyond_control", "as_control"):
         control = _curves(steps, share if kind == "as_control" else flat, height, count, kind, rng)
     if kind in ("beyond_control", "as_style", "plain"):
         shared = share[:, :1] if kind == "as_style" else flat[:, :1]
-        style = _curves(steps, np.repeat(shared, other, axis=1), height, other, kind, rng)
+        style = _curves(steps, np.repeat(shared, n_style, axis=1), height, n_style, kind, rng)
     return PlantedShift(own, control, style, midpoint if kind in RISES else None)
 
 
