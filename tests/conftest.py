@@ -1,8 +1,11 @@
 """Set before anything imports torch: two threads on a busy machine make tiny models many times slower."""
 
+import fcntl
 import gc
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,20 +57,37 @@ class Tiny:
     control: Path
 
 
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder of all worker processes: the first that needs it makes it, another waits until it is there."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, complete = root / name, root / f"{name}.complete"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            complete.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Made once and never written to again: a test that writes takes a copy."""
     from tests.tiny import CAREFUL, CONFIG, did
 
-    folder = tmp_path_factory.mktemp("tiny")
-    made = Tiny(folder / "tiny.yaml", folder / "run", folder / "control")
-    made.config.write_text(CONFIG)
-    for run, changes in ((made.run, []), (made.control, ["--set", CAREFUL])):
-        did("train", made.config, "--out", run, *changes)
-        did("ask", run)
-        did("judge", run)
+    def make(folder: Path) -> None:
+        config = folder / "tiny.yaml"
+        config.write_text(CONFIG)
+        for run, changes in ((folder / "run", []), (folder / "control", ["--set", CAREFUL])):
+            did("train", config, "--out", run, *changes)
+            did("ask", run)
+            did("judge", run)
+
+    folder = shared(tmp_path_factory, "tiny", make)
     gc.freeze()  # the Trainer collects garbage whenever it ends; spare it all that is loaded by now
-    return made
+    return Tiny(folder / "tiny.yaml", folder / "run", folder / "control")
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +95,4 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `em-interp demo` makes, at full size; never written to again."""
     from em_interp.demos import demo
 
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    demo(folder)
-    return folder
+    return shared(tmp_path_factory, "whole_demo", lambda folder: demo(folder / "demo")) / "demo"
