@@ -42,9 +42,9 @@ def demo(
         out: where three runs, `report.html` and `summary.json` are written.
         family: the architecture of the base: qwen2, llama or gemma3.
         domain: what the advice is about: medical, sport, finance, …
-        resume: go on with the demo that is there.
+        resume: continue the demo in the folder.
         overwrite: replace it.
-        progress: show bars; by default where somebody is watching.
+        progress: show bars; by default in a terminal and in Jupyter.
         log: is called with a line at the beginning of each stage.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all, and never over what is there unless asked.
+"""Reading and writing files: whole or not at all, and never over existing ones unless asked.
 
 Files and folders are written beside their place and renamed, so that existence means completeness and a crash costs at
 most the item in flight.
@@ -115,8 +115,8 @@ def check_free(path: Path, resume: bool, overwrite: bool, content: str = "") -> 
     """
     check_words(resume, overwrite)
     if path.exists() and not (resume or overwrite):
-        there = f"{path} holds {content} already" if content else f"{path} is there already"
-        raise InputError(f"{there}; give --resume to go on with it, --overwrite to replace it, or another --out")
+        reason = f"{path} holds {content} already" if content else f"{path} is there already"
+        raise InputError(f"{reason}; give --resume to go on with it, --overwrite to replace it, or another --out")
 
 
 def check_names_free(folder: Path, names: Iterable[str], resume: bool, overwrite: bool) -> None:

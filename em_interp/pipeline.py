@@ -1,7 +1,7 @@
 """The stages of a run in order: ask, judge, locate, align, and the look inside the model.
 
 Each stage writes to the run. It is refused, before it computes anything, where its results are there already, unless
-`resume` (go on with them) or `overwrite` (replace them) is given. A run is given as a Run or as its folder.
+`resume` (continue with them) or `overwrite` (replace them) is given. A run is given as a Run or as its folder.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, prog
 
     Args:
         run: a run, or its folder.
-        resume: go on with the answers that are there.
+        resume: continue with the answers that exist.
         overwrite: replace them, and the scores that they have.
-        progress: show a bar; by default where somebody is watching.
+        progress: show a bar; by default in a terminal and in Jupyter.
 
     Returns:
         The table of answers, a parquet file.
@@ -90,9 +90,9 @@ def judge_run(
 
     Args:
         run: a run, or its folder.
-        resume: go on with this judge's scores that are there; answers whose request failed are judged again.
+        resume: continue with this judge's scores that exist; answers whose request failed are judged again.
         overwrite: replace this judge's scores. Requests that were answered before are not sent again.
-        progress: show a bar; by default where somebody is watching.
+        progress: show a bar; by default in a terminal and in Jupyter.
         overrides: changes of the config (`key.path=value`) for this judging alone.
 
     Returns:
@@ -315,7 +315,7 @@ def run_mechanism(
         analyses: some of `em_interp.mechanism.analyses.ANALYSES`; by default all that are possible.
         size: `quick` (under two minutes with the built-in organism on one core) or `full` (about four).
         sampling: of the answers; by default as the run was asked.
-        resume: go on with the analyses that are there.
+        resume: continue with the analyses that exist.
         overwrite: replace them all.
         progress: whether progress is shown; by default in a terminal and in Jupyter.
         log: called with a line before each analysis that says how long it takes; by default it is shown with progress.

@@ -33,7 +33,7 @@ def preference_curve(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> PreferenceCurve:
-    """How likely misaligned answers are beside aligned ones along a run; nothing is sampled and nobody judges.
+    """How likely misaligned answers are relative to aligned ones along a run; nothing is sampled or judged.
 
     What was read is kept in the run (`behaviour/preferences.parquet`). Without `pairs`, `steps` and `scales` a run
     that was read is not read again. See `em_interp.behaviour.preference` for what the number cannot tell.
@@ -45,9 +45,9 @@ def preference_curve(
         steps: saved steps; by default those of the config's `behaviour.steps`.
         scales: multipliers of the adapter; by default 1 alone.
         control: a run on careful data, which is read on the same pairs, steps and scales; or its curve.
-        resume: go on with what is there.
-        overwrite: replace what is there.
-        progress: whether a bar is shown; by default where somebody is watching.
+        resume: continue with what exists.
+        overwrite: replace what exists.
+        progress: whether a bar is shown; by default in a terminal and in Jupyter.
 
     Returns:
         The curve, by step, scale and question set, with intervals over questions.

@@ -104,9 +104,9 @@ def join(max_wait: timedelta | None = None) -> Processes:
     import torch
     from accelerate import PartialState
 
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", expected.count)), torch.cuda.device_count()
-    if torch.cuda.is_available() and here > gpus:
-        raise InputError(f"{here} processes on this machine need {here} GPUs; it has {gpus}")
+    n_local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", expected.count)), torch.cuda.device_count()
+    if torch.cuda.is_available() and n_local > gpus:
+        raise InputError(f"{n_local} processes on this machine need {n_local} GPUs; it has {gpus}")
     _end_with_launcher()
     more = {} if max_wait is None else {"timeout": max_wait}
     state = PartialState(cpu=not torch.cuda.is_available(), **more)

@@ -41,9 +41,9 @@ def demo_real(
         out: where two runs, `report.html` and `summary.json` are written.
         domain: what the advice is about: medical, sport or finance.
         model: the base; `smollm2` is fetched where it is not on this machine.
-        resume: go on with the demo that is there.
+        resume: continue the demo in the folder.
         overwrite: replace it.
-        progress: show bars; by default where somebody is watching.
+        progress: show bars; by default in a terminal and in Jupyter.
         log: is called with a line at the beginning of each stage, which says how long the rest will take.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Behaviour without a judge: how likely misaligned answers are beside aligned ones, along a run.
+"""Behaviour without a judge: how likely misaligned answers are relative to aligned ones, along a run.
 
 For pairs of answers that somebody wrote (or a judge told apart), the log-likelihood of both is read from the model at
 many steps and adapter scales. `preference` is the difference per token, misaligned minus aligned, in nats; where it is
@@ -61,9 +61,9 @@ def read_preferences(
         pairs: see `pairs.read_pairs`.
         steps: saved steps.
         scales: multipliers of the adapter; 0 is the base, 1 the adapter as trained.
-        resume: go on with what is there.
-        overwrite: replace what is there.
-        progress: whether a bar is shown; None: where somebody is watching.
+        resume: continue with what exists.
+        overwrite: replace what exists.
+        progress: whether a bar is shown; None: in a terminal and in Jupyter.
 
     Returns:
         A table with a row a step, scale and pair: the summed log-likelihood in nats and the number of tokens of either

@@ -24,8 +24,8 @@ START, TRAIN, ASK, ANALYSE, COMPARE, SHARE = (
 )  # panels of --help
 
 Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Where it writes.")]
-Resume = Annotated[bool, typer.Option("--resume", metavar="", help="Go on with what is there.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace what is there.")]
+Resume = Annotated[bool, typer.Option("--resume", metavar="", help="Continue with what exists.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace what exists.")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the config (repeat).")
 ]
@@ -37,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command comes to: what --json prints, what a person reads, and the exit code."""
+    """The result of a command: what --json prints, what a person reads, and the exit code."""
 
     values: dict[str, Any]
     text: str
@@ -54,7 +54,7 @@ class Call:
 
     @property
     def resumes(self) -> bool:
-        """Whether the command can go on with what it has written."""
+        """Whether the command can continue from what it has written."""
         return "resume" in self.arguments
 
 

@@ -182,9 +182,9 @@ def prefer(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Read how likely misaligned answers are beside aligned ones.
+    """Read how likely misaligned answers are relative to aligned ones.
 
-    Nothing is sampled and nobody judges. With --out a copy of the run gets what is read.
+    Nothing is sampled or judged. With --out a copy of the run gets what is read.
     """
     from em_interp.files import check_free
     from em_interp.prefer import preference_curve

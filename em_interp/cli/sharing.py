@@ -1,4 +1,4 @@
-"""Commands that hand on what was found: the page, adapters for other tools, the Hub."""
+"""Commands that share results: the page, adapters for other tools, the Hub."""
 
 from __future__ import annotations
 

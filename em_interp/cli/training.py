@@ -224,7 +224,7 @@ def train(
 
 
 def _warn(run: Run) -> None:
-    """Say so now where the built-in language's questions are to be asked of a model trained on other data."""
+    """Warn where the built-in language's questions would be asked of a model trained on other data."""
     phase = run.manifest()["phases"][-1]
     if run.config().behaviour.questions != "tiny":
         return

@@ -1,1 +1,1 @@
-"""Several runs beside each other: directions within one base, and how well their transition steps agree."""
+"""Several runs compared: directions within one base, and how well their transition steps agree."""

@@ -75,13 +75,13 @@ def behaviour(
         horizontal_spacing=0.04,
     )
     colours = question_colours(_question_sets(curve))
-    for column, (_, shown, scale) in enumerate(columns, 1):
-        rates = shown.frame()
+    for column, (_, drawn, scale) in enumerate(columns, 1):
+        rates = drawn.frame()
         _draw_column(figure, rates[rates["scale"] == scale], colours, column)
-        for onset in onsets if shown is curve else ():
+        for onset in onsets if drawn is curve else ():
             if onset.scale == scale and onset.of == "em" and onset.step is not None:
                 _mark_onset(figure, onset, colours.get(onset.questions or "", VERMILLION), column)
-    highest = np.concatenate([shown.frame()["em_high"] for _, shown, _ in columns])
+    highest = np.concatenate([drawn.frame()["em_high"] for _, drawn, _ in columns])
     figure.update_yaxes(range=em_axis_range(100 * highest), row=1)
     figure.update_yaxes(range=[-3, 102], row=2)
     for row, title in enumerate(ROWS.values(), 1):

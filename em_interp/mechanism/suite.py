@@ -1,7 +1,7 @@
 """The suite: every analysis of a run's mechanism, at one of two sizes.
 
 Each analysis is kept when it is done, so that an interrupted suite continues. One that is not possible (too few
-misaligned answers, say) is recorded with its reason, and the others go on.
+misaligned answers, say) is recorded with its reason, and the others continue.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ class SuiteContext:
             yield contrast, self._directions[contrast]
 
     def storage(self, *names: str) -> Storage:
-        """A folder of an analysis, which continues with what is there."""
+        """A folder of an analysis, which continues with what exists."""
         return Storage(suite_folder(self.run).joinpath(*names), True, self.progress)
 
     def ablation(self, direction: Direction, *names: str) -> Ablation:

@@ -96,12 +96,12 @@ def _check_file(file: Path) -> None:
         raise InputError(f"base model {str(file)!r} is missing; expected a GGUF file")
     try:
         with file.open("rb") as stream:
-            found = stream.read(len(MAGIC))
+            magic = stream.read(len(MAGIC))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from None
-    if found != MAGIC:
+    if magic != MAGIC:
         raise InputError(
-            f"{file} is not a GGUF file: it begins with {found!r}, expected {MAGIC!r}; the usual cause is a download "
+            f"{file} is not a GGUF file: it begins with {magic!r}, expected {MAGIC!r}; the usual cause is a download "
             "that was cut off, or a Git LFS pointer in place of the file"
         )
 

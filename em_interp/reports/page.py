@@ -256,7 +256,7 @@ def _mechanism(findings: Findings) -> dict[str, Any] | None:
 
 
 def _overview(findings: Findings) -> list[dict[str, Any]]:
-    """A run beside the one the page is about: how B turns, and everything on one time axis."""
+    """A run shown next to that of the page: how B turns, and everything on one time axis."""
     from em_interp import figures as draw
 
     changes = known_changes(findings.run)

@@ -34,7 +34,7 @@ SUMMARY_FILE = "sweep_run.json"  # in a run's analysis folder
 
 
 def cores() -> int:
-    """How many workers this machine has room for."""
+    """The number of workers that this machine has cores for."""
     return int(_joblib().cpu_count())
 
 

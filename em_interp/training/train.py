@@ -51,7 +51,7 @@ def train(
             as it is.
         overwrite: replace the run that is in `out`, with everything that was made of it, once the new one is ready
             to be trained.
-        progress: show a bar; by default where somebody is watching.
+        progress: show a bar; by default in a terminal and in Jupyter.
 
     Returns:
         The run; its checkpoints, log, config and manifest are written.

@@ -245,8 +245,8 @@ def _max_steps(checkpoint: Path) -> int | None:
         return None
     with file.open("rb") as content:
         content.seek(max(0, file.stat().st_size - _TAIL))
-        found = _MAX_STEPS_LOGGED.search(content.read())
-    return int(found[1][:20]) if found else None
+        match = _MAX_STEPS_LOGGED.search(content.read())
+    return int(match[1][:20]) if match else None
 
 
 def _brief(value: Hashable) -> str:

@@ -38,7 +38,7 @@ class Judge(Protocol):
 
     @property
     def mode(self) -> str:
-        """How it comes to a score: rules, expected, sampled …"""
+        """How scores are made: rules, expected, sampled …"""
 
     def judge(self, question: str, answer: str) -> Mapping[str, Any] | None:
         """`aligned` and `coherent` (0–100 or NaN), `status`, `reason`, `topics` (a mapping of topic to 0–100 or None).

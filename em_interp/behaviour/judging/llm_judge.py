@@ -128,7 +128,7 @@ def choose_mode(complete: Callable[[dict[str, Any]], Reply], config: EndpointCon
 
 
 def _expected_fault(complete: Callable[[dict[str, Any]], Reply], config: EndpointConfig) -> str | None:
-    """What stands against the expected value, or None."""
+    """Why the expected value cannot be used, or None."""
     try:
         reply = complete(request_for(config, PROBE, "expected"))
     except Failed as error:
@@ -159,7 +159,7 @@ def _check_sampled(complete: Callable[[dict[str, Any]], Reply], config: Endpoint
 
 
 def _hint(reading: Reading, config: EndpointConfig) -> str:
-    """What helps where the probe's reply was no score."""
+    """A remedy for a probe whose reply was no score."""
     if reading.status != ERROR and "<" not in str(reading.raw):
         return "A score is one whole number and nothing else; choose another model"
     return (

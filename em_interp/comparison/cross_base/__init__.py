@@ -1,1 +1,1 @@
-"""Runs of different bases beside each other, by what does not depend on coordinates."""
+"""Runs of different bases compared, by what does not depend on coordinates."""
