@@ -139,9 +139,9 @@ def _check_steps(path: AdapterTrajectory, curve: BehaviourCurve, where: str | Pa
         )
 
 
-def strongest_rotation(transitions: list[Transition], of: str = "B") -> Transition:
-    """The most certain rotation of one part of the adapter, or the verdict that there is none."""
-    return strongest([t for t in transitions if t.signal == "rotation" and t.of == of])
+def strongest_rotation(transitions: list[Transition]) -> Transition:
+    """The most certain rotation of B, or the verdict that there is none."""
+    return strongest([t for t in transitions if t.signal == "rotation" and t.of == "B"])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

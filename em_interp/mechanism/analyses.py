@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,7 +100,7 @@ def logit_lens(context: SuiteContext) -> Finding:
     lenses = read_logit_lens(context.model, context.answers, of_largest, context.attribution.steps)
     null = max(lens.null(side) for lens in lenses for side in ("promoted", "suppressed"))
     control = f"Random directions share no more than Jaccard {null:.2f} of the last step's tokens (95%)."
-    figures = {f"logit_lens_{_file_name(lens.site)}": lens.plot() for lens in lenses}
+    figures = {re.sub(r"\W", "_", f"logit_lens_{lens.site}"): lens.plot() for lens in lenses}
     values = {"sites": [lens.to_dict() for lens in lenses], "not_read": sorted(set(norm) - set(largest))}
     return Finding(values, figures, " ".join(lens.sentence() for lens in lenses), control)
 
@@ -216,10 +217,6 @@ def kl_from_base(context: SuiteContext) -> Finding:
 
 def _as_sentence(words: str) -> str:
     return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
 def _probes_workload(context: SuiteContext) -> Workload:

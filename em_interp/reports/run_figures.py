@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -132,7 +133,7 @@ def _of_behaviour(findings: Findings) -> dict[str, go.Figure]:
     drawn = {"behaviour": draw.behaviour(findings.curve, findings.control, findings.onsets)}
     for onset in findings.onsets:
         scale = "" if onset.scale in (None, 1) else f"_x{onset.scale:g}".replace(".", "p")
-        drawn[f"onset_{_safe(onset.questions or 'all')}{scale}"] = draw.onset(onset)
+        drawn[re.sub(r"\W", "_", f"onset_{onset.questions or 'all'}{scale}")] = draw.onset(onset)
     scale = min(findings.curve.answers["scale"].unique(), key=lambda value: abs(value - 1))
     last = findings.curve.select(scale).at(int(findings.curve.steps[-1]))
     return {**drawn, "scores_last_step": draw.scores(last), **_of_preference(findings)}
@@ -152,11 +153,6 @@ def _of_mechanism(findings: Findings) -> dict[str, go.Figure]:
 
     report = read_report(findings.run)
     return {} if report is None else {f"mechanism_{name}": figure for name, figure in report.figures.items()}
-
-
-def _safe(name: str) -> str:
-    """A name of the data as part of a file's name."""
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
 def timeline(findings: Findings) -> go.Figure:

@@ -41,9 +41,7 @@ def composition_score(
     return float(np.linalg.norm(X.T @ Y)) / size if size > 0 else float("nan")
 
 
-def composition_path(
-    path: AdapterTrajectory, centre: bool = True, normalised: bool = False
-) -> Float[np.ndarray, " step"]:
+def composition_path(path: AdapterTrajectory, normalised: bool = False) -> Float[np.ndarray, " step"]:
     """The score of every saved step against the final one; NaN where the adapter is zero.
 
     Raises InputError where the sites write into spaces of different dimensions.
@@ -53,7 +51,7 @@ def composition_path(
         raise InputError(f"the sites write into spaces of different dimensions ({sizes}); a composition needs one")
     final = path_columns(path, len(path.steps) - 1)
     rows = range(len(path.steps))
-    return np.array([composition_score(path_columns(path, row), final, centre, normalised) for row in rows])
+    return np.array([composition_score(path_columns(path, row), final, normalised=normalised) for row in rows])
 
 
 def no_composition(path: AdapterTrajectory) -> str | None:

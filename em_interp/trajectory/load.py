@@ -89,9 +89,9 @@ def as_trajectory(source: TrajectorySource) -> AdapterTrajectory:
     return source if isinstance(source, AdapterTrajectory) else load_trajectory(source)
 
 
-def checkpoint_folders(source: str | Path, revision: str | None = None) -> dict[int, Path]:
+def checkpoint_folders(source: str | Path) -> dict[int, Path]:
     """The folder of each saved step of a run, a folder of checkpoints, or a repository on the Hub; two or more."""
-    root = _locate(source, revision)[0]
+    root = _locate(source, None)[0]
     return {step: root / saved.place for step, saved in _saved_by_step(root).items()}
 
 

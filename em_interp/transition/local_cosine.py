@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.checks import check_level
 from em_interp.errors import InputError
 from em_interp.trajectory.geometry import local_cosine
 from em_interp.transition.path_noise import between_blocks, estimate_noise, even_increments, prefix_sums
 from em_interp.transition.turn_test import drift_length
 
 MIN_INCREMENTS = 20
+LEVEL = 0.95  # of the null band
 N_DRAWS = 400
 
 
@@ -47,15 +47,14 @@ def largest_local_cosine(
 
 
 def straight_angles(
-    gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray, " step"], k: int, level: float = 0.95
+    gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray, " step"], k: int
 ) -> tuple[Float[np.ndarray, " step"], Float[np.ndarray, " step"]]:
     """The null band of turning angles in degrees at spacing `k`: low and high, by step.
 
-    A straight path with this one's speed and noise has its angle inside with probability `level`, at each step by
+    A straight path with this one's speed and noise has its angle inside with probability 0.95, at each step by
     itself. NaN where `k` steps before or after were not saved evenly, and where the path is too short to tell drift
     from noise. The simulation has a fixed seed.
     """
-    check_level(level)
     low, high = np.full(len(steps), np.nan), np.full(len(steps), np.nan)
     increments = even_increments(gram, steps)
     reach, rest = divmod(k, increments.spacing)
@@ -68,7 +67,7 @@ def straight_angles(
     travelled = np.concatenate([[0.0], np.cumsum(drift_length(increments, noise))])
     angles = _simulated_angles(travelled[start + reach] - travelled[start], covariance, noise.inverse_dimension)
     rows = np.searchsorted(steps, increments.edges[places])
-    low[rows], high[rows] = np.quantile(angles, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low[rows], high[rows] = np.quantile(angles, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
 
