@@ -12,7 +12,7 @@ def test_a_few_runs_are_compared_across_bases_once(done, tmp_path):
     seeds = [Candidate(name, name.split("_")[0], "{}", done[1] / "runs" / name) for name in (RUNS[0], RUNS[2])]
     found = across_bases(seeds, 19, tmp_path)
     assert found.reason is None and found.lines[0].startswith("2 runs of tiny-qwen2, tiny-llama, ")
-    assert [one["name"] for one in found.found["runs"]] == [RUNS[0], RUNS[2]]
+    assert [one["name"] for one in found.values["runs"]] == [RUNS[0], RUNS[2]]
     assert len(found.figures()) == 2 and all(map(drawn, found.figures()))
     with unchanged(tmp_path):
         assert across_bases(seeds, 19, tmp_path).lines == found.lines
