@@ -20,7 +20,7 @@ SEED = 779
 def outcome(kind, case, seed=SEED):
     """One set of curves: verdict, p-value, error, and whether the interval covers the truth."""
     planted = planted_shift(kind, np.random.default_rng([seed, (RISES + NULLS).index(kind), case]))
-    found = locate_shift(planted.curves, planted.control, planted.style)
+    found = locate_shift(planted.curves, *planted.given)
     verdict, length = verdict_of(found)[0], planted.curves.steps[-1]
     row = {"verdict": verdict, "p": found.p_value}
     if verdict == "transition" and planted.midpoint is not None:

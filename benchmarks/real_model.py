@@ -92,9 +92,16 @@ def row_of(found):
         "gradient_norm": signals["gradient_norm"].to_dict() if "gradient_norm" in signals else None,
         "lock_in": signals["lock_in"].to_dict() if "lock_in" in signals else None,
         "onsets": {onset.questions: onset.to_dict() for onset in found.preference_onsets},
-        "changes": {name: last.loc[name, ["change", "change_low", "change_high"]].tolist() for name in last.index},
+        "changes": {name: last.loc[name, ends("change")].tolist() for name in last.index},
+        "beyond_control": {
+            name: last.loc[name, ends("beyond_control")].tolist() for name in last.index if "beyond_control" in last
+        },
         "verdict": found.alignment.verdict,
     }
+
+
+def ends(column):
+    return [column, f"{column}_low", f"{column}_high"]
 
 
 def write_tables(rows, out):
@@ -130,14 +137,11 @@ def said(found):
 
 
 def changes(row):
-    """The changes of preference with intervals, and the control's change behind each."""
-    beside = row["control"]["changes"]
-    cells = [
-        f"{mean:+.3f} ({low:+.3f} to {high:+.3f}), control {beside[name][0]:+.3f}"
-        for name, (mean, low, high) in (
-            (name, row["changes"][name]) for name in (*SETS, "style") if name in row["changes"]
-        )
-    ]
+    """The changes of preference, and beyond the control with intervals (questions paired)."""
+    cells = []
+    for name in (name for name in (*SETS, "style") if name in row["changes"]):
+        mean, low, high = row["beyond_control"][name]
+        cells.append(f"{row['changes'][name][0]:+.3f}, beyond control {mean:+.3f} ({low:+.3f} to {high:+.3f})")
     return [*key_of(row), *cells]
 
 

@@ -186,7 +186,8 @@ class PreferenceCurve(Result):
         clause = f"{name} {first:+.3f} → {row['preference']:+.3f}, change {row['change']:+.3f} ({interval}"
         clause += f", {row['questions_n']:.0f} questions)"
         if "control_change" in row:
-            clause += f", control {row['control_change']:+.3f}"
+            clause += f", control {row['control_change']:+.3f}, beyond it {row['beyond_control']:+.3f}"
+            clause += f" ({row['beyond_control_low']:+.3f} to {row['beyond_control_high']:+.3f})"
         return f"{clause}, misaligned likelier in {row['share']:.0%}"
 
     def to_dict(self) -> dict[str, Any]:

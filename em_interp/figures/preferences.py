@@ -105,9 +105,10 @@ def shift_onset(transition: Transition) -> go.Figure:
     table = signal_table(onset_curves(seen), [transition])
     figure = new_figure(f"Onset of the preference{about}", f"{transition.verdict}: {transition.reason}", numbers=table)
     figure.update_xaxes(title_text=STEP).update_yaxes(title_text=ROWS["change"].replace("<br>", " "))
-    for name, dash in (("control", "dash"), (STYLE, "dot")):
+    style_name = "style beyond the control" if seen.get("net_style") else STYLE
+    for name, label, dash in (("control", "control", "dash"), (STYLE, style_name, "dot")):
         if f"{name}_steps" in seen:
-            line = go.Scatter(x=seen[f"{name}_steps"], y=seen[f"{name}_rate"], mode="lines", name=name)
+            line = go.Scatter(x=seen[f"{name}_steps"], y=seen[f"{name}_rate"], mode="lines", name=label)
             figure.add_trace(line.update(line={"color": FAINT if name == STYLE else MUTED, "dash": dash}))
     if "fit_steps" in seen:
         fit = go.Scatter(x=seen["fit_steps"], y=seen["fit_rate"], mode="lines", line_color=colour)

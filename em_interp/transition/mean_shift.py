@@ -7,9 +7,11 @@ of the kind would have had others.
 Null hypotheses. The change since the first step is as often up as down, question by question (a question's whole curve
 keeps its shape and gets a random sign); with a control run read on the same questions, the same for the difference of
 the two curves of each question; with a style null, the questions of both kinds are exchangeable, so that the kind under
-test shifts no more than answers that differ in style alone. Statistic: by how much the best fitting logistic lowers the
-squared error of the mean curve. The largest p-value counts. The first two are exact for changes that are symmetric
-about zero, whatever the dependence between steps.
+test shifts no more than answers that differ in style alone. Where the control was read on the style null too, the
+third is about what is beyond the control on either side: a control that is trained on answers of the same style shifts
+as much in style, and what is left is not style. Statistic: by how much the best fitting logistic lowers the squared
+error of the mean curve. The largest p-value counts. The first two are exact for changes that are symmetric about zero,
+whatever the dependence between steps.
 
 Estimate. The midpoint of a logistic with free asymptotes, fitted to the mean curve by least squares. Its interval is a
 bootstrap over questions, with autoregressive noise like the residuals of the mean curve, so that what all questions
@@ -93,6 +95,21 @@ class QuestionCurves:
         rows = np.isin(self.steps, steps)
         return QuestionCurves(self.steps[rows], tuple(questions), self.values[rows][:, columns])
 
+    def beyond(self, control: QuestionCurves) -> QuestionCurves:
+        """The change of each question less its change in the control, at the steps and questions that both have.
+
+        Raises InputError where they share no step or no question.
+        """
+        shared = [question for question in self.question_ids if question in control.question_ids]
+        steps = np.intersect1d(self.steps, control.steps)
+        if not shared or not len(steps):
+            what = "step" if shared else "question"
+            raise InputError(
+                f"the curve and its control share no {what}; read both at the same steps on the same pairs"
+            )
+        change = self.select(steps, shared).change - control.select(steps, shared).change
+        return QuestionCurves(steps, tuple(shared), change)
+
 
 @dataclass(frozen=True)
 class ShiftTest:
@@ -100,7 +117,8 @@ class ShiftTest:
 
     curves: QuestionCurves
     control: QuestionCurves | None
-    style: QuestionCurves | None
+    style: QuestionCurves | None  # beyond the control, where that was read on the style null too
+    net_style: bool  # whether it is
     p_rise: float | None
     p_control: float | None
     p_style: float | None
@@ -134,13 +152,9 @@ def shift_onset(
         InputError: Where the control shares no step or question with the curve.
     """
     style, control = curve.style_null, curve.control if control is None else control
-    test = locate_shift(
-        QuestionCurves.of(curve.values()),
-        None if control is None else QuestionCurves.of(control.values()),
-        None if style is None else QuestionCurves.of(style.values()),
-        level,
-        seed,
-    )
+    control_style = None if control is None else control.style_null
+    compared = (None if each is None else QuestionCurves.of(each.values()) for each in (control, style, control_style))
+    test = locate_shift(QuestionCurves.of(curve.values()), *compared, level=level, seed=seed)
     verdict, reason = verdict_of(test)
     shift = test.shift if verdict == "transition" else None
     return Transition(
@@ -160,40 +174,39 @@ def locate_shift(
     curves: QuestionCurves,
     control: QuestionCurves | None = None,
     style: QuestionCurves | None = None,
+    control_style: QuestionCurves | None = None,
+    *,
     level: float = 0.95,
     seed: int = 0,
 ) -> ShiftTest:
     """`shift_onset` on the values themselves: the tests, and the fit where all of them reject."""
     rng = np.random.default_rng(seed)
-    if len(curves.steps) < MIN_STEPS or len(curves.question_ids) < MIN_QUESTIONS:
-        return ShiftTest(curves, control, style, None, None, None, None)
-    p_rise = _p_of_signs(curves.steps, curves.change, rng)
-    p_control = None if control is None else _p_beyond_control(curves, control, rng)
-    p_style = None if style is None else _p_beyond_style(curves, style, rng)
+    beyond = None if control is None else curves.beyond(control)
+    net_style = False
+    if style is not None and control_style is not None and beyond is not None:
+        style, net_style = style.beyond(control_style), True
+    if not _enough(curves):
+        return ShiftTest(curves, control, style, net_style, None, None, None, None)
+    p_rise = _p_of_signs(curves, rng)
+    p_control = None if beyond is None or not _enough(beyond) else _p_of_signs(beyond, rng)
+    compared = beyond if net_style else curves
+    p_style = None if style is None or compared is None else _p_beyond_style(compared, style, rng)
     rejected = max(p_rise, p_control or 0.0, p_style or 0.0) <= ALPHA
-    return ShiftTest(
-        curves, control, style, p_rise, p_control, p_style, fit_shift(curves, level, rng) if rejected else None
-    )
+    shift = fit_shift(curves, level, rng) if rejected else None
+    return ShiftTest(curves, control, style, net_style, p_rise, p_control, p_style, shift)
 
 
-def _p_of_signs(
-    steps: Float[np.ndarray, " step"], change: Float[np.ndarray, "step question"], rng: np.random.Generator
-) -> float:
+def _enough(curves: QuestionCurves) -> bool:
+    return len(curves.steps) >= MIN_STEPS and len(curves.question_ids) >= MIN_QUESTIONS
+
+
+def _p_of_signs(curves: QuestionCurves, rng: np.random.Generator) -> float:
     """The p-value of a rise of the mean, from random signs of the questions' curves."""
+    change = curves.change
     signs = rng.choice([-1.0, 1.0], (N_PERMUTATIONS, change.shape[1]))
-    return rise_p_value(steps, np.ones(len(steps)), change.mean(axis=1), signs @ change.T / change.shape[1])
-
-
-def _p_beyond_control(curves: QuestionCurves, control: QuestionCurves, rng: np.random.Generator) -> float | None:
-    shared = [question for question in curves.question_ids if question in control.question_ids]
-    steps = np.intersect1d(curves.steps, control.steps)
-    if not shared or not len(steps):
-        what = "step" if shared else "question"
-        raise InputError(f"the curve and its control share no {what}; read both at the same steps on the same pairs")
-    if len(steps) < MIN_STEPS or len(shared) < MIN_QUESTIONS:
-        return None
-    own, of_control = curves.select(steps, shared), control.select(steps, shared)
-    return _p_of_signs(steps, own.change - of_control.change, rng)
+    return rise_p_value(
+        curves.steps, np.ones(len(curves.steps)), change.mean(axis=1), signs @ change.T / change.shape[1]
+    )
 
 
 def _p_beyond_style(curves: QuestionCurves, style: QuestionCurves, rng: np.random.Generator) -> float | None:
@@ -309,7 +322,8 @@ def verdict_of(test: ShiftTest) -> tuple[Verdict, str]:
         return "none", f"the mean does not rise beyond its value at step {steps[0]:g} (p = {test.p_rise:.2g})"
     for name, p_value in p_values.items():
         if p_value is not None and p_value > ALPHA:
-            return "none", f"the mean does not rise beyond that of the {name} (p = {p_value:.2g})"
+            net = "beyond the control, " if name == "style null" and test.net_style else ""
+            return "none", f"{net}the mean does not rise beyond that of the {name} (p = {p_value:.2g})"
     assert shift is not None
     change = f"the mean changes by {curves.change[-1].mean():+.3f} from step {steps[0]:g} to {steps[-1]:g}"
     if shift.high - shift.low < MIN_SHIFT:
@@ -331,8 +345,9 @@ def _evidence(test: ShiftTest) -> dict[str, Any]:
         "answers": np.full(len(curves.steps), len(curves.question_ids)),
         "p_rise": test.p_rise,
     }
-    for name, comparison in (("control", test.control), ("style", test.style)):
-        if comparison is not None:
-            evidence |= {f"{name}_steps": comparison.steps, f"{name}_rate": comparison.change.mean(axis=1)}
+    for name, other in (("control", test.control), ("style", test.style)):
+        if other is not None:
+            evidence |= {f"{name}_steps": other.steps, f"{name}_rate": other.change.mean(axis=1)}
             evidence |= {f"p_{name}": getattr(test, f"p_{name}")}
+    evidence["net_style"] = test.net_style
     return evidence | (shift.evidence(curves.steps) if shift is not None else {})

@@ -150,5 +150,6 @@ def test_the_curve_shows_itself():
     assert "<svg" in curve._repr_html_()
     assert {trace.name for trace in curve.plot().data} >= {"broad", "style", "control"}
     found = find_transition(curve.select(questions="broad"))
-    assert {trace.name for trace in found.plot().data} >= {"fitted rise", "control", "style", "this run"}
+    assert {trace.name for trace in found.plot().data} >= {"fitted rise", "control", "this run"}
+    assert "style beyond the control" in {trace.name for trace in found.plot().data}
     assert set(curve.to_dict()) == {"domain", "level", "rows"}

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from em_interp.errors import InputError
 from em_interp.transition.mean_shift import QuestionCurves, locate_shift, verdict_of
 from em_interp.transition.synthetic.shifts import NULLS, RISES, planted_shift
 
@@ -11,7 +12,7 @@ def drawn(kind, count=COUNT):
     """Planted shifts of one kind with what is found in them."""
     for number in range(count):
         planted = planted_shift(kind, np.random.default_rng([number, sum(kind.encode())]))
-        found = locate_shift(planted.curves, planted.control, planted.style, seed=number)
+        found = locate_shift(planted.curves, *planted.given, seed=number)
         yield planted, found, verdict_of(found)[0]
 
 
@@ -30,6 +31,29 @@ def test_planted_shifts_are_found_and_their_intervals_hold_the_truth(kind):
 def test_nothing_is_found_where_nothing_shifts_or_others_shift_as_much(kind):
     verdicts = [verdict for *_, verdict in drawn(kind)]
     assert verdicts.count("transition") <= 1
+
+
+def test_style_that_the_control_shares_hides_no_shift_and_style_that_it_lacks_does():
+    for number in range(5):
+        shared = planted_shift("shared_style", np.random.default_rng([11, number]))
+        both = locate_shift(shared.curves, *shared.given)
+        assert verdict_of(both)[0] == "transition" and both.net_style
+        alone = locate_shift(shared.curves, shared.control, shared.style)  # the control was not read on the style null
+        assert verdict_of(alone)[0] == "none" and not alone.net_style
+        own = planted_shift("own_style", np.random.default_rng([11, number]))
+        verdict, reason = verdict_of(locate_shift(own.curves, *own.given))
+        assert verdict == "none" and reason.startswith("beyond the control, the mean does not rise beyond that of the")
+
+
+def test_a_curve_beyond_its_control_is_the_difference_of_changes_at_shared_steps_and_questions():
+    steps = np.array([0.0, 10.0, 20.0])
+    own = QuestionCurves(steps, ("a", "b"), np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 9.0]]))
+    control = QuestionCurves(steps[[0, 2]], ("b", "c"), np.array([[0.0, 0.0], [1.0, 0.0]]))
+    beyond = own.beyond(control)
+    assert beyond.question_ids == ("b",) and beyond.steps.tolist() == [0, 20]
+    assert beyond.change.tolist() == [[0.0], [3.0]]
+    with pytest.raises(InputError, match="share no question"):
+        own.beyond(control.select(control.steps, ["c"]))
 
 
 def test_signs_of_questions_give_a_uniform_p_value_where_they_drift_either_way():

@@ -11,8 +11,18 @@ from em_interp.transition.logistic import logistic
 from em_interp.transition.mean_shift import QuestionCurves
 from em_interp.transition.synthetic import check_kind, generator_of
 
-RISES = ("plain", "sharp", "gradual", "staggered", "few_questions", "wiggles", "lopsided", "beyond_control")
-NULLS = ("flat", "drifts", "as_control", "as_style", "falling", "trifle")
+RISES = (
+    "plain",
+    "sharp",
+    "gradual",
+    "staggered",
+    "few_questions",
+    "wiggles",
+    "lopsided",
+    "beyond_control",
+    "shared_style",
+)
+NULLS = ("flat", "drifts", "as_control", "as_style", "own_style", "falling", "trifle")
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,13 @@ class PlantedShift:
     curves: QuestionCurves
     control: QuestionCurves | None
     style: QuestionCurves | None
+    control_style: QuestionCurves | None
     midpoint: float | None
+
+    @property
+    def given(self) -> tuple[QuestionCurves | None, QuestionCurves | None, QuestionCurves | None]:
+        """What `locate_shift` takes beside the curves: the control, the style null and the control's style null."""
+        return self.control, self.style, self.control_style
 
 
 def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
@@ -31,7 +47,9 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     Each question has a height of its own around a mean of 0.03–0.2, half of it as spread, a slow random drift, and
     noise that is correlated between steps. `staggered`: each question has its own midpoint. `lopsided`: a Gompertz
     curve. `wiggles`: all questions share some noise. `drifts`: questions drift far, in either direction. `as_control`
-    and `as_style`: the control or the style null shifts as much. `trifle`: a shift too small to matter.
+    and `as_style`: the control or the style null shifts as much. `shared_style`: the style null shifts three times as
+    much, and so does the control's; `own_style`: it shifts as much, and the control's does not. `trifle`: a shift too
+    small to matter.
 
     Args:
         kind: one of `RISES` (there is a shift) or `NULLS` (there is none).
@@ -54,13 +72,22 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     share = _share(kind, steps, midpoint, width * length, count, rng)
     own = _curves(steps, share, height, count, kind, rng)
     flat, n_style = np.zeros_like(share), int(rng.choice([12, 24, 48]))
-    control = style = None
-    if kind in ("beyond_control", "as_control"):
+    control = style = control_style = None
+    if kind in ("beyond_control", "as_control", "shared_style", "own_style"):
         control = _curves(steps, share if kind == "as_control" else flat, height, count, kind, rng)
-    if kind in ("beyond_control", "as_style", "plain"):
-        shared = share[:, :1] if kind == "as_style" else flat[:, :1]
-        style = _curves(steps, np.repeat(shared, n_style, axis=1), height, n_style, kind, rng)
-    return PlantedShift(own, control, style, midpoint if kind in RISES else None)
+    if kind in ("beyond_control", "as_style", "plain", "shared_style", "own_style"):
+        shifts = {"as_style": 1.0, "own_style": 1.0, "shared_style": 3.0}.get(kind, 0.0)
+        style = _curves(steps, np.repeat(shifts * share[:, :1], n_style, axis=1), height, n_style, kind, rng)
+    if style is not None and kind in ("shared_style", "own_style"):
+        control_style = _control_style(style, kind, height, rng)
+    return PlantedShift(own, control, style, control_style, midpoint if kind in RISES else None)
+
+
+def _control_style(style: QuestionCurves, kind: str, height: float, rng: np.random.Generator) -> QuestionCurves:
+    """The control's curves of the same questions: as far in style with `shared_style`, flat with `own_style`."""
+    count = len(style.question_ids)
+    flat = _curves(style.steps, np.zeros((len(style.steps), count)), height, count, kind, rng)
+    return flat if kind == "own_style" else QuestionCurves(flat.steps, flat.question_ids, flat.values + style.change)
 
 
 def _share(
