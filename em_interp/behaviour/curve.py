@@ -14,6 +14,7 @@ from em_interp.behaviour.judging.judge import KEY
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_coherent, is_em
 from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.inspect_logs import write_logs
 from em_interp.behaviour.tables.judged import normal_form, of_one_judge, read_judged
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.checks import as_list, check_level, check_type, described
@@ -157,6 +158,21 @@ class BehaviourCurve(Result):
         """The curve as plain values: `domain`, `level`, `unscored` and the rows of `frame()`."""
         rows = self.frame().to_dict("records")
         return {"domain": self.domain, "level": self.level, "unscored": self.unscored(), "rows": rows}
+
+    def to_inspect(self, folder: str | Path, model: str = "unknown") -> list[Path]:
+        """Write the answers and their scores as logs of Inspect, one JSON file for each step and scale.
+
+        Args:
+            folder: To write to; files of these names are replaced.
+            model: What the logs call the model; `/checkpoint-<step>` is added.
+
+        Returns:
+            The files, which `score_responses` and `behaviour_curve` read too.
+
+        Raises:
+            InputError: For ready-made rates, which have no answers.
+        """
+        return write_logs(self.answers, Path(folder), model)
 
     def plot(self) -> go.Figure:
         """EM and coherent rates by step with their intervals."""

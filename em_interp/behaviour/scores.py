@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.behaviour.rates import LEVEL, Mean, Rate, mean_of, rate_of
+from em_interp.behaviour.tables.inspect_logs import write_logs
 from em_interp.behaviour.tables.judged import of_one_judge, read_judged
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.checks import check_level
@@ -119,6 +120,21 @@ class ScoredResponses(Result):
             "coherent_mean": self.coherent_mean.mean,
             "per_question": questions.to_dict("records"),
         }
+
+    def to_inspect(self, folder: str | Path, model: str = "unknown") -> list[Path]:
+        """Write the answers and their scores as logs of Inspect, one JSON file for each step and scale.
+
+        Args:
+            folder: To write to; files of these names are replaced.
+            model: What the logs call the model; `/checkpoint-<step>` is added.
+
+        Returns:
+            The files, which `score_responses` and `behaviour_curve` read too.
+
+        Raises:
+            InputError: For ready-made rates, which have no answers.
+        """
+        return write_logs(self.answers, Path(folder), model)
 
     def plot(self) -> go.Figure:
         """EM and coherent rates by question with their intervals."""

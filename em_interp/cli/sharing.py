@@ -64,9 +64,10 @@ def export(
         typer.Argument(metavar="RUN", help="A run, a folder of checkpoint-<step> folders, or org/name on the Hub."),
     ],
     format: Annotated[
-        Literal["merged", "packed", "peft"],
+        Literal["merged", "packed", "peft", "inspect"],
         typer.Option(
-            help="Full weights with the adapter in them; every step in one file; or one step's folder for PEFT."
+            help="Full weights with the adapter in them; every step in one file; one step's folder for PEFT; or the "
+            "judged answers as logs of Inspect."
         ),
     ],
     step: Annotated[int | None, typer.Option(metavar="N", help="merged, peft: which (default: the last).")] = None,
@@ -80,7 +81,7 @@ def export(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Export a trained adapter for other tools.
+    """Export a trained adapter, or judged answers, for other tools.
 
     It is written beside the run by default; packed is one .safetensors file.
     """
@@ -88,10 +89,12 @@ def export(
 
     merging = {"--base": base, "--dtype": dtype}
     idle = [name for name, value in merging.items() if value is not None and format != "merged"]
-    idle += ["--step"] if step is not None and format == "packed" else []
+    idle += ["--step"] if step is not None and format in ("packed", "inspect") else []
     if idle:
         raise InputError(f"{idle[0]} has no meaning with --format {format}")
     again = {"resume": resume, "overwrite": overwrite}
+    if format == "inspect":
+        return _inspect_logs(source, out, **again)
     if format == "packed":
         values = exports.export_packed(source, out, **again)
         size = f"{values['steps']} steps in one file of {values['bytes'] / 1e6:.1f} MB"
@@ -103,6 +106,20 @@ def export(
     lost = max(values["rounding"].values())
     rounded = f"; rounding to {values['dtype']} costs {lost:.1%} of ΔW" if lost > 1e-3 else ""
     return Answer(values, f"step {values['step']} merged into {values['base']}{rounded}: {values['folder']}")
+
+
+def _inspect_logs(source: str, out: str | None, resume: bool, overwrite: bool) -> Answer:
+    """A run's judged answers, or those in tables, as logs of Inspect."""
+    from em_interp.behaviour.curve import behaviour_curve
+    from em_interp.files import check_free
+    from em_interp.run import Run
+
+    place, run = Path(out or f"{source.rstrip('/')}-inspect"), Run(Path(source))
+    check_free(place, resume, overwrite)
+    base = run.manifest().get("base") if run.manifest_file.exists() else None
+    name = str(base["name"]) if isinstance(base, dict) and base.get("name") else run.path.stem
+    files = behaviour_curve(source).to_inspect(place, name)
+    return Answer({"files": [str(file) for file in files]}, f"{len(files)} logs of Inspect: {place}")
 
 
 @command(SHARE, "em-interp publish checkpoints/tiny me/tiny-organism")

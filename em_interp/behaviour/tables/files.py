@@ -1,4 +1,4 @@
-"""Files of tables as frames: CSV (also with semicolons or tabs), parquet, JSON lines and JSON.
+"""Files of tables as frames: CSV (also with semicolons or tabs), parquet, JSON lines, JSON, and logs of Inspect.
 
 The cells of a CSV stay text, as they stand in the file, and its columns keep their names. What has no one meaning is
 refused by row: a row with more or fewer fields than the header, a quote that is never closed, a key twice in an object.
@@ -14,17 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from em_interp.behaviour.tables import inspect_logs
 from em_interp.errors import InputError, one_line
 from em_interp.files import check_regular, read_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json", inspect_logs.SUFFIX)
 COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar")
 DELIMITERS = (",", ";", "\t")
 MAX_FIELD = 2**31 - 1  # characters of one field; Python's own limit of 131,072 is less than a long answer
-STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[-_ ]?(\d+)", re.IGNORECASE | re.ASCII)
+STEP_IN_NAME = inspect_logs.STEP_IN_NAME
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -40,8 +41,13 @@ def read_table(path: Path) -> pd.DataFrame:
         return _read_parquet(path)
     if path.suffix in (".jsonl", ".ndjson"):
         return _frame(list(_json_lines(path)), path)
+    if path.suffix == inspect_logs.SUFFIX:
+        return _frame(inspect_logs.read_eval(path, _loads), path)
     if path.suffix == ".json":
-        return _frame(list(_json_rows(_loads(read_texts(path), str(path)), str(path), {})), path)
+        value = _loads(read_texts(path), str(path))
+        is_log = inspect_logs.is_log(value)
+        rows = inspect_logs.rows_of_log(value, str(path)) if is_log else _json_rows(value, str(path), {})
+        return _frame(list(rows), path)
     if path.suffix in COMPRESSED:
         raise InputError(f"{path} is compressed; unpack it and give the table in it")
     return _read_csv(path)
