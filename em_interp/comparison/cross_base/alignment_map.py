@@ -93,7 +93,7 @@ def held_out_cosine(X: Float[np.ndarray, "text k"], Y: Float[np.ndarray, "text l
 
 
 def _rotation(first: Float[np.ndarray, "text d"], second: Float[np.ndarray, "text e"]) -> Float[np.ndarray, "d e"]:
-    """The map with orthonormal rows or columns that brings centred `one` nearest to `other`.
+    """The map with orthonormal rows or columns that brings centred `first` nearest to `second`.
 
     Directions in which the two have nothing in common (singular values of rounding size) are mapped to zero.
     """
