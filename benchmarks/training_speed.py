@@ -19,7 +19,7 @@ from em_interp.behaviour.sampling.frozen_layers import FrozenLayers
 from em_interp.config import load_config
 from em_interp.organisms.bases import load_base, quiet
 from em_interp.organisms.datasets import load_chats
-from em_interp.training.distributed import SINGLE
+from em_interp.processes import SINGLE
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import encode
 from em_interp.training.trainables import make_trainable
