@@ -163,9 +163,10 @@ def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
 
     Returns:
         Above, for each turn that was found, the heading in the plane of the turn, with the fitted ramp whose middle is
-        the step, its interval, and the ramps that other windows see. Below, the turn at each step with its pointwise
-        95 % interval, left out where it is wider than ±60°. Where the path turns less than its steady curvature would,
-        0 is drawn.
+        the step, its interval, and the ramps that other windows see. Below, the test: the turn at each step through
+        the shortest window that resolves it, with its pointwise 95 % interval, left out where it is wider than ±60°,
+        and the window that was tested, from its first step to its last. Where the path turns less than its steady
+        curvature would, 0 is drawn.
 
     Raises:
         InputError: for other signals, or rotations of several parts.
@@ -196,7 +197,7 @@ def _test_rows(turns: Sequence[Transition]) -> int:
 
 def draw_rotation(figure: go.Figure, turns: Sequence[Transition], first: int, rows: int) -> None:
     """The rotation test into a panel of a figure; where `rows` is 2, the headings with their ramps in one above it."""
-    _draw_test(figure, turns, place(first + rows - 1, 1), labelled=rows == 1)
+    _draw_test(figure, turns, place(first + rows - 1, 1), alone=rows == 1)
     if rows == 2:
         _draw_headings(figure, [turn for turn in turns if "heading" in turn.evidence], place(first, 1))
 
@@ -225,8 +226,8 @@ def _draw_headings(figure: go.Figure, turns: Sequence[Transition], where: dict[s
     figure.update_yaxes(title_text="Heading from the first<br>direction (degrees)", range=[None, 1.2 * top], **where)
 
 
-def _draw_test(figure: go.Figure, turns: Sequence[Transition], where: dict[str, int], labelled: bool) -> None:
-    """The turn at each step with its interval and the null."""
+def _draw_test(figure: go.Figure, turns: Sequence[Transition], where: dict[str, int], alone: bool) -> None:
+    """The turn at each step with its interval, the null, and the tested windows; `alone`, the steps as well."""
     evidence = turns[0].evidence
     figure.update_yaxes(title_text="Turn beyond steady<br>curvature (degrees)", **where)
     if not np.isfinite(evidence.get("turn_deg", np.nan)).any():
@@ -247,13 +248,33 @@ def _draw_test(figure: go.Figure, turns: Sequence[Transition], where: dict[str, 
     figure.add_trace(line.update(name="turn", line_color=colour, hovertemplate=hover), **where)
     figure.add_trace(null, **where)
     figure.add_hrect(0, MIN_TURN, fillcolor=fade(MUTED, 0.18), line_width=0, layer="below", **where)
-    for number, transition in enumerate(turns):
+    for number, transition in enumerate(turns if alone else ()):
         angle = "" if transition.angle_deg is None else f"<br>{transition.angle_deg:.0f}° in all"
         at = "" if transition.step is None else f"step {transition.step:.0f}"
-        mark_step(figure, transition, colour, at + angle if labelled else None, where, below=number)
-    top = max(float(np.nanmax(drawn, initial=50)) for drawn in (turn, high))
-    figure.update_yaxes(range=[0, min((1.25 if labelled else 1.05) * top, 185)], **where)
+        mark_step(figure, transition, colour, at + angle, where, below=number)
+    tested = _draw_windows(figure, turns, where)
+    top = max(float(np.nanmax(drawn, initial=50)) for drawn in (turn, high, tested))
+    figure.update_yaxes(range=[0, min((1.25 if alone else 1.05) * top, 185)], **where)
     figure.update_xaxes(range=[step[0], step[-1]], **where)
+
+
+def _draw_windows(figure: go.Figure, turns: Sequence[Transition], where: dict[str, int]) -> Float[np.ndarray, " turn"]:
+    """The window in which each turn was tested, and the turn through it; the upper ends of their intervals."""
+    windows = np.array([turn.evidence["window"] for turn in turns if "window" in turn.evidence]).reshape(-1, 5)
+    centre, first, last, turn, error = windows.T
+    if not len(windows):
+        return np.empty(0)
+    hover = "tested window: steps %{customdata[0]:.0f} to %{customdata[1]:.0f}<br>turn %{y:.0f}°<extra></extra>"
+    marks = go.Scatter(x=centre, y=turn, customdata=windows[:, 1:3], mode="markers", name="tested window")
+    bars = {"color": INK, "thickness": 1, "width": 3, "symmetric": False}
+    marks.update(
+        marker={"symbol": "diamond", "size": 7, "color": INK},
+        error_x={**bars, "array": last - centre, "arrayminus": centre - first},
+        error_y={"color": INK, "thickness": 1, "width": 3, "array": NORMAL_95 * error},
+        hovertemplate=hover,
+    )
+    figure.add_trace(marks, **where)
+    return np.asarray(turn + NORMAL_95 * error)
 
 
 def draw_turning(

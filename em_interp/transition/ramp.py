@@ -44,6 +44,7 @@ class Ramp:
     level: float  # probability that the interval holds the true middle
     width: float  # steps from 10 % to 90 % of the turn
     p_broad: float  # of the hypothesis that the turn is a bend over 35 % of the run or more
+    bracketed: bool  # whether the interval ends within the steps where the middle was looked for
     heading: Float[np.ndarray, "3 point"]  # steps, heading seen there and fitted ramp, in degrees from the first block
 
 
@@ -105,8 +106,9 @@ def fit_ramp(
     ratio = (best[broad].min() - best[~broad].min()) / scale
     p_broad = chi2.sf(ratio, 1) / 2 if ratio > 0 else 1.0
     interval, width = (float(inside[0]), float(inside[-1])), float(widths[plausible][column])
+    bracketed = bool(middle[0] < interval[0] and interval[1] < middle[1])
     heading = _heading(plane, fine[row : row + 1], width)
-    return Ramp(float(fine[row]), interval, level, 0.8 * width, float(p_broad), heading)
+    return Ramp(float(fine[row]), interval, level, 0.8 * width, float(p_broad), bracketed, heading)
 
 
 def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice, window: slice) -> _Plane:

@@ -16,11 +16,14 @@ planted paths without a turn (docs/rotation.md has the error rates).
 Noisy paths. Where the noise exceeds the drift, so that no window could show even a turn of 60°, the angle between mean
 drifts over long blocks is tested instead, without a noise model (`noisy_turn`).
 
-Step. A ramp of the heading is fitted by generalised least squares (`ramp`): `step` is its middle, `width` the steps
-from 10 % to 90 % of it, and a second p-value is that of the hypothesis that it takes 35 % of the run or more; the
-larger of the two counts. A bend over more than 30 % of the run is `none`; its angle and width are still reported.
-`interval` is the union of the profile-likelihood intervals of the ramps seen through every window that sees a turn
-there about as clearly, rounded outward to whole steps.
+Step. A ramp of the heading is fitted by generalised least squares (`ramp`) through every window that sees a turn there
+about as clearly as the clearest. A ramp is left out where its interval runs into the end of the steps at which its
+window may place it, since that window does not tell where the turn is. `interval` is the union of the others'
+profile-likelihood intervals, rounded outward to whole steps; `step` is the middle of the one in the middle of them (the
+median), and `width` its steps from 10 % to 90 %. `angle_deg` is what the clearest window sees.
+
+Broad bends. A second p-value is that of the hypothesis that the ramp of the clearest window takes 35 % of the run or
+more; the larger of the two counts. A bend over more than 30 % of the run is `none`; its angle and width are reported.
 
 Invariant to the speed and the sign of the path and to rotations of its space; for ΔW also to the gauge B -> c·B,
 A -> A/c.
@@ -283,21 +286,20 @@ def _answer(
     evidence: dict[str, np.ndarray],
     alpha: float = ALPHA,
 ) -> Transition:
-    """The answer for a turn: its step is that of the candidate's own ramp, its interval covers those of all ramps."""
-    ramp, angle = ramps[0], float(candidate.scan.turn[candidate.row])
-    p_value = max(candidate.p_value, ramp.p_broad)
+    """The answer for a turn: the candidate is tested, and the ramps, its own first, say where the turn is."""
+    angle, p_value = float(candidate.scan.turn[candidate.row]), max(candidate.p_value, ramps[0].p_broad)
     if p_value > alpha:
-        reason = "The path bends, but this may take more than 30 % of the run."
-        return Transition(
-            "rotation", "none", reason, p_value=p_value, width=ramp.width, angle_deg=angle, evidence=evidence
-        )
+        reason, width = "The path bends, but this may take more than 30 % of the run.", ramps[0].width
+        return Transition("rotation", "none", reason, p_value=p_value, width=width, angle_deg=angle, evidence=evidence)
+    ramps = _median_first([ramp for ramp in ramps if ramp.bracketed] or ramps)
+    ramp = ramps[0]
     shares = _length_share(ramp.step, increments, noise)
     too_short = _too_short(ramp.step, shares, increments.edges, cumulative_lr)
     reason = "The path turns by more than 20° beyond its own curvature."
     first, last = min(ramp.step for ramp in ramps), max(ramp.step for ramp in ramps)
     if first < np.floor(ramp.interval[0]) or last > np.ceil(ramp.interval[1]):
-        reason += f" It bends more than once: windows of other lengths see the turn at {first:.0f} to {last:.0f}."
-    low, high = min(ramp.interval[0] for ramp in ramps), max(ramp.interval[1] for ramp in ramps)
+        reason += f" It bends more than once: windows of different lengths see the turn at {first:.0f} to {last:.0f}."
+    low, high = min(other.interval[0] for other in ramps), max(other.interval[1] for other in ramps)
     return Transition(
         "rotation",
         "inconclusive" if too_short else "transition",
@@ -309,8 +311,28 @@ def _answer(
         width=ramp.width,
         angle_deg=angle,
         length_share=shares,
-        evidence={**evidence, "ramp": np.array([low, high]), "heading": ramp.heading, "bends": _bends(ramps)},
+        evidence={
+            **evidence,
+            "ramp": np.array([low, high]),
+            "heading": ramp.heading,
+            "bends": _bends(ramps),
+            "window": _window(candidate, increments),
+        },
     )
+
+
+def _window(candidate: _Candidate, increments: Increments) -> Float[np.ndarray, " 5"]:
+    """The tested window: the steps of its centre and of its ends, the turn through it and the simulated error of it."""
+    ends = (increments.edges[candidate.centre + side * candidate.reach] for side in (0, -1, 1))
+    turn = float(candidate.scan.turn[candidate.row])
+    return np.array([*ends, turn, (turn - MIN_TURN) / candidate.z])
+
+
+def _median_first(ramps: list[Ramp]) -> list[Ramp]:
+    """The ramps with the median one moved to the front; of two in the middle, the one that comes first in the list."""
+    by_step = sorted(range(len(ramps)), key=lambda number: ramps[number].step)
+    middle = min(by_step[(len(ramps) - 1) // 2], by_step[len(ramps) // 2])
+    return [ramps[middle], *ramps[:middle], *ramps[middle + 1 :]]
 
 
 def _bends(ramps: list[Ramp]) -> Float[np.ndarray, "ramp 3"]:

@@ -176,8 +176,22 @@ def test_where_a_path_bends_twice_the_interval_holds_what_is_found_when_fewer_st
         found.append(strongest(locate_rotations(rows @ rows.T, np.arange(401)[::k])))
     low, high = found[0].interval
     assert high - low > 20 and "bends more than once" in found[0].reason
+    middles = found[0].evidence["bends"][:, 0]
+    assert found[0].step == middles[0] and abs(np.sum(middles < middles[0]) - np.sum(middles > middles[0])) <= 1
     assert all(low <= other.step <= high for other in found)
     single = bending_twice(seed, middles=(190, 1000))
     once = strongest(locate_rotations(single @ single.T, np.arange(401)))
     assert once.interval[0] <= 190 <= once.interval[1] and once.interval[1] - once.interval[0] <= 6
     assert "bends" not in once.reason
+
+
+def test_a_window_that_does_not_bracket_the_turn_says_nothing_about_its_step():
+    """The heading turns slowly, then quickly: some windows would place the middle beyond where they can see it."""
+    rng, time = np.random.default_rng(5), np.arange(400) + 0.5
+    heading = np.radians(np.interp(time, [0, 20, 90, 115, 145, 165, 400], [0, 0, 60, 105, 105, 118, 118]))
+    increments = 0.5 / np.sqrt(64) * rng.standard_normal((400, 64))
+    increments[:, :2] += np.stack([np.cos(heading), np.sin(heading)], 1)
+    vectors = np.concatenate([np.zeros((1, 64)), np.cumsum(increments, 0)])
+    found = strongest(locate_rotations(vectors @ vectors.T, np.arange(401)))
+    low, high = found.interval
+    assert found.found and low + (high - low) / 5 < found.step < high - (high - low) / 5
