@@ -2,7 +2,8 @@
 
 A transition is a ramp, so it has a midpoint and a start, the step by which a tenth of the change has happened. An order
 is claimed only where the midpoints and the starts agree on it, each with its interval; that two steps coincide only
-where their offset may be 0 and a step placed at random in the run would seldom be as near.
+where their offset may be 0 and a step placed at random in the run would seldom be as near. `_order_of` decides this for
+one behavioural transition; the headline and the verdict both come from it.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ OrderWord = Literal["before", "after", "together", "not told apart", "no closer 
 MAX_CHANCE = 0.05  # that a random step is as near, where two transitions are called together
 WORDS = {
     "together": "the midpoints of the two changes coincide, as far as the intervals can tell",
-    "mechanistic_first": "the midpoint of every change of behaviour is later than the adapter's",
-    "behavioural_first": "the midpoint of every change of behaviour is earlier than the adapter's",
+    "mechanistic_first": "every change of behaviour is later than the adapter's",
+    "behavioural_first": "every change of behaviour is earlier than the adapter's",
     "only_mechanistic": "the adapter changes, the behaviour does not",
     "only_behavioural": "the behaviour changes without a transition of the adapter",
     "neither": "neither the adapter nor the behaviour changes",
@@ -98,6 +99,7 @@ class Alignment(Result):
             "behavioural": [transition.to_dict() for transition in self.behavioural],
             "offsets": [offset.to_dict() for offset in self.offsets],
             "verdict": self.verdict,
+            "order": None if self.order is None else asdict(self.order),
             **self.family.to_dict(),
         }
 
@@ -108,13 +110,16 @@ class Alignment(Result):
         return family_wise([], [self.mechanistic] if main is None else [self.mechanistic, main])
 
     @property
+    def orders(self) -> tuple[Order, ...]:
+        """Of the mechanistic transition and the behavioural one of each offset."""
+        return tuple(_order_of(self.mechanistic, self.behavioural[o.behavioural], o) for o in self.offsets)
+
+    @property
     def order(self) -> Order | None:
         """Of the mechanistic transition and the declared behavioural one; None where one of them was not found."""
         declared = self.family.declared[-1]
-        for offset in self.offsets:
-            if self.behavioural[offset.behavioural] is declared:
-                return _order_of(self.mechanistic, declared, offset)
-        return None
+        pairs = zip(self.offsets, self.orders, strict=True)
+        return next((order for offset, order in pairs if self.behavioural[offset.behavioural] is declared), None)
 
     @property
     def claim(self) -> str:
@@ -143,16 +148,20 @@ class Alignment(Result):
         """One row a behavioural transition, with its offset; NaN where one of the two was not found."""
         import pandas as pd
 
-        nothing = Offset(-1, np.nan, None, None, None, None)
-        offsets = {offset.behavioural: offset for offset in self.offsets}
+        nothing = Offset(-1, np.nan, None, None, None, None), None
+        offsets = {o.behavioural: (o, order) for o, order in zip(self.offsets, self.orders, strict=True)}
         rows = []
         for index, transition in enumerate(self.behavioural):
-            offset = offsets.get(index, nothing)
+            offset, order = offsets.get(index, nothing)
             row = {key: getattr(transition, key) for key in ("questions", "scale", "of", "verdict", "step")}
             row |= {"offset": offset.steps, **interval_columns("offset", offset.interval)}
-            rows.append(row | {"cumulative_lr": offset.cumulative_lr, "chance": offset.chance})
-        numbers = dict.fromkeys(("offset", "offset_low", "offset_high", "cumulative_lr", "chance"), float)
-        columns = ["questions", "scale", "of", "verdict", "step", *numbers]
+            start = None if order is None else _start_offset(self.mechanistic, transition)
+            row |= {"start_offset": start and start[0], **interval_columns("start_offset", start and start[1])}
+            row |= {"cumulative_lr": offset.cumulative_lr, "chance": offset.chance}
+            rows.append(row | {"order": None if order is None else order.word})
+        ends = [f"{name}{end}" for name in ("offset", "start_offset") for end in ("", "_low", "_high")]
+        numbers = dict.fromkeys([*ends, "cumulative_lr", "chance"], float)
+        columns = ["questions", "scale", "of", "verdict", "step", *numbers, "order"]
         return pd.DataFrame(rows, columns=columns).astype(numbers)
 
     def plot(self) -> go.Figure:
@@ -163,11 +172,16 @@ class Alignment(Result):
 
     @property
     def words(self) -> str:
-        """The verdict in words; `together` needs only one offset that may be 0, so it says how many may."""
-        coinciding, count = sum(offset.coincides for offset in self.offsets), len(self.offsets)
+        """The verdict in words: of several changes, how many coincide with the adapter's, or come after or before."""
+        words, count = [order.word for order in self.orders], len(self.offsets)
+        coinciding = sum(offset.coincides for offset in self.offsets)
         if self.verdict == "together" and coinciding < count:
             changes = f"the midpoints of {coinciding} of {count} changes of behaviour coincide"
             return f"{changes} with the adapter's, as far as the intervals can tell"
+        if self.verdict == "inconclusive" and count:
+            later, earlier = words.count("before"), words.count("after")
+            changes = f"of {count} changes of behaviour, {later} can be told to be later than the adapter's"
+            return f"{changes} and {earlier} earlier"
         return WORDS[self.verdict]
 
     def sentence(self) -> str:
@@ -210,7 +224,8 @@ def align(
 
     Returns:
         The offsets, positive where the behaviour is later. `chance` of an offset is the share of the run's steps as
-        near to b as m is, to half a step. The verdict is `together` where the interval of some offset holds 0.
+        near to b as m is, to half a step. The verdict is `together` where the interval of some offset holds 0, and
+        `mechanistic_first` or `behavioural_first` where the midpoints and the starts of every change agree on it.
 
     Raises:
         InputError: Where the levels of two intervals differ.
@@ -263,12 +278,14 @@ def _offset(index: int, mechanistic: Transition, behavioural: Transition, path: 
 
 
 def _order_of(mechanistic: Transition, behavioural: Transition, offset: Offset) -> Order:
+    """The order that midpoints and starts agree on; by the midpoints alone where a start is not known."""
     middle, start = offset.interval, _start_offset(mechanistic, behavioural)
     near = "" if offset.chance is None else f"; a step placed at random in the run is as near in {offset.chance:.0%}"
-    if middle is None or start is None:
+    if middle is None:
         return Order("not told apart", "one of the two steps has no interval")
-    between = f"the midpoints are {_apart(offset.steps, middle)} apart, the starts {_apart(start[0], start[1])}"
-    signs = {_sign(middle), _sign(start[1])}
+    between = f"the midpoints are {_apart(offset.steps, middle)} apart"
+    between += ", the starts are not known" if start is None else f", the starts {_apart(*start)}"
+    signs = {_sign(middle)} if start is None else {_sign(middle), _sign(start[1])}
     if signs == {1}:
         return Order("before", between + near)
     if signs == {-1}:
@@ -280,6 +297,7 @@ def _order_of(mechanistic: Transition, behavioural: Transition, offset: Offset) 
 
 
 _BY_CHANCE: OrderWord = "no closer than chance"
+ORDERED: dict[OrderWord, AlignmentVerdict] = {"before": "mechanistic_first", "after": "behavioural_first"}
 HEADLINES = {
     "before": "{first} comes before {last}",
     "after": "{first} comes after {last}",
@@ -329,26 +347,17 @@ def _chance(step: float, distance: float, first: float, last: float) -> float:
 def _verdict(
     mechanistic: Transition, behavioural: tuple[Transition, ...], offsets: tuple[Offset, ...]
 ) -> AlignmentVerdict:
+    if any(offset.coincides for offset in offsets):
+        return "together"
     if offsets:
-        return _order(offsets)
+        words = {_order_of(mechanistic, behavioural[offset.behavioural], offset).word for offset in offsets}
+        return ORDERED.get(words.pop(), "inconclusive") if len(words) == 1 else "inconclusive"
     verdicts = {transition.verdict for transition in behavioural}
     if mechanistic.verdict == "none" and "transition" in verdicts:
         return "only_behavioural"
     if mechanistic.verdict == "inconclusive" or verdicts != {"none"}:
         return "inconclusive"
     return "only_mechanistic" if mechanistic.found else "neither"
-
-
-def _order(offsets: tuple[Offset, ...]) -> AlignmentVerdict:
-    """Which came first, where both were found; offsets without an interval decide nothing."""
-    intervals = [offset.interval for offset in offsets if offset.interval is not None]
-    if any(offset.coincides for offset in offsets):
-        return "together"
-    if intervals and all(low > 0 for low, _ in intervals):
-        return "mechanistic_first"
-    if intervals and all(high < 0 for _, high in intervals):
-        return "behavioural_first"
-    return "inconclusive"
 
 
 def _offset_text(behavioural: Transition, offset: Offset) -> str:

@@ -107,6 +107,20 @@ def test_words_say_how_many_coincide_where_not_all_do():
     assert align(rotation(), [late]).words == WORDS["mechanistic_first"]
 
 
+def test_an_undecided_verdict_says_of_how_many_changes_an_order_is_known():
+    early, late = behaviour(50, 40, 60), behaviour()
+    found = align(rotation(), [early, late, late])
+    expected = "of 3 changes of behaviour, 2 can be told to be later than the adapter's and 1 earlier"
+    assert found.verdict == "inconclusive" and found.words == expected
+    assert list(found.frame().order) == ["after", "before", "before"]
+
+
+def test_without_a_known_start_the_midpoints_alone_give_the_order_and_the_reason_says_so():
+    found = align(rotation(), behaviour())
+    assert found.order.word == "before" and found.verdict == "mechanistic_first"
+    assert "the starts are not known" in found.order.reason
+
+
 def test_an_estimate_without_an_interval_has_an_offset_but_decides_nothing():
     bare = Transition("lock_in", "transition", "descriptive", step=120.0)
     found = align(bare, behaviour())
@@ -123,7 +137,9 @@ def test_intervals_of_two_levels_are_refused():
 def test_the_dictionary_has_the_keys_of_the_contract_and_the_frame_a_row_a_behaviour():
     found = align(rotation(), [behaviour(questions="in_domain"), behaviour(**NONE)], run())
     values = found.to_dict()
-    assert list(values) == ["mechanistic", "behavioural", "offsets", "verdict", "declared", "family_wise_p"]
+    keys = ["mechanistic", "behavioural", "offsets", "verdict", "order", "declared", "family_wise_p"]
+    assert list(values) == keys and values["order"] is None
+    assert set(align(rotation(), behaviour()).to_dict()["order"]) == {"word", "reason"}
     assert list(values["offsets"][0]) == ["behavioural", "steps", "interval", "level", "cumulative_lr", "chance"]
     assert values["offsets"][0]["behavioural"] == 0 and values["mechanistic"]["signal"] == "rotation"
     table = found.frame()
@@ -157,6 +173,13 @@ def rise(step, low, high, tenth, tenth_low, tenth_high, last=400):
     return replace(behaviour(step, low, high, questions="out_of_domain"), evidence=evidence, p_value=0.001)
 
 
+VERDICT_OF = {
+    "before": "mechanistic_first",
+    "after": "behavioural_first",
+    "together": "together",
+    "no closer than chance": "together",
+    "not told apart": "inconclusive",
+}
 TURN = replace(rotation(100, 96, 104), width=8.0, p_value=0.001)
 
 
@@ -172,7 +195,8 @@ TURN = replace(rotation(100, 96, 104), width=8.0, p_value=0.001)
 )
 def test_an_order_is_claimed_only_where_midpoints_and_starts_agree(curve, word, reason):
     found = align(TURN, curve)
-    assert found.order.word == word
+    assert found.order.word == word and found.verdict == VERDICT_OF[word]
+    assert found.frame().order[0] == word
     assert re.search(reason, found.order.reason)
     assert found.order.reason in found.headline()
 
@@ -209,14 +233,7 @@ def test_the_claim_never_contradicts_the_verdict():
             tenth = {"tenth": step - width / 2, "tenth_interval": (step - width, step + width / 4)}
             found = align(TURN, replace(later, evidence={**later.evidence, **tenth}), run())
             words.add(found.order.word)
-            possible = {
-                "before": {"mechanistic_first"},
-                "after": {"behavioural_first"},
-                "together": {"together"},
-                "no closer than chance": {"together"},
-            }
-            assert found.verdict in possible.get(
-                found.order.word, {"mechanistic_first", "behavioural_first", "together"}
-            )
+            holds_zero = found.order.word == "not told apart" and found.offsets[0].coincides
+            assert found.verdict == ("together" if holds_zero else VERDICT_OF[found.order.word])
             assert found.claim in found.sentence() and found.order.reason in found.headline()
     assert words >= {"before", "after", "together", "not told apart"}
