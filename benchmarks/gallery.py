@@ -42,7 +42,7 @@ PDF, SVG and PNG are written like HTML where Chrome or Chromium is installed. Ev
 
 ```bash
 em-interp report checkpoints/demo/organism --figures pdf --overwrite
-em-interp report checkpoints/demo/organism --figures svg,png --columns 1 --resume
+em-interp report checkpoints/demo/organism --figures svg,png --paper-columns 1 --resume
 ```
 
 This page is made by `benchmarks/gallery.py`.

@@ -16,6 +16,7 @@ from em_interp.errors import InputError
 
 MAX_REPR = 60  # characters of a value in a message
 EXPECTED = {str: "text", int: "a whole number", float: "a number", Path: "a path", NoneType: "None"}
+LISTS = (Sequence, Iterable, list, tuple)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -57,6 +58,7 @@ def described(value: Any) -> str:
 def checked(function: F) -> F:
     """Make a public function refuse, in one line, an argument of a type that its annotation does not allow.
 
+    Where a list is expected, a single value of the right type stands for the list of it.
     Which texts an argument may be is left to the function, which names them; anything is true or false. A value of the
     default's type is always allowed.
     """
@@ -67,15 +69,28 @@ def checked(function: F) -> F:
         annotation = parameters[name].annotation
         return eval(annotation, {}, _Names(function.__globals__)) if isinstance(annotation, str) else annotation
 
+    def given(name: str, value: Any) -> Any:
+        if name not in parameters or type(value) is type(parameters[name].default) or _fits(value, hint_of(name)):
+            return value
+        if any(_fits(value, item) for item in _items_of(hint_of(name))):
+            return [value]
+        raise InputError(f"{name} must be {_expected(hint_of(name))}; found {described(value)}")
+
     @wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
-        for name, value in (dict(zip(parameters, arguments, strict=False)) | named).items():
-            like_default = name in parameters and type(value) is type(parameters[name].default)
-            if name in parameters and not like_default and not _fits(value, hint_of(name)):
-                raise InputError(f"{name} must be {_expected(hint_of(name))}; found {described(value)}")
-        return function(*arguments, **named)
+        positional = [given(name, value) for name, value in zip(parameters, arguments, strict=False)]
+        by_name = {name: given(name, value) for name, value in named.items()}
+        return function(*positional, *arguments[len(positional) :], **by_name)
 
     return cast(F, call)
+
+
+def _items_of(hint: Any) -> list[Any]:
+    """What the lists hold that an annotation allows."""
+    kind, items = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return [found for item in items for found in _items_of(item)]
+    return [items[0]] if kind in LISTS and items else []
 
 
 class _ByName(type):
@@ -111,7 +126,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind in (Mapping, dict):
         of_key, of_value = items or (Any, Any)
         return isinstance(value, Mapping) and all(_fits(k, of_key) and _fits(v, of_value) for k, v in value.items())
-    if kind in (Sequence, Iterable, list, tuple):
+    if kind in LISTS:
         return (
             isinstance(value, Iterable)
             and not isinstance(value, (str, bytes, Mapping))
@@ -138,7 +153,7 @@ def _expected(hint: Any) -> str:
         return " or ".join(dict.fromkeys(map(_expected, items)))
     if kind is Literal:
         return "one of " + ", ".join(map(str, items))
-    if kind in (Sequence, Iterable, list, tuple):
+    if kind in LISTS:
         return f"a list ({_expected(items[0])} each)"
     if kind in (Mapping, dict):
         return "a dictionary"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
     from em_interp.behaviour.preference_curve import PreferenceCurve
 
 
+@dataclass(frozen=True)
+class JudgedTables:
+    """Judged answers that were read in place of the run's own, as they were given."""
+
+    answers: str
+    columns: Mapping[str, str]  # what they call a column, by our name
+    control: str | None  # the path of the control, tables too or a run
+
+    def options(self) -> str:
+        """As options of a command."""
+        named = [word for column, name in self.columns.items() for word in ("--columns", f"{column}={name}")]
+        control = [] if self.control is None else ["--control", self.control]
+        return shlex.join(["--answers", self.answers, *named, *control])
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """Everything that `locate` and `align` find in a run; what was not sampled, judged or read is None or empty."""
@@ -40,7 +56,7 @@ class Findings:
     thresholds: pd.DataFrame | None  # the onset outside the training domain over the thresholds of aligned and coherent
     aligned: Transition | None  # the onset of their mean aligned score, in which there is no threshold
     alignment: Alignment | None
-    judged: str | None = None  # the path of the judged tables, where they are not the run's own
+    judged: JudgedTables | None = None  # where they are not the run's own
     preference: PreferenceCurve | None = None  # beside the control's, where that was read too
     preference_onsets: list[Transition] = field(default_factory=list)  # of each question set; none of the style null
 
@@ -71,15 +87,19 @@ def find_in_run(
         columns: what the judged tables call a column, by our name.
 
     Raises:
-        InputError: the control is missing, or the steps of the answers and of the checkpoints do not overlap.
+        InputError: the control is missing, columns are given without answers, or the steps of the answers and of the
+            checkpoints do not overlap.
     """
     from em_interp.behaviour.curve import behaviour_curve
     from em_interp.trajectory.load import load_trajectory
 
+    if columns and answers is None:
+        raise InputError("columns are those of judged tables; give the tables as answers")
     if not isinstance(run, Run):
         run = open_run(run) if answers is None else Run(Path(run))
     if control is not None and not isinstance(control, Run) and not Path(control).exists():
         raise InputError(f"the control {control} does not exist; expected a judged run")
+    control_path = None if control is None else str(control.path if isinstance(control, Run) else control)
     path = load_trajectory(run if answers is None else run.path)
     transitions = find_transitions(path)
     preference = _preference(run, control)
@@ -89,14 +109,14 @@ def find_in_run(
         return Findings(run, path, transitions, None, None, [], None, None, alignment, None, preference, shifts)
     curve = behaviour_curve(run) if answers is None else behaviour_curve(answers, columns=columns)
     _check_steps(path, curve, answers or run.path)
-    control_curve = None if control is None else behaviour_curve(control)
+    control_curve = None if control is None else behaviour_curve(control, columns=columns)
     rises = onsets(curve, control_curve)
     main, of_control = curve.outside(), None if control_curve is None else control_curve.outside()
     has_scores = main is not None and main.has_scores and (of_control is None or of_control.has_scores)
     thresholds = onset_by_threshold(main, of_control) if main is not None and has_scores else None
     aligned = onset(main, of_control, "aligned_mean") if main is not None and has_scores else None
     alignment = align(strongest_rotation(transitions), [*rises, *shifts], path)
-    judged = None if answers is None else str(answers)
+    judged = None if answers is None else JudgedTables(str(answers), columns or {}, control_path)
     of_answers = (curve, control_curve, rises, thresholds, aligned, alignment, judged)
     return Findings(run, path, transitions, *of_answers, preference, shifts)
 

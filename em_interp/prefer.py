@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.preference_curve import PreferenceCurve, as_preference_curve
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.organisms.built_in import LANGUAGES, pairs_of
 from em_interp.run import Run, open_run
@@ -25,8 +25,8 @@ DEFAULT_STEPS = 25  # of a run whose config names none
 def preference_curve(
     run: Run | str | Path | pd.DataFrame,
     pairs: str | Path | pd.DataFrame | Sequence[Mapping[str, Any]] | None = None,
-    steps: Sequence[int] | None = None,
-    scales: Sequence[float] | None = None,
+    steps: int | Sequence[int] | None = None,
+    scales: float | Sequence[float] | None = None,
     control: Run | str | Path | PreferenceCurve | None = None,
     *,
     resume: bool = False,
@@ -64,15 +64,16 @@ def preference_curve(
     chosen = pairs is not None or steps is not None or scales is not None
     if chosen or overwrite or resume or not run.preferences_file.exists():
         pairs = _pairs(run, pairs)
-        steps = _default_steps(run) if steps is None else steps
+        steps = _default_steps(run) if steps is None else as_list(steps)
+        scales = [1.0] if scales is None else as_list(scales)
         settings: dict[str, Any] = {"overwrite": overwrite, "progress": progress}
-        read_preferences(run, _base(run), pairs, steps, scales or (1.0,), resume=resume, **settings)
+        read_preferences(run, _base(run), pairs, steps, scales, resume=resume, **settings)
         if control is not None and not isinstance(control, PreferenceCurve):
             control = control if isinstance(control, Run) else open_run(control)
             saved = sorted(set(steps) & set(control.steps()))
             if not saved:
                 raise InputError(f"{control.path} has none of the steps that were read of {run.path}")
-            read_preferences(control, _base(control), pairs, saved, scales or (1.0,), resume=not overwrite, **settings)
+            read_preferences(control, _base(control), pairs, saved, scales, resume=not overwrite, **settings)
     return as_preference_curve(run, _as_curve(control))
 
 

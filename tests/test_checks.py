@@ -1,7 +1,7 @@
 """Checks of arguments: one line each, with what was expected and what was found."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +42,21 @@ def test_a_single_value_stands_for_the_list_of_it():
     assert as_list("broad") == ["broad"] and as_list(3) == [3] and as_list(None) == [None]
     assert as_list(["a", "b"]) == ["a", "b"] and as_list(np.array([1, 2])) == [1, 2]
     assert as_list(range(3)) == [0, 1, 2] and as_list({"id": 1}) == [{"id": 1}]
+
+
+@checked
+def listed(
+    formats: "Iterable[str]" = ("pdf",), steps: "Sequence[int] | None" = None, runs: "Sequence[str | Path]" = ()
+) -> tuple:
+    return formats, steps, runs
+
+
+def test_a_single_value_is_taken_where_a_list_is_expected():
+    assert listed("pdf", 3, Path("x")) == (["pdf"], [3], [Path("x")])
+    assert listed(formats=["pdf"], steps=np.int64(3)) == (["pdf"], [3], ())
+    assert listed(steps=None) == (("pdf",), None, ())
+    with pytest.raises(InputError, match=r"steps must be a list \(a whole number each\) or None; found 'x'"):
+        listed(steps="x")
 
 
 @checked

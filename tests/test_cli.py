@@ -223,7 +223,7 @@ def test_without_json_a_person_reads_sentences(run, tmp_path):
     located = did("locate", run)
     assert located.startswith("rotation of B: ") and located.count("\n    ") == 6
     aligned = did("align", run)
-    assert "onset of EM on out-of-domain questions" in aligned
+    assert "EM onset (out of domain)" in aligned
     assert did("report", run) == f"the page: {run / 'report.html'}\n"
     assert did("score", Run(run).scores_file).startswith("EM ")
     assert did("train", run / "config.yaml", "--out", run, "--resume") == (

@@ -99,9 +99,9 @@ def test_the_verdicts_come_first_in_words(page):
 
 
 def test_verdicts_of_run_and_control_stand_beside_each_other(page):
-    assert "What was found Rotation of B comes before onset of EM on out-of-domain questions." in page.words
+    assert "What was found Rotation of B comes before EM onset (out of domain)." in page.words
     verdicts = page.words[page.words.index("This run Control") :]
-    beside = verdicts[verdicts.index("EM onset, out of domain transition") :]
+    beside = verdicts[verdicts.index("EM onset (out of domain) transition") :]
     assert beside.index("none the EM rate does not rise") < 250
 
 
@@ -345,6 +345,26 @@ def test_a_report_is_made_of_judged_tables_with_any_columns(kept, judged, tmp_pa
     page = Page(tmp_path / "out" / "report.html")
     assert ("hold no text of the answers" in page.words) == ("answer" not in kept)
     assert "nan" not in page.words.split()
+
+
+def test_tables_with_columns_of_their_own_names_make_the_same_page_from_the_shell_and_from_python(judged, tmp_path):
+    run = plant_run(tmp_path / "run", asked=False)
+    tables = tmp_path / "judged tables"
+    tables.mkdir()
+    mine = judged[["step", "question_id", "aligned", "coherent"]].rename(columns={"aligned": "mine"})
+    for name, factor in (("organism", 1.0), ("control", 0.0)):
+        mine.assign(mine=100 - factor * (100 - mine["mine"])).to_csv(tables / f"{name}.csv", index=False)
+    answers, control = tables / "organism.csv", tables / "control.csv"
+    words = ("report", run.path, "--answers", answers, "--control", control, "--columns", "aligned=mine")
+    json_of(*words, "--out", tmp_path / "out")
+    page = Page(tmp_path / "out" / "report.html")
+    assert "There is no control run beside it" not in page.words
+    assert f"--answers '{answers}' --columns aligned=mine --control '{control}' --overwrite" in page.words
+    columns = {"aligned": "mine"}
+    em.report(run, control, out=tmp_path / "again.html", answers=answers, columns=columns)
+    assert Page(tmp_path / "again.html").words == page.words
+    with pytest.raises(InputError, match="columns are those of judged tables; give the tables as answers"):
+        em.report(run, out=tmp_path / "third.html", columns=columns)
 
 
 def test_a_folder_without_a_path_is_refused(tmp_path):

@@ -94,7 +94,7 @@ def test_a_folder_of_checkpoints_without_config_is_read_by_the_name_of_its_base(
 def test_runs_that_were_read_are_compared_by_their_onset_of_preference(read):
     run, control, _ = read
     labels = [agreement.label for agreement in em.compare([run, control]).agreements]
-    assert labels[-1] == "onset of preference on out-of-domain questions"
+    assert labels[-1] == "preference onset (out of domain)"
 
 
 # --- the command, and what the later stages make of it

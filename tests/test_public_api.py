@@ -52,7 +52,7 @@ FIT = {  # words in an annotation, and the wrong values that are right there
     "Iterable": ["an empty list"],
     "Mapping": ["a dictionary"],
     "dict": ["a dictionary"],
-    "Sequence[str]": ["a list of text"],
+    "Sequence[str]": ["a list of text", "text"],
     "Questions": ["an empty list"],
     "Source": ["text", "a path that is not there"],
     "RunLike": ["text", "a path that is not there"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +15,7 @@ from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.rates import LEVEL, rate_of
 from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.values import numbers_of, steps_of
-from em_interp.checks import check_level
+from em_interp.checks import as_list, check_level
 from em_interp.errors import InputError
 from em_interp.results import Line, Result, interval_columns, picture
 from em_interp.run import Run
@@ -85,15 +85,19 @@ class PreferenceCurve(Result):
         rows = self.readings[self.readings["questions"] == STYLE]
         return rows if len(rows) else None
 
-    def select(self, scale: float | None = None, questions: str | None = None) -> PreferenceCurve:
-        """The curve of one scale, one question set, or both. Raises InputError with what there is."""
+    def select(
+        self, scale: float | Sequence[float] | None = None, questions: str | Sequence[str] | None = None
+    ) -> PreferenceCurve:
+        """The curve of these scales and question sets. Raises InputError with what there is."""
         chosen = self.readings
-        for column, value in (("scale", scale), ("questions", questions)):
-            if value is not None:
+        for column, wanted in (("scale", scale), ("questions", questions)):
+            if wanted is None:
+                continue
+            for value in as_list(wanted):
                 if value not in set(chosen[column]):
                     found = ", ".join(map(str, sorted(chosen[column].unique())))
                     raise InputError(f"no preference with {column} {value!r}; there is {found}")
-                chosen = chosen[chosen[column] == value]
+            chosen = chosen[chosen[column].isin(as_list(wanted))]
         control = None if self.control is None else self.control.select(scale, questions)
         return PreferenceCurve(chosen, self.domain, self.level, control, self._style())
 

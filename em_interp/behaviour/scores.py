@@ -143,16 +143,18 @@ class ScoredResponses(Result):
         return scores(self)
 
     def sentence(self) -> str:
-        """The EM rate with its interval, the coherent rate, and what was not scored."""
+        """The EM rate and the coherent rate with their intervals, and what was not scored."""
         unscored = ", ".join(f"{count} {reason}" for reason, count in self.unscored.items())
         if not len(self.scored):
             return f"none of {self.n} answers could be scored: {unscored}"
-        low, high = self.em.interval
-        interval = f"({self.level:.0%} interval {low:.1%} to {high:.1%})"
-        rates = f"EM {self.em.rate:.1%} {interval} of {len(self.scored)} answers{self._pooled()}"
+        rates = f"EM {self._text(self.em)} of {len(self.scored)} answers{self._pooled()}"
         if self.coherent.n:
-            rates += f", {self.coherent.rate:.1%} coherent"
+            rates += f"; coherent {self._text(self.coherent)}"
         return f"{rates}; not scored: {unscored}" if unscored else rates
+
+    def _text(self, rate: Rate) -> str:
+        low, high = rate.interval
+        return f"{rate.rate:.1%} ({self.level:.0%} interval {low:.1%} to {high:.1%})"
 
     def _pooled(self) -> str:
         """What is pooled, where the answers are of several steps or scales."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from em_interp.cli.app import SHARE, Answer, Out, Overwrite, Resume, command
+from em_interp.cli.app import SHARE, Answer, Columns, Out, Overwrite, Resume, command
 from em_interp.errors import InputError
 
 
@@ -17,12 +17,16 @@ def report(
     answers: Annotated[
         str | None, typer.Option(metavar="TABLES", help="Judged answers from elsewhere; RUN may be any checkpoints.")
     ] = None,
-    control: Annotated[str | None, typer.Option(metavar="RUN", help="A run on careful data, asked the same.")] = None,
+    columns: Columns = [],  # noqa: B006
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="A run on careful data, asked the same, or judged answers of it."),
+    ] = None,
     figures: Annotated[
         str | None,
         typer.Option(metavar="FORMATS", help="Every figure too, as pdf, svg, png, html, or some of them (a,b)."),
     ] = None,
-    columns: Annotated[int, typer.Option(help="Of a paper, for the figures: 1 (85 mm) or 2 (178 mm).")] = 2,
+    paper_columns: Annotated[int, typer.Option(help="The figures' width: 1 column (85 mm) or 2 (178 mm).")] = 2,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -32,26 +36,27 @@ def report(
     They are written to the run itself by default. A page that is there already stays as it is where figures are
     asked for.
     """
+    from em_interp.behaviour.tables.columns import given_columns
     from em_interp.figures.export_files import check
     from em_interp.files import check_free
     from em_interp.reports.page import report as write_page
-    from em_interp.reports.run_figures import export_run, findings_of
+    from em_interp.reports.run_figures import control_in, export_run, findings_of
     from em_interp.run import Run
 
     place = Run(Path(out or source))
     if out is None and answers and not place.path.is_dir():
         raise InputError(f"{source} is no folder on this machine, so nothing can be written there; give --out")
-    formats = None if figures is None else check(figures.split(","), columns)
+    formats = None if figures is None else check(figures.split(","), paper_columns)
     check_free(place.report_file, resume or (formats is not None and not overwrite), overwrite)
     write = overwrite or not place.report_file.exists()
-    control_findings = None if control is None else findings_of(control)
-    findings = findings_of(source, control_findings, answers) if write or formats else None
+    control_found = control_in(control)
+    findings = findings_of(source, control_found, answers, given_columns(columns)) if write or formats else None
     values: dict[str, Any] = {"report": str(place.report_file)}
     lines = [f"the page: {place.report_file}"] if write or formats is None else []
     if write and findings is not None:
-        write_page(findings, control=control_findings, out=place.report_file, overwrite=overwrite)
+        write_page(findings, control=control_found, out=place.report_file, overwrite=overwrite)
     if formats and findings is not None:
-        files = export_run(findings, formats, columns, out=place.figures, resume=resume, overwrite=overwrite)
+        files = export_run(findings, formats, paper_columns, out=place.figures, resume=resume, overwrite=overwrite)
         values |= {"figures": [str(file) for file in files]}
         lines.append(f"{len({file.stem for file in files})} figures, each with caption and numbers: {place.figures}")
     return Answer(values, "\n".join(lines))

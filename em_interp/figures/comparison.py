@@ -31,7 +31,6 @@ from em_interp.figures.style import (
     number,
     place,
     result_text,
-    signal_name,
     signal_table,
 )
 from em_interp.results import interval_columns
@@ -280,7 +279,7 @@ def agreement(
     nothing could be pooled.
     """
     table = _agreement_rows(names, transitions, mean, interval, prediction)
-    title = f"Agreement of runs: {signal_name(transitions[0])}"
+    title = f"Agreement of runs: {transitions[0].name}"
     figure = new_figure(title, sentence, LANE_HEIGHT * (len(names) + 1) + 70, numbers=table)
     lanes = [escape(name) for name in names]
     _draw_runs(figure, lanes, transitions)

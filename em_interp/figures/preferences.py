@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.preference_curve import PreferenceCurve
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.figures.style import (
     FAINT,
     INK,
@@ -32,7 +32,7 @@ ROWS = {"change": "Change of preference<br>(nats a token)", "share": "Misaligned
 
 
 @checked
-def preference(curve: PreferenceCurve, onsets: Sequence[Transition] = ()) -> go.Figure:
+def preference(curve: PreferenceCurve, onsets: Transition | Sequence[Transition] = ()) -> go.Figure:
     """The change of preference since the first step and the share of pairs, a colour for each question set.
 
     Args:
@@ -57,7 +57,7 @@ def preference(curve: PreferenceCurve, onsets: Sequence[Transition] = ()) -> go.
     figure.add_hline(0, line={"color": MUTED, "width": 1, "dash": "dot"}, row=1, col=1)
     for name, rows in table.groupby("questions", sort=True):
         _draw_set(figure, str(name), rows)
-    for onset in onsets:
+    for onset in as_list(onsets):
         if onset.scale == scale and onset.step is not None:
             _mark_onset(figure, onset)
     for row, title in enumerate(ROWS.values(), 1):

@@ -278,33 +278,9 @@ def note(figure: go.Figure, text: str, where: dict[str, int] | None = None) -> N
         figure.add_trace(go.Scatter(x=[None], y=[None], showlegend=False), **where)
 
 
-SIGNAL_NAMES = {
-    "gradient_norm": "gradient-norm peak",
-    "norm_onset": "norm onset",
-    "lock_in": "lock-in",
-    "sufficient_direction": "sufficient direction",
-    "sufficient_norm": "sufficient norm",
-    "sufficient_A": "sufficient A",
-    "sufficient_B": "sufficient B",
-    "sufficient_as_trained": "EM as trained",
-    "answer_shift": "answer shift",
-    "composition": "composition score",
-}
-
-
 def readable(name: str) -> str:
     """A name of the data as words: `out_of_domain` is 'out of domain'."""
     return name.replace("_", " ")
-
-
-def signal_name(transition: Transition) -> str:
-    """The signal in words: 'rotation of B', 'EM onset, out of domain, adapter ×2'."""
-    if transition.signal == "onset":
-        metric = "EM" if transition.of == "em" else readable(transition.of or "")
-        scale = "" if transition.scale in (None, 1) else f"adapter ×{transition.scale:g}"
-        return ", ".join(part for part in (f"{metric} onset", readable(transition.questions or ""), scale) if part)
-    part = "" if transition.of is None else f" of {PART_NAME.get(transition.of, transition.of)}"
-    return SIGNAL_NAMES.get(transition.signal, transition.signal) + part
 
 
 def interval_text(interval: tuple[float, float] | None, level: float | None) -> str:

@@ -28,7 +28,6 @@ from em_interp.figures.style import (
     readable,
     result_text,
     ribbon,
-    signal_name,
     signal_table,
 )
 from em_interp.figures.turning import PathSource, opened
@@ -154,7 +153,7 @@ def _lanes(
     """First what is known, then a lane for each signal and part, and for each onset."""
     grouped: dict[str, list[int]] = {}
     for index, transition in enumerate(transitions):
-        grouped.setdefault(signal_name(transition), []).append(index)
+        grouped.setdefault(transition.name, []).append(index)
     lanes = [_Lane("known change (dashed)", f"step {step:.0f}, {what}", INK) for step, what in known_changes.items()]
     for name, indices in grouped.items():
         group = tuple(sorted((transitions[i] for i in indices), key=lambda t: np.inf if t.step is None else t.step))

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, is_em
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.model import Activations, ModelAtStep, TrajectoryModel
 from em_interp.run import Run
@@ -216,11 +216,11 @@ def tokenized_answers(model: TrajectoryModel, answers: AnswerSet, batch: int = B
     return list(tokens.batches(batch))
 
 
-def steps_to_read(model: TrajectoryModel, steps: Sequence[int] | None = None) -> list[int]:
+def steps_to_read(model: TrajectoryModel, steps: int | Sequence[int] | None = None) -> list[int]:
     """These steps, increasing; by default all that are saved, or 41 of them evenly over the run."""
     if steps is None:
         steps = model.trajectory.steps[evenly_spaced(model.trajectory.steps, MAX_STEPS)].tolist()
-    return sorted({int(step) for step in steps})
+    return sorted({int(step) for step in as_list(steps)})
 
 
 def forward_passes(

@@ -249,7 +249,7 @@ def _with_band(row: Any) -> str:
 def attribute_direction(
     model: TrajectoryModel | Source,
     answers: AnswerSet,
-    steps: Sequence[int] | None = None,
+    steps: int | Sequence[int] | None = None,
     reference: Direction | None = None,
     n_random: int = N_RANDOM,
     level: float = 0.95,

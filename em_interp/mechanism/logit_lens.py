@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, AnswerSet, forward_passes, tokenized_answers
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
@@ -152,7 +152,7 @@ def read_logit_lens(
     model: TrajectoryModel | Source,
     answers: AnswerSet,
     writes: Mapping[str, Float[np.ndarray, "step d"]],
-    steps: Sequence[int] | Int[np.ndarray, " step"],
+    steps: int | Sequence[int] | Int[np.ndarray, " step"],
     k: int = 10,
     tokens: Sequence[str] = (),
     n_random: int = N_RANDOM,
@@ -188,7 +188,7 @@ def read_logit_lens(
     random = unembed(model.base.model, rng.standard_normal((n_random, model.d_model)))
     numbers = [_single_token(model.base.tokenizer, text) for text in tokens]
     return [
-        _of_site(model, site, np.asarray(steps), write / rms, k, numbers, random)
+        _of_site(model, site, np.array(as_list(steps)), write / rms, k, numbers, random)
         for site, write in writes.items()
         if write[-1].any()
     ]

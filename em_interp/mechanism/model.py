@@ -120,14 +120,17 @@ class TrajectoryModel:
         finally:
             self._active = None
 
+    @checked
     def prompts(self, questions: Sequence[str | Messages]) -> Tokens:
         """Questions (texts or messages) as tokens, through the chat template, up to where the answer begins."""
         return tokenize_prompts(self.base.tokenizer, questions, self.device)
 
+    @checked
     def chats(self, questions: Sequence[str | Messages], answers: Sequence[str]) -> Tokens:
         """Questions with their answers as tokens, through the chat template; the answers' tokens are marked."""
         return tokenize_chats(self.base.tokenizer, questions, answers, self.device)
 
+    @checked
     def texts(self, plain: Sequence[str]) -> Tokens:
         """Plain texts as tokens, without the chat template."""
         return tokenize_texts(self.base.tokenizer, plain, self.device)
@@ -155,6 +158,7 @@ class ModelAtStep:
     scales: dict[str, float]  # s at each site: the adapter's own scale times that of the block
     steering_vectors: tuple[Intervention, ...] = ()  # learned ones, added before all other interventions
 
+    @checked
     def run(self, tokens: Tokens, names: Sequence[str] = (), interventions: Sequence[Intervention] = ()) -> Activations:
         """Logits, and the activations of these names, of one forward pass under the interventions. No gradients.
 
@@ -179,6 +183,7 @@ class ModelAtStep:
         A, x = self.adapters.A[site], kept[f"site_in.{site}"]
         return self.scales[site] * (x.to(A.dtype) @ A.transpose(1, 2))
 
+    @checked
     def generate(
         self,
         questions: Sequence[str | Messages] | Tokens,

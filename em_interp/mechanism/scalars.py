@@ -198,7 +198,7 @@ def _token_html(text: str, value: float, full: float) -> str:
 def read_scalars(
     model: TrajectoryModel | Source,
     answers: AnswerSet,
-    steps: Sequence[int] | None = None,
+    steps: int | Sequence[int] | None = None,
     scale: float = 1.0,
     batch: int = BATCH,
 ) -> Scalars:

@@ -7,7 +7,7 @@ template, figures as JSON in which no `<` is left.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,7 +21,7 @@ from em_interp.errors import InputError
 from em_interp.files import check_free, read_text, write_text
 from em_interp.findings import Findings
 from em_interp.lock import writing
-from em_interp.reports.run_figures import Source, findings_of, known_changes, run_of, timeline
+from em_interp.reports.run_figures import Source, control_in, findings_of, known_changes, run_of, timeline
 from em_interp.results import local_name
 from em_interp.transition.family import FAMILY_LEVEL
 from em_interp.transition.find import TEST_LEVELS
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MAIN_SIGNALS = ("rotation", "gradient_norm", "onset")  # whose verdicts come first
 HIT_WITHIN = 15  # steps: a rotation as near as this to a known change has found it
 EXAMPLES = {"out_of_domain": 3, "in_domain": 2, "broad": 2}  # example questions of each set; 2 of any other set
-FILTERS = ("signal_name", "result_text", "offset_text", "readable", "p_value_text", "number")
+FILTERS = ("result_text", "offset_text", "readable", "p_value_text", "number")
 
 
 def render(template: str, **contents: Any) -> str:
@@ -75,6 +75,8 @@ def report(
     planted: Source | None = None,
     out: str | Path | None = None,
     *,
+    answers: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -82,9 +84,11 @@ def report(
 
     Args:
         run: a run directory, a folder of checkpoints, a `Run`, or its findings.
-        control: a run on careful data with the same questions, to compare with.
+        control: a run on careful data with the same questions, to compare with; with `answers` judged tables too.
         planted: a run whose training data changed at a known step, to show what the locator makes of it.
         out: where to write it; by default the run's `report.html`.
+        answers: answers judged elsewhere, a table or a folder of them, in place of the run's own.
+        columns: what these tables call a column, by our name: `{"aligned": "my_score"}`.
         resume: leave a page that exists as it is.
         overwrite: replace a page that exists.
 
@@ -99,10 +103,11 @@ def report(
     check_free(file, resume, overwrite)
     if resume and file.exists():
         return file
-    control_findings = None if control is None else findings_of(control)
-    findings = findings_of(run, control_findings)
+    control_found = control_in(control)
+    findings = findings_of(run, control_found, answers, columns)
     known = None if planted is None else findings_of(planted)
-    page = render("report", **_contents(findings, control_findings, known))
+    control_run = control_found if isinstance(control_found, Findings) else None
+    page = render("report", **_contents(findings, control_run, known))
     try:
         with writing(findings.run.path) if file == findings.run.report_file else nullcontext():
             write_text(file, page)
@@ -155,12 +160,10 @@ def _flat(value: Any) -> str:
 
 def _verdicts(findings: Findings, control: Findings | None) -> list[tuple[str, list[Transition], list[Transition]]]:
     """Rotations, the gradient-norm peak and the onsets, by name, with the control's of the same name."""
-    from em_interp.figures.style import signal_name
-
     def by_name(run: Findings) -> dict[str, list[Transition]]:
         groups: dict[str, list[Transition]] = {}
         for transition in (*run.transitions, *run.onsets, *run.preference_onsets):
-            groups.setdefault(signal_name(transition), []).append(transition)
+            groups.setdefault(transition.name, []).append(transition)
         return groups
 
     of_control = {} if control is None else by_name(control)
@@ -236,7 +239,7 @@ def _figures(findings: Findings, control: Findings | None) -> dict[str, list[dic
         "timeline": [timeline(findings)],
     }
     if findings.curve is not None:
-        of_control = None if control is None else control.curve
+        of_control = findings.control if control is None else control.curve
         sections["behaviour"] = [draw.behaviour(findings.curve, of_control, findings.onsets)]
     if findings.preference is not None:
         sections["behaviour"].append(draw.preference(findings.preference, findings.preference_onsets))
@@ -305,9 +308,10 @@ def commands(findings: Findings, control: Findings | None) -> list[str]:
     """What to type to repeat the run and everything on the page."""
     run = shlex.quote(str(findings.run.path))
     with_control = "" if control is None else f" --control {shlex.quote(str(control.run.path))}"
-    if not findings.run.config_file.exists() or findings.judged is not None:
-        answers = "" if findings.judged is None else f" --answers {shlex.quote(findings.judged)}"
-        return [f"em-interp locate {run}", f"em-interp report {run}{answers}{with_control} --overwrite"]
+    if findings.judged is not None:
+        return [f"em-interp locate {run}", f"em-interp report {run} {findings.judged.options()} --overwrite"]
+    if not findings.run.config_file.exists():
+        return [f"em-interp locate {run}", f"em-interp report {run}{with_control} --overwrite"]
     judged = ["em-interp ask again", "em-interp judge again"] if findings.curve is not None else []
     read = [f"em-interp prefer again{with_control}"] if findings.preference is not None else []
     return [

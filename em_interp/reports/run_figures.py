@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from em_interp.findings import Findings, find_in_run
 from em_interp.lock import writing
 from em_interp.results import local_name
 from em_interp.run import Run
+from em_interp.trajectory.packed import SUFFIX
 from em_interp.trajectory.trajectory import MATRICES
 
 if TYPE_CHECKING:
@@ -27,16 +28,35 @@ MAX_SITES = 3  # named in a caption
 PART_FILE = {"A": "A", "B": "B", "delta": "dW"}  # of a part of the adapter, in file names
 
 
-def findings_of(source: Source, control: Findings | None = None, answers: str | Path | None = None) -> Findings:
+def findings_of(
+    source: Source,
+    control: Findings | str | Path | None = None,
+    answers: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Findings:
     """The findings of a run or of a folder of checkpoints; findings as they are.
 
-    `answers` are tables judged elsewhere, in place of the run's own; a `control` without answers is left out.
+    `answers` are tables judged elsewhere, in place of the run's own, and `columns` what they call a column. A `control`
+    is the findings of a run, left out where it has no answers, or judged tables.
     """
     if isinstance(source, Findings):
         return source
     run = run_of(source)
-    comparable = control is not None and (control.curve is not None or not run.scores_file.exists())
-    return find_in_run(run, control.run if control is not None and comparable else None, answers)
+    if isinstance(control, Findings):
+        control = control.run.path if control.curve is not None or not run.scores_file.exists() else None
+    return find_in_run(run, control, answers, columns)
+
+
+def control_in(source: Source | None) -> Findings | str | Path | None:
+    """The findings of a control run; judged tables, which are of no checkpoints, as they are."""
+    if isinstance(source, (str, Path)) and Path(source).exists() and not _has_path(Path(source)):
+        return source
+    return None if source is None else findings_of(source)
+
+
+def _has_path(source: Path) -> bool:
+    """Whether there are checkpoints in it, or it is a file of all of them."""
+    return source.suffix == SUFFIX or any(source.glob("checkpoint*"))
 
 
 def run_of(source: Source) -> Run:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SIGNAL_TITLES = {
     "rotation": "Rotation of B",
     "gradient_norm": "Gradient-norm peak",
-    "onset": "EM onset, out of domain",
+    "onset": "EM onset (out of domain)",
     "offset": "Onset after rotation",
 }
 SIGNALS = tuple(SIGNAL_TITLES)

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from em_interp.checks import check_type
+from em_interp.checks import as_list, check_type, checked
 from em_interp.config import Schedule
 from em_interp.errors import InputError
 from em_interp.run import Run
@@ -124,10 +124,11 @@ class SnapshotCallback(TrainerCallback):
         shutil.rmtree(self.run.resume_state, ignore_errors=True)
         self._writer = self._saver = self._log = None
 
-    def save_more(self, steps: Iterable[int]) -> None:
+    @checked
+    def save_more(self, steps: int | Iterable[int]) -> None:
         """Save these steps too, those among them that are still to come."""
         if self._saver:
-            self._saver.steps |= frozenset(steps)
+            self._saver.steps |= frozenset(as_list(steps))
 
     def _check_place(self, output_dir: Path) -> None:
         if output_dir.resolve() == self.run.path.resolve():

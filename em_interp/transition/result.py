@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 Verdict = Literal["transition", "none", "inconclusive"]
 WORDS = {"delta": "ΔW", "em": "EM"}
+NAMES = {  # of a signal, where its own with spaces is not what it is called
+    "gradient_norm": "gradient-norm peak",
+    "lock_in": "lock-in",
+    "composition": "composition score",
+    "sufficient_as_trained": "EM as trained",
+}
 KEYS = (  # of the JSON, in its order
     *("signal", "of", "site", "verdict", "step", "interval", "level", "p_value", "width", "angle_deg", "length_share"),
     *("scale", "questions", "reason"),
@@ -93,15 +99,13 @@ class Transition(Result):
 
     @property
     def name(self) -> str:
-        """What was tested, such as 'rotation of B' or 'onset of EM on broad questions'."""
-        what = [self.signal.replace("_", " ")]
-        if self.of is not None:
-            what.append(f"of {WORDS.get(self.of, self.of.replace('_', ' '))}")
-        if self.questions is not None:
-            what.append(f"on {self.questions.replace('_', '-')} questions")
-        if self.scale is not None and self.scale != 1:
-            what.append(f"with the adapter ×{self.scale:g}")
-        return " ".join(what)
+        """What was tested, such as 'rotation of B' or 'EM onset (out of domain, adapter ×2)'."""
+        of = WORDS.get(self.of or "", (self.of or "").replace("_", " "))
+        scale = "" if self.scale in (None, 1) else f"adapter ×{self.scale:g}"
+        where = ", ".join(part for part in ((self.questions or "").replace("_", " "), scale) if part)
+        signal = NAMES.get(self.signal, self.signal.replace("_", " "))
+        name = f"{of} {signal}".strip() if self.signal == "onset" else f"{signal} of {of}" if of else signal
+        return f"{name} ({where})" if where else name
 
     def sentence(self) -> str:
         """The result in words: 'rotation of B: transition at step 190 (95% interval 184 to 197, p < 0.001)'."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.files import read_json
 from em_interp.run import Run, open_run
@@ -26,7 +26,7 @@ def watch(
     *,
     level: float = FALSE_ALARM_RATE,
     signals: Sequence[MonitorSignal] = SIGNALS,
-    controls: Sequence[TrajectorySource | Monitor] = (),
+    controls: TrajectorySource | Monitor | Sequence[TrajectorySource | Monitor] = (),
     last: int | None = None,
     follow: bool = False,
     on_update: Callable[[Monitor, list[Look]], None] | None = None,
@@ -52,7 +52,7 @@ def watch(
     Raises:
         InputError: For what is not a run, a control that is not finished, and where the run's length is not known.
     """
-    references = [c if isinstance(c, Monitor) else watch(c, level=level, signals=signals) for c in controls]
+    references = [c if isinstance(c, Monitor) else watch(c, level=level, signals=signals) for c in as_list(controls)]
     run = (
         None if isinstance(source, AdapterTrajectory) else Run(source.path if isinstance(source, Run) else Path(source))
     )

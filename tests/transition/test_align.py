@@ -206,7 +206,7 @@ def test_the_headline_keeps_to_the_declared_transitions():
     early = replace(rise(20, 15, 25, 10, 5, 15), scale=2.0)
     found = align(TURN, [early, rise(200, 190, 210, 150, 140, 160)])
     assert found.order.word == "before"
-    assert found.headline().startswith("Rotation of B comes before onset of EM on out-of-domain questions: ")
+    assert found.headline().startswith("Rotation of B comes before EM onset (out of domain): ")
 
 
 def test_the_headline_says_where_the_family_wise_level_is_not_reached():
@@ -221,7 +221,7 @@ def test_without_both_transitions_the_headline_says_what_there_is():
     found = align(TURN, none)
     assert found.order is None
     assert found.claim == "The adapter changes, the behaviour does not"
-    reason = "rotation of B: transition; onset of EM on out-of-domain questions: none"
+    reason = "rotation of B: transition; EM onset (out of domain): none"
     assert found.headline() == f"{found.claim}: {reason}."
 
 

@@ -61,4 +61,4 @@ def test_a_condition_that_fails_at_the_end_is_never_sustained():
 
 def test_its_sentence_calls_it_a_description_and_not_inconclusive():
     sentence = lock_in(STEPS, np.linspace(0.5, 1.0, len(STEPS))).sentence()
-    assert sentence == "lock in of ΔW: step 20 (not a test)"
+    assert sentence == "lock-in of ΔW: step 20 (not a test)"

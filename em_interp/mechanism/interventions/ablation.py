@@ -25,7 +25,7 @@ from jaxtyping import Float
 from em_interp.behaviour.judging.judge import Judge
 from em_interp.behaviour.rates import LEVEL, Rate
 from em_interp.behaviour.scores import ScoredResponses
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.directions import Direction
 from em_interp.mechanism.interventions.experiments import (
@@ -229,7 +229,7 @@ def ablate(
     direction: Direction,
     judge: Judge,
     questions: Questions | None = None,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     sampling: SamplingParams | None = None,
     n_random: int = N_RANDOM,
     level: float = LEVEL,
@@ -258,7 +258,7 @@ def ablate(
     if n_random < 1:
         raise InputError(f"an ablation is compared with random directions; expected n_random of 1 or more: {n_random}")
     model = opened(model)
-    layers = evenly_spaced(np.arange(model.layers), MAX_LAYERS).tolist() if layers is None else list(layers)
+    layers = evenly_spaced(np.arange(model.layers), MAX_LAYERS).tolist() if layers is None else as_list(layers)
     direction.check(model, [*layers, *range(model.layers)])
     sampling = SamplingParams() if sampling is None else sampling
     questions = run_questions(model.run, "out_of_domain") if questions is None else questions

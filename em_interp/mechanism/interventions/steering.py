@@ -21,7 +21,7 @@ from jaxtyping import Float
 from em_interp.behaviour.judging.judge import Judge
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.scores import ScoredResponses
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.directions import Direction
 from em_interp.mechanism.engines.interventions import Positions
@@ -214,7 +214,7 @@ def steer(
     judge: Judge,
     questions: Questions | None = None,
     layer: int | None = None,
-    coefficients: Sequence[float] = COEFFICIENTS,
+    coefficients: float | Sequence[float] = COEFFICIENTS,
     sampling: SamplingParams | None = None,
     n_random: int = N_RANDOM,
     refine: bool = True,
@@ -250,6 +250,7 @@ def steer(
 
     if n_random < 1:
         raise InputError(f"steering is compared with random directions; expected n_random of 1 or more: {n_random}")
+    coefficients = as_list(coefficients)
     distinct = len({*coefficients}) == len(coefficients) > 0
     if not distinct or not all(np.isfinite(coefficients)) or 0 in coefficients:
         raise InputError(
