@@ -69,7 +69,7 @@ def test_with_nothing_scored_rates_are_missing_and_not_zero():
 def test_what_is_taken_together_is_said():
     assert " of 4 answers; coherent 75.0% (95% interval " in score_responses(FOUR).sentence()
     run = pd.concat([FOUR.assign(step=step, scale=scale) for step in (0, 5, 9) for scale in (1, 2)])
-    assert " of 24 answers at 3 steps and 2 scales together, " in score_responses(run).sentence()
+    assert " of 24 answers at 3 steps and 2 scales together; " in score_responses(run).sentence()
 
 
 @pytest.mark.parametrize("value", [-1, 100.5, float("inf")])
