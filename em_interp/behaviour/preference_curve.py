@@ -192,7 +192,8 @@ class PreferenceCurve(Result):
         if "control_change" in row:
             clause += f", control {row['control_change']:+.3f}, beyond it {row['beyond_control']:+.3f}"
             clause += f" ({row['beyond_control_low']:+.3f} to {row['beyond_control_high']:+.3f})"
-        return f"{clause}, misaligned likelier in {row['share']:.0%}"
+        share = f"{row['share']:.0%} ({row['share_low']:.0%} to {row['share_high']:.0%})"
+        return f"{clause}, the misaligned answer is the likelier in {share} of pairs"
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain values: `domain`, `level` and the rows of `frame()`."""

@@ -32,7 +32,7 @@ from scipy.stats import f, norm, t
 
 from em_interp.errors import InputError
 from em_interp.results import Result, interval_columns
-from em_interp.transition.result import WORDS, Transition, p_text
+from em_interp.transition.result import Transition, p_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,10 +141,7 @@ class Agreement(Result):
     @property
     def label(self) -> str:
         """The signal in words, with its part and question set."""
-        first = self.transitions[0]
-        part = "" if first.of is None else f" of {WORDS.get(first.of, first.of)}"
-        questions = "" if first.questions is None else f" on {first.questions.replace('_', '-')} questions"
-        return f"{first.signal.replace('_', ' ')}{part}{questions}"
+        return self.transitions[0].name
 
     @property
     def counts(self) -> dict[str, int]:
@@ -174,11 +171,13 @@ class Agreement(Result):
 
     def _homogeneity(self, pooled: RandomEffects, count: int) -> str:
         """Whether it is the same step in all of them."""
-        verdict = "may be the same step in all" if pooled.q_p_value > ALPHA else "not the same step in all"
+        same = pooled.q_p_value > ALPHA
+        verdict = "may be the same step in all" if same else "not the same step in all"
         test = f"Q = {pooled.q:.1f} on {count - 1} df, {p_text(pooled.q_p_value)}, I² {pooled.i_squared:.0%}"
-        spread = "seeds no further apart than their own errors"
+        spread = "runs no further apart than their own errors"
         if pooled.tau >= SAME_TAU:
-            spread = f"seeds {pooled.tau:.0f} steps apart (SD τ) beyond their own errors"
+            apart = f"{pooled.tau:.0f} steps (SD τ) beyond their own errors"
+            spread = f"estimated spread {apart}, not told apart from none" if same else f"runs {apart} apart"
         if pooled.prediction is None:
             return f"{verdict} ({test}); {spread}"
         low, high = pooled.prediction

@@ -99,7 +99,7 @@ def logit_lens(context: SuiteContext) -> Finding:
     of_largest = {site: writes[site] for site in largest}
     lenses = read_logit_lens(context.model, context.answers, of_largest, context.attribution.steps)
     null = max(lens.null(side) for lens in lenses for side in ("promoted", "suppressed"))
-    control = f"Random directions share no more than Jaccard {null:.2f} of the last step's tokens (95%)."
+    control = f"The top tokens of 95% of random directions have Jaccard {null:.2f} or less with the last step's."
     figures = {re.sub(r"\W", "_", f"logit_lens_{lens.site}"): lens.plot() for lens in lenses}
     values = {"sites": [lens.to_dict() for lens in lenses], "not_read": sorted(set(norm) - set(largest))}
     return Finding(values, figures, " ".join(lens.sentence() for lens in lenses), control)
@@ -197,10 +197,12 @@ def answer_shift(context: SuiteContext) -> Finding:
         storage=context.storage("answer_shift"),
     )
     top = max(shift.frame().to_dict("records"), key=lambda row: float(row["divergence"]))
-    control = (
-        f"Where the divergence is largest ({top['divergence']:.2f}, step {top['step']:.0f}) other labels of the same "
-        f"checkpoints have {top['permuted_mean']:.2f} on average and {top['permuted_max']:.2f} at most."
+    where = f"Where the divergence is largest ({top['divergence']:.2f}, step {top['step']:.0f})"
+    permuted = (
+        f"permuted labels of the checkpoints give {top['permuted_mean']:.2f} on average, {top['permuted_max']:.2f}"
     )
+    few = "there are too few checkpoints to permute their labels"
+    control = f"{where} {few if np.isnan(top['permuted_mean']) else f'{permuted} at most'}."
     return Finding(shift.to_dict(), {"answer_shift": shift.plot()}, _as_sentence(shift.sentence()), control)
 
 
@@ -211,7 +213,9 @@ def kl_from_base(context: SuiteContext) -> Finding:
     result = measure_kl_from_base(context.model, steps=steps, sampling=sampling, storage=storage)
     rows = result.frame()
     first = rows[rows["step"] == rows["step"].min()]["kl"].max()
-    control = f"At step {rows['step'].min()} it is {first:.2g}; it has no control run."
+    control = (
+        f"At step {rows['step'].min()}, the first that was read, it is {first:.2g}; there is no control run for it."
+    )
     return Finding(result.to_dict(), {"kl_from_base": result.plot()}, _as_sentence(result.sentence()), control)
 
 

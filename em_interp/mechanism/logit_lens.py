@@ -130,10 +130,11 @@ class LogitLens(Result):
         parts = []
         for side in SIDES:
             tokens = ", ".join(repr(token.strip()) for token in self.last(side)[:5])
-            when = "only at the last step" if self.settled(side) is None else f"from step {self.settled(side)} on"
+            when = "at the last step only" if self.settled(side) is None else f"from step {self.settled(side)} on"
+            first = f"the first by {self.effects[side][-1, 0]:+.2f} logits"
             parts.append(
-                f"{side} most are {tokens} (the first by {self.effects[side][-1, 0]:+.2f} logits), settled {when} "
-                f"(random directions have Jaccard {self.null(side):.2f} or less)"
+                f"{side} most are {tokens} ({first}); the top {self.k} have settled {when} (Jaccard {MIN_JACCARD:g} or "
+                f"more with the last step's; random directions {self.null(side):.2f} or less)"
             )
         return f"Logit lens of the write of {self.site} at step {self.steps[-1]}: {'; '.join(parts)}."
 

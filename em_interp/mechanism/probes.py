@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MIN_QUESTIONS = 4  # with answers of either kind
 N_BOOTSTRAP = 1000
 PROBE_SEED = 20250611
+CHANCE_AUC = 0.5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,9 +71,11 @@ class Probes(Result):
         """The AUC at the last and at the first step, and that of the length."""
         first, last = self.rows.iloc[0], self.rows.iloc[-1]
         before = f", at step {first.step:.0f} {first.auc:.2f}" if len(self.rows) > 1 else ""
+        tells = "tells" if last.auc_low > CHANCE_AUC else "does not tell"
         return (
-            f"A probe on the scalars of step {last.step:.0f} tells misaligned from aligned answers to new questions "
-            f"with AUC {last.auc:.2f} ({self.level:.0%} interval {last.auc_low:.2f} to {last.auc_high:.2f}){before}; "
+            f"A probe on the scalars of step {last.step:.0f} {tells} misaligned from aligned answers to new questions: "
+            f"AUC {last.auc:.2f} ({self.level:.0%} interval {last.auc_low:.2f} to {last.auc_high:.2f}; chance "
+            f"{CHANCE_AUC}){before}; "
             f"on the answer's length alone {self.length_auc:.2f}. {self.answers}; {self.questions} questions in "
             f"{self.folds} folds."
         )

@@ -136,7 +136,10 @@ def across_bases(
         return None
     if not draws:
         chosen = " ".join(f"runs/{run.name}" for run in choose(candidates))
-        return AcrossBases(folder, f"not asked for; across: 39 in the sweep asks, or: em-interp compare {chosen}")
+        return AcrossBases(
+            folder,
+            f"not compared: set across: 39 in the sweep (random adapters a run), or run em-interp compare {chosen}",
+        )
     runs = choose(candidates)
     if not runs:
         return AcrossBases(folder, "not compared: no setting was trained on every base")

@@ -103,14 +103,14 @@ def _answer(
 def _no_hump(scanned: ScanResult) -> tuple[Verdict, str]:
     """The verdict and its reason where no hump was found, each from the one null distribution of the scan."""
     height, limit, detectable = np.expm1([scanned.height, scanned.limit, scanned.detectable])
-    highest = f"the highest is {height:.0%} above its valleys"
+    highest = f"the highest rises {height:.0%} above the valleys beside it"
     if scanned.p_value <= ALPHA:
         return "none", f"Not noise (p = {scanned.p_value:.2g}), but {highest}; a hump is {MIN_HEIGHT:.0%} or more."
-    seen = f"{highest} (p = {scanned.p_value:.2g}; noise alone exceeds {limit:.0%} in {ALPHA:.0%} of runs)"
-    broad = f"a broad one, over a fifth of the run, would show from {detectable:.0%} on"
+    seen = f"{highest} (p = {scanned.p_value:.2g}), and noise alone makes one above {limit:.0%} in {ALPHA:.0%} of runs"
+    broad = f"a broad hump, over a fifth of the run, would be detected from {detectable:.0%} on"
     if detectable > MAX_DETECTABLE:
-        return "inconclusive", f"Too noisy to tell: {seen}; even {broad}."
-    return "none", f"No hump beyond noise: {seen}; {broad}."
+        return "inconclusive", f"Too noisy to tell: {seen}; even {broad}, and a narrow one must be higher."
+    return "none", f"No hump beyond noise: {seen}; {broad}, a narrow one must be higher."
 
 
 def _peak_draws(

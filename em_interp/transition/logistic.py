@@ -190,9 +190,9 @@ class Rise:
         """Why its step cannot be told from values `read` at these steps; "" where it can."""
         low, high = self.midpoint_interval
         if low <= steps[0]:
-            return f"the step half-way may lie before the first {read}, {steps[0]:g}"
+            return f"the half-rise may lie before the first step that was {read}, {steps[0]:g}"
         if high >= steps[-1]:
-            return f"the step half-way may lie after the last {read}, {steps[-1]:g}"
+            return f"the half-rise may lie after the last step that was {read}, {steps[-1]:g}"
         return "it rests on one checkpoint alone" if self.support < MIN_SUPPORT else ""
 
     def located(self, level: float) -> dict[str, Any]:

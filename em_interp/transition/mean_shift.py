@@ -326,8 +326,8 @@ def verdict_of(test: ShiftTest) -> tuple[Verdict, str]:
             return "none", f"{net}the mean does not rise beyond that of the {name} (p = {p_value:.2g})"
     assert shift is not None
     change = f"the mean changes by {curves.change[-1].mean():+.3f} from step {steps[0]:g} to {steps[-1]:g}"
-    if shift.high - shift.low < MIN_SHIFT:
-        return "none", f"{change}; a rise by less than {MIN_SHIFT:g} is none"
+    if (rise := shift.high - shift.low) < MIN_SHIFT:
+        return "none", f"{change}; the fitted rise of {rise:.3f} is less than {MIN_SHIFT:g}"
     if unresolved := shift.unresolved(steps, "read"):
         return "inconclusive", f"{change}, but {unresolved}"
     names = [f"the {name}" for name, comparison in compared.items() if comparison is not None]

@@ -192,12 +192,25 @@ class Monitor(Result):
             elif not looks:
                 parts.append(f"{name}: no look so far")
             else:
-                parts.append(f"{name}: no alarm in {len(looks)} looks ({p_text(self.run_p(signal))} for the run)")
+                count = "1 look" if len(looks) == 1 else f"{len(looks)} looks"
+                parts.append(
+                    f"{name}: no alarm in {count} ({p_text(self.run_p(signal))} for the run){self._held(signal)}"
+                )
         if self.controls:
+            count = "1 control run" if len(self.controls) == 1 else f"{len(self.controls)} control runs"
             smallest = 1 / (1 + len(self.controls))
-            parts.append(f"{len(self.controls)} control runs: their smallest possible p-value is {smallest:.2g}")
+            parts.append(
+                f"an alarm must be clearer than in {count}, which alone can give no p-value below {smallest:.2g}"
+            )
         parts.append(f"at most {self.level:.0%} of runs without a transition raise an alarm")
         return "; ".join(parts)
+
+    def _held(self, signal: MonitorSignal) -> str:
+        """Why a p-value within the level has raised no alarm: a control's is as small."""
+        if self.run_p(signal) > self.level:
+            return ""
+        as_clear = sum(control.run_p(signal) <= self.run_p(signal) for control in self.controls)
+        return f", for it is as clear in {as_clear} of {len(self.controls)} controls"
 
     def frame(self) -> pd.DataFrame:
         """One row a look: its step, signal, p-values, and the step and interval of what was found."""

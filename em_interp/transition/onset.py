@@ -199,7 +199,7 @@ def verdict_of(test: RiseTest, metric: str) -> tuple[Verdict, str]:
     if test.control is not None and test.p_control is None:
         return "inconclusive", f"the control was sampled at fewer than {MIN_STEPS} of the same steps"
     if rise is None and test.underpowered:
-        return "inconclusive", f"too few answers: a rise by {DETECTABLE_RISE:.0%} could be missed"
+        return "inconclusive", f"too few answers: a rise by {100 * DETECTABLE_RISE:.0f} points could be missed"
     moves = "fall" if metric in FALLING else "rise"
     if test.p_rise > ALPHA:
         return "none", f"the {name} does not {moves} beyond its value at step {steps[0]:g} (p = {test.p_rise:.2g})"

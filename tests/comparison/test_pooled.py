@@ -135,10 +135,12 @@ def test_the_prediction_interval_holds_one_more_run_at_about_the_stated_rate(run
 def test_the_sentence_says_whether_it_may_be_the_same_step():
     same = pool_steps(names(3), [turn(step) for step in (188, 190, 192)])
     assert "over three runs; may be the same step in all (Q = 0.5 on 2 df, p = 0.8, I² 0%)" in same.sentence()
-    assert "seeds no further apart than their own errors; one more run: " in same.sentence()
+    assert "runs no further apart than their own errors; one more run: " in same.sentence()
     apart = pool_steps(names(3), [turn(step) for step in (100, 190, 300)])
     assert "; not the same step in all (Q = " in apart.sentence() and "p < 0.001, I² 100%)" in apart.sentence()
-    assert "steps apart (SD τ) beyond their own errors" in apart.sentence()
+    assert "; runs 100 steps (SD τ) beyond their own errors apart" in apart.sentence()
+    unsure = pool_steps(names(3), [turn(step) for step in (185, 190, 198)]).sentence()
+    assert "may be the same step in all" in unsure and "beyond their own errors, not told apart from none" in unsure
     two = pool_steps(names(2), [turn(188), turn(192)])
     assert two.pooled.prediction is None and "one more run" not in two.sentence()
 

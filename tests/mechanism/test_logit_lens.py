@@ -49,7 +49,7 @@ def test_the_planted_token_is_promoted_most_and_settles_where_it_was_planted(nam
 def test_a_write_that_turns_at_the_last_step_has_not_settled():
     (found,) = read_logit_lens(subject(), ANSWERS, path_to(subject(), " skip", " rest", 30), STEPS, k=5)
     assert found.settled("promoted") is None
-    assert "settled only at the last step" in found.sentence()
+    assert "settled at the last step only" in found.sentence()
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen2", "tiny-gemma3"])

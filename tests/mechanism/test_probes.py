@@ -1,5 +1,7 @@
 """Probes with planted signals, and with leaks that must not show."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,10 +65,18 @@ def test_the_area_is_scikit_learn_s_with_ties_and_weights():
     assert np.isclose(weighted_aucs(scores, y, np.ones((1, 80)))[0], roc_auc_score(y, scores))
 
 
+def test_a_probe_at_chance_is_not_said_to_tell_the_answers_apart(scalars):
+    found = scalars.probe()
+    rows = found.frame().drop(columns="length_auc").assign(auc=0.53, auc_low=0.44, auc_high=0.6)
+    assert " does not tell misaligned from aligned answers" in replace(found, rows=rows).sentence()
+    clear = replace(found, rows=rows.assign(auc=0.9, auc_low=0.8, auc_high=0.95)).sentence()
+    assert " tells misaligned from aligned answers to new questions: AUC 0.90" in clear and "chance 0.5" in clear
+
+
 def test_probes_say_what_they_found_and_their_baselines(scalars):
     found = scalars.probe()
     assert found.folds == 5 and found.questions == 8
-    assert "to new questions with AUC" in found.sentence() and "at step 0" in found.sentence()
+    assert "to new questions: AUC" in found.sentence() and "at step 0" in found.sentence()
     assert found.to_dict()["rows"][0]["step"] == 0
     assert probe(scalars).frame().equals(found.frame())  # the same again
     assert len(found.plot().data) >= 3  # plot_probes

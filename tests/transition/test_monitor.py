@@ -104,10 +104,11 @@ def test_a_control_that_turns_as_clearly_silences_the_alarm_and_its_smallest_p_i
     quiet = em.watch(run, controls=[planted_path("straight", 602, last=400).trajectory()])
     assert quiet.alarms
     assert quiet.reference_p("rotation") == 0.5
-    assert "smallest possible p-value is 0.5" in quiet.sentence()
+    assert "clearer than in 1 control run, which alone can give no p-value below 0.5" in quiet.sentence()
     as_clear = em.watch(run, controls=[turned[1]])
     assert as_clear.alarms == []
     assert as_clear.reference_p("rotation") == 1.0
+    assert "for the run), for it is as clear in 1 of 1 controls;" in as_clear.sentence()
 
 
 def test_one_signal_alone_gets_the_whole_level(turned):

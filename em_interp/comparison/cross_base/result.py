@@ -133,12 +133,12 @@ class CrossBaseComparison(Result):
         if rows.empty:
             return f"{MEASURES[measure]}: undefined, for nothing changes"
         beyond = int((rows[["p_random", "p_one_random"]].max(axis=1) <= 1 - self.level + 1e-9).sum())
-        bands = f"below {span(rows['random_band'])}, with one of the two real {span(rows['one_random_band'])}"
+        bands = f"below {span(rows['random_band'])}, and beside one real adapter below {span(rows['one_random_band'])}"
         verdict = f"{beyond} of {len(rows)} beyond chance" if len(rows) > 1 else "beyond chance"
         verdict = verdict if len(rows) > 1 or beyond else "not beyond chance"
-        size = "in size " if measure.startswith(("logit_lens", "mapped")) else ""
-        each = ", each by itself" if len(rows) > 1 else ""
-        chance = f"random adapters stay {size}{bands}, in {self.level:.0%}{each}"
+        size = "in absolute value " if measure.startswith(("logit_lens", "mapped")) else ""
+        each = "; each pair by itself, uncorrected" if len(rows) > 1 else ""
+        chance = f"{self.level:.0%} of random adapters stay {size}{bands}{each}"
         return f"{MEASURES[measure]}: {span(rows['value'])}; {verdict} ({chance})"
 
     def _turning_lines(self) -> Iterator[str]:

@@ -185,7 +185,8 @@ class Ablation(Result):
             "mediates": "mediates the misalignment: its ablation removes most of it, that of random ones little, the "
             "norm-matched control less",
             "partly": "mediates part of the misalignment: its ablation removes more than the norm-matched control",
-            "none": "does not mediate the misalignment: its ablation removes no more than the norm-matched control",
+            "none": "does not mediate the misalignment: its ablation removes no more than the norm-matched control, as "
+            "far as the intervals can tell",
         }
         parts = [f"The direction ({self.direction.contrast_in_words}) {words[self.verdict]}."]
         for layers in dict.fromkeys([self.best_layers(), self.layers[-1]]):

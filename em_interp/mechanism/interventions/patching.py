@@ -257,9 +257,13 @@ class PatchingGrid(Result):
             "inconclusive": f"it is open whether the final {first}, the final {second} or only both are sufficient",
         }
         parts = [words[self.verdict], *self._shares_in_words()]
-        for name, other, line in ((first, second, self.row), (second, first, self.column)):
-            parts.append(f"the {name} is sufficient {self._when(line)} with the last step's {other}")
-        parts.append(f"as trained the behaviour is shown {self._when(self.as_trained)}")
+        lines = {
+            f"with the final {second}": self.row,
+            f"with the final {first}": self.column,
+            "as trained": self.as_trained,
+        }
+        shown = ", ".join(f"{how} {self._when(line)}" for how, line in lines.items())
+        parts.append(f"the behaviour is shown {shown}")
         for kind, rate in self.baselines().items():
             if kind in RANDOM_KINDS:
                 low, high = rate.interval
@@ -277,7 +281,7 @@ class PatchingGrid(Result):
         if line.step is None:
             return "at no tested step"
         if line.interval is None:
-            return f"from step {line.step} (in {line.share:.0%} of resamplings at any step)"
+            return f"from step {line.step} (no interval: {line.share:.0%} of resamplings show it at some step)"
         return f"from step {line.step} ({self.level:.0%} interval {line.interval[0]:.0f} to {line.interval[1]:.0f})"
 
     def __repr__(self) -> str:

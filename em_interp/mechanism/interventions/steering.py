@@ -154,8 +154,9 @@ class SteeringCurve(Result):
         usable, largest = ", ".join(f"{coefficient:.3g}" for coefficient in self.window), f"{best['coefficient']:.3g}"
         words = {
             "induces": f"induces EM in the base with coefficients {usable}: most with {largest}, {at}",
-            "breaks": f"raises EM in the base only where it breaks it: most with coefficient {largest}, {at}",
-            "none": f"does not induce EM in the base with any coefficient tried (most with {largest}: {at})",
+            "breaks": f"raises EM in the base only where it is under {MIN_COHERENT:.0%} coherent: most with {largest}, {at}",
+            "none": "induces no more EM in the base than random directions, as far as the intervals can tell, with any "
+            f"coefficient tried (most with {largest}: {at})",
         }
         random = self.rates("base", RANDOM, float(best["coefficient"]))
         first = (

@@ -87,6 +87,8 @@ def test_a_grid_counts_what_was_judged_and_can_be_shown(model, control, patch):
         assert (low, high) == pytest.approx((cell["em_low"], cell["em_high"]))
     json.dumps(found.to_dict(), default=float)
     assert "sufficient" in found.sentence()
+    for how in ("the behaviour is shown with the final norm ", ", with the final direction ", ", as trained "):
+        assert how in found.sentence()
     assert found._repr_html_().startswith("<div")
     assert [t.signal for t in found.transitions()][2] == "sufficient_as_trained"
     figure = found.plot()  # plot_patching
