@@ -154,7 +154,8 @@ class SteeringCurve(Result):
         usable, largest = ", ".join(f"{coefficient:.3g}" for coefficient in self.window), f"{best['coefficient']:.3g}"
         words = {
             "induces": f"induces EM in the base with coefficients {usable}: most with {largest}, {at}",
-            "breaks": f"raises EM in the base only where it is under {MIN_COHERENT:.0%} coherent: most with {largest}, {at}",
+            "breaks": "raises EM in the base only where fewer than "
+            f"{MIN_COHERENT:.0%} of answers are coherent: most with {largest}, {at}",
             "none": "induces no more EM in the base than random directions, as far as the intervals can tell, with any "
             f"coefficient tried (most with {largest}: {at})",
         }
