@@ -1,6 +1,15 @@
 """em_interp: when, inside a fine-tune, did the model change?
 
-The names below are loaded on first use, so that importing the package costs nothing.
+    import em_interp as em
+
+    path = em.load_trajectory("runs/mine")  # a run, a folder of checkpoint-<step>, or org/name on the Hub
+    turn = em.find_transition(path)  # does the adapter's direction turn, and at which step?
+    curve = em.behaviour_curve("judged.csv")  # judged answers: step, question, aligned, coherent
+    found = em.align(turn, curve, path)  # how far apart, and which comes first
+    em.report("runs/mine", answers="judged.csv")  # all of it on one page
+
+Every result has `.sentence()`, `.frame()`, `.plot()` and `.to_dict()`. `em.figures` draws, `em.mechanism` looks inside
+the model. The names below are loaded on first use, so that importing the package costs nothing.
 """
 
 from importlib import import_module
