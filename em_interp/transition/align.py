@@ -180,6 +180,8 @@ class Alignment(Result):
             return f"{changes} with the adapter's, as far as the intervals can tell"
         if self.verdict == "inconclusive" and count:
             later, earlier = words.count("before"), words.count("after")
+            if not later and not earlier:
+                return "no change of behaviour can be told to be earlier or later than the adapter's"
             changes = f"of {count} changes of behaviour, {later} can be told to be later than the adapter's"
             return f"{changes} and {earlier} earlier"
         return WORDS[self.verdict]
@@ -361,10 +363,7 @@ def _verdict(
 
 
 def _offset_text(behavioural: Transition, offset: Offset) -> str:
-    what = " ".join(word for word in (behavioural.questions, behavioural.of) if word).replace("_", " ")
-    if behavioural.scale not in (None, 1.0):
-        what += f" ×{behavioural.scale:g}"
-    text = f"{what} {abs(offset.steps):.0f} steps {'later' if offset.steps >= 0 else 'earlier'}"
+    text = f"{behavioural.name} {abs(offset.steps):.0f} steps {'later' if offset.steps >= 0 else 'earlier'}"
     if offset.interval is not None and offset.level is not None:
         text += f" ({offset.level:.0%} interval {offset.interval[0]:.0f} to {offset.interval[1]:.0f})"
     return text if offset.chance is None else f"{text}, chance of being as near {offset.chance:.2g}"

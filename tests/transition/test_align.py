@@ -152,7 +152,10 @@ def test_it_reads_as_words_with_the_text_escaped():
     found = align(rotation(), behaviour(questions="<b>"))
     assert "50 steps later (95% interval" in found.sentence() and found.sentence() in repr(found)
     scaled = align(rotation(), [replace(behaviour(questions="broad"), scale=scale) for scale in (1.0, 1.5)], run())
-    assert "; broad em 50 steps later" in scaled.sentence() and "; broad em ×1.5 50 steps later" in scaled.sentence()
+    assert (
+        "; EM onset (broad) 50 steps later" in scaled.sentence()
+        and "; EM onset (broad, adapter ×1.5) 50 steps later" in scaled.sentence()
+    )
     assert "<b>" not in found._repr_html_() and "&lt;b&gt;" in found._repr_html_()
 
 
