@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
@@ -359,6 +360,8 @@ def test_tables_with_columns_of_their_own_names_make_the_same_page_from_the_shel
     json_of(*words, "--out", tmp_path / "out")
     page = Page(tmp_path / "out" / "report.html")
     assert "There is no control run beside it" not in page.words
+    rates = page.words[page.words.index("At the last step with answers") :]
+    assert " this run " in rates and re.search(r" control [^.]* ×1 \d+ 0% ", rates)
     assert f"--answers '{answers}' --columns aligned=mine --control '{control}' --overwrite" in page.words
     columns = {"aligned": "mine"}
     em.report(run, control, out=tmp_path / "again.html", answers=answers, columns=columns)

@@ -127,7 +127,7 @@ def _contents(findings: Findings, control: Findings | None, planted: Findings | 
         "planted": planted,
         "runs": {name: run for name, run in runs.items() if run is not None},
         "verdicts": _verdicts(findings, control),
-        "rates": [(name, final_rates(run.curve)) for name, run in runs.items() if run is not None and run.curve],
+        "rates": _final_rates({name: run.curve for name, run in runs.items() if run is not None}, findings),
         "hits": known,
         "hit_within": HIT_WITHIN,
         "figures": _figures(findings, control),
@@ -169,6 +169,13 @@ def _verdicts(findings: Findings, control: Findings | None) -> list[tuple[str, l
     of_control = {} if control is None else by_name(control)
     main = {name: group for name, group in by_name(findings).items() if group[0].signal in MAIN_SIGNALS}
     return [(name, group, of_control.get(name, [])) for name, group in main.items()]
+
+
+def _final_rates(curves: dict[str, BehaviourCurve | None], findings: Findings) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The last step's rates of each run that has a curve, and of a control that is judged tables alone."""
+    if "control" not in curves:
+        curves = {**curves, "control": findings.control}
+    return [(name, final_rates(curve)) for name, curve in curves.items() if curve]
 
 
 def final_rates(curve: BehaviourCurve) -> list[dict[str, Any]]:

@@ -75,7 +75,8 @@ def norm_onset(
     count = min(MAX_BINS, int((lr[-1] - start) / np.max(np.diff(lr))))
     evidence: dict[str, Any] = {"steps": steps, "delta_norm": norm, "cumulative_lr": lr}
     if count < MIN_INCREMENTS:
-        reason = f"Too few steps were saved: {count} even increments can be resolved, {MIN_INCREMENTS} are needed."
+        increments = f"{count} increments of equal learning rate can be resolved"
+        reason = f"Too few steps were saved: {increments}, {MIN_INCREMENTS} are needed."
         return Transition("norm_onset", "inconclusive", reason, of="delta", evidence=evidence)
     edges = np.linspace(start, lr[-1], count + 1)
     rate = winsorize(np.diff(np.interp(edges, lr, norm)) / np.diff(edges))
