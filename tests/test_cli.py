@@ -174,7 +174,7 @@ def test_locate_looks_at_one_signal_of_one_part_of_one_site(tiny):
 def test_align_prints_the_offsets_of_the_contract(tmp_path):
     run, control = plant_run(tmp_path / "run"), plant_run(tmp_path / "control", changes=False)
     values = json_of("align", run.path, "--control", control.path)
-    assert list(values) == ["mechanistic", "behavioural", "offsets", "verdict", "declared", "family_wise_p"]
+    assert list(values) == ["mechanistic", "behavioural", "offsets", "verdict", "order", "declared", "family_wise_p"]
     assert values["verdict"] in VERDICTS
     check_transition(values["mechanistic"])
     assert (values["mechanistic"]["signal"], values["mechanistic"]["of"]) == ("rotation", "B")
