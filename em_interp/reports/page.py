@@ -160,6 +160,7 @@ def _flat(value: Any) -> str:
 
 def _verdicts(findings: Findings, control: Findings | None) -> list[tuple[str, list[Transition], list[Transition]]]:
     """Rotations, the gradient-norm peak and the onsets, by name, with the control's of the same name."""
+
     def by_name(run: Findings) -> dict[str, list[Transition]]:
         groups: dict[str, list[Transition]] = {}
         for transition in (*run.transitions, *run.onsets, *run.preference_onsets):
@@ -171,7 +172,9 @@ def _verdicts(findings: Findings, control: Findings | None) -> list[tuple[str, l
     return [(name, group, of_control.get(name, [])) for name, group in main.items()]
 
 
-def _final_rates(curves: dict[str, BehaviourCurve | None], findings: Findings) -> list[tuple[str, list[dict[str, Any]]]]:
+def _final_rates(
+    curves: dict[str, BehaviourCurve | None], findings: Findings
+) -> list[tuple[str, list[dict[str, Any]]]]:
     """The last step's rates of each run that has a curve, and of a control that is judged tables alone."""
     if "control" not in curves:
         curves = {**curves, "control": findings.control}
