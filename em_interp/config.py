@@ -255,6 +255,10 @@ class TrainingConfig(Settings):
     """Spread the frozen base over the GPUs of several processes, where it does not fit on one."""
     keep_state_every: Int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Steps between states to resume from; 1, with full fine-tuning 100."""
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_list), AfterValidator(_once)
+    ] = ()
+    """Where the log goes too while training: tensorboard, trackio, wandb (each to be installed); transitions marked."""
 
 
 class EndpointConfig(Settings):

@@ -81,7 +81,7 @@ em.figures.training_log(path, em.find_transitions(path))
 # %% [markdown]
 # ## Train, ask, judge  (GPU)
 # Each stage resumes where it was stopped. On several GPUs: `torchrun --nproc-per-node 4 -m em_interp train my.yaml`. If
-# you train with TRL or a Trainer of your own, `em.SnapshotCallback` makes the run instead (docs/training.md). Sampling
+# you train with TRL or a Trainer of your own, `em.SnapshotCallback` makes the run instead (docs/trainers.md). Sampling
 # loads the base once and gives each row of a batch an adapter of its own, so many checkpoints are sampled in one batch.
 
 # %% tags=["gpu"]

@@ -153,12 +153,14 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, An
     from em_interp.training.manifest import run_manifest
     from em_interp.training.plan import make_plan
     from em_interp.training.tokenize import encode
+    from em_interp.training.trackers import check_trackers
     from em_interp.training.trainables import check_sites, make_trainable
 
     datasets = [phase.dataset for phase in config.data] + ([config.kl.dataset] if config.kl else [])
     chats = {name: load_chats(name, config.seed) for name in dict.fromkeys(datasets)}
     plan = make_plan(config, {name: len(data.rows) for name, data in chats.items()})
     _check_questions(config)
+    check_trackers(config.training.report_to)
     check_sites(config)
     base = _load_base(config)
     examples = {

@@ -30,6 +30,7 @@ from em_interp.training.checkpoints import SaveCheckpoints, StateKeeper, TrainSt
 from em_interp.training.distributed import average_gradients
 from em_interp.training.plan import Plan
 from em_interp.training.tokenize import IGNORED, Example
+from em_interp.training.trackers import TrackerCallback, open_trackers
 from em_interp.training.train_log import TrainLog, gradient_norms, log_row
 from em_interp.training.trainables import Trainable
 
@@ -57,6 +58,7 @@ def run_plan(
     if training.gradient_checkpointing:
         _checkpoint_gradients(trainable.model)
     optimizer = _optimizer(weights.values(), training.weight_decay)
+    trackers = processes.on_all(lambda: open_trackers(training.report_to, run) if processes.is_main else [])
     state = processes.on_main(lambda: read_state(run.resume_state))
     done = state.step if state else 0
     if state:
@@ -76,6 +78,7 @@ def run_plan(
             callbacks=[
                 SaveCheckpoints(run.checkpoints, config.checkpoints, trainable, done),
                 StepCallback(plan, training.max_grad_norm, log, keeper, state, sharded=training.shard),
+                *([TrackerCallback(trackers, run, log)] if log and trackers else []),
                 ProgressBar(bar),
             ],
             optimizers=(optimizer, _schedule(optimizer, plan, done)),
@@ -334,6 +337,7 @@ def _arguments(run: Run, config: RunConfig, processes: Processes) -> TrainingArg
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(run.path),
+        run_name=run.path.name,
         seed=config.seed,
         per_device_train_batch_size=config.training.batch_size,
         gradient_accumulation_steps=config.training.gradient_accumulation_steps // processes.count,

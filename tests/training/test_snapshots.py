@@ -363,8 +363,8 @@ def test_of_two_processes_the_main_one_writes_the_run_of_one(tmp_path):
 
 @pytest.mark.filterwarnings("default")  # TRL's own
 def test_the_example_of_the_documentation_makes_a_run_that_is_located(tmp_path, monkeypatch):
-    page = Path(__file__).resolve().parents[2] / "docs" / "training.md"
-    [example] = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    page = Path(__file__).resolve().parents[2] / "docs" / "trainers.md"
+    example = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[0]
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(example, names)
