@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,6 @@ from em_interp.figures.style import (
     STEP,
     mark_step,
     new_figure,
-    onset_curves,
     ribbon,
     signal_table,
     step_label,
@@ -89,7 +89,7 @@ def _draw_set(figure: go.Figure, name: str, rows: pd.DataFrame) -> None:
 def _mark_onset(figure: go.Figure, onset: Transition) -> None:
     """A diamond half-way up the fitted rise, with the interval of its step."""
     step = float(onset.step or 0)
-    height = float(np.interp(step, onset.evidence["fit_steps"], onset.evidence["fit_rate"]))
+    height = float(np.interp(step, onset.evidence["run_steps"], onset.evidence["run_rate"]))
     low, high = onset.interval or (step, step)
     bars = {"array": [high - step], "arrayminus": [step - low], "symmetric": False, "thickness": 2}
     mark = go.Scatter(x=[step], y=[height], mode="markers", error_x={**bars, "width": 5, "color": INK})
@@ -102,20 +102,37 @@ def shift_onset(transition: Transition) -> go.Figure:
     """The mean change by step, the fitted rise, the control and the style null, and the step half-way."""
     seen, colour = transition.evidence, _colour(transition.questions)
     about = "" if transition.questions is None else f", {transition.questions.replace('_', ' ')} questions"
-    table = signal_table(onset_curves(seen), [transition])
+    table = signal_table(_onset_curves(seen), [transition])
     figure = new_figure(f"Onset of the preference{about}", f"{transition.verdict}: {transition.reason}", numbers=table)
     figure.update_xaxes(title_text=STEP).update_yaxes(title_text=ROWS["change"].replace("<br>", " "))
-    style_name = "style beyond the control" if seen.get("net_style") else STYLE
-    for name, label, dash in (("control", "control", "dash"), (STYLE, style_name, "dot")):
+    style_name = "style beyond the control" if seen["net_style"] else STYLE
+    lines = [("control", "control", MUTED, "dash"), (STYLE, style_name, FAINT, "dot")]
+    lines += [("run", "this run", INK, "solid")] if "control_steps" in seen else []
+    for name, label, shade, dash in lines:
         if f"{name}_steps" in seen:
             line = go.Scatter(x=seen[f"{name}_steps"], y=seen[f"{name}_rate"], mode="lines", name=label)
-            figure.add_trace(line.update(line={"color": FAINT if name == STYLE else MUTED, "dash": dash}))
+            figure.add_trace(line.update(line={"color": shade, "dash": dash, "width": 1.2}))
     if "fit_steps" in seen:
         fit = go.Scatter(x=seen["fit_steps"], y=seen["fit_rate"], mode="lines", line_color=colour)
         figure.add_trace(fit.update(name="fitted rise", hoverinfo="skip"))
-    points = go.Scatter(x=seen["steps"], y=seen["rate"], mode="markers", name="this run")
+    points = go.Scatter(x=seen["steps"], y=seen["rate"], mode="markers", name=_dated_name(seen))
     hover = "step %{x}<br>%{y:+.3f} nats a token<extra></extra>"
     figure.add_trace(points.update(marker={"color": colour, "size": 6}, hovertemplate=hover))
     if transition.step is not None:
         mark_step(figure, transition, colour, step_label(transition))
     return figure
+
+
+def _dated_name(seen: dict[str, Any]) -> str:
+    """What the curve is whose rise is dated."""
+    return "beyond the control" if "control_steps" in seen else "this run"
+
+
+def _onset_curves(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The numbers behind the figure, by the name of the line."""
+    names = {"run": "this run", "control": "control", "style": STYLE, "fit": "fitted rise"}
+    curves = {_dated_name(seen): {"step": seen["steps"], "change": seen["rate"], "questions": seen["answers"]}}
+    for key, name in names.items():
+        if f"{key}_steps" in seen and name not in curves:
+            curves[name] = {"step": seen[f"{key}_steps"], "change": seen[f"{key}_rate"]}
+    return curves

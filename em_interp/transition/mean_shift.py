@@ -13,7 +13,8 @@ as much in style, and what is left is not style. Statistic: by how much the best
 error of the mean curve. The largest p-value counts. The first two are exact for changes that are symmetric about zero,
 whatever the dependence between steps.
 
-Estimate. The midpoint of a logistic with free asymptotes, fitted to the mean curve by least squares. Its interval is a
+Estimate. The midpoint of a logistic with free asymptotes, fitted by least squares to the mean curve, with a control to
+the mean of the differences: what the control shows too is no part of the rise that is dated. Its interval is a
 bootstrap over questions, with autoregressive noise like the residuals of the mean curve, so that what all questions
 have in common (the wiggles of training) is in it too.
 
@@ -24,7 +25,7 @@ beyond what the control and the style null show.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -117,6 +118,7 @@ class ShiftTest:
 
     curves: QuestionCurves
     control: QuestionCurves | None
+    beyond: QuestionCurves | None  # the curves beyond the control
     style: QuestionCurves | None  # beyond the control, where that was read on the style null too
     net_style: bool  # whether it is
     p_rise: float | None
@@ -129,6 +131,11 @@ class ShiftTest:
         """The largest: the curve must rise, and rise more than its control and the style null."""
         tested = [self.p_rise, *([self.p_control] if self.control else []), *([self.p_style] if self.style else [])]
         return None if None in tested else max(p for p in tested if p is not None)
+
+    @property
+    def dated(self) -> QuestionCurves:
+        """The curves whose rise is dated: with a control those beyond it."""
+        return self.curves if self.beyond is None else self.beyond
 
 
 def shift_onset(
@@ -186,14 +193,14 @@ def locate_shift(
     if style is not None and control_style is not None and beyond is not None:
         style, net_style = style.beyond(control_style), True
     if not _enough(curves):
-        return ShiftTest(curves, control, style, net_style, None, None, None, None)
+        return ShiftTest(curves, control, beyond, style, net_style, None, None, None, None)
     p_rise = _p_of_signs(curves, rng)
     p_control = None if beyond is None or not _enough(beyond) else _p_of_signs(beyond, rng)
     compared = beyond if net_style else curves
     p_style = None if style is None or compared is None else _p_beyond_style(compared, style, rng)
     rejected = max(p_rise, p_control or 0.0, p_style or 0.0) <= ALPHA
-    shift = fit_shift(curves, level, rng) if rejected else None
-    return ShiftTest(curves, control, style, net_style, p_rise, p_control, p_style, shift)
+    test = ShiftTest(curves, control, beyond, style, net_style, p_rise, p_control, p_style, None)
+    return replace(test, shift=fit_shift(test.dated, level, rng)) if rejected and test.p_value is not None else test
 
 
 def _enough(curves: QuestionCurves) -> bool:
@@ -328,26 +335,29 @@ def verdict_of(test: ShiftTest) -> tuple[Verdict, str]:
     change = f"the mean changes by {curves.change[-1].mean():+.3f} from step {steps[0]:g} to {steps[-1]:g}"
     if (rise := shift.high - shift.low) < MIN_SHIFT:
         return "none", f"{change}; the fitted rise of {rise:.3f} is less than {MIN_SHIFT:g}"
-    if unresolved := shift.unresolved(steps, "read"):
+    if unresolved := shift.unresolved(test.dated.steps, "read"):
         return "inconclusive", f"{change}, but {unresolved}"
-    names = [f"the {name}" for name, comparison in compared.items() if comparison is not None]
-    beyond = f"beyond {' and '.join(names)}" if names else "no control was given"
-    first, last = shift.tenth_interval
+    parts = [] if test.beyond is None else [f"by {test.beyond.change[-1].mean():+.3f} beyond the control"]
+    parts += ["beyond the style null"] if test.style is not None else []
+    beyond = " and ".join(parts) or "no control was given"
+    first, last = (max(step, steps[0]) for step in shift.tenth_interval)
     return "transition", f"{change}, {beyond}; a tenth of it by step {shift.tenth:.0f} ({first:.0f} to {last:.0f})"
 
 
 def _evidence(test: ShiftTest) -> dict[str, Any]:
-    """Arrays for the figure: mean changes since the first step."""
-    curves, shift = test.curves, test.shift
+    """Arrays for the figure: mean changes since the first step, `rate` that of the curve whose rise is dated."""
+    dated, shift = test.dated, test.shift
     evidence: dict[str, Any] = {
-        "steps": curves.steps,
-        "rate": curves.change.mean(axis=1),
-        "answers": np.full(len(curves.steps), len(curves.question_ids)),
+        "steps": dated.steps,
+        "rate": dated.change.mean(axis=1),
+        "answers": np.full(len(dated.steps), len(dated.question_ids)),
         "p_rise": test.p_rise,
+        "net_style": test.net_style,
     }
-    for name, other in (("control", test.control), ("style", test.style)):
+    for name, other in (("run", test.curves), ("control", test.control), ("style", test.style)):
         if other is not None:
             evidence |= {f"{name}_steps": other.steps, f"{name}_rate": other.change.mean(axis=1)}
+    for name in ("control", "style"):
+        if getattr(test, name) is not None:
             evidence |= {f"p_{name}": getattr(test, f"p_{name}")}
-    evidence["net_style"] = test.net_style
-    return evidence | (shift.evidence(curves.steps) if shift is not None else {})
+    return evidence | (shift.evidence(dated.steps) if shift is not None else {})

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -85,7 +87,7 @@ def test_a_planted_shift_has_an_onset_beyond_control_and_style_null():
     found = find_transition(curve.select(questions="broad"))
     assert found.found and found.of == "preference" and found.questions == "broad"
     assert found.interval[0] <= 90 <= found.interval[1] and found.interval[1] - found.interval[0] < 30
-    assert "beyond the control and the style null" in found.reason
+    assert re.search(r"by \+0\.09\d beyond the control and beyond the style null", found.reason)
     (style,) = [t for t in find_transitions(curve) if t.questions == "style"]
     assert style.verdict == "none"
 
@@ -150,6 +152,6 @@ def test_the_curve_shows_itself():
     assert "<svg" in curve._repr_html_()
     assert {trace.name for trace in curve.plot().data} >= {"broad", "style", "control"}
     found = find_transition(curve.select(questions="broad"))
-    assert {trace.name for trace in found.plot().data} >= {"fitted rise", "control", "this run"}
+    assert {trace.name for trace in found.plot().data} >= {"fitted rise", "control", "this run", "beyond the control"}
     assert "style beyond the control" in {trace.name for trace in found.plot().data}
     assert set(curve.to_dict()) == {"domain", "level", "rows"}
