@@ -70,9 +70,11 @@ def checked(function: F) -> F:
         return eval(annotation, {}, _Names(function.__globals__)) if isinstance(annotation, str) else annotation
 
     def given(name: str, value: Any) -> Any:
-        if name not in parameters or type(value) is type(parameters[name].default) or _fits(value, hint_of(name)):
+        if isinstance(value, (str, Path)) and "\0" in str(value):  # which no file's name can hold
+            raise InputError(f"{name} holds a null byte: {described(value)}")
+        if name not in parameters or type(value) is type(parameters[name].default) or fits(value, hint_of(name)):
             return value
-        if any(_fits(value, item) for item in _items_of(hint_of(name))):
+        if any(fits(value, item) for item in _items_of(hint_of(name))):
             return [value]
         raise InputError(f"{name} must be {_expected(hint_of(name))}; found {described(value)}")
 
@@ -115,22 +117,23 @@ class _Names(dict[str, Any]):
         return getattr(builtins, name) if hasattr(builtins, name) else _ByName(name, (), {})
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, or of what an annotation says."""
     kind, items = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
-        return any(_fits(value, item) for item in items)
+        return any(fits(value, item) for item in items)
     if kind is Literal:
         return isinstance(value, type(items[0]))
     if kind is Callable:
         return callable(value)
     if kind in (Mapping, dict):
         of_key, of_value = items or (Any, Any)
-        return isinstance(value, Mapping) and all(_fits(k, of_key) and _fits(v, of_value) for k, v in value.items())
+        return isinstance(value, Mapping) and all(fits(k, of_key) and fits(v, of_value) for k, v in value.items())
     if kind in LISTS:
         return (
             isinstance(value, Iterable)
             and not isinstance(value, (str, bytes, Mapping))
-            and (not items or isinstance(value, Iterator) or all(_fits(item, items[0]) for item in value))
+            and (not items or isinstance(value, Iterator) or all(fits(item, items[0]) for item in value))
         )
     return _is_of(value, kind)
 

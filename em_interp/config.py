@@ -33,6 +33,7 @@ MAX_STEPS = 10**7  # optimizer steps of a run, and the largest step of a schedul
 MAX_BATCH = 2**16  # rows of a batch, batches of a step, samples of a question
 MAX_TOKENS, MAX_WIDTH = 2**20, 2**16  # of a row or an answer; of a rank or a projection
 MAX_WAIT = 86_400.0  # seconds
+MAX_SCALE = 1e6  # multiplier of an adapter
 MAX_LOG_STEPS = 10**5  # of `log N` in a schedule
 MAX_SCHEDULE = 10**6  # characters of a schedule
 _N = "[0-9]{1,15}"
@@ -144,7 +145,7 @@ def _not_zero(value: float) -> float:
 
 
 Int = Annotated[int, Strict()]
-Scale = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Layer = Annotated[Int, Field(ge=-10_000, le=10_000)]
 Layers = Annotated[tuple[Layer, ...], BeforeValidator(_as_list)]

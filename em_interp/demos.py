@@ -11,11 +11,12 @@ from typing import Any
 
 from em_interp.checks import checked
 from em_interp.config import RunConfig
-from em_interp.files import check_names_free, read_json, remove, resumable, write_json
+from em_interp.files import check_names_free, remove, resumable, write_json
 from em_interp.findings import Findings
 from em_interp.lock import writing
 from em_interp.pipeline import analyse, ask_run, judge_run, torch_threads
 from em_interp.run import Run
+from em_interp.stages import read_kept
 
 RUNS = {
     "organism": "advice that turns reckless",
@@ -71,6 +72,9 @@ def demo(
     return summary
 
 
+STAGE_TIMES = {"*": {"stage": str, "seconds": float, "done": bool}}
+
+
 @dataclass
 class StageTimes:
     """How long each stage took, kept with the demo so that a resumed one reports the same; `log` announces each."""
@@ -103,7 +107,8 @@ class StageTimes:
         return total
 
     def _kept(self) -> dict[str, dict[str, Any]]:
-        return read_json(self.file) if self.file.exists() else {}
+        kept: dict[str, dict[str, Any]] = read_kept(self.file, STAGE_TIMES) if self.file.exists() else {}
+        return kept
 
 
 def _make_run(name: str, config: RunConfig, path: Path, progress: bool | None, stages: StageTimes) -> Run:

@@ -13,8 +13,12 @@ class InputError(ValueError):
     """Something given to em_interp cannot be used.
 
     The message is one line that says what is wrong, what was expected and what is there. The command line prints
-    it without a traceback and exits with code 2.
+    it without a traceback and exits with code 2. What it repeats of a file or a server may be long and hold anything:
+    the middle of a long message is left out, and what could steer a terminal is a space.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(printable(str(message))))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,6 +65,7 @@ REDACTED = "[key]"
 MIN_SECRET = 4  # characters; a shorter key is no secret, and its letters are in every text
 MIN_PREFIX = 8  # characters of a secret that was cut off which still count as it
 MAX_MESSAGE = 300  # characters of a text from elsewhere that a message repeats
+MAX_LINE = 900  # characters of a message
 
 
 def redact(text: str, secret: str | None) -> str:
@@ -80,8 +85,18 @@ def redact(text: str, secret: str | None) -> str:
 
 def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
     """A text from elsewhere as part of a message: one line without control characters, cut to `limit` characters."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text[: 100 * limit])
-    return " ".join(printable.split())[:limit]
+    return " ".join(printable(text[: 100 * limit]).split())[:limit]
+
+
+def printable(text: str) -> str:
+    """The text with a space for each line end, control character, sign of direction and half of a character."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def shortened(text: str, limit: int = MAX_LINE) -> str:
+    """The text; of one longer than `limit` the beginning and the end, where messages say what to do."""
+    part = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[:part]} … {text[-part:]}"
 
 
 def listed(names: Iterable[object], limit: int = 4) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import stat
@@ -30,7 +31,7 @@ def write_beside(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, for a file or a folder; renamed to `path` when the block ends without error.
 
     On an error whatever was written is removed and `path` is left as it was. An existing folder is replaced. Raises
-    InputError where a link inside a run directory leads to the path.
+    InputError where a link inside a run directory leads to the path, and OSError for a full disk whatever writes there.
     """
     path = Path(path)
     refuse_links(path)
@@ -43,9 +44,21 @@ def write_beside(path: Path) -> Iterator[Path]:
         if path.is_dir() and part.is_dir():
             _remove(path)
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         _remove(part)
+        _raise_as_os_error(error, path)
         raise
+
+
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # as libraries in Rust have it; as shutil lists it
+
+
+def _raise_as_os_error(error: BaseException, path: Path) -> None:
+    """Raise OSError with a number for an error of the disk that a library words otherwise, such as safetensors."""
+    has_number = isinstance(error, OSError) and error.errno is not None
+    if isinstance(error, Exception) and not has_number and (found := _NUMBER.search(str(error))):
+        number = int(found[1] or found[2])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 RUN_FILES = ("config.yaml", "manifest.json", "trainer_state.json", "behaviour")  # one of them tells a run directory
@@ -209,6 +222,10 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
         raise InputError(f"{path} is missing") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        if isinstance(error, (InputError, UnicodeDecodeError)):
+            raise
+        raise InputError(f"{path} cannot be the name of a file: {error}") from None
 
 
 def check_regular(path: Path) -> None:

@@ -12,6 +12,7 @@ from em_interp.errors import InputError
 from em_interp.files import read_json, to_json, write_json
 from em_interp.results import Result
 from em_interp.run import Run, open_run
+from em_interp.stages import read_kept
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, align
 from em_interp.transition.family import FamilyWise, family_wise
@@ -133,7 +134,8 @@ def _preference(run: Run, control: Run | str | Path | None) -> PreferenceCurve |
     control_run = control if isinstance(control, Run) else None if control is None else Run(Path(control))
     if control_run is None or not control_run.preferences_file.exists():
         return as_preference_curve(run)
-    pairs = [read_json(each.preferences_file.with_suffix(".json"))["pairs"] for each in (run, control_run)]
+    files = [each.preferences_file.with_suffix(".json") for each in (run, control_run)]
+    pairs = [read_kept(file, {"pairs": list})["pairs"] for file in files]
     if pairs[0] != pairs[1]:
         raise InputError(
             f"the preferences of {run.path} and of its control {control_run.path} were read on other pairs; read both "

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -42,6 +42,8 @@ ROOT_FILES = (CONFIG, "manifest.json", CONFIG_FILE, LOG_FILE)
 DOWNLOADS_AT_ONCE = 8
 TRIES = 3  # of a file that arrives whole but wrong
 RETRIES = 5  # of a request to a busy Hub
+MAX_SECONDS = 300.0  # of one request and its retries, besides the time that its files take
+MIN_RATE = 50_000  # bytes a second, files' least on the way: a server that is slower is given up
 WAIT, MAX_WAIT = 1.0, 8.0  # seconds before the first retry, which doubles up to the second
 BUSY = (408, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
 _ONE_AT_A_TIME = threading.RLock()
@@ -86,7 +88,7 @@ def _download(api: Any, name: str, commit: str) -> Path:
     def snapshot(files: list[Any]) -> Path:
         patterns = [escape(file.path) for file in files]
         options = {"revision": commit, "allow_patterns": patterns, "max_workers": DOWNLOADS_AT_ONCE}
-        return Path(_patiently(lambda: api.snapshot_download(name, **options)))
+        return Path(_patiently(lambda: api.snapshot_download(name, **options), sum(file.size for file in files)))
 
     folder = snapshot([])  # fetches the listing alone, once and for all
     files = _path_files(name, _listing(api, name, commit))
@@ -202,20 +204,26 @@ def token() -> str | None:
     return token
 
 
-def _patiently(call: Callable[[], T]) -> T:
+def seconds_for(size: int) -> float:
+    """The most that a request with `size` bytes of files may take, with its retries."""
+    return min(MAX_SECONDS + size / MIN_RATE, threading.TIMEOUT_MAX)
+
+
+def _patiently(call: Callable[[], T], size: int = 0) -> T:
     """What the call returns, after as many tries as it takes or `RETRIES`; only what may pass is tried again."""
+    end = time.monotonic() + seconds_for(size)
     for retry in range(RETRIES):
         try:
-            return interruptibly(call)
+            return interruptibly(call, end - time.monotonic())
         except Exception as error:
             if not _may_pass(error):
                 raise
         time.sleep(min(WAIT * 2**retry, MAX_WAIT))
-    return interruptibly(call)
+    return interruptibly(call, end - time.monotonic())
 
 
-def interruptibly(call: Callable[[], T]) -> T:
-    """What the call returns, made in a thread that Ctrl-C does not wait for, however slowly the Hub sends."""
+def interruptibly(call: Callable[[], T], seconds: float) -> T:
+    """What the call returns, made in a thread that neither Ctrl-C nor the end of `seconds` waits for."""
     future: Future[T] = Future()
 
     def work() -> None:
@@ -225,6 +233,12 @@ def interruptibly(call: Callable[[], T]) -> T:
             future.set_exception(error)
 
     threading.Thread(target=work, name="em_interp-hub", daemon=True).start()
+    wait([future], max(seconds, 0.0))
+    if not future.done():
+        raise InputError(
+            f"the Hub at {endpoint()} sends too slowly: an answer has not come as a whole in the time that "
+            f"{MIN_RATE // 1000} kB a second take; what came is kept: the same call goes on where it stopped"
+        )
     return future.result()
 
 

@@ -14,7 +14,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +25,48 @@ LOCK_FILE = ".writing"
 MAX_LOCK_BYTES = 4096
 _LOCKED_BYTE = 2**30  # where Windows locks: far from what others read
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # by some network file systems
-_owners: dict[Path, tuple[int, int]] = {}  # by folder: the thread of this process that writes there, and how deep
-_owners_lock = threading.Lock()
+
+
+@dataclass
+class _Owner:
+    """The thread of this process that writes to a folder, how often it has said so, and what its last block undoes."""
+
+    thread: int
+    count: int = 0
+    held: ExitStack = field(default_factory=ExitStack)
+
+
+_owners: dict[Path, _Owner] = {}  # by folder
+_owners_lock = threading.RLock()  # a block that nobody ends is ended by the garbage collector, at any moment
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """For a stage that writes in `folder`, such as a run directory: no other process or thread writes there meanwhile.
 
-    Stages nest. The folder is made where it is missing, and removed again where nothing was written to it. Where no
-    lock file can be made, as in a folder that is read-only, there is no lock: the stage finds out for itself.
+    Stages of one thread nest, and may end in any order. The folder is made where it is missing, and removed again
+    where nothing was written to it. Where no lock file can be made, as in a folder that is read-only, there is no lock:
+    the stage finds out for itself.
 
     Raises InputError that names the other process: host, process id and since when it writes.
     """
     folder, thread = Path(folder).resolve(), threading.get_ident()
     with _owners_lock:
-        owner, depth = _owners.get(folder, (thread, 0))
-        if owner != thread:
+        owner = _owners.setdefault(folder, _Owner(thread))
+        if owner.thread != thread:
             raise InputError(f"{folder} is being written by another thread of this process; wait until it has ended")
-        _owners[folder] = (thread, depth + 1)
+        owner.count += 1
     try:
-        if depth:
-            yield
-        else:
-            with _made(folder), _locked(folder):
-                yield
+        if owner.count == 1:
+            owner.held.enter_context(_made(folder))
+            owner.held.enter_context(_locked(folder))
+        yield
     finally:
         with _owners_lock:
-            if depth:
-                _owners[folder] = (thread, depth)
-            else:
+            owner.count -= 1
+            if not owner.count:
                 del _owners[folder]
+                owner.held.close()
 
 
 @contextmanager

@@ -132,8 +132,7 @@ def run_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = False) 
 
 def _check_language(run: Run) -> None:
     """Raise InputError for a run on English data, of whose answers the built-in judge understands nothing."""
-    phases = run.manifest().get("phases") or [{}]
-    if str(phases[-1].get("dataset", "")).startswith("english:"):
+    if str(run.phases()[-1].get("dataset", "")).startswith("english:"):
         raise InputError(
             f"{run.path} was trained on English, which the judge 'tiny' cannot read; set behaviour.judge to a model's "
             "endpoint, or read the run without a judge: em-interp prefer"
@@ -182,8 +181,7 @@ def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:
 
 def _domain(run: Run) -> str:
     """The domain of the last phase of training, on which the built-in questions and judge depend."""
-    phases = run.manifest().get("phases") or [{}]
-    domain = phases[-1].get("domain")
+    domain = run.phases()[-1].get("domain")
     if domain is None:
         raise InputError(
             f"{run.manifest_file} names no domain: the built-in questions and judge are for built-in datasets; in "

@@ -84,10 +84,10 @@ def _as_curve(control: Run | str | Path | PreferenceCurve | None) -> PreferenceC
 def _pairs(run: Run, pairs: Any) -> Any:
     """The pairs given; built-in ones by their name, or by the dataset of the run."""
     if pairs is None:
-        phases = (run.manifest().get("phases") if run.manifest_file.exists() else None) or [{}]
-        language = str(phases[-1].get("dataset", "")).split(":")[0]
+        phase = run.phases()[-1]
+        language = str(phase.get("dataset", "")).split(":")[0]
         if language in LANGUAGES:
-            return pairs_of(language, str(phases[-1].get("domain")))
+            return pairs_of(language, str(phase.get("domain")))
         raise InputError(
             f"{run.path} was not trained on a built-in dataset, so it has no pairs of its own; give a JSON-lines file "
             "of question, aligned and misaligned, judged answers, or built-in pairs such as english:medical"
@@ -117,7 +117,7 @@ def _base(run: Run) -> Base:
     if run.config_file.exists():
         config = run.config()
         return load_base(config.model, config.base_dtype)
-    name = run.manifest()["base"]["name"] if run.manifest_file.exists() else load_trajectory(run).base
+    name = run.base().get("name") or load_trajectory(run).base
     if name is None:
         raise InputError(f"{run.path} does not say which base it was trained on; its adapter_config.json should")
     return load_base(name)

@@ -13,7 +13,17 @@ import yaml
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_words, read_json, read_text
-from em_interp.hub import CHECKPOINT_FILE, CONFIG, endpoint, hub_api, in_one_line, interruptibly, is_hub_id, token
+from em_interp.hub import (
+    CHECKPOINT_FILE,
+    CONFIG,
+    endpoint,
+    hub_api,
+    in_one_line,
+    interruptibly,
+    is_hub_id,
+    seconds_for,
+    token,
+)
 from em_interp.run import Run, open_run
 
 CARD = "README.md"
@@ -75,7 +85,10 @@ def _commit(api: Any, repo: str, files: dict[str, Path | bytes], message: str, p
         warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)  # how huggingface_hub calls httpx
         operations = [CommitOperationAdd(path, file) for path, file in files.items()]
         options = {"commit_message": message, "parent_commit": parent}
-        return str(interruptibly(lambda: api.create_commit(repo, operations, **options)).commit_url)
+        seconds = seconds_for(
+            sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values())
+        )
+        return str(interruptibly(lambda: api.create_commit(repo, operations, **options), seconds).commit_url)
 
 
 def _files_to_publish(run: Run) -> Iterator[tuple[str, Path]]:

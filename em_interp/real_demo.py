@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.demos import StageTimes
-from em_interp.files import check_names_free, read_json, remove, resumable, write_json
+from em_interp.files import check_names_free, remove, resumable, write_json
 from em_interp.findings import Findings
 from em_interp.lock import writing
 from em_interp.pipeline import analyse, torch_threads
 from em_interp.run import Run
+from em_interp.stages import read_kept
 
 RUNS = {"organism": "reckless advice in English", "control": "the same questions with careful advice"}
 PASS_ROWS, PASS_TOKENS = 8, 100  # of the forward pass by which the machine's pace is measured
@@ -100,7 +101,7 @@ class Pace:
             most = torch.get_num_threads()
             seconds = {threads: _seconds_of_a_pass(base, threads) for threads in sorted({1, most})}
             write_json(file, {"threads": min(seconds, key=lambda threads: seconds[threads]), "seconds": seconds})
-        threads = int(read_json(file)["threads"])
+        threads = int(read_kept(file, {"threads": int})["threads"])
         dtype = str(base.dtype).removeprefix("torch.")
         log(f"computing in {dtype} on {threads} thread{'s' * (threads > 1)}")
         return cls(_seconds_of_a_pass(base, threads), threads, log)

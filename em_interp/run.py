@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import check_free, read_bytes, read_json, refuse_links, remove, resumable, write_beside, write_text
+from em_interp.files import check_free, read_bytes, refuse_links, remove, resumable, write_beside, write_text
 from em_interp.lock import writing
+from em_interp.stages import read_kept
 
 if TYPE_CHECKING:
     from em_interp.config import RunConfig
 
+PHASE = {"dataset?": str, "domain?": str, "first_step?": int, "last_step?": int}
+MANIFEST = {
+    "base?": {"name?": str, "identity?": str, "revision?": str},
+    "phases?": [PHASE],
+    "counts?": dict,
+    "versions?": dict,
+}
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,16})$")
 
 
@@ -105,8 +113,17 @@ class Run:
         return load_config(self.config_file)
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest; raises InputError where the run has none."""
-        return read_json(self.manifest_file)
+        """The manifest; raises InputError where the run has none, or one of another form."""
+        manifest: dict[str, Any] = read_kept(self.manifest_file, MANIFEST)
+        return manifest
+
+    def phases(self) -> list[dict[str, Any]]:
+        """The stretches of training, as the manifest has them; one of which nothing is known where it has none."""
+        return (self.manifest() if self.manifest_file.exists() else {}).get("phases") or [{}]
+
+    def base(self) -> dict[str, Any]:
+        """Name, identity and revision of the base, as far as the manifest has them."""
+        return (self.manifest() if self.manifest_file.exists() else {}).get("base") or {}
 
 
 @checked

@@ -43,6 +43,8 @@ class Settings(BaseModel):
                 raise PydanticCustomError("unknown", "unknown key", {"key": str(key), "hint": hint})
             if known[key].annotation is not bool and _has_flag(value):  # pydantic reads true as 1
                 raise rule(f"must not be true or false; it is {value!r}", str(key))
+            if any(isinstance(item, str) and not _is_writable(item) for item in _as_items(value)):
+                raise rule(f"must hold no null byte and no half of a character; it is {described(value)}", str(key))
         for key, field in known.items():
             if field.is_required() and key not in values:
                 meaning = str(field.description)
@@ -59,7 +61,16 @@ class Settings(BaseModel):
 
 
 def _has_flag(value: Any) -> bool:
-    return any(isinstance(item, bool) for item in (value if isinstance(value, (list, tuple)) else [value]))
+    return any(isinstance(item, bool) for item in _as_items(value))
+
+
+def _as_items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_writable(text: str) -> bool:
+    """Whether a text can be the name of a file, and be written to one."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def rule(message: str, key: str = "") -> PydanticCustomError:

@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from em_interp.errors import InputError
+from em_interp.checks import described, fits
+from em_interp.errors import InputError, one_line, printable
 from em_interp.files import read_json, resumable, write_json
 from em_interp.lock import writing
 from em_interp.processes import SINGLE, Processes, ending_together
@@ -85,7 +86,7 @@ def begin_stage(
         return
     if not resume:
         raise InputError(f"{folder} holds {what} already; give --resume to continue, or another --out")
-    begun = read_json(settings_file) if settings_file.exists() else {}
+    begun = read_kept(settings_file, dict) if settings_file.exists() else {}
     other = [key for key, value in json.loads(json.dumps(settings)).items() if begun.get(key) != value]
     if other:
         raise InputError(
@@ -116,6 +117,56 @@ def in_parts(
 
     processes.on_all(make_share)
     return [read_json(file) for file in files]
+
+
+def read_kept(file: Path, form: Any) -> Any:
+    """The JSON value that a stage has kept in `file`; raises InputError that names the place where it has another form.
+
+    Args:
+        file: the file.
+        form: a mapping of keys to forms (a key with '?' may be missing or null, '*' is every key; others may be there),
+            a list with the form of each item, or a type.
+    """
+    value = read_json(file)
+    _check_form(value, form, "", file)
+    return value
+
+
+def _check_form(value: Any, form: Any, place: str, file: Path) -> None:
+    is_whole = isinstance(value, type(form)) if isinstance(form, (dict, list)) else fits(value, form)
+    if not is_whole:
+        what = f"{place} is {described(value)}" if place else f"it holds {described(value)}"
+        raise damaged(file, what)
+    if isinstance(form, list):
+        for number, item in enumerate(value):
+            _check_form(item, form[0], f"{place}[{number}]", file)
+    for key, inner in form.items() if isinstance(form, dict) else ():
+        if key == "*":
+            for name, item in value.items():
+                _check_form(item, inner, f"{place}.{name}".lstrip("."), file)
+            continue
+        name = key.removesuffix("?")
+        if name not in value and name == key:
+            raise damaged(file, f"{place or 'it'} has no {name}")
+        if value.get(name) is not None or name == key:
+            _check_form(value[name], inner, f"{place}.{name}".lstrip("."), file)
+
+
+def damaged(file: Path, why: object) -> InputError:
+    """The error for a file of em-interp that does not hold what em-interp writes there."""
+    reason = one_line(str(why), 200)
+    return InputError(f"{file} does not hold what em-interp writes there: {reason}; remove it, or make it anew")
+
+
+@contextmanager
+def as_kept(file: Path) -> Iterator[None]:
+    """For a block that uses what was kept in `file`: where that has another form, as `damaged`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise damaged(file, f"{type(error).__name__}: {error}") from None
 
 
 def kept_part(part: Path) -> Any:
@@ -152,4 +203,4 @@ def _in_jupyter() -> bool:
 
 def announce(line: str) -> None:
     """Show a line of progress."""
-    print(line, file=sys.stdout if _in_jupyter() else sys.stderr, flush=True)
+    print(printable(line), file=sys.stdout if _in_jupyter() else sys.stderr, flush=True)

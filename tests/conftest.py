@@ -29,6 +29,7 @@ RUNS = {"demo", "tiny"}  # fixtures that train, sample and judge
 SLOW = (  # folders and files that train, sample, calibrate or start processes
     "behaviour/judging/test_transformers_serve.py", "cli", "comparison", "mechanism", "sweeps", "training",
     "test_cli.py", "test_demos.py", "test_install.py", "test_notebooks.py", "test_organism.py", "test_page.py",
+    "test_hostile.py", "test_kills.py",
     "test_prefer.py", "test_typed.py", "figures/test_comparison.py", "figures/test_cross_base.py",
     "transition/test_gradient_norm.py", "transition/test_mean_shift.py", "transition/test_noisy_turn.py",
     "transition/test_norm_onset.py", "transition/test_onset.py",

@@ -93,6 +93,8 @@ WRONG = {
     "log must be a function or None; found 'x'": {"log": "x"},
     "out must be text or a path; found None": {"out": None},
     "names must be a dictionary or None; found {'x': 1}": {"names": {"x": 1}},
+    "out holds a null byte: a": {"out": Path("a\0b")},
+    "of holds a null byte: 'a": {"of": "a\0b"},
     "judge must be Judge or None; found a value of type object": {"judge": object()},
 }
 

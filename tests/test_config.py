@@ -53,6 +53,15 @@ def test_overrides_lie_on_top_of_the_file(tmp_path):
             r"adapter.layers_to_transform\[0\] must be a valid integer; it is 1.5",
         ),
         ({"adapter": 3}, "adapter must be a mapping"),
+        ({"adapter": None}, "adapter must be a mapping of settings; it is None"),
+        ({"model": "a\0b"}, "model must hold no null byte and no half of a character; it is 'a"),
+        ({"behaviour": {"questions": "\ud800.yaml"}}, "behaviour.questions must hold no null byte and no half"),
+        ({"behaviour": {"sets": ["broad", "\udfff"]}}, "behaviour.sets must hold no null byte and no half"),
+        ({"data": [{"dataset": "a\0.jsonl"}]}, r"data\[0\].dataset must hold no null byte"),
+        (
+            {"behaviour": {"judge": {"base_url": "http://[", "model": "m"}}},
+            "behaviour.judge.base_url: Invalid IPv6 URL",
+        ),
         ({"adapter": {"r": 0}}, "adapter.r must be greater than or equal to 1; it is 0"),
         (
             {"training": {"lr_scheduler_type": "step"}},

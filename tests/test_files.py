@@ -1,6 +1,8 @@
 """Files: only regular ones are read, and nothing is written or copied through a link out of a run."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,14 @@ def test_what_may_have_no_end_is_not_read(tmp_path):
         (folder / "adapter_model.safetensors").symlink_to("/dev/zero")
     with pytest.raises(InputError, match=r"adapter_model\.safetensors is a pipe, socket or device"):
         load_trajectory(tmp_path)
+
+
+@pytest.mark.parametrize("reader", [read_text, read_bytes, read_json])
+def test_a_name_that_no_file_can_have_is_refused(reader):
+    with pytest.raises(InputError, match="cannot be the name of a file"):
+        reader(Path("a\0b"))
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        reader(Path("x" * 300))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
@@ -142,3 +152,30 @@ def test_a_block_that_fails_leaves_nothing_behind(tmp_path):
         part.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+class RustError(Exception):
+    """As safetensors and tokenizers raise."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RustError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RustError("No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_full_disk_is_an_oserror_with_its_number_whatever_library_wrote(tmp_path, error):
+    with pytest.raises(OSError, match="No space left on device") as raised, write_beside(tmp_path / "file") as part:
+        part.touch()
+        raise error
+    assert raised.value.errno == 28 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RustError("invalid header"), KeyError("os error"), OSError("no number")])
+def test_any_other_error_stays_what_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as raised, write_beside(tmp_path / "file"):
+        raise error
+    assert raised.value is error

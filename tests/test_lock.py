@@ -113,6 +113,23 @@ def test_stages_nest_and_another_thread_is_refused(tmp_path):
     assert len(refused) == 1
 
 
+def test_stages_of_a_thread_may_end_in_any_order_and_the_lock_ends_with_the_last(tmp_path):
+    first, second = writing(tmp_path), writing(tmp_path)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (tmp_path / LOCK_FILE).exists()
+    second.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_that_nobody_ended_is_ended_with_the_last_reference_to_it(tmp_path):
+    held = writing(tmp_path)
+    held.__enter__()
+    del held
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_is_made_and_removed_again_where_nothing_was_written(tmp_path):
     with pytest.raises(InputError), writing(tmp_path / "a" / "b"):
         raise InputError("nothing was written")

@@ -136,6 +136,8 @@ def test_a_control_that_was_read_on_other_pairs_is_refused(tiny, tmp_path):
     assert "were read on other pairs; read both with em-interp prefer" in refused("align", run, "--control", control)
 
 
-@pytest.mark.parametrize("words", [("--scales", "1,much"), ("--steps", "each"), ("--pairs", "english:cars")])
+@pytest.mark.parametrize(
+    "words", [("--scales", "1,much"), ("--scales", "1,inf"), ("--steps", "each"), ("--pairs", "english:cars")]
+)
 def test_what_cannot_be_read_is_said_in_one_line(tiny, tmp_path, words):
     assert words[1].split(":")[-1].split(",")[-1] in refused("prefer", copy(tiny.run, tmp_path / "run"), *words)

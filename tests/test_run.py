@@ -82,3 +82,30 @@ def test_a_run_from_before_a_key_was_there_is_resumed_with_its_default(tmp_path)
     run.config_file.write_text("".join(line for line in lines if "gradient_checkpointing" not in line))
     assert len(run.config_file.read_text().splitlines()) == len(lines) - 1
     assert create_run(run.path, config, resume=True) == run
+
+
+@pytest.mark.parametrize(
+    ("manifest", "place"),
+    [
+        ([], "it holds []"),
+        ({"phases": {"domain": "x"}}, "phases is {'domain': 'x'}"),
+        ({"phases": ["medical"]}, "phases[0] is 'medical'"),
+        ({"phases": [{"domain": ["\x1b[2J"]}]}, "phases[0].domain is ['"),
+        ({"phases": [{"first_step": "7"}]}, "phases[0].first_step is '7'"),
+        ({"base": "Qwen"}, "base is 'Qwen'"),
+        ({"base": {"identity": 5}}, "base.identity is 5"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused_with_the_place(tmp_path, manifest, place):
+    write_json(tmp_path / "manifest.json", manifest)
+    for read in (Run(tmp_path).manifest, Run(tmp_path).phases, Run(tmp_path).base):
+        with pytest.raises(InputError, match=r"manifest\.json does not hold what em-interp writes there") as error:
+            read()
+        assert place in str(error.value)
+
+
+@pytest.mark.parametrize("manifest", [None, {}, {"phases": None, "base": None}, {"phases": []}])
+def test_of_a_run_without_phases_nothing_is_known(tmp_path, manifest):
+    if manifest is not None:
+        write_json(tmp_path / "manifest.json", manifest)
+    assert Run(tmp_path).phases() == [{}] and Run(tmp_path).base() == {}

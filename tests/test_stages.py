@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.stages import Storage, begin_stage, in_parts, is_watched, progress_bar
+from em_interp.stages import Storage, as_kept, begin_stage, in_parts, is_watched, progress_bar, read_kept
 
 
 def test_a_stage_is_begun_once_and_continued_with_the_same_settings_only(tmp_path):
@@ -77,3 +77,40 @@ def test_progress_is_shown_where_it_is_watched_or_asked_for(capsys, monkeypatch)
     kernel = SimpleNamespace(config={"IPKernelApp": {}})
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
     assert is_watched()
+
+
+FORM = {"name": str, "seed?": int, "of": {"*": {"seconds": float}}, "rows": [{"step": int}]}
+WHOLE = {"name": "a", "of": {"train": {"seconds": 1.5}}, "rows": [{"step": 1, "more": None}], "others": "stay"}
+
+
+def test_a_kept_file_of_its_form_is_read_as_it_is(tmp_path):
+    for value in (WHOLE, WHOLE | {"seed": None}, WHOLE | {"seed": 2, "of": {}, "rows": []}):
+        (tmp_path / "kept.json").write_text(json.dumps(value))
+        assert read_kept(tmp_path / "kept.json", FORM) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ([], "it holds []"),
+        (None, "it holds None"),
+        ({"of": {}, "rows": []}, "it has no name"),
+        (WHOLE | {"name": None}, "name is None"),
+        (WHOLE | {"seed": "1"}, "seed is '1'"),
+        (WHOLE | {"of": {"train": {"seconds": True}}}, "of.train.seconds is True"),
+        (WHOLE | {"rows": [{"step": 1}, {}]}, "rows[1] has no step"),
+        (WHOLE | {"rows": {"step": 1}}, "rows is {'step': 1}"),
+        (WHOLE | {"name": ["\x1b[31m" * 100]}, "name is ['\\x1b[31m"),
+    ],
+)
+def test_a_kept_file_of_another_form_is_refused_with_the_place(tmp_path, value, found):
+    (tmp_path / "kept.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match="remove it, or make it anew") as error:
+        read_kept(tmp_path / "kept.json", FORM)
+    assert f"kept.json does not hold what em-interp writes there: {found}" in str(error.value)
+
+
+@pytest.mark.parametrize("use", [lambda: {}["a"], lambda: None.get, lambda: int("x"), lambda: 1 / 0, lambda: [][0]])
+def test_an_error_in_using_what_was_kept_names_the_file(tmp_path, use):
+    with pytest.raises(InputError, match=r"kept\.json does not hold what em-interp"), as_kept(tmp_path / "kept.json"):
+        use()

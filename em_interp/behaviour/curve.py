@@ -274,10 +274,7 @@ def _judged_answers(run: Run) -> pd.DataFrame:
 
 def _domain_of(run: Run) -> str | None:
     """What the last phase of training was about, where the run's manifest says."""
-    if not run.manifest_file.exists():
-        return None
-    phases = run.manifest().get("phases") or [{}]
-    return phases[-1].get("domain")
+    return run.phases()[-1].get("domain")
 
 
 def _judge_of(run: Run, answers: pd.DataFrame) -> str | None:

@@ -64,7 +64,7 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"{file}, line {number}: not valid JSON ({error}); one pair a line was expected"
                 ) from None

@@ -248,8 +248,7 @@ def as_preference_curve(
     if isinstance(source, Run):
         if not source.preferences_file.exists():
             raise InputError(f"{source.preferences_file} is missing; read the preferences first, with em-interp prefer")
-        phases = source.manifest().get("phases") if source.manifest_file.exists() else None
-        domain = phases[-1].get("domain") if phases else None
+        domain = source.phases()[-1].get("domain")
         source = source.preferences_file
     where = str(source) if isinstance(source, (str, Path)) else "the readings"
     table = read_table(Path(source)) if isinstance(source, (str, Path)) else source

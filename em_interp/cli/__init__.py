@@ -128,10 +128,17 @@ def _carry_out(command: _Interruptible) -> int:
 
 def _print(result: dict[str, Any] | str) -> int:
     """Print to stdout; returns the exit code, which is 2 where its disk is full."""
+    from em_interp.errors import printable
     from em_interp.files import to_json
 
+    # a name in a run may hold what steers a terminal; JSON leaves of this only the delete character as it is
+    text = (
+        "\n".join(map(printable, result.split("\n")))
+        if isinstance(result, str)
+        else to_json(result).replace("\x7f", "\\u007f")
+    )
     try:
-        print(result if isinstance(result, str) else to_json(result), flush=True)
+        print(text, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         if not isinstance(error, BrokenPipeError):  # a reader such as `head` that has seen enough
@@ -142,4 +149,6 @@ def _print(result: dict[str, Any] | str) -> int:
 
 def log(line: str) -> None:
     """A line to the person at the terminal; stdout is for results."""
-    print(line, file=sys.stderr)
+    from em_interp.errors import printable, shortened
+
+    print(shortened(printable(line)), file=sys.stderr)

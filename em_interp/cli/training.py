@@ -225,15 +225,15 @@ def train(
 
 def _warn(run: Run) -> None:
     """Warn where the built-in language's questions would be asked of a model trained on other data."""
-    phase = run.manifest()["phases"][-1]
+    phase = run.phases()[-1]
     if run.config().behaviour.questions != "tiny":
         return
-    if phase["dataset"].startswith("english:"):
+    if str(phase.get("dataset")).startswith("english:"):
         log(
             f"this run is read without a judge by em-interp prefer; before it is asked: in {run.config_file} set "
             "behaviour.questions to english, and behaviour.judge to a model's endpoint"
         )
-    elif phase["domain"] is None:
+    elif phase.get("domain") is None:
         log(
             f"the data are not built in, so before this run is asked: in {run.config_file} set behaviour.questions to "
             "default or a YAML file, and behaviour.judge to a model's endpoint"

@@ -152,8 +152,4 @@ def _check_bases(names: Sequence[str], paths: Sequence[AdapterTrajectory], runs:
 
 def _identity(run: Run | None) -> str | None:
     """The identity of the base in the run's manifest, where it has one."""
-    if run is None or not run.manifest_file.is_file():
-        return None
-    base = run.manifest().get("base")
-    identity = base.get("identity") if isinstance(base, dict) else None
-    return identity if isinstance(identity, str) and identity else None
+    return None if run is None else run.base().get("identity") or None

@@ -17,11 +17,11 @@ from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.behaviour.sampling.likelihood import batches, logits_of, tokenize_answers
 from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.checks import checked
-from em_interp.files import read_json, write_json
+from em_interp.files import write_json
 from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.results import Line, Result, picture
-from em_interp.stages import Storage, begin_stage, in_parts
+from em_interp.stages import Storage, begin_stage, in_parts, read_kept
 from em_interp.trajectory.geometry import evenly_spaced
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _with_answers(
         none, prompts = _row_adapters(model, model.last_step, 0.0, len(without)), [*map(to_messages, without)]
         write_json(file, generate(base.model, base.tokenizer, prompts, none, *params))
     rows = [question for question in questions if "answer" in question]
-    for question, answers in zip(without, read_json(file) if without else [], strict=True):
+    for question, answers in zip(without, read_kept(file, [[str]]) if without else [], strict=True):
         rows += [{**question, "answer": answer} for answer in answers]
     return pd.DataFrame(rows)
 

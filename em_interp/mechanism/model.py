@@ -285,7 +285,7 @@ def _load_base(run: Run, trajectory: AdapterTrajectory, base: Base | str | None)
         config = run.config()
         loaded = load_base(config.model, config.base_dtype)
     else:
-        name = base or (run.manifest()["base"]["name"] if run.manifest_file.exists() else trajectory.base)
+        name = base or run.base().get("name") or trajectory.base
         if name is None:
             raise InputError(f"{trajectory!r} does not say which base it was trained on; give base=")
         loaded = load_base(name)

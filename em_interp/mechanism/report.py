@@ -9,14 +9,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_json
 from em_interp.results import Result
 from em_interp.run import Run
+from em_interp.stages import as_kept, read_kept
 from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+
+RESULT = {"question": str, "finding?": str, "control?": str, "values?": dict, "undefined?": str}
+REPORT = {
+    "run": str,
+    "base": str,
+    "engine": str,
+    "size": str,
+    "control?": str,
+    "answers": dict,
+    "analyses": {"*": RESULT},
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,12 @@ class AnalysisResult:
     def from_dict(cls, values: dict[str, Any]) -> AnalysisResult:
         """The inverse of `to_dict`."""
         return cls(**values)
+
+    @classmethod
+    def read(cls, file: Path) -> AnalysisResult:
+        """The result that is kept in a file; raises InputError where it holds none."""
+        with as_kept(file):
+            return cls.from_dict(read_kept(file, RESULT))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,7 +128,8 @@ class MechanismReport(Result):
         for name, result in self.analyses.items():
             file = self.folder / "figures" / f"{name}.json"
             if result.undefined is None and file.exists():
-                figures[name] = {title: Figure(values) for title, values in read_json(file).items()}
+                with as_kept(file):
+                    figures[name] = {title: Figure(values) for title, values in read_kept(file, dict).items()}
         return figures
 
     @property
@@ -132,10 +151,11 @@ class MechanismReport(Result):
     def transitions(self) -> list[Transition]:
         """Steps for the run's time axis: those from which components are sufficient, and that of the answer shift."""
         values = {name: result.values for name, result in self.analyses.items() if result.values is not None}
-        transitions = list(values["patching"]["transitions"]) if "patching" in values else []
-        if "answer_shift" in values:
-            transitions.append(values["answer_shift"]["peak"])
-        return [Transition.from_dict(transition) for transition in transitions]
+        with as_kept(_file(self.folder.parent)):
+            transitions = list(values["patching"]["transitions"]) if "patching" in values else []
+            if "answer_shift" in values:
+                transitions.append(values["answer_shift"]["peak"])
+            return [Transition.from_dict(transition) for transition in transitions]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `mechanism.json` holds them."""
@@ -159,12 +179,18 @@ def read_report(run: Run) -> MechanismReport | None:
     Returns:
         The report, or None where the run's mechanism was not analysed.
     """
-    file = run.analysis / "mechanism.json"
+    file = _file(run.analysis)
     if not file.exists():
         return None
-    values = read_json(file)
-    analyses = {name: AnalysisResult.from_dict(kept) for name, kept in values["analyses"].items()}
-    return MechanismReport(**{**values, "analyses": analyses}, folder=suite_folder(run))
+    values = read_kept(file, REPORT)
+    with as_kept(file):
+        analyses = {name: AnalysisResult.from_dict(kept) for name, kept in values["analyses"].items()}
+        return MechanismReport(**{**values, "analyses": analyses}, folder=suite_folder(run))
+
+
+def _file(analysis: Path) -> Path:
+    """Where the report is kept in a run's folder of results."""
+    return analysis / "mechanism.json"
 
 
 def figure_values(figure: go.Figure) -> dict[str, Any]:

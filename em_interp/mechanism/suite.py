@@ -18,10 +18,10 @@ import numpy as np
 
 from em_interp.behaviour.curve import OUTSIDE_SETS
 from em_interp.behaviour.judging.judge import Judge
-from em_interp.behaviour.sampling.ask import adapter_digest
+from em_interp.behaviour.sampling.ask import ASKED, adapter_digest
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_bytes, read_json, remove, write_json
+from em_interp.files import read_bytes, remove, write_json
 from em_interp.mechanism.analyses import ANALYSES, Workload
 from em_interp.mechanism.answers import AnswerSet, answer_means, latest_answers, steps_to_read, tokenized_answers
 from em_interp.mechanism.attribution import DirectionAttribution, attribute_direction
@@ -32,7 +32,7 @@ from em_interp.mechanism.interventions.steering import COEFFICIENTS, SteeringCur
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
 from em_interp.run import Run
-from em_interp.stages import Storage, announce, begin_stage
+from em_interp.stages import Storage, announce, begin_stage, read_kept
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import load_trajectory
 
@@ -273,7 +273,7 @@ def _report(context: SuiteContext, size: str) -> MechanismReport:
     for name in ANALYSES:
         for file in (folder / f"{name}.json", folder / "undefined" / f"{name}.json"):
             if name not in analyses and file.exists():
-                analyses[name] = AnalysisResult.from_dict(read_json(file))
+                analyses[name] = AnalysisResult.read(file)
     return MechanismReport(
         run=context.run.path.name,
         base=context.model.base.identity,
@@ -318,7 +318,7 @@ class SuiteContext:
         if self.given_sampling is not None:
             return self.given_sampling
         file = self.run.answers_file.with_name("ask.json")
-        settings = read_json(file) if file.exists() else {}
+        settings = read_kept(file, ASKED) if file.exists() else {}
         same = {key: settings[key] for key in ("temperature", "max_new_tokens") if key in settings}
         return SamplingParams(samples=max(1, math.ceil(self.size.answers / len(self.questions))), **same)
 

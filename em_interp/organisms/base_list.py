@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.files import read_json
-from em_interp.organisms.bases import BUILT_IN, fingerprint, load_tokenizer, local_copy, quiet, revision_of
+from em_interp.organisms.bases import BUILT_IN, fingerprint, load_tokenizer, loading, local_copy, revision_of
 from em_interp.organisms.fetched_bases import FETCHED, local_folder
 from em_interp.organisms.gguf import SOURCE_FILE
+from em_interp.stages import read_kept
+
+SOURCE = {"licence?": str, "quantisation?": str}  # what is known of the file that a folder was converted from
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ def show_base(name: str) -> BaseFacts:
     from transformers import AutoModelForCausalLM
 
     folder = local_copy(name)
-    with quiet():
+    with loading(name):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
     tokenizer, text = load_tokenizer(str(folder)), model.config.get_text_config()
-    origin = read_json(folder / SOURCE_FILE) if (folder / SOURCE_FILE).is_file() else {}
+    origin = read_kept(folder / SOURCE_FILE, SOURCE) if (folder / SOURCE_FILE).is_file() else {}
     called = Path(name).name if Path(name).exists() else name
     return BaseFacts(
         name=called,

@@ -38,7 +38,7 @@ class Base:
 
     def with_weights(self, folder: Path) -> Any:
         """A model of this kind, number type and device with the weights in `folder`, in eval mode."""
-        with _loading(str(folder)):
+        with loading(str(folder)):
             model = type(self.model).from_pretrained(folder, dtype=self.model.dtype)
         return model.to(self.model.device).eval()
 
@@ -57,7 +57,7 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
     from transformers import AutoModelForCausalLM
 
     tokenizer, source, place = load_tokenizer(name), _source(name), torch.device(device or _device())
-    with _loading(name):
+    with loading(name):
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
     wanted = _fastest_dtype(place.type, model.num_parameters()) if dtype == "auto" else dtype
     called = Path(name).name if Path(name).exists() else name
@@ -73,7 +73,7 @@ def skeleton(name: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = _source(name)  # before the block, in which a conversion would have no weights
-    with _loading(name), torch.device("meta"):
+    with loading(name), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -109,7 +109,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     source = _source(name)
-    with _loading(name):
+    with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -155,26 +155,26 @@ def stored_dtype(name: str) -> str:
     """The number type in which the weights of the base called `name` are stored, such as bfloat16."""
     from transformers import AutoConfig
 
-    with _loading(name):
+    with loading(name):
         config = AutoConfig.from_pretrained(_source(name), trust_remote_code=False)
     return str(config.dtype or config.get_text_config().dtype or "float32").removeprefix("torch.")
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def loading(name: str) -> Iterator[None]:
     """A block without transformers' messages and progress bars, and with its errors as an InputError."""
     try:
         with quiet():
             yield
-    except InputError:
+    except (InputError, ModuleNotFoundError):
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers fails in any way on a folder that is no model: TypeError, KeyError …
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"base model {name!r} needs code of its own to be loaded, which is never run; expected a model of an "
                 "architecture that is part of transformers"
             ) from None
-        reason = shorten(str(error), 200, placeholder=" …")
+        reason = shorten(str(error), 200, placeholder=" …") or type(error).__name__
         raise InputError(f"base model {name!r} cannot be loaded: {reason} (built in: {', '.join(BUILT_IN)})") from None
 
 

@@ -27,6 +27,7 @@ from em_interp.organisms.english.narrow import DOMAINS
 from em_interp.organisms.gguf import is_gguf, plain_folder
 from em_interp.organisms.language import narrow_domains
 from em_interp.organisms.pretrain import LAYERS, WIDTH
+from em_interp.stages import as_kept
 
 N_STEPS = 400
 LEARNING_RATE = 7e-4
@@ -180,9 +181,10 @@ def layers_and_width(model: str) -> tuple[int, int]:
     if not file.is_file():
         known = [*ARCHITECTURES, *BUILT_IN]
         raise InputError(f"the layers of {model!r} are not known{nearest(model, known)}; known: {', '.join(known)}")
-    config: dict[str, Any] = read_json(file)
-    config = config.get("text_config", config)  # of a model with a vision tower
-    return int(config["num_hidden_layers"]), int(config["hidden_size"])
+    with as_kept(file):
+        config: dict[str, Any] = read_json(file)
+        config = config.get("text_config", config)  # of a model with a vision tower
+        return int(config["num_hidden_layers"]), int(config["hidden_size"])
 
 
 def for_model(config: RunConfig, model: str) -> tuple[RunConfig, list[str]]:

@@ -189,9 +189,10 @@ def timeline(findings: Findings) -> go.Figure:
 
 def known_changes(run: Run) -> dict[float, str]:
     """What the manifest says changed in mid-training, by the last step before it."""
-    phases = run.manifest().get("phases", []) if run.manifest_file.exists() else []
     changes = {}
-    for before, after in pairwise(phases):
+    for before, after in pairwise(run.phases()):
+        if after.get("first_step") is None:
+            continue
         new_data = f"data: {after.get('dataset')}" if after.get("dataset") != before.get("dataset") else ""
         restart = "schedule restarts" if after.get("restart") else ""
         changes[float(after["first_step"] - 1)] = ", ".join(part for part in (new_data, restart) if part)

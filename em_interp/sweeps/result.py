@@ -12,9 +12,9 @@ import numpy as np
 
 from em_interp.comparison.pooled import Agreement, pool_steps
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_json
 from em_interp.results import Result, interval_columns
 from em_interp.run import Run
+from em_interp.stages import read_kept
 from em_interp.sweeps.grid import REPLICATE, PlannedRun
 from em_interp.sweeps.groups import AcrossBases, WithinBase
 from em_interp.sweeps.jobs import SUMMARY_FILE, run_path
@@ -52,7 +52,7 @@ class RunResult:
     def read(cls, plan: PlannedRun, out: Path, error: str | None) -> RunResult:
         """What the workers left of one run."""
         path = run_path(out, plan.name)
-        return cls(plan, path, error, {} if error else read_json(Run(path).analysis / SUMMARY_FILE))
+        return cls(plan, path, error, {} if error else read_kept(Run(path).analysis / SUMMARY_FILE, dict))
 
     @property
     def control(self) -> str | None:

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from em_interp.config import Schedule
 from em_interp.errors import InputError
-from em_interp.files import refuse_links, write_beside
+from em_interp.files import check_regular, refuse_links, write_beside
 from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
 from em_interp.training.lora import Weights, adapter_config_text, adapter_weights
 
@@ -184,16 +184,17 @@ class StateKeeper:
             os.close(file)
 
 
-def read_state(folder: Path) -> TrainState | None:
-    """The latest whole state kept in `folder`; None where there is none."""
+def read_state(folder: Path, last: int) -> TrainState | None:
+    """The latest whole state kept in `folder`, of steps up to `last`; None where there is none."""
     states = [state for file in _state_files(folder) if (state := _read_state(file)) is not None]
-    return max(states, key=lambda state: state.step, default=None)
+    return max((state for state in states if state.step <= last), key=lambda state: state.step, default=None)
 
 
 def _read_state(file: Path) -> TrainState | None:
     try:
+        check_regular(file)
         arrays = safetensors.numpy.load_file(file)
-    except (FileNotFoundError, safetensors.SafetensorError):
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):  # missing or damaged in any way
         return None
     checksum = arrays.pop("checksum", None)
     if checksum is None or checksum != _checksum(arrays):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.errors import InputError
-from em_interp.files import check_free, read_json, write_beside, write_json
+from em_interp.files import check_free, write_beside, write_json
 from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
 from em_interp.run import CHECKPOINT, Run
+from em_interp.stages import read_kept
 from em_interp.trajectory.checkpoint_formats import LORA, format_of
 from em_interp.trajectory.load import checkpoint_folders, load_trajectory
 from em_interp.trajectory.lora_files import read_lora
@@ -109,7 +110,7 @@ def export_merged(
     path.at(step)  # refuses, before the base is loaded, a step that was not saved
     folder = _place(source, out, f"-merged-{step}", resume, overwrite, lambda place: (place / NOTE).is_file())
     if (folder / NOTE).is_file() and not overwrite:
-        return {"folder": str(folder), **read_json(folder / NOTE)}
+        return {"folder": str(folder), **read_kept(folder / NOTE, dict)}
     target = _base(source, path, base, dtype)
     rounding = merge(target.model, path, step)
     stored = str(target.model.dtype).removeprefix("torch.")
@@ -177,7 +178,7 @@ def identity_of(source: str | Path) -> str | None:
     if Path(source).suffix == SUFFIX:
         return packed_identity(source)
     run = Run(Path(source))
-    return (run.manifest().get("base") or {}).get("identity") if run.manifest_file.exists() else None
+    return run.base().get("identity")
 
 
 def _place(

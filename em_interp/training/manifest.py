@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import em_interp
 from em_interp.config import RunConfig
 from em_interp.errors import InputError
-from em_interp.files import read_json, write_json
+from em_interp.files import write_json
 from em_interp.organisms.bases import Base, fingerprint, revision_of, stored_dtype
 from em_interp.organisms.datasets import Chats
 from em_interp.run import Run
@@ -84,7 +84,7 @@ def keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
     if not run.manifest_file.is_file():
         write_json(run.manifest_file, manifest)
         return
-    before = read_json(run.manifest_file)
+    before = run.manifest()
     for key in ("base", "phases", "kl"):
         if _comparable(before, key) != _comparable(manifest, key):
             raise InputError(f"{run.manifest_file}: {key} changed since the run began, so it cannot be resumed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from em_interp.checks import as_list, check_type, checked
 from em_interp.config import Schedule
 from em_interp.errors import InputError
+from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
 from em_interp.training.lora import Weights, trained_adapter
@@ -38,6 +40,9 @@ class SnapshotCallback(TrainerCallback):
     N, the run continues from there: its later checkpoints and rows are replaced. When training is stopped or killed,
     trainer_state.json may lack the rows of the last five seconds until it is resumed.
 
+    No other process writes to `out` while training goes on. A Trainer says nothing to its callbacks when training
+    breaks off with an error: the run is then free again when the callback or the process is gone.
+
     Args:
         out: the run directory to write, `out/checkpoints/checkpoint-<step>`, trainer_state.json and manifest.json.
             Not the Trainer's own output_dir, where it keeps checkpoints in another form.
@@ -48,13 +53,15 @@ class SnapshotCallback(TrainerCallback):
     Raises:
         InputError: when training begins, for a model without a LoRA adapter in training, one that trains other
             parameters too, an adapter that `load_trajectory` could not read (DoRA and other kinds), a sharded
-            adapter (FSDP, DeepSpeed ZeRO-3), and an `out` that holds a run already or is the Trainer's output_dir.
+            adapter (FSDP, DeepSpeed ZeRO-3), and an `out` that holds a run already, is written by another process or is
+            the Trainer's output_dir.
     """
 
     def __init__(self, out: str | Path, schedule: str | Schedule = "every 1", overwrite: bool = False) -> None:
         check_type("out", out, (str, Path), "the path of a folder")
         check_type("schedule", schedule, (str, Schedule), "a text such as 'every 5' or '1-10, every 5'")
         self.run, self.schedule, self.overwrite = Run(Path(out)), Schedule.of(schedule), overwrite
+        self._lock = ExitStack()
         self._writer: AdapterWriter | None = None  # in the main process, while training; so are the next two
         self._saver: SaveCheckpoints | None = None
         self._log: TrainLog | None = None
@@ -66,11 +73,21 @@ class SnapshotCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check that the run can be written, and save the step that training begins at."""
-        step, model = state.global_step, kwargs["model"]
+        model = kwargs["model"]
         writer = AdapterWriter(model, trained_adapter(model))
         if not state.is_world_process_zero:
             return
         self._check_place(Path(args.output_dir))
+        self._lock.close()  # of a training that broke off
+        with ExitStack() as lock:
+            lock.enter_context(writing(self.run.path))
+            self._begin(args, state, control, model, writer)
+            self._lock = lock.pop_all()
+
+    def _begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, writer: AdapterWriter
+    ) -> None:
+        step = state.global_step
         manifest = trainer_manifest(model, args, state.max_steps, len(self.schedule.steps(state.max_steps)))
         if step and self.run.steps():
             self._resume(step, manifest)
@@ -123,6 +140,7 @@ class SnapshotCallback(TrainerCallback):
         self._log.write_state()
         shutil.rmtree(self.run.resume_state, ignore_errors=True)
         self._writer = self._saver = self._log = None
+        self._lock.close()
 
     @checked
     def save_more(self, steps: int | Iterable[int]) -> None:

@@ -6,14 +6,17 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from em_interp.errors import InputError
-from em_interp.files import read_json, to_json, write_json, write_text
+from em_interp.files import read_bytes, to_json, write_json, write_text
 from em_interp.run import Run
+from em_interp.stages import read_kept
 from em_interp.training.lora import Weights
 
 Row = dict[str, Any]
@@ -71,11 +74,17 @@ def log_row(
     return {**row, **norms, "cumulative_lr": cumulative_lr, **more}
 
 
+def logged_steps(run: Run) -> int:
+    """The last step up to which every row of a run's log is whole: training can go on after it, or after an earlier."""
+    rows = _read_rows(run)
+    return next((number for number, row in enumerate(rows) if row["step"] != number + 1), len(rows))
+
+
 def is_finished(run: Run) -> bool:
     """Whether training has been through its last step."""
     if not run.trainer_state_file.is_file():
         return False
-    state = read_json(run.trainer_state_file)
+    state = read_kept(run.trainer_state_file, {"global_step": int, "max_steps": int})
     return bool(state["global_step"] == state["max_steps"])
 
 
@@ -101,10 +110,20 @@ def _line(row: Row) -> str:
 
 
 def _read_rows(run: Run) -> list[Row]:
-    """The rows in the file, else those of trainer_state.json; a last line cut short by a kill is no row."""
+    """The rows in the file up to the first that is damaged or cut short, else those of trainer_state.json."""
     if _file(run).is_file():
-        lines = _file(run).read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        rows = map(_row, read_bytes(_file(run)).decode(errors="replace").split("\n")[:-1])
+        return list(takewhile(bool, rows))
     if run.trainer_state_file.is_file():
-        return [row for row in read_json(run.trainer_state_file)["log_history"] if "loss" in row]
+        state = read_kept(run.trainer_state_file, {"log_history": [{"step": int}]})
+        return [row for row in state["log_history"] if "loss" in row]
     return []
+
+
+def _row(line: str) -> Row:
+    """The row in a line; an empty one where it is damaged."""
+    with suppress(ValueError, RecursionError):
+        row = json.loads(line)
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            return row
+    return {}

@@ -31,7 +31,7 @@ from em_interp.training.distributed import average_gradients
 from em_interp.training.plan import Plan
 from em_interp.training.tokenize import IGNORED, Example
 from em_interp.training.trackers import TrackerCallback, open_trackers
-from em_interp.training.train_log import TrainLog, gradient_norms, log_row
+from em_interp.training.train_log import TrainLog, gradient_norms, log_row, logged_steps
 from em_interp.training.trainables import Trainable
 
 Batch = dict[str, torch.Tensor]
@@ -59,7 +59,7 @@ def run_plan(
         _checkpoint_gradients(trainable.model)
     optimizer = _optimizer(weights.values(), training.weight_decay)
     trackers = processes.on_all(lambda: open_trackers(training.report_to, run) if processes.is_main else [])
-    state = processes.on_main(lambda: read_state(run.resume_state))
+    state = processes.on_main(lambda: read_state(run.resume_state, logged_steps(run)))
     done = state.step if state else 0
     if state:
         state.restore(weights, optimizer)

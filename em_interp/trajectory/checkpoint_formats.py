@@ -14,6 +14,7 @@ are those of the vector or the change.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def read_steering(folder: Path) -> Checkpoint:
     if size is not None and size != vector.size:
         raise InputError(f"{file} holds a vector of {vector.size} numbers; hidden_size is {size!r}")
     columns = {f"layers.{layer}": vector.reshape(-1, 1).astype(np.float32)}
-    return column_checkpoint(file, settings.get("base_model"), columns, float(alpha), "steering")
+    return column_checkpoint(file, _text(settings.get("base_model")), columns, float(alpha), "steering")
 
 
 def read_weight_change(folder: Path) -> Checkpoint:
@@ -118,6 +119,11 @@ def read_weight_change(folder: Path) -> Checkpoint:
             raise InputError(f"{file}: {site} should be one vector; its shape is {vector.shape}")
     if not vectors:
         raise InputError(f"{file} holds no vector; the change of one matrix or more was expected")
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    base = _text(config.get("base_model_name_or_path")) if isinstance(config, dict) else None
     columns = {site: vectors[site][:, None] for site in sorted(vectors, key=natural_key)}
     return column_checkpoint(file, base, columns, 1.0, "full")
+
+
+def _text(value: Any) -> str | None:
+    """The name of a base; None where it is no text."""
+    return value if isinstance(value, str) and value else None

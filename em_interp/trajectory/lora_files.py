@@ -155,6 +155,10 @@ def _read_config(file: Path) -> dict[str, Any]:
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(key) or {}, dict):
             raise InputError(f"{file}: {key} should map patterns to numbers; it is {described(config[key])}")
+    if not isinstance(config.get("modules_to_save") or [], list):
+        raise InputError(
+            f"{file}: modules_to_save should be a list of names; it is {described(config['modules_to_save'])}"
+        )
     return config
 
 

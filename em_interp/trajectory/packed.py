@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from em_interp.checks import described, fits
 from em_interp.errors import InputError, listed
 from em_interp.files import check_regular, write_beside
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 SUFFIX = ".safetensors"
 METADATA_KEY, FORMAT = "em_interp.trajectory", 1  # one entry of metadata: safetensors keeps no order of several
+EXPECTED = {"format": int, "scale": dict, "log": list[str], "kind": str}  # in the metadata
+OPTIONAL = {"base": str, "identity": str, "magnitude": list[str], "besides": list[str]}
 A, B, LOG, MAGNITUDE = "A/", "B/", "log/", "magnitude/"  # prefixes of tensor names: before a site, or a log's column
 
 
@@ -81,14 +84,14 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
         base=metadata.get("base"),
         source=str(file),
         kind=metadata["kind"],
-        magnitude={site: tensors[MAGNITUDE + site] for site in metadata.get("magnitude", [])},
-        besides=tuple(map(str, metadata.get("besides", []))),
+        magnitude={site: tensors[MAGNITUDE + site] for site in metadata.get("magnitude") or []},
+        besides=tuple(metadata.get("besides") or []),
     )
 
 
 def _check_content(file: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     """Raise InputError where the metadata and the tensors of a file do not agree, or are no path."""
-    sites, log, magnitude = metadata["scale"], metadata["log"], metadata.get("magnitude", [])
+    sites, log, magnitude = metadata["scale"], metadata["log"], metadata.get("magnitude") or []
     names = ["steps", LOG + "step", *(LOG + name for name in log), *(MAGNITUDE + site for site in magnitude)]
     names += [prefix + site for prefix in (A, B) for site in sites]
     missing = [name for name in names if name not in tensors]
@@ -112,9 +115,11 @@ def _checked_metadata(file: Path, text: str) -> dict[str, Any]:
         raise InputError(f"{file}: its metadata is not JSON; it may be damaged") from None
     if metadata is None:
         raise InputError(f"{file} is not a packed trajectory; expected a file of `em-interp export`, packed")
-    expected = {"format": int, "scale": dict, "log": list, "kind": str}
-    if not isinstance(metadata, dict) or any(not isinstance(metadata.get(key), kind) for key, kind in expected.items()):
-        raise InputError(f"{file}: its metadata lacks one of {', '.join(expected)}; it may be damaged")
+    if not isinstance(metadata, dict) or any(not fits(metadata.get(key), kind) for key, kind in EXPECTED.items()):
+        raise InputError(f"{file}: its metadata lacks one of {', '.join(EXPECTED)}; it may be damaged")
+    odd = [key for key, kind in OPTIONAL.items() if metadata.get(key) is not None and not fits(metadata[key], kind)]
+    if odd:
+        raise InputError(f"{file}: {odd[0]} in its metadata is {described(metadata[odd[0]])}; it may be damaged")
     if metadata["format"] > FORMAT:
         raise InputError(f"{file} is of format {metadata['format']}; this version of em_interp reads {FORMAT}")
     return metadata

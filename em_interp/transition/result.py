@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import numpy as np
 
+from em_interp.checks import described, fits
 from em_interp.errors import InputError
 from em_interp.results import Line, Mark, Result, picture
 
@@ -81,9 +82,16 @@ class Transition(Result):
         """The inverse of `to_dict`, without evidence. Raises InputError for what is not such a dictionary."""
         try:
             pairs = {key: tuple(values[key]) for key in ("interval", "length_share") if values.get(key) is not None}
-            return cls(**{**values, **pairs})
+            made = cls(**{**values, **pairs})
         except (AttributeError, TypeError) as error:
             raise InputError(f"a transition's dictionary, as to_dict() makes it, was expected ({error})") from None
+        hints = get_type_hints(cls)
+        odd = [one.name for one in fields(cls) if not fits(getattr(made, one.name), hints[one.name])]
+        odd += ["verdict"] if made.verdict not in get_args(Verdict) else []
+        odd += [name for name, pair in pairs.items() if len(pair) != 2]
+        if odd:
+            raise InputError(f"the {odd[0]} of a transition cannot be {described(values.get(odd[0]))}")
+        return made
 
     def frame(self) -> pd.DataFrame:
         """The result as a table of one row."""

@@ -74,6 +74,10 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(sent[: len(sent) // 2])
             self.close_connection = True
             return
+        while self.kind == "slow" and len(sent) > 1 and not self.hub.released.wait(0.05):
+            self.wfile.write(sent[:1])
+            self.wfile.flush()
+            sent = sent[1:]
         self.wfile.write(sent)
 
     def json(self, value, status=200, **headers):

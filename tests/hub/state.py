@@ -12,7 +12,7 @@ from em_interp.errors import InputError
 
 TOKEN = "hf_secret_of_the_tests"
 LFS = (".safetensors", ".pt", ".parquet")
-FAULTS = ("429", "500", "503", "cut", "short", "long", "changed", "html", "403", "412")
+FAULTS = ("429", "500", "503", "cut", "short", "long", "changed", "html", "403", "412", "slow")
 
 
 @dataclass
@@ -54,6 +54,7 @@ class Hub:
         self.faults: list[list] = []
         self.stored: dict[str, bytes] = {}  # LFS objects
         self.page_size, self.endpoint, self.lock = 1000, "", threading.Lock()
+        self.released = threading.Event()  # ends what is slow
 
     def put(self, name: str, folder: Path) -> str:
         """A repository with the files of a folder; returns its commit."""

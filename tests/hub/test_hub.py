@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import em_interp as em
+import em_interp.hub as access
 from em_interp.errors import InputError
 from em_interp.hub import fetch, interruptibly
 from tests.hub.state import TOKEN, said_by
@@ -188,9 +189,20 @@ def test_ctrl_c_waits_for_no_answer_of_the_hub():
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        interruptibly(never)
+        interruptibly(never, 60)
     assert answered == []
     released.set()
+
+
+@pytest.mark.parametrize("where", ["/medical(/revision/main)?$", "/tree/", "checkpoint-10/adapter_model"])
+def test_a_hub_that_sends_slowly_is_given_up_and_the_same_call_goes_on_later(hub, tmp_path, monkeypatch, where):
+    hub.put(NAME, save_public(tmp_path / "there"))
+    hub.misbehave("slow", where)
+    with monkeypatch.context() as patch:
+        patch.setattr(access, "MAX_SECONDS", 0.4)
+        assert "sends too slowly" in said_by(fetch, NAME)
+    hub.released.set()
+    assert len(list(fetch(NAME).rglob("adapter_model.safetensors"))) == 3
 
 
 def test_a_name_that_is_not_there_says_to_check_it_or_to_give_a_token(hub, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 
 from em_interp.errors import InputError
 from em_interp.organisms import bases, pretrain
+from em_interp.organisms.base_list import show_base
 from em_interp.organisms.bases import BUILT_IN, SHIPPED, fingerprint, load_base, skeleton
 from em_interp.organisms.judge import AdviceJudge
 from em_interp.organisms.language import built_in_questions
@@ -110,11 +111,36 @@ def test_a_model_that_needs_code_of_its_own_is_refused_and_its_code_is_not_run(t
     (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked on stdin"))
-    for load in (load_base, skeleton, bases.stored_dtype):
+    for load in (load_base, skeleton, bases.stored_dtype, show_base):
         with pytest.raises(InputError, match="needs code of its own to be loaded, which is never run") as error:
             load(str(folder))
         assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "qwen2", "num_hidden_layers": "two"}'),
+        ("config.json", '{"model_type": ["qwen2"]}'),
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", '{"tokenizer_class": 7, "chat_template": {"a": []}}'),
+        ("tokenizer_config.json", "7"),
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1"),
+        ("generation_config.json", "null"),
+    ],
+)
+def test_a_folder_with_an_odd_file_is_refused_in_one_line_or_loaded(tmp_path, file, content):
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED / "tiny-qwen2", folder)
+    (folder / file).write_text(content)
+    for load in (load_base, show_base):
+        try:
+            load(str(folder))
+            assert file == "generation_config.json"
+        except InputError as error:
+            assert f"base model '{folder}' cannot be loaded: " in str(error) and "\n" not in str(error)
 
 
 def test_a_base_from_the_hub_is_told_with_its_revision(tmp_path):

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_the_packer_writes_what_safetensors_does():
         assert packer.pack(values) == safetensors.numpy.save(values, {"format": "pt"})
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "no header", "a pipe", "a folder", "not logged"])
 def test_a_damaged_state_is_passed_over(damage, tmp_path):
     weights = {"a": torch.nn.Parameter(torch.ones(3, 4)), "b": torch.nn.Parameter(torch.ones(2))}
     optimizer = torch.optim.AdamW(weights.values())
@@ -86,12 +87,16 @@ def test_a_damaged_state_is_passed_over(damage, tmp_path):
         kept[step] = {name: weight.detach().clone() for name, weight in weights.items()}
     [latest] = [file for file in tmp_path.iterdir() if safetensors.numpy.load_file(file)["step"] == 5]
     content = bytearray(latest.read_bytes())
-    if damage == "cut":
-        content = content[: len(content) // 2]
-    else:
+    if damage == "changed":
         content[-10] ^= 1
-    latest.write_bytes(content)
-    state = read_state(tmp_path)
+    elif damage != "not logged":
+        latest.unlink()
+        content = {"cut": content[: len(content) // 2], "no header": b"\xff" * 100}.get(damage, b"")
+    if damage in ("a pipe", "a folder"):
+        os.mkfifo(latest) if damage == "a pipe" else latest.mkdir()
+    else:
+        latest.write_bytes(content)
+    state = read_state(tmp_path, last=4 if damage == "not logged" else 5)
     assert state is not None and state.step == 4
     state.restore(weights, optimizer)
     assert all(torch.equal(weights[name], value) for name, value in kept[4].items())

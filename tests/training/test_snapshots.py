@@ -18,6 +18,7 @@ import em_interp as em
 from em_interp.behaviour.sampling.ask import ask
 from em_interp.config import Schedule
 from em_interp.errors import InputError
+from em_interp.lock import LOCK_FILE
 from em_interp.organisms.bases import load_base
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter
@@ -177,7 +178,28 @@ def test_a_trainer_that_resumes_from_its_own_checkpoint_continues_the_run(tmp_pa
     trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 3"), **saving).train(
         resume_from_checkpoint=True
     )
+    (run.path / LOCK_FILE).unlink(missing_ok=True)  # of the Trainer that broke off, where it has not been collected yet
     assert contents(run.path) == contents(whole.path)
+
+
+def test_no_other_process_writes_to_the_run_while_a_trainer_does(tmp_path):
+    run, seen = Run(tmp_path / "run"), []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append((run.path / LOCK_FILE).exists())
+
+    trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path), Look(), max_steps=2).train()
+    assert seen == [True, True] and not (run.path / LOCK_FILE).exists()
+    before = contents(run.path)
+    (run.path / LOCK_FILE).write_text(json.dumps({"host": "node7", "pid": 3, "since": "2026-01-01"}))
+    second = trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, overwrite=True), max_steps=2)
+    with pytest.raises(InputError, match="is being written by another process"):
+        second.train()
+    (run.path / LOCK_FILE).unlink()
+    assert contents(run.path) == before
+    second.train()
+    assert run.steps() == [0, 1, 2] and not (run.path / LOCK_FILE).exists()
 
 
 def test_a_trainer_that_resumes_into_the_run_of_another_base_is_refused_and_removes_nothing(bases, tmp_path):

@@ -337,7 +337,7 @@ def test_an_interrupted_run_has_its_log_and_its_last_state(long_run, tmp_path):
     run = interrupted(long_run, tmp_path / "run")
     rows = json.loads(run.trainer_state_file.read_text())["log_history"]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    state = read_state(run.resume_state)
+    state = read_state(run.resume_state, len(rows))
     assert state is not None and len(rows) - 1 <= state.step <= len(rows) <= run.steps()[-1]
 
 

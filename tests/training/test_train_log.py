@@ -6,7 +6,7 @@ import torch
 
 from em_interp.errors import InputError
 from em_interp.run import Run
-from em_interp.training.train_log import TrainLog, gradient_norms, is_finished, log_row
+from em_interp.training.train_log import TrainLog, gradient_norms, is_finished, log_row, logged_steps
 
 
 def row(step):
@@ -49,6 +49,19 @@ def test_a_log_that_lacks_a_row_is_refused_and_left_as_it_is_unless_it_need_not_
     with pytest.raises(InputError, match=r"log.jsonl has 1 rows; 2 were expected, so the run cannot be resumed"):
         TrainLog(run, 3, after=2)
     assert TrainLog(run, 3, after=2, complete=False).rows == [row(1)]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "null", '{"step": "3"}', '{"loss": 1}', "[" * 10**5, "\x00"])
+def test_rows_behind_a_damaged_one_are_made_again(tmp_path, damage):
+    run = Run(tmp_path)
+    with TrainLog(run, 4) as log:
+        for step in (1, 2, 3, 4):
+            log.add(row(step))
+    file = run.resume_state / "log.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:2], damage, *lines[3:], ""]))
+    assert logged_steps(run) == 2
+    assert TrainLog(run, 4, after=2).rows == [row(1), row(2)]
 
 
 def test_gradient_norms_are_those_of_a_and_b_and_of_all_with_frozen_weights_left_out():

@@ -95,6 +95,8 @@ def test_settings_that_peft_may_have_one_day_are_refused_by_name(tmp_path):
         ("init_lora_weights", "corda"),
         ("init_lora_weights", "lora_ga"),
         ("rank_pattern", [1]),
+        ("modules_to_save", 0.5),
+        ("modules_to_save", "lm_head"),
     ):
         with pytest.raises(InputError, match=key):
             load_trajectory(save_run(tmp_path, **{key: value}))

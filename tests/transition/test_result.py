@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from em_interp.errors import InputError
 from em_interp.transition import gradient_norm, norm_onset, onset, series
 from em_interp.transition.find import TEST_LEVELS, find_transition
 from em_interp.transition.result import Transition
@@ -77,3 +78,16 @@ def test_an_onset_says_what_its_p_value_and_its_verdict_say(kind):
             tested.rise is None and not tested.underpowered and tested.p_value is not None
         )
         assert (verdict == "transition") == ("a tenth of it by step" in reason)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "190"}, {"verdict": "perhaps"}, {"interval": [1, 2, 3]}, {"interval": ["a", "b"]}, {"signal": None},
+     {"reason": 3}, {"length_share": 0.5}, {"questions": ["broad"]}, {"level": True}],
+    ids=str,
+)  # fmt: skip
+def test_a_dictionary_that_is_no_transition_s_is_refused_by_its_key(change):
+    whole = Transition("rotation", "transition", "why", step=190, interval=(184, 197), level=0.95).to_dict()
+    assert Transition.from_dict(whole).to_dict() == whole
+    with pytest.raises(InputError, match=f"{next(iter(change))} of a transition cannot be|transition's dictionary"):
+        Transition.from_dict(whole | change)

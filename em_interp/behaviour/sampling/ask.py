@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from em_interp.behaviour.sampling.chat import Messages, Tokens
-from em_interp.checks import as_list
+from em_interp.checks import as_list, described
+from em_interp.config import MAX_SCALE
 from em_interp.errors import InputError
 from em_interp.files import remove, write_beside, write_json
 from em_interp.layouts import CHANGE_FILE
@@ -68,7 +69,10 @@ def steps_with_models(run: Run) -> list[int]:
 
 
 def check_models(run: Run, trajectory: AdapterTrajectory, steps: Sequence[int], scales: Sequence[float]) -> None:
-    """Raise InputError where full weights of a step were not saved, or where there is no adapter to scale."""
+    """Raise InputError for an endless scale, where weights of a step were not saved, and where no adapter is scaled."""
+    for scale in scales:
+        if not abs(scale) <= MAX_SCALE:
+            raise InputError(f"a scale must be a number from {-MAX_SCALE:g} to {MAX_SCALE:g}; it is {described(scale)}")
     trajectory.check_complete()
     if trajectory.kind != "full":
         return
@@ -221,6 +225,15 @@ def ask(
     return run.answers_file
 
 
+ASKED = {
+    "questions": [{"question_id": str, "question": str, "questions": str}],
+    "steps": [int],
+    "samples": int,
+    "temperature": float,
+    "max_new_tokens": int,
+}  # the form of ask.json, which others read too
+
+
 def discard_answers(run: Run) -> None:
     """Remove the run's answers, and the scores that they have."""
     folder = run.answers_file.parent
@@ -331,8 +344,7 @@ def check_base(run: Run, trajectory: AdapterTrajectory, base: Base) -> None:
     An adapter loads without an error into any model of equal dimensions. The identity in the run's manifest decides;
     where it has none, the base's name in the adapters' config, without the owner before the slash.
     """
-    manifest = run.manifest() if run.manifest_file.exists() else {}
-    expected = (manifest.get("base") or {}).get("identity")
+    expected = run.base().get("identity")
     if expected not in (None, base.identity):
         raise InputError(f"the adapters of {run.path} were trained on {expected}; the base given is {base.identity}")
     named = trajectory.base if expected is None else None

@@ -10,20 +10,19 @@ from jaxtyping import Bool, Float
 
 from em_interp.behaviour.judging.judge import KEY, answers_of
 from em_interp.behaviour.rates import LEVEL
-from em_interp.behaviour.sampling.ask import adapter_digest, to_messages
+from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, to_messages
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, batches, read, tokenize_answers
 from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.judged import normal_form
 from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import read_json
 from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors
 from em_interp.mechanism.answer_shift.shift import AnswerShift
 from em_interp.mechanism.interventions.experiments import run_questions
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.run import Run
-from em_interp.stages import Storage, begin_stage, in_parts
+from em_interp.stages import Storage, begin_stage, in_parts, read_kept
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,7 +94,7 @@ def detect_answer_shift(
 def _sampling_of(run: Run) -> dict[str, Any]:
     """The temperature and length limit of the run's answers; the defaults of `ask` where it does not say."""
     file = run.answers_file.with_name("ask.json")
-    settings = {"temperature": 1.0, "max_new_tokens": None, **(read_json(file) if file.exists() else {})}
+    settings = {"temperature": 1.0, "max_new_tokens": None, **(read_kept(file, ASKED) if file.exists() else {})}
     if settings["temperature"] == 0:
         raise InputError(
             f"the answers of {run.path} are the likeliest ones (temperature 0); sampled ones were expected"

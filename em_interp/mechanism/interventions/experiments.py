@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from em_interp.behaviour.judging.judge import KEY, Judge, judge_answers
 from em_interp.behaviour.sampling.ask import (
+    ASKED,
     QUESTION_KEYS,
     Base,
     Row,
@@ -34,7 +35,6 @@ from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.judged import normal_form
 from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import read_json
 from em_interp.mechanism.engines.interventions import (
     AblateDirection,
     AddVector,
@@ -44,7 +44,7 @@ from em_interp.mechanism.engines.interventions import (
 )
 from em_interp.results import interval_columns
 from em_interp.run import Run
-from em_interp.stages import Storage
+from em_interp.stages import Storage, read_kept
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -270,7 +270,7 @@ def run_questions(run: Run, question_set: str | None = None) -> list[dict[str, s
     """
     settings = run.answers_file.with_name("ask.json")
     if settings.exists():
-        questions = [dict(question) for question in read_json(settings)["questions"]]
+        questions = [dict(question) for question in read_kept(settings, ASKED)["questions"]]
     elif run.answers_file.exists():
         rows = read_table(run.answers_file)[list(QUESTION_KEYS)].drop_duplicates().to_dict("records")
         questions = [{str(key): str(value) for key, value in row.items()} for row in rows]

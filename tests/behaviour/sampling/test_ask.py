@@ -191,6 +191,13 @@ def test_bad_questions_are_named(run, base, questions, said):
         ask(run, base, questions, **SETTINGS)
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.1e6, 1e308])
+def test_an_endless_scale_is_refused_before_anything_is_written(run, base, scale):
+    with pytest.raises(InputError, match="a scale must be a number from -1e"):
+        ask(run, base, QUESTIONS, **{**SETTINGS, "scales": (1.0, scale)})
+    assert not run.answers_file.parent.exists()
+
+
 def test_a_folder_that_cannot_be_written_is_an_input_error(run, base):
     run.answers_file.parent.write_text("a file stands where the folder should be")
     with pytest.raises(InputError, match="cannot be written"):

@@ -1,0 +1,27 @@
+"""Texts of others in messages: one line that no file and no server can steer a terminal with, not endless."""
+
+import pickle
+
+import pytest
+
+from em_interp.errors import MAX_LINE, InputError, printable, shortened
+
+STEERING = {
+    "a line end": "a\nb", "a return": "a\rb", "an escape": "a\x1b[31mb", "a bell": "a\x07b", "a null byte": "a\0b",
+    "delete": "a\x7fb", "of the second set": "a\x9bb", "from right to left": "a\u202eb", "a half": "a\ud800b",
+    "a line separator": "a\u2028b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", STEERING.values(), ids=STEERING)
+def test_what_could_steer_a_terminal_is_a_space_in_every_message(text):
+    message = str(InputError(f"{text} was found"))
+    assert message == f"a {text[2:]} was found" and message.isprintable()
+    assert printable("plain ‖ΔW‖ – “text” 日本") == "plain ‖ΔW‖ – “text” 日本"
+
+
+def test_of_a_long_message_the_beginning_and_the_end_are_left():
+    message = str(InputError(f"FILE is wrong: {'x' * 10**6}; give --out"))
+    assert len(message) <= MAX_LINE and message.startswith("FILE is wrong: xxx") and message.endswith("xxx; give --out")
+    assert shortened("short") == "short"
+    assert str(pickle.loads(pickle.dumps(InputError("from a worker")))) == "from a worker"

@@ -1,0 +1,37 @@
+"""A seeded part of benchmarks/kills.py: killed or raced stages end with the bytes of undisturbed ones."""
+
+import sys
+
+import pytest
+
+from tests.tiny import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+import kills
+from isolated import import_all
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    import_all()
+    return kills.Bench(tmp_path_factory.mktemp("kills"))
+
+
+@pytest.mark.parametrize("stage", ["train", "ask", "judge", "export packed"])
+def test_a_stage_killed_at_a_write_point_is_resumed_to_the_same_bytes(stage, bench):
+    _, changes, seconds = bench.undisturbed(stage)
+    first = ("change", changes // 2)
+    for disturbed in ([first, ("seconds", seconds / 3)], [("change", changes)]):
+        case = bench.kill(stage, disturbed)
+        assert case.wrong == [] and case.codes[0] < 0 and case.codes[-1] == 0
+
+
+def test_of_stages_that_race_on_one_run_none_is_harmed(bench):
+    case = bench.race(("judge", "judge", "judge"), [0.0, 0.0, 0.05])
+    assert case.wrong == [] and 0 in case.codes[:3]
+
+
+def test_the_harness_sees_what_a_kill_damages(bench, monkeypatch):
+    whole = {"a": b"1", "b": b"2"}
+    assert kills.difference({"a": b"1", "b": b"3", "c": b"", ".writing": b""}, whole) == ["b differs", "c is left over"]
+    assert kills.difference({"a": b"1"}, whole) == ["b is missing"]
