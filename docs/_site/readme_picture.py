@@ -89,8 +89,8 @@ def _draw_offset(figure: go.Figure, turn: em.Transition, onset: em.Transition, f
         figure.add_vline(transition.step, line={"color": colour, "width": 1.5}, row=1, col=2)
         style = {"showarrow": False, "yanchor": "bottom", "font": {"color": colour}, "xanchor": side}
         edge = low - 2 if side == "right" else high + 2
-        text = f"<b>{name}</b><br>step {transition.step:.0f} ({low:.0f} to {high:.0f})"
-        figure.add_annotation(x=edge, y=97, text=text, **style, row=1, col=2)
+        text = f"<b>{name}</b><br>step {transition.step:.0f}<br>({low:.0f} to {high:.0f})"
+        figure.add_annotation(x=edge, y=92, text=text, **style, row=1, col=2)
     low, high = found.offsets[0].interval
     arrow = {
         "showarrow": True,
