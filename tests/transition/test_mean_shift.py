@@ -79,7 +79,7 @@ def test_a_shift_that_goes_on_at_the_end_of_the_run_is_inconclusive():
     values = np.outer(np.exp(steps / 60) / 150, 1 + 0.2 * rng.standard_normal(24)) * 0.1
     values += 0.002 * rng.standard_normal(values.shape)
     verdict, reason = verdict_of(locate_shift(QuestionCurves(steps, tuple(map(str, range(24))), values)))
-    assert verdict == "inconclusive" and "after the last read" in reason
+    assert verdict == "inconclusive" and "after the last step that was read" in reason
 
 
 def test_a_question_without_a_value_at_some_step_is_left_out():
