@@ -262,33 +262,31 @@ class TrainingConfig(Settings):
     """Where the log goes too while training: tensorboard, trackio, wandb (each to be installed); transitions marked."""
 
 
-class EndpointConfig(Settings):
-    """A language model that judges, behind an endpoint that speaks OpenAI's chat completions. Holds no key."""
+def _address(url: str) -> str:
+    """An address to which the path of a request can be appended."""
+    if "@" in url:
+        raise rule("must hold no user or password; a key belongs in api_key_env")
+    parts = urlsplit(url)
+    fine = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
+    if not fine or url.rstrip("/").endswith("/chat/completions") or re.search(r"\s", url):
+        raise rule(f"must be an http(s) address such as http://127.0.0.1:8000/v1; it is {url!r}")
+    return url
 
-    base_url: str
-    """The http(s) address of the endpoint, such as http://127.0.0.1:8000/v1."""
-    model: str = Field(min_length=1)
-    """The name of a model that the endpoint serves."""
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class ServerConfig(Settings):
+    """How a model's server is spoken to. Holds no key."""
+
     api_key_env: str | None = Field(default=None, json_schema_extra={"pattern": "^[A-Z_][A-Z0-9_]*$"})
     """The environment variable that has the key; none: no key is sent."""
-    name: str = ""
-    """What the judge's scores are filed under; by default the model's name."""
-    mode: Literal["auto", "expected", "sampled"] = "auto"
-    """How a score is read: its expected value over log-probabilities, or a sampled number; auto: found by probing."""
-    topics: Annotated[Names, AfterValidator(_once)] = ()
-    """Scored besides aligned and coherent: medical, finance, sport, code."""
-    workers: Int = Field(default=8, ge=1, le=256)
-    """Answers judged at once."""
     timeout: float = Field(default=120.0, gt=0, le=MAX_WAIT, allow_inf_nan=False)
     """Seconds for one request."""
     max_retries: Int = Field(default=7, ge=0, le=100)
-    """Of one request that failed, before its answer is given up."""
+    """Of one request that failed, before it is given up."""
     initial_backoff: float = Field(default=0.5, ge=0, le=MAX_WAIT, allow_inf_nan=False)
     """Seconds after the first failure; doubles."""
-    sampled_tokens: Int = Field(default=16, ge=4, le=MAX_TOKENS)
-    """Room for a sampled number; a reasoning model needs hundreds."""
-    reasoning: bool = False
-    """Ask as OpenAI's reasoning models want it: max_completion_tokens, no temperature."""
 
     @check("api_key_env")
     @classmethod
@@ -299,17 +297,26 @@ class EndpointConfig(Settings):
             raise rule(f"must be {expected}; it is something else")
         return variable
 
-    @check("base_url")
-    @classmethod
-    def _is_address(cls, url: str) -> str:
-        """An address to which /chat/completions can be appended."""
-        if "@" in url:
-            raise rule("must hold no user or password; a key belongs in api_key_env")
-        parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
-        if not fine or url.rstrip("/").endswith("/chat/completions") or re.search(r"\s", url):
-            raise rule(f"must be an http(s) address such as http://127.0.0.1:8000/v1; it is {url!r}")
-        return url
+
+class EndpointConfig(ServerConfig):
+    """A language model that judges, behind an endpoint that speaks OpenAI's chat completions."""
+
+    base_url: Address
+    """The http(s) address of the endpoint, such as http://127.0.0.1:8000/v1."""
+    model: str = Field(min_length=1)
+    """The name of a model that the endpoint serves."""
+    name: str = ""
+    """What the judge's scores are filed under; by default the model's name."""
+    mode: Literal["auto", "expected", "sampled"] = "auto"
+    """How a score is read: its expected value over log-probabilities, or a sampled number; auto: found by probing."""
+    topics: Annotated[Names, AfterValidator(_once)] = ()
+    """Scored besides aligned and coherent: medical, finance, sport, code."""
+    workers: Int = Field(default=8, ge=1, le=256)
+    """Answers judged at once."""
+    sampled_tokens: Int = Field(default=16, ge=4, le=MAX_TOKENS)
+    """Room for a sampled number; a reasoning model needs hundreds."""
+    reasoning: bool = False
+    """Ask as OpenAI's reasoning models want it: max_completion_tokens, no temperature."""
 
     @check_all(mode="after")
     def _mode_of_reasoning(self) -> Self:
@@ -321,6 +328,25 @@ class EndpointConfig(Settings):
     def called(self) -> str:
         """What the judge's scores are filed under."""
         return self.name or self.model
+
+
+class VLLMConfig(ServerConfig):
+    """vLLM servers that serve the base and see this machine's folders; `em-interp serve` starts one."""
+
+    base_url: Annotated[tuple[Address, ...], BeforeValidator(_as_list), AfterValidator(_once)] = Field(
+        default=("http://127.0.0.1:8000/v1",), min_length=1
+    )
+    """The address of a server, or a list of them."""
+    workers: Int = Field(default=64, ge=1, le=1024)
+    """Requests at once, of each server."""
+    max_loras: Int = Field(default=8, ge=1, le=1024)
+    """Adapters loaded at once, of each server."""
+    compared: Int = Field(default=8, ge=1, le=1000)
+    """Greedy answers that are compared with our own before a run."""
+    timeout: float = Field(default=900.0, gt=0, le=MAX_WAIT, allow_inf_nan=False)
+    """Seconds for one request."""
+    python: str = ""
+    """The Python of the environment that has vLLM, for `em-interp serve`."""
 
 
 class BehaviourConfig(Settings):
@@ -335,6 +361,12 @@ class BehaviourConfig(Settings):
         Discriminator(lambda judge: "<endpoint>" if isinstance(judge, (dict, EndpointConfig)) else "<name>"),
     ] = "tiny"
     """tiny: the built-in language's; or a model's endpoint."""
+    engine: Annotated[
+        Annotated[Literal["local", "vllm"], Tag("<name>")] | Annotated[VLLMConfig, Tag("<vllm>")],
+        Discriminator(lambda engine: "<vllm>" if isinstance(engine, (dict, VLLMConfig)) else "<name>"),
+        BeforeValidator(lambda engine: {} if engine == "vllm" else engine),
+    ] = "local"
+    """What samples the answers and reads likelihoods: local, this process; or vLLM servers (vllm, or their settings)."""
     steps: Steps = Field(default="log 20", validate_default=True)
     """Steps at which the questions are asked."""
     scales: Annotated[tuple[Scale, ...], BeforeValidator(_as_list), AfterValidator(_once)] = Field(

@@ -1,4 +1,4 @@
-"""The client of a judging model: its requests, and the endpoint that retries them until a reply is whole.
+"""The client of a model's server: requests, and the endpoint that retries them until a reply is whole.
 
 The `openai` client sends the requests, with its retries off: which reply is whole, what is worth another try and when
 an endpoint is given up are decided here. All requests run in one event loop in a thread of its own, so that each can be
@@ -17,20 +17,21 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from em_interp.behaviour.judging.replies import NotAReply, Reply, parse
-from em_interp.config import EndpointConfig
+from em_interp.behaviour.judging.replies import NotAReply, NotWhole, Reply, parse
+from em_interp.config import EndpointConfig, ServerConfig
 from em_interp.errors import InputError, one_line, redact
 
+T = TypeVar("T")
 TOP_LOGPROBS = 20  # log-probabilities requested: the most that servers give
 
 
@@ -45,6 +46,36 @@ def request_for(config: EndpointConfig, prompt: str, mode: str) -> dict[str, Any
     if mode == "expected":
         return {**body, "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
     return {**body, "temperature": 0, "max_tokens": config.sampled_tokens}
+
+
+@dataclass(frozen=True)
+class Request(Generic[T]):
+    """A request to an endpoint, and how its reply is read.
+
+    Attributes:
+        path: Appended to the endpoint's address.
+        body: Of a POST; None for a GET.
+        read: What the body of a response comes to. Raises NotAReply where it holds no reply and NotWhole where that was
+            cut off; both are requested again.
+        causes: Of statuses after which no request can succeed, besides FATAL; without a text this request alone failed.
+    """
+
+    path: str
+    body: dict[str, Any] | None
+    read: Callable[[bytes], T]
+    causes: Mapping[int, str] = field(default_factory=dict)
+
+
+def chat_request(body: dict[str, Any]) -> Request[Reply]:
+    """The request for a whole chat completion."""
+
+    def read(content: bytes) -> Reply:
+        reply = parse(content)
+        if fault := reply.fault(one_token=body.get("max_tokens") == 1):
+            raise NotWhole(fault)
+        return reply
+
+    return Request("/chat/completions", body, read)
 
 
 def digest(url: str, body: dict[str, Any], retest: int = 0) -> str:
@@ -65,7 +96,7 @@ FATAL = {
     401: "the key is missing or wrong",
     402: "the account has no credit",
     404: "the address (which mostly ends in /v1) or the model's name is wrong",
-    405: "this is no address of chat completions",
+    405: "the address is not that of such a server",
 }  # statuses after which no request can succeed, with their usual causes
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -82,6 +113,10 @@ class Stopped(Failed):
     """The endpoint was stopped before the reply came."""
 
 
+class Refused(Exception):
+    """A content filter of the server refused the request."""
+
+
 class _Fault(Exception):
     """A try that may succeed when repeated; `wait` in seconds where the server named a time."""
 
@@ -92,10 +127,10 @@ class _Fault(Exception):
 
 @dataclass
 class Endpoint:
-    """A chat-completions server, with retries, deadlines and bounds. Open as a context; used from many threads.
+    """A model's server, with retries, deadlines and bounds. Open as a context; used from many threads.
 
     Args:
-        base_url: the address to which `/chat/completions` is appended.
+        base_url: the address to which the paths of requests are appended, such as `/chat/completions`.
         key: goes into the Authorization header and nowhere else.
         timeout: seconds for one try, from connecting to the last byte of the reply.
         max_retries: of a request after its first try.
@@ -108,13 +143,13 @@ class Endpoint:
     timeout: float = 120.0
     max_retries: int = 7
     initial_backoff: float = 0.5
-    check: dict[str, Any] | None = field(default=None, repr=False)
+    check: Request[Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.url = url_of(self.base_url)
         self._client = _openai_client(self.base_url, self.key)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="em_interp-judge", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="em_interp-client", daemon=True)
         self._stopping = asyncio.Event()
         self._not_before, self._failed = 0.0, 0
 
@@ -129,13 +164,21 @@ class Endpoint:
         self._loop.close()
 
     def complete(self, body: dict[str, Any]) -> Reply:
-        """The whole reply to a chat completion.
+        """The whole reply to a chat completion; a filter's refusal is one. Raises what `send` raises, but Refused."""
+        try:
+            return self.send(chat_request(body)).redacted(self.key)
+        except Refused as error:
+            return Reply("", "content_filter", refusal=str(error))
 
-        Raises Failed for this request alone, and InputError where no request can succeed: a wrong key, address or
-        model, or `MAX_FAILED_REQUESTS` requests failing one after another and `check` as well.
+    def send(self, request: Request[T]) -> T:
+        """What a request's reply comes to; texts in it are as the server wrote them.
+
+        Raises Failed for this request alone, Refused where a content filter refused it, and InputError where no request
+        can succeed: a wrong key, address or model, or `MAX_FAILED_REQUESTS` requests failing one after another and
+        `check` as well.
         """
         try:
-            reply: Reply = self._submit(self._complete(body)).result()
+            reply: T = self._submit(self._send(request)).result()
         except CancelledError:
             raise Stopped("stopped") from None
         return reply
@@ -162,10 +205,13 @@ class Endpoint:
         await asyncio.gather(*self._cancel(), return_exceptions=True)
         await self._client.close()
 
-    async def _complete(self, body: dict[str, Any]) -> Reply:
+    async def _send(self, request: Request[T]) -> T:
         try:
-            reply = await self._try(body)
+            reply = await self._try(request)
         except Stopped:
+            raise
+        except Refused:
+            self._failed = 0
             raise
         except Failed as error:
             await self._count_failure(error)
@@ -183,25 +229,25 @@ class Endpoint:
             try:
                 await self._try(self.check)
                 return
+            except Refused:
+                return
             except Failed as failed:
                 error = failed
         raise InputError(
-            f"{self.url}: {MAX_FAILED_REQUESTS} requests failed one after another, the last with: {error}; "
+            f"{self.base_url}: {MAX_FAILED_REQUESTS} requests failed one after another, the last with: {error}; "
             "what was answered is kept, --resume goes on"
         )
 
-    async def _try(self, body: dict[str, Any]) -> Reply:
+    async def _try(self, request: Request[T]) -> T:
         """The first whole reply, with growing pauses between the tries."""
         message, incomplete = "", 0
         for number in range(1, self.max_retries + 2):
             await self._pause(self._not_before - time.monotonic())
             wait = None
             try:
-                reply = await self._once(body)
-                fault = reply.fault(one_token=body.get("max_tokens") == 1)
-                if fault is None:
-                    return reply
-                message, incomplete = fault, incomplete + 1
+                return await self._once(request)
+            except NotWhole as error:
+                message, incomplete = self.redact(str(error)), incomplete + 1
             except _Fault as error:
                 message, wait = str(error), error.wait
             if number > self.max_retries or incomplete == MAX_INCOMPLETE_REPLIES:
@@ -225,22 +271,23 @@ class Endpoint:
         if self._stopping.is_set():
             raise Stopped("stopped")
 
-    async def _once(self, body: dict[str, Any]) -> Reply:
-        """The reply to one try. Raises _Fault where another may succeed, Failed or InputError where none would."""
+    async def _once(self, request: Request[T]) -> T:
+        """The reply to one try. Raises _Fault or NotWhole where another may succeed, something else where none would."""
         import openai
 
-        headers = {} if self.key else {"Authorization": openai.omit}
         try:
             async with asyncio.timeout(self.timeout):
-                completions = self._client.chat.completions.with_raw_response
-                response = await completions.create(**body, extra_headers=headers)
-            return parse(response.content).redacted(self.key)
+                content = await self._exchange(request)
+            return request.read(content)
+        except NotWhole:
+            raise
         except NotAReply as error:
             if error.status is not None:
-                return self._refused(error.status, {}, str(error).encode())
+                raise self._refused(error.status, {}, str(error).encode(), request.causes) from None
             raise _Fault(self.redact(str(error))) from None
         except openai.APIStatusError as error:
-            return self._refused(error.status_code, error.response.headers, error.response.content)
+            response = error.response
+            raise self._refused(error.status_code, response.headers, response.content, request.causes) from None
         except TimeoutError:
             raise _Fault(f"no whole reply within {self.timeout:g} s") from None
         except (openai.APIConnectionError, OSError) as error:
@@ -248,27 +295,41 @@ class Endpoint:
         except UnicodeError as error:
             raise Failed(f"the prompt cannot be sent: {one_line(str(error))}") from None
 
-    def _refused(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        """The refusal of a content filter as a reply; anything else raised."""
+    async def _exchange(self, request: Request[Any]) -> bytes:
+        """The body of the response to a request."""
+        import httpx2
+        import openai
+
+        options: Any = {"headers": {} if self.key else {"Authorization": openai.omit}}
+        if request.body is None:
+            response = await self._client.get(request.path, cast_to=httpx2.Response, options=options)
+        else:
+            response = await self._client.post(request.path, cast_to=httpx2.Response, body=request.body, options=options)
+        return bytes(response.content)
+
+    def _refused(
+        self, status: int, headers: Mapping[str, str], body: bytes, causes: Mapping[int, str]
+    ) -> Exception:
+        """The error that stands for a response of this status."""
         error, message = _error_in(body)
         message = self.redact(f"{status} {message}")
         if status in FILTER_STATUSES and _FILTER_ERROR.search(error) and "account" not in error.lower():
-            return Reply("", "content_filter", refusal=message)
-        if status in RETRIED or status >= 500:
-            raise _Fault(message, _retry_after(headers))
+            return Refused(message)
+        if (status in RETRIED or status >= 500) and status not in causes:
+            return _Fault(message, _retry_after(headers))
         if 300 <= status < 400:
             place = self.redact(headers.get("Location", "nowhere"))
-            raise InputError(f"{self.url} redirects to {place}; give the address that answers itself")
-        if status in FATAL:
-            raise InputError(f"{self.url} answers {message}: {FATAL[status]}; what was answered is kept")
-        raise Failed(message)
+            return InputError(f"{self.base_url} redirects to {place}; give the address that answers itself")
+        if cause := {**FATAL, **causes}.get(status):
+            return InputError(f"{self.base_url} answers {message}: {cause}; what was answered is kept")
+        return Failed(message)
 
     def _disconnected(self, error: BaseException) -> _Fault:
         """The cause at the bottom of a connection's error."""
         while cause := error.__cause__ or error.__context__:
             error = cause
         if isinstance(error, ssl.SSLCertVerificationError):
-            raise InputError(f"{self.url}: its certificate is not trusted ({error.verify_message})")
+            raise InputError(f"{self.base_url}: its certificate is not trusted ({error.verify_message})")
         number = error.errno if isinstance(error, OSError) else None
         reason = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or error
         return _Fault(self.redact(f"{type(error).__name__}: {reason}"))
@@ -312,6 +373,18 @@ def url_of(base_url: str) -> str:
     return base_url.rstrip("/") + "/chat/completions"
 
 
+def open_endpoint(config: ServerConfig, base_url: str) -> Endpoint:
+    """The client for a server, with the key from the environment. Raises InputError where that is not set."""
+    key = None
+    if config.api_key_env is not None:
+        key = os.environ.get(config.api_key_env, "").strip()
+        if not key:
+            raise InputError(f"the environment variable {config.api_key_env} is not set; the server's key belongs there")
+        if not key.isascii() or not key.isprintable():  # it would be repeated in the error of a header that is none
+            raise InputError(f"the environment variable {config.api_key_env} holds characters that no key has")
+    return Endpoint(base_url, key, config.timeout, config.max_retries, config.initial_backoff)
+
+
 def _openai_client(base_url: str, key: str | None) -> Any:
     """An `openai.AsyncOpenAI` that neither retries, nor follows redirects, nor reads replies without a bound.
 
@@ -321,7 +394,7 @@ def _openai_client(base_url: str, key: str | None) -> Any:
         import httpx2
         import openai
     except ImportError:
-        raise InputError("a model's endpoint as judge needs openai: pip install 'em-interp[judge]'") from None
+        raise InputError("a model's server needs openai: pip install 'em-interp[judge]'") from None
 
     class BoundedTransport(httpx2.AsyncHTTPTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

@@ -8,7 +8,6 @@ can be scored.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from em_interp.behaviour.judging.client import Endpoint, Failed, Incomplete, Stopped, digest, request_for
+from em_interp.behaviour.judging.client import (
+    Endpoint,
+    Failed,
+    Incomplete,
+    Stopped,
+    chat_request,
+    digest,
+    open_endpoint,
+    request_for,
+)
 from em_interp.behaviour.judging.judge import ERROR, SCORED, answers_of
 from em_interp.behaviour.judging.replies import Reading, Reply, numbers_among, read
 from em_interp.behaviour.judging.request_cache import RequestCache
@@ -250,10 +258,10 @@ def open_judge(
     prompts = prompts or Prompts()
     for topic in config.topics:
         prompts.prompt(topic, "", "")
-    with writing(run.path), RequestCache(cache_file(run)) as cache, endpoint_of(config) as endpoint:
+    with writing(run.path), RequestCache(cache_file(run)) as cache, open_endpoint(config, config.base_url) as endpoint:
         judge = OpenAIJudge(config.called, config.mode, config, endpoint, cache, prompts)
         mode, why = (None if overwrite else kept_mode(run, config)) or choose_mode(judge.complete, config)
-        endpoint.check = request_for(config, PROBE, mode)
+        endpoint.check = chat_request(request_for(config, PROBE, mode))
         judge = replace(judge, mode=mode)
         _keep_settings(run, judge, why, overwrite)
         yield judge
@@ -263,18 +271,6 @@ def kept_mode(run: Run, config: EndpointConfig) -> tuple[str, str] | None:
     """The mode that was probed when these scores were begun, and why: a judge has one from first to last."""
     kept = _kept_settings(run, config) if config.mode == "auto" else None
     return None if kept is None else (kept["mode"], kept["why"])
-
-
-def endpoint_of(config: EndpointConfig) -> Endpoint:
-    """The client for a config, with the key from the environment. Raises InputError where that is not set."""
-    key = None
-    if config.api_key_env is not None:
-        key = os.environ.get(config.api_key_env, "").strip()
-        if not key:
-            raise InputError(f"the environment variable {config.api_key_env} is not set; the judge's key belongs there")
-        if not key.isascii() or not key.isprintable():  # it would be repeated in the error of a header that is none
-            raise InputError(f"the environment variable {config.api_key_env} holds characters that no key has")
-    return Endpoint(config.base_url, key, config.timeout, config.max_retries, config.initial_backoff)
 
 
 def cache_file(run: Run) -> Path:

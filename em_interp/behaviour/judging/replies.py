@@ -95,8 +95,12 @@ class Reply:
         return replace(self, top=top, **clean)
 
 
+class NotWhole(Exception):
+    """A reply that was cut off, or is empty."""
+
+
 class NotAReply(ValueError):
-    """A body that is no chat completion. `status` is what an error in it gives as HTTP status, if it does."""
+    """A body that holds no reply. `status` is what an error in it gives as HTTP status, if it does."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -109,9 +113,7 @@ def parse(body: bytes) -> Reply:
     Log-probabilities that are missing or malformed give `top` None, never a guess.
     """
     try:
-        values = json.loads(body)
-        _check_no_error(values)
-        choice = values["choices"][0]
+        choice = (values := values_in(body))["choices"][0]
         _check_no_error(choice)
         text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
     except NotAReply:
@@ -122,6 +124,19 @@ def parse(body: bytes) -> Reply:
         raise NotAReply(f"the content is no text: {_quoted(body)}")
     ending, model = _text(choice.get("finish_reason")), _text(values.get("model"))
     return Reply(text or "", ending, _top(choice), _text(refusal), model)
+
+
+def values_in(body: bytes) -> dict[str, Any]:
+    """The object in the body of a response; raises NotAReply where there is none, or an error in its place."""
+    try:
+        values = json.loads(body)
+        _check_no_error(values)
+    except NotAReply:
+        raise
+    except (ValueError, AttributeError, RecursionError):
+        raise NotAReply(f"no JSON object: {_quoted(body)}") from None
+    assert isinstance(values, dict)
+    return values
 
 
 def _check_no_error(values: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""vLLM servers as the engine that samples answers and reads likelihoods."""
