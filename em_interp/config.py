@@ -366,7 +366,7 @@ class BehaviourConfig(Settings):
         Discriminator(lambda engine: "<vllm>" if isinstance(engine, (dict, VLLMConfig)) else "<name>"),
         BeforeValidator(lambda engine: {} if engine == "vllm" else engine),
     ] = "local"
-    """What samples the answers and reads likelihoods: local, this process; or vLLM servers (vllm, or their settings)."""
+    """What samples the answers and reads likelihoods: this process (local), or vLLM servers (vllm, or settings)."""
     steps: Steps = Field(default="log 20", validate_default=True)
     """Steps at which the questions are asked."""
     scales: Annotated[tuple[Scale, ...], BeforeValidator(_as_list), AfterValidator(_once)] = Field(

@@ -19,6 +19,7 @@ from em_interp.findings import Findings, PathTransitions, find_in_run, keep
 from em_interp.lock import writing
 from em_interp.processes import MAX_WAIT, join
 from em_interp.run import Run, open_run
+from em_interp.serving import base_device, vllm_servers
 from em_interp.stages import is_watched
 
 if TYPE_CHECKING:
@@ -38,7 +39,14 @@ def _as_run(run: RunLike) -> Run:
 
 
 @checked
-def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, progress: bool | None = None) -> Path:
+def ask_run(
+    run: RunLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
     """Generate answers to the questions that a run's config names, along its checkpoints.
 
     Args:
@@ -46,6 +54,7 @@ def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, prog
         resume: continue with the answers that exist.
         overwrite: replace them, and the scores that they have.
         progress: show a bar; by default in a terminal and in Jupyter.
+        overrides: changes of the config (`key.path=value`) for this asking alone, such as `behaviour.engine=vllm`.
 
     Returns:
         The table of answers, a parquet file.
@@ -59,11 +68,11 @@ def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, prog
     run = _as_run(run)
     for file in (run.answers_file, run.answers_file.with_name("ask.json")):
         join(MAX_WAIT).on_main(lambda file=file: check_free(file, resume, overwrite))  # type: ignore[misc]
-    config = run.config()
+    config, servers = load_config(run.config(), overrides), vllm_servers(run, overrides)
     settings, questions = config.behaviour, _questions(run, config)
     return ask(
         run,
-        load_base(config.model, config.base_dtype),
+        load_base(config.model, config.base_dtype, base_device(servers)),
         questions,
         settings.steps.nearest(steps_with_models(run)),
         settings.scales,
@@ -74,6 +83,7 @@ def ask_run(run: RunLike, *, resume: bool = False, overwrite: bool = False, prog
         resume=resume,
         overwrite=overwrite,
         progress=progress,
+        servers=servers,
     )
 
 

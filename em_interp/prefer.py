@@ -12,10 +12,12 @@ from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.organisms.built_in import LANGUAGES, pairs_of
 from em_interp.run import Run, open_run
+from em_interp.serving import base_device, vllm_servers
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from em_interp.config import VLLMConfig
     from em_interp.organisms.bases import Base
 
 DEFAULT_STEPS = 25  # of a run whose config names none
@@ -32,6 +34,7 @@ def preference_curve(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
+    overrides: Sequence[str] = (),
 ) -> PreferenceCurve:
     """How likely misaligned answers are relative to aligned ones along a run; nothing is sampled or judged.
 
@@ -48,6 +51,8 @@ def preference_curve(
         resume: continue with what exists.
         overwrite: replace what exists.
         progress: whether a bar is shown; by default in a terminal and in Jupyter.
+        overrides: changes of the run's config (`key.path=value`) for this reading alone, such as
+            `behaviour.engine=vllm`.
 
     Returns:
         The curve, by step, scale and question set, with intervals over questions.
@@ -66,14 +71,15 @@ def preference_curve(
         pairs = _pairs(run, pairs)
         steps = _default_steps(run) if steps is None else as_list(steps)
         scales = [1.0] if scales is None else as_list(scales)
-        settings: dict[str, Any] = {"overwrite": overwrite, "progress": progress}
-        read_preferences(run, _base(run), pairs, steps, scales, resume=resume, **settings)
+        servers = vllm_servers(run, overrides)
+        settings: dict[str, Any] = {"overwrite": overwrite, "progress": progress, "servers": servers}
+        read_preferences(run, _base(run, servers), pairs, steps, scales, resume=resume, **settings)
         if control is not None and not isinstance(control, PreferenceCurve):
             control = control if isinstance(control, Run) else open_run(control)
             saved = sorted(set(steps) & set(control.steps()))
             if not saved:
                 raise InputError(f"{control.path} has none of the steps that were read of {run.path}")
-            read_preferences(control, _base(control), pairs, saved, scales, resume=not overwrite, **settings)
+            read_preferences(control, _base(control, servers), pairs, saved, scales, resume=not overwrite, **settings)
     return as_preference_curve(run, _as_curve(control))
 
 
@@ -109,15 +115,15 @@ def _default_steps(run: Run) -> list[int]:
     return [steps[row] for row in evenly_spaced(np.array(steps), DEFAULT_STEPS)]
 
 
-def _base(run: Run) -> Base:
-    """The base that a run's config names; without one, that of its adapters."""
+def _base(run: Run, servers: VLLMConfig | None) -> Base:
+    """The base that a run's config names; without one, that of its adapters. Beside servers it stays on the CPU."""
     from em_interp.organisms.bases import load_base
     from em_interp.trajectory.load import load_trajectory
 
     if run.config_file.exists():
         config = run.config()
-        return load_base(config.model, config.base_dtype)
+        return load_base(config.model, config.base_dtype, base_device(servers))
     name = run.base().get("name") or load_trajectory(run).base
     if name is None:
         raise InputError(f"{run.path} does not say which base it was trained on; its adapter_config.json should")
-    return load_base(name)
+    return load_base(name, device=base_device(servers))

@@ -18,7 +18,7 @@ FLOORS = [
     {"trajectory", "publishing"},
     {"organisms", "behaviour", "transition"},
     {"mechanism", "training", "figures"},
-    {"findings"},
+    {"findings", "serving"},
     {"reports"},
     {"comparison"},
     {"pipeline", "prefer"},

@@ -17,7 +17,8 @@ anything of the kind does. A shift that exceeds neither is not evidence of misal
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
 
     from em_interp.behaviour.sampling.generate import RowAdapters
     from em_interp.behaviour.sampling.likelihood import TokenizedAnswer
+    from em_interp.config import VLLMConfig
+    from em_interp.trajectory.trajectory import AdapterTrajectory
 
-ROWS = 1024  # answers of one part, of as many steps as that allows
+ROWS = 256  # answers of one part, of as many steps as that allows; processes share the parts
 
 
 def read_preferences(
@@ -49,6 +52,7 @@ def read_preferences(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
+    servers: VLLMConfig | None = None,
 ) -> Path:
     """Read both answers of every pair at steps and scales of a run; returns `run.preferences_file`.
 
@@ -64,6 +68,7 @@ def read_preferences(
         resume: continue with what exists.
         overwrite: replace what exists.
         progress: whether a bar is shown; None: in a terminal and in Jupyter.
+        servers: vLLM servers that read in place of this process.
 
     Returns:
         A table with a row a step, scale and pair: the summed log-likelihood in nats and the number of tokens of either
@@ -83,6 +88,7 @@ def read_preferences(
     answers = _tokenize(base, table)
     settings = {
         "base": base.identity,
+        "engine": "local" if servers is None else "vllm",
         "steps": steps,
         "adapters": adapter_digest(trajectory, steps),
         "scales": [float(scale) for scale in scales],
@@ -92,17 +98,17 @@ def read_preferences(
     cells = [(step, float(scale)) for scale in scales for step in steps]
     size = 1 if trajectory.kind == "full" else max(1, ROWS // len(answers))
     parts = [cells[first : first + size] for first in range(0, len(cells), size)]
-    models, file = CheckpointModels(run, base, trajectory), run.preferences_file
-    adapted = trajectory.kind != "full"
-    frozen = frozen_layers(base.model, trajectory.sites, sum(map(len, answers))) if adapted else None
+    file = run.preferences_file
     settings_file, folder = file.with_name("preferences.json"), file.with_name("preferences.parts")
     with writing_together(run.path, file.parent, processes):
         if overwrite:
             processes.on_main(lambda: remove(file, settings_file, folder))
         processes.on_main(lambda: begin_stage(settings_file, settings, resume, file, "preferences"))
         if not processes.on_main(file.exists):
-            make = lambda index: _read(models, answers, parts[index], frozen)  # noqa: E731
-            values = [row for part in in_parts(folder, len(parts), make, "prefer", progress, processes) for row in part]
+            with _reader(run, base, trajectory, answers, servers) as read:
+                make = lambda index: read(parts[index])  # noqa: E731
+                kept = in_parts(folder, len(parts), make, "prefer", progress, processes)
+            values = [row for part in kept for row in part]
             processes.on_main(lambda: _write(file, table, answers, cells, values))
         processes.on_main(lambda: remove(folder))
     return file
@@ -118,6 +124,30 @@ def _tokenize(base: Base, pairs: pd.DataFrame) -> list[TokenizedAnswer]:
     ends = set(end_tokens(base.model, base.tokenizer))
     rows = tokenize_answers(base, prompts, texts)
     return [TokenizedAnswer(r.prompt, r.answer[:-1] if r.answer[-1] in ends else r.answer) for r in rows]
+
+
+@contextmanager
+def _reader(
+    run: Run,
+    base: Base,
+    trajectory: AdapterTrajectory,
+    answers: list[TokenizedAnswer],
+    servers: VLLMConfig | None,
+) -> Iterator[Callable[[Sequence[tuple[int, float]]], list[list[float]]]]:
+    """What reads the log-likelihood of every answer at steps and scales: this process, or vLLM servers."""
+    if servers is None:
+        adapted = trajectory.kind != "full"
+        frozen = frozen_layers(base.model, trajectory.sites, sum(map(len, answers))) if adapted else None
+        models = CheckpointModels(run, base, trajectory)
+        yield lambda cells: _read(models, answers, cells, frozen)
+        return
+    from em_interp.behaviour.sampling.generate import Sampler
+    from em_interp.behaviour.vllm.engine import VLLMEngine
+
+    sampler = Sampler(base.model, base.tokenizer, 0.0, max(len(answer.answer) for answer in answers), 0)
+    folder = run.preferences_file.with_name("preferences.adapters")
+    with VLLMEngine(servers, base, trajectory, sampler, folder) as engine:
+        yield lambda cells: engine.read(answers, cells).tolist()
 
 
 def _read(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @command(ASK, "em-interp ask checkpoints/tiny")
 def ask(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    overrides: Overrides = [],  # noqa: B006
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -28,6 +29,7 @@ def ask(
 
     With --out a copy of the run gets the answers.
     On several GPUs: torchrun --nproc-per-node 4 -m em_interp ask RUN
+    With vLLM: em-interp serve RUN, then --set behaviour.engine=vllm
     """
     from em_interp.pipeline import ask_run
     from em_interp.processes import MAX_WAIT, join, main_reports
@@ -39,8 +41,43 @@ def ask(
             log(f"{run.path} is not trained to its end: it is asked up to step {max(run.steps(), default=0)}")
         without = ("behaviour", "analysis", "report.html")
         place = processes.on_main(lambda: copy_run(run, out, without))
-        answers = ask_run(place, resume=resume, overwrite=overwrite)
+        answers = ask_run(place, resume=resume, overwrite=overwrite, overrides=overrides)
     return Answer({"run": str(place.path), "answers": str(answers)}, f"the answers: {answers}")
+
+
+@command(ASK, "em-interp serve checkpoints/tiny --python ~/vllm/bin/python")
+def serve(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a folder of checkpoints.")],
+    more: Annotated[
+        list[str], typer.Argument(metavar="[-- OPTIONS]", help="More options of vllm serve, after --.")
+    ] = [],  # noqa: B006
+    python: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="The Python of an environment with vLLM (default: behaviour.engine.python)."),
+    ] = None,
+    port: Annotated[int | None, typer.Option(metavar="N", help="Of the server's address.")] = None,
+    show: Annotated[bool, typer.Option("--print", metavar="", help="Print the command instead of starting it.")] = (
+        False
+    ),
+) -> Answer:
+    """Serve the base of a run with vLLM, which is then asked with --set behaviour.engine=vllm.
+
+    vLLM is installed by you, in an environment of its own. The server runs until it is interrupted.
+    """
+    import os
+    import subprocess
+
+    from em_interp.run import open_run
+    from em_interp.serving import serve_command
+
+    started = serve_command(open_run(source), python, port, more)
+    if not show:
+        log(f"starting {started.shell()}\nonce it is up: em-interp ask {source} --set behaviour.engine=vllm")
+        done = subprocess.run(started.words, env={**os.environ, **started.environment})
+        if done.returncode > 0:
+            raise InputError(f"vllm serve ended with exit code {done.returncode}; what it printed says why")
+    values = {"command": started.words, "environment": started.environment, "base_url": started.base_url}
+    return Answer(values, started.shell() if show else "")
 
 
 @command(ASK, "em-interp judge checkpoints/tiny")
@@ -178,6 +215,7 @@ def prefer(
     control: Annotated[
         str | None, typer.Option(metavar="RUN", help="A run on careful data, which is read on the same pairs.")
     ] = None,
+    overrides: Overrides = [],  # noqa: B006
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -200,6 +238,7 @@ def prefer(
         control,
         resume=resume,
         overwrite=overwrite,
+        overrides=overrides,
     )
     values = {"run": str(run.path), "preferences": str(run.preferences_file), **curve.to_dict()}
     return Answer(values, f"{curve.sentence()}\nthe preferences: {run.preferences_file}")

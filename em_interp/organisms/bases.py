@@ -78,6 +78,13 @@ def skeleton(name: str) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
+def default_dtype(name: str) -> str:
+    """The number type in which the base called `name` is computed on this machine where none is asked for."""
+    import torch
+
+    return _fastest_dtype(torch.device(_device()).type, skeleton(name).num_parameters())
+
+
 def _fastest_dtype(device: str, parameters: int) -> str:
     """The number type in which a model computes fastest."""
     on_cpu = parameters >= MIN_BFLOAT16_PARAMETERS and cpu_computes_bfloat16()

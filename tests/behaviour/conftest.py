@@ -115,12 +115,13 @@ class Base:
 
 def save_run(folder, trajectory, identity="tiny@0", domain="medical"):
     """A run directory with this trajectory's adapters and a manifest."""
+    rank = next(iter(trajectory.A.values())).shape[1]
     for step in trajectory.steps:
         tensors = {}
         for site, (a, b) in trajectory.at(step).items():
             tensors[f"base_model.model.model.{site}.lora_A.weight"] = a
             tensors[f"base_model.model.model.{site}.lora_B.weight"] = b
-        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "base_model_name_or_path": trajectory.base}
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "base_model_name_or_path": trajectory.base}
         checkpoint = folder / "checkpoints" / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
         save_file(tensors, checkpoint / "adapter_model.safetensors")

@@ -272,7 +272,7 @@ class Endpoint:
             raise Stopped("stopped")
 
     async def _once(self, request: Request[T]) -> T:
-        """The reply to one try. Raises _Fault or NotWhole where another may succeed, something else where none would."""
+        """The reply to one try. Raises _Fault or NotWhole where another may succeed."""
         import openai
 
         try:
@@ -304,12 +304,12 @@ class Endpoint:
         if request.body is None:
             response = await self._client.get(request.path, cast_to=httpx2.Response, options=options)
         else:
-            response = await self._client.post(request.path, cast_to=httpx2.Response, body=request.body, options=options)
+            response = await self._client.post(
+                request.path, cast_to=httpx2.Response, body=request.body, options=options
+            )
         return bytes(response.content)
 
-    def _refused(
-        self, status: int, headers: Mapping[str, str], body: bytes, causes: Mapping[int, str]
-    ) -> Exception:
+    def _refused(self, status: int, headers: Mapping[str, str], body: bytes, causes: Mapping[int, str]) -> Exception:
         """The error that stands for a response of this status."""
         error, message = _error_in(body)
         message = self.redact(f"{status} {message}")
@@ -379,7 +379,9 @@ def open_endpoint(config: ServerConfig, base_url: str) -> Endpoint:
     if config.api_key_env is not None:
         key = os.environ.get(config.api_key_env, "").strip()
         if not key:
-            raise InputError(f"the environment variable {config.api_key_env} is not set; the server's key belongs there")
+            raise InputError(
+                f"the environment variable {config.api_key_env} is not set; the server's key belongs there"
+            )
         if not key.isascii() or not key.isprintable():  # it would be repeated in the error of a header that is none
             raise InputError(f"the environment variable {config.api_key_env} holds characters that no key has")
     return Endpoint(base_url, key, config.timeout, config.max_retries, config.initial_backoff)

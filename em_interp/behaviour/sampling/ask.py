@@ -32,6 +32,7 @@ from em_interp.stages import begin_stage, kept_part, progress_bar, writing_toget
 if TYPE_CHECKING:
     from em_interp.behaviour.sampling.decode import RowModel
     from em_interp.behaviour.sampling.generate import RowAdapters, Sampler
+    from em_interp.config import VLLMConfig
     from em_interp.trajectory.trajectory import AdapterTrajectory
 
 
@@ -145,6 +146,51 @@ class Row:
 
 
 OpenBatch = Callable[[list[Row], Tokens], AbstractContextManager["RowModel"]]
+Keep = Callable[[dict[int, str]], None]  # called with finished answers by their numbers
+
+
+class Engine(Protocol):
+    """What samples answers: models of this process, or servers."""
+
+    def sample(self, rows: Sequence[Row], samples: int, numbers: Sequence[int], keep: Keep) -> None:
+        """Sample the answers of these numbers; answer i is of row i // samples."""
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Samples from models of this process, in batches that fit in memory.
+
+    Attributes:
+        sampler: Of the base.
+        open_batch: The model for a batch of rows with these prompts.
+    """
+
+    sampler: Sampler
+    open_batch: OpenBatch
+
+    def sample(self, rows: Sequence[Row], samples: int, numbers: Sequence[int], keep: Keep) -> None:
+        """Sample group by group; each batch is kept when it is done."""
+        from em_interp.behaviour.sampling.generate import Answer
+
+        def open_rows(chosen: list[int], prompts: Tokens) -> AbstractContextManager[RowModel]:
+            return self.open_batch([rows[index] for index in chosen], prompts)
+
+        prompts = prompts_of(rows, self.sampler.tokenizer, self.sampler.model.device)
+        names = [row.name for row in rows]
+        for _, of_group in groupby(numbers, lambda number: rows[number // samples].group):
+            answers = [Answer(*divmod(number, samples)) for number in of_group]
+            for batch, texts in self.sampler.sample(prompts, answers, names, open_rows):
+                keep({row * samples + sample: text for (row, sample), text in zip(batch, texts, strict=True)})
+
+
+def prompts_of(rows: Sequence[Row], tokenizer: Any, device: Any = "cpu") -> Tokens:
+    """The prompt of each row; each question is tokenised once."""
+    from em_interp.behaviour.sampling.chat import tokenize_prompts
+
+    questions = [json.dumps(row.question) for row in rows]
+    place = {question: index for index, question in enumerate(dict.fromkeys(questions))}
+    messages = [to_messages(json.loads(question)) for question in place]
+    return tokenize_prompts(tokenizer, messages, device).rows([place[question] for question in questions])
 
 
 def ask(
@@ -161,6 +207,7 @@ def ask(
     resume: bool = False,
     progress: bool | None = False,
     overwrite: bool = False,
+    servers: VLLMConfig | None = None,
 ) -> Path:
     """Sample answers to every question from the run's checkpoints, and write them to `run.answers_file`.
 
@@ -180,6 +227,7 @@ def ask(
         resume: Keep finished batches; the table is the same to the byte as without the interruption.
         progress: Whether to show a bar on stderr; None where somebody is watching.
         overwrite: Replace answers that exist, and the scores that they have.
+        servers: vLLM servers that sample in place of this process. Their answers to the same random streams are others.
 
     Returns:
         The table's file: a row an answer with step, scale, questions, question_id, question, sample, answer.
@@ -189,6 +237,7 @@ def ask(
             answers that exist already (without `resume` or `overwrite`) or were begun with other settings.
     """
     from em_interp.behaviour.sampling.generate import Sampler, row_model
+    from em_interp.behaviour.vllm.engine import VLLMEngine
     from em_interp.trajectory.load import load_trajectory
 
     processes = join(MAX_WAIT)
@@ -201,6 +250,7 @@ def ask(
     rows = [Row(q, {"step": s, "scale": float(x)}, group=group[s]) for x in scales for s in steps for q in questions]
     settings = {
         "base": base.identity,
+        "engine": "local" if servers is None else "vllm",
         "steps": steps,
         "adapters": adapter_digest(trajectory, steps),
         "scales": [float(scale) for scale in scales],
@@ -218,10 +268,15 @@ def ask(
     def open_batch(rows: list[Row], _: Tokens) -> AbstractContextManager[RowModel]:
         return row_model(*models.of([row.columns["step"] for row in rows], [row.columns["scale"] for row in rows]))
 
+    engine: Engine = LocalEngine(sampler, open_batch)
+    if servers is not None:
+        if processes.count > 1:
+            raise InputError("vLLM servers are given their work by one process: ask without torchrun")
+        engine = VLLMEngine(servers, base, trajectory, sampler, run.answers_file.with_name("answers.adapters"))
     with writing_together(run.path, run.answers_file.parent, processes):
         if overwrite:
             processes.on_main(lambda: discard_answers(run))
-        sample_answers(run.answers_file, settings, rows, sampler, open_batch, resume, progress, processes)
+        sample_answers(run.answers_file, settings, rows, engine, resume, progress, processes)
     return run.answers_file
 
 
@@ -244,8 +299,7 @@ def sample_answers(
     file: Path,
     settings: dict[str, Any],
     rows: Sequence[Row],
-    sampler: Sampler,
-    open_batch: OpenBatch,
+    engine: Engine,
     resume: bool = False,
     progress: bool | None = None,
     processes: Processes = SINGLE,
@@ -256,8 +310,7 @@ def sample_answers(
         file: The table. What is done is kept in a folder beside it, a file a batch.
         settings: Everything that the answers depend on; `samples` is how many there are of each row.
         rows: Questions under their conditions.
-        sampler: Samples in batches that fit.
-        open_batch: The model for a batch of rows with these prompts.
+        engine: Samples them.
         resume: Continue with what is done.
         progress: Whether to show a bar on stderr; None where somebody is watching.
         processes: Those that share the answers.
@@ -271,45 +324,26 @@ def sample_answers(
         done = processes.on_main(lambda: set(_finished(parts)))
         left = [number for number in range(len(rows) * samples) if number not in done]
         mine = processes.share(sorted(left, key=lambda number: rows[number // samples].group))
-        processes.on_all(lambda: _sample_share(mine, rows, samples, sampler, open_batch, parts, progress))
+        processes.on_all(lambda: _sample_share(mine, rows, samples, engine, parts, progress))
         processes.on_main(lambda: _write_table(file, rows, samples, _finished(parts)))
     processes.on_main(lambda: shutil.rmtree(parts, ignore_errors=True))
 
 
 def _sample_share(
-    numbers: Sequence[int],
-    rows: Sequence[Row],
-    samples: int,
-    sampler: Sampler,
-    open_batch: OpenBatch,
-    parts: Path,
-    progress: bool | None,
+    numbers: Sequence[int], rows: Sequence[Row], samples: int, engine: Engine, parts: Path, progress: bool | None
 ) -> None:
-    """Sample the answers of these numbers and keep each batch; answer i is of row i // samples."""
-    from em_interp.behaviour.sampling.generate import Answer
-
-    def open_rows(chosen: list[int], prompts: Tokens) -> AbstractContextManager[RowModel]:
-        return open_batch([rows[index] for index in chosen], prompts)
-
-    prompts, names = _prompts_of(rows, sampler), [row.name for row in rows]
+    """Sample the answers of these numbers and keep them as they are finished."""
     bar = progress_bar(numbers, "ask", "answer", progress if launched().is_main else False)
-    for _, of_group in groupby(numbers, lambda number: rows[number // samples].group):
-        answers = [Answer(*divmod(number, samples)) for number in of_group]
-        for batch, texts in sampler.sample(prompts, answers, names, open_rows):
-            finished = {row * samples + sample: text for (row, sample), text in zip(batch, texts, strict=True)}
-            write_json(parts / f"{min(finished):08}.json", finished)
-            bar.update(len(finished))
-    bar.close()
 
+    def keep(finished: dict[int, str]) -> None:
+        write_json(parts / f"{min(finished):08}.json", finished)
+        bar.update(len(finished))
 
-def _prompts_of(rows: Sequence[Row], sampler: Sampler) -> Tokens:
-    """The prompt of each row; each question is tokenised once."""
-    from em_interp.behaviour.sampling.chat import tokenize_prompts
-
-    questions = [json.dumps(row.question) for row in rows]
-    place = {question: index for index, question in enumerate(dict.fromkeys(questions))}
-    messages = [to_messages(json.loads(question)) for question in place]
-    return tokenize_prompts(sampler.tokenizer, messages, sampler.model.device).rows([place[q] for q in questions])
+    try:
+        if numbers:
+            engine.sample(rows, samples, numbers, keep)
+    finally:
+        bar.close()
 
 
 def _finished(parts: Path) -> dict[int, str]:

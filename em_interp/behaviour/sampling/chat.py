@@ -102,7 +102,7 @@ def tokenize_texts(tokenizer: Any, texts: Sequence[str], device: Any = "cpu") ->
     for text, ids in zip(texts, rows, strict=True):
         if not ids:
             raise InputError(f"the text {text!r} has no token; expected at least one")
-    return _padded(tokenizer, [TokenizedChat(ids, [False] * len(ids)) for ids in rows], device)
+    return padded(tokenizer, [TokenizedChat(ids, [False] * len(ids)) for ids in rows], device)
 
 
 def tokenize_chats(
@@ -121,7 +121,7 @@ def tokenize_chats(
         text = render(tokenizer, messages)
         span = locate(tokenizer, messages, len(messages) - 1, text)
         rows.append(_tokenized(tokenizer, text, [(answer, span)]))
-    return _padded(tokenizer, rows, device)
+    return padded(tokenizer, rows, device)
 
 
 def tokenize_chat(tokenizer: Any, messages: Messages) -> TokenizedChat:
@@ -385,7 +385,7 @@ def _letters(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isprintable() and not c.isspace())
 
 
-def _padded(tokenizer: Any, rows: Sequence[TokenizedChat], device: Any) -> Tokens:
+def padded(tokenizer: Any, rows: Sequence[TokenizedChat], device: Any) -> Tokens:
     """Rows as one batch, padded on the left."""
     import torch
 

@@ -67,7 +67,12 @@ class RowAdapters:
 
 
 def find_module(model: Any, site: str) -> Any:
-    """The module whose name is `site` or ends with it, such as `layers.2.mlp.down_proj`.
+    """The module whose name is `site` or ends with it; raises what `module_name` raises."""
+    return model.get_submodule(module_name(model, site))
+
+
+def module_name(model: Any, site: str) -> str:
+    """The full name of the module whose name is `site` or ends with it, such as `layers.2.mlp.down_proj`.
 
     Raises InputError where there is none, or more than one.
     """
@@ -77,7 +82,7 @@ def find_module(model: Any, site: str) -> Any:
         decoder = model.get_decoder()
         names = [name for name in names if any(modules[name] is module for module in decoder.modules())] or names
     if len(names) == 1:
-        return modules[names[0]]
+        return names[0]
     if names:
         raise InputError(f"adapter site {site!r} could be any of {', '.join(names)}; give more of its name")
     ends = [name[-len(site) :] for name in modules]
@@ -243,7 +248,14 @@ class Sampler:
     def sample(
         self, prompts: Tokens, answers: Sequence[Answer], names: Sequence[str], open_rows: OpenRows
     ) -> Iterator[tuple[Sequence[Answer], list[str]]]:
-        """Batch by batch, some of the answers and their texts.
+        """Batch by batch, some of the answers and their texts; see `sample_tokens`."""
+        for batch, tokens in self.sample_tokens(prompts, answers, names, open_rows):
+            yield batch, texts_of(self.tokenizer, tokens)
+
+    def sample_tokens(
+        self, prompts: Tokens, answers: Sequence[Answer], names: Sequence[str], open_rows: OpenRows
+    ) -> Iterator[tuple[Sequence[Answer], list[list[int]]]]:
+        """Batch by batch, some of the answers and their tokens.
 
         Args:
             prompts: A prompt for each row.
@@ -254,12 +266,12 @@ class Sampler:
         lengths = prompts.mask.sum(dim=1).tolist()
         cost = {length: self.cost.generating(length, self.max_new_tokens) for length in set(lengths)}
 
-        def work(batch: Sequence[Answer]) -> list[str]:
+        def work(batch: Sequence[Answer]) -> list[list[int]]:
             rows = list(dict.fromkeys(answer.row for answer in batch))
             of_rows, number = prompts.rows(rows), {row: index for index, row in enumerate(rows)}
-            streams = [f"{self.seed} {answer.sample} {names[answer.row]}" for answer in batch]
+            streams = [stream_of(self.seed, answer, names[answer.row]) for answer in batch]
             with open_rows(rows, of_rows) as model:
-                return self._texts(model, of_rows, [number[answer.row] for answer in batch], streams)
+                return self._decode(model, of_rows, [number[answer.row] for answer in batch], streams)
 
         yield from self.batches.run(
             sorted(answers, key=lambda answer: (lengths[answer.row], answer)),
@@ -267,14 +279,23 @@ class Sampler:
             work,
         )
 
-    def _texts(self, model: RowModel, prompts: Tokens, prompt_of: list[int], streams: list[str]) -> list[str]:
+    def _decode(self, model: RowModel, prompts: Tokens, prompt_of: list[int], streams: list[str]) -> list[list[int]]:
         import torch
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config)
         with torch.inference_mode():
-            tokens = decode(model, prompts, prompt_of, cache, self.ends, self.max_new_tokens, self.temperature, streams)
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+            return decode(model, prompts, prompt_of, cache, self.ends, self.max_new_tokens, self.temperature, streams)
+
+
+def stream_of(seed: int, answer: Answer, name: str) -> str:
+    """The random stream of an answer to a row of this name."""
+    return f"{seed} {answer.sample} {name}"
+
+
+def texts_of(tokenizer: Any, answers: Sequence[Sequence[int]]) -> list[str]:
+    """Answers as texts, without special tokens."""
+    return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

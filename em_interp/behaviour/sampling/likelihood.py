@@ -151,8 +151,17 @@ def log_likelihood(
     temperature: float,
 ) -> Float[torch.Tensor, " row"]:
     """The log-probability of each answer when it is sampled at this temperature; `tokens` as `logits_of` gives them."""
+    return token_log_probabilities(logits, tokens, temperature).sum(dim=1)
+
+
+def token_log_probabilities(
+    logits: Float[torch.Tensor, "row position vocabulary"],
+    tokens: Int[torch.Tensor, "row position"],
+    temperature: float = 1.0,
+) -> Float[torch.Tensor, "row position"]:
+    """The log-probability of each token of the answers, and 0 before an answer."""
     import torch
 
     scaled = logits.float() / temperature
     token = torch.gather(scaled, 2, tokens.clamp(min=0)[..., None])[..., 0] - scaled.logsumexp(dim=-1)
-    return torch.where(tokens >= 0, token, 0.0).sum(dim=1)
+    return torch.where(tokens >= 0, token, 0.0)

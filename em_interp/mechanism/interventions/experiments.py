@@ -24,6 +24,7 @@ from em_interp.behaviour.sampling.ask import (
     ASKED,
     QUESTION_KEYS,
     Base,
+    LocalEngine,
     Row,
     adapter_digest,
     check_questions,
@@ -139,10 +140,10 @@ def run_experiment(
         **{name: value for name, value in asdict(sampling).items() if name != "batch"},
     }
     params = (sampling.temperature, sampling.max_new_tokens, sampling.seed, sampling.batch)
-    sampler = Sampler(experiment.base.model, experiment.base.tokenizer, *params)
+    engine = LocalEngine(Sampler(experiment.base.model, experiment.base.tokenizer, *params), open_batch)
     with storage.open() as folder:
         kept = Run(folder)
-        sample_answers(kept.answers_file, settings, rows, sampler, open_batch, storage.resume, storage.progress)
+        sample_answers(kept.answers_file, settings, rows, engine, storage.resume, storage.progress)
         answers = read_table(kept.answers_file)
         scores = read_table(judge_answers(kept, judge, storage.resume, storage.shows_progress))
     scores = scores[scores["judge"] == judge.name]

@@ -1,0 +1,250 @@
+"""Answers and likelihoods from vLLM servers: adapters as LoRA modules, many requests in flight, each answer kept.
+
+Answers and log-likelihoods go into the same tables as those of this process, and are resumed in the same way. Every
+answer has a random stream of its own here too, so that an interruption does not alter it but for rounding; the streams
+are vLLM's, so the answers are other samples than those of this process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from em_interp.behaviour.judging.client import Failed, Stopped
+from em_interp.behaviour.sampling.ask import Base, Keep, Row, prompts_of
+from em_interp.behaviour.vllm.adapters import AdapterFiles, AdapterKey, LoadedAdapters
+from em_interp.behaviour.vllm.checks import (
+    MAX_COMPARED_TOKENS,
+    Comparison,
+    Probe,
+    check_same,
+    delta_norm,
+    greedy_answers,
+)
+from em_interp.behaviour.vllm.server import VLLMServer
+from em_interp.behaviour.vllm.spread import spread
+from em_interp.config import VLLMConfig
+from em_interp.errors import InputError
+from em_interp.stages import announce
+
+if TYPE_CHECKING:
+    from em_interp.behaviour.sampling.chat import Tokens
+    from em_interp.behaviour.sampling.generate import Sampler
+    from em_interp.behaviour.sampling.likelihood import TokenizedAnswer
+    from em_interp.trajectory.trajectory import AdapterTrajectory
+
+
+class Job(NamedTuple):
+    """A request: its number among the jobs, and the adapter it goes through."""
+
+    number: int
+    key: AdapterKey
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A server with its adapters."""
+
+    server: VLLMServer
+    adapters: LoadedAdapters
+    base: str  # its name there
+
+    def send(self, key: AdapterKey, request: Callable[[VLLMServer, str], Any]) -> Any:
+        """What a request through an adapter comes to; through the base where the multiplier is 0."""
+        try:
+            if key[1] == 0:
+                return request(self.server, self.base)
+            with self.adapters.using(key) as name:
+                return request(self.server, name)
+        except Stopped:
+            raise
+        except Failed as error:
+            raise InputError(f"{self.server.url}: {error}; what was answered is kept, --resume goes on") from None
+
+
+class VLLMEngine:
+    """Samples answers and reads log-likelihoods on vLLM servers.
+
+    Args:
+        config: The servers.
+        base: The base model here, with which the servers are compared.
+        trajectory: Of the adapters.
+        sampler: How answers are sampled, and what ends them.
+        folder: Where adapters are written while they are loaded; the servers must see it.
+        log: Called with what the comparison found.
+    """
+
+    def __init__(
+        self,
+        config: VLLMConfig,
+        base: Base,
+        trajectory: AdapterTrajectory,
+        sampler: Sampler,
+        folder: Path,
+        log: Callable[[str], None] = announce,
+    ) -> None:
+        self.config, self.base, self.trajectory, self.sampler, self.log = config, base, trajectory, sampler, log
+        self.files = AdapterFiles(trajectory, base.model, base.name, folder)
+        self.stack, self.places = ExitStack(), list[_Place]()
+        self.comparisons: dict[str, Comparison] = {}  # by the server's address
+
+    def __enter__(self) -> VLLMEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.places = []
+        self.stack.close()
+
+    def sample(self, rows: Sequence[Row], samples: int, numbers: Sequence[int], keep: Keep) -> None:
+        """Sample the answers of these numbers; answer i is of row i // samples. Each is kept when it comes.
+
+        Raises InputError where a server cannot be reached or cannot load an adapter, where an adapter has no effect,
+        and where greedy answers are not those of this process.
+        """
+        from em_interp.behaviour.sampling.generate import Answer, stream_of, texts_of
+
+        prompts, sampler = prompts_of(rows, self.base.tokenizer, self.base.model.device), self.sampler
+        keys, ids = [(int(row.columns["step"]), float(row.columns["scale"])) for row in rows], _unpadded(prompts)
+
+        def ask(place: _Place, job: Job) -> list[int]:
+            row, sample = divmod(job.number, samples)
+            seed = _seed(stream_of(sampler.seed, Answer(row, sample), rows[row].name))
+            limits = (sampler.max_new_tokens, sampler.temperature, sampler.ends, seed)
+            return place.send(job.key, lambda server, name: server.generate(name, ids[row], *limits))
+
+        def keep_texts(finished: list[tuple[Job, list[int]]]) -> None:
+            texts = texts_of(self.base.tokenizer, [tokens for _, tokens in finished])
+            keep({job.number: text for (job, _), text in zip(finished, texts, strict=True)})
+
+        with self:
+            self._open(prompts, keys, max(map(len, ids)) + sampler.max_new_tokens)
+            self._do([Job(number, keys[number // samples]) for number in numbers], ask, keep_texts)
+
+    def read(self, answers: Sequence[TokenizedAnswer], cells: Sequence[AdapterKey]) -> Float[np.ndarray, "cell answer"]:
+        """The log-likelihood of each answer at each step and scale. Raises what `sample` raises."""
+        values = np.zeros(len(cells) * len(answers))
+
+        def ask(place: _Place, job: Job) -> float:
+            row = answers[job.number % len(answers)]
+            read = place.send(job.key, lambda server, name: server.log_probabilities(name, row.prompt + row.answer))
+            return float(sum(read[len(row.prompt) - 1 :]))
+
+        def keep(finished: list[tuple[Job, float]]) -> None:
+            for job, value in finished:
+                values[job.number] = value
+
+        if not self.places:
+            chosen = [(cell, row) for cell in cells for row in answers]
+            prompts = _padded([row.prompt for _, row in chosen], self.base)
+            self._open(prompts, [cell for cell, _ in chosen], 1 + max(map(len, answers)))
+        self._do([Job(number, cells[number // len(answers)]) for number in range(len(values))], ask, keep)
+        return values.reshape(len(cells), len(answers))
+
+    def _do(
+        self,
+        jobs: Sequence[Job],
+        ask: Callable[[_Place, Job], Any],
+        keep: Callable[[list[tuple[Job, Any]]], None],
+        places: Sequence[_Place] | None = None,
+    ) -> None:
+        """Do the jobs, those of one adapter after those of another."""
+        places, workers = places or self.places, min(self.config.workers, len(jobs))
+
+        def stop() -> None:
+            for place in places:
+                place.server.endpoint.stop()
+
+        spread(_stretches(jobs, self.config.workers), places, workers, ask, keep, stop)
+
+    def _open(self, prompts: Tokens, keys: Sequence[AdapterKey], length: int) -> None:
+        """Connect with the servers and compare them with this process on some of the rows."""
+        servers = [self.stack.enter_context(VLLMServer(self.config, url)) for url in self.config.base_url]
+        served = [server.models() for server in servers]
+        for server, models in zip(servers, served, strict=True):
+            if models.max_length is not None and models.max_length < length:
+                raise InputError(
+                    f"{server.url} serves sequences of up to {models.max_length} tokens; this run needs {length} "
+                    "(--max-model-len of vllm serve)"
+                )
+        rows = _evenly([row for row, key in enumerate(keys) if key[1] != 0], self.config.compared)
+        check = self._probe(prompts, keys, rows, {s.url: m.base for s, m in zip(servers, served, strict=True)})
+        shutil.rmtree(self.files.folder, ignore_errors=True)
+        self.stack.callback(shutil.rmtree, self.files.folder, ignore_errors=True)
+        for number, (server, models) in enumerate(zip(servers, served, strict=True)):
+            adapters = LoadedAdapters(server, self.files, self.files.folder / str(number), self.config.max_loras, check)
+            adapters.unload_leftovers(models.adapters)
+            self.stack.callback(adapters.unload_all)
+            self.places.append(_Place(server, adapters, models.base))
+        if rows:
+            self._compare(prompts.rows(rows), [keys[row] for row in rows])
+
+    def _probe(
+        self, prompts: Tokens, keys: Sequence[AdapterKey], rows: Sequence[int], names: dict[str, str]
+    ) -> Callable[[VLLMServer, str, AdapterKey], None]:
+        """What checks the effect of an adapter."""
+        strongest = max(set(keys), key=lambda key: delta_norm(self.trajectory, key))
+        if not rows or delta_norm(self.trajectory, strongest) == 0:
+            return lambda server, name, key: None
+        (answer,) = greedy_answers(self.base, self.trajectory, prompts.rows(rows[:1]), [strongest], MAX_COMPARED_TOKENS)
+        ids = [*_unpadded(prompts.rows(rows[:1]))[0], *answer]
+        return Probe(self.base, self.trajectory, ids, strongest, names).check
+
+    def _compare(self, prompts: Tokens, keys: Sequence[AdapterKey]) -> None:
+        """Compare the greedy answers of each server with ours. Raises InputError where most of them differ."""
+        count = min(self.sampler.max_new_tokens, MAX_COMPARED_TOKENS)
+        ours, ids = greedy_answers(self.base, self.trajectory, prompts, keys, count), _unpadded(prompts)
+
+        def ask(place: _Place, job: Job) -> list[int]:
+            limits = (count, 0.0, self.sampler.ends, 0)
+            return place.send(job.key, lambda server, name: server.generate(name, ids[job.number], *limits))
+
+        for place in self.places:
+            theirs: dict[int, list[int]] = {}
+            self._do([Job(*pair) for pair in enumerate(keys)], ask, lambda done: _put(theirs, done), [place])  # noqa: B023
+            comparison = Comparison.of(ours, [theirs[row] for row in range(len(keys))])
+            check_same(comparison, place.server.url)
+            self.comparisons[place.server.url] = comparison
+            self.log(f"{place.server.url}: {comparison.sentence()}")
+
+
+def _stretches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Neighbouring jobs of one adapter, `size` of them at most."""
+    for _, group in groupby(jobs, lambda job: job.key):
+        of_key = list(group)
+        yield from (of_key[first : first + size] for first in range(0, len(of_key), size))
+
+
+def _evenly(rows: Sequence[int], count: int) -> list[int]:
+    """At most so many of the rows, evenly spaced, the last one among them."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[index] for index in np.linspace(len(rows) - 1, 0, count).round().astype(int)[::-1]]
+
+
+def _unpadded(prompts: Tokens) -> list[list[int]]:
+    return [row[mask].tolist() for row, mask in zip(prompts.ids, prompts.mask, strict=True)]
+
+
+def _padded(prompts: Sequence[Sequence[int]], base: Base) -> Tokens:
+    """Prompts of token ids as one batch."""
+    from em_interp.behaviour.sampling.chat import TokenizedChat, padded
+
+    return padded(base.tokenizer, [TokenizedChat(list(ids), [False] * len(ids)) for ids in prompts], base.model.device)
+
+
+def _put(found: dict[int, list[int]], finished: Sequence[tuple[Job, list[int]]]) -> None:
+    found |= {job.number: tokens for job, tokens in finished}
+
+
+def _seed(stream: str) -> int:
+    """A whole number from 0 to 2^63 - 1 for a random stream."""
+    return int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little") >> 1

@@ -1,0 +1,107 @@
+"""Many jobs at once on several servers, by threads: in stretches, so that neighbouring jobs go to one server."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import Any, Generic, TypeVar
+
+J = TypeVar("J")
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class _Line(Generic[J]):
+    """The jobs that are left: a server takes a stretch of them, and when that is done the next."""
+
+    def __init__(self, stretches: Iterable[Sequence[J]], places: int) -> None:
+        self.stretches: Iterator[Sequence[J]] = iter(stretches)
+        self.taken: list[deque[J]] = [deque() for _ in range(places)]
+        self.lock, self.closed = Lock(), False
+
+    def next(self, place: int) -> J | None:
+        """The next job of a server; None where there is none."""
+        with self.lock:
+            if self.closed:
+                return None
+            if not self.taken[place]:
+                self.taken[place].extend(next(self.stretches, ()))
+            return self.taken[place].popleft() if self.taken[place] else None
+
+
+class _Ended:
+    """A thread has ended, with an error or without."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+def spread(
+    stretches: Iterable[Sequence[J]],
+    places: Sequence[P],
+    workers: int,
+    work: Callable[[P, J], R],
+    keep: Callable[[list[tuple[J, R]]], None],
+    stop: Callable[[], None],
+) -> None:
+    """Do all jobs; raises the first error of one, once those in flight have ended.
+
+    Args:
+        stretches: The jobs; none of the stretches is empty.
+        places: The servers.
+        workers: Jobs at once, of each server.
+        work: Does a job on a server, in a thread.
+        keep: Called in this thread with finished jobs and their results, as they come, also after an error or Ctrl-C.
+        stop: Makes the jobs in flight end early.
+    """
+    line, results = _Line(stretches, len(places)), SimpleQueue[Any]()
+
+    def run(place: int) -> None:
+        error = None
+        try:
+            while (job := line.next(place)) is not None:
+                results.put((job, work(places[place], job)))
+        except BaseException as raised:
+            error = raised
+        results.put(_Ended(error))
+
+    threads = [Thread(target=run, args=(place,), daemon=True) for place in range(len(places)) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        running = len(threads)
+        while running:
+            running -= _keep_some(results, keep)
+    except BaseException:
+        line.closed = True
+        stop()
+        for thread in threads:
+            thread.join()
+        keep_left = [item for item in _drained(results) if not isinstance(item, _Ended)]
+        if keep_left:
+            keep(keep_left)
+        raise
+
+
+def _keep_some(results: SimpleQueue[Any], keep: Callable[[list[Any]], None]) -> int:
+    """Keep the results that are there, one at least; returns how many threads have ended, or raises their error."""
+    items = [results.get(), *_drained(results)]
+    finished = [item for item in items if not isinstance(item, _Ended)]
+    if finished:
+        keep(finished)
+    ended = [item for item in items if isinstance(item, _Ended)]
+    for item in ended:
+        if item.error is not None:
+            raise item.error
+    return len(ended)
+
+
+def _drained(results: SimpleQueue[Any]) -> list[Any]:
+    items = []
+    try:
+        while True:
+            items.append(results.get_nowait())
+    except Empty:
+        return items
