@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.chat import Tokens
+from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, is_em
 from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
@@ -30,7 +31,8 @@ GROUPS = {
     "aligned": f"aligned > {ALIGNED_ABOVE:g} and coherent > {COHERENT_ABOVE:g}",
 }
 MIN_ANSWERS = 10  # of each group, for a direction or a probe
-BATCH = 64  # answers read at a time
+BATCH = 64  # answers read at a time, or fewer where memory is short
+FLOAT64 = 8  # bytes
 MAX_STEPS = 41  # read where none are given
 COLUMNS = ("questions", "question_id", "question", "answer", "aligned", "coherent", "label")
 
@@ -226,9 +228,23 @@ def steps_to_read(model: TrajectoryModel, steps: int | Sequence[int] | None = No
 def forward_passes(
     model: ModelAtStep, batches: Sequence[Tokens], names: Sequence[str]
 ) -> Iterator[tuple[Tokens, Activations]]:
-    """The activations of each batch."""
+    """The activations of each batch, read in as many parts as memory requires; of the logits the last alone."""
+    base = model.model.base.model
+    fitting, kept = Batches(base.device), len(names) * _widest(base) * (base.dtype.itemsize + FLOAT64)
     for tokens in batches:
-        yield tokens, model.run(tokens, names)
+        cost = RowCost(base, tokens.ids.shape[1] * kept).reading(tokens.ids.shape[1], 0)
+
+        def read(rows: Sequence[int], tokens: Tokens = tokens) -> Activations:
+            return model.run(tokens.rows(rows), names, logits_to_keep=1)
+
+        for rows, activations in fitting.run(range(len(tokens)), lambda _, cost=cost: cost, read):  # type: ignore[misc]
+            yield tokens.rows(rows), activations
+
+
+def _widest(model: Any) -> int:
+    """The size of the largest activation of a token."""
+    config = model.config.get_text_config()
+    return max(config.hidden_size, getattr(config, "intermediate_size", 0))
 
 
 def answer_means(

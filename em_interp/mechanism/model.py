@@ -159,8 +159,21 @@ class ModelAtStep:
     steering_vectors: tuple[Intervention, ...] = ()  # learned ones, added before all other interventions
 
     @checked
-    def run(self, tokens: Tokens, names: Sequence[str] = (), interventions: Sequence[Intervention] = ()) -> Activations:
+    def run(
+        self,
+        tokens: Tokens,
+        names: Sequence[str] = (),
+        interventions: Sequence[Intervention] = (),
+        logits_to_keep: int = 0,
+    ) -> Activations:
         """Logits, and the activations of these names, of one forward pass under the interventions. No gradients.
+
+        Args:
+            tokens: prompts, chats or texts.
+            names: of activations.
+            interventions: on the residual stream.
+            logits_to_keep: positions, from the last one back, whose logits are computed; 0: all. Those of a large
+                vocabulary take more memory than all else.
 
         Raises:
             InputError: for a name or layer that the model does not have, with the nearest.
@@ -171,7 +184,8 @@ class ModelAtStep:
         engine.hook_points.check(names)
         read = [name.replace("scalar.", "site_in.") if name.startswith("scalar.") else name for name in names]
         with torch.no_grad():
-            logits, kept = engine.run(tokens, list(dict.fromkeys(read)), [*self.steering_vectors, *interventions])
+            changes = [*self.steering_vectors, *interventions]
+            logits, kept = engine.run(tokens, list(dict.fromkeys(read)), changes, logits_to_keep)
             activations = {
                 name: self._scalar(name, kept) if name.startswith("scalar.") else kept[name] for name in names
             }

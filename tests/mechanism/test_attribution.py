@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from em_interp.behaviour.sampling import memory
 from em_interp.errors import InputError
 from em_interp.mechanism import open_model
 from em_interp.mechanism.answers import answer_means, tokenized_answers
@@ -66,6 +67,19 @@ def test_a_planted_write_along_the_direction_is_outside_the_null_band_and_a_rand
         "outside the band of random adapters"
         in attribute_direction(planted, answers, reference=direction, n_random=N_RANDOM).sentence()
     )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_answers_are_read_in_parts_that_fit_and_without_the_logits_of_a_whole_vocabulary(engine, monkeypatch):
+    model, answers, shapes = opened("tiny-qwen2", engine), answer_set(), []
+    whole = read_scalars(model, answers, [10])
+    run = model.engine.run
+    monkeypatch.setattr(model.engine, "run", lambda *given: shapes.append((r := run(*given))[0].shape) or r)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 5e6)
+    parts = read_scalars(model, answers, [10])
+    assert np.allclose(parts.at(10), whole.at(10), atol=1e-5)
+    read = [shape for shape in shapes if shape[1] == 1]
+    assert len(read) > 2 and sum(rows for rows, _, _ in read) == len(answers.table)
 
 
 def test_the_sign_of_b_and_a_together_and_the_size_of_batches_alter_no_direction_write_or_effect():

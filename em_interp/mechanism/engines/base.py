@@ -42,11 +42,12 @@ class Engine(ABC):
 
     @abstractmethod
     def run(
-        self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention]
+        self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention], logits_to_keep: int = 0
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Logits, and the activations of these names (all kinds but `scalar`), of one forward pass.
 
-        An activation is what later modules read: after the interventions at its hook point.
+        An activation is what later modules read: after the interventions at its hook point. The logits are those of
+        the last `logits_to_keep` positions; 0: of all.
         """
 
     @abstractmethod

@@ -31,7 +31,7 @@ class HooksEngine(Engine):
             yield
 
     def run(
-        self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention]
+        self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention], logits_to_keep: int = 0
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One forward pass."""
         kept: dict[str, torch.Tensor] = {}
@@ -40,7 +40,8 @@ class HooksEngine(Engine):
             for name in names:  # hooked after the interventions, so they read what these made
                 stack.enter_context(_reading(self.hook_points, name, kept))
             inputs = {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
-            logits = self._model(input_ids=tokens.ids, use_cache=False, **inputs).logits
+            inputs |= {"use_cache": False, "logits_to_keep": logits_to_keep}
+            logits = self._model(input_ids=tokens.ids, **inputs).logits
         return logits, kept
 
     @contextmanager

@@ -46,7 +46,7 @@ class NnsightEngine(Engine):
         return self._slotted.with_adapter(adapters)
 
     def run(
-        self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention]
+        self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention], logits_to_keep: int = 0
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One trace."""
         import nnsight
@@ -55,7 +55,7 @@ class NnsightEngine(Engine):
         visits = self._visits(names, active)
         inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
         kept: dict[str, torch.Tensor] = {}
-        with self.traced.trace(**inputs, use_cache=False):
+        with self.traced.trace(**inputs, use_cache=False, logits_to_keep=logits_to_keep):
             for name, envoy, side, layer in visits:
                 value = getattr(envoy, side)
                 if layer is not None:

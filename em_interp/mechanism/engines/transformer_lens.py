@@ -53,13 +53,14 @@ class TransformerLensEngine(Engine):
         return self._slotted.with_adapter(adapters)
 
     def run(
-        self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention]
+        self, tokens: Tokens, names: Sequence[str], interventions: Sequence[Intervention], logits_to_keep: int = 0
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One forward pass of the bridge."""
         kept: dict[str, torch.Tensor] = {}
         hooks = self._changes(ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=False))
         hooks += [(self.hook_name(name), _reader(name, kept)) for name in names]
         inputs = {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
+        inputs |= {"logits_to_keep": logits_to_keep} if logits_to_keep else {}
         return self.bridge.run_with_hooks(tokens.ids, fwd_hooks=hooks, **inputs), kept
 
     @contextmanager
