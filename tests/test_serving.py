@@ -17,36 +17,36 @@ def run(tmp_path):
 
 @pytest.fixture
 def python(tmp_path):
-    """The Python of an environment whose `vllm` writes down how it was started."""
-    command = tmp_path / "bin" / "vllm"
+    """The Python of an environment with vLLM, which writes down how it was started."""
+    command = tmp_path / "bin" / "python"
     command.parent.mkdir()
     command.write_text(f"#!/bin/sh\necho $VLLM_ALLOW_RUNTIME_LORA_UPDATING $@ > {tmp_path / 'started'}\nexit $CODE\n")
     command.chmod(0o755)
-    return command.with_name("python")
+    command.with_name("vllm").touch()
+    return command
 
 
 def test_the_command_serves_the_base_as_it_is_here_with_room_for_the_adapters(run, python, tmp_path, monkeypatch):
     words = ("serve", run.path, "--python", python, "--port", 8123, "--print", "--json", "--", "--max-num-seqs", "4")
     values = strict(did(*words))
     words = values["command"]
-    assert words[:3] == [str(python.with_name("vllm")), "serve", str(SHIPPED / "tiny-qwen2")]
+    assert words[:3] == [str(python), "-m", "vllm.entrypoints.openai.api_server"]
     options = dict(zip(words[3::2], words[4::2], strict=False))
+    assert options["--model"] == str(SHIPPED / "tiny-qwen2")
     assert options["--served-model-name"] == "tiny-qwen2" and options["--dtype"] == "float32"
     assert " ".join(words).endswith("--enable-lora --max-lora-rank 16 --max-loras 8 --max-num-seqs 4")
     assert values["base_url"] == "http://127.0.0.1:8123/v1"
     assert values["environment"] == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     monkeypatch.setenv("CODE", "0")
     assert em_interp("serve", run.path, "--python", python).code == 0
-    assert (tmp_path / "started").read_text().startswith(f"True serve {SHIPPED / 'tiny-qwen2'} --served-model-name")
+    assert (tmp_path / "started").read_text().startswith(f"True {' '.join(words[1:7])}")
     monkeypatch.setenv("CODE", "3")
-    assert "vllm serve ended with exit code 3" in em_interp("serve", run.path, "--python", python).err
+    assert "vLLM's server ended with exit code 3" in em_interp("serve", run.path, "--python", python).err
 
 
 def test_an_environment_without_vllm_and_adapters_that_it_does_not_serve_are_refused(run, python, tmp_path):
     assert "no Python with vLLM is named" in refused("serve", run.path)
-    assert "expected a Python of an environment in which vllm is installed" in refused(
-        "serve", run.path, "--python", tmp_path / "python"
-    )
+    assert "expected that of an environment with vLLM" in refused("serve", run.path, "--python", tmp_path / "python")
     large = save_run(tmp_path / "large", make_trajectory({"layers.0.mlp.down_proj": (384, 128)}, rank=600), None)
     for file in large.path.rglob("adapter_config.json"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "tiny-qwen2"}))

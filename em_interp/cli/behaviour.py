@@ -49,7 +49,7 @@ def ask(
 def serve(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a folder of checkpoints.")],
     more: Annotated[
-        list[str], typer.Argument(metavar="[-- OPTIONS]", help="More options of vllm serve, after --.")
+        list[str], typer.Argument(metavar="[-- OPTIONS]", help="More options of vLLM's server, after --.")
     ] = [],  # noqa: B006
     python: Annotated[
         str | None,
@@ -75,7 +75,7 @@ def serve(
         log(f"starting {started.shell()}\nonce it is up: em-interp ask {source} --set behaviour.engine=vllm")
         done = subprocess.run(started.words, env={**os.environ, **started.environment})
         if done.returncode > 0:
-            raise InputError(f"vllm serve ended with exit code {done.returncode}; what it printed says why")
+            raise InputError(f"vLLM's server ended with exit code {done.returncode}; what it printed says why")
     values = {"command": started.words, "environment": started.environment, "base_url": started.base_url}
     return Answer(values, started.shell() if show else "")
 

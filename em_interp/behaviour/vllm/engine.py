@@ -173,7 +173,7 @@ class VLLMEngine:
             if models.max_length is not None and models.max_length < length:
                 raise InputError(
                     f"{server.url} serves sequences of up to {models.max_length} tokens; this run needs {length} "
-                    "(--max-model-len of vllm serve)"
+                    "(--max-model-len)"
                 )
         rows = _evenly([row for row, key in enumerate(keys) if key[1] != 0], self.config.compared)
         check = self._probe(prompts, keys, rows, {s.url: m.base for s, m in zip(servers, served, strict=True)})
