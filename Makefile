@@ -34,7 +34,7 @@ test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY) lint
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not browser and not download'
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow and not browser and not download and not vllm'
 
 test-download: $(READY)
 	$(BIN)/python -m pytest -m download

@@ -9,7 +9,7 @@ checkpoint's norm predicts an effect, and that of the strongest adapter must be 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -119,14 +119,14 @@ class Probe:
         trajectory: Of the adapters.
         ids: A prompt and an answer to it.
         strongest: The adapter with the largest norm.
-        names: What each server calls its base, by the server's address.
+        of_base: The log-probabilities of the base on each server, by its address.
     """
 
     base: Base
     trajectory: AdapterTrajectory
     ids: Sequence[int]
     strongest: AdapterKey
-    names: dict[str, str]
+    of_base: dict[str, list[float]] = field(default_factory=dict)
 
     @cached_property
     def effect(self) -> float:
@@ -140,18 +140,12 @@ class Probe:
         read: Any = token_log_probabilities(*logits_of(self.base.model, self.base.tokenizer, [row, row], adapters))
         return float((read[1] - read[0]).abs().mean())
 
-    @cached_property
-    def _of_base(self) -> dict[str, list[float]]:
-        return {}
-
     def check(self, server: VLLMServer, name: str, key: AdapterKey) -> None:
         """Raise InputError where an adapter that a server has loaded does not have the effect that it should."""
         predicted = self.effect * delta_norm(self.trajectory, key) / delta_norm(self.trajectory, self.strongest)
         if predicted < MIN_EFFECT:
             return
-        if server.url not in self._of_base:
-            self._of_base[server.url] = server.log_probabilities(self.names[server.url], self.ids)
-        changed = np.subtract(server.log_probabilities(name, self.ids), self._of_base[server.url])
+        changed = np.subtract(server.log_probabilities(name, self.ids), self.of_base[server.url])
         found = float(np.abs(changed).mean())
         if found < NO_EFFECT * predicted:
             raise InputError(

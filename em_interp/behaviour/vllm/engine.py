@@ -1,5 +1,8 @@
 """Answers and likelihoods from vLLM servers: adapters as LoRA modules, many requests in flight, each answer kept.
 
+The base is asked for through an adapter whose B is zero. Under its own name it would be wrong on a CPU: vLLM 0.32's
+LoRA operations in torch give a row without an adapter the one in the last slot.
+
 Answers and log-likelihoods go into the same tables as those of this process, and are resumed in the same way. Every
 answer has a random stream of its own here too, so that an interruption does not alter it but for rounding; the streams
 are vLLM's, so the answers are other samples than those of this process.
@@ -56,13 +59,10 @@ class _Place:
 
     server: VLLMServer
     adapters: LoadedAdapters
-    base: str  # its name there
 
     def send(self, key: AdapterKey, request: Callable[[VLLMServer, str], Any]) -> Any:
-        """What a request through an adapter comes to; through the base where the multiplier is 0."""
+        """What a request through an adapter comes to."""
         try:
-            if key[1] == 0:
-                return request(self.server, self.base)
             with self.adapters.using(key) as name:
                 return request(self.server, name)
         except Stopped:
@@ -113,7 +113,7 @@ class VLLMEngine:
         from em_interp.behaviour.sampling.generate import Answer, stream_of, texts_of
 
         prompts, sampler = prompts_of(rows, self.base.tokenizer, self.base.model.device), self.sampler
-        keys, ids = [(int(row.columns["step"]), float(row.columns["scale"])) for row in rows], _unpadded(prompts)
+        keys, ids = [self._key(row.columns["step"], row.columns["scale"]) for row in rows], _unpadded(prompts)
 
         def ask(place: _Place, job: Job) -> list[int]:
             row, sample = divmod(job.number, samples)
@@ -131,7 +131,7 @@ class VLLMEngine:
 
     def read(self, answers: Sequence[TokenizedAnswer], cells: Sequence[AdapterKey]) -> Float[np.ndarray, "cell answer"]:
         """The log-likelihood of each answer at each step and scale. Raises what `sample` raises."""
-        values = np.zeros(len(cells) * len(answers))
+        cells, values = [self._key(*cell) for cell in cells], np.zeros(len(cells) * len(answers))
 
         def ask(place: _Place, job: Job) -> float:
             row = answers[job.number % len(answers)]
@@ -148,6 +148,10 @@ class VLLMEngine:
             self._open(prompts, [cell for cell, _ in chosen], 1 + max(map(len, answers)))
         self._do([Job(number, cells[number // len(answers)]) for number in range(len(values))], ask, keep)
         return values.reshape(len(cells), len(answers))
+
+    def _key(self, step: int, scale: float) -> AdapterKey:
+        """The adapter of a step and multiplier; that of the base is the same for all steps."""
+        return (int(self.trajectory.steps[0]), 0.0) if scale == 0 else (int(step), float(scale))
 
     def _do(
         self,
@@ -176,27 +180,29 @@ class VLLMEngine:
                     "(--max-model-len)"
                 )
         rows = _evenly([row for row, key in enumerate(keys) if key[1] != 0], self.config.compared)
-        check = self._probe(prompts, keys, rows, {s.url: m.base for s, m in zip(servers, served, strict=True)})
+        probe = self._probe(prompts, keys, rows)
         shutil.rmtree(self.files.folder, ignore_errors=True)
         self.stack.callback(shutil.rmtree, self.files.folder, ignore_errors=True)
         for number, (server, models) in enumerate(zip(servers, served, strict=True)):
-            adapters = LoadedAdapters(server, self.files, self.files.folder / str(number), self.config.max_loras, check)
+            folder, check = self.files.folder / str(number), (lambda *_: None) if probe is None else probe.check
+            adapters = LoadedAdapters(server, self.files, folder, self.config.max_loras, check)
             adapters.unload_leftovers(models.adapters)
             self.stack.callback(adapters.unload_all)
-            self.places.append(_Place(server, adapters, models.base))
+            self.places.append(place := _Place(server, adapters))
+            if probe is not None:
+                read = lambda server, name: server.log_probabilities(name, probe.ids)  # noqa: E731
+                probe.of_base[server.url] = place.send(self._key(0, 0.0), read)
         if rows:
             self._compare(prompts.rows(rows), [keys[row] for row in rows])
 
-    def _probe(
-        self, prompts: Tokens, keys: Sequence[AdapterKey], rows: Sequence[int], names: dict[str, str]
-    ) -> Callable[[VLLMServer, str, AdapterKey], None]:
-        """What checks the effect of an adapter."""
+    def _probe(self, prompts: Tokens, keys: Sequence[AdapterKey], rows: Sequence[int]) -> Probe | None:
+        """What checks the effect of an adapter; None where none has any."""
         strongest = max(set(keys), key=lambda key: delta_norm(self.trajectory, key))
         if not rows or delta_norm(self.trajectory, strongest) == 0:
-            return lambda server, name, key: None
+            return None
         (answer,) = greedy_answers(self.base, self.trajectory, prompts.rows(rows[:1]), [strongest], MAX_COMPARED_TOKENS)
         ids = [*_unpadded(prompts.rows(rows[:1]))[0], *answer]
-        return Probe(self.base, self.trajectory, ids, strongest, names).check
+        return Probe(self.base, self.trajectory, ids, strongest)
 
     def _compare(self, prompts: Tokens, keys: Sequence[AdapterKey]) -> None:
         """Compare the greedy answers of each server with ours. Raises InputError where most of them differ."""

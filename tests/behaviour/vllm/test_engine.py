@@ -46,7 +46,7 @@ def vllm(base):
 
 def test_greedy_answers_and_log_likelihoods_are_those_of_this_process(run, base, vllm, tmp_path, capsys):
     local = save_run(tmp_path / "local", make_trajectory(SITES))
-    greedy = {"samples": 1, "temperature": 0.0}
+    greedy = {"samples": 1, "temperature": 0.0}  # scale 0 among them: the base
     here = pd.read_parquet(ask(local, base, QUESTIONS, **{**SETTINGS, **greedy}))
     there = asked(run, base, vllm, **greedy)
     assert there.equals(here) and there.answer.nunique() > 6
@@ -65,9 +65,8 @@ def test_adapters_are_reused_few_are_loaded_and_many_requests_are_in_flight(run,
     assert len(table) == 3 * 3 * 3 * 2 and not table.drop(columns="answer").duplicated().any()
     assert set(vllm.sampled().values()) == {1} and len(vllm.sampled()) == len(table)
     loads = [body["lora_name"] for path, body in vllm.calls if path == "/v1/load_lora_adapter"]
-    assert len(loads) - len(set(loads)) <= 6  # those of the comparison before are loaded again
+    assert len(loads) - len(set(loads)) <= 7  # the base and those of the comparison before are loaded again
     assert vllm.most_loaded == 2 and 2 < vllm.most_at_once <= 8
-    assert {name for name, _, _ in vllm.sampled() if name == "base"} == {"base"}  # scale 0, without an adapter
 
 
 def test_two_servers_share_the_answers_through_a_fifth_of_faults(run, base, monkeypatch):

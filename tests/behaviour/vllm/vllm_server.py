@@ -98,7 +98,9 @@ class VLLM:
         """What is wrong with a completion's request: a status and a message, or None."""
         if set(body) not in (SAMPLED, READ):
             return 400, f"fields {sorted(set(body) ^ SAMPLED)}"
-        if body["model"] not in ("base", *self.adapters):
+        if body["model"] == "base":
+            return 500, "a row without an adapter gets the one in the last slot, as in vLLM 0.32 on a CPU"
+        if body["model"] not in self.adapters:
             return 404, f"The model `{body['model']}` does not exist."
         if not body["prompt"] or not all(type(token) is int and token >= 0 for token in body["prompt"]):
             return 400, "prompt must be token ids"
