@@ -112,11 +112,12 @@ def train_organisms(out):
 
 
 def rotation_of(kind, case, of):
-    """A planted path as that of A; or of B, where A grows from its beginning by up to half of it and ΔW is tested."""
+    """A planted path as that of A; or of B, where A grows with B by up to half of its beginning and ΔW is tested."""
     path, rng = planted_path(kind_of(kind, case), SEED + case), np.random.default_rng([SEED, case])
     made = path.trajectory()
     (site,) = made.sites
-    done = path.steps / path.steps[-1]
+    distance = np.linalg.norm(path.vectors, axis=1)
+    done = distance / distance.max()
     A = np.stack([np.ones(len(done)), rng.uniform(0, 0.5) * done], axis=1).astype(np.float32)[:, None, :]
     B = path.vectors[:, :, None]
     if of == "A":
@@ -235,7 +236,7 @@ def experiments():
         if name not in FAMILIES:
             yield f"rotation of B: noise of {name}", *both, partial(resampled, run=name, ratio=(0.1, 2.0))
     yield "rotation of A", *both, partial(rotation_of, of="A")
-    yield "rotation of ΔW", *both, partial(rotation_of, of="delta")
+    yield "rotation of ΔW, A growing with B", *both, partial(rotation_of, of="delta")
     yield "several turns", ("two or three turns",), (), several_turns
     yield "gradient-norm hump", logs.HUMPS, logs.NO_HUMPS, gradient_norm
     humps = (("with a hump",), ("without a hump",))
@@ -265,9 +266,9 @@ def rounded(value):
     return float(f"{value:.6g}") if isinstance(value, (float, np.floating)) else value
 
 
-def measure(cases):
+def measure(cases, only=""):
     """Compute what is not finished, a case of every kind before the next, and keep each at once."""
-    wanted = [(name, kind) for name, true, null, _ in experiments() for kind in (*true, *null)]
+    wanted = [(name, kind) for name, true, null, _ in experiments() if only in name for kind in (*true, *null)]
     done = {tuple(row["case"]) for row in read()}
     left = [(name, kind, case) for case in range(cases) for name, kind in wanted if (name, kind, case) not in done]
     begun = time.monotonic()
@@ -296,6 +297,9 @@ def write(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=300, help="of every kind")
+    parser.add_argument(
+        "--only", default="", help="experiments with this in their name: cheap ones may have more cases"
+    )
     parser.add_argument("--out", default="checkpoints/calibration", help="where the organisms are trained")
     parser.add_argument("--run", action="append", default=[], metavar="NAME=RUN", help="a run whose noise is resampled")
     parser.add_argument("--tables", action="store_true", help="write the page from what is finished")
@@ -304,7 +308,7 @@ def main():
         RUNS[name] = Path(run)
     if not given.tables:
         train_organisms(given.out)
-        measure(given.cases)
+        measure(given.cases, given.only)
     write(read())
 
 

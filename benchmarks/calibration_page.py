@@ -20,7 +20,7 @@ SUBSET = (  # computed again by the tests: name, kind, case
     ("rotation of B", "straight", 1),
     ("rotation of B: stored in bfloat16", "with a turn", 2),
     ("rotation of B: a fifth of the steps missing", "without a turn", 0),
-    ("rotation of ΔW", "with a turn", 0),
+    ("rotation of ΔW, A growing with B", "with a turn", 0),
     ("several turns", "two or three turns", 2),
     ("gradient-norm hump", "gaussian", 0),
     ("gradient-norm hump", "valley", 1),
@@ -218,9 +218,10 @@ again.
 
 Paths, logs and curves are those of `em.planted_path`, `planted_log`, `planted_norm`, `planted_curve` and
 `planted_shift`. Rows of several kinds in turn are called *with* and *without a turn*. *Noise of the tiny organisms*:
-the residual increments of B of the demo's three organisms, resampled in blocks of 20 steps, on a planted drift
-(`residual_increments` in `em_interp.transition.synthetic.paths`). *ΔW*: B is the planted path while A grows by up to
-half of its beginning.
+the residual increments of B of the demo's organism on each of the three bases, resampled in blocks of 20 steps, on a
+planted drift (`residual_increments` in `em_interp.transition.synthetic.paths`); *of SmolLM2*: those of the organism
+of `make demo-real`, 200 steps. *ΔW*: B is the planted path, and A grows with it
+by up to half of its beginning.
 """
 NULLS = """
 ## Without a transition
@@ -236,7 +237,8 @@ PLANTED = """
 ## With a transition
 Errors and intervals are in steps; of preference in per cent of the run. Coverage is of the nominal 95 % interval,
 where a transition was found; that of rotations is rounded outward to whole steps, and coverage before that stands
-beside it. Pooled: runs whose true steps have a standard deviation of 20 steps.
+beside it. Where a fifth of the saved steps is missing at random, the widest evenly spaced stretch is all that is
+used, and more answers are inconclusive. Pooled: runs whose true steps have a standard deviation of 20 steps.
 """
 SEVERAL = """
 ## Several turns along one path

@@ -19,7 +19,7 @@ from table import rate_text, table
 
 import em_interp as em
 from em_interp.comparison.pooled import pool_steps
-from em_interp.files import write_text
+from em_interp.files import read_json, write_text
 from em_interp.organisms.bases import FAMILIES
 from em_interp.organisms.presets import recipe
 from em_interp.run import Run
@@ -69,6 +69,8 @@ def study(given):
     """Carry out the sweeps that are not finished, seed by seed, and write rows and page after each."""
     rows, begun = {key_of(row): row for row in read_rows()}, time.monotonic()
     for done, seed in enumerate(range(given.seeds)):
+        if all(key in rows for key in wanted(given, seed)):
+            continue
         out = Path(given.out) / f"seed-{seed}"
         found = em.sweep(
             sweep_config(given.families, given.domains, seed), out, resume=out.exists(), jobs=given.jobs, log=print
@@ -82,6 +84,16 @@ def study(given):
         write_text(PAGE, page(ordered))
         left = (time.monotonic() - begun) / (done + 1) * (given.seeds - done - 1)
         print(f"seed {seed}: {done + 1} of {given.seeds}; about {left / 60:.0f} minutes left", flush=True)
+
+
+def wanted(given, seed):
+    """The keys of the rows of one seed."""
+    names = [(family, domain) for family in given.families for domain in given.domains]
+    return [
+        key_of({"family": family, "domain": domain, "seed": seed, "run": run})
+        for family, domain in names
+        for run in ("organism", "control")
+    ]
 
 
 def read_rows():
@@ -106,7 +118,7 @@ def row_of(which, result, out):
         return row
     run = Run(run_path(out, plan.name))
     path = em.load_trajectory(run)
-    located = em.find_transitions(path)
+    located = [Transition.from_dict(found) for found in read_json(run.analysis / "locate.json")["transitions"]]
     onsets = {found["questions"]: Transition.from_dict(found) for found in result.summary["onsets"]}
     signals = {name: clearest(located, *signal) for name, signal in SIGNALS.items()}
     monitor = em.watch(path)
