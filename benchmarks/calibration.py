@@ -286,10 +286,11 @@ def read():
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def write(rows):
-    """The counts and the page, of the cases of which every kind has one."""
+def write(rows, note=""):
+    """The counts, and the page that is made of them."""
     order = [(name, kind) for name, true, null, _ in experiments() for kind in (*true, *null)]
     counts = summarised(rows, order, {name: list(null) for name, _, null, _ in experiments()})
+    counts["note"] = note
     write_text(COUNTS, json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
     write_text(PAGE, page(counts))
 
@@ -303,13 +304,14 @@ def main():
     parser.add_argument("--out", default="checkpoints/calibration", help="where the organisms are trained")
     parser.add_argument("--run", action="append", default=[], metavar="NAME=RUN", help="a run whose noise is resampled")
     parser.add_argument("--tables", action="store_true", help="write the page from what is finished")
+    parser.add_argument("--note", default="", help="what was run, for the page")
     given = parser.parse_args()
     for name, run in (each.split("=", 1) for each in given.run):
         RUNS[name] = Path(run)
     if not given.tables:
         train_organisms(given.out)
         measure(given.cases, given.only)
-    write(read())
+    write(read(), given.note)
 
 
 if __name__ == "__main__":

@@ -89,10 +89,10 @@ def page(summary):
         groups[cell["name"]].append(cell)
     sizes = sorted({cell["n"] for cell in cells})
     span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    parts = [HEAD.format(cases=span), "## Summary", summary_text(cells), NULLS, null_table(cells)]
+    parts = [HEAD.format(cases=span), summary["note"], "## Summary", summary_text(cells), NULLS, null_table(cells)]
     parts += [PLANTED, planted_table(cells), SEVERAL, several_table(groups["several turns"])]
     parts += [BASELINES, baseline_table(cells), REST]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
 def summary_text(cells):
