@@ -86,9 +86,11 @@ def test_a_grid_counts_what_was_judged_and_can_be_shown(model, control, patch):
         low, high = rate_intervals(found._counts.em[i, j], found._counts.n[i, j], found.level)
         assert (low, high) == pytest.approx((cell["em_low"], cell["em_high"]))
     json.dumps(found.to_dict(), default=float)
-    assert "sufficient" in found.sentence()
-    for how in ("the behaviour is shown with the final norm ", ", with the final direction ", ", as trained "):
-        assert how in found.sentence()
+    first, second = found.names
+    assert found.verdict == "none" and "there is no behaviour to recover" in found.sentence()
+    assert (
+        f"the behaviour is shown with the final {second} at no tested step, with the final {first} " in found.sentence()
+    )
     assert found._repr_html_().startswith("<div")
     assert [t.signal for t in found.transitions()][2] == "sufficient_as_trained"
     figure = found.plot()  # plot_patching
