@@ -114,9 +114,8 @@ def work(words, port):
 
 def small_mechanism(resume):
     """Two analyses that sample, as small as they can be."""
-    from em_interp.mechanism.experiments import SamplingParams
-
     from em_interp.errors import InputError
+    from em_interp.mechanism.interventions.experiments import SamplingParams
     from em_interp.mechanism.suite import SuiteSize
     from em_interp.pipeline import run_mechanism
 

@@ -54,10 +54,13 @@ _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # as libraries in R
 
 
 def _raise_as_os_error(error: BaseException, path: Path) -> None:
-    """Raise OSError with a number for an error of the disk that a library words otherwise, such as safetensors."""
-    has_number = isinstance(error, OSError) and error.errno is not None
-    if isinstance(error, Exception) and not has_number and (found := _NUMBER.search(str(error))):
+    """Raise OSError with number and place for an error of the disk that has none, such as safetensors' or a write's."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and number is not None and error.filename is not None:
+        return
+    if number is None and isinstance(error, Exception) and (found := _NUMBER.search(str(error))):
         number = int(found[1] or found[2])
+    if number is not None:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 

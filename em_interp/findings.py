@@ -135,7 +135,7 @@ def _preference(run: Run, control: Run | str | Path | None) -> PreferenceCurve |
     if control_run is None or not control_run.preferences_file.exists():
         return as_preference_curve(run)
     files = [each.preferences_file.with_suffix(".json") for each in (run, control_run)]
-    pairs = [read_kept(file, {"pairs": list})["pairs"] for file in files]
+    pairs = [read_kept(file, {"pairs": str})["pairs"] for file in files]
     if pairs[0] != pairs[1]:
         raise InputError(
             f"the preferences of {run.path} and of its control {control_run.path} were read on other pairs; read both "

@@ -135,6 +135,8 @@ def planted_path(
     check_whole("turns", turns, least=1)
     if turns > 1 and kind not in SEVERAL:
         raise InputError(f"a path of kind {kind!r} has no {turns} turns; those that can: {', '.join(SEVERAL)}")
+    if residuals is not None:
+        _check_residuals(residuals)
     rng = np.random.default_rng([seed, (TURNING + NOT_TURNING).index(kind)])
     last = last or int(rng.integers(150, 801))
     settings = _draw_settings(rng, last)
@@ -152,6 +154,14 @@ def planted_path(
     steps = _saved_steps(settings["saved"], last)
     vectors = _stored(positions[steps].astype(np.float32), storage)
     return PlantedPath(kind, steps, vectors, planted, rate if settings["logged"] else None, settings)
+
+
+def _check_residuals(residuals: Float[np.ndarray, "increment d"]) -> None:
+    if not isinstance(residuals, np.ndarray) or residuals.ndim != 2 or len(residuals) < RESIDUAL_BLOCK:
+        raise InputError(
+            f"residuals must be an array (increment, d) of {RESIDUAL_BLOCK} rows or more, as residual_increments gives "
+            f"them; they are {described(residuals)}"
+        )
 
 
 def residual_increments(vectors: Float[np.ndarray, "step d"]) -> Float[np.ndarray, "increment d"]:
