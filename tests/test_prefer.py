@@ -118,7 +118,7 @@ def test_a_run_that_nobody_judged_is_read_aligned_and_reported(tiny, tmp_path):
     did("report", run, "--control", control)
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "preference for misaligned answers, nats a token, steps 0 to 24" in page
-    assert f"em-interp prefer again --control {control}" in page and "preference onset, out of domain" in page
+    assert f"em-interp prefer again --control {control}" in page and "preference onset (out of domain)" in page
 
 
 def test_judged_answers_come_before_preferences_in_what_is_declared(read):

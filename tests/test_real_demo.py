@@ -81,7 +81,7 @@ def test_the_summary_and_the_page_say_in_words_what_was_found(done):
     assert [t["questions"] for t in summary["behavioural"]] == ["broad", "in_domain", "out_of_domain"]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "preference for misaligned answers, nats a token, steps 0 to 10; broad" in page
-    assert "preference onset, in domain" in page and "The control run" in page and "persona" not in page
+    assert "preference onset (in domain)" in page and "The control run" in page and "persona" not in page
 
 
 def test_every_stage_says_how_long_the_rest_will_take(done):
