@@ -587,14 +587,19 @@ OF_A_RUN = """\
 """  # commands that read what a run holds, with how often each is drawn
 
 
+def copied_run(stock, box, name):
+    """A copy of a run with its config beside it: all its files, and those that are no checkpoint's."""
+    shutil.copytree(stock / name, box / name)
+    shutil.copy(stock / "tiny.yaml", box / "tiny.yaml")
+    files = [file for file in sorted((box / name).rglob("*")) if file.is_file()]
+    return files, [file for file in files if "checkpoint-" not in str(file)]
+
+
 @kind(14)
 def run(rng, box, stock):
     """A received run in which a file or two are spoilt, and any command that reads it."""
-    shutil.copytree(stock / "run", box / "run")
-    shutil.copy(stock / "tiny.yaml", box / "tiny.yaml")
-    files = [file for file in sorted((box / "run").rglob("*")) if file.is_file()]
-    other = [file for file in files if "checkpoint-" not in str(file)]
-    for file in rng.sample(other if rng.random() < 0.85 else files, rng.choice([1, 1, 1, 2, 3])):
+    files, own = copied_run(stock, box, "run")
+    for file in rng.sample(own if rng.random() < 0.85 else files, rng.choice([1, 1, 1, 2, 3])):
         spoil_file(file, rng)
     if rng.random() < 0.06:
         replaced(
@@ -610,10 +615,7 @@ def run(rng, box, stock):
 @kind(2)
 def half_run(rng, box, stock):
     """A training that was killed, with its state and journal spoilt, resumed."""
-    shutil.copytree(stock / "half", box / "half")
-    shutil.copy(stock / "tiny.yaml", box / "tiny.yaml")
-    files = [file for file in sorted((box / "half").rglob("*")) if file.is_file()]
-    own = [file for file in files if "checkpoint-" not in str(file)]
+    _, own = copied_run(stock, box, "half")
     for file in rng.sample(own, rng.choice([1, 2])):
         spoil_file(file, rng)
     return ["train", "tiny.yaml", "--out", "half", "--resume"]

@@ -33,14 +33,19 @@ def draw(demo: Path) -> go.Figure:
     _draw_path(figure, path, turn)
     _draw_rates(figure, curve, control)
     _draw_offset(figure, turn, onset, em.align(turn, onset, path))
-    axis = {"showgrid": False, "zeroline": False, "linecolor": INK, "ticks": "outside"}
-    figure.update_xaxes(axis).update_yaxes(axis)
+    frame(figure)
     figure.update_xaxes(showticklabels=False, ticks="", linecolor=FAINT, scaleanchor="y", col=1)
     figure.update_yaxes(showticklabels=False, ticks="", linecolor=FAINT, col=1)
     figure.update_xaxes(title="training step", range=[0, 400], col=2)
-    figure.update_yaxes(title="EM rate (%)", range=[-3, 124], tickvals=[0, 25, 50, 75], col=2)
+    return figure.update_yaxes(title="EM rate (%)", range=[-3, 124], tickvals=[0, 25, 50, 75], col=2)
+
+
+def frame(figure: go.Figure) -> None:
+    """Size, axes, letters and margins of a picture of the README, before its axes get titles of their own."""
+    axis = {"showgrid": False, "zeroline": False, "linecolor": INK, "ticks": "outside"}
+    figure.update_xaxes(axis).update_yaxes(axis)
     figure.update_annotations(selector={"y": 1}, font_size=13)
-    return figure.update_layout(
+    figure.update_layout(
         SIZE, font={"family": FONT, "size": 12, "color": INK}, plot_bgcolor="white", showlegend=False,
         margin={"l": 12, "r": 12, "t": 34, "b": 12},
     )  # fmt: skip

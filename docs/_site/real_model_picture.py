@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from readme_picture import ROOT, frame
 
 import em_interp as em
-from em_interp.figures.style import BLUE, FAINT, FONT, INK, MUTED, VERMILLION
+from em_interp.behaviour.preference_curve import as_preference_curve
+from em_interp.figures.style import BLUE, FAINT, MUTED, VERMILLION
+from em_interp.run import Run
+from em_interp.transition.rotation import MIN_TURN
 
-ROOT = Path(__file__).resolve().parents[2]
-SIZE = {"width": 920, "height": 330}  # pixels, written at twice as many
-NULL_DEG = 20  # up to here a turn is none: the margin of the rotation test
 DASHES = ("solid", "dash", "dot")  # a seed each
 
 
@@ -30,24 +31,19 @@ def draw(study: Path, pairs: list[str]) -> go.Figure:
     for dash, pair in zip(DASHES, pairs, strict=False):
         _draw_turn(figure, em.find_transition(study / pair / "organism"), dash)
         _draw_preference(figure, study / pair, dash)
-    figure.add_hrect(0, NULL_DEG, fillcolor=FAINT, opacity=0.3, line_width=0, row=1, col=1)
+    figure.add_hrect(0, MIN_TURN, fillcolor=FAINT, opacity=0.3, line_width=0, row=1, col=1)
     style = {"yanchor": "bottom", "xanchor": "left", "showarrow": False, "font": {"color": MUTED}}
-    figure.add_annotation(x=3, y=NULL_DEG, text=f"up to {NULL_DEG}°: no turn", **style, row=1, col=1)
+    figure.add_annotation(x=3, y=MIN_TURN, text=f"up to {MIN_TURN:g}°: no turn", **style, row=1, col=1)
     for colour, text, y in (
         (VERMILLION, "misaligned answers outside the domain", 0.97),
         (MUTED, "answers that differ in style alone", 0.87),
     ):
         style = {"xref": "x2 domain", "yref": "y2 domain", "x": 0.02, "xanchor": "left", "showarrow": False}
         figure.add_annotation(y=y, text=text, font={"color": colour}, **style)
-    axis = {"showgrid": False, "zeroline": False, "linecolor": INK, "ticks": "outside"}
-    figure.update_xaxes(axis, title="training step").update_yaxes(axis)
+    frame(figure)
+    figure.update_xaxes(title="training step")
     figure.update_yaxes(title="degrees", range=[0, 45], col=1)
-    figure.update_yaxes(title="nats a token", zeroline=True, zerolinecolor=FAINT, col=2)
-    figure.update_annotations(selector={"y": 1}, font_size=13)
-    return figure.update_layout(
-        SIZE, font={"family": FONT, "size": 12, "color": INK}, plot_bgcolor="white", showlegend=False,
-        margin={"l": 12, "r": 12, "t": 34, "b": 12},
-    )  # fmt: skip
+    return figure.update_yaxes(title="nats a token", zeroline=True, zerolinecolor=FAINT, col=2)
 
 
 def _draw_turn(figure: go.Figure, turn: em.Transition, dash: str) -> None:
@@ -57,8 +53,8 @@ def _draw_turn(figure: go.Figure, turn: em.Transition, dash: str) -> None:
 
 
 def _draw_preference(figure: go.Figure, pair: Path, dash: str) -> None:
-    curve = em.preference_curve(pair / "organism", control=pair / "control", resume=True)
-    rows = curve.frame()
+    control = as_preference_curve(Run(pair / "control"))
+    rows = as_preference_curve(Run(pair / "organism"), control).frame()
     for questions, colour in (("style", MUTED), ("out_of_domain", VERMILLION)):
         of = rows[rows["questions"] == questions]
         band = {

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.behaviour.pairs import read_pairs
-from em_interp.behaviour.sampling.ask import Base, CheckpointModels, adapter_digest, check_base, check_models
+from em_interp.behaviour.sampling.ask import Base, CheckpointModels, check_base, check_models, models_read
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.files import remove, write_beside
 from em_interp.processes import MAX_WAIT, join
@@ -87,11 +87,7 @@ def read_preferences(
     table = read_pairs(pairs)
     answers = _tokenize(base, table)
     settings = {
-        "base": base.identity,
-        "engine": "local" if servers is None else "vllm",
-        "steps": steps,
-        "adapters": adapter_digest(trajectory, steps),
-        "scales": [float(scale) for scale in scales],
+        **models_read(base, trajectory, steps, scales, servers),
         "pairs": hashlib.sha256(table.to_json(orient="records").encode()).hexdigest()[:16],
         "rows": ROWS,
     }

@@ -249,11 +249,7 @@ def ask(
     group = {step: number if trajectory.kind == "full" else 0 for number, step in enumerate(steps)}
     rows = [Row(q, {"step": s, "scale": float(x)}, group=group[s]) for x in scales for s in steps for q in questions]
     settings = {
-        "base": base.identity,
-        "engine": "local" if servers is None else "vllm",
-        "steps": steps,
-        "adapters": adapter_digest(trajectory, steps),
-        "scales": [float(scale) for scale in scales],
+        **models_read(base, trajectory, steps, scales, servers),
         "questions": [
             {key: question[key] for key in (*QUESTION_KEYS, "system") if key in question} for question in questions
         ],
@@ -399,6 +395,19 @@ def check_questions(questions: Sequence[dict[str, str]]) -> None:
         if (question_set, question_id) in seen:
             raise InputError(f"question {question_id!r} is twice in the set {question_set!r}; each needs its own id")
         seen.add((question_set, question_id))
+
+
+def models_read(
+    base: Base, trajectory: AdapterTrajectory, steps: list[int], scales: Sequence[float], servers: VLLMConfig | None
+) -> dict[str, Any]:
+    """The settings of a stage that say which models it reads, and where."""
+    return {
+        "base": base.identity,
+        "engine": "local" if servers is None else "vllm",
+        "steps": steps,
+        "adapters": adapter_digest(trajectory, steps),
+        "scales": [float(scale) for scale in scales],
+    }
 
 
 def adapter_digest(trajectory: AdapterTrajectory, steps: Iterable[int]) -> str:

@@ -7,12 +7,8 @@ import hashlib
 import json
 import math
 import re
-import socket
-import struct
 import threading
 from collections import Counter
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 
@@ -20,6 +16,8 @@ from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.behaviour.judging.llm_judge import open_judge
 from em_interp.config import EndpointConfig
 from em_interp.run import Run
+
+from ..local_server import JsonHandler, serving_state
 
 TYPES = {
     "model": str,
@@ -125,12 +123,7 @@ class Server:
         return {"id": "1", "object": "chat.completion", "model": "judge-1-2026", "choices": [choice], "usage": usage}
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
+class Handler(JsonHandler):
     def do_GET(self):
         self.send(405, {"error": {"message": "only POST"}})
 
@@ -170,14 +163,6 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, state.reply(body))
         return "sent"
 
-    def send(self, code, value, **headers):
-        data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(code)
-        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name.replace("_", "-"), text)
-        self.end_headers()
-        self.wfile.write(data)
-
     def too_many(self, body):
         self.send(429, {"error": {"message": "slow down"}}, Retry_After="0.05")
         return "429"
@@ -191,9 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         return "500"
 
     def cut(self, body):
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()
+        self.reset()
         return "cut"
 
     def cut_body(self, body):
@@ -273,33 +256,9 @@ def about(word, fault):
     return respond
 
 
-class _Threads(ThreadingHTTPServer):
-    request_queue_size = 128
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        import sys
-
-        error = sys.exc_info()[1]
-        if not isinstance(error, (ConnectionError, ValueError)):  # a client that is gone, or a socket closed by `cut`
-            self.state.unexpected.append(error)
-
-
-@contextmanager
 def serving(**settings):
-    """A server for the length of a block, in threads of this process."""
-    state = Server(**settings)
-    with _Threads(("127.0.0.1", 0), Handler) as server:
-        server.state, state.port = state, server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield state
-        finally:
-            state.released.set()
-            server.shutdown()
-            thread.join()
-    assert state.unexpected == []
+    """A judge's server for the length of a block."""
+    return serving_state(Server(**settings), Handler)
 
 
 def plant(folder, answers, steps=(0, 10)):

@@ -5,12 +5,8 @@ about; so are those on which sampling depends and which are left out.
 """
 
 import json
-import socket
-import struct
 import threading
 from collections import Counter
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +19,8 @@ from em_interp.behaviour.sampling.decode import decode
 from em_interp.behaviour.sampling.generate import RowAdapters, row_model
 from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, logits_of, token_log_probabilities
 
+from ..local_server import JsonHandler, serving_state
+
 SAMPLED = {
     "model", "prompt", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "seed", "max_tokens", "stop_token_ids", "return_token_ids",
@@ -34,7 +32,7 @@ SUPPORTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 
 
 class VLLM:
-    """`fault(n, path, body)` chooses a misbehaviour of the n-th request: the name of a method of `Handler`, or None.
+    """`fault(n, path, body)` chooses a misbehaviour of the n-th request: "cut", "broken", "lost" or None.
 
     `lands` False loads adapters and does not apply them; `factor` multiplies their effect.
     """
@@ -141,12 +139,7 @@ class VLLM:
         return [None, *({str(t): {"logprob": v, "rank": 1, "decoded_token": "…"}} for t, v in pairs)]
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
+class Handler(JsonHandler):
     def do_GET(self):
         state = self.server.state
         if not self.allowed(state) or self.path != "/v1/models":
@@ -183,15 +176,17 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def respond(self, state, body, fault):
-        if fault in ("cut", "broken"):
-            return getattr(self, fault)()
+        if fault == "cut":
+            return self.reset()
+        if fault == "broken":
+            return self.broken()
         if self.path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
             known = {"lora_name", "lora_path"} if "un" not in self.path else {"lora_name"}
             with state.lock:
                 assert set(body) == known, body
                 status, text = (state.unload if "un" in self.path else state.load)(body)
             if fault == "lost":
-                return self.cut()
+                return self.reset()
             return self.send(200, text.encode()) if status == 200 else self.error(status, text)
         assert self.path == "/v1/completions", self.path
         complaint = state.complaint(body)
@@ -205,48 +200,15 @@ class Handler(BaseHTTPRequestHandler):
             state.answered += [] if held or fault == "lost" else [body]
         if held:
             state.released.wait(30)
-        return self.cut() if held or fault == "lost" else self.send(200, value)
+        return self.reset() if held or fault == "lost" else self.send(200, value)
 
     def error(self, code, message):
         self.send(code, {"error": {"message": message, "type": "Error", "param": None, "code": code}})
-
-    def send(self, code, value):
-        data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def cut(self):
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()
 
     def broken(self):
         self.error(503, f"overloaded; the key was {self.server.state.key}")
 
 
-class _Threads(ThreadingHTTPServer):
-    request_queue_size = 128
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        """A client that is gone, or a socket closed by `cut`."""
-
-
-@contextmanager
 def serving(model, tokenizer, **settings):
-    """A server for the length of a block, in threads of this process."""
-    state = VLLM(model, tokenizer, **settings)
-    with _Threads(("127.0.0.1", 0), Handler) as server:
-        server.state, state.port = state, server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield state
-        finally:
-            state.released.set()
-            server.shutdown()
-            thread.join()
-    assert state.unexpected == []
+    """A vLLM server for the length of a block."""
+    return serving_state(VLLM(model, tokenizer, **settings), Handler)
