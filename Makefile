@@ -1,5 +1,5 @@
 # make demo      the main job on the built-in organism
-# make demo-real the same on a language model, SmolLM2 (up to 25 minutes on two idle cores)
+# make demo-real the same on a language model, SmolLM2 (about half an hour of one core)
 # make test      lint, types and all tests but those that download (make test-download)
 # make test-fast lint, types and the tests that take seconds
 # make docs      the site, in site/index.html; notebooks are run where they have changed
