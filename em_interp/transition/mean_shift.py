@@ -198,9 +198,10 @@ def locate_shift(
     p_control = None if beyond is None or not _enough(beyond) else _p_of_signs(beyond, rng)
     compared = beyond if net_style else curves
     p_style = None if style is None or compared is None else _p_beyond_style(compared, style, rng)
-    rejected = max(p_rise, p_control or 0.0, p_style or 0.0) <= ALPHA
     test = ShiftTest(curves, control, beyond, style, net_style, p_rise, p_control, p_style, None)
-    return replace(test, shift=fit_shift(test.dated, level, rng)) if rejected and test.p_value is not None else test
+    if test.p_value is None or test.p_value > ALPHA:
+        return test
+    return replace(test, shift=fit_shift(test.dated, level, rng))
 
 
 def _enough(curves: QuestionCurves) -> bool:
