@@ -13,7 +13,7 @@ displacements over 10 steps, in which momentum is down to a third and the speed 
 import numpy as np
 import ruptures
 
-from em_interp.transition.local_cosine import largest_local_cosine
+from em_interp.transition.direction.local_cosine import largest_local_cosine
 
 LAG = 10  # steps of a displacement
 SPACINGS = (10, 15, 20)

@@ -30,13 +30,13 @@ from simple_signals import log_outcome, norm_outcome
 
 import em_interp as em
 from em_interp.comparison.pooled import pool_steps
-from em_interp.config import Schedule
+from em_interp.config.schedule import Schedule
 from em_interp.files import write_text
 from em_interp.organisms.bases import FAMILIES
 from em_interp.organisms.presets import recipe
 from em_interp.trajectory.trajectory import AdapterTrajectory
-from em_interp.transition.gradient_norm import gradient_norm_peak
-from em_interp.transition.rotation import locate_rotations, strongest
+from em_interp.transition.direction.rotation import locate_rotations, strongest
+from em_interp.transition.signals.gradient_norm import gradient_norm_peak
 from em_interp.transition.synthetic import curves, logs, paths, shifts
 from em_interp.transition.synthetic.paths import NOT_TURNING, SEVERAL, TURNING, planted_path
 

@@ -56,7 +56,7 @@ class Demo:
         self.folder = Path(folder)
 
     def found(self, name, control=None):
-        from em_interp.findings import find_in_run
+        from em_interp.reports.findings import find_in_run
 
         return find_in_run(self.folder / name, control)
 

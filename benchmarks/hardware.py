@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from em_interp.config import AdapterConfig, FullConfig, load_config
+from em_interp.config.run_config import AdapterConfig, FullConfig, load_config
 from em_interp.organisms.presets import ARCHITECTURES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

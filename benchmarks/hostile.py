@@ -125,7 +125,7 @@ def _child(words, box, folder):
 def command(words):
     """The exit code of a command; `card` is the page that publish would upload, and the files beside it."""
     from em_interp.errors import InputError
-    from em_interp.publishing import _files_to_publish, model_card
+    from em_interp.hub.publishing import _files_to_publish, model_card
     from em_interp.run import open_run
 
     if words[0] != "card":

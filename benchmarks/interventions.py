@@ -20,7 +20,7 @@ def analyse(family, seed, folder):
     """Ablation and steering; and the ablation of the direction of other questions' answers, or why there is none."""
 
     from em_interp import ask, judge, run_mechanism, train
-    from em_interp.config import Schedule
+    from em_interp.config.schedule import Schedule
     from em_interp.organisms.presets import recipe
 
     config = recipe("organism", family, "medical", seed)

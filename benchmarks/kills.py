@@ -117,7 +117,7 @@ def small_mechanism(resume):
     from em_interp.errors import InputError
     from em_interp.mechanism.interventions.experiments import SamplingParams
     from em_interp.mechanism.suite import SuiteSize
-    from em_interp.pipeline import run_mechanism
+    from em_interp.pipeline.analysis import run_mechanism
 
     sampling = SamplingParams(samples=1, max_new_tokens=2)
     try:

@@ -17,10 +17,10 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 from table import print_row, share
 
-from em_interp.transition.monitor import Monitor
+from em_interp.transition.monitoring.monitor import Monitor
+from em_interp.transition.monitoring.watch import watch
 from em_interp.transition.synthetic.logs import HUMPS, NO_HUMPS, planted_log
 from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING, planted_path
-from em_interp.transition.watch import watch
 
 SEED = 3_000_000
 VARIANTS = {

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from table import print_nulls, share
 
-from em_interp.transition.onset import locate_rise, verdict_of
+from em_interp.transition.onsets.onset import locate_rise, verdict_of
 from em_interp.transition.synthetic.curves import NULLS, RISES, planted_curve
 
 SEED = 777

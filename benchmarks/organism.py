@@ -24,9 +24,9 @@ def measure(job):
 
     from em_interp import load_trajectory, train
     from em_interp.behaviour.curve import behaviour_curve
-    from em_interp.config import Schedule
+    from em_interp.config.schedule import Schedule
     from em_interp.organisms.presets import recipe
-    from em_interp.pipeline import ask_run, judge_run
+    from em_interp.pipeline.behaviour import ask_run, judge_run
 
     torch.set_num_threads(1)
     config = recipe(kind, family, domain, seed)

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from table import print_nulls, share
 
-from em_interp.transition.mean_shift import locate_shift, verdict_of
+from em_interp.transition.onsets.mean_shift import locate_shift, verdict_of
 from em_interp.transition.synthetic.shifts import NULLS, RISES, planted_shift
 
 SEED = 779

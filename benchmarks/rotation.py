@@ -16,7 +16,7 @@ import numpy as np
 from baselines import named_steps
 from table import print_row, share
 
-from em_interp.transition.rotation import locate_rotations, strongest
+from em_interp.transition.direction.rotation import locate_rotations, strongest
 from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING, planted_path
 
 SEED = 1_000_000

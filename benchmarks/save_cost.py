@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from table import print_row
 
-from em_interp.config import Schedule
+from em_interp.config.schedule import Schedule
 from em_interp.organisms.bases import load_base, quiet
 from em_interp.organisms.datasets import load_chats
 from em_interp.organisms.presets import recipe

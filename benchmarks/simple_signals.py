@@ -12,8 +12,8 @@ from collections import defaultdict
 import numpy as np
 from table import share
 
-from em_interp.transition.gradient_norm import gradient_norm_peak
-from em_interp.transition.norm_onset import norm_onset
+from em_interp.transition.signals.gradient_norm import gradient_norm_peak
+from em_interp.transition.signals.norm_onset import norm_onset
 from em_interp.transition.synthetic.logs import BENDS, HUMPS, NO_BENDS, NO_HUMPS, TOO_GRADUAL, planted_log, planted_norm
 
 SEED = 2029

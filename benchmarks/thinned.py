@@ -15,7 +15,7 @@ KEPT = (2, 4, 5)
 
 
 def found_in(path, every=1):
-    from em_interp.transition.rotation import locate_rotations
+    from em_interp.transition.direction.rotation import locate_rotations
 
     rows = np.arange(0, len(path.steps), every)
     lr = None if np.isnan(path.cumulative_lr).any() else path.cumulative_lr[rows]
@@ -24,7 +24,7 @@ def found_in(path, every=1):
 
 def main(*runs):
     from em_interp import load_trajectory
-    from em_interp.transition.rotation import strongest
+    from em_interp.transition.direction.rotation import strongest
 
     held, widths = {every: [] for every in KEPT}, []
     for run in runs:

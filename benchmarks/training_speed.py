@@ -16,7 +16,7 @@ from table import print_row
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayers
-from em_interp.config import load_config
+from em_interp.config.run_config import load_config
 from em_interp.organisms.bases import load_base, quiet
 from em_interp.organisms.datasets import load_chats
 from em_interp.processes import SINGLE

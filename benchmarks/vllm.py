@@ -26,14 +26,15 @@ import torch
 from table import print_row
 
 from em_interp.behaviour.curve import behaviour_curve
-from em_interp.config import Schedule, dump_config, load_config
+from em_interp.config.run_config import dump_config, load_config
+from em_interp.config.schedule import Schedule
 from em_interp.files import read_json
 from em_interp.organisms.bases import load_tokenizer, stored_dtype
 from em_interp.organisms.presets import recipe
-from em_interp.pipeline import ask_run, judge_run
-from em_interp.prefer import preference_curve
+from em_interp.pipeline.behaviour import ask_run, judge_run
+from em_interp.pipeline.prefer import preference_curve
+from em_interp.pipeline.serving import serve_command
 from em_interp.run import copy_run, open_run
-from em_interp.serving import serve_command
 from em_interp.stages import announce
 from em_interp.training.train import train
 
@@ -111,7 +112,8 @@ def differing(one, two, tokenizer):
 def killed_and_resumed(run, out, settings, engine):
     """Answers that a killed process had kept, and those that are in the table after it was resumed."""
     copy = copy_run(run, out, WITHOUT)
-    script = f"from em_interp.pipeline import ask_run; ask_run({str(copy.path)!r}, overrides={[*settings, *engine]!r})"
+    script = "from em_interp.pipeline.behaviour import ask_run; "
+    script += f"ask_run({str(copy.path)!r}, overrides={[*settings, *engine]!r})"
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     parts, count = copy.answers_file.with_name("answers.parts"), 0
     while process.poll() is None and count < 20:

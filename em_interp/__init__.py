@@ -27,17 +27,17 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.comparison.cross_base.compare import compare_across_bases as compare_across_bases
     from em_interp.comparison.cross_base.result import CrossBaseComparison as CrossBaseComparison
     from em_interp.comparison.result import DirectionComparison as DirectionComparison
-    from em_interp.config import RunConfig as RunConfig
-    from em_interp.config import load_config as load_config
-    from em_interp.demos import demo as demo
+    from em_interp.config.run_config import RunConfig as RunConfig
+    from em_interp.config.run_config import load_config as load_config
+    from em_interp.demos.tiny import demo as demo
     from em_interp.errors import InputError as InputError
-    from em_interp.findings import PathTransitions as PathTransitions
+    from em_interp.hub.publishing import publish as publish
     from em_interp.mechanism.report import MechanismReport as MechanismReport
-    from em_interp.pipeline import ask_run, judge_run
-    from em_interp.pipeline import locate as locate
-    from em_interp.pipeline import run_mechanism as run_mechanism
-    from em_interp.prefer import preference_curve as preference_curve
-    from em_interp.publishing import publish as publish
+    from em_interp.pipeline.analysis import locate as locate
+    from em_interp.pipeline.analysis import run_mechanism as run_mechanism
+    from em_interp.pipeline.behaviour import ask_run, judge_run
+    from em_interp.pipeline.prefer import preference_curve as preference_curve
+    from em_interp.reports.findings import PathTransitions as PathTransitions
     from em_interp.reports.page import report as report
     from em_interp.reports.run_figures import export_run as export_run
     from em_interp.run import Run as Run
@@ -53,12 +53,13 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.transition.align import Offset as Offset
     from em_interp.transition.align import Order as Order
     from em_interp.transition.align import align as align
+    from em_interp.transition.direction.local_cosine import largest_local_cosine as largest_local_cosine
     from em_interp.transition.family import FamilyWise as FamilyWise
     from em_interp.transition.find import find_transition as find_transition
     from em_interp.transition.find import find_transitions as find_transitions
-    from em_interp.transition.local_cosine import largest_local_cosine as largest_local_cosine
-    from em_interp.transition.monitor import Look as Look
-    from em_interp.transition.monitor import Monitor as Monitor
+    from em_interp.transition.monitoring.monitor import Look as Look
+    from em_interp.transition.monitoring.monitor import Monitor as Monitor
+    from em_interp.transition.monitoring.watch import watch as watch
     from em_interp.transition.result import Transition as Transition
     from em_interp.transition.synthetic.curves import PlantedCurve as PlantedCurve
     from em_interp.transition.synthetic.curves import planted_curve as planted_curve
@@ -70,7 +71,6 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.transition.synthetic.paths import planted_path as planted_path
     from em_interp.transition.synthetic.shifts import PlantedShift as PlantedShift
     from em_interp.transition.synthetic.shifts import planted_shift as planted_shift
-    from em_interp.transition.watch import watch as watch
 
     ask, judge, score = ask_run, judge_run, score_responses
 
@@ -78,22 +78,22 @@ _WHERE = {
     "InputError": "em_interp.errors",
     "Run": "em_interp.run",
     "open_run": "em_interp.run",
-    "load_config": "em_interp.config",
-    "demo": "em_interp.demos",
+    "load_config": "em_interp.config.run_config",
+    "demo": "em_interp.demos.tiny",
     "train": "em_interp.training.train",
     "SnapshotCallback": "em_interp.training.snapshots",
     "MonitorCallback": "em_interp.training.monitoring",
-    "ask": "em_interp.pipeline:ask_run",
-    "judge": "em_interp.pipeline:judge_run",
+    "ask": "em_interp.pipeline.behaviour:ask_run",
+    "judge": "em_interp.pipeline.behaviour:judge_run",
     "AdapterTrajectory": "em_interp.trajectory.trajectory",
     "load_trajectory": "em_interp.trajectory.load",
     "Transition": "em_interp.transition.result",
-    "locate": "em_interp.pipeline",
+    "locate": "em_interp.pipeline.analysis",
     "find_transition": "em_interp.transition.find",
     "find_transitions": "em_interp.transition.find",
-    "Monitor": "em_interp.transition.monitor",
-    "watch": "em_interp.transition.watch",
-    "largest_local_cosine": "em_interp.transition.local_cosine",
+    "Monitor": "em_interp.transition.monitoring.monitor",
+    "watch": "em_interp.transition.monitoring.watch",
+    "largest_local_cosine": "em_interp.transition.direction.local_cosine",
     "planted_path": "em_interp.transition.synthetic.paths",
     "planted_curve": "em_interp.transition.synthetic.curves",
     "planted_shift": "em_interp.transition.synthetic.shifts",
@@ -101,7 +101,7 @@ _WHERE = {
     "planted_norm": "em_interp.transition.synthetic.logs",
     "align": "em_interp.transition.align",
     "Alignment": "em_interp.transition.align",
-    "run_mechanism": "em_interp.pipeline",
+    "run_mechanism": "em_interp.pipeline.analysis",
     "compare": "em_interp.comparison.compare",
     "DirectionComparison": "em_interp.comparison.result",
     "sweep": "em_interp.sweeps.run",
@@ -112,14 +112,14 @@ _WHERE = {
     "ScoredResponses": "em_interp.behaviour.scores",
     "behaviour_curve": "em_interp.behaviour.curve",
     "BehaviourCurve": "em_interp.behaviour.curve",
-    "preference_curve": "em_interp.prefer",
+    "preference_curve": "em_interp.pipeline.prefer",
     "PreferenceCurve": "em_interp.behaviour.preference_curve",
     "report": "em_interp.reports.page",
     "export_run": "em_interp.reports.run_figures",
-    "publish": "em_interp.publishing",
+    "publish": "em_interp.hub.publishing",
     # what the functions above return, and what these hold
     "FamilyWise": "em_interp.transition.family",
-    "Look": "em_interp.transition.monitor",
+    "Look": "em_interp.transition.monitoring.monitor",
     "MechanismReport": "em_interp.mechanism.report",
     "Offset": "em_interp.transition.align",
     "Order": "em_interp.transition.align",
@@ -128,8 +128,8 @@ _WHERE = {
     "PlantedNorm": "em_interp.transition.synthetic.logs",
     "PlantedPath": "em_interp.transition.synthetic.paths",
     "PlantedShift": "em_interp.transition.synthetic.shifts",
-    "PathTransitions": "em_interp.findings",
-    "RunConfig": "em_interp.config",
+    "PathTransitions": "em_interp.reports.findings",
+    "RunConfig": "em_interp.config.run_config",
     "Sweep": "em_interp.sweeps.result",
 }
 

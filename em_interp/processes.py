@@ -191,3 +191,16 @@ def is_lost_process(error: RuntimeError) -> bool:
     message = str(error).lower()
     known = isinstance(error, (LostProcess, torch.distributed.DistError))
     return known or "gloo" in message or "connection closed by peer" in message
+
+
+@contextmanager
+def torch_threads(count: int = 1) -> Iterator[None]:
+    """Torch on so many threads in the block; small models gain nothing from a second, and lose much on busy cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

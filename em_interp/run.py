@@ -17,7 +17,7 @@ from em_interp.lock import writing
 from em_interp.stages import read_kept
 
 if TYPE_CHECKING:
-    from em_interp.config import RunConfig
+    from em_interp.config.run_config import RunConfig
 
 PHASE = {"dataset?": str, "domain?": str, "first_step?": int, "last_step?": int}
 MANIFEST = {
@@ -108,7 +108,7 @@ class Run:
 
     def config(self) -> RunConfig:
         """The resolved config; raises InputError where the run has none."""
-        from em_interp.config import load_config
+        from em_interp.config.run_config import load_config
 
         return load_config(self.config_file)
 
@@ -126,12 +126,15 @@ class Run:
         return (self.manifest() if self.manifest_file.exists() else {}).get("base") or {}
 
 
+RunLike = Run | str | Path
+
+
 @checked
-def open_run(path: str | Path) -> Run:
+def open_run(path: RunLike) -> Run:
     """The run in a folder.
 
     Args:
-        path: a folder with checkpoints or with the `config.yaml` of a run.
+        path: a folder with checkpoints or with the `config.yaml` of a run; a Run is returned as it is.
 
     Returns:
         The run; nothing of it is loaded yet.
@@ -139,6 +142,8 @@ def open_run(path: str | Path) -> Run:
     Raises:
         InputError: where there is no folder with checkpoints or a config.
     """
+    if isinstance(path, Run):
+        return path
     run = Run(Path(path))
     if not run.path.is_dir():
         raise InputError(f"{path} is not a run directory: there is no such folder")
@@ -172,7 +177,7 @@ def create_run(path: str | Path, config: RunConfig, resume: bool = False, overwr
 
     With `overwrite` everything that was made of an earlier run is removed; files of other names stay.
     """
-    from em_interp.config import dump_config
+    from em_interp.config.run_config import dump_config
 
     run = claim_run(path, config, resume, overwrite)
     if overwrite:

@@ -94,6 +94,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `em-interp demo` makes, at full size; never written to again."""
-    from em_interp.demos import demo
+    from em_interp.demos.tiny import demo
 
     return shared(tmp_path_factory, "whole_demo", lambda folder: demo(folder / "demo")) / "demo"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import em_interp as em
-from em_interp.config import load_config
+from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
 from em_interp.files import write_json
 from em_interp.run import Run

@@ -11,7 +11,7 @@ import pytest
 import em_interp as em
 from em_interp.errors import InputError
 from em_interp.figures.style import p_value_text
-from em_interp.findings import find_in_run
+from em_interp.reports.findings import find_in_run
 from em_interp.reports.page import commands, examples, hits, report
 from em_interp.transition.find import find_transition
 from tests.figures.planting import CHANGE, HACK, LAST, NASTY, ONSET, plant_run

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from em_interp.config import load_config
+from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
 from em_interp.files import read_json, to_json, write_beside, write_json, write_text
 from em_interp.run import Run, create_run, open_run

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from em_interp.cli import main
-from em_interp.config import Schedule
+from em_interp.config.schedule import Schedule
 from em_interp.organisms import presets as recipes
 
 ROOT = Path(__file__).resolve().parents[1]

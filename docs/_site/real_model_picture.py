@@ -15,7 +15,7 @@ import em_interp as em
 from em_interp.behaviour.preference_curve import as_preference_curve
 from em_interp.figures.style import BLUE, FAINT, MUTED, VERMILLION
 from em_interp.run import Run
-from em_interp.transition.rotation import MIN_TURN
+from em_interp.transition.direction.rotation import MIN_TURN
 
 DASHES = ("solid", "dash", "dot")  # a seed each
 

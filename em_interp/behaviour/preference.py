@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from em_interp.behaviour.sampling.generate import RowAdapters
     from em_interp.behaviour.sampling.likelihood import TokenizedAnswer
-    from em_interp.config import VLLMConfig
+    from em_interp.config.run_config import VLLMConfig
     from em_interp.trajectory.trajectory import AdapterTrajectory
 
 ROWS = 256  # answers of one part, of as many steps as that allows; processes share the parts

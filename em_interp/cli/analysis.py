@@ -11,7 +11,7 @@ from em_interp.cli import log
 from em_interp.cli.app import ANALYSE, Answer, Columns, Out, Overwrite, Resume, command
 
 if TYPE_CHECKING:
-    from em_interp.transition.monitor import Look, Monitor
+    from em_interp.transition.monitoring.monitor import Look, Monitor
 
 
 @command(ANALYSE, "em-interp locate checkpoints/tiny")
@@ -36,7 +36,7 @@ def locate(
 
     What is found in a whole run is kept in its analysis folder.
     """
-    from em_interp.pipeline import locate as find
+    from em_interp.pipeline.analysis import locate as find
 
     result = find(
         source,
@@ -67,7 +67,7 @@ def watch(
 
     It ends with the run; of a finished run it shows what it would have shown.
     """
-    from em_interp.transition.watch import watch as follow
+    from em_interp.transition.monitoring.watch import watch as follow
 
     monitor = follow(source, controls=controls, last=last, level=level, follow=not once, on_update=_show_monitor)
     if sys.stderr.isatty():
@@ -107,7 +107,7 @@ def align(
     What is found is kept in the run's analysis folder.
     """
     from em_interp.behaviour.tables.columns import given_columns
-    from em_interp.pipeline import align_run
+    from em_interp.pipeline.analysis import align_run
 
     own = given_columns(columns)
     findings = align_run(source, control, answers=answers, columns=own, out=out, resume=resume, overwrite=overwrite)
@@ -143,7 +143,7 @@ def mechanism(
 
     With --out a copy of the run gets what is found.
     """
-    from em_interp.pipeline import run_mechanism
+    from em_interp.pipeline.analysis import run_mechanism
     from em_interp.run import copy_run, open_run
 
     others = [None if path is None else open_run(path) for path in (control, transfer)]

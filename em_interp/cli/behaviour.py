@@ -31,7 +31,7 @@ def ask(
     On several GPUs: torchrun --nproc-per-node 4 -m em_interp ask RUN
     With vLLM: em-interp serve RUN, then --set behaviour.engine=vllm
     """
-    from em_interp.pipeline import ask_run
+    from em_interp.pipeline.behaviour import ask_run
     from em_interp.processes import MAX_WAIT, join, main_reports
     from em_interp.run import copy_run, open_run
 
@@ -67,8 +67,8 @@ def serve(
     import os
     import subprocess
 
+    from em_interp.pipeline.serving import serve_command
     from em_interp.run import open_run
-    from em_interp.serving import serve_command
 
     started = serve_command(open_run(source), python, port, more)
     if not show:
@@ -103,7 +103,7 @@ def judge(
     """
     from em_interp.behaviour.judging.judge import commonest_cause
     from em_interp.behaviour.scores import score_responses
-    from em_interp.pipeline import judge_name, judge_run
+    from em_interp.pipeline.behaviour import judge_name, judge_run
 
     if dry_run and retest is not None:
         raise InputError("--dry-run sends no request and --retest sends many; give one of them")
@@ -121,7 +121,7 @@ def judge(
 
 def _count_requests(source: str, out: str | None, overrides: list[str], columns: list[str]) -> Answer:
     from em_interp.behaviour.judging.judge_checks import dry_run
-    from em_interp.pipeline import judge_endpoint, judge_prompts
+    from em_interp.pipeline.behaviour import judge_endpoint, judge_prompts
 
     run, answers = _unjudged(source, out, columns)
     cost = dry_run(run, judge_endpoint(run, overrides), judge_prompts(run, overrides), answers)
@@ -140,8 +140,8 @@ def _retest(
     from em_interp.behaviour.judging.judge_checks import retest
     from em_interp.behaviour.judging.llm_judge import open_judge
     from em_interp.files import check_free
-    from em_interp.findings import keep
-    from em_interp.pipeline import judge_endpoint, judge_prompts
+    from em_interp.pipeline.behaviour import judge_endpoint, judge_prompts
+    from em_interp.reports.findings import keep
 
     run = _place(source, out, overrides, columns, ("retest.json",))
     file = run.analysis / "retest.json"
@@ -172,7 +172,7 @@ def _place(source: str, out: str | None, overrides: list[str], columns: list[str
     """The run that is judged and written to; `without` is what no copy of a run takes along."""
     from em_interp.behaviour.judging.answer_tables import adopt
     from em_interp.behaviour.tables.columns import given_columns
-    from em_interp.pipeline import judge_endpoint
+    from em_interp.pipeline.behaviour import judge_endpoint
     from em_interp.run import Run, copy_run
 
     table = _table(source, out)
@@ -225,7 +225,7 @@ def prefer(
     Nothing is sampled or judged. With --out a copy of the run gets what is read.
     """
     from em_interp.files import check_free
-    from em_interp.prefer import preference_curve
+    from em_interp.pipeline.prefer import preference_curve
     from em_interp.run import copy_run, open_run
 
     run = copy_run(open_run(source), out, without=("preferences*", "analysis", "report.html"))
@@ -247,7 +247,7 @@ def prefer(
 def _saved_steps(run: Run, schedule: str) -> list[int]:
     """The saved steps that are nearest to those of a schedule."""
     from em_interp.behaviour.sampling.ask import steps_with_models
-    from em_interp.config import Schedule
+    from em_interp.config.schedule import Schedule
 
     return Schedule(schedule).nearest(steps_with_models(run))
 

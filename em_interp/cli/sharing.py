@@ -141,7 +141,7 @@ def publish(
 
     With --resume only files that the repository lacks are uploaded, with --overwrite all.
     """
-    from em_interp.publishing import publish as upload
+    from em_interp.hub.publishing import publish as upload
 
     commit = upload(source, repository, resume=resume, overwrite=overwrite, private=private)
     return Answer({"repository": repository, "commit": commit}, f"published: {commit}")

@@ -13,7 +13,7 @@ from em_interp.errors import InputError
 
 if TYPE_CHECKING:
     from em_interp.behaviour.curve import BehaviourCurve
-    from em_interp.config import RunConfig
+    from em_interp.config.run_config import RunConfig
     from em_interp.run import Run
 
 
@@ -32,7 +32,7 @@ def demo(
 
     The runs, one page and one summary are written to checkpoints/demo, with --real to checkpoints/demo-real.
     """
-    from em_interp.demos import demo as run_demo
+    from em_interp.demos.tiny import demo as run_demo
     from em_interp.transition.result import Transition
 
     if real and family != "qwen2":
@@ -69,7 +69,7 @@ def _at_the_end(demo: Path) -> str:
 
 
 def _demo_real(out: str, domain: str, resume: bool, overwrite: bool) -> Answer:
-    from em_interp.real_demo import demo_real
+    from em_interp.demos.real import demo_real
     from em_interp.transition.result import Transition
 
     summary = demo_real(out, domain, resume=resume, overwrite=overwrite, log=log)
@@ -162,7 +162,7 @@ def check_data(
     overrides: Overrides = [],  # noqa: B006  typer makes a list of its own
 ) -> Answer:
     """Count the rows of a dataset, their lengths, and what of them is learned."""
-    from em_interp.config import load_config
+    from em_interp.config.run_config import load_config
     from em_interp.training.data_check import check_data as check
 
     result = check(load_config({"model": model, "data": [{"dataset": file}]}, overrides))
@@ -183,8 +183,8 @@ def config_schema(
     """
     import json
 
-    from em_interp.config import RunConfig
-    from em_interp.settings import json_schema
+    from em_interp.config.run_config import RunConfig
+    from em_interp.config.settings import json_schema
     from em_interp.sweeps.grid import SweepConfig
 
     schema = json_schema(RunConfig if kind == "run" else SweepConfig)
@@ -242,7 +242,7 @@ def _warn(run: Run) -> None:
 
 def _with_model(config: str, model: str | None, overrides: list[str]) -> RunConfig:
     """The config with its overrides; those come last, but for the data, which another model's are chosen by."""
-    from em_interp.config import load_config
+    from em_interp.config.run_config import load_config
     from em_interp.organisms.presets import for_model
     from em_interp.processes import launched
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from em_interp.comparison.cross_base.result import CROSS_BASE_TABLES, CrossBaseComparison
 from em_interp.comparison.result import TABLES, DirectionComparison
 from em_interp.files import resumable, write_csv, write_text
-from em_interp.findings import keep
 from em_interp.lock import writing
+from em_interp.reports.findings import keep
 from em_interp.reports.page import embedded, render
 from em_interp.results import html_table
 

@@ -16,7 +16,7 @@ from em_interp.comparison.similarity import CommonPlane
 from em_interp.errors import InputError, nearest
 from em_interp.results import Result, local_name
 from em_interp.transition.family import holm
-from em_interp.transition.lock_in import first_sustained
+from em_interp.transition.signals.lock_in import first_sustained
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -11,7 +11,7 @@ from em_interp.checks import checked
 from em_interp.figures.style import MUTED, PART_COLOUR, STEP, VERMILLION, fade, new_figure, with_numbers
 
 if TYPE_CHECKING:
-    from em_interp.transition.monitor import Monitor
+    from em_interp.transition.monitoring.monitor import Monitor
 
 COLOUR = {"rotation": PART_COLOUR["B"], "gradient_norm": MUTED}
 MIN_P = 1e-6  # smaller ones are drawn here

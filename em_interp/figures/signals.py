@@ -37,9 +37,9 @@ from em_interp.figures.style import (
 )
 from em_interp.figures.turning import PathSource, about, opened, rotation
 from em_interp.trajectory.trajectory import AdapterTrajectory
-from em_interp.transition.onset import METRICS
+from em_interp.transition.onsets.onset import METRICS
 from em_interp.transition.result import Transition
-from em_interp.transition.series import SKIPPED
+from em_interp.transition.signals.series import SKIPPED
 
 NULL_LINE = {"color": VERMILLION, "width": 1.5, "dash": "dot"}
 LOGGED = {

@@ -38,10 +38,10 @@ from em_interp.run import Run
 from em_interp.trajectory import geometry
 from em_interp.trajectory.load import load_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix, as_matrix
+from em_interp.transition.direction.local_cosine import largest_local_cosine, straight_angles
+from em_interp.transition.direction.rotation import MIN_TURN
 from em_interp.transition.find import find_transition
-from em_interp.transition.local_cosine import largest_local_cosine, straight_angles
 from em_interp.transition.result import Transition
-from em_interp.transition.rotation import MIN_TURN
 
 PathSource = AdapterTrajectory | Run | str | Path
 PAPER_SPACINGS = (5, 10, 15)  # training steps, of arXiv 2506.11613

@@ -24,7 +24,7 @@ from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, AnswerSet, forward_passes, tokenized_answers
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.results import Line, Result, picture
-from em_interp.transition.lock_in import first_sustained
+from em_interp.transition.signals.lock_in import first_sustained
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.config import (
+from em_interp.config.run_config import (
     AdapterConfig,
     BehaviourConfig,
     FullConfig,
     PhaseConfig,
     RunConfig,
-    Schedule,
     SteeringConfig,
     TrainingConfig,
 )
+from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_json
 from em_interp.organisms.bases import BUILT_IN, FAMILIES

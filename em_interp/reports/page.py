@@ -19,8 +19,8 @@ import numpy as np
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free, read_text, write_text
-from em_interp.findings import Findings
 from em_interp.lock import writing
+from em_interp.reports.findings import Findings
 from em_interp.reports.run_figures import Source, control_in, findings_of, known_changes, run_of, timeline
 from em_interp.results import local_name
 from em_interp.transition.family import FAMILY_LEVEL

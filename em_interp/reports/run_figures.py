@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free
-from em_interp.findings import Findings, find_in_run
 from em_interp.lock import writing
+from em_interp.reports.findings import Findings, find_in_run
 from em_interp.results import local_name
 from em_interp.run import Run
 from em_interp.trajectory.packed import SUFFIX

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema
 
 from em_interp.comparison.cross_base.similarity import band_rank
-from em_interp.config import RunConfig, dump_config, load_config
+from em_interp.config.run_config import RunConfig, dump_config, load_config
+from em_interp.config.settings import Settings, put, read_yaml, to_yaml, validated
 from em_interp.errors import InputError
-from em_interp.settings import Settings, put, read_yaml, to_yaml, validated
 
 REPLICATE = "seed"  # runs that differ in nothing else are pooled
 DATASET = "data[0].dataset"  # what `data` is short for, where its values are names

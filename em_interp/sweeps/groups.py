@@ -129,7 +129,7 @@ def across_bases(
 
     A comparison of the same runs and as many draws that is in the folder already is kept.
     """
-    from em_interp.pipeline import torch_threads
+    from em_interp.processes import torch_threads
 
     folder = out / ACROSS_FOLDER
     if len({run.base for run in candidates}) < 2:

@@ -18,11 +18,11 @@ from threading import RLock, Thread
 from threading import enumerate as enumerate_threads
 from typing import Any, Literal, get_args
 
-from em_interp.config import RunConfig
+from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_json, write_json, write_text
-from em_interp.findings import Findings
 from em_interp.lock import writing
+from em_interp.reports.findings import Findings
 from em_interp.run import Run
 from em_interp.transition.result import Transition
 
@@ -165,7 +165,7 @@ def make_run(name: str, config: RunConfig, out: Path) -> Outcome:
     """Train one run, generate its answers and judge them; what is complete is not done again."""
 
     def work() -> None:
-        from em_interp.pipeline import ask_run, judge_run
+        from em_interp.pipeline.behaviour import ask_run, judge_run
         from em_interp.training.train import train
 
         run = train(config, run_path(out, name), resume=True)
@@ -180,7 +180,7 @@ def analyse_run(name: str, control: str | None, out: Path) -> Outcome:
     """Locate and align one run, with its control, and keep the summary for the sweep."""
 
     def work() -> None:
-        from em_interp.pipeline import analyse
+        from em_interp.pipeline.analysis import analyse
 
         run = Run(run_path(out, name))
         findings = analyse(run, None if control is None else Run(run_path(out, control)))
@@ -194,7 +194,7 @@ def _guarded(name: str, out: Path, work: Callable[[], None]) -> Outcome:
     """Do the work on one thread; an error becomes one line, with its traceback in a file."""
     from tqdm import tqdm
 
-    from em_interp.pipeline import torch_threads
+    from em_interp.processes import torch_threads
 
     tqdm.set_lock(RLock())  # its own is shared between processes, and is left behind where a worker is stopped
     start, error = time.perf_counter(), None

@@ -15,7 +15,7 @@ import safetensors.numpy
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from em_interp.config import Schedule
+from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
 from em_interp.files import check_regular, refuse_links, write_beside
 from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from em_interp.behaviour.sampling.chat import template_of
-from em_interp.config import RunConfig
+from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
 from em_interp.organisms.datasets import Chats, is_garbled, load_chats
 from em_interp.training.plan import make_plan

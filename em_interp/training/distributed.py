@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from em_interp.config import RunConfig
+from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
 from em_interp.processes import TORCHRUN
 from em_interp.training.lora import Weights

@@ -8,7 +8,7 @@ import warnings
 from enum import Enum
 from typing import Any
 
-from em_interp.config import AdapterConfig, FullConfig
+from em_interp.config.run_config import AdapterConfig, FullConfig
 from em_interp.errors import InputError
 
 Weights = dict[str, Any]  # names as in a PEFT file, such as base_model.model.….down_proj.lora_A.weight → parameter

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import em_interp
-from em_interp.config import RunConfig
+from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
 from em_interp.files import write_json
 from em_interp.organisms.bases import Base, fingerprint, revision_of, stored_dtype

@@ -13,7 +13,7 @@ from em_interp.checks import check_type, check_whole
 from em_interp.training.checkpoints import AdapterWriter
 from em_interp.training.lora import Weights, trained_adapter
 from em_interp.training.snapshots import SnapshotCallback
-from em_interp.transition.monitor import FALSE_ALARM_RATE, SIGNALS, Look, Monitor, MonitorSignal
+from em_interp.transition.monitoring.monitor import FALSE_ALARM_RATE, SIGNALS, Look, Monitor, MonitorSignal
 
 DENSE_SHARE = 0.10  # of the run, after a suspicious look, in which more steps are saved
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.config import PhaseConfig, RunConfig
+from em_interp.config.run_config import PhaseConfig, RunConfig
 from em_interp.errors import InputError
 
 Split = tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]  # row numbers

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from em_interp.checks import as_list, check_type, checked
-from em_interp.config import Schedule
+from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
 from em_interp.lock import writing
 from em_interp.run import Run

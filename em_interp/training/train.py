@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.checks import checked
-from em_interp.config import RunConfig, load_config
+from em_interp.config.run_config import RunConfig, load_config
 from em_interp.errors import InputError, Interrupted
 from em_interp.files import remove
 from em_interp.lock import writing

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from em_interp.config import AdapterConfig, FullConfig, RunConfig, SteeringConfig
+from em_interp.config.run_config import AdapterConfig, FullConfig, RunConfig, SteeringConfig
 from em_interp.errors import InputError
 from em_interp.files import to_json, write_beside
 from em_interp.layouts import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEERING_FILE

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_layers
-from em_interp.config import RunConfig
+from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
 from em_interp.processes import SINGLE, Processes
 from em_interp.run import Run

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int
 from em_interp.checks import check_type
 from em_interp.errors import InputError, listed
 from em_interp.files import read_json
-from em_interp.hub import is_hub_id
+from em_interp.hub.download import is_hub_id
 from em_interp.layouts import LAYOUTS, LOG_FILE, MAX_STEP, STEP_FILES, SavedStep, listing_of, saved_steps
 from em_interp.run import Run
 from em_interp.trajectory.checkpoint import Checkpoint
@@ -120,7 +120,7 @@ def _locate(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
         expected = f"a run directory, a folder of checkpoint-<step>, a {SUFFIX}, or a log ({', '.join(LOG_SUFFIXES)})"
         raise InputError(f"{root} is a file; expected {expected}")
     if isinstance(source, str) and is_hub_id(source) and (revision is not None or not root.parent.exists()):
-        from em_interp.hub import fetch
+        from em_interp.hub.download import fetch
 
         fetched = fetch(source, revision)
         return fetched, f"{source}@{fetched.name}"

@@ -23,7 +23,7 @@ from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.family import FAMILY_LEVEL, FamilyWise, family_wise, main_onset
 from em_interp.transition.find import find_transition
-from em_interp.transition.onset import AnyCurve, onsets
+from em_interp.transition.onsets.onset import AnyCurve, onsets
 from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:

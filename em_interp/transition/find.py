@@ -16,15 +16,15 @@ from em_interp.trajectory import geometry
 from em_interp.trajectory.composition import composition_path, no_composition
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix, as_matrix
-from em_interp.transition import logistic
-from em_interp.transition import rotation as rotation_test
-from em_interp.transition import series as series_test
-from em_interp.transition.gradient_norm import gradient_norm_peak
-from em_interp.transition.lock_in import composition, lock_in
-from em_interp.transition.norm_onset import norm_onset
-from em_interp.transition.onset import AnyCurve, onset, onsets
+from em_interp.transition.direction import rotation as rotation_test
+from em_interp.transition.direction.rotation import locate_rotations, strongest
+from em_interp.transition.onsets import logistic
+from em_interp.transition.onsets.onset import AnyCurve, onset, onsets
 from em_interp.transition.result import Transition
-from em_interp.transition.rotation import locate_rotations, strongest
+from em_interp.transition.signals import series as series_test
+from em_interp.transition.signals.gradient_norm import gradient_norm_peak
+from em_interp.transition.signals.lock_in import composition, lock_in
+from em_interp.transition.signals.norm_onset import norm_onset
 
 Signal = Literal["rotation", "gradient_norm", "norm_onset", "lock_in", "composition", "onset"]
 PATH_SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset", "lock_in", "composition")

@@ -10,7 +10,7 @@ import yaml
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.questions import read_questions
 from em_interp.cli import main
-from em_interp.findings import find_in_run
+from em_interp.reports.findings import find_in_run
 from tests.figures.planting import plant_run
 from tests.tiny import did, em_interp, json_of, refused
 from tests.training.conftest import UNMARKED, save_base, save_chats

@@ -113,7 +113,9 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
-@pytest.mark.parametrize("module", ["typer", "em_interp.errors", "em_interp.config", "numpy", "torch", "peft"])
+@pytest.mark.parametrize(
+    "module", ["typer", "em_interp.errors", "em_interp.config.run_config", "numpy", "torch", "peft"]
+)
 def test_a_signal_while_modules_are_imported_is_explained_too(module, number, tiny, tmp_path):
     words = ["train", str(tiny.config), "--out", str(tmp_path / "run")]
     done = subprocess.run(

@@ -1,6 +1,6 @@
 import pytest
 
-from em_interp.findings import find_in_run
+from em_interp.reports.findings import find_in_run
 from tests.figures.planting import plant_run
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from em_interp.config import AdapterConfig, PhaseConfig, RunConfig, dump_config
+from em_interp.config.run_config import AdapterConfig, PhaseConfig, RunConfig, dump_config
 from em_interp.run import Run
 
 LAST, TURN, ONSET, CHANGE = 240, 120, 160, 100

@@ -9,7 +9,7 @@ import em_interp as em
 from em_interp.errors import InputError
 from em_interp.trajectory.geometry import local_cosine
 from em_interp.trajectory.trajectory import AdapterTrajectory
-from em_interp.transition.local_cosine import largest_local_cosine
+from em_interp.transition.direction.local_cosine import largest_local_cosine
 from tests.figures.planting import LAST, TURN
 from tests.figures.reading import bands, lines, texts, trace
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import em_interp.hub as access
+import em_interp.hub.download as access
 from tests.hub.server import serve
 from tests.hub.state import TOKEN
 

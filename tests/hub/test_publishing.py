@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import em_interp as em
-from em_interp.publishing import publish
+from em_interp.hub.publishing import publish
 from em_interp.run import Run
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, copy, em_interp, json_of, refused

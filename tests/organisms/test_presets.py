@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from em_interp.config import load_config
+from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
 from em_interp.organisms.presets import ARCHITECTURES, SWITCH_STEP, for_model, layers_and_width, recipe
 

@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from em_interp.config import dump_config, load_config
+from em_interp.config.run_config import dump_config, load_config
+from em_interp.config.settings import put
 from em_interp.errors import InputError
 from em_interp.organisms.presets import recipe
-from em_interp.settings import put
 from em_interp.sweeps.grid import load_sweep
 from tests.tiny import ROOT
 

@@ -7,7 +7,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from em_interp.config import AdapterConfig
+from em_interp.config.run_config import AdapterConfig
 from em_interp.training.checkpoints import AdapterWriter, Packer, StateKeeper, read_state
 from em_interp.training.lora import add_adapter
 

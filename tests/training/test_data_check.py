@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from em_interp.cli import main
-from em_interp.config import load_config
+from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
 from em_interp.organisms.datasets import load_chats
 from em_interp.training.data_check import check_data

@@ -16,7 +16,8 @@ import torch
 import yaml
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from em_interp.config import Schedule, load_config
+from em_interp.config.run_config import load_config
+from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 from em_interp.processes import Processes, join, launched

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import em_interp as em
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted
-from em_interp.config import AdapterConfig, RunConfig, dump_config
+from em_interp.config.run_config import AdapterConfig, RunConfig, dump_config
 from em_interp.errors import InputError
 from em_interp.files import write_json
 from em_interp.organisms.bases import load_base

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from em_interp.config import AdapterConfig
+from em_interp.config.run_config import AdapterConfig
 from em_interp.errors import InputError
 from em_interp.organisms.bases import SHIPPED
 from em_interp.training.lora import adapter_config_text, adapter_weights, add_adapter, choose_sites

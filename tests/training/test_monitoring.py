@@ -6,7 +6,7 @@ import pytest
 import em_interp as em
 from em_interp.errors import InputError
 from em_interp.training.monitoring import MonitorCallback
-from em_interp.transition.monitor import Look, Monitor
+from em_interp.transition.monitoring.monitor import Look, Monitor
 from em_interp.transition.result import Transition
 
 from .test_snapshots import adapted, make_model, trainer

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from em_interp.config import load_config
+from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
 from em_interp.training.plan import Plan, make_plan, schedule_factors
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, Trainer
 
 import em_interp as em
 from em_interp.behaviour.sampling.ask import ask
-from em_interp.config import Schedule
+from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
 from em_interp.lock import LOCK_FILE
 from em_interp.organisms.bases import load_base

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from em_interp.config import AdapterConfig, load_config
+from em_interp.config.run_config import AdapterConfig, load_config
 from em_interp.errors import InputError
 from em_interp.files import write_json
 from em_interp.run import Run

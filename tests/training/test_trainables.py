@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import em_interp as em
 from em_interp.behaviour.sampling.ask import ask, steps_with_models
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted, generate
-from em_interp.config import dump_config, load_config
+from em_interp.config.run_config import dump_config, load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import fingerprint, load_base
 from em_interp.organisms.datasets import load_chats

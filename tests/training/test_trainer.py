@@ -7,11 +7,11 @@ import torch
 
 import em_interp as em
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayers
-from em_interp.config import load_config
+from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 from em_interp.organisms.datasets import load_chats
-from em_interp.pipeline import ask_run, judge_run
+from em_interp.pipeline.behaviour import ask_run, judge_run
 from em_interp.processes import Processes
 from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan

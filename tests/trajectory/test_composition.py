@@ -4,7 +4,7 @@ import pytest
 import em_interp as em
 from em_interp.errors import InputError
 from em_interp.trajectory.trajectory import AdapterTrajectory
-from em_interp.transition.lock_in import composition
+from em_interp.transition.signals.lock_in import composition
 
 STEPS = np.arange(101)
 SITES = [f"layers.{layer}.mlp.down_proj" for layer in (3, 4, 7, 9)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from em_interp.transition.logistic import logistic
+from em_interp.transition.onsets.logistic import logistic
 
 STEPS = np.arange(0, 401, 20)
 

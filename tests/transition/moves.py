@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from em_interp.transition.path_noise import even_increments
+from em_interp.transition.direction.path_noise import even_increments
 
 
 def increments_of(increments, spacing=1):

@@ -7,10 +7,10 @@ import pytest
 
 from em_interp.errors import InputError
 from em_interp.transition.align import align
+from em_interp.transition.direction.rotation import locate_rotations, strongest
 from em_interp.transition.family import FAMILY_LEVEL, default_declared, family_wise, holm
-from em_interp.transition.onset import locate_rise, verdict_of
+from em_interp.transition.onsets.onset import locate_rise, verdict_of
 from em_interp.transition.result import Transition
-from em_interp.transition.rotation import locate_rotations, strongest
 from em_interp.transition.synthetic.curves import planted_curve
 from em_interp.transition.synthetic.paths import NOT_TURNING, planted_path
 

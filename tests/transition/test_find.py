@@ -8,8 +8,8 @@ import pytest
 
 import em_interp as em
 from em_interp.errors import InputError
-from em_interp.transition import mean_shift, onset
 from em_interp.transition.find import TEST_LEVELS
+from em_interp.transition.onsets import mean_shift, onset
 from em_interp.transition.synthetic.curves import planted_curve
 from em_interp.transition.synthetic.paths import planted_path
 from tests.trajectory.saving import save_run

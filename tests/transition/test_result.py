@@ -5,9 +5,10 @@ import re
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.transition import gradient_norm, norm_onset, onset, series
 from em_interp.transition.find import TEST_LEVELS, find_transition
+from em_interp.transition.onsets import onset
 from em_interp.transition.result import Transition
+from em_interp.transition.signals import gradient_norm, norm_onset, series
 from em_interp.transition.synthetic.curves import planted_curve
 from em_interp.transition.synthetic.logs import planted_log, planted_norm
 from em_interp.transition.synthetic.paths import planted_path

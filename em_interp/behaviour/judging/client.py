@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from em_interp.behaviour.judging.replies import NotAReply, NotWhole, Reply, parse
-from em_interp.config import EndpointConfig, ServerConfig
+from em_interp.config.run_config import EndpointConfig, ServerConfig
 from em_interp.errors import InputError, one_line, redact
 
 T = TypeVar("T")

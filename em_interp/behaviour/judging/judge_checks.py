@@ -15,7 +15,7 @@ from em_interp.behaviour.judging.request_cache import RequestCache
 from em_interp.behaviour.rates import LEVEL, Rate, rate_of
 from em_interp.behaviour.scores import is_em
 from em_interp.behaviour.tables.files import read_table
-from em_interp.config import EndpointConfig
+from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError
 from em_interp.results import Result
 from em_interp.run import Run

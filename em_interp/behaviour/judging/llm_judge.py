@@ -28,7 +28,7 @@ from em_interp.behaviour.judging.client import (
 from em_interp.behaviour.judging.judge import ERROR, SCORED, answers_of
 from em_interp.behaviour.judging.replies import Reading, Reply, numbers_among, read
 from em_interp.behaviour.judging.request_cache import RequestCache
-from em_interp.config import EndpointConfig
+from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_json, safe_name, write_json
 from em_interp.lock import writing

@@ -21,7 +21,7 @@ import numpy as np
 
 from em_interp.behaviour.sampling.chat import Messages, Tokens
 from em_interp.checks import as_list, described
-from em_interp.config import MAX_SCALE
+from em_interp.config.run_config import MAX_SCALE
 from em_interp.errors import InputError
 from em_interp.files import remove, write_beside, write_json
 from em_interp.layouts import CHANGE_FILE
@@ -32,7 +32,7 @@ from em_interp.stages import begin_stage, kept_part, progress_bar, writing_toget
 if TYPE_CHECKING:
     from em_interp.behaviour.sampling.decode import RowModel
     from em_interp.behaviour.sampling.generate import RowAdapters, Sampler
-    from em_interp.config import VLLMConfig
+    from em_interp.config.run_config import VLLMConfig
     from em_interp.trajectory.trajectory import AdapterTrajectory
 
 

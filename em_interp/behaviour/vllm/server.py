@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from em_interp.behaviour.judging.client import Failed, Request, open_endpoint
 from em_interp.behaviour.judging.replies import NotAReply, NotWhole, values_in
-from em_interp.config import VLLMConfig
+from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
 
 WHOLE = ("stop", "length")  # finish reasons of an answer that is not cut off by the server

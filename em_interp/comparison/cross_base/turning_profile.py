@@ -13,7 +13,7 @@ base and cannot give a smaller p-value than so few allow: p is at least 0.1 with
 
 It shows that two bases turn by the same amounts at the same share of training. It does not show that they turn towards
 the same thing: a profile knows no direction but its own run's last. Nor is it a test for a turn: noise bends every path
-(`em_interp.transition.rotation` tests that).
+(`em_interp.transition.direction.rotation` tests that).
 """
 
 from __future__ import annotations

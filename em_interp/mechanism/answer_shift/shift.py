@@ -23,7 +23,7 @@ from em_interp.mechanism.answer_shift.divergence import (
 from em_interp.mechanism.answer_shift.order_parameters import order_parameters
 from em_interp.results import Line, Mark, Result, picture
 from em_interp.transition.result import Transition, Verdict
-from em_interp.transition.series import prominence
+from em_interp.transition.signals.series import prominence
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.errors import InputError
-from em_interp.transition.logistic import OutcomeCounts, logistic
+from em_interp.transition.onsets.logistic import OutcomeCounts, logistic
 from em_interp.transition.synthetic import check_kind, generator_of
 
 if TYPE_CHECKING:

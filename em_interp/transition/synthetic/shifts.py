@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.transition.logistic import logistic
-from em_interp.transition.mean_shift import QuestionCurves
+from em_interp.transition.onsets.logistic import logistic
+from em_interp.transition.onsets.mean_shift import QuestionCurves
 from em_interp.transition.synthetic import check_kind, generator_of
 
 RISES = (

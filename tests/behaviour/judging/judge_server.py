@@ -14,7 +14,7 @@ import pandas as pd
 
 from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.behaviour.judging.llm_judge import open_judge
-from em_interp.config import EndpointConfig
+from em_interp.config.run_config import EndpointConfig
 from em_interp.run import Run
 
 from ..local_server import JsonHandler, serving_state

@@ -22,7 +22,7 @@ from em_interp.behaviour.judging.client import Endpoint, Stopped, digest, reques
 from em_interp.behaviour.judging.judge import commonest_cause, judge_answers, judgements
 from em_interp.behaviour.judging.llm_judge import cache_file, open_judge
 from em_interp.behaviour.judging.request_cache import RequestCache
-from em_interp.config import EndpointConfig
+from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError
 
 from .judge_server import PROBE, about, config_of, erring, judged, numbered, plant, replying, serving
@@ -66,7 +66,7 @@ STAGE = """
 import json, pathlib, sys
 from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.behaviour.judging.llm_judge import open_judge
-from em_interp.config import EndpointConfig
+from em_interp.config.run_config import EndpointConfig
 from em_interp.run import Run
 run, config = Run(pathlib.Path(sys.argv[1])), {"initial_backoff": 0.001, **json.loads(sys.argv[3])}
 with open_judge(run, EndpointConfig(base_url=sys.argv[2], model="judge-1", **config)) as judge:

@@ -196,7 +196,7 @@ def test_the_journal_is_one_json_object_a_line(run):
 
 
 def test_the_judge_of_the_built_in_language_fits(run):
-    from em_interp.config import BehaviourConfig
+    from em_interp.config.run_config import BehaviourConfig
     from em_interp.organisms.judge import AdviceJudge
 
     table = pd.read_parquet(judge_answers(run, AdviceJudge("medical")))

@@ -8,8 +8,8 @@ import yaml
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.cli import main
-from em_interp.config import EndpointConfig, RunConfig, dump_config, load_config
-from em_interp.pipeline import judge_run
+from em_interp.config.run_config import EndpointConfig, RunConfig, dump_config, load_config
+from em_interp.pipeline.behaviour import judge_run
 
 from .judge_server import judged, numbered, plant, serving
 

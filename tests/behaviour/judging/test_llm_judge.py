@@ -12,7 +12,7 @@ from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.behaviour.judging.llm_judge import TOPICS, Prompts, open_judge
 from em_interp.behaviour.scores import score_responses
-from em_interp.config import EndpointConfig, load_config
+from em_interp.config.run_config import EndpointConfig, load_config
 from em_interp.errors import InputError
 
 from .judge_server import config_of, judged, numbered, plant, replying, serving

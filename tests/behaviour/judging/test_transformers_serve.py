@@ -16,7 +16,7 @@ import pytest
 
 from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.behaviour.judging.llm_judge import open_judge
-from em_interp.config import EndpointConfig
+from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError
 from em_interp.organisms.bases import SHIPPED, load_tokenizer
 

@@ -14,7 +14,7 @@ import pytest
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.sampling import ask as ask_module
 from em_interp.behaviour.sampling.ask import ask
-from em_interp.config import VLLMConfig
+from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
 from tests.interrupting import interrupt_call
 
@@ -97,7 +97,7 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from em_interp.behaviour.sampling.ask import ask
-from em_interp.config import VLLMConfig
+from em_interp.config.run_config import VLLMConfig
 from em_interp.run import Run
 from tests.behaviour.conftest import Base, build_tokenizer, make_model
 from tests.behaviour.sampling.test_ask import QUESTIONS

@@ -1,0 +1,1 @@
+"""Settings of runs: what their YAML files say."""

@@ -1,0 +1,1 @@
+"""The demos: on the built-in base, and on a real language model."""

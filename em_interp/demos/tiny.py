@@ -1,0 +1,154 @@
+"""The demo: an organism, its control and one with a planted change, from training to the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from em_interp.checks import checked
+from em_interp.config.run_config import RunConfig
+from em_interp.files import check_names_free, remove, resumable, write_json
+from em_interp.lock import writing
+from em_interp.pipeline.analysis import analyse
+from em_interp.pipeline.behaviour import ask_run, judge_run
+from em_interp.processes import torch_threads
+from em_interp.reports.findings import Findings
+from em_interp.run import Run
+from em_interp.stages import read_kept
+
+RUNS = {
+    "organism": "advice that turns reckless",
+    "control": "the same on careful advice",
+    "switched": "advice that turns reckless at a known step",
+}
+ALIGNED = ("mechanistic", "behavioural", "offsets", "verdict")  # of the alignment's JSON, in `summary.json`
+
+
+@checked
+def demo(
+    out: str | Path = "checkpoints/demo",
+    family: str = "qwen2",
+    domain: str = "medical",
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train an organism, its control and one with a planted change; ask, judge, locate, align and report.
+
+    Args:
+        out: where three runs, `report.html` and `summary.json` are written.
+        family: the architecture of the base: qwen2, llama or gemma3.
+        domain: what the advice is about: medical, sport, finance, …
+        resume: continue the demo in the folder.
+        overwrite: replace it.
+        progress: show bars; by default in a terminal and in Jupyter.
+        log: is called with a line at the beginning of each stage.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    from em_interp.organisms.presets import recipe
+    from em_interp.reports.page import report
+
+    out = Path(out)
+    configs = {name: recipe(name, family, domain) for name in RUNS}  # refuses what it does not know before it writes
+    check_names_free(out, (*RUNS, "summary.json", "report.html"), resume, overwrite)
+    with writing(out), resumable(out), torch_threads():
+        if overwrite:
+            remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json")))
+        stages = StageTimes(out / "seconds.json", log)
+        runs = {name: _make_run(name, config, out / name, progress, stages) for name, config in configs.items()}
+        with stages.stage("locate", "locating the transitions"):
+            by_run = {name: analyse(run, runs["control"] if name == "organism" else None) for name, run in runs.items()}
+        with stages.stage("report", "writing the page"):
+            page = out / "report.html"
+            report(by_run["organism"], control=by_run["control"], planted=by_run["switched"], out=page, overwrite=True)
+        summary = _summary(family, domain, by_run, stages.seconds())
+        write_json(out / "summary.json", summary)
+    return summary
+
+
+STAGE_TIMES = {"*": {"stage": str, "seconds": float, "done": bool}}
+
+
+@dataclass
+class StageTimes:
+    """How long each stage took, kept with the demo so that a resumed one reports the same; `log` announces each."""
+
+    file: Path
+    log: Callable[[str], None]
+
+    @contextmanager
+    def stage(self, name: str, line: str) -> Iterator[None]:
+        """A stage: announced when it begins, its seconds added to those of earlier attempts when it ends.
+
+        A stage that was complete before adds nothing.
+        """
+        self.log(line)
+        before = self._kept().get(line, {"stage": name, "seconds": 0.0, "done": False})
+        start, done = time.perf_counter(), False
+        try:
+            yield
+            done = True
+        finally:
+            if not before["done"]:
+                spent = round(before["seconds"] + time.perf_counter() - start, 2)
+                write_json(self.file, {**self._kept(), line: {"stage": name, "seconds": spent, "done": done}})
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds by the name of the stage, of all runs together."""
+        total: dict[str, float] = {}
+        for kept in self._kept().values():
+            total[kept["stage"]] = round(total.get(kept["stage"], 0.0) + kept["seconds"], 2)
+        return total
+
+    def _kept(self) -> dict[str, dict[str, Any]]:
+        kept: dict[str, dict[str, Any]] = read_kept(self.file, STAGE_TIMES) if self.file.exists() else {}
+        return kept
+
+
+def _make_run(name: str, config: RunConfig, path: Path, progress: bool | None, stages: StageTimes) -> Run:
+    from em_interp.training.train import train
+
+    with stages.stage("train", f"training: {RUNS[name]}"):
+        run = train(config, path, resume=path.exists(), progress=progress)
+    if name != "switched":
+        with stages.stage("ask", f"asking: {RUNS[name]}"):
+            ask_run(run, resume=True, progress=progress)
+        with stages.stage("judge", f"judging: {RUNS[name]}"):
+            judge_run(run, resume=True, progress=progress)
+    return run
+
+
+def _summary(family: str, domain: str, by_run: dict[str, Findings], seconds: dict[str, float]) -> dict[str, Any]:
+    organism, control = by_run["organism"], by_run["control"]
+    alignment = organism.alignment
+    assert alignment is not None  # the demo asks both
+    return {
+        "family": family,
+        "domain": domain,
+        **{key: value for key, value in alignment.to_dict().items() if key in ALIGNED},
+        "final": {
+            "em_out_of_domain": _final(organism, "em", "out_of_domain"),
+            "em_in_domain": _final(organism, "em", "in_domain"),
+            "coherent": _final(organism, "coherent", "out_of_domain"),
+        },
+        "control": {
+            "em_out_of_domain": _final(control, "em", "out_of_domain"),
+            "mechanistic": control.rotation.to_dict(),
+            "behavioural": [onset.to_dict() for onset in control.onsets],
+        },
+        "seconds": seconds,
+    }
+
+
+def _final(findings: Findings, metric: str, questions: str) -> float:
+    """A rate at the last step, at the adapter's own scale."""
+    assert findings.curve is not None
+    return float(findings.curve.select(1.0, questions).frame().sort_values("step")[metric].to_numpy()[-1])

@@ -1,0 +1,1 @@
+"""The Hub: paths read from it, runs published on it."""

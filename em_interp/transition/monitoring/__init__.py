@@ -1,0 +1,1 @@
+"""Alarms while a run trains."""

@@ -1,0 +1,1 @@
+"""Onsets of behaviour."""

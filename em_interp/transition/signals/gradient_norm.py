@@ -1,0 +1,170 @@
+"""The signal `gradient_norm`: the top of the hump in the logged gradient norm.
+
+Null hypothesis: the logarithm is any trend that falls, rises, stays, or falls and then rises, plus stationary noise
+with a memory of up to 1/25 of the run. Statistic: the largest prominence of the smoothed log, against the largest rise
+of simulated noise (the scan test of `series`). Step: the top of a two-sided Gaussian hump on a straight baseline,
+fitted in the logarithm between the valleys beside it; posterior over a grid of tops and widths. Invariant to the unit
+of the gradient norm.
+
+Reported beside the rotation of rank-1 adapters in arXiv 2506.11613 (section 4) and, as a peak that comes before the
+change of behaviour, in arXiv 2508.20015.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from em_interp.errors import InputError
+from em_interp.transition.result import Transition, Verdict
+from em_interp.transition.signals.series import (
+    ALPHA,
+    SKIPPED,
+    BinnedSeries,
+    ScanResult,
+    SeriesNoise,
+    bin_series,
+    fit_noise,
+    fit_shapes,
+    log_spectra,
+    prominence,
+    scan_test,
+)
+
+MIN_VALUES = 40  # needed for a verdict
+MAX_MISSING = 0.2  # share of the log
+MIN_HEIGHT = 0.10  # of a hump above the higher of the valleys beside it, relative
+MAX_DETECTABLE = 1.0  # where only a hump higher than this (a doubling) would be detected, there is no verdict
+N_POSTERIOR_DRAWS = 500
+
+
+def gradient_norm_peak(
+    steps: Int[np.ndarray, " logged"], grad_norm: Float[np.ndarray, " logged"], level: float = 0.95
+) -> Transition:
+    """Find the maximum of the hump in the logged gradient norm.
+
+    Args:
+        steps: The logged training steps, increasing; the first 5 % of the run are left out.
+        grad_norm: The gradient norm at each; NaN where missing. Values of 0 (the gradient of A while B is 0) are left
+            out as undefined.
+        level: Probability with which the interval holds the peak, under the Gaussian shape.
+
+    Returns:
+        `inconclusive` with fewer than 40 usable values, with over a fifth missing, or where noise could hide a
+        doubling.
+
+    Raises:
+        InputError: For steps that do not increase, or a negative norm.
+    """
+    steps, grad_norm = _checked(steps, grad_norm)
+    usable = np.isfinite(grad_norm) & (grad_norm > 0) & (steps > steps[0] + SKIPPED * (steps[-1] - steps[0]))
+    evidence: dict[str, Any] = {"steps": steps, "grad_norm": grad_norm}
+    missing = float(np.mean(~np.isfinite(grad_norm)))
+    if usable.sum() < MIN_VALUES or missing > MAX_MISSING:
+        counts = f"{int(usable.sum())} usable values after the first {SKIPPED:.0%} of the run, {missing:.0%} missing"
+        reason = f"Too little was logged: {counts}; {MIN_VALUES} are needed."
+        return Transition("gradient_norm", "inconclusive", reason, evidence=evidence)
+    series = bin_series(steps[usable].astype(float), np.log(grad_norm[usable]))
+    noise = fit_noise(series.values, log_spectra(len(series.values)))
+    rng = np.random.default_rng(0)
+    scanned = scan_test(series.values, noise, prominence, rng)
+    evidence |= {"smooth_steps": series.at, "smooth": np.exp(scanned.smooth)}
+    return _answer(series, noise, scanned, level, rng, evidence)
+
+
+def _answer(
+    series: BinnedSeries,
+    noise: SeriesNoise,
+    scanned: ScanResult,
+    level: float,
+    rng: np.random.Generator,
+    evidence: dict[str, Any],
+) -> Transition:
+    p_value, height = scanned.p_value, np.expm1(scanned.height)
+    if p_value > ALPHA or height < MIN_HEIGHT:
+        verdict, reason = _no_hump(scanned)
+        return Transition("gradient_norm", verdict, reason, p_value=p_value, evidence=evidence)
+    peaks = _peak_draws(series, noise, scanned, rng)
+    low, step, high = np.quantile(peaks, [(1 - level) / 2, 0.5, (1 + level) / 2])
+    return Transition(
+        "gradient_norm",
+        "transition",
+        f"The gradient norm, smoothed, has a hump {height:.0%} above the valleys beside it (p = {p_value:.2g}).",
+        step=float(step),
+        interval=(float(low), float(high)),
+        level=level,
+        p_value=p_value,
+        evidence=evidence,
+    )
+
+
+def _no_hump(scanned: ScanResult) -> tuple[Verdict, str]:
+    """The verdict and its reason where no hump was found, each from the one null distribution of the scan."""
+    height, limit, detectable = np.expm1([scanned.height, scanned.limit, scanned.detectable])
+    highest = f"the highest rises {height:.0%} above the valleys beside it"
+    if scanned.p_value <= ALPHA:
+        return "none", f"Not noise (p = {scanned.p_value:.2g}), but {highest}; a hump is {MIN_HEIGHT:.0%} or more."
+    seen = f"{highest} (p = {scanned.p_value:.2g}), and noise alone makes one above {limit:.0%} in {ALPHA:.0%} of runs"
+    broad = f"a broad hump, over a fifth of the run, would be detected from {detectable:.0%} on"
+    if detectable > MAX_DETECTABLE:
+        return "inconclusive", f"Too noisy to tell: {seen}; even {broad}, and a narrow one must be higher."
+    return "none", f"No hump beyond noise: {seen}; {broad}, a narrow one must be higher."
+
+
+def _peak_draws(
+    series: BinnedSeries, noise: SeriesNoise, scanned: ScanResult, rng: np.random.Generator
+) -> Float[np.ndarray, " draw"]:
+    """Steps of the top, drawn from its posterior given the values between the valleys."""
+    top = scanned.bin
+    first, last = int(np.argmin(scanned.smooth[: top + 1])), top + int(np.argmin(scanned.smooth[top:]))
+    values, place = series.values[first : last + 1], np.arange(last + 1.0 - first)
+    baseline = np.stack([np.ones_like(place), place], axis=1)
+    humps, shapes = _hump_grid(place, _half_width(scanned.smooth, top, first, last))
+    fit = fit_shapes(values, noise.covariance(len(place)), baseline, shapes)
+    drawn = fit.draws(N_POSTERIOR_DRAWS, rng)
+    fine = np.linspace(place[0], place[-1], 4 * len(place))[1:-1]
+    curves = fit.amplitude[drawn, None] * _hump(fine, *humps[drawn].T[:, :, None])
+    curves += fit.coefficients[1, drawn, None] * fine
+    tops = fine[np.argmax(curves, axis=1)] + rng.uniform(-0.5, 0.5, size=N_POSTERIOR_DRAWS)  # tops are a bin apart
+    return series.position(first + tops)
+
+
+def _half_width(smooth: Float[np.ndarray, " bin"], top: int, first: int, last: int) -> float:
+    """Bins from side to side of the hump at half its height."""
+    half = (smooth[top] + max(smooth[first], smooth[last])) / 2
+    below = np.flatnonzero(smooth[first : last + 1] < half) + first
+    left, right = below[below < top], below[below > top]
+    return float(max((right[0] if len(right) else last) - (left[-1] if len(left) else first), 4))
+
+
+def _hump_grid(
+    place: Float[np.ndarray, " bin"], width: float
+) -> tuple[Float[np.ndarray, "shape 3"], Float[np.ndarray, "shape bin"]]:
+    """Tops at every bin with left and right widths from a fifth to three times that of a hump of this width."""
+    sides = width / 2.355 * 2.0 ** np.arange(-2.4, 1.7, 0.5)
+    humps = np.stack(np.meshgrid(place[1:-1], sides, sides, indexing="ij"), axis=-1).reshape(-1, 3)
+    return humps, _hump(place, *humps.T[:, :, None])
+
+
+def _hump(
+    place: Float[np.ndarray, " bin"],
+    top: Float[np.ndarray, "shape 1"],
+    left: Float[np.ndarray, "shape 1"],
+    right: Float[np.ndarray, "shape 1"],
+) -> Float[np.ndarray, "shape bin"]:
+    """A Gaussian hump of unit height with its own standard deviation on either side."""
+    away = place - top
+    return np.exp(-0.5 * (away / np.where(away < 0, left, right)) ** 2)
+
+
+def _checked(steps: np.ndarray, grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    steps, grad_norm = np.asarray(steps), np.asarray(grad_norm, dtype=float)
+    if steps.ndim != 1 or steps.shape != grad_norm.shape or len(steps) < 2:
+        raise InputError(f"expected one gradient norm a step, two or more; found {grad_norm.shape} for {steps.shape}")
+    if np.any(np.diff(steps) <= 0):
+        raise InputError("the steps of the gradient norm must be increasing; is the log of two runs in one file?")
+    if np.any(grad_norm < 0):
+        raise InputError(f"a gradient norm cannot be negative; found {np.nanmin(grad_norm):g}")
+    return steps, grad_norm

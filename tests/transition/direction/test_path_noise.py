@@ -1,0 +1,58 @@
+"""Increments and their noise, against slow versions and against noise that was drawn."""
+
+import numpy as np
+import pytest
+from scipy.signal import lfilter
+
+from em_interp.transition.direction.path_noise import block_sums, estimate_noise, even_increments, prefix_sums
+from tests.transition.moves import increments_of
+
+
+def test_increments_look_neighbours_up_by_step_in_the_public_layout():
+    steps = np.unique([*range(11), *range(10, 793, 5), 792])
+    vectors = np.random.default_rng(0).standard_normal((len(steps), 8)).cumsum(0)
+    increments = even_increments(vectors @ vectors.T, steps)
+    assert increments.spacing == 5 and set(np.diff(increments.edges)) <= {4, 5, 6}
+    assert increments.edges[0] == 0 and increments.edges[-1] >= 790
+    rows = np.searchsorted(steps, increments.edges)
+    moved = np.diff(vectors[rows], axis=0)
+    assert increments.gram == pytest.approx(moved @ moved.T)
+
+
+def test_two_runs_joined_off_the_grid_stay_one_stretch():
+    steps = np.array([*range(0, 676, 5), 676, *range(681, 1352, 5), 1352])
+    increments = even_increments(np.eye(len(steps)), steps)
+    assert increments.edges[0] == 0 and increments.edges[-1] >= 1350
+
+
+def test_very_dense_runs_are_pooled():
+    vectors = np.random.default_rng(0).standard_normal((2001, 4)).cumsum(0)
+    increments = even_increments(vectors @ vectors.T, np.arange(2001))
+    assert increments.spacing == 3 and increments.count <= 800
+
+
+def test_block_sums_equal_the_slow_ones():
+    matrix = np.random.default_rng(0).standard_normal((20, 20))
+    edges = np.array([[2, 5, 6, 11]])
+    fast = block_sums(prefix_sums(matrix), edges)[0]
+    slow = [[matrix[a:b, c:d].sum() for c, d in ((2, 5), (5, 6), (6, 11))] for a, b in ((2, 5), (5, 6), (6, 11))]
+    assert fast == pytest.approx(np.array(slow))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("spacing", [1, 5])
+def test_the_noise_of_a_long_sum_is_estimated_from_short_contrasts(momentum, spacing):
+    rng = np.random.default_rng(5)
+    ratios = []
+    for _ in range(10):
+        noise = rng.standard_normal((700, 40))
+        noise = lfilter([1 - momentum], [1, -momentum], noise, axis=0)[100:]
+        drift = np.array([0.3] + [0.0] * 39) * np.linspace(1, 0, 600)[:, None]
+        model = estimate_noise(increments_of(noise + drift, spacing))
+        count = 60 // spacing  # sums over 60 steps
+        expected = sum(momentum ** abs(i - j) for i in range(60) for j in range(60)) * 40
+        expected *= (1 - momentum) / (1 + momentum)
+        middle = slice(200 // spacing, 200 // spacing + count)
+        ratios.append(model.covariance[middle, middle].sum() / expected)
+        assert 1 / model.inverse_dimension == pytest.approx(40, rel=0.3)
+    assert np.mean(ratios) == pytest.approx(1, abs=0.25)
