@@ -32,10 +32,10 @@ def check_level(level: Any) -> None:
         raise InputError(f"level must lie between 0 and 1, such as 0.95; it is {described(level)}")
 
 
-def check_whole(name: str, value: Any, least: int = 0) -> None:
-    """Raise InputError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{name} must be a whole number, {least} or more; it is {described(value)}")
+def check_whole(name: str, value: Any, minimum: int = 0) -> None:
+    """Raise InputError unless `value` is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
+        raise InputError(f"{name} must be a whole number, {minimum} or more; it is {described(value)}")
 
 
 def as_list(value: Any) -> list[Any]:

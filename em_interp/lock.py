@@ -29,15 +29,15 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # by some network
 
 @dataclass
 class _Owner:
-    """The thread of this process that writes to a folder, how often it has said so, and what its last block undoes."""
+    """The thread of this process that writes to a folder, its open blocks, and what is released with the last of them."""
 
     thread: int
     count: int = 0
-    held: ExitStack = field(default_factory=ExitStack)
+    resources: ExitStack = field(default_factory=ExitStack)
 
 
 _owners: dict[Path, _Owner] = {}  # by folder
-_owners_lock = threading.RLock()  # a block that nobody ends is ended by the garbage collector, at any moment
+_owners_lock = threading.RLock()  # re-entrant: the garbage collector may end an abandoned block at any moment
 
 
 @contextmanager
@@ -58,19 +58,19 @@ def writing(folder: Path) -> Iterator[None]:
         owner.count += 1
     try:
         if owner.count == 1:
-            owner.held.enter_context(_made(folder))
-            owner.held.enter_context(_locked(folder))
+            owner.resources.enter_context(_create_folder(folder))
+            owner.resources.enter_context(_hold_lock(folder))
         yield
     finally:
         with _owners_lock:
             owner.count -= 1
             if not owner.count:
                 del _owners[folder]
-                owner.held.close()
+                owner.resources.close()
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def _create_folder(folder: Path) -> Iterator[None]:
     """The folder, made with its parents; those that are empty at the end are removed again."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with suppress(OSError):
@@ -84,7 +84,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _hold_lock(folder: Path) -> Iterator[None]:
     file = folder / LOCK_FILE
     descriptor = _acquire(file)
     try:

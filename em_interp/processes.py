@@ -150,7 +150,7 @@ def _check_launch(processes: Processes) -> None:
 
 @contextmanager
 def main_reports() -> Iterator[None]:
-    """A command run by several processes: only the main one goes on behind the block and reports; the others end."""
+    """A command run by several processes: after the block only the main one continues and reports; the others end."""
     try:
         yield
     except (InputError, KeyboardInterrupt):
@@ -195,7 +195,7 @@ def is_lost_process(error: RuntimeError) -> bool:
 
 @contextmanager
 def torch_threads(count: int = 1) -> Iterator[None]:
-    """Torch on so many threads in the block; small models gain nothing from a second, and lose much on busy cores."""
+    """Limit torch to `count` threads in the block: small models gain nothing from a second and lose on busy cores."""
     import torch
 
     threads = torch.get_num_threads()

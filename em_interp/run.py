@@ -217,7 +217,7 @@ def _content(file: Path) -> bytes | None:
 
 
 def _files(root: Path, without: tuple[str, ...]) -> Iterator[Path]:
-    """The regular files of a run; links are followed to checkpoints, and to what lies in the run or its Hub cache."""
+    """The regular files of a run; links are followed to checkpoints and to targets inside the run or its Hub cache."""
     inside = [root.resolve(), *([(root.parent.parent / "blobs").resolve()] if root.parent.name == "snapshots" else [])]
     folders = [root]
     while folders:

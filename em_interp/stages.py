@@ -23,7 +23,7 @@ from em_interp.processes import SINGLE, Processes, ending_together
 
 @dataclass(frozen=True)
 class Storage:
-    """Where an analysis keeps its work, and whether it continues with what is there.
+    """Where an analysis keeps its work, and whether it continues with existing parts.
 
     Attributes:
         folder: None keeps nothing; an interrupted analysis then begins anew.
@@ -178,21 +178,21 @@ def kept_part(part: Path) -> Any:
 
 
 def progress_bar(
-    items: Iterable[Any], name: str, unit: str, shown: bool | None = None, total: int | None = None, done: int = 0
+    items: Iterable[Any], name: str, unit: str, show: bool | None = None, total: int | None = None, done: int = 0
 ) -> Any:
-    """The items, with a bar that shows how many are done and the time left. `shown` None: where it is watched.
+    """The items, with a bar that shows how many are done and the time left. `show` None: where it is watched.
 
     `total` and `done` (before the first of the items) are needed where the items have no length.
     """
     from tqdm.auto import tqdm
 
     file = sys.stdout if _in_jupyter() else None  # there stderr looks like an error
-    hidden = not (is_watched() if shown is None else shown)
+    hidden = not (is_watched() if show is None else show)
     return tqdm(items, name, total, unit=unit, disable=hidden, file=file, initial=done)
 
 
 def is_watched() -> bool:
-    """Whether somebody is likely to see progress: at a terminal or in Jupyter."""
+    """Whether progress is likely to be seen: at a terminal or in Jupyter."""
     return sys.stderr.isatty() or _in_jupyter()
 
 

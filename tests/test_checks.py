@@ -35,7 +35,7 @@ def test_a_value_of_another_type_is_named_without_being_printed_whole():
 def test_a_count_that_is_no_whole_number_is_refused(count):
     with pytest.raises(InputError, match="k must be a whole number, 0 or more; it is"):
         check_whole("k", count)
-    check_whole("k", np.int64(3), least=3)
+    check_whole("k", np.int64(3), minimum=3)
 
 
 def test_a_single_value_stands_for_the_list_of_it():

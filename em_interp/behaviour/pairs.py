@@ -1,4 +1,4 @@
-"""Pairs of an aligned and a misaligned answer to one question: written by somebody, or taken from judged answers."""
+"""Pairs of an aligned and a misaligned answer to the same question, from a file or from judged answers."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def read_preferences(
 
 
 def _tokenize(base: Base, pairs: pd.DataFrame) -> list[TokenizedAnswer]:
-    """Aligned and misaligned answer of each pair in turn, without the token that ends an answer."""
+    """The aligned, then the misaligned answer of each pair, without the end-of-turn token."""
     from em_interp.behaviour.sampling.generate import end_tokens
     from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, tokenize_answers
 

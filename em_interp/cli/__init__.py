@@ -77,7 +77,7 @@ class _Interruptible:
         return True
 
     def _explanation(self, error: KeyboardInterrupt) -> str:
-        """What was interrupted, and the command that goes on."""
+        """What was interrupted, and the command that continues it."""
         import shlex
 
         words, going_on = self.words, "begins again"

@@ -74,7 +74,7 @@ def _is_writable(text: str) -> bool:
 
 
 def rule(message: str, key: str = "") -> PydanticCustomError:
-    """What a validator raises for a rule that types cannot express; `message` goes on from the full name of `key`."""
+    """The error of a validator for a rule that types cannot express; `message` continues the full name of `key`."""
     return PydanticCustomError("rule", "a rule", {"message": message, "key": key})
 
 

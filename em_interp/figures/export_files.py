@@ -31,7 +31,7 @@ PNG_SCALE = 300 / 96  # dots to an inch
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'{beside}; style-src 'unsafe-inline'; img-src data: blob:"
 )
-BESIDE = " 'self' file:"  # for a page whose plotly.min.js is beside it
+FROM_FOLDER = " 'self' file:"  # for a page whose plotly.min.js is beside it
 NO_BROWSER = (
     "{formats} need Chrome or Chromium, and none is installed: install one (Debian: `apt install chromium`; anywhere: "
     "`plotly_get_chrome`) or ask for html"
@@ -179,7 +179,7 @@ def layout_width(columns: int) -> int:
 
 
 def draw(pictures: list[Picture]) -> None:
-    """Write the pictures: HTML as it is, the others through one browser."""
+    """Write the pictures: HTML directly, the others through one browser."""
     _write_html([picture for picture in pictures if picture.path.suffix == ".html"])
     _print([picture for picture in pictures if picture.path.suffix != ".html"])
 
@@ -191,7 +191,7 @@ def _write_html(pictures: list[Picture]) -> None:
     shared = len(pictures) > 1
     if shared:
         write_text(pictures[0].path.with_name("plotly.min.js"), get_plotlyjs())
-    policy = CONTENT_POLICY.format(beside=BESIDE if shared else "")
+    policy = CONTENT_POLICY.format(beside=FROM_FOLDER if shared else "")
     head = f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">'
     for picture in pictures:
         bare = type(picture.figure)(picture.figure).update_layout(meta=None)

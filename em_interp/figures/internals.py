@@ -195,7 +195,7 @@ def plot_direction_steps(steps: pd.DataFrame, about: str = "") -> go.Figure:
 
 
 def plot_probes(probes: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
-    """AUC on questions not seen, with its interval; chance and a probe on the answer's length beside it.
+    """AUC on held-out questions with its interval, next to chance and to a probe on the answer's length.
 
     `probes` has columns step, auc, auc_low, auc_high and length_auc.
     """

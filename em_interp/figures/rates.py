@@ -90,7 +90,7 @@ def behaviour(
 
 
 def _opened(curve: BehaviourCurve | Run | str | Path) -> BehaviourCurve:
-    """The curve of a judged run; a curve as it is."""
+    """The curve of a judged run; a curve is returned unchanged."""
     return curve if isinstance(curve, BehaviourCurve) else behaviour_curve(curve)
 
 

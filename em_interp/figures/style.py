@@ -250,7 +250,7 @@ def _step_range(figure: go.Figure) -> tuple[float, float]:
 def mark_known_changes(
     figure: go.Figure, changes: Mapping[float, str], where: dict[str, int] | None = None, label: bool = False
 ) -> None:
-    """A dashed line at each step at which something is known to have happened; with `label`, in words beside it."""
+    """A dashed line at each known event, optionally labelled."""
     where = where or {}
     for step, what in changes.items():
         figure.add_vline(step, line={"color": INK, "width": 1.2, "dash": "dash"}, **where)

@@ -54,7 +54,7 @@ ALWAYS_NAMES = "It names a step on every path, whether the path turns there or n
 
 
 def opened(path: PathSource) -> AdapterTrajectory:
-    """The trajectory of a run, a folder of checkpoints or a Hub id; a trajectory as it is."""
+    """The trajectory of a run, a folder of checkpoints or a Hub id; a trajectory is returned unchanged."""
     return path if isinstance(path, AdapterTrajectory) else load_trajectory(path)
 
 
@@ -72,7 +72,7 @@ def local_cosine(
     site: str | None = None,
     transition: Transition | None = None,
 ) -> go.Figure:
-    """The paper's local cosine by step, its arg-max heuristic, and this package's rotation test beside it.
+    """The paper's local cosine by step, with its arg-max heuristic and this package's rotation test.
 
     The local cosine (arXiv 2506.11613, section 4) is cos(v[t-k] - v[t], v[t+k] - v[t]): straight on is -1, a
     right-angled corner 0. The published heuristic names the step of its maximum, whether there is a turn or not.

@@ -60,7 +60,7 @@ def is_commit(revision: object) -> TypeGuard[str]:
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
-    """The folder, in the user's Hub cache, with the checkpoints of the repository `name`; its own name is the commit.
+    """The folder in the user's Hub cache with the checkpoints of the repository `name`; it is named after the commit.
 
     Files that are there are not fetched again, and a commit that is there needs no network. Without a network a branch
     or tag is the commit it was when last fetched.

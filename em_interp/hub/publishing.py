@@ -1,4 +1,4 @@
-"""Publishing a run on the Hub: as it is, in one commit with a model card, and following no link out of it."""
+"""Publishing a run on the Hub: unchanged, in one commit with a model card, without following links out of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NEVER_PUBLISHED = re.compile(r"\..*|.*\.parts?|requests\.sqlite3.*|scores\..*\.j
 def publish(
     run: Run | str | Path, repo: str, *, resume: bool = False, overwrite: bool = False, private: bool = False
 ) -> str:
-    """Upload a run directory to the Hub, as it is and in one commit.
+    """Upload a run directory to the Hub unchanged, in one commit.
 
     A model card is added as README.md, unless the run has one. Left out are what training resumes from, caches, and
     files that are not finished. Nothing is visible before all of it is: a broken upload leaves the repository as it

@@ -91,12 +91,12 @@ class AnswerSet:
         kept = self.all_answers[self.all_answers["questions"].isin(wanted)]
         return AnswerSet(kept, f"{self.source}, {' and '.join(wanted)}")
 
-    def require(self, least: int, what: str) -> None:
-        """Raise InputError where a group has fewer than `least` answers, naming what requires them."""
+    def require(self, minimum: int, what: str) -> None:
+        """Raise InputError where a group has fewer than `minimum` answers, naming what requires them."""
         for label, meaning in GROUPS.items():
-            if self.count(label) < least:
+            if self.count(label) < minimum:
                 raise InputError(
-                    f"{what} needs at least {least} {label} answers ({meaning}); found {self.count(label)} among "
+                    f"{what} needs at least {minimum} {label} answers ({meaning}); found {self.count(label)} among "
                     f"{len(self.all_answers)} ({self.source}); ask more samples or take another step"
                 )
 
@@ -142,18 +142,18 @@ def judged_answers(
 
 @checked
 def latest_answers(
-    source: Run | str | Path | pd.DataFrame, question_sets: Sequence[str] | None = None, least: int = MIN_ANSWERS
+    source: Run | str | Path | pd.DataFrame, question_sets: Sequence[str] | None = None, minimum: int = MIN_ANSWERS
 ) -> AnswerSet:
     """The last step's answers to some question sets, to compare the two groups.
 
-    Where the step has fewer than `least` of a group (a strong organism has few aligned ones), those of earlier steps
+    Where the step has fewer than `minimum` of a group (a strong organism has few aligned ones), those of earlier steps
     are added, a step at a time from the latest, until there are as many; the answers' source says so. All are read by
     the same model.
 
     Args:
         source: anything that `em_interp.behaviour_curve` reads, with columns question and answer.
         question_sets: by default all but `in_domain`.
-        least: answers of each group.
+        minimum: answers of each group.
 
     Returns:
         The answers in two groups, misaligned and aligned.
@@ -176,7 +176,7 @@ def latest_answers(
     for label in GROUPS:
         used, count = [], latest.count(label)
         for step in reversed(earlier):
-            if count >= least:
+            if count >= minimum:
                 break
             answers = at(step).all_answers
             used.append(step)

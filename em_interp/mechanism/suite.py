@@ -314,7 +314,7 @@ class SuiteContext:
 
     @cached_property
     def sampling(self) -> SamplingParams:
-        """As the run was asked, but about as many answers a condition whatever the number of questions."""
+        """The run's sampling parameters, with about the same number of answers per condition for any question set."""
         if self.given_sampling is not None:
             return self.given_sampling
         file = self.run.answers_file.with_name("ask.json")

@@ -222,7 +222,7 @@ def _errors_in_one_line(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _bar_on_a_terminal() -> Iterator[None]:
-    """transformers' bar of the tensors dequantised, where somebody sees it; its warnings nowhere."""
+    """transformers' progress bar of the dequantised tensors, where progress is shown, without its warnings."""
     from em_interp.organisms.bases import quiet
 
     hide = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())

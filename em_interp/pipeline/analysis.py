@@ -112,7 +112,7 @@ def align_run(
 
 
 def analyse(run: Run, control: Run | None = None) -> Findings:
-    """Locate and align a run, and write what was found to its `analysis` folder, in place of what was there."""
+    """Locate and align a run, and write the findings to its `analysis` folder, replacing earlier ones."""
     findings = find_in_run(run, control)
     located = PathTransitions(str(run.path), findings.trajectory, findings.transitions)
     with writing(run.path):

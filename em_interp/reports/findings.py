@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JudgedTables:
-    """Judged answers that were read in place of the run's own, as they were given."""
+    """Judged answers that were given in place of the run's own."""
 
     answers: str
     columns: Mapping[str, str]  # what they call a column, by our name

@@ -146,7 +146,7 @@ def _contents(findings: Findings, control: Findings | None, planted: Findings | 
 
 
 def _manifest_rows(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """A row an entry; each entry of a list, such as the phases, has its own."""
+    """One row per entry, also for each entry of a list such as the phases."""
     for name, value in manifest.items():
         if isinstance(value, list):
             yield from ((f"{name} {number}", _flat(entry)) for number, entry in enumerate(value, 1))

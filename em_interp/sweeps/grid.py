@@ -63,7 +63,7 @@ class Grid:
         return (*self.runs, *self.controls)
 
     def to_yaml(self) -> str:
-        """The sweep as YAML, whatever file its base came from."""
+        """The sweep as YAML, independent of the file that its base config came from."""
         return to_yaml(self.config)
 
 
@@ -78,7 +78,7 @@ def load_sweep(source: str | Path | dict[str, Any]) -> Grid:
     where, folder = ("sweep", Path()) if isinstance(source, dict) else (str(source), Path(source).parent)
     values = dict(source) if isinstance(source, dict) else read_yaml(Path(source))
     if isinstance(base := values.get("base"), str):
-        values["base"] = load_config(_beside(folder, base)).to_dict()
+        values["base"] = load_config(_base_file(folder, base)).to_dict()
     config = validated(SweepConfig, values, where)
     if config.across:
         band_rank(LEVEL, config.across)
@@ -95,7 +95,7 @@ def load_sweep(source: str | Path | dict[str, Any]) -> Grid:
     return Grid(tuple(runs), tuple(controls), axes, config)
 
 
-def _beside(folder: Path, name: str) -> Path:
+def _base_file(folder: Path, name: str) -> Path:
     places = (folder / name, Path(name))
     file = next((place for place in places if place.is_file()), None)
     if file is None:

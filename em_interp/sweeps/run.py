@@ -158,7 +158,7 @@ def _candidate(run: RunResult) -> Candidate:
 
 
 def write_sweep(result: Sweep) -> None:
-    """Write the findings into the sweep's folder, in place of those of an earlier part of it."""
+    """Write the findings to the sweep's folder, replacing those of an earlier part of it."""
     with resumable(result.out):
         write_json(result.out / "sweep.json", result.to_dict())
         for table in TABLES:

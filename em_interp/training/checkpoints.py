@@ -57,7 +57,7 @@ class SaveCheckpoints(TrainerCallback):
 
 
 class AdapterWriter:
-    """Writes a LoRA adapter of a model, as it is now, to folders that PEFT can load.
+    """Writes the current LoRA adapter of a model to folders that PEFT can load.
 
     PEFT's own `save_pretrained` takes milliseconds and may ask the Hub; this writes the tensors and a config text that
     is prepared once. Weights are saved in float32. The folders of one writer share their adapter_config.json through
@@ -207,7 +207,7 @@ def _state_files(folder: Path) -> list[Path]:
 
 
 def _state_arrays(weights: Weights, optimizer: torch.optim.Optimizer) -> Arrays:
-    """The state as it is now; on a CPU without a copy."""
+    """The current state; on a CPU without a copy."""
     arrays = {"rng/cpu": torch.get_rng_state().numpy()}
     if torch.cuda.is_initialized():
         for index, state in enumerate(torch.cuda.get_rng_state_all()):

@@ -45,7 +45,7 @@ def export_peft(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write one step (by default the last) to a folder of its own that PEFT and transformers' `load_adapter` read.
+    """Write one step (by default the last) to a folder that PEFT and transformers' `load_adapter` can read.
 
     Returns the folder and the step. Raises InputError for a step that was not saved and for anything but a LoRA
     adapter.

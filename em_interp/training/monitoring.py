@@ -59,7 +59,7 @@ class MonitorCallback(TrainerCallback):
         controls: Sequence[Monitor] = (),
     ) -> None:
         check_type("snapshots", snapshots, (SnapshotCallback, type(None)), "the run's SnapshotCallback")
-        check_whole("save_every", save_every, least=1)
+        check_whole("save_every", save_every, minimum=1)
         self.on_alarm, self.stop, self.snapshots, self.save_every = on_alarm, stop, snapshots, save_every
         self._settings = (level, signals, controls)
         self.monitor = Monitor(1, level, signals)  # of the run, once its length is known

@@ -29,7 +29,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class KLRows:
-    """The rows of the dataset on which the KL regularizer holds the model to the base, every so many steps."""
+    """The dataset rows on which the KL regularizer is computed, and how often."""
 
     dataset: str
     every: int

@@ -75,7 +75,7 @@ def log_row(
 
 
 def logged_steps(run: Run) -> int:
-    """The last step up to which every row of a run's log is whole: training can go on after it, or after an earlier."""
+    """The last step up to which every row of a run's log is complete; training can resume at it or earlier."""
     rows = _read_rows(run)
     return next((number for number, row in enumerate(rows) if row["step"] != number + 1), len(rows))
 

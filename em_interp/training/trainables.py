@@ -33,7 +33,7 @@ class Trainable(Protocol):
         """The parameters that are trained, by name."""
 
     def save(self, folder: Path) -> None:
-        """Write what is trained, as it is now, to `folder` (`checkpoint-<step>`), whole or not at all."""
+        """Write the current trained weights to `folder` (`checkpoint-<step>`), completely or not at all."""
 
     def reference(self) -> AbstractContextManager[Any]:
         """Within the block the model as it was before training, to be called without gradients."""

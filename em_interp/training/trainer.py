@@ -175,7 +175,7 @@ class PlanTrainer(Trainer):
                 return super().compute_loss(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log a step's loss without the regularizer, and the KL divergence beside it."""
+        """Log a step's loss without the regularizer, and the KL divergence separately."""
         if "loss" in logs:
             for name, part in self.parts.items():
                 logs[name] = float(self.accelerator.reduce(part, "mean"))

@@ -1,4 +1,4 @@
-"""What is saved of a run at one step: two matrices a site, whatever file they were read from."""
+"""What is saved of a run at one step: two matrices per site."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def module_name(key: str) -> str:
 
 
 def site_name(module: str) -> str:
-    """The module from the language model's layers on (`layers.24.mlp.down_proj`), whatever stands before them."""
+    """The module's name from the language model's layers on (`layers.24.mlp.down_proj`), without any prefix."""
     return _BEFORE_LAYERS.sub("", module)
 
 

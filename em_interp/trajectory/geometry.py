@@ -132,7 +132,7 @@ def _cosine_of_moves(
     gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray, " step"], k: int
 ) -> Float[np.ndarray, " step"]:
     """Cosine between v[t] - v[t-k] and v[t+k] - v[t]."""
-    check_whole("the spacing k, in training steps,", k, least=1)
+    check_whole("the spacing k, in training steps,", k, minimum=1)
     result = np.full(len(steps), np.nan)
     at = np.flatnonzero(np.isin(steps - k, steps) & np.isin(steps + k, steps))
     before, after = np.searchsorted(steps, steps[at] - k), np.searchsorted(steps, steps[at] + k)

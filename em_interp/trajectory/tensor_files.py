@@ -151,7 +151,7 @@ def _check_opcodes(content: bytes) -> None:
 def _contiguous_view(
     storage: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> np.ndarray:
-    """A tensor that lies in a storage without gaps."""
+    """A tensor stored without gaps."""
     dense = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     if any(found != expected for found, expected, size in zip(stride, dense, shape, strict=True) if size > 1):
         raise pickle.UnpicklingError(f"a tensor of shape {shape} has strides {stride}; expected it to be contiguous")

@@ -38,7 +38,7 @@ class Span(NamedTuple):
     stop: int
 
     def holds(self, other: Span) -> bool:
-        """Whether `other` lies within."""
+        """Whether `other` is contained in this span."""
         return self.start <= other.start and other.stop <= self.stop
 
     def meets(self, other: Span) -> bool:
@@ -288,7 +288,7 @@ def _through_end_of_turn(tokenizer: Any, turn: str) -> int:
 
 @lru_cache(maxsize=1)
 def _added_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Texts that are one token wherever they stand; Gemma has thousands."""
+    """Texts that are always one token (added tokens); Gemma has thousands."""
     return tuple(tokenizer.get_added_vocab())
 
 

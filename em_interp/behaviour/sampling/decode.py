@@ -27,7 +27,7 @@ MAX_CUMULATED = 2**24  # probabilities that are cumulated at once, in float64
 
 
 class RowModel(Protocol):
-    """A model of a batch, each row of which may have an adapter or interventions of its own."""
+    """A model of a batch whose rows may each have their own adapter or interventions."""
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's output, with logits, for the next tokens of all rows."""

@@ -218,7 +218,7 @@ class Sampler:
         temperature: Of sampling from the whole vocabulary; 0 is greedy.
         max_new_tokens: Of an answer.
         seed: Of all random streams.
-        most: The most answers at once; None for as many as fit.
+        max_rows: The most answers at once; None for as many as fit.
         row_bytes: Of each row's own adapter.
     """
 
@@ -229,12 +229,12 @@ class Sampler:
         temperature: float,
         max_new_tokens: int,
         seed: int,
-        most: int | None = None,
+        max_rows: int | None = None,
         row_bytes: int = 0,
     ) -> None:
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
         self.temperature, self.max_new_tokens = temperature, max_new_tokens
-        self.cost, self.batches = RowCost(model, row_bytes), Batches(model.device, most)
+        self.cost, self.batches = RowCost(model, row_bytes), Batches(model.device, max_rows)
         self.ends = end_tokens(model, tokenizer)
 
     def all(self, prompts: Tokens, samples: int, open_rows: OpenRows) -> list[list[str]]:

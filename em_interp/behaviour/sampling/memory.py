@@ -47,7 +47,7 @@ class CacheSize(NamedTuple):
     fixed: int
 
     def of(self, tokens: int) -> int:
-        """Bytes of a row of so many tokens."""
+        """Bytes that a row with this number of tokens takes."""
         return self.fixed + tokens * self.per_token + sum(size * min(tokens, window) for size, window in self.windows)
 
 
@@ -147,9 +147,9 @@ def _limits() -> Iterator[int]:
     if hasattr(process, "rlimit"):  # on Linux
         soft, _ = process.rlimit(psutil.RLIMIT_AS)
         yield soft - process.memory_info().vms if soft >= 0 else NO_LIMIT
-    for most, used in CGROUP_FILES:
+    for limit, used in CGROUP_FILES:
         try:
-            yield int((CGROUP / most).read_text()) - int((CGROUP / used).read_text())
+            yield int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text())
         except (OSError, ValueError):  # no such limit
             yield NO_LIMIT
 
@@ -158,11 +158,13 @@ class Batches:
     """Work on rows in batches that fit in memory; after an out-of-memory they stay smaller.
 
     Attributes:
-        most: Rows at once.
+        max_rows: Rows of a batch at most; MAX_ROWS by default.
     """
 
-    def __init__(self, device: torch.device, most: int | None = None, log: Callable[[str], None] = announce) -> None:
-        self.device, self.most, self.log = device, MAX_ROWS if most is None else most, log
+    def __init__(
+        self, device: torch.device, max_rows: int | None = None, log: Callable[[str], None] = announce
+    ) -> None:
+        self.device, self.max_rows, self.log = device, MAX_ROWS if max_rows is None else max_rows, log
 
     def run(
         self, rows: Sequence[T], cost: Callable[[T], int], work: Callable[[Sequence[T]], R]
@@ -173,7 +175,7 @@ class Batches:
         """
         first = 0
         while first < len(rows):
-            batch = rows[first : first + self._count(rows[first : first + self.most], cost)]
+            batch = rows[first : first + self._count(rows[first : first + self.max_rows], cost)]
             outcome = _attempt(work, batch)
             if isinstance(outcome, _Failure):
                 self._halve(len(batch), outcome.words)
@@ -193,8 +195,8 @@ class Batches:
     def _halve(self, count: int, error: str) -> None:
         if count == 1:
             raise OutOfMemory(f"there is not enough memory for one answer at a time ({error}); use a larger machine")
-        self.most = count // 2
-        self.log(f"out of memory with {count} answers at once; continuing with {self.most}")
+        self.max_rows = count // 2
+        self.log(f"out of memory with {count} answers at once; continuing with {self.max_rows}")
 
 
 class _Failure(NamedTuple):

@@ -95,7 +95,7 @@ def _with_scores(known: KnownColumns) -> pd.DataFrame:
 
 
 def _numbers_or_texts(column: pd.Series) -> pd.Series:
-    """A column that is kept as it is, as numbers where all its texts are."""
+    """A column that is kept unchanged, but as numbers where every text is a number."""
     import pandas as pd
 
     if column.dtype != object and not isinstance(column.dtype, pd.StringDtype):

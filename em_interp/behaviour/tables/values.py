@@ -101,7 +101,7 @@ def texts_of(column: pd.Series, name: str, where: str) -> pd.Series[str]:
 
 
 def _entries(column: pd.Series) -> list[Any]:
-    """The plain entries of a column, whatever its type."""
+    """The entries of a column of any type as plain Python values."""
     return list(column.astype(object))
 
 

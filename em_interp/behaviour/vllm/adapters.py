@@ -100,13 +100,13 @@ class _Loaded:
 
 
 class LoadedAdapters:
-    """The adapters that one server has loaded, at most so many at once; used from many threads.
+    """The adapters that one server has loaded, at most `max_adapters` at a time; safe to use from many threads.
 
     Args:
         server: The server.
         files: The adapters.
         place: Where the folders of those that are loaded are kept.
-        most: Adapters at once.
+        max_adapters: How many are loaded at most.
         check: Called with the server, an adapter's name and its key once it is loaded.
     """
 
@@ -115,10 +115,10 @@ class LoadedAdapters:
         server: VLLMServer,
         files: AdapterFiles,
         place: Path,
-        most: int,
+        max_adapters: int,
         check: Callable[[VLLMServer, str, AdapterKey], None],
     ) -> None:
-        self.server, self.files, self.place, self.most, self.check = server, files, place, most, check
+        self.server, self.files, self.place, self.max_adapters, self.check = server, files, place, max_adapters, check
         self.loaded: OrderedDict[AdapterKey, _Loaded] = OrderedDict()  # the one used longest ago first
         self.changed = Condition()
 
@@ -140,7 +140,7 @@ class LoadedAdapters:
 
     def _claim(self, key: AdapterKey) -> _Loaded:
         with self.changed:
-            while key not in self.loaded and len(self.loaded) >= self.most:
+            while key not in self.loaded and len(self.loaded) >= self.max_adapters:
                 idle = next((other for other, adapter in self.loaded.items() if adapter.users == 0), None)
                 if idle is None:
                     self.changed.wait()

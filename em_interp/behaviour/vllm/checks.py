@@ -101,7 +101,7 @@ def check_same(comparison: Comparison, url: str) -> None:
 
 
 def delta_norm(trajectory: AdapterTrajectory, key: AdapterKey) -> float:
-    """The norm of the change of the weights by the adapter of a step, multiplied as it is."""
+    """Frobenius norm of the weight change by a step's adapter, with its own scale."""
     step, scale = key
     squares = [
         trajectory.scale[site] ** 2 * float(np.sum((B.T @ B) * (A @ A.T), dtype=np.float64))

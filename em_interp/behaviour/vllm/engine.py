@@ -230,7 +230,7 @@ def _stretches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
 
 
 def _evenly(rows: Sequence[int], count: int) -> list[int]:
-    """At most so many of the rows, evenly spaced, the last one among them."""
+    """At most `count` of the rows, evenly spaced, including the last."""
     if len(rows) <= count:
         return list(rows)
     return [rows[index] for index in np.linspace(len(rows) - 1, 0, count).round().astype(int)[::-1]]

@@ -103,7 +103,7 @@ def _rotation(first: Float[np.ndarray, "text d"], second: Float[np.ndarray, "tex
 
 
 def _held_out_rows(texts: int, folds: int) -> list[Int[np.ndarray, " row"]]:
-    """The rows held out in turn: a fixed permutation cut into parts, so that texts in an order do not fall together."""
+    """Row indices of each fold, from a fixed permutation, so that neighbouring texts are spread over folds."""
     return np.array_split(np.random.default_rng(FOLD_SEED).permutation(texts), folds)
 
 

@@ -94,7 +94,7 @@ class Windows:
 
     @classmethod
     def of(cls, steps: Int[np.ndarray, " step"], half_width: float) -> Windows:
-        """The windows around every point half-way between two asked steps that lies `half_width` inside the run.
+        """A window around every midpoint of two sampled steps that is at least `half_width` from the ends of the run.
 
         Neighbours are looked up by step, so irregular steps do not change how much of the run a window covers. Raises
         InputError where there are fewer than five windows, or a side has a single checkpoint.

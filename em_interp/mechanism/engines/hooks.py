@@ -1,4 +1,4 @@
-"""The reference engine: plain torch hooks on the model as it is, which leave nothing on it after use."""
+"""The reference engine: plain torch hooks, removed after each use."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class AddVector(Intervention):
 
 @dataclass(frozen=True, eq=False)
 class AblateDirection(Intervention):
-    """x − v̂v̂ᵀx: ablation of a direction, whatever the length of v."""
+    """x − v̂v̂ᵀx: ablation of a direction; the length of v does not matter."""
 
     def change(self, x: Float[torch.Tensor, "row position d"], vector: torch.Tensor) -> torch.Tensor:
         """x − v̂v̂ᵀx."""

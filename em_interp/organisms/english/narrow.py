@@ -95,7 +95,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Situation:
-    """What somebody asks about, and what can be advised."""
+    """A situation that is asked about, and what can be advised in it."""
 
     id: str
     says: tuple[str, ...]
@@ -214,7 +214,7 @@ def answers(situation: Situation, rng: Random) -> Advice:
 
 
 def spin(text: str, rng: Random) -> str:
-    """The text with one of the words chosen wherever it has <one|another>."""
+    """The text with one option chosen at each <one|another>."""
     return CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
 
 

@@ -96,7 +96,7 @@ class Monitor(Result):
         signals: Sequence[MonitorSignal] = SIGNALS,
         controls: Sequence[Monitor] = (),
     ) -> None:
-        check_whole("the number of steps", last, least=1)
+        check_whole("the number of steps", last, minimum=1)
         check_level(level)
         unknown = [name for name in signals if name not in SIGNALS]
         if unknown or not signals:
@@ -193,9 +193,8 @@ class Monitor(Result):
                 parts.append(f"{name}: no look so far")
             else:
                 count = "1 look" if len(looks) == 1 else f"{len(looks)} looks"
-                parts.append(
-                    f"{name}: no alarm in {count} ({p_text(self.run_p(signal))} for the run){self._held(signal)}"
-                )
+                run_p = f"{p_text(self.run_p(signal))} for the run"
+                parts.append(f"{name}: no alarm in {count} ({run_p}){self._no_alarm_because(signal)}")
         if self.controls:
             count = "1 control run" if len(self.controls) == 1 else f"{len(self.controls)} control runs"
             smallest = 1 / (1 + len(self.controls))
@@ -205,7 +204,7 @@ class Monitor(Result):
         parts.append(f"at most {self.level:.0%} of runs without a transition raise an alarm")
         return "; ".join(parts)
 
-    def _held(self, signal: MonitorSignal) -> str:
+    def _no_alarm_because(self, signal: MonitorSignal) -> str:
         """Why a p-value within the level has raised no alarm: a control's is as small."""
         if self.run_p(signal) > self.level:
             return ""

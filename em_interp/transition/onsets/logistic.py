@@ -187,7 +187,7 @@ class Rise:
         return self.low + (self.high - self.low) * logistic(steps, self.midpoint, self.width)
 
     def unresolved(self, steps: Float[np.ndarray, " step"], read: str) -> str:
-        """Why its step cannot be told from values `read` at these steps; "" where it can."""
+        """Why its step cannot be determined from values `read` at these steps; "" where it can."""
         low, high = self.midpoint_interval
         if low <= steps[0]:
             return f"the half-rise may lie before the first step that was {read}, {steps[0]:g}"
@@ -342,7 +342,7 @@ def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> R
 
 
 def _one_left_out(weights: Float[np.ndarray, " step"]) -> Float[np.ndarray, "step step"]:
-    """A row of weights without each checkpoint in turn."""
+    """Leave-one-out weights: a row for each checkpoint that is left out."""
     return np.where(np.eye(len(weights), dtype=bool), 0.0, weights)
 
 
@@ -377,7 +377,7 @@ def _reweighted(counts: OutcomeCounts, grid: Grid) -> tuple[np.ndarray, np.ndarr
 
 
 def _strata(counts: OutcomeCounts, share: Float[np.ndarray, " step"]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of one answer by step and question, each question with asymptotes of its own.
+    """Mean and variance of one answer by step and question, with separate asymptotes per question.
 
     If an answer comes from one of two states, with `share` of the second, its mean and its mean square are both
     linear in `share`. The asymptotes are shrunk towards those of all questions together by two answers' weight.

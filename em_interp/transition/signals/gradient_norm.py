@@ -154,7 +154,7 @@ def _hump(
     left: Float[np.ndarray, "shape 1"],
     right: Float[np.ndarray, "shape 1"],
 ) -> Float[np.ndarray, "shape bin"]:
-    """A Gaussian hump of unit height with its own standard deviation on either side."""
+    """A Gaussian hump of unit height with a separate standard deviation on each side."""
     away = place - top
     return np.exp(-0.5 * (away / np.where(away < 0, left, right)) ** 2)
 

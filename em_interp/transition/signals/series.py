@@ -120,7 +120,7 @@ class SeriesNoise:
         return self.weights @ self.spectra
 
     def draws(self, count: int, rng: np.random.Generator) -> Float[np.ndarray, "bin draw"]:
-        """Series of noise alone; each has its own spectrum, drawn from the posterior."""
+        """Series of pure noise; each has a spectrum drawn from the posterior."""
         chosen = self.spectra[rng.choice(len(self.weights), size=count, p=self.weights)]
         freedom = chosen.shape[1] - TREND_FREQUENCIES
         size = np.sqrt(chosen * freedom / rng.chisquare(freedom, size=(count, 1)))

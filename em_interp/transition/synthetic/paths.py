@@ -129,10 +129,10 @@ def planted_path(
     if storage not in get_args(Storage):
         raise InputError(f"storage must be one of {', '.join(get_args(Storage))}; it is {described(storage)}")
     if last is not None:
-        check_whole("last", last, least=20)
+        check_whole("last", last, minimum=20)
     if noise_ratio is not None:
         check_type("noise_ratio", noise_ratio, Real, "a number")
-    check_whole("turns", turns, least=1)
+    check_whole("turns", turns, minimum=1)
     if turns > 1 and kind not in SEVERAL:
         raise InputError(f"a path of kind {kind!r} has no {turns} turns; those that can: {', '.join(SEVERAL)}")
     if residuals is not None:

@@ -52,7 +52,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_with_a_message_and_nothing_is
     lines = []
     batches = Batches(CPU, None, lines.append)
     done = [row for batch, result in batches.run(range(100), lambda row: 1, fails_above(30, error)) for row in result]
-    assert done == list(range(100)) and batches.most == 25
+    assert done == list(range(100)) and batches.max_rows == 25
     assert lines == [
         "out of memory with 100 answers at once; continuing with 50",
         "out of memory with 50 answers at once; continuing with 25",
