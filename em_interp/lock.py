@@ -29,7 +29,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # by some network
 
 @dataclass
 class _Owner:
-    """The thread of this process that writes to a folder, its open blocks, and what is released with the last of them."""
+    """The thread of this process that writes to a folder, its open blocks, and what the last one releases."""
 
     thread: int
     count: int = 0
