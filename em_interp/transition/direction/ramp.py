@@ -35,7 +35,7 @@ PRIOR_SD = (0.25, 0.25, 0.5)  # of the heading's constant, size and slope, as sh
 MODEL_ERROR = 0.01  # of the speed: a ramp is not exactly what a path does
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ramp:
     """A turn that runs linearly from one heading to the next."""
 

@@ -17,16 +17,15 @@ Noisy paths. Where the noise exceeds the drift, so that no window could show eve
 drifts over long blocks is tested instead, without a noise model (`noisy_turn`).
 
 Step. A ramp of the heading is fitted by generalised least squares (`ramp`) through every window that sees a turn there
-about as clearly as the clearest. A ramp is left out where its interval runs into the end of the steps at which its
-window may place it, since that window does not tell where the turn is. `interval` is the union of the others'
-profile-likelihood intervals, rounded outward to whole steps; `step` is the middle of the one in the middle of them (the
-median), and `width` its steps from 10 % to 90 %. `angle_deg` is what the clearest window sees.
+about as clearly as the clearest. One whose interval runs into the end of the steps at which its window may place it
+does not tell where the turn is, and is left out. `interval` is the union of the others' profile-likelihood intervals,
+rounded outward to whole steps; `step` and `width` (10 % to 90 %) are those of the median ramp. `angle_deg` is what the
+clearest window sees.
 
 Broad bends. A second p-value is that of the hypothesis that the ramp of the clearest window takes 35 % of the run or
 more; the larger of the two counts. A bend over more than 30 % of the run is `none`; its angle and width are reported.
 
-Invariant to the speed and the sign of the path and to rotations of its space; for ΔW also to the gauge B -> c·B,
-A -> A/c.
+Invariant to the speed and sign of the path and to rotations of its space; for ΔW to the gauge B -> c·B, A -> A/c too.
 """
 
 from __future__ import annotations
@@ -205,21 +204,19 @@ def _search(scans: list[TurnScan], noise: Noise) -> list[_Candidate]:
     """
     usable = _usable(scans)
     candidates: list[_Candidate] = []
-    while True:
+    while not candidates or candidates[-1].p_value <= ALPHA:
         peaks = []
         for scan, use in zip(scans, usable, strict=True):
-            free = use & _unmasked(scan.centre, candidates)
-            if free.any():
-                score = np.where(free, _rough_z(scan), -np.inf)
+            score = np.where(use & _unmasked(scan.centre, candidates), _rough_z(scan), -np.inf)
+            if np.isfinite(score).any():
                 peaks.append((float(score.max()), scan, int(score.argmax())))
         peaks.sort(key=lambda peak: -peak[0])
         simulated = [_Candidate(scan, row, _z(scan, row, noise)) for _, scan, row in peaks[:4]]
         best = max(simulated, key=lambda candidate: candidate.z, default=None)
         if best is None or (candidates and best.p_value > ALPHA):
-            return candidates
+            break
         candidates.append(best)
-        if best.p_value > ALPHA:
-            return candidates
+    return candidates
 
 
 def _usable(scans: list[TurnScan]) -> list[Bool[np.ndarray, " place"]]:
@@ -234,10 +231,8 @@ def _usable(scans: list[TurnScan]) -> list[Bool[np.ndarray, " place"]]:
 
 
 def _unmasked(centre: Int[np.ndarray, " place"], candidates: list[_Candidate]) -> Bool[np.ndarray, " place"]:
-    free = np.ones(len(centre), bool)
-    for candidate in candidates:
-        free &= np.abs(centre - candidate.centre) >= candidate.reach
-    return free
+    masks = [np.abs(centre - candidate.centre) >= candidate.reach for candidate in candidates]
+    return np.logical_and.reduce([np.ones(len(centre), bool), *masks])
 
 
 def _rough_z(scan: TurnScan) -> Float[np.ndarray, " place"]:
@@ -299,13 +294,14 @@ def _answer(
         return Transition("rotation", "none", reason, p_value=p_value, width=width, angle_deg=angle, evidence=evidence)
     ramps = _median_first([ramp for ramp in ramps if ramp.bracketed] or ramps)
     ramp = ramps[0]
-    shares = _length_share(ramp.step, increments, noise)
-    too_short = _too_short(ramp.step, shares, increments.edges, cumulative_lr)
+    shares, too_short = _sides(ramp.step, increments, noise, cumulative_lr)
     reason = "The path turns by more than 20° beyond its own curvature."
     first, last = min(ramp.step for ramp in ramps), max(ramp.step for ramp in ramps)
     if first < np.floor(ramp.interval[0]) or last > np.ceil(ramp.interval[1]):
         reason += f" It bends more than once: windows of different lengths see the turn at {first:.0f} to {last:.0f}."
-    low, high = min(other.interval[0] for other in ramps), max(other.interval[1] for other in ramps)
+    bends = np.array([[other.step, *other.interval] for other in ramps])  # that of the answer first
+    low, high = bends[:, 1].min(), bends[:, 2].max()
+    seen = {"heading": ramp.heading, "bends": bends, "window": _window(candidate, increments)}
     return Transition(
         "rotation",
         "inconclusive" if too_short else "transition",
@@ -317,13 +313,7 @@ def _answer(
         width=ramp.width,
         angle_deg=angle,
         length_share=shares,
-        evidence={
-            **evidence,
-            "ramp": np.array([low, high]),
-            "heading": ramp.heading,
-            "bends": _bends(ramps),
-            "window": _window(candidate, increments),
-        },
+        evidence={**evidence, "ramp": np.array([low, high]), **seen},
     )
 
 
@@ -336,29 +326,23 @@ def _window(candidate: _Candidate, increments: Increments) -> Float[np.ndarray, 
 
 def _median_first(ramps: list[Ramp]) -> list[Ramp]:
     """The ramps with the median one moved to the front; of two in the middle, the one that comes first in the list."""
-    by_step = sorted(range(len(ramps)), key=lambda number: ramps[number].step)
-    middle = min(by_step[(len(ramps) - 1) // 2], by_step[len(ramps) // 2])
-    return [ramps[middle], *ramps[:middle], *ramps[middle + 1 :]]
-
-
-def _bends(ramps: list[Ramp]) -> Float[np.ndarray, "ramp 3"]:
-    """The step and the interval of each window's ramp, that of the answer first."""
-    return np.array([[ramp.step, *ramp.interval] for ramp in ramps])
+    by_step, half = sorted(ramps, key=lambda ramp: ramp.step), len(ramps) // 2
+    median = min(by_step[-half - 1], by_step[half], key=ramps.index)
+    return [median, *(ramp for ramp in ramps if ramp is not median)]
 
 
 def _noisy_answer(
     turn: NoisyTurn, increments: Increments, noise: Noise, cumulative_lr: np.ndarray | None, level: float
 ) -> Transition:
     """The answer for a turn that only long averages show."""
-    shares = _length_share(turn.step, increments, noise)
+    shares, too_short = _sides(turn.step, increments, noise, cumulative_lr)
     low, high = (float(end) for end in (np.floor(turn.interval[0]), np.ceil(turn.interval[1])))
     known = (high - low) / float(increments.edges[-1] - increments.edges[0])
     reason = (
         f"Noise exceeds the drift: the angle is that between the mean drifts of {turn.blocks * MEMORY} steps or more "
         f"on each side, and the step is known to within {known:.0%} of the run."
     )
-    too_short = _too_short(turn.step, shares, increments.edges, cumulative_lr)
-    angle, error = turn.angles.T
+    turns = {"step": increments.edges.astype(float), "turn_deg": turn.angles[:, 0], "error_deg": turn.angles[:, 1]}
     return Transition(
         "rotation",
         "inconclusive" if too_short else "transition",
@@ -370,41 +354,34 @@ def _noisy_answer(
         width=turn.width,
         angle_deg=turn.angle_deg,
         length_share=shares,
-        evidence={
-            "step": increments.edges.astype(float),
-            "turn_deg": angle,
-            "error_deg": error,
-            "ramp": np.array([low, high]),
-        },
+        evidence={**turns, "ramp": np.array([low, high])},
     )
 
 
-def _length_share(step: float, increments: Increments, noise: Noise) -> tuple[float, float]:
-    travelled = np.concatenate([[0.0], np.cumsum(drift_length(increments, noise))])
-    before = float(np.interp(step, increments.edges, travelled) / travelled[-1])
-    return before, 1.0 - before
-
-
-def _too_short(
-    step: float, shares: tuple[float, float], edges: np.ndarray, cumulative_lr: np.ndarray | None
-) -> str | None:
-    """Why a side of the turn is too short for a transition, or None.
+def _sides(
+    step: float, increments: Increments, noise: Noise, cumulative_lr: np.ndarray | None
+) -> tuple[tuple[float, float], str | None]:
+    """The shares of the path's length before and after a turn, and why one is too short for a transition, or None.
 
     A side has at least 10 % of the path's length, unless it has 15 % of the steps and moves as fast as the schedule
     lets it: under linear decay to zero the last third of a run is 11 % of its cumulative learning rate.
     """
+    edges = increments.edges
+    travelled = np.concatenate([[0.0], np.cumsum(drift_length(increments, noise))])
+    before = float(np.interp(step, edges, travelled) / travelled[-1])
     elapsed = float((step - edges[0]) / (edges[-1] - edges[0]))
     if cumulative_lr is not None and cumulative_lr[-1] > 0:
         scheduled = float(np.interp(step, edges, cumulative_lr) / cumulative_lr[-1])
     else:
         scheduled = 1 - (1 - elapsed) ** 2  # linear decay, the usual schedule
+    too_short = None
     for length, of_steps, of_schedule, side in (
-        (shares[0], elapsed, scheduled, "before"),
-        (shares[1], 1 - elapsed, 1 - scheduled, "after"),
+        (before, elapsed, scheduled, "before"),
+        (1 - before, 1 - elapsed, 1 - scheduled, "after"),
     ):
         if length < MIN_LENGTH_SHARE and not (of_steps > 0.15 and length > of_schedule / 2):
-            return f"The path turns, but only {length:.1%} of its length lies {side} the turn; 10 % are needed."
-    return None
+            too_short = f"The path turns, but only {length:.1%} of its length lies {side} the turn; 10 % are needed."
+    return (before, 1 - before), too_short
 
 
 def _no_turn(
