@@ -13,6 +13,7 @@ are those of the vector or the change.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ FOREIGN = (  # what else a step's folder may hold: a name or its beginning, and 
 )
 
 
-def format_of(folder: Path) -> str | None:
+def format_of(folder: str | Path) -> str | None:
     """What is saved in the folder of a step, such as "LoRA adapter"; None where it is none of FORMATS."""
-    if folder.is_file():
+    if os.path.isfile(folder):
         return LORA
-    return next((name for file, name in FORMATS.items() if (folder / file).is_file()), None)
+    return next((name for file, name in FORMATS.items() if os.path.isfile(os.path.join(folder, file))), None)
 
 
 def read_checkpoint(place: Path, expected: str = LORA, adapter: str | None = None) -> Checkpoint:

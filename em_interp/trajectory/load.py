@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 
 from em_interp.checks import check_type
 from em_interp.errors import InputError, listed
@@ -17,15 +14,14 @@ from em_interp.hub.download import is_hub_id
 from em_interp.layouts import LAYOUTS, LOG_FILE, MAX_STEP, STEP_FILES, SavedStep, listing_of, saved_steps
 from em_interp.run import Run
 from em_interp.trajectory.checkpoint import Checkpoint
-from em_interp.trajectory.checkpoint_formats import LORA, format_of, read_checkpoint
+from em_interp.trajectory.checkpoint_formats import read_checkpoint
 from em_interp.trajectory.packed import SUFFIX, read_packed
+from em_interp.trajectory.stacked import read_steps
 from em_interp.trajectory.training_log import LOG_SUFFIXES, find_log, read_log
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 MIN_STEPS = 21  # checkpoints from which a turn of the path can be told from noise
 MAX_STEPS = 10_000  # checkpoints of one path: a Gram matrix of them is 800 MB
-_MAX_STEPS_LOGGED = re.compile(rb'"max_steps": (\d+)')
-_TAIL = 4096  # bytes at the end of a trainer_state.json, after the rows, that hold max_steps
 
 TrajectorySource = AdapterTrajectory | Run | str | Path  # a run or its path stand for its trajectory
 
@@ -66,19 +62,19 @@ def load_trajectory(
             return _log_alone(Path(source))
     root, name = _locate(source, revision)
     saved = _saved_by_step(root, adapter)
-    checkpoints = _read_all(root, saved, adapter)
-    first, steps = checkpoints[0], list(saved)
-    log = find_log(root, [root / saved[step].path for step in reversed(steps)], last=steps[-1])
+    stacked, steps = read_steps(root, saved, adapter), list(saved)
+    first = stacked.first
+    log = find_log(root, (root / saved[step].path for step in reversed(steps)), last=steps[-1])
     return AdapterTrajectory(
         steps=np.array(steps),
-        A={site: _stack([c.A[site] for c in checkpoints], f"lora_A of {site}", checkpoints) for site in first.A},
-        B={site: _stack([c.B[site] for c in checkpoints], f"lora_B of {site}", checkpoints) for site in first.B},
+        A=stacked.A,
+        B=stacked.B,
         scale=first.scaling,
         metrics=log.table,
         base=first.base,
         kind=first.kind,
         source=name,
-        magnitude={site: np.stack([c.magnitude[site] for c in checkpoints]) for site in first.magnitude},
+        magnitude=stacked.magnitude,
         besides=first.besides,
         notes=(*_notes(first, steps), *log.notes),
     )
@@ -138,12 +134,12 @@ def _saved_by_step(root: Path, adapter: str | None = None) -> dict[int, SavedSte
             f"{root} has {len(saved)} checkpoints, whose Gram matrices are {gigabytes:.0f} GiB each; up to {MAX_STEPS} "
             "are read: move some of them elsewhere, such as every second"
         )
-    by_step: dict[int, SavedStep] = {}
+    by_step, before = dict[int, SavedStep](), -1
     for checkpoint in saved:
         step = checkpoint.number if checkpoint.layout.counts == "steps" else _step_of_epoch(root, checkpoint)
-        if by_step and step <= max(by_step):
+        if step <= before:
             raise InputError(f"{root}: {checkpoint.name} is step {step}, which is not after the step of the one before")
-        by_step[step] = checkpoint
+        by_step[step], before = checkpoint, step
     return by_step
 
 
@@ -166,102 +162,6 @@ def _step_of_epoch(root: Path, saved: SavedStep) -> int:
     if not isinstance(step, int) or not 0 <= step <= MAX_STEP:
         raise InputError(f"{root / saved.path} is named after an epoch; expected its global_step in {file}")
     return step
-
-
-def _read_all(root: Path, saved: dict[int, SavedStep], adapter: str | None) -> list[Checkpoint]:
-    """The checkpoints, which must be of one format and one run."""
-    places = [root / step.place for step in saved.values()]
-    first = next((kind for place in places if (kind := format_of(place))), LORA)
-    for place in places:
-        if (format_of(place) or first) != first:  # where there is none, the reader says which file is missing
-            before = next(iter(saved.values())).name
-            raise InputError(f"{place} holds a {format_of(place)}, but {before} a {first}; are these steps of one run?")
-    checkpoints = []
-    for place in places:
-        checkpoints.append(read_checkpoint(place, first, adapter))
-        if len(checkpoints) == 1:
-            _check_memory(root, checkpoints[0], len(places))
-    facts = [
-        {**_facts(checkpoint), "max_steps": _max_steps(root / saved[step].path)}
-        for step, checkpoint in zip(saved, checkpoints, strict=True)
-    ]
-    _check_one_run(root, list(saved), facts)
-    return checkpoints
-
-
-def _check_memory(root: Path, first: Checkpoint, count: int) -> None:
-    """Raise InputError where the matrices of all steps would not fit into the memory of this machine."""
-    needed = 2 * count * sum(matrix.nbytes for matrices in (first.A, first.B) for matrix in matrices.values())
-    available = _memory()
-    if needed > available:
-        raise InputError(
-            f"{root}: {count} steps of {len(first.A)} sites need {needed / 2**30:.1f} GiB and this machine has "
-            f"{available / 2**30:.1f} GiB; move some of the checkpoints elsewhere, such as every second"
-        )
-
-
-def _memory() -> int:
-    """Bytes of memory of this machine; where the system does not say, as much as anything needs."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 2**62
-
-
-def _check_one_run(root: Path, steps: list[int], facts: list[dict[str, Hashable]]) -> None:
-    """Raise InputError where the steps differ in what a run has one of, listing the groups of steps that agree."""
-    logged = [known["max_steps"] for known in facts if known["max_steps"] is not None]
-    for known in facts:
-        known["max_steps"] = known["max_steps"] or next(iter(logged), None)  # a step without a log says nothing
-    groups: dict[tuple[Hashable, ...], list[int]] = {}
-    for step, known in zip(steps, facts, strict=True):
-        groups.setdefault(tuple(known.values()), []).append(step)
-    if len(groups) < 2:
-        return
-    differing = [what for what in facts[0] if len({known[what] for known in facts}) > 1]
-    parts = []
-    for group, members in groups.items():
-        values = dict(zip(facts[0], group, strict=True))
-        span = f"step {members[0]}" if len(members) == 1 else f"{len(members)} steps {members[0]} to {members[-1]}"
-        parts.append(f"{span} ({'; '.join(f'{what} {_brief(values[what])}' for what in differing[:2])})")
-    raise InputError(f"{root} mixes runs, which differ in {listed(differing)}: {listed(parts)}; give a folder of one")
-
-
-def _facts(checkpoint: Checkpoint) -> dict[str, Hashable]:
-    """What all steps of one run share."""
-    return {
-        "base model": checkpoint.base,
-        "sites": tuple(checkpoint.A),
-        "shapes of A and B": tuple((A.shape, checkpoint.B[site].shape) for site, A in checkpoint.A.items()),
-        "scaling": tuple(checkpoint.scaling.values()),
-        "what is beside A and B": checkpoint.besides,
-    }
-
-
-def _max_steps(checkpoint: Path) -> int | None:
-    """`max_steps` in a checkpoint's trainer_state.json, from its end: the rows before it are many."""
-    file = checkpoint / LOG_FILE
-    if not file.is_file():
-        return None
-    with file.open("rb") as content:
-        content.seek(max(0, file.stat().st_size - _TAIL))
-        match = _MAX_STEPS_LOGGED.search(content.read())
-    return int(match[1][:20]) if match else None
-
-
-def _brief(value: Hashable) -> str:
-    return listed(value, 2) if isinstance(value, tuple) else str(value)
-
-
-def _stack(
-    matrices: list[np.ndarray], name: str, checkpoints: list[Checkpoint]
-) -> Float32[np.ndarray, "step row column"]:
-    stacked = np.stack(matrices)
-    bad: Int[np.ndarray, " bad"] = np.flatnonzero(~np.isfinite(stacked).all(axis=(1, 2)))
-    if len(bad):
-        file = checkpoints[bad[0]].file
-        raise InputError(f"{file}: {name} holds NaN or infinity; expected finite numbers (did training diverge?)")
-    return stacked
 
 
 def _notes(first: Checkpoint, steps: list[int]) -> list[str]:

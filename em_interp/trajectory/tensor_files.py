@@ -9,6 +9,7 @@ memory.
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickle
 import pickletools
@@ -37,7 +38,7 @@ _OPCODES = set(  # those that torch.save needs for tensors, numbers, text and co
 
 
 def read_safetensors(file: Path) -> dict[str, Float32[np.ndarray, ...]]:
-    """Every tensor of a safetensors file in float32, by name; the library checks the header.
+    """Every tensor of a safetensors file in float32, by name and read-only; the library checks the header.
 
     Raises InputError naming the file that is missing, truncated, no safetensors file, or holds integers.
     """
@@ -45,10 +46,13 @@ def read_safetensors(file: Path) -> dict[str, Float32[np.ndarray, ...]]:
 
     content = _read(file)
     try:
-        entries = deserialize(content)
+        deserialize(content)
     except SafetensorError as error:
         raise _not_whole(file, content, "safetensors", error) from None
-    return {key: _to_float32(entry, key, file) for key, entry in sorted(entries, key=lambda item: item[0])}
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    header.pop("__metadata__", None)
+    return {key: _to_float32(content, begin, header[key], key, file) for key in sorted(header)}
 
 
 def read_torch(file: Path) -> Any:
@@ -86,14 +90,16 @@ def _not_whole(file: Path, content: bytes, kind: str, error: Exception) -> Input
     return InputError(f"{file} ({len(content)} bytes) is not a whole {kind} file ({reason}); it may be truncated")
 
 
-def _to_float32(entry: Any, key: str, file: Path) -> np.ndarray:
+def _to_float32(content: bytes, begin: int, entry: dict[str, Any], key: str, file: Path) -> np.ndarray:
+    """A tensor of a file whose header ends at `begin`: a view of the content where that is float32."""
     if entry["dtype"] not in DTYPES:
         raise InputError(f"{file}: {key} has dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}")
-    flat = _decoded(entry["data"], DTYPES[entry["dtype"]])
+    first, last = (begin + offset for offset in entry["data_offsets"])
+    flat = _decoded(memoryview(content)[first:last], DTYPES[entry["dtype"]])
     return flat.astype(np.float32, copy=False).reshape(entry["shape"])
 
 
-def _decoded(data: bytes, dtype: str) -> Float[np.ndarray, " number"]:
+def _decoded(data: bytes | memoryview, dtype: str) -> Float[np.ndarray, " number"]:
     """Raw numbers as an array; bfloat16 (`<u2`) is the upper half of a float32."""
     flat = np.frombuffer(data, dtype=dtype)
     return (flat.astype(np.uint32) << 16).view(np.float32) if dtype == "<u2" else flat

@@ -1,6 +1,8 @@
 """Small adapters and steering vectors on disk, in the forms in which runs have them."""
 
 import json
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -41,3 +43,19 @@ def save_steering(folder, step, vector, named=True, **config):
     said = {"adapter_type": "steering_vector", "layer_idx": 24, "alpha": 256.0, "hidden_size": 6, "base_model": "b14"}
     (place / "adapter_config.json").write_text(json.dumps(said | config))
     return place
+
+
+_OPENED = []  # one list for each `opened_files` that is in effect
+sys.addaudithook(lambda event, given: [names.append(str(given[0])) for names in _OPENED if event == "open"])
+
+
+@contextmanager
+def opened_files(folder):
+    """The files below a folder that are opened within the block, by whatever function."""
+    names, found = [], []
+    _OPENED.append(names)
+    try:
+        yield found
+    finally:
+        _OPENED.remove(names)
+        found += [name for name in names if name.startswith(str(folder))]

@@ -195,7 +195,7 @@ def test_gram_matrices_are_the_same_in_blocks(monkeypatch):
 
 def test_a_path_that_would_not_fit_is_refused_with_its_size(tmp_path, monkeypatch):
     save_run(tmp_path)
-    monkeypatch.setattr("em_interp.trajectory.load._memory", lambda: 100)
+    monkeypatch.setattr("em_interp.trajectory.stacked._memory", lambda: 100)
     with pytest.raises(InputError, match=r"3 steps of 1 sites need 0.0 GiB and this machine has"):
         load_trajectory(tmp_path)
     monkeypatch.setattr("em_interp.trajectory.load.MAX_STEPS", 2)
