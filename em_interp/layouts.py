@@ -67,7 +67,7 @@ def listing_of(root: Path) -> Listing:
     """The listing of a folder on this machine."""
 
     def names(path: str) -> list[str]:
-        folder = os.path.join(root, path)  # a run has thousands of folders, and Path is slow
+        folder = os.path.join(root, path)
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
     return names

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -124,7 +125,7 @@ class _Layout:
             position = start + matrices[index].nbytes
         pieces.append(bytearray(len(file) - position))
         settings = checkpoint.file.with_name(CONFIG_FILE).read_bytes()
-        return cls(header, settings, len(file), [piece for piece in pieces if piece != b""])
+        return cls(header, settings, len(file), [piece for piece in pieces if isinstance(piece, int) or piece])
 
     def read(self, folder: str, places: list[np.ndarray]) -> bool:
         """Read the matrices of a folder's file into their places; False where it is laid out otherwise."""
@@ -151,7 +152,7 @@ def _address(matrix: np.ndarray) -> int:
     return int(matrix.__array_interface__["data"][0])
 
 
-def _read_into(file: str, buffers: Sequence[bytearray | np.ndarray], size: int) -> bool:
+def _read_into(file: str, buffers: list[Any], size: int) -> bool:
     """Fill the buffers with a regular file of exactly this size; False where it is none."""
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
@@ -162,7 +163,7 @@ def _read_into(file: str, buffers: Sequence[bytearray | np.ndarray], size: int) 
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             return False
         parts = range(0, len(buffers), MAX_BUFFERS)
-        return sum(os.readv(handle, buffers[first : first + MAX_BUFFERS]) for first in parts) == size
+        return sum([os.readv(handle, buffers[first : first + MAX_BUFFERS]) for first in parts]) == size
     except OSError:
         return False
     finally:

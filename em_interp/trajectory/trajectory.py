@@ -135,11 +135,18 @@ class AdapterTrajectory(Result):
         if not sites:
             raise InputError(f"{self.source} is a log alone; there is no adapter whose path could be measured")
         if (matrix, site) not in self._grams:
-            gram = sum(self._site_gram(matrix, s) for s in sites)
-            assert isinstance(gram, np.ndarray)
-            gram.flags.writeable = False
-            self._grams[matrix, site] = gram
+            self._compute_grams(matrix, site, sites)
         return self._grams[matrix, site]
+
+    def _compute_grams(self, matrix: Matrix, site: str | None, sites: Sequence[str]) -> None:
+        """Put a Gram matrix into the cache; with that of ΔW those of A and B, which it is computed from at rank 1."""
+        found: dict[Matrix, np.ndarray] = {}
+        for s in sites:
+            for of, gram in self._site_grams(matrix, s).items():
+                found[of] = found[of] + gram if of in found else gram
+        for of, gram in found.items():
+            gram.flags.writeable = False
+            self._grams.setdefault((of, site), gram)
 
     def rounding(self, of: Matrix, site: str | None = None) -> Float[np.ndarray, " step"]:
         """Squared rounding error expected of each position where the values are stored in 16 bits, else 0.
@@ -263,25 +270,34 @@ class AdapterTrajectory(Result):
             raise InputError(f"there is no site {described(site)}{hint} (sites: {listed(self.sites)})")
         return (site,)
 
-    def _site_gram(self, matrix: Matrix, site: str) -> Float[np.ndarray, "step step"]:
+    def _site_grams(self, matrix: Matrix, site: str) -> dict[Matrix, Float[np.ndarray, "step step"]]:
         A, B = self.A[site], self.B[site]
-        if matrix == "delta":
-            return self.scale[site] ** 2 * _product_gram(A, B)
-        return _gram(A if matrix == "A" else B)
+        if matrix != "delta":
+            return {matrix: _gram(A if matrix == "A" else B)}
+        if A.shape[1] > 1:
+            return {"delta": self.scale[site] ** 2 * _product_gram(A, B)}
+        grams: dict[Matrix, np.ndarray] = {"A": _gram(A), "B": _gram(B)}
+        return {**grams, "delta": self.scale[site] ** 2 * (grams["A"] * grams["B"])}
 
 
 def rounding_error(values: Float32[np.ndarray, "step row column"]) -> Float[np.ndarray, " step"]:
     """Expected squared rounding error of each step's values, if all of them are numbers of a 16-bit type."""
-    values = np.ascontiguousarray(values, np.float32).reshape(len(values), -1)
-    with np.errstate(over="ignore"):
-        half = bool((values.astype(np.float16) == values).all())
-    brain = not (values.view(np.uint32) & 0xFFFF).any()
-    if not (half or brain):
-        return np.zeros(len(values))
+    rows = [np.ascontiguousarray(step, np.float32).ravel() for step in values]
+    half = brain = True
+    for row in reversed(rows):  # B begins at zero, a number of any type; the last row tells most paths
+        with np.errstate(over="ignore"):
+            half = half and bool((row.astype(np.float16) == row).all())
+        brain = brain and not (row.view(np.uint32) & 0xFFFF).any()
+        if not (half or brain):
+            return np.zeros(len(rows))
     digits, smallest = (10, 2.0**-24) if half else (7, 0.0)
-    _, exponent = np.frexp(values)
-    spacing = np.maximum(np.ldexp(1.0, exponent - 1 - digits), smallest)
-    return np.where(values != 0, spacing**2 / 12, 0.0).sum(1)
+    return np.array([_squared_rounding(row, digits, smallest) for row in rows])
+
+
+def _squared_rounding(row: Float32[np.ndarray, " number"], digits: int, smallest: float) -> float:
+    """Sum of spacing² / 12 over numbers with so many binary digits after the first."""
+    spacing = np.maximum(np.ldexp(1.0, np.frexp(row)[1] - 1 - digits), smallest)
+    return float(np.where(row != 0, spacing**2 / 12, 0.0).sum())
 
 
 def _gram(path: Float[np.ndarray, "step row column"]) -> Float[np.ndarray, "step step"]:
@@ -301,8 +317,6 @@ def _product_gram(
 ) -> Float[np.ndarray, "step step"]:
     """Inner products <B_i A_i, B_j A_j> = tr((B_iᵀ B_j)(A_j A_iᵀ)), without forming B A."""
     count, rank = A.shape[:2]
-    if rank == 1:
-        return _gram(A) * _gram(B)
     rows_a, rows_b = A.reshape(count * rank, -1), B.transpose(0, 2, 1).reshape(count * rank, -1)
     gram = np.empty((count, count))
     for some in _step_blocks(count, rank):

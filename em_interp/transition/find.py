@@ -140,6 +140,8 @@ def _on_path(
 ) -> list[Transition]:
     lr = path.cumulative_lr if np.isfinite(path.cumulative_lr).all() else None
     if signal == "rotation":
+        if len(matrices) > 1:
+            path.gram("delta", site)  # with which come those of A and B
         return [
             replace(transition, of=matrix)
             for matrix in matrices

@@ -177,8 +177,8 @@ def _fit(
     columns = np.stack([np.ones_like(share), share - 0.5, slope]) * plane.speed[:, None]
     design = np.concatenate([off[None], columns]).transpose(2, 1, 0)
     # noise is seen across the heading of its increment: between headings ψ and φ it shares cos(ψ - φ)
-    cosine, sine = np.cos(heading).T, np.sin(heading).T
-    covariance = cosine[:, :, None] * cosine[:, None, :] + sine[:, :, None] * sine[:, None, :]
+    unit = np.stack([np.cos(heading).T, np.sin(heading).T], -1)
+    covariance = unit @ np.swapaxes(unit, 1, 2)
     covariance *= plane.noise
     covariance[:, range(len(plane.along)), range(len(plane.along))] += plane.model_variance
     inner = np.swapaxes(design, 1, 2) @ np.linalg.solve(covariance, design)
