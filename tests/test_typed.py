@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -98,7 +99,9 @@ def check(command, folder, pattern):
 
 def test_mypy_knows_every_type(script):
     config = script.with_name("mypy.ini")
-    config.write_text("[mypy]\n[mypy-em_interp.*]\nignore_errors = True\n", encoding="utf-8")
+    untyped = ",".join(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["overrides"][0]["module"])
+    skipped = f"[mypy-{untyped}]\nfollow_imports = skip\n"  # none of their types is in the public API
+    config.write_text(f"[mypy]\n[mypy-em_interp.*]\nignore_errors = True\n{skipped}", encoding="utf-8")
     command = [sys.executable, "-m", "mypy", "--config-file", config, "--ignore-missing-imports", script.name]
     command += ["--cache-dir", ROOT / ".mypy_cache" / "typed"]
     done, revealed = check(command, script.parent, r'example\.py:\d+: note: Revealed type is "(.+)"')
