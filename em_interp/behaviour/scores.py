@@ -164,13 +164,13 @@ class ScoredResponses(Result):
 
     def _rate(self, hits: pd.Series[bool]) -> Rate:
         """The share of hits, by question; the answers are those of the index."""
-        by_question = hits.groupby(self.answers["question_id"].reindex(hits.index)).agg(["sum", "size"])
-        return rate_of(by_question["sum"].to_numpy(float), by_question["size"].to_numpy(float), self.level)
+        _, question = np.unique(self.answers["question_id"].reindex(hits.index), return_inverse=True)
+        return rate_of(np.bincount(question, hits.to_numpy(float)), np.bincount(question).astype(float), self.level)
 
     def _mean(self, score: str) -> Mean:
         scored = self.scored[self.scored[score].notna()]
-        questions = scored["question_id"].astype("category").cat.codes.to_numpy()
-        return mean_of(scored[score].to_numpy(float), questions, self.level)
+        _, question = np.unique(scored["question_id"], return_inverse=True)
+        return mean_of(scored[score].to_numpy(float), question, self.level)
 
     def _table(self) -> pd.DataFrame:
         return self.frame()
