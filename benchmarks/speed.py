@@ -78,8 +78,8 @@ class Organism:
             )
         return cls(open_run(path), folder, N_STEPS_SMOLLM2)
 
-    def peft(self, step):
-        return PeftModel.from_pretrained(load_base(self.config.model).model, self.run.checkpoint(step))
+    def peft(self, step, **given):
+        return PeftModel.from_pretrained(load_base(self.config.model).model, self.run.checkpoint(step), **given)
 
 
 def write_random_run(root, count, module, widths):
@@ -133,7 +133,7 @@ def trainer(folder, repeats):
     rows = [{"input_ids": [5] * 32, "labels": [5] * 32}] * 8 * N_TRAINER
 
     def run(**saving):
-        model = organism.peft(organism.steps[-1])
+        model = organism.peft(organism.steps[-1], is_trainable=True)
         given = TrainingArguments(
             folder / "trainer" / str(next(COUNT)), max_steps=N_TRAINER, per_device_train_batch_size=8, report_to=[],
             use_cpu=True, disable_tqdm=True, **saving,

@@ -2,7 +2,8 @@
 
 A run of 400 steps is 800 small files, slow to read over a network and awkward to send. Here every A and B of a site is
 one tensor over the steps, the log is stored by step, and the rest is JSON in the file's metadata. `load_trajectory`
-reads from it, bit for bit, what it reads from the folder.
+gives from it, bit for bit, what it reads from the folder. The file is mapped, not copied, and written step by step, so
+that a path may be larger than memory.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import pandas as pd
 from em_interp.checks import described, fits
 from em_interp.errors import InputError, listed
 from em_interp.files import check_regular, write_beside
+from em_interp.trajectory.stacked import first_not_finite
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 SUFFIX = ".safetensors"
 METADATA_KEY, FORMAT = "em_interp.trajectory", 1  # one entry of metadata: safetensors keeps no order of several
+NAMES = {"<i8": "I64", "<f8": "F64", "<f4": "F32"}  # of numbers, in safetensors
 EXPECTED = {"format": int, "scale": dict, "log": list[str], "kind": str}  # in the metadata
 OPTIONAL = {"base": str, "identity": str, "magnitude": list[str], "besides": list[str]}
 A, B, LOG, MAGNITUDE = "A/", "B/", "log/", "magnitude/"  # prefixes of tensor names: before a site, or a log's column
@@ -34,18 +37,16 @@ def write_packed(trajectory: AdapterTrajectory, file: str | Path, identity: str 
     `identity` is the base model's name with the hash of its weights, where it is known. Tensors: `steps` (step,),
     `A/<site>` (step, rank, d_in) and `B/<site>` (step, d_out, rank) in float32, `log/step` and `log/<column>`.
     """
-    from safetensors.numpy import save_file
-
     file = Path(file)
     if file.suffix != SUFFIX:
         raise InputError(f"{file}: a packed trajectory is a {SUFFIX} file; give it that ending")
     tensors = {"steps": trajectory.steps.astype(np.int64)}
     for prefix, matrices in ((A, trajectory.A), (B, trajectory.B)):
-        tensors |= {prefix + site: np.ascontiguousarray(matrix) for site, matrix in matrices.items()}
+        tensors |= {prefix + site: matrix for site, matrix in matrices.items()}
     tensors[LOG + "step"] = trajectory.metrics.index.to_numpy(np.int64)
     for name, column in trajectory.metrics.items():
-        tensors[f"{LOG}{name}"] = np.ascontiguousarray(column.to_numpy(np.float64))  # one with gaps is saved wrongly
-    tensors |= {MAGNITUDE + site: np.ascontiguousarray(path) for site, path in trajectory.magnitude.items()}
+        tensors[f"{LOG}{name}"] = column.to_numpy(np.float64)
+    tensors |= {MAGNITUDE + site: path for site, path in trajectory.magnitude.items()}
     metadata = {
         "format": FORMAT,
         "kind": trajectory.kind,
@@ -57,9 +58,29 @@ def write_packed(trajectory: AdapterTrajectory, file: str | Path, identity: str 
         "magnitude": list(trajectory.magnitude),
         "besides": list(trajectory.besides),
     }
-    with write_beside(file) as part:
-        save_file(tensors, part, {METADATA_KEY: json.dumps(metadata)})
+    with write_beside(file) as part, part.open("wb") as content:
+        content.write(_header(tensors, json.dumps(metadata)))
+        for step in (step for name in _order(tensors) for step in tensors[name]):
+            content.write(np.ascontiguousarray(step).data)
     return file
+
+
+def _order(tensors: dict[str, np.ndarray]) -> list[str]:
+    """The names as they follow each other in the file: as in safetensors' own, wide numbers first."""
+    return sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+
+
+def _header(tensors: dict[str, np.ndarray], metadata: str) -> bytes:
+    """What stands before the numbers."""
+    entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: metadata}}
+    end = 0
+    for name in _order(tensors):
+        array, begin = tensors[name], end
+        end += array.nbytes
+        entries[name] = {"dtype": NAMES[array.dtype.str], "shape": array.shape, "data_offsets": (begin, end)}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_packed(file: str | Path) -> AdapterTrajectory:
@@ -67,12 +88,12 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
 
     Raises InputError, naming the file, where it is truncated, holds something else, or NaN.
     """
-    with _opened(Path(file)) as (reader, metadata):
-        tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    with _opened(Path(file)) as (_, metadata):
+        tensors = _mapped(Path(file))
     _check_content(Path(file), metadata, tensors)
     sites = list(metadata["scale"])
     for name in (prefix + site for prefix in (A, B) for site in sites):
-        if not np.isfinite(tensors[name]).all():
+        if first_not_finite(tensors[name]) is not None:
             raise InputError(f"{file}: {name} holds NaN or infinity; expected finite numbers (did training diverge?)")
     index = pd.Index(tensors[LOG + "step"], name="step")
     return AdapterTrajectory(
@@ -87,6 +108,25 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
         magnitude={site: tensors[MAGNITUDE + site] for site in metadata.get("magnitude") or []},
         besides=tuple(metadata.get("besides") or []),
     )
+
+
+def _mapped(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a whole safetensors file; changes to them stay in memory."""
+    content = np.memmap(file, np.uint8, "c")
+    begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:begin].tobytes())
+    dtypes, tensors = {name: np.dtype(dtype) for dtype, name in NAMES.items()}, {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in dtypes:
+            raise InputError(f"{file}: {name} has dtype {entry['dtype']}; expected one of {', '.join(dtypes)}")
+        first, last = (begin + offset for offset in entry["data_offsets"])
+        flat = np.frombuffer(
+            content.data, dtypes[entry["dtype"]], (last - first) // dtypes[entry["dtype"]].itemsize, first
+        )
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors
 
 
 def _check_content(file: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:

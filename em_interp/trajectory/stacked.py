@@ -7,10 +7,13 @@ differs is read and checked as the first was.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import shutil
 import stat
-from collections.abc import Hashable
+import tempfile
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from em_interp.trajectory.checkpoint_formats import LORA, format_of, read_checkp
 
 MAX_BUFFERS = 1024  # of one call of readv
 BLOCK = 2**20  # numbers checked at once
+MAX_SHARE = 0.5  # of this machine's memory that a path may take
 _MAX_STEPS_LOGGED = re.compile(rb'"max_steps": (\d+)')
 _TAIL = 4096  # bytes at the end of a trainer_state.json, after the rows, that hold max_steps
 
@@ -41,10 +45,11 @@ class Stacked:
     magnitude: Stack
 
     @classmethod
-    def empty(cls, first: Checkpoint, count: int) -> Stacked:
+    def empty(cls, root: Path, first: Checkpoint, count: int) -> Stacked:
         """Room for `count` checkpoints like the first."""
+        room = _room(root, first, count)
         stacks = [
-            {site: np.empty((count, *matrix.shape), np.float32) for site, matrix in matrices.items()}
+            {site: room((count, *matrix.shape)) for site, matrix in matrices.items()}
             for matrices in (first.A, first.B, first.magnitude)
         ]
         return cls(first, *stacks)
@@ -67,8 +72,7 @@ def read_steps(root: Path, saved: dict[int, SavedStep], adapter: str | None = No
     folders = [os.path.join(root, step.place) for step in saved.values()]
     kind = _one_format(root, saved, folders)
     first = read_checkpoint(Path(folders[0]), kind, adapter)
-    _check_memory(root, first, len(folders))
-    stacked, layout, facts = Stacked.empty(first, len(folders)), _Layout.of(first), [_facts(first)]
+    stacked, layout, facts = Stacked.empty(root, first, len(folders)), _Layout.of(first), [_facts(first)]
     stacked.put(0, first)
     for row, folder in enumerate(folders[1:], 1):
         if layout is not None and layout.read(folder, stacked.row(row)):
@@ -170,15 +174,31 @@ def _read_into(file: str, buffers: list[Any], size: int) -> bool:
         os.close(handle)
 
 
-def _check_memory(root: Path, first: Checkpoint, count: int) -> None:
-    """Raise InputError where the matrices of all steps would not fit into the memory of this machine."""
-    needed = count * sum(matrix.nbytes for matrix in _matrices(first))
-    available = _memory()
-    if needed > available:
+def _room(root: Path, first: Checkpoint, count: int) -> Callable[[tuple[int, ...]], np.ndarray]:
+    """How arrays for `count` checkpoints are made: in memory, or, where they take too much of it, in temporary files.
+
+    Raises InputError where there is no room for these either.
+    """
+    needed, memory = count * sum(matrix.nbytes for matrix in _matrices(first)), _memory()
+    if needed <= MAX_SHARE * memory:
+        return lambda shape: np.empty(shape, np.float32)
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    if needed > free:
         raise InputError(
-            f"{root}: {count} steps of {len(first.A)} sites need {needed / 2**30:.1f} GiB and this machine has "
-            f"{available / 2**30:.1f} GiB; move some of the checkpoints elsewhere, such as every second"
+            f"{root}: {count} steps of {len(first.A)} sites need {needed / 2**30:.1f} GiB; this machine has "
+            f"{memory / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB free in {place} (TMPDIR names another "
+            "folder); move some of the checkpoints elsewhere, such as every second"
         )
+    return _on_disk
+
+
+def _on_disk(shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a temporary file, which is deleted with it."""
+    with tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+            os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
+        return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 def _memory() -> int:
@@ -236,11 +256,18 @@ def _brief(value: Hashable) -> str:
 def _check_finite(stacked: Stacked, files: list[str]) -> None:
     for name, stacks in (("lora_A", stacked.A), ("lora_B", stacked.B)):
         for site, stack in stacks.items():
-            size = max(1, BLOCK // stack[0].size)
-            for first in range(0, len(stack), size):
-                part = stack[first : first + size].reshape(-1, stack[0].size)
-                bad = np.flatnonzero(~np.isfinite(part).all(axis=1))
-                if len(bad):
-                    expected = "expected finite numbers (did training diverge?)"
-                    file = files[first + bad[0]]
-                    raise InputError(f"{file}: {name} of {site} holds NaN or infinity; {expected}")
+            bad = first_not_finite(stack)
+            if bad is not None:
+                expected = "expected finite numbers (did training diverge?)"
+                raise InputError(f"{files[bad]}: {name} of {site} holds NaN or infinity; {expected}")
+
+
+def first_not_finite(stack: Float32[np.ndarray, "step ..."]) -> int | None:
+    """The first row that holds NaN or infinity; None where there is none."""
+    rows = stack.reshape(len(stack), math.prod(stack.shape[1:]))
+    size = max(1, BLOCK // max(rows.shape[1], 1))
+    for first in range(0, len(rows), size):
+        bad = np.flatnonzero(~np.isfinite(rows[first : first + size]).all(axis=1))
+        if len(bad):
+            return first + int(bad[0])
+    return None

@@ -321,17 +321,18 @@ def _product_gram(
     gram = np.empty((count, count))
     for some in _step_blocks(count, rank):
         inner = _inner(rows_a, some, rank) * _inner(rows_b, some, rank)
-        gram[some] = inner.reshape(-1, rank, count, rank).sum(axis=(1, 3))
+        block = inner.reshape(-1, rank, count - some.start, rank).sum(axis=(1, 3))
+        gram[some, some.start :], gram[some.start :, some] = block, block.T
     return gram
 
 
 def _step_blocks(count: int, rank: int) -> Iterator[slice]:
-    """Steps whose rows of inner products with those of all steps have room in BLOCK."""
+    """Steps whose rows of inner products with those of all later steps have room in BLOCK."""
     size = max(1, BLOCK // (count * rank**2))
     return (slice(first, first + size) for first in range(0, count, size))
 
 
 def _inner(rows: Float[np.ndarray, "row column"], some: slice, rank: int) -> Float[np.ndarray, "some row"]:
-    """Inner products of the rows of some steps with all rows."""
-    own = slice(some.start * rank, some.stop * rank)
-    return sum((part[own] @ part.T for part in _blocks(rows)), np.zeros((len(rows[own]), len(rows))))
+    """Inner products of the rows of some steps with theirs and those of all later steps."""
+    own, on = slice(some.start * rank, some.stop * rank), slice(some.start * rank, None)
+    return sum((part[own] @ part[on].T for part in _blocks(rows)), np.zeros((len(rows[own]), len(rows[on]))))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from em_interp.errors import InputError
 from em_interp.trajectory import stacked
 from em_interp.trajectory.load import load_trajectory
 from em_interp.trajectory.lora_files import read_lora
+from em_interp.trajectory.packed import write_packed
 from tests.trajectory.saving import SITE, save_adapter, save_run
 
 OTHER = SITE.replace("21", "3")
@@ -84,6 +87,51 @@ def test_what_is_wrong_in_a_later_file_is_named(tmp_path, spoil, error):
     file = save_random_run(tmp_path) / "checkpoint-3/adapter_model.safetensors"
     file.write_bytes(spoil(file.read_bytes()))
     with pytest.raises(InputError, match=rf"checkpoint-3/adapter_model\.safetensors.*{error}"):
+        load_trajectory(tmp_path)
+
+
+def held_at_most(work):
+    """What some work returns, and the bytes of memory that its arrays took at most; mapped files are not among them."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_path_larger_than_memory_is_read_measured_and_packed_a_part_at_a_time(tmp_path, monkeypatch):
+    rng, files = np.random.default_rng(0), tmp_path / "run"
+    key = f"base_model.model.{SITE}.lora_{{}}.weight"
+    for step in range(40):
+        folder = save_adapter(files / f"checkpoint-{step}", rank=2)
+        A, B = rng.normal(size=(2, 20_000)).astype("f4"), rng.normal(size=(30_000, 2)).astype("f4")
+        save_file({key.format("A"): A, key.format("B"): B}, folder / "adapter_model.safetensors")
+    in_memory = load_trajectory(files)
+    monkeypatch.setattr("em_interp.trajectory.trajectory.BLOCK", 2**15)
+    whole = {of: in_memory.gram(of) for of in ("A", "B", "delta")}
+    monkeypatch.setattr(stacked, "BLOCK", 2**15)
+    monkeypatch.setattr(stacked, "_memory", lambda: 2**20)
+
+    def read_and_packed():
+        path = load_trajectory(files)
+        return path, load_trajectory(write_packed(path, tmp_path / "packed.safetensors"))
+
+    paths, held = held_at_most(read_and_packed)
+    assert held < 0.15 * (size := 40 * 400_000)  # of a file, and of a block
+    for path in paths:
+        for of in ("A", "B"):
+            gram, held = held_at_most(lambda path=path, of=of: path.gram(of))
+            assert held < 0.1 * size
+            np.testing.assert_array_equal(gram, whole[of])
+        np.testing.assert_array_equal(path.gram("delta"), whole["delta"])
+        np.testing.assert_array_equal(path.vectors("B"), in_memory.vectors("B"))
+
+
+def test_a_path_for_which_neither_memory_nor_disk_has_room_is_refused_with_its_size(tmp_path, monkeypatch):
+    save_run(tmp_path)
+    monkeypatch.setattr(stacked, "_memory", lambda: 100)
+    monkeypatch.setattr(stacked.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(200, 190, 10))
+    with pytest.raises(InputError, match=r"3 steps of 1 sites need 0.0 GiB; this machine has 0.0 GiB of memory and"):
         load_trajectory(tmp_path)
 
 
