@@ -62,7 +62,7 @@ onset
 
 # %% [markdown]
 # Without a control run "rises" means: beyond what was answered at step 0. `configs/tiny-control.yaml` trains one;
-# `em.find_transition(curve, control=…)` holds the two against each other.
+# `em.find_transition(curve, control=…)` compares the two.
 
 # %% [markdown]
 # ## How far apart are they?

@@ -86,7 +86,7 @@ def _show_monitor(monitor: Monitor, looks: list[Look]) -> None:
         sys.stderr.flush()
 
 
-@command(ANALYSE, "em-interp align checkpoints/tiny --control checkpoints/tiny-control")
+@command(ANALYSE, "em-interp align checkpoints/tiny --control checkpoints/demo/control")
 def align(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run that was asked and judged.")],
     answers: Annotated[

@@ -194,7 +194,7 @@ def _unjudged(source: str, out: str | None, columns: list[str]) -> tuple[Run, pd
     return Run(table[1]), read_answers(table[0], given_columns(columns))
 
 
-@command(ASK, "em-interp prefer checkpoints/tiny --control checkpoints/tiny-control")
+@command(ASK, "em-interp prefer checkpoints/tiny --control checkpoints/demo/control")
 def prefer(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a folder of checkpoints.")],
     pairs: Annotated[

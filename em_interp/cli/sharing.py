@@ -11,7 +11,7 @@ from em_interp.cli.app import SHARE, Answer, Columns, Out, Overwrite, Resume, co
 from em_interp.errors import InputError
 
 
-@command(SHARE, "em-interp report checkpoints/tiny --control checkpoints/tiny-control --figures pdf,svg")
+@command(SHARE, "em-interp report checkpoints/tiny --control checkpoints/demo/control --figures pdf")
 def report(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
     answers: Annotated[
@@ -33,8 +33,8 @@ def report(
 ) -> Answer:
     """Write one page about a run, and its figures as files.
 
-    They are written to the run itself by default. A page that is there already stays as it is where figures are
-    asked for.
+    They are written to the run itself by default.
+    With --figures a page that exists stays as it is.
     """
     from em_interp.behaviour.tables.columns import given_columns
     from em_interp.figures.export_files import check

@@ -88,7 +88,8 @@ def open_all(
     """The paths, the run directories (None where a source is not one) and the names. Raises InputError for one run."""
     given = list(sources.values()) if isinstance(sources, Mapping) else as_list(sources)
     if len(given) < 2:
-        raise InputError(f"a comparison is of two runs or more; {'one' if given else 'none'} was given")
+        found = "one" if given else "none"
+        raise InputError(f"a comparison is of two runs or more, in a list such as [run, other]; {found} was given")
     paths, runs = zip(*map(_open, given), strict=True)
     return paths, runs, tuple(map(str, sources)) if isinstance(sources, Mapping) else names_of(paths)
 

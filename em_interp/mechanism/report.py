@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.results import Result
-from em_interp.run import Run
+from em_interp.run import Run, RunLike, open_run
 from em_interp.stages import as_kept, read_kept
 from em_interp.transition.result import Transition
 
@@ -170,15 +170,16 @@ def suite_folder(run: Run) -> Path:
 
 
 @checked
-def read_report(run: Run) -> MechanismReport | None:
+def read_report(run: RunLike) -> MechanismReport | None:
     """The report that is kept with a run.
 
     Args:
-        run: a run.
+        run: a run, or its folder.
 
     Returns:
         The report, or None where the run's mechanism was not analysed.
     """
+    run = open_run(run)
     file = _file(run.analysis)
     if not file.exists():
         return None

@@ -31,7 +31,7 @@ from em_interp.mechanism.interventions.experiments import Questions, SamplingPar
 from em_interp.mechanism.interventions.steering import COEFFICIENTS, SteeringCurve, steer
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
-from em_interp.run import Run
+from em_interp.run import Run, RunLike, open_run
 from em_interp.stages import Storage, announce, begin_stage, read_kept
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import load_trajectory
@@ -99,8 +99,8 @@ SIZES: dict[SizeName, SuiteSize] = {
 def run_suite(
     model: TrajectoryModel | Source,
     judge: Judge,
-    control: Run | None = None,
-    transfer: Run | None = None,
+    control: RunLike | None = None,
+    transfer: RunLike | None = None,
     analyses: Sequence[str] | None = None,
     size: SizeName | SuiteSize = "full",
     sampling: SamplingParams | None = None,
@@ -137,6 +137,7 @@ def run_suite(
     if not model.run.scores_file.exists():
         raise InputError(f"{model.run.scores_file} is missing: ask and judge the run before you analyse its mechanism")
     chosen_size = size if isinstance(size, SuiteSize) else SIZES[size]
+    control, transfer = (None if given is None else open_run(given) for given in (control, transfer))
     context = SuiteContext(model, judge, control, transfer, chosen_size, sampling, progress)
     storage = Storage(suite_folder(model.run), resume, progress)
     with storage.open() as folder:

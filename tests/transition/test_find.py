@@ -30,6 +30,7 @@ def test_a_run_directory_stands_for_its_path(tmp_path):
     loaded = em.load_trajectory(tmp_path)
     for source in (tmp_path, str(tmp_path), em.Run(tmp_path)):
         assert em.find_transition(source).to_dict() == em.find_transition(loaded).to_dict()
+        assert em.largest_local_cosine(source) == em.largest_local_cosine(loaded.gram("B"), loaded.steps)
 
 
 @pytest.mark.parametrize("of", ["dW", "ΔW", "delta_W", "DELTA"])
@@ -61,7 +62,7 @@ def test_a_level_that_is_no_probability_is_refused(path, curve, level):
         (lambda path, curve: em.find_transition(path, of="W"), "of must be 'A', 'B' or 'delta'"),
         (lambda path, curve: em.find_transition(path, of=1), "of must be 'A', 'B' or 'delta'"),
         (lambda path, curve: em.find_transition(path, site=3), "there is no site 3"),
-        (lambda path, curve: em.find_transition(curve, control=3), "control must be a behaviour curve; found 3"),
+        (lambda path, curve: em.find_transition(curve, control=3), r"control must be a behaviour curve, as em\.behaviour_curve\(run\); found 3"),
         (lambda path, curve: em.find_transition(path, control=curve), "a control is for behaviour curves"),
         (
             lambda path, curve: em.align(None, curve),
@@ -71,6 +72,7 @@ def test_a_level_that_is_no_probability_is_refused(path, curve, level):
         (lambda path, curve: em.align(path, curve, run=curve), "run must be a trajectory, a run or its path"),
         (lambda path, curve: em.Transition.from_dict([1]), "a transition's dictionary"),
         (lambda path, curve: em.largest_local_cosine(path, path.steps), "expected a step × step Gram matrix"),
+        (lambda path, curve: em.largest_local_cosine(path.gram("B")), "or a Gram matrix with its steps; found"),
         (lambda path, curve: em.largest_local_cosine(path.gram("B"), path.steps, "10"), "the spacing k"),
     ],
 )

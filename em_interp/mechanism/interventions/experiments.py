@@ -44,7 +44,7 @@ from em_interp.mechanism.engines.interventions import (
     Positions,
 )
 from em_interp.results import interval_columns
-from em_interp.run import Run
+from em_interp.run import Run, RunLike, open_run
 from em_interp.stages import Storage, read_kept
 
 if TYPE_CHECKING:
@@ -256,11 +256,11 @@ def rate_columns(responses: ScoredResponses) -> dict[str, Any]:
 
 
 @checked
-def run_questions(run: Run, question_set: str | None = None) -> list[dict[str, str]]:
+def run_questions(run: RunLike, question_set: str | None = None) -> list[dict[str, str]]:
     """The questions that a run was asked.
 
     Args:
-        run: a run that was asked.
+        run: a run that was asked, or its folder.
         question_set: one set, such as `out_of_domain`; by default all.
 
     Returns:
@@ -269,6 +269,7 @@ def run_questions(run: Run, question_set: str | None = None) -> list[dict[str, s
     Raises:
         InputError: where there are none.
     """
+    run = open_run(run)
     settings = run.answers_file.with_name("ask.json")
     if settings.exists():
         questions = [dict(question) for question in read_kept(settings, ASKED)["questions"]]

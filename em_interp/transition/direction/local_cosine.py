@@ -7,11 +7,15 @@ with this one's speed and noise, both estimated (`path_noise`).
 
 from __future__ import annotations
 
+from typing import cast, get_args
+
 import numpy as np
 from jaxtyping import Float, Int
 
+from em_interp.checks import check_type
 from em_interp.errors import InputError
 from em_interp.trajectory.geometry import local_cosine
+from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.transition.direction.path_noise import between_blocks, estimate_noise, even_increments, prefix_sums
 from em_interp.transition.direction.turn_test import drift_length
 
@@ -21,22 +25,28 @@ N_DRAWS = 400
 
 
 def largest_local_cosine(
-    gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray, " step"], k: int = 10
+    path: TrajectorySource | Float[np.ndarray, "step step"], steps: Int[np.ndarray, " step"] | None = None, k: int = 10
 ) -> tuple[int | None, float]:
     """The step with the largest local cosine, the published way of naming a transition.
 
     It names a step whether or not the path turns, and noise raises it wherever the drift is slow.
 
     Args:
-        gram: Inner products of the path's positions, such as `path.gram("B")`.
-        steps: Training steps of the positions, such as `path.steps`.
+        path: A trajectory, a run or its path, of which B is taken; or the inner products of any positions, such as
+            `path.gram("A")`.
+        steps: Training steps of these positions, such as `path.steps`; a trajectory has its own.
         k: Spacing in training steps; arXiv 2506.11613 uses 5, 10 and 15.
 
     Returns:
         The step and its local cosine in the paper's sign, where straight is -1; None and NaN where no step has
         neighbours at that spacing.
     """
-    gram, steps = np.asarray(gram), np.asarray(steps)
+    if steps is None:
+        expected = "a trajectory, a run or its path; or a Gram matrix with its steps"
+        check_type("path", path, get_args(TrajectorySource), expected)
+        trajectory = as_trajectory(cast(TrajectorySource, path))
+        path, steps = trajectory.gram("B"), trajectory.steps
+    gram, steps = np.asarray(path), np.asarray(steps)
     if steps.ndim != 1 or gram.shape != (len(steps), len(steps)):
         raise InputError(f"expected a step × step Gram matrix and its steps; found {gram.shape} and {steps.shape}")
     cosine = local_cosine(gram, steps, k, "paper")

@@ -221,7 +221,7 @@ def verdict_of(test: RiseTest, metric: str) -> tuple[Verdict, str]:
 
 def _check(curve: AnyCurve, control: AnyCurve | None, metric: str, level: float) -> None:
     check_type("curve", curve, (Curve, ShiftCurve), "a behaviour curve")
-    check_type("control", control, (Curve, ShiftCurve, type(None)), "a behaviour curve")
+    check_type("control", control, (Curve, ShiftCurve, type(None)), "a behaviour curve, as em.behaviour_curve(run)")
     if control is not None and isinstance(control, ShiftCurve) != isinstance(curve, ShiftCurve):
         kinds = f"a {type(control).__name__} beside a {type(curve).__name__}"
         raise InputError(f"the control must be a curve of the same kind; found {kinds}")
