@@ -199,8 +199,18 @@ class DirectionComparison(Result):
 
     def _about_figure(self, of: str) -> str:
         """What is compared, and for a figure with A or ΔW in it which runs share their start."""
-        shared = [] if of == "B" else [f"{run} and {other}: {SHARED_START}" for run, other in self.same_start()]
-        return ". ".join([self.about(), *shared])
+        return ". ".join([self.about(), *([] if of == "B" else self._shared_starts())])
+
+    def _shared_starts(self) -> list[str]:
+        """A line for each group of runs with the same A at step 0."""
+        groups: list[list[str]] = []
+        for run, other in self.same_start():
+            group = next((group for group in groups if run in group), None)
+            if group is None:
+                groups.append([run, other])
+            elif other not in group:
+                group.append(other)
+        return [f"{', '.join(group[:-1])} and {group[-1]}: {SHARED_START}" for group in groups]
 
     def sentence(self) -> str:
         """The result, a line each: what was compared, each measure against chance, and whether the steps agree."""
@@ -210,10 +220,9 @@ class DirectionComparison(Result):
             f"{run} and {other} are one run given twice: equal to the bit, so their agreement says nothing of seeds"
             for run, other in self.matched.duplicates()
         ]
-        shared = [f"{run} and {other}: {SHARED_START}" for run, other in self.same_start()]
         measures = [self._measure(of, name) for of, name in MEASURE_NAME.items() if (self.pairs["measure"] == of).any()]
         agreements = [agreement.sentence() for agreement in self.agreements]
-        return "\n".join([self.about(), *duplicates, *shared, *measures, *agreements])
+        return "\n".join([self.about(), *duplicates, *self._shared_starts(), *measures, *agreements])
 
     def _measure(self, of: str, name: str) -> str:
         """A measure at the end against chance; cos ΔW run by run where there are few pairs."""

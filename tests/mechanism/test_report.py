@@ -28,7 +28,7 @@ def test_a_report_is_read_back_as_it_was_written(tiny, tmp_path):
     patching, undefined = result({"transitions": [NORM.to_dict()]}), AnalysisResult("why ?", undefined="too few")
     written = report(run.analysis / "mechanism", patching=patching, probes=undefined)
     write_json(run.analysis / "mechanism.json", written.to_dict())
-    found = read_report(run)
+    found = read_report(run.path)
     assert found.to_dict() == written.to_dict()
     assert found["patching"] == patching and found["probes"] == undefined
     assert found.folder == run.analysis / "mechanism"

@@ -62,7 +62,10 @@ def test_a_level_that_is_no_probability_is_refused(path, curve, level):
         (lambda path, curve: em.find_transition(path, of="W"), "of must be 'A', 'B' or 'delta'"),
         (lambda path, curve: em.find_transition(path, of=1), "of must be 'A', 'B' or 'delta'"),
         (lambda path, curve: em.find_transition(path, site=3), "there is no site 3"),
-        (lambda path, curve: em.find_transition(curve, control=3), r"control must be a behaviour curve, as em\.behaviour_curve\(run\); found 3"),
+        (
+            lambda path, curve: em.find_transition(curve, control=3),
+            r"control must be a behaviour curve, as em\.behaviour_curve\(run\); found 3",
+        ),
         (lambda path, curve: em.find_transition(path, control=curve), "a control is for behaviour curves"),
         (
             lambda path, curve: em.align(None, curve),
