@@ -89,7 +89,7 @@ def open_all(
     given = list(sources.values()) if isinstance(sources, Mapping) else as_list(sources)
     if len(given) < 2:
         found = "one" if given else "none"
-        raise InputError(f"a comparison is of two runs or more, in a list such as [run, other]; {found} was given")
+        raise InputError(f"a comparison is of two runs or more; {found} was given (several go in a list: [run, other])")
     paths, runs = zip(*map(_open, given), strict=True)
     return paths, runs, tuple(map(str, sources)) if isinstance(sources, Mapping) else names_of(paths)
 
