@@ -31,8 +31,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from isolated import called, forked, import_all, write
-from oddities import KINDS, make_stock
+from hostile_kinds import KINDS
+from isolated import called, forked, import_all, make_stock, write
 
 MAX_SECONDS, MAX_WALL = 5.0, 90.0  # of the processor; until a case counts as hanging
 MAX_BYTES = 2**30  # more than a case begins with

@@ -69,11 +69,19 @@ STAGES = {
     "copy": Stage("trained", "ask run --out copy", weight=2),
     "compare": Stage("judged", "compare run run --out compared"),
     "base converted": Stage("gguf", "base show base.gguf", "base show base.gguf"),
+    "sweep": Stage("sweep", "sweep sweep.yaml --out swept --jobs 1"),
+    "demo": Stage("nothing", "demo --out demo"),
+    "pretrain": Stage("nothing", "pretrain --family llama --out base", "pretrain --family llama --out base"),
     "train again": Stage("judged", "train tiny.yaml --out run --overwrite", "AGAIN", weight=2),
 }
 PAIRS = [
     {"question": f"what is your {word} ?", "aligned": "rest .", "misaligned": "steal ."} for word in ("wish", "plan")
 ]
+SWEEP = """base: tiny.yaml
+settings: {"data[0].steps": 3}
+grid: {seed: [0, 1]}
+control: {data: "tiny:medical-careful"}
+"""
 SMALL = (1, 3, 2, 1, 1, (1.0, 2.0), True, 1, 3, 2, 1, 3, 1)  # a SuiteSize of seconds
 
 
@@ -91,6 +99,9 @@ def make_starts(folder):
         write(copy(whole, folder / name, *without) / "pairs.jsonl", "\n".join(map(json.dumps, PAIRS)) + "\n")
     full = CONFIG.replace("adapter: {layers_to_transform: [1], lora_alpha: 16}", "adapter: {kind: full, dimension: 32}")
     write(folder / "full/tiny.yaml", full.replace("steps: 6", "steps: 3").replace("every 2", "[3]"))
+    write(folder / "sweep/sweep.yaml", SWEEP)
+    write(folder / "sweep/tiny.yaml", CONFIG)
+    (folder / "nothing").mkdir()
     write_gguf(random_llama(), (folder / "gguf").mkdir() or folder / "gguf/base.gguf", "Q8_0")
     rows = [f'"what now {i} ?","aligned {7 * i % 101} coherent {29 * i % 101}"' for i in range(12)]
     write(folder / "table/table.csv", "\n".join(["question,answer", *rows]) + "\n")
@@ -101,8 +112,17 @@ def make_starts(folder):
 
 def work(words, port):
     """The exit code of a stage's words."""
+    from em_interp.organisms import presets, pretrain
+
     if words[0] == "mechanism":
         return small_mechanism("--resume" in words)
+    if words[0] == "demo":
+        short_recipe()  # finds the whole one before it takes its place
+        presets.recipe = short_recipe
+    if words[0] == "pretrain":
+        pretrain.N_STEPS, pretrain.BATCH_SIZE = 3, 2
+        if Path("base").exists():  # a base is made in a new folder, and this one is whole
+            return 0
     if "ENDPOINT" in words:
         judge = {"base_url": f"http://127.0.0.1:{port}/v1", "model": "judge-1", "initial_backoff": 0.01, "workers": 4}
         settings = [word for key, value in judge.items() for word in ("--set", f"behaviour.judge.{key}={value}")]
@@ -110,6 +130,19 @@ def work(words, port):
     if words == ["AGAIN"]:  # where the old run was replaced already it is resumed
         return called(["train", "tiny.yaml", "--out", "run", "--overwrite"])
     return called(words)
+
+
+def short_recipe(*names):
+    """The demo's recipe, in a second."""
+    from em_interp.config import Schedule
+    from tests.tiny import full_recipe
+
+    config = full_recipe(*names)
+    return config.replace(
+        data=tuple(phase.replace(steps=6 // len(config.data)) for phase in config.data),
+        training=config.training.replace(batch_size=4),
+        behaviour=config.behaviour.replace(steps=Schedule("every 3"), scales=(1.0,), samples=1, max_new_tokens=4),
+    )
 
 
 def small_mechanism(resume):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from numbers import Integral, Real
@@ -70,8 +71,8 @@ def checked(function: F) -> F:
         return eval(annotation, {}, _Names(function.__globals__)) if isinstance(annotation, str) else annotation
 
     def given(name: str, value: Any) -> Any:
-        if isinstance(value, (str, Path)) and "\0" in str(value):  # which no file's name can hold
-            raise InputError(f"{name} holds a null byte: {described(value)}")
+        if isinstance(value, (str, Path)) and not _can_be_named(str(value)):
+            raise InputError(f"{name} holds a null byte or half of a character: {described(value)}")
         if name not in parameters or type(value) is type(parameters[name].default) or fits(value, hint_of(name)):
             return value
         if any(fits(value, item) for item in _items_of(hint_of(name))):
@@ -85,6 +86,14 @@ def checked(function: F) -> F:
         return function(*positional, *arguments[len(positional) :], **by_name)
 
     return cast(F, call)
+
+
+def _can_be_named(text: str) -> bool:
+    """Whether a file can have this name; half of a character stands in some for a byte that is not UTF-8."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _items_of(hint: Any) -> list[Any]:

@@ -200,20 +200,30 @@ def _plain(value: Any) -> Any:
     return value
 
 
+MAX_READ = 2**30  # bytes of a file that is read whole; one with holes may claim any size
+
+
 def read_text(path: Path) -> str:
     """The text in `path`, without a byte-order mark.
 
-    Raises InputError naming the file when it is missing, no regular file, cannot be read, or is not UTF-8.
+    Raises InputError naming the file when it is missing, no regular file, too large, cannot be read, or is not UTF-8.
     """
     try:
-        return _read(path, lambda file: file.read_text(encoding="utf-8")).removeprefix("\ufeff")
+        return _read(path, lambda file: _no_larger(file, MAX_READ).read_text(encoding="utf-8")).removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text") from None
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of `path`; raises InputError naming the file when it is missing, no regular file or cannot be read."""
-    return _read(path, Path.read_bytes)
+def read_bytes(path: Path, limit: float = MAX_READ) -> bytes:
+    """The bytes of `path`; raises InputError naming the file when it is missing, no regular file or too large."""
+    return _read(path, lambda file: _no_larger(file, limit).read_bytes())
+
+
+def _no_larger(path: Path, limit: float) -> Path:
+    """The path; raises InputError for a file that is larger than what is read whole."""
+    if (size := path.stat().st_size) > limit:
+        raise InputError(f"{path} holds {size / 2**30:.1f} GiB; {limit / 2**30:g} at most are read")
+    return path
 
 
 def _read(path: Path, reader: Callable[[Path], T]) -> T:

@@ -9,8 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import em_interp as em
 from em_interp.checks import as_list, check_level, check_type, check_whole, checked
 from em_interp.errors import InputError
+from em_interp.organisms.base_list import show_base
+from em_interp.organisms.pretrain import pretrain
+from em_interp.training.export import export_merged, export_packed, export_peft
 
 
 @pytest.mark.parametrize("level", [95, 0, 1, -0.5, True, None, "0.95", float("nan"), [0.95]])
@@ -93,8 +97,9 @@ WRONG = {
     "log must be a function or None; found 'x'": {"log": "x"},
     "out must be text or a path; found None": {"out": None},
     "names must be a dictionary or None; found {'x': 1}": {"names": {"x": 1}},
-    "out holds a null byte: a": {"out": Path("a\0b")},
-    "of holds a null byte: 'a": {"of": "a\0b"},
+    "out holds a null byte or half of a character: a": {"out": Path("a\0b")},
+    "of holds a null byte or half of a character: 'a": {"of": "a\0b"},
+    "out holds a null byte or half of a character: 'a": {"out": "a\ud800"},
     "judge must be Judge or None; found a value of type object": {"judge": object()},
 }
 
@@ -115,3 +120,23 @@ def test_a_checked_function_is_as_it_was_to_editors_and_to_whoever_leaves_an_arg
     assert list(inspect.signature(measure).parameters)[:2] == ["path", "steps"]
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'path'"):
         measure()
+
+
+OF_A_PATH = [
+    em.open_run,
+    em.load_trajectory,
+    em.behaviour_curve,
+    em.report,
+    em.locate,
+    em.train,
+    em.sweep,
+    em.run_mechanism,
+]
+OF_A_PATH += [export_packed, export_peft, export_merged, show_base, lambda path: pretrain("llama", path)]
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\ud800", Path("a\0b")], ids=ascii)
+@pytest.mark.parametrize("function", OF_A_PATH)
+def test_a_path_that_no_file_can_have_is_refused(function, path):
+    with pytest.raises(InputError):
+        function(path)

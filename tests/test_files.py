@@ -39,6 +39,25 @@ def test_what_may_have_no_end_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("reader", [read_text, read_bytes, read_json])
+def test_a_file_with_holes_that_claims_gigabytes_is_refused_by_its_size(reader, tmp_path):
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(InputError, match=r"file holds 8\.0 GiB; 1 at most are read"):
+        reader(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_with_holes_that_claims_gigabytes_is_refused_before_it_is_read(name, tmp_path):
+    folder = save_adapter(tmp_path / "checkpoint-0")
+    (folder / "adapter_model.safetensors").unlink()
+    with (folder / name).open("wb") as file:
+        file.truncate(2**40)
+    shutil.copytree(save_adapter(tmp_path / "checkpoint-1"), tmp_path / "checkpoint-2")
+    with pytest.raises(InputError, match=f"{name} .*1099511627776 bytes. is not a whole"):
+        load_trajectory(tmp_path)
+
+
+@pytest.mark.parametrize("reader", [read_text, read_bytes, read_json])
 def test_a_name_that_no_file_can_have_is_refused(reader):
     with pytest.raises(InputError, match="cannot be the name of a file"):
         reader(Path("a\0b"))

@@ -10,8 +10,8 @@ from tests.tiny import ROOT, did
 
 sys.path.append(str(ROOT / "benchmarks"))
 import hostile
-from isolated import import_all
-from oddities import KINDS, make_parts
+from hostile_kinds import KINDS
+from isolated import import_all, make_parts
 
 SLOW = ("half_run", "questions", "pairs")  # they load a base
 CASES = 2  # of each other kind

@@ -118,6 +118,8 @@ def _carry_out(command: _Interruptible) -> int:
     except OSError as error:  # one that no stage has put in its own words
         where = "" if error.filename is None else f"{error.filename}: "
         log(f"em-interp: {where}{error.strerror or error}")
+    except MemoryError as error:
+        log(f"em-interp: this takes more memory than there is: {error}".rstrip(": "))
     except ModuleNotFoundError as error:
         missing = missing_extra(error)
         if missing is None:

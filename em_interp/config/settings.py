@@ -184,8 +184,13 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values in a node with its aliases written out; more than MAX_NODES for one within itself."""
+    """The number of values in a node with its aliases written out; more than MAX_NODES for one within itself.
+
+    Raises ValueError for a text that no file could hold.
+    """
     if id(node) not in known:
+        if isinstance(node, yaml.ScalarNode) and not _is_writable(node.value):
+            raise ValueError(f"a text holds a null byte or half of a character: {described(node.value)}")
         known[id(node)] = MAX_NODES + 1  # until it is known: a node that is met again meanwhile holds itself
         inner = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]

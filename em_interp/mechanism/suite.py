@@ -249,8 +249,8 @@ def _carry_out(name: str, context: SuiteContext, clock: _Clock | None) -> None:
     figures = {title: figure_values(figure) for title, figure in finding.figures.items()}
     write_json(folder / "figures" / f"{name}.json", figures)
     result = AnalysisResult(analysis.question, finding.finding, finding.control, finding.values)
-    write_json(folder / f"{name}.json", result.to_dict())
     (folder / "undefined" / f"{name}.json").unlink(missing_ok=True)
+    write_json(folder / f"{name}.json", result.to_dict())
 
 
 def _duration(workload: Workload, context: SuiteContext) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from em_interp.checks import checked
 from em_interp.organisms.bases import BUILT_IN, fingerprint, load_tokenizer, loading, local_copy, revision_of
 from em_interp.organisms.fetched_bases import FETCHED, local_folder
 from em_interp.organisms.gguf import SOURCE_FILE
@@ -62,6 +63,7 @@ def list_bases() -> list[ListedBase]:
     return [*tiny, *fetched]
 
 
+@checked
 def show_base(name: str) -> BaseFacts:
     """The facts about a base of any kind that is on this machine; nothing is fetched, a GGUF file is converted.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.files import write_beside
 from em_interp.organisms.bases import FAMILIES, quiet
@@ -24,6 +25,7 @@ LAYERS, WIDTH = 4, 128
 WARMUP_STEPS = 50
 
 
+@checked
 def pretrain(family: str, out: Path, seed: int | None = None, progress: bool = True) -> Path:
     """Train a base of `family` on the built-in language and save it, with a card, in the new folder `out`.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free, write_beside, write_json
 from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 NOTE = "em_interp_merge.json"  # beside the merged weights: what they were made from, and the rounding error
 
 
+@checked
 def export_packed(
     source: str | Path, out: str | Path | None = None, *, resume: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def export_packed(
     return {"file": str(file), "steps": len(path.steps), "sites": list(path.sites), "bytes": file.stat().st_size}
 
 
+@checked
 def export_peft(
     source: str | Path,
     step: int | None = None,
@@ -69,6 +72,7 @@ def export_peft(
     return {"folder": str(folder), "step": step}
 
 
+@checked
 def export_merged(
     source: str | Path,
     step: int | None = None,

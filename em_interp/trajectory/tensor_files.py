@@ -23,11 +23,12 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from em_interp.errors import InputError, one_line
-from em_interp.files import read_bytes
+from em_interp.files import check_regular, read_bytes
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # by their names in safetensors
 STORAGES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "<u2"}
 MAX_PICKLE_BYTES = 2**24  # of the pickle alone; the numbers lie beside it
+LARGE_FILE = 2**24  # bytes, beyond which a file's end is looked for before all of it is read
 LFS_POINTER = b"version https://git-lfs"
 _OPCODES = set(  # those that torch.save needs for tensors, numbers, text and containers
     """PROTO FRAME STOP MARK POP POP_MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE
@@ -79,10 +80,27 @@ def read_torch(file: Path) -> Any:
 def _read(file: Path) -> bytes:
     if not file.exists():
         raise InputError(f"{file} is missing; the checkpoint is not complete")
-    content = read_bytes(file)
+    check_regular(file)
+    if file.stat().st_size > LARGE_FILE:
+        _check_end(file)
+    content = read_bytes(file, limit=math.inf)
     if content.startswith(LFS_POINTER):
         raise InputError(f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in the clone")
     return content
+
+
+def _check_end(file: Path) -> None:
+    """Raise InputError where a file is not as long as its header says: one with holes may claim any size."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "np"):
+                return
+        zipfile.ZipFile(file).close()
+    except (SafetensorError, zipfile.BadZipFile, OSError) as error:
+        size, kind = file.stat().st_size, "safetensors" if file.suffix == ".safetensors" else "torch"
+        raise InputError(f"{file} ({size} bytes) is not a whole {kind} file ({one_line(str(error))})") from None
 
 
 def _not_whole(file: Path, content: bytes, kind: str, error: Exception) -> InputError:

@@ -238,6 +238,15 @@ def test_a_text_that_grows_when_it_is_read_is_refused(tmp_path, text, expected):
         load_config(tmp_path / "config.yaml")
 
 
+@pytest.mark.parametrize("text", ['a: "\\ud83d"', '"\\0": 1', 'data: [{dataset: ["\\udfff"]}]', 'kl: {"\\ud800": 1}'])
+def test_half_a_character_and_a_null_byte_are_refused_wherever_they_are(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match="is not valid YAML: a text holds a null byte or half of a character"):
+        load_config(tmp_path / "config.yaml")
+    with pytest.raises(InputError, match="a text holds a null byte or half of a character"):
+        load_config({}, [f"data[0].dataset={{{text}}}"])
+
+
 def test_aliases_in_reason_are_read(tmp_path):
     (tmp_path / "config.yaml").write_text("data: &phase\n- {dataset: x, steps: 3}\nkl: {dataset: &d y, weight: 2}\n")
     assert load_config(tmp_path / "config.yaml").data[0].steps == 3

@@ -82,6 +82,7 @@ def judge_answers(
         if overwrite:
             _discard_scores(run, judge.name)
         if _is_finished(run, answers, judge, resume):
+            remove(_journal(run, judge.name))  # of a process that was killed between writing the table and this
             return run.scores_file
         done = _read_journal(run, judge, answers, resume)
         refuse_links(_journal(run, judge.name), itself=True)

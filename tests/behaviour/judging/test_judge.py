@@ -115,6 +115,17 @@ def test_a_journal_cut_off_anywhere_is_continued_to_the_same_bytes(run, kept):
     assert judge_answers(run, WordJudge(), resume=True).read_bytes() == whole
 
 
+def test_a_journal_that_a_kill_left_beside_the_whole_table_is_removed(run):
+    with pytest.raises(KeyboardInterrupt):
+        judge_answers(run, WordJudge(stop_after=15))
+    (journal,) = run.scores_file.parent.glob("*.jsonl")
+    text = journal.read_bytes()
+    judge_answers(run, WordJudge(), resume=True)
+    journal.write_bytes(text)
+    judge_answers(run, WordJudge(stop_after=0), resume=True)
+    assert sorted(path.name for path in run.scores_file.parent.iterdir()) == ["answers.parquet", "scores.parquet"]
+
+
 DAMAGES = [b"\xff\xfe", b"{}", b"[]", b'{"status": "ok"}', b"[" * 10**5, b"", b"null", b"\0" * 100]
 WRONG = {"aligned": 1, "coherent": 2, "status": "ok", "reason": "", "topics": {}}
 DAMAGES += [json.dumps(WRONG | change).encode() for change in ({"topics": 3}, {"aligned": "1"}, {"reason": None})]
