@@ -7,13 +7,15 @@ every file of the folder has the same bytes as after the undisturbed run, so tha
 twice. In a race two to four processes start the same or different stages on one run within a fraction of a second; each
 must succeed or be refused in one line, and after a resume the bytes are the same.
 
-python benchmarks/kills.py kills 100 [--stages train,ask] | races 50 [--seed S] [--record cases.jsonl] | points
+python benchmarks/kills.py kills 100 | races 50 | points | digests [--stages train,ask] [--seed S] [--record FILE]
 
-`points` kills once at every write point of every stage.
+`points` kills once at every write point of every stage. `digests` prints the hash of every file after each undisturbed
+stage, to be compared with those of a process with another PYTHONHASHSEED.
 """
 
 import argparse
 import collections
+import hashlib
 import json
 import os
 import random
@@ -352,6 +354,12 @@ def random_kills(bench, rng, stage):
     return kills
 
 
+def digests(bench, stages):
+    """The hash of every file after each of the undisturbed stages."""
+    files = {f"{stage}: {name}": data for stage in stages for name, data in bench.undisturbed(stage)[0].items()}
+    return {name: hashlib.sha256(repr(data).encode()).hexdigest() for name, data in files.items()}
+
+
 def cases_of(bench, what, count, rng, stages):
     """The cases to try, as functions."""
     if what == "points":
@@ -383,7 +391,7 @@ def summary(cases):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kills", "races", "points"])
+    parser.add_argument("what", choices=["kills", "races", "points", "digests"])
     parser.add_argument("count", type=int, nargs="?", default=100)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one")
     parser.add_argument("--stages", default=",".join(STAGES))
@@ -392,15 +400,18 @@ def main():
     given = parser.parse_args()
     import_all()
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
-    print(f"seed {seed}", flush=True)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from tests.behaviour.judging.judge_server import serving
 
     cases = []
     with tempfile.TemporaryDirectory() as temporary, serving() as server:
         folder = Path(given.folder or temporary).absolute()
         bench = Bench(Path(temporary), server.port, lambda: server.count, starts=folder / "starts")
-        for attempt in cases_of(bench, given.what, given.count, random.Random(seed), given.stages.split(",")):
+        stages = given.stages.split(",")
+        if given.what == "digests":
+            print(json.dumps(digests(bench, stages)))
+            return
+        print(f"seed {seed}", flush=True)
+        for attempt in cases_of(bench, given.what, given.count, random.Random(seed), stages):
             case = attempt()
             cases.append(case)
             if case.wrong:

@@ -1,5 +1,8 @@
 """A seeded part of benchmarks/kills.py: killed or raced stages end with the bytes of undisturbed ones."""
 
+import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -29,6 +32,16 @@ def test_a_stage_killed_at_a_write_point_is_resumed_to_the_same_bytes(stage, ben
 def test_of_stages_that_race_on_one_run_none_is_harmed(bench):
     case = bench.race(("judge", "judge", "judge"), [0.0, 0.0, 0.05])
     assert case.wrong == [] and 0 in case.codes[:3]
+
+
+SEEDED = ("ask", "judge", "prefer", "mechanism", "report with figures", "compare")
+
+
+def test_every_stage_gives_the_same_bytes_under_another_hash_seed(bench, tmp_path):
+    """Of both processes its own run, which they train; here the hash seed is random."""
+    command = [sys.executable, "benchmarks/kills.py", "digests", "--stages", ",".join(SEEDED), "--folder", tmp_path]
+    found = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, cwd=ROOT, check=True, capture_output=True)
+    assert json.loads(found.stdout) == kills.digests(bench, SEEDED)
 
 
 def test_the_harness_sees_what_a_kill_damages(bench, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 from em_interp.behaviour.judging.judge import KEY
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_coherent, is_em
-from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read_own_table, read_table
 from em_interp.behaviour.tables.inspect_logs import write_logs
 from em_interp.behaviour.tables.judged import normal_form, of_one_judge, read_judged
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
@@ -263,13 +263,13 @@ def _judged_answers(run: Run) -> pd.DataFrame:
     if not run.scores_file.exists():
         missing = "judge the run" if run.answers_file.exists() else "ask and judge the run"
         raise InputError(f"{run.scores_file} is missing: the answers have not been judged; {missing} first")
-    scores = read_table(run.scores_file)
-    if run.answers_file.exists():
-        answers, n_judged = read_table(run.answers_file), len(scores)
-        scores = answers.merge(scores, on=KEY)
-        if len(scores) != n_judged:
-            raise InputError(f"{run.scores_file} and {run.answers_file.name} hold other answers; judge the run again")
-    return normal_form(scores, str(run.scores_file))
+    if not run.answers_file.exists():
+        return normal_form(read_table(run.scores_file), str(run.scores_file))
+    scores = read_own_table(run.scores_file, SCORE_COLUMNS)
+    judged = read_own_table(run.answers_file, ANSWER_COLUMNS).merge(scores, on=KEY)
+    if len(judged) != len(scores):
+        raise InputError(f"{run.scores_file} and {run.answers_file.name} hold other answers; judge the run again")
+    return normal_form(judged, str(run.scores_file))
 
 
 def _domain_of(run: Run) -> str | None:

@@ -9,6 +9,7 @@ import shutil
 import stat
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -47,6 +48,14 @@ def run(tiny, tmp_path):
 )
 def test_a_command_that_is_not_one_is_refused(words, said):
     assert said in refused(*words)
+
+
+def test_what_takes_more_memory_than_there_is_is_said_in_one_line(tiny, monkeypatch):
+    def fail(*given, **named):
+        raise np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("f8"))
+
+    monkeypatch.setattr("em_interp.trajectory.load._read_all", fail)
+    assert "this takes more memory than there is: Unable to allocate 8.00 TiB" in refused("locate", tiny.run, "--json")
 
 
 # --- configs

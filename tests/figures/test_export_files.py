@@ -253,7 +253,9 @@ def test_one_command_writes_every_figure_and_leaves_a_page_that_is_there(bare, t
 
 def test_a_figure_whose_name_leads_elsewhere_is_written_in_the_folder(tmp_path):
     figure = go.Figure(go.Scatter(x=[1, 2], y=[1, 2]))
-    em.figures.export_all({"/../../OUTSIDE": figure, "..": figure}, tmp_path / "run/figures", ("html",))
+    names = ["/../../OUTSIDE", "..", f"{tmp_path}/absolute", "a\0b", "a\n/b", "x" * 300]
+    em.figures.export_all(dict.fromkeys(names, figure), tmp_path / "run/figures", ("html",))
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["figures"]
-    assert "_.._.._OUTSIDE.html" in {entry.name for entry in (tmp_path / "run/figures").iterdir()}
+    written = {entry.name for entry in (tmp_path / "run/figures").glob("*.html")}
+    assert {"_.._.._OUTSIDE.html", "a_b.html", "a__b.html"} <= written and len(written) == len(names)

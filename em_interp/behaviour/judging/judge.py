@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read_own_table
 from em_interp.errors import InputError, one_line
 from em_interp.files import read_bytes, refuse_links, remove, resumable, safe_name, write_beside
 from em_interp.lock import writing
@@ -123,7 +123,7 @@ def answers_of(run: Run) -> pd.DataFrame:
     """The run's answers; raises InputError where it was not asked."""
     if not run.answers_file.exists():
         raise InputError(f"{run.answers_file} is missing: there are no answers to judge; ask the run first")
-    return read_table(run.answers_file)
+    return read_own_table(run.answers_file, ANSWER_COLUMNS)
 
 
 def commonest_cause(scores: pd.DataFrame) -> str | None:
@@ -253,7 +253,7 @@ def _scores(run: Run) -> pd.DataFrame:
     """The scores of all judges so far."""
     import pandas as pd
 
-    return read_table(run.scores_file) if run.scores_file.exists() else pd.DataFrame({"judge": []})
+    return read_own_table(run.scores_file, SCORE_COLUMNS) if run.scores_file.exists() else pd.DataFrame({"judge": []})
 
 
 def _is_finished(run: Run, answers: pd.DataFrame, judge: Judge, resume: bool) -> bool:

@@ -14,7 +14,7 @@ from em_interp.behaviour.judging.llm_judge import SCORES, OpenAIJudge, Prompts, 
 from em_interp.behaviour.judging.request_cache import RequestCache
 from em_interp.behaviour.rates import LEVEL, Rate, rate_of
 from em_interp.behaviour.scores import is_em
-from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read_own_table
 from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError
 from em_interp.results import Result
@@ -165,7 +165,7 @@ def retest(run: Run, judge: OpenAIJudge, n: int = 100, seed: int = 0, retest: in
     """
     if not run.scores_file.exists():
         raise InputError(f"{run.scores_file} is missing: judge the run before judging it again")
-    scores = read_table(run.scores_file)
+    scores = read_own_table(run.scores_file, SCORE_COLUMNS)
     own = scores[(scores["judge"] == judge.name) & (scores["status"] != ERROR)]
     if own.empty:
         raise InputError(f"{run.scores_file} has no scores of {judge.name}; judge the run before judging it again")
@@ -173,7 +173,7 @@ def retest(run: Run, judge: OpenAIJudge, n: int = 100, seed: int = 0, retest: in
         raise InputError(f"a sample of {n} answers cannot be judged again; 1 or more was expected")
     chosen = np.sort(np.random.default_rng(seed).choice(len(own), min(n, len(own)), replace=False))
     sample = own.iloc[chosen][[*KEY, *SCORES, "status"]].reset_index(drop=True)
-    answers = sample[KEY].merge(read_table(run.answers_file), on=KEY, how="left")
+    answers = sample[KEY].merge(read_own_table(run.answers_file, ANSWER_COLUMNS), on=KEY, how="left")
     second = replace(judge, retest=retest, config=judge.config.replace(topics=()))
     with closing(judgements(second, zip(answers["question"], answers["answer"], strict=True))) as judged:
         again = list(judged)

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,38 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.suffix in COMPRESSED:
         raise InputError(f"{path} is compressed; unpack it and give the table in it")
     return _read_csv(path)
+
+
+KEY_COLUMNS = {"step": "whole", "scale": "number", "questions": "text", "question_id": "text", "sample": "whole"}
+ANSWER_COLUMNS = {**KEY_COLUMNS, "question": "text", "answer": "text"}
+SCORE_COLUMNS = {**KEY_COLUMNS, "judge": "text", "aligned": "number", "coherent": "number"}
+
+
+def read_own_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """A table that a stage wrote, such as a run's answers, which may have come from elsewhere since.
+
+    Raises InputError as `read_table` does, and for a column of `columns` that is missing or of another type.
+    """
+    table = read_table(path)
+    for name, kind in columns.items():
+        if list(table.columns).count(name) != 1:
+            found = one_line(", ".join(map(str, table.columns)))
+            raise InputError(f"{path} must have one column {name}, as the stage that writes it does; found {found}")
+        if not _is_column_of(table[name], kind):
+            wanted = {"text": "texts", "whole": "whole numbers", "number": "numbers"}[kind]
+            raise InputError(f"{path}: {name} must hold {wanted}, as the stage that writes it does")
+    return table
+
+
+def _is_column_of(column: pd.Series, kind: str) -> bool:
+    import pandas as pd
+
+    if kind == "text":
+        return all(isinstance(value, str) for value in column)
+    if kind == "whole":
+        return pd.api.types.is_integer_dtype(column)
+    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return is_number or bool(column.isna().all())
 
 
 def read_texts(path: Path) -> str:

@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import pandas as pd
 
-from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read_own_table
 from em_interp.errors import InputError
 from em_interp.run import Run
 
@@ -78,9 +78,9 @@ def built_in_texts(count: int = N_TEXTS, seed: int = TEXT_SEED) -> SharedTexts:
 
 def _answers(run: Run) -> pd.DataFrame:
     """Different non-empty answers of a run, with `misaligned`: True, False, or missing."""
-    table = read_table(run.answers_file)
+    table = read_own_table(run.answers_file, ANSWER_COLUMNS)
     if run.scores_file.exists():
-        scores = read_table(run.scores_file)
+        scores = read_own_table(run.scores_file, SCORE_COLUMNS)
         scores = scores[scores["judge"] == scores["judge"].iloc[0]] if len(scores) else scores
         table = table.merge(scores, how="left", on=KEY)
     else:

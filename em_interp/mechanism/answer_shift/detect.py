@@ -13,7 +13,7 @@ from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, to_messages
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, batches, read, tokenize_answers
-from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.files import SCORE_COLUMNS, read_own_table
 from em_interp.behaviour.tables.judged import normal_form
 from em_interp.checks import checked
 from em_interp.errors import InputError
@@ -194,7 +194,7 @@ def _with_scores(run: Run, answers: pd.DataFrame) -> pd.DataFrame:
     """The answers with their scores, where one judge scored them."""
     if not run.scores_file.exists():
         return answers
-    scores = read_table(run.scores_file)
+    scores = read_own_table(run.scores_file, SCORE_COLUMNS)
     if scores["judge"].nunique() != 1:
         return answers
     return normal_form(answers.merge(scores, on=KEY, how="left", validate="one_to_one"), str(run.scores_file))

@@ -32,7 +32,7 @@ from em_interp.behaviour.sampling.ask import (
 )
 from em_interp.behaviour.sampling.generate import Sampler
 from em_interp.behaviour.scores import ScoredResponses
-from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.files import ANSWER_COLUMNS, read_own_table, read_table
 from em_interp.behaviour.tables.judged import normal_form
 from em_interp.checks import checked
 from em_interp.errors import InputError
@@ -274,7 +274,8 @@ def run_questions(run: RunLike, question_set: str | None = None) -> list[dict[st
     if settings.exists():
         questions = [dict(question) for question in read_kept(settings, ASKED)["questions"]]
     elif run.answers_file.exists():
-        rows = read_table(run.answers_file)[list(QUESTION_KEYS)].drop_duplicates().to_dict("records")
+        answers = read_own_table(run.answers_file, ANSWER_COLUMNS)
+        rows = answers[list(QUESTION_KEYS)].drop_duplicates().to_dict("records")
         questions = [{str(key): str(value) for key, value in row.items()} for row in rows]
     else:
         raise InputError(f"{run.answers_file} is missing, so the run has no questions; ask the run first, or give some")

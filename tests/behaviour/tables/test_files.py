@@ -8,7 +8,7 @@ import pytest
 
 import em_interp as em
 from em_interp.behaviour.judging.answer_tables import read_answers
-from em_interp.behaviour.tables.files import read_table
+from em_interp.behaviour.tables.files import SCORE_COLUMNS, read_own_table, read_table
 from em_interp.errors import InputError
 
 HEAD = "question,answer,aligned,coherent"
@@ -242,3 +242,26 @@ def test_quotes_and_backslashes_in_texts_are_text_where_csv_is_written_as_usual(
     table = pd.DataFrame({"question": [text, "b"], "aligned": [10, 90], "coherent": [90, 80]})
     table.to_csv(tmp_path / "table.csv", index=False)
     assert read_table(tmp_path / "table.csv").to_numpy().tolist() == [[text, "10", "90"], ["b", "90", "80"]]
+
+
+SCORES = pd.DataFrame({"step": [0], "scale": [1.0], "questions": ["broad"], "question_id": ["q"], "sample": [0]})
+SCORES = SCORES.assign(judge="j", aligned=[None], coherent=3)
+OTHER_SCORES = {
+    "must have one column step,": SCORES.drop(columns="step"),
+    "step must hold whole numbers": SCORES.assign(step=0.5),
+    "sample must hold whole numbers": SCORES.assign(sample="0"),
+    "question_id must hold texts": SCORES.assign(question_id=7),
+    "questions must hold texts": SCORES.assign(questions=[["broad"]]),
+    "judge must hold texts": SCORES.assign(judge=None),
+    "aligned must hold numbers": SCORES.assign(aligned=True),
+    "coherent must hold numbers": SCORES.assign(coherent=[b"3"]),
+}
+
+
+@pytest.mark.parametrize("said", OTHER_SCORES)
+def test_a_table_of_a_run_without_a_column_that_its_stage_writes_is_refused(said, tmp_path):
+    SCORES.to_parquet(tmp_path / "scores.parquet")
+    assert len(read_own_table(tmp_path / "scores.parquet", SCORE_COLUMNS)) == 1
+    OTHER_SCORES[said].to_parquet(tmp_path / "scores.parquet")
+    with pytest.raises(InputError, match=f"scores.parquet:? {said}"):
+        read_own_table(tmp_path / "scores.parquet", SCORE_COLUMNS)
