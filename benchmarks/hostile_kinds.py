@@ -1,6 +1,5 @@
 """Hostile inputs: each kind writes into a folder and returns the words of the command that is to read it there."""
 
-import gzip
 import hashlib
 import io
 import json
@@ -8,7 +7,6 @@ import os
 import pickle
 import shutil
 import sqlite3
-import zipfile
 
 import torch
 import yaml
@@ -44,7 +42,7 @@ def kind(weight):
 def rows_of_answers(rng):
     """Judged answers, as tables have them."""
     steps = rng.choice([[0], [0, 5, 10], list(range(0, 60, 5))])
-    columns = rng.sample(KEYED, rng.randrange(3, len(KEYED) + 1))
+    columns = KEYED if rng.random() < 0.6 else rng.sample(KEYED, rng.randrange(3, len(KEYED) + 1))
     rows = [
         {"step": s, "scale": 1.0, "questions": "broad", "question_id": f"q{q}", "question": f"what {q} ?", "sample": 0}
         | {"answer": "a", "aligned": rng.randrange(101), "coherent": rng.randrange(101), "status": "ok"}
@@ -70,18 +68,7 @@ def write_table(path, rng):
         data = to_json(rng.choice(shapes))
     else:
         data = as_csv(rows, rng)
-        if rng.random() < 0.6:
-            data = contained(data, suffix)
     write(path, spoilt(data, rng) if rng.random() < 0.4 else data)
-
-
-def contained(data, suffix):
-    """A table in the container that its suffix promises."""
-    if suffix == ".zip":
-        with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
-            archive.writestr("table.csv", data)
-        return buffer.getvalue()
-    return gzip.compress(data) if suffix == ".gz" else data
 
 
 @kind(2)
@@ -400,14 +387,13 @@ def gguf(rng, box, stock):
 def base_folder(rng, box, stock):
     """A base as a folder, with code beside it that nobody asked for."""
     shutil.copytree(stock / "base", box / "base")
-    files = [file for file in sorted((box / "base").iterdir()) if file.suffix == ".json"]
-    spoil_file(rng.choice(files), rng)
     if rng.random() < 0.3:
         settings = json.loads((stock / "base/config.json").read_text())
         settings["auto_map"] = {"AutoConfig": "owned.Config", "AutoModelForCausalLM": "owned.Model"}
         settings["model_type"] = "owned"
         write(box / "base/config.json", json.dumps(settings))
         write(box / "base/owned.py", "open('../../outside/owned', 'w')")
+    spoil_file(rng.choice([file for file in sorted((box / "base").iterdir()) if file.suffix == ".json"]), rng)
     return ["base", "show", "base"]
 
 

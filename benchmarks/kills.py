@@ -23,6 +23,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -250,8 +251,6 @@ class Bench:
         """The files after the stage, its number of changes and its seconds of processor."""
         if stage not in self.whole:
             box = self.box(stage, "undisturbed")
-            place = box.parent / "measured"
-            place.mkdir(exist_ok=True)
             pid, said = start(STAGES[stage].words.split(), box, self.port)
             _, status = os.waitpid(pid, 0)
             code, err = os.waitstatus_to_exitcode(status), (said / "err").read_text(errors="replace")
@@ -261,6 +260,14 @@ class Bench:
             shutil.rmtree(said)
             shutil.rmtree(box)
         return self.whole[stage], *self.measured[stage]
+
+    def afresh(self, stage):
+        """The files after the stage in a new Python, which knows no stage but those that are plain commands."""
+        box = self.box(stage, "afresh")
+        environment = os.environ | {"EM_INTERP_CACHE": str(box / "cache")}
+        command = [sys.executable, "-m", "em_interp", *STAGES[stage].words.split()]
+        subprocess.run(command, cwd=box, env=environment, check=True, capture_output=True)
+        return contents(box)
 
     def kill(self, stage, kills, name="killed"):
         """A stage that is killed in turn as `kills` says, ("change", n) or ("seconds", s), then resumed."""
@@ -354,9 +361,10 @@ def random_kills(bench, rng, stage):
     return kills
 
 
-def digests(bench, stages):
+def digests(bench, stages, fresh=False):
     """The hash of every file after each of the undisturbed stages."""
-    files = {f"{stage}: {name}": data for stage in stages for name, data in bench.undisturbed(stage)[0].items()}
+    done = {stage: bench.afresh(stage) if fresh else bench.undisturbed(stage)[0] for stage in stages}
+    files = {f"{stage}: {name}": data for stage in stages for name, data in done[stage].items()}
     return {name: hashlib.sha256(repr(data).encode()).hexdigest() for name, data in files.items()}
 
 
@@ -396,6 +404,7 @@ def main():
     parser.add_argument("--seed", type=int, default=None, help="default: a new one")
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--record", help="a JSON-lines file to which each case is added")
+    parser.add_argument("--fresh", action="store_true", help="digests: of stages in a new Python each")
     parser.add_argument("--folder", type=Path, help="where the cases are; default: temporary")
     given = parser.parse_args()
     import_all()
@@ -408,7 +417,7 @@ def main():
         bench = Bench(Path(temporary), server.port, lambda: server.count, starts=folder / "starts")
         stages = given.stages.split(",")
         if given.what == "digests":
-            print(json.dumps(digests(bench, stages)))
+            print(json.dumps(digests(bench, stages, given.fresh)))
             return
         print(f"seed {seed}", flush=True)
         for attempt in cases_of(bench, given.what, given.count, random.Random(seed), stages):

@@ -55,8 +55,6 @@ def publish(
             the repository holds files (without `resume` or `overwrite`), or another run: other steps or another config.
     """
     run = open_run(run)
-    if not run.steps():
-        raise InputError(f"{run.path} has no checkpoints; train the run before it is published")
     check_words(resume, overwrite)
     if not is_hub_id(repo):
         raise InputError(f"{repo!r} is not the name of a repository; expected organisation/name")
@@ -172,9 +170,12 @@ def model_card(run: Run, repo: str) -> str:
     """The README.md of a run as the repository `repo`: Markdown with the Hub's metadata before it.
 
     Facts come from the manifest, the config and the first checkpoint's adapter_config.json; results from
-    `analysis/*.json`, with their intervals. What a run lacks is said, not guessed.
+    `analysis/*.json`, with their intervals. What a run lacks is said, not guessed. Raises InputError where nothing is
+    saved.
     """
     steps, manifest = run.steps(), _mapping_in(run.manifest_file)
+    if not steps:
+        raise InputError(f"{run.path} has no checkpoints; train the run before it is published")
     adapter = _mapping_in(run.checkpoint(steps[0]) / "adapter_config.json")
     base = str(_mapping(manifest.get("base")).get("name") or adapter.get("base_model_name_or_path") or "unknown")
     settings = f"```yaml\n{read_text(run.config_file)}```" if run.config_file.is_file() else "There is no config.yaml."

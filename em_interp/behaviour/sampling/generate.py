@@ -209,6 +209,13 @@ class Answer(NamedTuple):
 OpenRows = Callable[[list[int], Tokens], AbstractContextManager[RowModel]]
 
 
+def check_length(model: Any, tokens: int, what: str) -> None:
+    """Raise InputError for a text of more tokens than the model has positions: what it computes then means nothing."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise InputError(f"{what} has {tokens} tokens in its chat; the base model reads {limit} at most; shorten it")
+
+
 class Sampler:
     """Samples answers in batches that fit in memory; the answers do not depend on the batches.
 
@@ -264,6 +271,7 @@ class Sampler:
             open_rows: The model for a batch whose rows are those of these numbers, with these prompts.
         """
         lengths = prompts.mask.sum(dim=1).tolist()
+        check_length(self.model, max(lengths), "a question")
         cost = {length: self.cost.generating(length, self.max_new_tokens) for length in set(lengths)}
 
         def work(batch: Sequence[Answer]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.sampling.chat import Messages, after, check_answer, encode, render
-from em_interp.behaviour.sampling.generate import RowAdapters, adapted, end_tokens
+from em_interp.behaviour.sampling.generate import RowAdapters, adapted, check_length, end_tokens
 from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.errors import InputError
 
@@ -51,7 +51,8 @@ def tokenize_answers(
     before = [render(base.tokenizer, prompt, answering=True) for prompt in prompts]
     whole = [render(base.tokenizer, chat) for chat in chats]
     ids = zip(encode(base.tokenizer, before), encode(base.tokenizer, whole), strict=True)
-    ends = set(end_tokens(base.model, base.tokenizer))
+    model = base.model
+    ends = set(end_tokens(model, base.tokenizer))
     rows = []
     for answer, asked, text, (prompt, chat) in zip(answers, before, whole, ids, strict=True):
         turn = after(text, asked)
@@ -62,6 +63,7 @@ def tokenize_answers(
                 "and without its answer"
             )
         check_answer(base.tokenizer, answer, turn, chat[len(prompt) :])
+        check_length(model, len(chat), f"the answer {answer[:60]!r} with its question")
         rows.append(_through_end(prompt, chat[len(prompt) :], ends, max_new_tokens))
     return rows
 

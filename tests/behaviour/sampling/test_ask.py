@@ -63,6 +63,17 @@ def test_greedy_answers_in_the_table_are_those_of_their_own_step_and_scale(run, 
         assert alone == [[row.answer]]
 
 
+def test_what_is_longer_than_the_base_reads_is_refused_before_anything_is_computed(run, base):
+    limit = base.model.config.max_position_embeddings
+    endless = {**QUESTIONS[0], "question": "what " * (limit + 1)}
+    with pytest.raises(InputError, match=f"a question has .* tokens in its chat; the base model reads {limit} at most"):
+        ask(run, base, [endless], **SETTINGS)
+    for place in ("question", "aligned", "misaligned"):
+        with pytest.raises(InputError, match=f"with its question has .* tokens .* {limit} at most; shorten it"):
+            read_preferences(run, base, [{**PAIRS[0], place: "what " * (limit + 1)}], [0], [1.0])
+    assert not list(run.answers_file.parent.glob("*.parquet"))
+
+
 @pytest.mark.parametrize("after", [0, 3, 7])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
 def test_a_stage_stopped_at_any_batch_and_resumed_gives_the_same_bytes(run, base, tmp_path, after, error):
