@@ -19,6 +19,7 @@ from em_interp.errors import InputError
 BUSY_TIMEOUT = 60.0  # seconds for another process that is writing
 _TABLE = "CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT, sha256 TEXT)"
 _INSERT = "INSERT OR REPLACE INTO replies VALUES (?, ?, ?)"
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # the second where SQLite's message repeats what is no UTF-8
 _FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 _NO_ACCESS = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_BUSY", "SQLITE_PERM")
 
@@ -78,7 +79,7 @@ class RequestCache:
             for mend in (self.close, self._renew):
                 try:
                     return self._execute(statement, values)
-                except sqlite3.Error as error:
+                except _DAMAGE as error:
                     self.close()
                     if self._read_only:
                         return []
@@ -118,7 +119,7 @@ class RequestCache:
             if (part := self._file.with_name(self._file.name + end)).exists():
                 part.replace(aside.with_name(aside.name + end))
         self._database = self._connect()
-        with self._database, closing(_open(aside, "rw")) as damaged, suppress(sqlite3.Error):
+        with self._database, closing(_open(aside, "rw")) as damaged, suppress(*_DAMAGE):
             for row in damaged.execute("SELECT request, reply, sha256 FROM replies"):
                 if _is_whole(row):
                     self._database.execute(_INSERT, [value.decode() for value in row])
@@ -131,7 +132,7 @@ def _open(file: Path, mode: str) -> sqlite3.Connection:
     return database
 
 
-def _check_access(error: sqlite3.Error, file: Path) -> None:
+def _check_access(error: Exception, file: Path) -> None:
     """Raises OSError where the error is of the disk, not of what the file holds."""
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(_NO_ACCESS):

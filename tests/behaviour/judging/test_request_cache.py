@@ -88,6 +88,15 @@ def test_a_file_that_is_no_database_is_set_aside(content, tmp_path):
         assert file.with_name("cache.sqlite3.damaged").read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "name", [b"repl\xc3es", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9", b"\xed\xa0\x80\xed\xa0\x80r", b"replie\0"]
+)
+def test_a_file_whose_tables_have_names_that_are_no_text_gives_what_is_whole_and_goes_on(name, tmp_path):
+    file = filled(tmp_path / "cache.sqlite3")
+    file.write_bytes(file.read_bytes().replace(b"TABLE replies", b"TABLE " + name))
+    goes_on(file)
+
+
 def goes_on(file):
     """Every reply is the one put in, or is missing and can be put in again; reading alone changes nothing."""
     before = file.read_bytes()
