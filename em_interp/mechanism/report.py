@@ -122,14 +122,12 @@ class MechanismReport(Result):
     @cached_property
     def figures_by_analysis(self) -> dict[str, dict[str, go.Figure]]:
         """The figures of each analysis, by name, as they were kept."""
-        from plotly.graph_objects import Figure
-
         figures = {}
         for name, result in self.analyses.items():
             file = self.folder / "figures" / f"{name}.json"
             if result.undefined is None and file.exists():
                 with as_kept(file):
-                    figures[name] = {title: Figure(values) for title, values in read_kept(file, dict).items()}
+                    figures[name] = {title: _kept_figure(values) for title, values in read_kept(file, dict).items()}
         return figures
 
     @property
@@ -192,6 +190,19 @@ def read_report(run: RunLike) -> MechanismReport | None:
 def _file(analysis: Path) -> Path:
     """Where the report is kept in a run's folder of results."""
     return analysis / "mechanism.json"
+
+
+def _kept_figure(values: dict[str, Any]) -> go.Figure:
+    """The figure with these values; raises an error of Python's where they lack what figures of this package have."""
+    from plotly.graph_objects import Figure
+
+    figure = Figure(values)
+    meta = figure.layout.meta
+    for number in (figure.layout.height, figure.layout.margin.t, meta["top"], meta["least_width"]):
+        number + 0
+    if not all(isinstance(meta[key], str) for key in ("title", "subtitle")):
+        raise TypeError("a title is no text")
+    return figure
 
 
 def figure_values(figure: go.Figure) -> dict[str, Any]:

@@ -81,11 +81,17 @@ def logged_steps(run: Run) -> int:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether training has been through its last step."""
+    """Whether training has been through its last step. Raises InputError where it has, and nothing is saved."""
     if not run.trainer_state_file.is_file():
         return False
     state = read_kept(run.trainer_state_file, {"global_step": int, "max_steps": int})
-    return bool(state["global_step"] == state["max_steps"])
+    finished = bool(state["global_step"] == state["max_steps"])
+    if finished and not run.steps():
+        raise InputError(
+            f"{run.trainer_state_file} says that training is finished, but {run.checkpoints} holds no checkpoints; "
+            "give --overwrite to train anew"
+        )
+    return finished
 
 
 def gradient_norms(weights: Weights) -> tuple[dict[str, float], float]:

@@ -247,6 +247,12 @@ def test_half_a_character_and_a_null_byte_are_refused_wherever_they_are(tmp_path
         load_config({}, [f"data[0].dataset={{{text}}}"])
 
 
+@pytest.mark.parametrize("key", ["adapter", "training", "data", "behaviour", "behaviour.judge", "snapshots", "model"])
+def test_a_group_of_settings_that_is_set_to_nothing_is_refused_by_its_name(key):
+    with pytest.raises(InputError, match=f"config: {key}.*(None|must be a)"):
+        load_config({"model": "tiny-qwen2", "data": [{"dataset": "tiny:medical", "steps": 3}]}, [f"{key}=null"])
+
+
 def test_aliases_in_reason_are_read(tmp_path):
     (tmp_path / "config.yaml").write_text("data: &phase\n- {dataset: x, steps: 3}\nkl: {dataset: &d y, weight: 2}\n")
     assert load_config(tmp_path / "config.yaml").data[0].steps == 3

@@ -3,8 +3,9 @@
 import pytest
 
 from em_interp.errors import InputError
+from em_interp.figures.style import new_figure
 from em_interp.files import write_json
-from em_interp.mechanism.report import AnalysisResult, MechanismReport, read_report
+from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, read_report
 from em_interp.run import open_run
 from em_interp.transition.result import Transition
 from tests.tiny import copy
@@ -34,6 +35,20 @@ def test_a_report_is_read_back_as_it_was_written(tiny, tmp_path):
     assert found.folder == run.analysis / "mechanism"
 
 
+ODD_FIGURES = [{"meta": None}, {"meta": {"top": 0}}, {"margin": None}, {"height": "x"}, {"nothing": 0}, None]
+
+
+@pytest.mark.parametrize("odd", ODD_FIGURES, ids=str)
+def test_a_kept_figure_of_another_form_is_refused_by_its_file(tmp_path, odd):
+    kept = figure_values(new_figure("title", "subtitle"))
+    write_json(tmp_path / "figures/patching.json", {"grid": kept})
+    assert list(report(tmp_path, patching=result({})).figures) == ["grid"]
+    changed = 3 if odd is None else {**kept, "layout": {**kept["layout"], **odd}}
+    write_json(tmp_path / "figures/patching.json", {"grid": changed})
+    with pytest.raises(InputError, match=r"patching\.json does not hold what em-interp writes there"):
+        report(tmp_path, patching=result({})).figures  # noqa: B018
+
+
 def test_its_transitions_are_those_of_patching_and_of_the_answer_shift(tmp_path):
     patching, shift = result({"transitions": [NORM.to_dict()]}), result({"peak": PEAK.to_dict()})
     undefined = AnalysisResult("why ?", undefined="too few")
@@ -45,7 +60,7 @@ def test_its_transitions_are_those_of_patching_and_of_the_answer_shift(tmp_path)
 def test_it_shows_every_finding_and_its_figures(tmp_path):
     undefined = AnalysisResult("why ?", undefined="too few")
     found = report(tmp_path, steering=result({}), probes=undefined)
-    write_json(tmp_path / "figures" / "steering.json", {"one": {"data": [], "layout": {"meta": {"title": "One"}}}})
+    write_json(tmp_path / "figures" / "steering.json", {"one": figure_values(new_figure("One"))})
     assert found.sentence() == "steering: so.\nprobes: undefined, too few"
     assert found.frame()["defined"].tolist() == [True, False]
     assert found._repr_html_().startswith("<div")

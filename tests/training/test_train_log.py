@@ -39,7 +39,11 @@ def test_a_resumed_log_keeps_the_rows_up_to_its_step_without_one_that_a_kill_cut
         file.write('{"step": 3, "lo')
     with TrainLog(run, 3, after=2) as log:
         log.add(row(3))
-    assert [each["step"] for each in written(run)["log_history"]] == [1, 2, 3] and is_finished(run)
+    assert [each["step"] for each in written(run)["log_history"]] == [1, 2, 3]
+    with pytest.raises(InputError, match=r"says that training is finished, but .*checkpoints holds no checkpoints"):
+        is_finished(run)
+    (run.checkpoints / "checkpoint-3").mkdir(parents=True)
+    assert is_finished(run)
 
 
 def test_a_log_that_lacks_a_row_is_refused_and_left_as_it_is_unless_it_need_not_be_complete(tmp_path):

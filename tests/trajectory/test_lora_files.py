@@ -210,6 +210,12 @@ def test_a_pattern_that_would_take_for_ever_is_stopped(tmp_path):
         load_trajectory(save_run(tmp_path, modules=("model." + "a" * 200,), **slow))
 
 
+@pytest.mark.parametrize("key, pattern", [("alpha_pattern", "(a+)+[!?]"), ("rank_pattern", "(.*)*(.*)*[!?]")])
+def test_a_pattern_on_which_other_matchers_go_back_for_ever_is_matched_at_once(tmp_path, key, pattern):
+    path = load_trajectory(save_run(tmp_path, modules=("model." + "a" * 200,), **{key: {pattern: 1}}))
+    assert path.sites == ("a" * 200,)
+
+
 def test_empty_tensors_name_what_left_them_empty(tmp_path):
     key = f"base_model.model.{SITE}.lora_{{}}.weight"
     for tensors, found in (
