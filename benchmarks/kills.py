@@ -137,7 +137,7 @@ def work(words, port):
 
 def short_recipe(*names):
     """The demo's recipe, in a second."""
-    from em_interp.config import Schedule
+    from em_interp.config.schedule import Schedule
     from tests.tiny import full_recipe
 
     config = full_recipe(*names)
