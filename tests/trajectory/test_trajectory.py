@@ -200,6 +200,13 @@ def test_more_checkpoints_than_a_gram_matrix_has_room_for_are_refused(tmp_path, 
         load_trajectory(tmp_path)
 
 
+@pytest.mark.parametrize("scale", [1e308, -1e200, float("inf"), float("nan"), 2**70])
+def test_a_scale_whose_square_is_beyond_numbers_is_refused(scale):
+    one = np.ones((2, 1, 1), "f4")
+    with pytest.raises(InputError, match=r"s: the scale of an adapter is at most 1e\+09; it is"):
+        AdapterTrajectory(np.arange(2), {"s": one}, {"s": one}, {"s": scale})
+
+
 def test_steps_beyond_what_a_float_tells_apart_are_refused():
     one = np.ones((2, 1, 1), "f4")
     for steps in ([0, 2**53 + 1], [-1, 3], [3, 3]):
