@@ -407,7 +407,8 @@ def main():
     parser.add_argument("--fresh", action="store_true", help="digests: of stages in a new Python each")
     parser.add_argument("--folder", type=Path, help="where the cases are; default: temporary")
     given = parser.parse_args()
-    import_all()
+    if given.what != "digests":
+        import_all()
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
     from tests.behaviour.judging.judge_server import serving
 
