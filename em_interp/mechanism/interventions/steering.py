@@ -152,8 +152,9 @@ class SteeringCurve(Result):
         best = max([row for row in rows if row["usable"]] or rows, key=lambda row: (row["em"], row["coherent"]))
         at = f"{best['em']:.1%} ({best['em_low']:.1%} to {best['em_high']:.1%}) at {best['coherent']:.0%} coherent"
         usable, largest = ", ".join(f"{coefficient:.3g}" for coefficient in self.window), f"{best['coefficient']:.3g}"
+        which = f" {largest}:" if len(self.window) == 1 else f"s {usable}: most with {largest},"
         words = {
-            "induces": f"induces EM in the base with coefficients {usable}: most with {largest}, {at}",
+            "induces": f"induces EM in the base with coefficient{which} {at}",
             "breaks": "raises EM in the base only where fewer than "
             f"{MIN_COHERENT:.0%} of answers are coherent: most with {largest}, {at}",
             "none": "induces no more EM in the base than random directions, as far as the intervals can tell, with any "

@@ -55,6 +55,7 @@ def test_a_coefficient_is_usable_where_em_exceeds_both_controls_and_the_model_is
     assert found.window == [2.0]  # too little, right, too much, and no more than random directions do
     assert found.between_coherent_and_not(3) == []  # the largest coefficient is coherent
     assert bands(found.plot()) == [(1.5, 2.5)]
+    assert "induces EM in the base with coefficient 2: 20.0% (" in found.sentence()
     only = judged_conditions({condition: n for condition, n in counts.items() if condition[-1] in (0.0, 1.0, 3.0)})
     assert SteeringCurve(direction(), 1, only).verdict == "breaks"
     assert SteeringCurve(direction(), 1, only).between_coherent_and_not(1) == [2.0]
