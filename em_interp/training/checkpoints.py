@@ -220,7 +220,9 @@ def _state_arrays(weights: Weights, optimizer: torch.optim.Optimizer) -> Arrays:
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of names, shapes and numbers."""
     total = 0
     for name in sorted(arrays):
+        total = zlib.crc32(f"{name} {arrays[name].shape}".encode(), total)
         total = zlib.crc32(arrays[name].tobytes(), total)
     return np.array(total, dtype=np.uint32)

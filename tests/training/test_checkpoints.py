@@ -75,7 +75,9 @@ def test_the_packer_writes_what_safetensors_does():
         assert packer.pack(values) == safetensors.numpy.save(values, {"format": "pt"})
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "no header", "a pipe", "a folder", "not logged"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "changed", "renamed", "reshaped", "no header", "a pipe", "a folder", "not logged"]
+)
 def test_a_damaged_state_is_passed_over(damage, tmp_path):
     weights = {"a": torch.nn.Parameter(torch.ones(3, 4)), "b": torch.nn.Parameter(torch.ones(2))}
     optimizer = torch.optim.AdamW(weights.values())
@@ -89,6 +91,10 @@ def test_a_damaged_state_is_passed_over(damage, tmp_path):
     content = bytearray(latest.read_bytes())
     if damage == "changed":
         content[-10] ^= 1
+    elif damage == "renamed":
+        content = content.replace(b'"exp_avg/a"', b'"exp/avg_a"')
+    elif damage == "reshaped":
+        content = content.replace(b"[3,4]", b"[4,3]")
     elif damage != "not logged":
         latest.unlink()
         content = {"cut": content[: len(content) // 2], "no header": b"\xff" * 100}.get(damage, b"")
