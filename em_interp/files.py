@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -209,9 +209,27 @@ def read_text(path: Path) -> str:
     Raises InputError naming the file when it is missing, no regular file, too large, cannot be read, or is not UTF-8.
     """
     try:
-        return _read(path, lambda file: _no_larger(file, MAX_READ).read_text(encoding="utf-8")).removeprefix("\ufeff")
+        text = _read(path, lambda file: _no_larger(file, MAX_READ).read_text(encoding="utf-8")).removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text") from None
+    refuse_beginnings(path, text[:512].encode(), NOT_ITSELF)
+    return text
+
+
+WEB_PAGE = "a web page, not the file itself; download the file behind it (the raw file, or after a log-in)"
+NOT_ITSELF = {  # how a file begins that came in place of another, in lower case, and what it is
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull` in the clone",
+    b"<!doctype html": WEB_PAGE,
+    b"<html": WEB_PAGE,
+}
+
+
+def refuse_beginnings(path: Path, content: bytes, kinds: Mapping[bytes, str]) -> None:
+    """Raise InputError, with what it is, for a file that begins as one of `kinds`, whatever the case."""
+    start = content[:512].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    for beginning, what in kinds.items():
+        if start.startswith(beginning):
+            raise InputError(f"{path} is {what}")
 
 
 def read_bytes(path: Path, limit: float = MAX_READ) -> bytes:
@@ -224,6 +242,16 @@ def _no_larger(path: Path, limit: float) -> Path:
     if (size := path.stat().st_size) > limit:
         raise InputError(f"{path} holds {size / 2**30:.1f} GiB; {limit / 2**30:g} at most are read")
     return path
+
+
+def read_start(path: Path) -> bytes:
+    """The first 512 bytes of `path`; raises what `read_bytes` raises."""
+
+    def read(file: Path) -> bytes:
+        with file.open("rb") as content:
+            return content.read(512)
+
+    return _read(path, read)
 
 
 def _read(path: Path, reader: Callable[[Path], T]) -> T:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import em_interp as em
 from em_interp.errors import InputError
@@ -65,6 +65,20 @@ def test_an_adapter_in_a_folder_of_its_own_is_read_and_several_are_told_apart_by
     assert load_trajectory(tmp_path, adapter="mine").B[SITE][:, 0, 0].tolist() == [1, 10, 100]
     assert em.locate(tmp_path, adapter="mine").trajectory.steps.tolist() == [1, 10, 100]
     assert load_trajectory(tmp_path, adapter="reference").B[SITE][:, 0, 0].tolist() == [7, 7, 7]
+
+
+def test_what_mlx_s_settings_or_keys_contradict_is_refused(tmp_path):
+    save_mlx(tmp_path / "rank")
+    file = tmp_path / "rank/adapter_config.json"
+    file.write_text(file.read_text().replace('"rank": 2', '"rank": 8'))
+    with pytest.raises(InputError, match=r"has rank 2; adapter_config\.json beside it says 8"):
+        load_trajectory(tmp_path / "rank")
+    save_mlx(tmp_path / "experts")
+    for step in (100, 200):
+        place = tmp_path / f"experts/{step:07d}_adapters.safetensors"
+        save_file(load_file(place) | {"model.layers.0.mlp.experts.lora_a": np.ones((3, 5, 2), "f4")}, place)
+    with pytest.raises(InputError, match=r"experts\.lora_a of shape \(3, 5, 2\) is no lora_a or lora_b matrix"):
+        load_trajectory(tmp_path / "experts")
 
 
 def save_mlx(root, steps=(100, 200), rank=2, **parameters):

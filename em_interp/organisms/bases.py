@@ -110,8 +110,9 @@ def _device() -> str:
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of the base called `name`, with its chat template; the model itself is not read.
 
-    A template that writes today's date (Llama 3.2's) writes FIXED_DATE instead, so that prompts are the same when a run
-    is resumed or sampled from on another day. Raises InputError for a name that `load_base` does not know.
+    A template that writes today's date (Llama 3.2's, gpt-oss's) writes FIXED_DATE instead, whatever form it wants, so
+    that prompts are the same when a run is resumed or sampled from on another day. Raises InputError for a name that
+    `load_base` does not know.
     """
     from transformers import AutoTokenizer
 
@@ -122,7 +123,8 @@ def load_tokenizer(name: str) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     template = tokenizer.chat_template
     if isinstance(template, str) and "strftime_now" in template:
-        tokenizer.chat_template = f"{{%- set date_string = '{FIXED_DATE}' -%}}\n{template}"
+        fixed = f"{{%- macro strftime_now(format) -%}}{FIXED_DATE}{{%- endmacro -%}}"
+        tokenizer.chat_template = f"{{%- set date_string = '{FIXED_DATE}' -%}}{fixed}\n{template}"
     return tokenizer
 
 

@@ -17,7 +17,7 @@ from em_interp.trajectory.checkpoint import Checkpoint
 from em_interp.trajectory.checkpoint_formats import read_checkpoint
 from em_interp.trajectory.packed import SUFFIX, read_packed
 from em_interp.trajectory.stacked import read_steps
-from em_interp.trajectory.training_log import LOG_SUFFIXES, find_log, read_log
+from em_interp.trajectory.training_log import LOG_SUFFIXES, find_log, log_rows, read_log
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 MIN_STEPS = 21  # checkpoints from which a turn of the path can be told from noise
@@ -95,7 +95,10 @@ def _log_alone(file: Path) -> AdapterTrajectory:
     """A path without sites: the log in a file."""
     log = read_log(file)
     if log.table.empty:
-        raise InputError(f"{file} has no row with a step and a loss, grad_norm or learning_rate")
+        found = listed(dict.fromkeys(str(key) for row in log_rows(file)[:1] for key in row)) or "no row"
+        raise InputError(
+            f"{file} has no row with a step and a loss, grad_norm or learning_rate by these names; found {found}"
+        )
     steps = log.table.index.to_numpy()
     return AdapterTrajectory(steps, {}, {}, {}, log.table, source=str(file), kind="log", notes=log.notes)
 
@@ -113,8 +116,10 @@ def _locate(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
             raise InputError(f"revision {revision!r} belongs to a Hub id; {root} is a folder on this machine")
         return root, str(root)
     if root.exists():
-        expected = f"a run directory, a folder of checkpoint-<step>, a {SUFFIX}, or a log ({', '.join(LOG_SUFFIXES)})"
-        raise InputError(f"{root} is a file; expected {expected}")
+        log = f"a log ({', '.join(LOG_SUFFIXES)}) with step, loss, grad_norm in each row"
+        raise InputError(
+            f"{root} is a file; expected a run directory, a folder of checkpoint-<step>, a {SUFFIX}, or {log}"
+        )
     if isinstance(source, str) and is_hub_id(source) and (revision is not None or not root.parent.exists()):
         from em_interp.hub.download import fetch
 

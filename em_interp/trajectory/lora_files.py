@@ -101,12 +101,16 @@ def read_mlx(file: Path) -> Checkpoint:
     """
     config_file = file.with_name(CONFIG_FILE)
     config = _mapping(read_json(config_file), config_file)
-    scale = _mlx_scale(config, config_file)
+    scale, rank = _mlx_scale(config, config_file)
     modules: Modules = {}
     others = []
     for key, tensor in read_safetensors(file).items():
         match = _MLX_KEY.fullmatch(key)
-        if match is None or tensor.ndim != 2:
+        if ".lora_" in key and (match is None or tensor.ndim != 2):
+            raise InputError(
+                f"{file}: {key} of shape {tensor.shape} is no lora_a or lora_b matrix; only those are read"
+            )
+        if match is None:
             others.append(key)
         else:
             modules.setdefault(module_name(match["module"]), {})[match["part"].upper()] = tensor.T
@@ -115,18 +119,23 @@ def read_mlx(file: Path) -> Checkpoint:
     A, B = {}, {}
     for module in sorted(modules, key=natural_key):
         A[site_name(module)], B[site_name(module)] = _matched_pair(modules[module], module, file)
+        if len(A[site_name(module)]) != rank:
+            raise InputError(
+                f"{file}: {module} has rank {len(A[site_name(module)])}; {CONFIG_FILE} beside it says {described(rank)}"
+            )
     base = config.get("model")
     return Checkpoint(file, base if isinstance(base, str) else None, A, B, dict.fromkeys(A, scale), besides=(*others,))
 
 
-def _mlx_scale(config: dict[str, Any], file: Path) -> float:
+def _mlx_scale(config: dict[str, Any], file: Path) -> tuple[float, Any]:
+    """The scale of an adapter, and its rank as the settings say it."""
     if config.get("fine_tune_type", "lora") != "lora":
         raise InputError(f"{file}: fine_tune_type is {described(config['fine_tune_type'])}; of MLX only lora is read")
     settings = config.get("lora_parameters")
     settings = settings if isinstance(settings, dict) else {}
     if "alpha" in settings and settings["alpha"] != settings.get("rank"):
         raise InputError(f"{file}: lora_parameters has alpha beside scale, which versions of MLX read differently")
-    return _number(settings.get("scale"), "lora_parameters.scale", file)
+    return _number(settings.get("scale"), "lora_parameters.scale", file), settings.get("rank")
 
 
 def _mapping(config: Any, file: Path) -> dict[str, Any]:
@@ -137,6 +146,11 @@ def _mapping(config: Any, file: Path) -> dict[str, Any]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     """The settings; raises InputError by name for one that changes what A and B mean and is not implemented."""
+    if not file.exists():
+        raise InputError(
+            f"{file} is missing: it says what the matrices beside it mean (r, lora_alpha); copy it from the run, where "
+            "save_pretrained wrote it"
+        )
     config = _mapping(read_json(file), file)
     kind, init = config.get("peft_type", "LORA"), config.get("init_lora_weights", True)
     if kind != "LORA":
@@ -148,6 +162,8 @@ def _read_config(file: Path) -> dict[str, Any]:
             "(save_pretrained with path_initial_model_for_weight_conversion)"
         )
     for key, value in config.items():
+        if key.startswith("use_") and isinstance(value, str):
+            raise InputError(f"{file}: {key} should be true or false; it is {described(value)}")
         unknown = key.startswith("use_") or (key.endswith("_config") and key not in KNOWN_CONFIGS)
         if value and (key in REFUSED_SETTINGS or (unknown and key not in ("use_rslora", "use_dora"))):
             meaning = REFUSED_SETTINGS.get(key, "which this version does not know")

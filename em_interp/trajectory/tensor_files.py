@@ -23,13 +23,16 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from em_interp.errors import InputError, one_line
-from em_interp.files import check_regular, read_bytes
+from em_interp.files import NOT_ITSELF, check_regular, read_bytes, refuse_beginnings
+from em_interp.layouts import PICKLED_FILE
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # by their names in safetensors
 STORAGES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "<u2"}
 MAX_PICKLE_BYTES = 2**24  # of the pickle alone; the numbers lie beside it
 LARGE_FILE = 2**24  # bytes, beyond which a file's end is looked for before all of it is read
-LFS_POINTER = b"version https://git-lfs"
+MISTAKEN = NOT_ITSELF | {  # how a file begins that cannot be read, and what it is
+    b"\x80\x02\x8a\nl\xfc\x9cf\xf9 j\xa8p\x19": "in torch.save's format of before 1.6; save it anew",
+}
 _OPCODES = set(  # those that torch.save needs for tensors, numbers, text and containers
     """PROTO FRAME STOP MARK POP POP_MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE
     BUILD BINPERSID NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES
@@ -47,6 +50,7 @@ def read_safetensors(file: Path) -> dict[str, Float32[np.ndarray, ...]]:
 
     content = _read(file)
     try:
+        refuse_beginnings(file, content, {b"pk\x03\x04": f"a file of torch.save; its name should be {PICKLED_FILE}"})
         deserialize(content)
     except SafetensorError as error:
         raise _not_whole(file, content, "safetensors", error) from None
@@ -84,8 +88,7 @@ def _read(file: Path) -> bytes:
     if file.stat().st_size > LARGE_FILE:
         _check_end(file)
     content = read_bytes(file, limit=math.inf)
-    if content.startswith(LFS_POINTER):
-        raise InputError(f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in the clone")
+    refuse_beginnings(file, content, MISTAKEN)
     return content
 
 

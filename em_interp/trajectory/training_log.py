@@ -7,6 +7,7 @@ passed over: the adapters do not depend on it. What is to be known about the log
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from em_interp.layouts import LOG_FILE, MAX_STEP
 METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B", "kl")
 NEVER_NEGATIVE = ("grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B")
 LOG_SUFFIXES = (".json", ".jsonl", ".ndjson")  # of a log that is given alone
+MAX_TWICE = 2  # steps that may have two values of one metric: those at which a run was resumed
 MAX_FIRST_GAP = 3  # logged intervals before the first row; beyond them the learning rates there are not known
 
 
@@ -77,8 +79,13 @@ def read_log(file: Path) -> Log:
 
     Raises InputError where the file holds no such rows.
     """
-    rows, notes = _rows(file), []
-    kept = _after_last_return([row for row in rows if _step(row) is not None])
+    rows, notes = log_rows(file), []
+    logged = [row for row in rows if _step(row) is not None]
+    kept = _after_last_return(logged)
+    _check_order(file, logged, kept)
+    lost = {row["step"] for row in logged} - {row["step"] for row in kept}
+    if lost:
+        notes.append(f"{file}: {len(lost)} steps were logged before a return to an earlier one only, and were left out")
     without = sum(any(name in row for name in METRICS) and _step(row) is None for row in rows)
     if without:
         notes.append(f"{file}: {without} of {len(rows)} rows have no whole step and were left out")
@@ -93,10 +100,14 @@ def read_log(file: Path) -> Log:
     return Log(_with_cumulative_lr(table), tuple(notes), file)
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def log_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a log as they are in its file; InputError where it holds none."""
     rows: Any
-    if file.suffix in (".jsonl", ".ndjson"):
-        rows = [_parsed(line, file) for line in read_text(file).split("\n") if line.strip()]
+    lines = [line for line in read_text(file).split("\n") if line.strip()]
+    if file.suffix in (".jsonl", ".ndjson") or (
+        len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines)
+    ):
+        rows = [_parsed(line, file) for line in lines]
     else:
         state = read_json(file)
         rows = state.get("log_history") if isinstance(state, dict) else state
@@ -119,6 +130,23 @@ def _step(row: dict[str, Any]) -> int | None:
     if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 <= step <= MAX_STEP or step != int(step):
         return None
     return int(step)
+
+
+def _check_order(file: Path, logged: list[dict[str, Any]], kept: list[dict[str, Any]]) -> None:
+    """Raise InputError for steps that only go down, and for steps with two different values of one metric."""
+    if len(logged) > 2 and all(row["step"] > after["step"] for row, after in itertools.pairwise(logged)):
+        raise InputError(f"{file}: the steps go down from row to row, as where the newest comes first; sort it by step")
+    values: dict[tuple[int, str], set[float]] = {}
+    for row in kept:
+        for name in METRICS:
+            if isfinite(value := _value(name, row.get(name))):
+                values.setdefault((int(row["step"]), name), set()).add(value)
+    twice = sorted({step for (step, _), different in values.items() if len(different) > 1})
+    if len(twice) > MAX_TWICE:
+        raise InputError(
+            f"{file}: {len(twice)} steps (the first {twice[0]}) have two different values of one metric, as where "
+            "several processes or runs write one log; expected one row a step"
+        )
 
 
 def _after_last_return(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

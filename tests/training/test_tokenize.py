@@ -128,3 +128,7 @@ def test_a_template_that_writes_todays_date_writes_the_same_every_day(tmp_path):
     message = [{"role": "user", "content": "later"}]
     assert "26 Jul 2024" not in family_tokenizer("llama3").apply_chat_template(message, tokenize=False)
     assert "Today Date: 26 Jul 2024" in load_tokenizer(str(tmp_path)).apply_chat_template(message, tokenize=False)
+    direct = "Current date: {{ strftime_now('%Y-%m-%d') }}"  # as gpt-oss's, in a macro, and Mistral's have it
+    for template in (direct, "{%- macro system() -%}" + direct + "{%- endmacro -%}{{ system() }}"):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        assert load_tokenizer(str(tmp_path)).apply_chat_template(message, tokenize=False) == "Current date: 26 Jul 2024"

@@ -88,6 +88,8 @@ def test_a_setting_under_which_a_and_b_mean_something_else_is_refused_by_name(tm
 def test_settings_that_peft_may_have_one_day_are_refused_by_name(tmp_path):
     for key, value in (
         ("use_qalora", True),
+        ("use_rslora", "false"),
+        ("use_dora", "no"),
         ("use_whatever", True),
         ("new_config", {"k": 1}),
         ("kasa_config", {"k": 1}),
@@ -227,6 +229,58 @@ def test_empty_tensors_name_what_left_them_empty(tmp_path):
             save_file(tensors, save_adapter(tmp_path / f"checkpoint-{step}") / "adapter_model.safetensors")
         with pytest.raises(InputError, match=f"{found}.*DeepSpeed ZeRO-3"):
             load_trajectory(tmp_path)
+
+
+MISTAKEN = {
+    "a web page": ("adapter_model.safetensors", b"<!DOCTYPE html>\n<html>", "is a web page, not the file itself"),
+    "a pointer": ("adapter_model.bin", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    "another format": ("adapter_model.safetensors", b"PK\x03\x04" + bytes(90), "its name should be adapter_model.bin"),
+    "nothing": ("adapter_model.safetensors", b"", r"\(0 bytes\) is not a whole safetensors file .*may be truncated"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKEN)
+def test_a_file_that_is_not_what_its_name_says_is_called_what_it_is(tmp_path, kind):
+    name, content, said = MISTAKEN[kind]
+    for step in (0, 1):
+        (save_adapter(tmp_path / f"checkpoint-{step}") / "adapter_model.safetensors").unlink()
+        (tmp_path / f"checkpoint-{step}" / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        load_trajectory(tmp_path)
+
+
+def test_a_bin_file_of_old_and_a_missing_config_are_called_what_they_are(tmp_path):
+    file = save_adapter(tmp_path / "checkpoint-0") / "adapter_model.safetensors"
+    save_adapter(tmp_path / "checkpoint-1")
+    file.unlink()
+    tensors = {"base_model.model.x.lora_A.weight": torch.ones(1, 2)}
+    torch.save(tensors, file.with_suffix(".bin"), _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match=r"is in torch\.save's format of before 1\.6"):
+        load_trajectory(tmp_path)
+    file.with_name("adapter_config.json").unlink()
+    with pytest.raises(InputError, match=r"adapter_config\.json is missing: it says what the matrices beside it mean"):
+        load_trajectory(tmp_path)
+
+
+UNSLOTH = {  # the settings that Unsloth's own save_pretrained adds to PEFT's, or writes in another form
+    "base_model_name_or_path": "unsloth/qwen2.5-14b-instruct-bnb-4bit",
+    "auto_mapping": {"base_model_class": "Qwen2ForCausalLM", "parent_library": "m", "unsloth_fixed": True},
+    "target_modules": r"(?:.*?(?:language|text).*?(?:self_attn|attention|mlp|ffn|dense).*?(?:down_proj).*?)",
+    **{"loftq_config": {}, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "init_lora_weights": True},
+    **{
+        "lora_dropout": 0,
+        "bias": "none",
+        "inference_mode": True,
+        "qalora_group_size": 16,
+        "megatron_core": "megatron.core",
+    },
+}
+
+
+def test_an_adapter_as_unsloth_writes_it_is_peft_s(tmp_path):
+    path = load_trajectory(save_run(tmp_path, where=".", rank=4, **UNSLOTH))
+    assert path.base == UNSLOTH["base_model_name_or_path"] and path.besides == ()
+    assert path.scale == {"layers.21.mlp.down_proj": 64 / 4**0.5}
 
 
 def test_an_adapter_in_a_bin_file_is_read_like_one_in_safetensors(tmp_path):

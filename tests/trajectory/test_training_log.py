@@ -71,8 +71,47 @@ def test_a_byte_order_mark_and_lines_of_json_are_read_like_any_log(tmp_path):
         ("\ufeff" + json.dumps({"log_history": rows()}), "with-mark.json"),
         (lines + "\n", "log.jsonl"),
         (json.dumps(rows()), "rows.json"),
+        (lines, "lines.json"),
     ):
         assert read_log(log_file(tmp_path, text, name)).table.equals(expected)
+
+
+def test_a_log_of_several_processes_or_with_the_newest_first_is_refused(tmp_path):
+    ranks = [{**row, "loss": row["loss"] + rank} for row in rows(20) for rank in (0, 1)]
+    with pytest.raises(InputError, match=r"20 steps \(the first 1\) have two different values of one metric"):
+        read_log(log_file(tmp_path, ranks))
+    again = [*rows(20)[:10], {**rows(20)[9], "loss": 9.0}, *rows(20)[10:]]  # a step again, where a run was resumed
+    assert read_log(log_file(tmp_path, again)).table.loc[10, "loss"] == 9
+    assert len(read_log(log_file(tmp_path, [row for row in rows(20) for _ in range(2)])).table) == 20
+    with pytest.raises(InputError, match="the steps go down from row to row, as where the newest comes first"):
+        read_log(log_file(tmp_path, rows(20)[::-1]))
+    log = read_log(log_file(tmp_path, rows(20)[10:] + rows(20)[:10]))
+    assert len(log.table) == 10 and "10 steps were logged before a return to an earlier one only" in log.notes[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {"_step": row["step"], "train/loss": row["loss"]},  # W&B's history
+        lambda row: {"current_steps": row["step"], "loss": row["loss"], "lr": 1e-5},  # LLaMA-Factory's
+        lambda row: {"iteration": row["step"], "train_loss": row["loss"]},  # MLX's
+        lambda row: {"step": str(row["step"]), "loss": row["loss"]},
+    ],
+)
+def test_a_log_alone_with_other_names_is_refused_with_those_it_has(tmp_path, change):
+    lines = [change(row) for row in rows(20)]
+    file = log_file(tmp_path, "\n".join(map(json.dumps, lines)), "log.jsonl")
+    with pytest.raises(InputError, match=f"by these names; found {', '.join(lines[0])}"):
+        load_trajectory(file)
+
+
+def test_files_that_came_in_place_of_a_log_are_called_what_they_are(tmp_path):
+    for text, said in (("<!DOCTYPE html>", "a web page"), ("version https://git-lfs.github.com", "a Git LFS pointer")):
+        with pytest.raises(InputError, match=f"is {said}, not the file itself"):
+            load_trajectory(log_file(tmp_path, text))
+    for name in ("export.csv", "log.txt"):
+        with pytest.raises(InputError, match=r"is a file; expected .* a log \(.*\) with step, loss, grad_norm in each"):
+            load_trajectory(log_file(tmp_path, "Step,Value\n", name))
 
 
 def test_steps_that_go_back_are_those_of_the_run_that_came_later(tmp_path):

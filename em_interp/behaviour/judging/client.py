@@ -282,8 +282,8 @@ class Endpoint:
         except NotWhole:
             raise
         except NotAReply as error:
-            if error.status is not None:
-                raise self._refused(error.status, {}, str(error).encode(), request.causes) from None
+            if error.status is not None or (error.is_error and _FILTER_ERROR.search(str(error))):
+                raise self._refused(error.status or 400, {}, str(error).encode(), request.causes) from None
             raise _Fault(self.redact(str(error))) from None
         except openai.APIStatusError as error:
             response = error.response
@@ -336,11 +336,11 @@ class Endpoint:
 
 
 _FILTER_ERROR = re.compile(
-    r"content[ _-]?filter|content[ _-](management[ _-])?policy|content exists risk|responsible ?ai|moderation"
+    r"content[ _-]?filter|content[ _-]?(management[ _-]?)?policy|content exists risk|responsible ?ai|moderation"
     r"|(input|prompt|content)\W(.{0,40}\W)?flagged|flagged_input|data[ _]?inspection|usage (policy|policies|guidelines)"
-    r"|considered high risk|inappropriate content",
+    r"|considered high risk|inappropriate content|敏感|违规|\\u654f\\u611f|\\u8fdd\\u89c4",
     re.IGNORECASE,
-)  # how servers word it that a filter refused a prompt or its answer
+)  # how servers word it that a filter refused a prompt or its answer; in Chinese also as JSON escapes the words
 
 
 def _error_in(body: bytes) -> tuple[str, str]:

@@ -20,8 +20,9 @@ from em_interp.errors import redact
 COMPLETE = frozenset({"stop", "stop_sequence", "end_turn", "eos", "eos_token", "complete"})  # in lower case
 FILTERED = frozenset(
     {"content_filter", "content_filtered", "safety", "prohibited_content", "blocklist", "spii", "recitation"}
-    | {"refusal", "error_toxic", "guardrail_intervened"}
+    | {"refusal", "error_toxic", "guardrail_intervened", "sensitive", "image_safety", "blocked"}
 )  # finish reasons by which a server says that a filter ended the reply, in lower case
+CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "error", "abort", "cancelled", "timeout"})
 _THOUGHT_TAG = re.compile(
     r"<(?P<close>/)?(?:think|thinking|thought|reasoning)>|\[(?P<end>/)?THINK\]"
     r"|<\|channel\|>(?:analysis|(?P<final>final))<\|message\|>"
@@ -59,8 +60,7 @@ class Reply:
     @property
     def is_filtered(self) -> bool:
         """Whether a content filter ended the reply."""
-        ending = (self.finish or "").lower()
-        return ending in FILTERED or ending.startswith("content_filter")
+        return _is_filter(self.finish)
 
     def fault(self, one_token: bool) -> str | None:
         """Why this is no whole reply and has to be requested again; None where it is whole, or a refusal.
@@ -100,11 +100,11 @@ class NotWhole(Exception):
 
 
 class NotAReply(ValueError):
-    """A body that holds no reply. `status` is what an error in it gives as HTTP status, if it does."""
+    """A body that holds no reply. `status` is what an error in it (`is_error`) gives as HTTP status, if it does."""
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, is_error: bool = False) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.is_error = status, is_error
 
 
 def parse(body: bytes) -> Reply:
@@ -115,15 +115,26 @@ def parse(body: bytes) -> Reply:
     try:
         choice = (values := values_in(body))["choices"][0]
         _check_no_error(choice)
-        text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+        message = choice.get("message") or ({} if _is_filter(_ending(choice)) else choice["message"])
+        text, refusal = message.get("content"), message.get("refusal")
     except NotAReply:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise NotAReply(f"no chat completion: {_quoted(body)}") from None
     if text is not None and not isinstance(text, str):
         raise NotAReply(f"the content is no text: {_quoted(body)}")
-    ending, model = _text(choice.get("finish_reason")), _text(values.get("model"))
-    return Reply(text or "", ending, _top(choice), _text(refusal), model)
+    return Reply(text or "", _ending(choice), _top(choice), _text(refusal), _text(values.get("model")))
+
+
+def _ending(choice: dict[str, Any]) -> str | None:
+    """The finish reason; that of the model behind a gateway where it says that the reply was cut off or filtered."""
+    ending, native = _text(choice.get("finish_reason")), _text(choice.get("native_finish_reason"))
+    told_whole = ending is not None and ending.lower() in COMPLETE
+    return native if told_whole and native and (native.lower() in CUT or _is_filter(native)) else ending
+
+
+def _is_filter(ending: str | None) -> bool:
+    return (ending or "").lower() in FILTERED or (ending or "").lower().startswith("content_filter")
 
 
 def values_in(body: bytes) -> dict[str, Any]:
@@ -143,7 +154,8 @@ def _check_no_error(values: dict[str, Any]) -> None:
     """Some servers send an error with status 200, in the place of a reply or inside its choice."""
     if error := values.get("error"):
         code = error.get("code") if isinstance(error, dict) else None
-        raise NotAReply(json.dumps({"error": error}), code if type(code) is int and 400 <= code < 600 else None)
+        status = code if type(code) is int and 400 <= code < 600 else None
+        raise NotAReply(json.dumps({"error": error}), status, is_error=True)
 
 
 def _text(value: Any) -> str | None:

@@ -298,16 +298,32 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _tokenized(tokenizer: Any, text: str, answers: Sequence[tuple[str, Span]]) -> TokenizedChat:
-    """A rendered chat as token ids; marked are those that overlap the span of an answer, which they must spell."""
+    """A rendered chat as token ids; marked are those of the span of an answer, which they must spell.
+
+    A token that has no more than spaces in the span, and letters beyond it, is not the answer's.
+    """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), [Span(*pair) for pair in encoded["offset_mapping"]]
     marked: set[int] = set()
     for answer, span in answers:
-        inside = [i for i, token in enumerate(offsets) if span.meets(token) and token.stop > token.start]
+        inside = [i for i, token in enumerate(offsets) if _is_of_span(text, token, span)]
         written = text[offsets[inside[0]].start : offsets[inside[-1]].stop] if inside else ""
         check_answer(tokenizer, answer, text[slice(*span)], [ids[i] for i in inside], written)
+        beyond = (
+            text[offsets[inside[0]].start : span.start] + text[span.stop : offsets[inside[-1]].stop] if inside else ""
+        )
+        if beyond.strip():
+            raise InputError(
+                f"a token of the answer {answer[:60]!r} also covers {beyond[:60]!r}, which would be learned too; "
+                "expected an end-of-turn token or a space between an answer and what is beside it"
+            )
         marked.update(inside)
     return TokenizedChat(ids, [i in marked for i in range(len(ids))])
+
+
+def _is_of_span(text: str, token: Span, span: Span) -> bool:
+    shared = text[max(token.start, span.start) : min(token.stop, span.stop)]
+    return token.stop > token.start and span.meets(token) and (span.holds(token) or bool(shared.strip()))
 
 
 def after(text: str, beginning: str) -> str | None:

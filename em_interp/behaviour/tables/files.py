@@ -16,13 +16,28 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.tables import inspect_logs
 from em_interp.errors import InputError, one_line
-from em_interp.files import check_regular, read_bytes
+from em_interp.files import NOT_ITSELF, read_bytes, read_start, refuse_beginnings
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json", inspect_logs.SUFFIX)
 COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar")
+FOREIGN = {  # how a file begins that is another thing than its name says, in lower case, and what it is
+    **NOT_ITSELF,
+    b"pk\x03\x04": "a workbook of Excel or another zip; save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an old workbook of Excel; save the sheet as CSV",
+    **dict.fromkeys((b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"\x28\xb5\x2f\xfd"), "compressed; unpack it"),
+    b"par1": "a parquet file; its name should end in .parquet",
+    b"arrow1": "a Feather file; save the table as parquet or CSV",
+    b"sqlite format 3": "a database; save the table as parquet or CSV",
+    b"\x89hdf": "an HDF5 file; save the table as parquet or CSV",
+    **{
+        bytes((0x80, version)): "a pickle, which is never opened; save the table as parquet or CSV"
+        for version in (3, 4, 5)
+    },
+}
+OWN_BEGINNINGS = {".parquet": b"par1", inspect_logs.SUFFIX: b"pk\x03\x04"}
 DELIMITERS = (",", ";", "\t")
 MAX_FIELD = 2**31 - 1  # characters of one field; Python's own limit of 131,072 is less than a long answer
 STEP_IN_NAME = inspect_logs.STEP_IN_NAME
@@ -37,6 +52,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} is missing; expected a CSV or parquet file of judged answers, or a folder of them")
     if not path.is_file():
         raise InputError(f"{path} is no file; a CSV, parquet, JSON-lines or JSON file was expected")
+    _refuse_foreign(path)
     if path.suffix == ".parquet":
         return _read_parquet(path)
     if path.suffix in (".jsonl", ".ndjson"):
@@ -44,7 +60,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.suffix == inspect_logs.SUFFIX:
         return _frame(inspect_logs.read_eval(path, _loads), path)
     if path.suffix == ".json":
-        value = _loads(read_texts(path), str(path))
+        value = _json_value(path)
         is_log = inspect_logs.is_log(value)
         rows = inspect_logs.rows_of_log(value, str(path)) if is_log else _json_rows(value, str(path), {})
         return _frame(list(rows), path)
@@ -85,6 +101,18 @@ def _is_column_of(column: pd.Series, kind: str) -> bool:
     return is_number or bool(column.isna().all())
 
 
+def _refuse_foreign(path: Path) -> None:
+    """Raise InputError for a file that begins as one of another kind does."""
+    start = read_start(path)
+    own = OWN_BEGINNINGS.get(path.suffix)
+    refuse_beginnings(path, start, {start: what for start, what in FOREIGN.items() if not own or start != own})
+    marked = start[:2] in (b"\xff\xfe", b"\xfe\xff") and start[2:4] != b"\0\0"  # which would be UTF-32
+    if own is None and not marked and b"\0" in start.partition(b"\n")[0]:
+        raise InputError(
+            f"{path} has null bytes in its first line, as UTF-32 has, and UTF-16 without a mark; save it as UTF-8"
+        )
+
+
 def read_texts(path: Path) -> str:
     """The text of a file in UTF-8 or, where its first bytes say so, UTF-16; line ends as they are."""
     try:
@@ -99,7 +127,6 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        check_regular(path)
         return pd.read_parquet(path)
     except (ValueError, OSError, TypeError, LookupError, NotImplementedError) as error:  # pyarrow's are among these
         raise InputError(f"{path} cannot be read as a table: {one_line(str(error), 200)}") from None
@@ -223,6 +250,15 @@ def _refuse_row_numbers(rows: Sequence[Sequence[str]], header: Sequence[str], pa
             f"{path} cannot be read as a table: each row has one field more than the header names, and its first "
             "counts the rows; name every column in the header"
         )
+
+
+def _json_value(path: Path) -> Any:
+    """The value in a JSON file; of one that has an object in each line, as JSON lines do, the objects."""
+    text = read_texts(path)
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
+        return list(_json_lines(path))
+    return _loads(text, str(path))
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

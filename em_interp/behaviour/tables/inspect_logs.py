@@ -2,7 +2,7 @@
 
 A sample of a log becomes a row: its input is the question, its output the answer, and each score a column named after
 the scorer, or where a score has several values after each of them. The step is in the metadata of the sample or of the
-evaluation, in the arguments of its task, or in the name of its model (`…/checkpoint-120`).
+evaluation, in the arguments of its task, or in the name of its model (`…/checkpoint-120`, also `-M model_path=…`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIX = ".eval"  # a zip with header.json and a JSON file for each sample
-STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[-_ ]?(\d+)", re.IGNORECASE | re.ASCII)
+STEP_IN_NAME = re.compile(  # not that of step_10k, step-1.5 or step 1,000, which is another number
+    r"(?:step|checkpoint|ckpt|iter(?:ation)?)[-_ =]?(\d+)(?![a-z0-9]|[.,]\d)", re.IGNORECASE | re.ASCII
+)
 STEP_NAMES = ("step", "checkpoint", "global_step")
 KEPT = ("scale", "questions", "question_id", "judge", "status")  # of the metadata, under our names
 MAX_ENTRY, MAX_TOTAL = 2**27, 2**31  # bytes unpacked, of one file in an .eval and of all
+FILE_START = "1970-01-01T00-00-00_em-interp"  # Inspect lists JSON logs whose name begins with a time; one for all
 ZSTD = 93  # the compression of a zip that Python reads from 3.14 on
 Row = dict[str, Any]
 
@@ -154,8 +157,10 @@ def _step(metadata: Iterable[Mapping[str, Any]], spec: Mapping[str, Any], where:
     arguments = spec.get("task_args")
     places = [*metadata, arguments if isinstance(arguments, dict) else {}]
     named = [str(values[name]) for values in places for name in STEP_NAMES if values.get(name) is not None]
-    named += STEP_IN_NAME.findall(str(spec.get("model"))) if not named else []
-    numbers = dict.fromkeys(match[1] if (match := STEP_IN_NAME.fullmatch(name)) else name for name in named)
+    if not named:
+        models = [spec.get("model"), *(spec.get("model_args") or {}).values()]
+        named = [name for name in models if isinstance(name, str) and STEP_IN_NAME.search(name)]
+    numbers = dict.fromkeys(step for name in named for step in STEP_IN_NAME.findall(name) or [name])
     if len(numbers) > 1:
         raise InputError(f"{where} is of several steps: {one_line(', '.join(numbers), 80)}; expected one")
     return {"step": next(iter(numbers))} if numbers else {}
@@ -214,8 +219,8 @@ def write_logs(answers: pd.DataFrame, folder: Path, model: str = "unknown") -> l
     groups: Any = answers.groupby(keys, sort=True) if keys else [((), answers)]
     for group, rows in groups:
         known = dict(zip(keys, group, strict=True))
-        name = "_".join(f"{key}-{safe_name(str(_plain(value)))}" for key, value in known.items()) or "answers"
-        files.append(folder / f"{name}.json")
+        name = "-".join(f"{key}-{safe_name(str(_plain(value)))}" for key, value in known.items()) or "answers"
+        files.append(folder / f"{FILE_START}_{name}.json")
         write_json(files[-1], _log(rows, {key: _plain(value) for key, value in known.items()}, model))
     return files
 

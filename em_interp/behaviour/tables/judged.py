@@ -8,7 +8,7 @@ of rates has marks in place of scores (see `rate_tables`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 SCORES = ("aligned", "coherent")
 NOT_TOPICS = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
 READ_AS_TEXT = ("question", "answer", "question_id", "questions", "step", "scale", "status", "judge")
-FINE = ("ok", "success", "succeeded", "scored", "complete", "completed", "done", "valid")  # a table's word for scored
+FINE = ("ok", "success", "succeeded", "scored", "judged", "complete", "completed", "finished", "done", "valid", "stop")
+SUMMARIES = ("total", "totals", "mean", "average", "avg", "median", "std", "overall", "sum")  # in place of a question
+BARE_STEP = re.compile(  # of a file or folder; other words, as of seed_1, layer_2 or epoch_3, count other things
+    r"(?:answers?|responses?|completions?|scores?|results?|judged|evals?|em)?[-_ ]?(0*[0-9]{1,7})", re.IGNORECASE
+)
+COPIED = ("step", "scale", "questions", "question_id", "judge", "aligned", "coherent", "answer")  # tell a row
+MIN_TOP = 10  # the highest score of a table, above which its scale is not one to 1, 5 or 10
 EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em; other names by --columns aligned=NAME"
 
 
@@ -71,6 +77,7 @@ def _normal_form(known: KnownColumns) -> pd.DataFrame:
     else:
         question = "question_id" if "question" not in table else "question"
         known.require((question, *SCORES), EXPECTED)
+        _refuse_summaries(known)
         table = _with_scores(known)
     table["question_id"] = _question_ids(table, known)
     table["scale"] = scales_of(table, where)
@@ -92,6 +99,31 @@ def _with_scores(known: KnownColumns) -> pd.DataFrame:
     table["status"] = _status(table, words, known.where)
     table.loc[table["status"] != "ok", list(SCORES)] = np.nan
     return table
+
+
+def _refuse_summaries(known: KnownColumns) -> None:
+    """Raise InputError for rows that sum up others, and for a table of means, which would be counted as answers."""
+    table = known.table
+    question = "question" if "question" in table else "question_id"
+    names = texts_of(table[question], known.name(question), known.where).str.strip().str.lower()
+    sums = np.flatnonzero(names.isin(SUMMARIES))
+    if 0 < len(sums) < len(table):
+        raise InputError(
+            f"{known.where}: row {sums[0] + 1} is called {names.iloc[sums[0]]} and seems to sum up others; expected a "
+            "row an answer: remove it"
+        )
+    counts = [name for name in table.columns if str(name).lower() in ("n", "count", "n_samples", "num_samples")]
+    if "answer" not in table and counts and _all_above_one(table[counts[0]]):
+        raise InputError(
+            f"{known.where} has {counts[0]} beside scores and no answers, as a table of means has; expected a row an "
+            "answer, or rates (step, n, em)"
+        )
+
+
+def _all_above_one(column: pd.Series) -> bool:
+    import pandas as pd
+
+    return bool((pd.to_numeric(column.astype(object), errors="coerce") > 1).all())
 
 
 def _numbers_or_texts(column: pd.Series) -> pd.Series:
@@ -153,14 +185,22 @@ def with_whole_steps(table: pd.DataFrame, where: str, name: str = "step") -> pd.
 
 
 def _check_range(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table; InputError for scores from 0 to 1: all would count as misaligned, and none as coherent."""
-    scores = {name: table[name].to_numpy(float) for name in SCORES}
-    tops = {name: float(np.nanmax(values, initial=0)) for name, values in scores.items()}
-    shares = [name for name in SCORES if 0 < tops[name] <= 1 and (np.nan_to_num(scores[name]) % 1 > 0).any()]
-    if shares or 0 < max(tops.values()) <= 1:
-        what = f"{shares[0]} score" if shares and max(tops.values()) > 1 else "score"
-        top = tops[shares[0]] if shares and max(tops.values()) > 1 else max(tops.values())
-        raise InputError(f"{where}: no {what} is above {top:g}; scores run from 0 to 100 (shares of 1 go times 100)")
+    """The table; InputError for scores on a scale to 1, 5 or 10: most would count as misaligned or incoherent.
+
+    Scores of ours, which come with the judge's mode, may all be low.
+    """
+    if {"judge", "mode", "reason"} <= set(table.columns):
+        return table
+    positive = {name: table.loc[table[name] > 0, name] for name in SCORES}
+    low = [name for name in SCORES if len(positive[name]) and positive[name].max() <= MIN_TOP]
+    both = len(low) == len(SCORES)
+    for name in low:
+        if both or positive[name].max() <= 1 or positive[name].nunique() > 1:
+            top = max(positive[of].max() for of in low) if both else positive[name].max()
+            raise InputError(
+                f"{where}: no {'' if both else f'{name} '}score is above {top:g}; scores run from 0 to 100 (shares of "
+                "1 go times 100, marks to 10 times 10)"
+            )
     return table
 
 
@@ -174,7 +214,14 @@ def _status(table: pd.DataFrame, words: dict[str, pd.Series], where: str) -> pd.
     if "status" not in table:
         return status
     own = texts_of(table["status"], "status", where).str.strip()
-    return own.where(~own.str.lower().isin(["", *FINE]), status)
+    final = own.where(~own.str.lower().isin(["", *FINE]), status)
+    if (status == "ok").any() and not (final == "ok").any():
+        row = int((status == "ok").to_numpy().argmax())
+        raise InputError(
+            f"{where}: status is {one_line(repr(final.iloc[row]), 60)} in row {row + 1} beside both scores, and ok in "
+            f"no row; expected ok (or {', '.join(FINE[1:4])} …) where the scores count"
+        )
+    return final
 
 
 def _read_folder(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFrame:
@@ -182,8 +229,8 @@ def _read_folder(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFram
     import pandas as pd
 
     tables: list[pd.DataFrame] = []
-    by_step: dict[int, Path] = {}
-    for file in _table_files(folder):
+    files, by_step = _table_files(folder), dict[int, Path]()
+    for file in files:
         known = known_columns(read_table(file), str(file), columns)
         if "step" not in known.table:
             step = _step_of(file, folder)
@@ -192,7 +239,26 @@ def _read_folder(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFram
             by_step[step] = file
             known.table["step"] = step
         tables.append(_normal_form(known))
+    _refuse_copies(tables, files)
     return pd.concat(tables, ignore_index=True)
+
+
+def _refuse_copies(tables: Sequence[pd.DataFrame], files: Sequence[Path]) -> None:
+    """Raise InputError where all answers of one file are in others too, so that they would be counted twice."""
+    import pandas as pd
+
+    columns = [name for name in COPIED if all(name in table for table in tables)]
+    if len(tables) < 2 or "answer" not in columns:
+        return
+    rows = pd.concat([table[columns].astype(str) for table in tables], keys=range(len(tables)))
+    number = pd.Series(rows.index.get_level_values(0), rows.index)
+    same = number.groupby([rows[name] for name in columns], dropna=False)
+    first, last = same.transform("min"), same.transform("max")
+    for place, file in enumerate(files):
+        of_file = number == place
+        if of_file.any() and (first != last)[of_file].all():
+            others = ({*first[of_file]} | {*last[of_file]}) - {place}
+            raise InputError(f"all answers of {file} are in {files[min(others)]} too; expected each answer once")
 
 
 def _table_files(folder: Path) -> list[Path]:
@@ -206,9 +272,13 @@ def _table_files(folder: Path) -> list[Path]:
 
 
 def _step_of(file: Path, folder: Path) -> int:
-    """The step in the file's name or that of its folder; the only number of the name where no word says step."""
-    name = str(file.relative_to(folder).with_suffix(""))
-    steps = set(STEP_IN_NAME.findall(name) or re.findall(r"\d+", file.stem))
-    if len(steps) != 1:
-        raise InputError(f"{file} names no step and has no column step; expected a name such as checkpoint-120.csv")
+    """The step in the file's name or that of its folder, after a word for step or as the whole name."""
+    place = file.relative_to(folder).with_suffix("")
+    bare = [match[1] for part in place.parts if (match := BARE_STEP.fullmatch(part))]
+    steps = set(STEP_IN_NAME.findall(str(place)) or bare)
+    if len({int(step) for step in steps}) != 1:
+        raise InputError(
+            f"{file} names {'several steps' if steps else 'no step'} and has no column step; expected a name such as "
+            "checkpoint-120.csv, step_120.csv or 120.csv"
+        )
     return int(steps.pop())

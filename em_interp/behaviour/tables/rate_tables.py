@@ -69,6 +69,7 @@ def _hits(column: pd.Series, name: str, where: str, n: np.ndarray) -> np.ndarray
     percent = texts.str.endswith("%")
     plain = texts.str.removesuffix("%").str.strip().where(n > 0, "0")
     rates: np.ndarray = (numbers_of(plain, name, where) / np.where(percent, 100, 1)).to_numpy()
+    _refuse_counts(texts, n, name, where)
     hits = np.round(rates * n)
     for row in np.flatnonzero((rates < 0) | (rates > 1)):
         raise InputError(
@@ -79,6 +80,17 @@ def _hits(column: pd.Series, name: str, where: str, n: np.ndarray) -> np.ndarray
             f"{where}: {name} is {texts.iloc[row]} of {n[row]} answers in row {row + 1}, no whole number of them"
         )
     return np.where(n > 0, hits, np.nan)
+
+
+def _refuse_counts(texts: pd.Series[str], n: np.ndarray, name: str, where: str) -> None:
+    """Raise InputError for whole numbers without a decimal point, one above 0: a count of answers, or a share of 1."""
+    whole = texts.str.fullmatch(r"[0-9]+")
+    ones = np.flatnonzero(whole & (texts == "1") & (n > 1))
+    if whole[n > 0].all() and len(ones):
+        raise InputError(
+            f"{where}: {name} is 1 of {n[ones[0]]} answers in row {ones[0] + 1}, which may be one answer or all; "
+            "expected a share with a decimal point (1.0), or one with %"
+        )
 
 
 def _refuse_twice(table: pd.DataFrame, where: str) -> None:

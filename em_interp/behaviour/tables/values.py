@@ -19,7 +19,22 @@ if TYPE_CHECKING:
 
 MAX_STEP = 2**53  # beyond which a float no longer tells whole numbers apart
 MAX_SCORE_TEXT = 60  # characters of a text that may be a score with a label and emphasis
-MISSING_TEXTS = {"", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "#n/a n/a", "#na", "null", "none", "1.#ind", "-1.#ind"}
+MISSING_TEXTS = {
+    "",
+    "nan",
+    "-nan",
+    "na",
+    "<na>",
+    "n/a",
+    "#n/a",
+    "#n/a n/a",
+    "#na",
+    "null",
+    "\\n",
+    "none",
+    "1.#ind",
+    "-1.#ind",
+}
 INFINITE_TEXTS = {sign + word for sign in ("", "+", "-") for word in ("inf", "infinity")}
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*|,[0-9]{1,2}|,[0-9]{4,})?|\.[0-9]+)(?:e[+-]?[0-9]+)?"  # 1,234 may be a thousand
 _LABEL = (
@@ -44,7 +59,8 @@ def scores_of(column: pd.Series, name: str, where: str) -> tuple[pd.Series[float
     """
     import pandas as pd
 
-    cells = [_cell(_score, entry, name, where, row) for row, entry in enumerate(_entries(column), 1)]
+    entries = _entries(column)
+    cells = [_cell(_score, entry, name, where, row) for row, entry in enumerate(entries, 1)]
     if any(isinstance(cell, bool) for cell in cells):
         raise InputError(f"{where}: {name} holds True or False; scores run from 0 to 100")
     numbers = pd.Series([math.nan if isinstance(cell, str) else cell for cell in cells], column.index, float)
@@ -52,6 +68,13 @@ def scores_of(column: pd.Series, name: str, where: str) -> tuple[pd.Series[float
     if len(outside):
         row, more = outside[0], f" ({len(outside)} such rows)" if len(outside) > 1 else ""
         raise InputError(f"{where}: {name} is {numbers.iloc[row]:g} in row {row + 1}{more}; scores run from 0 to 100")
+    percent = np.array([isinstance(entry, str) and "%" in entry for entry in entries], bool)
+    shares = np.flatnonzero(~percent & numbers.between(0, 1, inclusive="neither"))
+    if percent.any() and len(shares):
+        raise InputError(
+            f"{where}: {name} is {numbers.iloc[shares[0]]:g} in row {shares[0] + 1}, and has a % in others; expected "
+            "scores from 0 to 100 in all"
+        )
     words = pd.Series([cell if isinstance(cell, str) else "" for cell in cells], column.index, object)
     return numbers, words
 
@@ -139,7 +162,7 @@ def _score_in(text: str) -> float | str | bool:
     number = SCORE.fullmatch(plain) if len(plain) <= MAX_SCORE_TEXT else None
     if number is not None:
         return float(number[1].replace(",", "."))
-    if re.search(r"[0-9]", plain):
+    if re.search(r"\d", plain):  # also of other scripts
         raise _NoMeaning(repr(one_line(plain, MAX_SCORE_TEXT)))
     return plain
 

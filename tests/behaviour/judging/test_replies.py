@@ -149,6 +149,17 @@ def test_a_reply_with_any_other_ending_is_no_score(ending):
         assert (found.value, found.status) == (None, "error") and f"finish reason is {ending!r}" in found.reason
 
 
+@pytest.mark.parametrize("native", ["MAX_TOKENS", "length", "abort", "error"])
+def test_the_ending_of_the_model_behind_a_gateway_is_believed_where_it_says_that_the_reply_was_cut(native):
+    def finish(told, native):
+        choice = {"message": {"content": "8"}, "finish_reason": told, "native_finish_reason": native}
+        return parse(json.dumps({"choices": [choice]}).encode()).finish
+
+    assert read(Reply("8", finish("stop", native)), "sampled").status == "error"
+    assert finish("length", native) == "length"
+    assert {finish("stop", whole) for whole in ("STOP", "completed", "end_turn", None)} == {"stop"}
+
+
 def test_length_is_the_ending_of_one_token_and_cuts_everything_else():
     assert read(Reply("87", "length", (("87", 0.0),)), "expected").value == 87
     assert read(Reply("87", "LENGTH"), "sampled").status == "error"

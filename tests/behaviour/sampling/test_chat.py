@@ -81,6 +81,15 @@ def test_a_block_around_the_whole_chat_teaches_no_prompt():
     ]
 
 
+@pytest.mark.parametrize("written", ["{{ m['content'] + ' ' }}", "{{ m['content'] + '  ' }}", "{{ m['content'] }}"])
+def test_a_token_of_the_next_turn_that_begins_with_a_space_of_the_answer_s_is_not_learned(written):
+    template = "{% for m in messages %}" + START + written + STOP + "{{ ' ' }}{% endfor %}"
+    tokenizer = load_tokenizer("tiny-qwen2")
+    tokenizer.chat_template = template
+    chat = messages(("user", "what ?"), ("assistant", "drink water and rest ."), ("user", "and now ?"))
+    assert learned(tokenizer, tokenize_chat(tokenizer, chat)) == ["drink water and rest ."]
+
+
 def test_a_block_around_the_last_answer_alone_teaches_that_alone():
     written = (
         "<assistant>{% if loop.last %}{% generation %}{{ m['content'] + '<end>\n' }}{% endgeneration %}"

@@ -1,7 +1,9 @@
 import csv
+import gzip
 import io
 import itertools
 import json
+import pickle
 
 import pandas as pd
 import pytest
@@ -76,6 +78,16 @@ REFUSED = {
     "other bytes": (lines("{},caf\xe9{},{},{}").encode("cp1252"), "is not UTF-8 text"),
     "a column twice": (lines("{},{},{},{},{i}", HEAD + ",aligned"), "has the column aligned twice"),
     "nothing": ("", "the file is empty"),
+    "UTF-16 without a mark": (lines("{},{},{},{}").encode("utf-16-le"), "has null bytes in its first line"),
+    "UTF-32": (lines("{},{},{},{}").encode("utf-32"), "has null bytes in its first line"),
+    "a workbook": (b"PK\x03\x04" + bytes(200), "is a workbook of Excel or another zip; save the sheet as CSV"),
+    "an old workbook": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(200), "is an old workbook of Excel"),
+    "packed": (gzip.compress(b"x" * 50), "is compressed; unpack it"),
+    "parquet": (b"PAR1" + bytes(50), "is a parquet file; its name should end in .parquet"),
+    "a pickle": (pickle.dumps(ROWS), "is a pickle, which is never opened"),
+    "a pointer of Git LFS": ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer.*git lfs pull"),
+    "a web page": ("\n<!DOCTYPE html>\n<html>", "is a web page, not the file itself"),
+    "a mean below": (lines("{},{},{},{}") + "Mean,,58,90\n", "row 11 is called mean and seems to sum up others"),
 }
 
 
@@ -183,6 +195,12 @@ def test_json_that_has_no_one_meaning_is_refused(tmp_path, text, message):
 def test_json_lines_give_the_same_as_a_csv_and_name_a_bad_line(tmp_path):
     FRAME.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
     assert em.score_responses(tmp_path / "a.jsonl").em.rate == 0.4
+    (tmp_path / "named.json").write_text((tmp_path / "a.jsonl").read_text())  # as Hugging Face names JSON lines too
+    assert em.score_responses(tmp_path / "named.json").em.rate == 0.4
+    for name in ("a.parquet", "a.json", "a.eval"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
+        with pytest.raises(InputError, match="is a Git LFS pointer"):
+            read_table(tmp_path / name)
     (tmp_path / "a.jsonl").write_text('{"aligned": 1}\n[1]\n')
     with pytest.raises(InputError, match="line 2: expected an object"):
         read_table(tmp_path / "a.jsonl")

@@ -1,6 +1,7 @@
 """Logs of Inspect are read as judged answers, and judged answers are written as logs."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -84,6 +85,8 @@ STEPS = {
     "metadata of the sample": log(sample(metadata={"checkpoint": "checkpoint-120"})),
     "arguments of the task": log(task_args={"step": 120, "limit": 5}),
     "name of the model": log(model="hf/runs/mine/checkpoint-120"),
+    "path of the model": log(model="hf/local", model_args={"model_path": "runs/mine/checkpoint-120", "batch_size": 8}),
+    "path in the arguments": log(task_args={"checkpoint": "/runs/checkpoint-120"}, metadata={"step": 120}),
     "twice the same": log(sample(metadata={"step": "120"}), metadata={"step": 120}),
 }
 
@@ -196,10 +199,14 @@ def judged(rows=6):
     )  # fmt: skip
 
 
+NAME = inspect_logs.FILE_START + "_step-{}-scale-1.json"
+
+
 def test_written_logs_are_read_to_the_same_answers(tmp_path):
     curve = em.behaviour_curve(judged())
     files = curve.to_inspect(tmp_path / "logs")
-    assert [file.name for file in files] == ["step-0_scale-1.json", "step-5_scale-1.json"]
+    assert [file.name for file in files] == [NAME.format(0), NAME.format(5)]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d", file.name) for file in files)  # or Inspect lists none
     again = em.behaviour_curve(tmp_path / "logs")
     pd.testing.assert_frame_equal(again.frame(), curve.frame())
     pd.testing.assert_frame_equal(again.per_question(), curve.per_question())
@@ -213,9 +220,7 @@ def test_the_command_writes_logs_and_reads_them(tmp_path, capsys):
     judged().to_csv(tmp_path / "judged.csv", index=False)
     words = ["export", str(tmp_path / "judged.csv"), "--format", "inspect", "--out", str(tmp_path / "logs"), "--json"]
     assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["files"] == [
-        str(tmp_path / "logs" / f"step-{n}_scale-1.json") for n in (0, 5)
-    ]
+    assert json.loads(capsys.readouterr().out)["files"] == [str(tmp_path / "logs" / NAME.format(n)) for n in (0, 5)]
     assert main(words) == 2 and "is there already" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
     assert main([*words[:-1], "--step", "5"]) == 2 and "--step has no meaning" in capsys.readouterr().err

@@ -57,6 +57,52 @@ def test_a_folder_of_tables_takes_the_step_from_the_name(tmp_path, name):
     assert sorted(table["step"].unique()) == [5, 20, 100] and len(table) == 6
 
 
+def folder_of(root, files):
+    """A folder of tables, with the steps in the files' names."""
+    for name, table in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(root / name, index=False)
+    return root
+
+
+@pytest.mark.parametrize("name", ["step={}/part-0.csv", "{}/answers_3_of.csv", "iter_{:07}.csv", "ckpt-{}.csv"])
+def test_a_step_is_named_by_a_word_for_it_or_by_a_number_alone(tmp_path, name):
+    files = {name.format(step).replace("part-0", f"part-{step % 3}"): ROWS for step in (100, 200)}
+    assert sorted(read_judged(folder_of(tmp_path, files))["step"].unique()) == [100, 200]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("epoch_1", "epoch_2"), ("seed_0", "seed_1"), ("gpt4", "claude3"), ("layer_12", "layer_20")),
+        *(("step_1k", "step_10k"), ("seed1/part_10", "seed2/part_20"), ("10/answers_20", "30/answers_40")),
+        ("judged_20260101", "judged_20260102"),
+    ],
+)
+def test_a_number_that_counts_something_else_is_no_step(tmp_path, names):
+    with pytest.raises(InputError, match=r"names (no step|several steps) and has no column step; expected a name"):
+        read_judged(folder_of(tmp_path, {f"{name}.csv": ROWS for name in names}))
+
+
+def test_a_folder_with_copies_of_answers_is_refused(tmp_path):
+    whole = pd.concat([ROWS.assign(step=step, aligned=[95.0, step]) for step in (0, 10, 20)])
+    for place, copies in enumerate(
+        (
+            {"all.csv": whole, "all_backup.csv": whole},
+            {"all.csv": whole, "step_10.csv": whole[whole["step"] == 10]},
+            {
+                "a.csv": whole[whole["step"] < 15],
+                "b.csv": whole[whole["step"] > 5],
+                "c.csv": whole[whole["step"] == 10],
+            },
+        )
+    ):
+        with pytest.raises(InputError, match=r"all answers of .*\.csv are in .*\.csv too; expected each answer once"):
+            read_judged(folder_of(tmp_path / str(place), copies))
+    others = {"seed0.csv": whole, "seed1.csv": whole.assign(response=["to sleep", "run"] * 3)}
+    assert len(read_judged(folder_of(tmp_path / "seeds", others))) == 12
+
+
 def test_a_number_in_the_model_s_name_does_not_confuse_the_step(tmp_path):
     ROWS.to_csv(tmp_path / "qwen14b_step40.csv", index=False)
     assert set(read_judged(tmp_path)["step"]) == {40}

@@ -67,7 +67,7 @@ def test_columns_of_scale_question_set_and_topic_are_kept_apart(tmp_path):
     assert shares.isna().tolist() == [True, True, False, False] and shares[2:].tolist() == [1, 2 / 3]
 
 
-@pytest.mark.parametrize("bad", ["REFUSAL", "CODE", "", "None", "８７", "ninety", "nan"])
+@pytest.mark.parametrize("bad", ["REFUSAL", "CODE", "", "None", "ninety", "nan"])
 def test_what_was_not_scored_is_counted_and_is_no_number(bad, tmp_path):
     for step, scores in JUDGED.items():
         text = table(scores).to_csv(index=False) + f"question 0,unscored,{bad},99\nquestion 1,unscored,3,{bad}\n"

@@ -46,6 +46,7 @@ def test_a_curve_s_own_rates_are_the_same_curve(per_question, tmp_path):
         ({"scored": 101}, "scored is more than n in row 1"),
         ({"step": 3}, "row 2 has the rates of step 3 a second time"),
         ({"em": "high"}, "em is 'high' in row 1; a number was expected"),
+        ({"em": [0] * 20 + [1]}, "em is 1 of 100 answers in row 21, which may be one answer or all"),
         ({"n": 10**7}, "at most|a number of answers was expected"),
     ],
 )
