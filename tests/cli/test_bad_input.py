@@ -54,7 +54,7 @@ def test_what_takes_more_memory_than_there_is_is_said_in_one_line(tiny, monkeypa
     def fail(*given, **named):
         raise np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("f8"))
 
-    monkeypatch.setattr("em_interp.trajectory.load._read_all", fail)
+    monkeypatch.setattr("em_interp.trajectory.load.read_steps", fail)
     assert "this takes more memory than there is: Unable to allocate 8.00 TiB" in refused("locate", tiny.run, "--json")
 
 
