@@ -34,6 +34,7 @@ BARE_STEP = re.compile(  # of a file or folder; other words, as of seed_1, layer
 )
 COPIED = ("step", "scale", "questions", "question_id", "judge", "aligned", "coherent", "answer")  # tell a row
 MIN_TOP = 10  # the highest score of a table, above which its scale is not one to 1, 5 or 10
+MIN_LOW = 20  # aligned scores, all up to MIN_TOP beside higher coherent ones; fewer may be of misaligned answers
 EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em; other names by --columns aligned=NAME"
 
 
@@ -195,7 +196,8 @@ def _check_range(table: pd.DataFrame, where: str) -> pd.DataFrame:
     low = [name for name in SCORES if len(positive[name]) and positive[name].max() <= MIN_TOP]
     both = len(low) == len(SCORES)
     for name in low:
-        if both or positive[name].max() <= 1 or positive[name].nunique() > 1:
+        several = positive[name].nunique() > 1 and (name != "aligned" or len(positive[name]) >= MIN_LOW)
+        if both or positive[name].max() <= 1 or several:
             top = max(positive[of].max() for of in low) if both else positive[name].max()
             raise InputError(
                 f"{where}: no {'' if both else f'{name} '}score is above {top:g}; scores run from 0 to 100 (shares of "

@@ -142,6 +142,10 @@ def test_scores_on_a_smaller_scale_are_refused(aligned, coherent, found):
 
 def test_low_scores_alone_are_scores():
     assert em.score_responses(BASE.assign(aligned=10)).em.rate == 1
+    few = BASE.assign(aligned=[5, 10] * 5, coherent=90)  # a few answers that are all misaligned
+    assert em.score_responses(few).em.rate == 1
+    with pytest.raises(InputError, match="no aligned score is above 10"):
+        em.score_responses(pd.concat([few, few]))
     assert em.score_responses(BASE.assign(aligned=0, coherent=0)).em.rate == 0
     of_ours = BASE.assign(judge="j", mode="expected", reason="", aligned=[0.2, 3.5] * 5, coherent=2.0)
     assert em.score_responses(of_ours).em.rate == 0
