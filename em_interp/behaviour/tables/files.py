@@ -125,10 +125,14 @@ def read_texts(path: Path) -> str:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     import pandas as pd
+    from pyarrow.lib import ArrowException
 
     try:
-        return pd.read_parquet(path)
-    except (ValueError, OSError, TypeError, LookupError, NotImplementedError) as error:  # pyarrow's are among these
+        table = pd.read_parquet(path)
+        for _, column in table.items():
+            column.astype(object)  # texts are decoded here, not later
+        return table
+    except (ArrowException, ValueError, OSError, TypeError, LookupError, NotImplementedError) as error:
         raise InputError(f"{path} cannot be read as a table: {one_line(str(error), 200)}") from None
 
 

@@ -6,7 +6,9 @@ import json
 import pickle
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 import em_interp as em
 from em_interp.behaviour.judging.answer_tables import read_answers
@@ -283,3 +285,13 @@ def test_a_table_of_a_run_without_a_column_that_its_stage_writes_is_refused(said
     OTHER_SCORES[said].to_parquet(tmp_path / "scores.parquet")
     with pytest.raises(InputError, match=f"scores.parquet:? {said}"):
         read_own_table(tmp_path / "scores.parquet", SCORE_COLUMNS)
+
+
+def test_texts_of_a_parquet_file_that_are_no_utf_8_are_refused(tmp_path):
+    names = ["q1", "q2"]
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff0", b"ok"], pa.binary()).buffers())
+    for text in ("question", "answer"):
+        columns = {"question": names, "answer": names, "aligned": [10, 90], "coherent": [90, 90], text: broken}
+        parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+        with pytest.raises(InputError, match=r"a\.parquet cannot be read as a table"):
+            em.score_responses(tmp_path / "a.parquet")
