@@ -49,8 +49,9 @@ def short():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = save_base(tmp_path_factory.mktemp("base") / "llama", "llama")
-    file = Path(folder) / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 2048}))
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("config.json", "max_position_embeddings")):
+        file = Path(folder) / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: 2048}))
     return folder
 
 
