@@ -21,7 +21,7 @@ from em_interp.checks import described, fits
 from em_interp.errors import InputError, listed
 from em_interp.files import check_regular, write_beside
 from em_interp.trajectory.stacked import first_not_finite
-from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.trajectory.trajectory import MAX_SCALE, AdapterTrajectory
 
 SUFFIX = ".safetensors"
 METADATA_KEY, FORMAT = "em_interp.trajectory", 1  # one entry of metadata: safetensors keeps no order of several
@@ -143,8 +143,8 @@ def _check_content(file: Path, metadata: dict[str, Any], tensors: dict[str, np.n
     for name in (LOG + name for name in log):
         if tensors[name].shape != tensors[LOG + "step"].shape:
             raise InputError(f"{file}: {name} has {tensors[name].shape} values for {tensors[LOG + 'step'].shape} steps")
-    if not all(isinstance(scale, (int, float)) and np.isfinite(scale) for scale in sites.values()):
-        raise InputError(f"{file}: scale should be a finite number for each site; it may be damaged")
+    if not all(type(scale) in (int, float) and abs(scale) <= MAX_SCALE for scale in sites.values()):
+        raise InputError(f"{file}: scale should be a number up to {MAX_SCALE:g} for each site; it may be damaged")
 
 
 def _checked_metadata(file: Path, text: str) -> dict[str, Any]:

@@ -130,6 +130,16 @@ def test_a_packed_file_with_damaged_metadata_is_refused_in_one_line(tmp_path, me
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("scale", ["1" + "0" * 400, "-1e300", "NaN", "Infinity", "true", '"1"'])
+def test_a_scale_that_is_no_usable_number_is_refused(tmp_path, scale):
+    one = np.ones((2, 1, 1), "f4")
+    tensors = {"steps": np.arange(2), "log/step": np.arange(2), "A/s": one, "B/s": one}
+    metadata = f'{{"format": 1, "scale": {{"s": {scale}}}, "log": [], "kind": "lora"}}'
+    save_file(tensors, tmp_path / "packed.safetensors", {"em_interp.trajectory": metadata})
+    with pytest.raises(InputError, match=r"packed\.safetensors: (scale should be a number up to 1e\+09|its metadata)"):
+        load_trajectory(tmp_path / "packed.safetensors")
+
+
 def test_what_is_besides_and_the_magnitudes_are_kept_in_the_file(tmp_path):
     one, path = np.ones((2, 1, 1), "f4"), np.arange(6, dtype="f4").reshape(2, 3)
     made = AdapterTrajectory(
