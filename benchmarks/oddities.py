@@ -172,10 +172,14 @@ def parquet_of(rows, rng):
     try:
         pd.DataFrame(rows).to_parquet(buffer)
     except Exception:  # pyarrow has no type for what is mixed
-        pd.DataFrame(
-            [{str(k): str(v).encode("utf-8", "replace").decode() for k, v in row.items()} for row in rows]
-        ).to_parquet(buffer)
+        texts = [{whole(name): whole(value) for name, value in row.items()} for row in rows]
+        pd.DataFrame(texts).to_parquet(buffer)
     return buffer.getvalue()
+
+
+def whole(value):
+    """As text without half characters."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def safetensors_with(data, rng):
