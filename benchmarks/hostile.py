@@ -202,20 +202,21 @@ def audit(box, descriptor):
                 isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             ):
                 return
+            follows = event == "open" and not arguments[2] & os.O_NOFOLLOW
             for place in places:
                 if isinstance(place, (str, bytes, os.PathLike)):
-                    check_place(event, os.fsdecode(place), root)
+                    check_place(event, os.fsdecode(place), root, follows)
         finally:
             busy.on = False
 
     sys.addaudithook(hook)
 
 
-def check_place(event, place, root):
-    """A file is looked up through its folder's links, and through its own where it is opened."""
+def check_place(event, place, root, follows):
+    """A file is looked up through its folder's links, and through its own where it is opened and that is followed."""
     with suppress(ValueError):
         path = Path(place).absolute()
-        real = path.resolve() if event == "open" else path.parent.resolve() / path.name
+        real = path.resolve() if follows else path.parent.resolve() / path.name
         if not (real.is_relative_to(root) or real == root.parent / "grown" or str(real) in ("/dev/null", "/dev/tty")):
             report(f"{event} outside its folder: {place}")
 

@@ -193,13 +193,14 @@ def _file(analysis: Path) -> Path:
 
 
 def _kept_figure(values: dict[str, Any]) -> go.Figure:
-    """The figure with these values; raises an error of Python's where they lack what figures of this package have."""
+    """The figure with these values; raises a TypeError or KeyError where they lack what our figures have."""
     from plotly.graph_objects import Figure
 
     figure = Figure(values)
     meta = figure.layout.meta
-    for number in (figure.layout.height, figure.layout.margin.t, meta["top"], meta["least_width"]):
-        number + 0
+    sizes = (figure.layout.height, figure.layout.margin.t, meta["top"], meta["least_width"])
+    if not all(isinstance(size, (int, float)) for size in sizes):
+        raise TypeError("a size is no number")
     if not all(isinstance(meta[key], str) for key in ("title", "subtitle")):
         raise TypeError("a title is no text")
     return figure

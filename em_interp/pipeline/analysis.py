@@ -1,8 +1,4 @@
-"""The stages that analyse a run: locate, align, and the look inside the model.
-
-Each stage writes to the run. It is refused, before it computes anything, where its results are there already, unless
-`resume` (continue with them) or `overwrite` (replace them) is given. A run is given as a Run or as its folder.
-"""
+"""The stages that analyse a run: locate, align, and the look inside the model."""
 
 from __future__ import annotations
 

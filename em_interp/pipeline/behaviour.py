@@ -1,12 +1,8 @@
-"""The stages that give a run its behaviour: ask and judge.
-
-Each stage writes to the run. It is refused, before it computes anything, where its results are there already, unless
-`resume` (continue with them) or `overwrite` (replace them) is given. A run is given as a Run or as its folder.
-"""
+"""The stages that give a run its behaviour: ask and judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +19,6 @@ from em_interp.stages import is_watched
 if TYPE_CHECKING:
     from em_interp.behaviour.judging.judge import Judge
     from em_interp.behaviour.judging.llm_judge import Prompts
-
-Log = Callable[[str], None]
 
 
 @checked

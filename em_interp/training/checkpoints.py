@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from em_interp.errors import InputError
 from em_interp.files import check_regular, refuse_links, write_beside
 from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
 from em_interp.training.lora import Weights, adapter_config_text, adapter_weights
+from em_interp.trajectory.tensor_files import header_of
 
 Arrays = dict[str, np.ndarray]  # "weight/<name>", "exp_avg/<name>", …, "rng/<device>"
 
@@ -118,10 +118,8 @@ class Packer:
 
     def _prepare(self, arrays: Mapping[str, np.ndarray]) -> None:
         whole = safetensors.numpy.save(dict(arrays), self.metadata)
-        end = 8 + int.from_bytes(whole[:8], "little")
-        entries = json.loads(whole[8:end])
-        entries.pop("__metadata__", None)
-        self.header, self.order = whole[:end], sorted(entries, key=lambda name: entries[name]["data_offsets"])
+        begin, entries = header_of(whole)
+        self.header, self.order = whole[:begin], sorted(entries, key=lambda name: entries[name]["data_offsets"])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from em_interp.checks import described, fits
 from em_interp.errors import InputError, listed
 from em_interp.files import check_regular, write_beside
 from em_interp.trajectory.stacked import first_not_finite
-from em_interp.trajectory.trajectory import MAX_SCALE, AdapterTrajectory
+from em_interp.trajectory.tensor_files import header_of
+from em_interp.trajectory.trajectory import MAX_ADAPTER_SCALE, AdapterTrajectory
 
 SUFFIX = ".safetensors"
 METADATA_KEY, FORMAT = "em_interp.trajectory", 1  # one entry of metadata: safetensors keeps no order of several
@@ -113,12 +114,9 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
 def _mapped(file: Path) -> dict[str, np.ndarray]:
     """The tensors of a whole safetensors file; changes to them stay in memory."""
     content = np.memmap(file, np.uint8, "c")
-    begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    header = json.loads(content[8:begin].tobytes())
+    begin, entries = header_of(content)
     dtypes, tensors = {name: np.dtype(dtype) for dtype, name in NAMES.items()}, {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
+    for name, entry in entries.items():
         if entry["dtype"] not in dtypes:
             raise InputError(f"{file}: {name} has dtype {entry['dtype']}; expected one of {', '.join(dtypes)}")
         first, last = (begin + offset for offset in entry["data_offsets"])
@@ -143,8 +141,10 @@ def _check_content(file: Path, metadata: dict[str, Any], tensors: dict[str, np.n
     for name in (LOG + name for name in log):
         if tensors[name].shape != tensors[LOG + "step"].shape:
             raise InputError(f"{file}: {name} has {tensors[name].shape} values for {tensors[LOG + 'step'].shape} steps")
-    if not all(type(scale) in (int, float) and abs(scale) <= MAX_SCALE for scale in sites.values()):
-        raise InputError(f"{file}: scale should be a number up to {MAX_SCALE:g} for each site; it may be damaged")
+    if not all(type(scale) in (int, float) and abs(scale) <= MAX_ADAPTER_SCALE for scale in sites.values()):
+        raise InputError(
+            f"{file}: scale should be a number up to {MAX_ADAPTER_SCALE:g} for each site; it may be damaged"
+        )
 
 
 def _checked_metadata(file: Path, text: str) -> dict[str, Any]:

@@ -54,10 +54,16 @@ def read_safetensors(file: Path) -> dict[str, Float32[np.ndarray, ...]]:
         deserialize(content)
     except SafetensorError as error:
         raise _not_whole(file, content, "safetensors", error) from None
-    begin = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:begin])
-    header.pop("__metadata__", None)
-    return {key: _to_float32(content, begin, header[key], key, file) for key in sorted(header)}
+    begin, entries = header_of(content)
+    return {key: _to_float32(content, begin, entries[key], key, file) for key in sorted(entries)}
+
+
+def header_of(content: bytes | np.ndarray) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Where the numbers of a whole safetensors file begin, and what its header says of each tensor."""
+    begin = 8 + int.from_bytes(bytes(content[:8]), "little")
+    entries: dict[str, dict[str, Any]] = json.loads(bytes(content[8:begin]))
+    entries.pop("__metadata__", None)
+    return begin, entries
 
 
 def read_torch(file: Path) -> Any:

@@ -24,7 +24,7 @@ Matrix = Literal["A", "B", "delta"]  # of an adapter; delta is ΔW = scale · B 
 MATRICES: tuple[Matrix, ...] = ("B", "A", "delta")
 MATRICES_IN_FRAME: tuple[Matrix, ...] = ("A", "B", "delta")  # the order of the columns
 BLOCK = 2**23  # numbers that a Gram matrix takes in at once: 64 MiB in float64
-MAX_SCALE = 1e9  # of an adapter; its square, and norms with it, stay finite
+MAX_ADAPTER_SCALE = 1e9  # its square, and norms with it, stay finite
 _SPELLINGS: dict[str, Matrix] = {"a": "A", "b": "B", **dict.fromkeys(("delta", "deltaw", "dw", "δw", "∆w"), "delta")}
 Adapter = dict[str, tuple[Float32[np.ndarray, "rank d_in"], Float32[np.ndarray, "d_out rank"]]]
 
@@ -75,8 +75,8 @@ class AdapterTrajectory(Result):
         ):
             raise InputError("steps must be increasing, from 0 or more to 2**53 or less")
         for site, scale in self.scale.items():
-            if not abs(scale) <= MAX_SCALE:
-                raise InputError(f"{site}: the scale of an adapter is at most {MAX_SCALE:g}; it is {scale}")
+            if not abs(scale) <= MAX_ADAPTER_SCALE:
+                raise InputError(f"{site}: the scale of an adapter is at most {MAX_ADAPTER_SCALE:g}; it is {scale}")
         for site in self.sites:
             a, b = self.A[site].shape, self.B[site].shape
             if len(a) != 3 or len(b) != 3 or not a[0] == b[0] == len(self.steps) or a[1] != b[2]:

@@ -56,7 +56,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return _read_parquet(path)
     if path.suffix in (".jsonl", ".ndjson"):
-        return _frame(list(_json_lines(path)), path)
+        return _frame(_json_lines(read_texts(path), path), path)
     if path.suffix == inspect_logs.SUFFIX:
         return _frame(inspect_logs.read_eval(path, _loads), path)
     if path.suffix == ".json":
@@ -94,7 +94,7 @@ def _is_column_of(column: pd.Series, kind: str) -> bool:
     import pandas as pd
 
     if kind == "text":
-        return all(isinstance(value, str) for value in column)
+        return pd.api.types.infer_dtype(column.astype(object), skipna=False) in ("string", "empty")
     if kind == "whole":
         return pd.api.types.is_integer_dtype(column)
     is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
@@ -261,17 +261,18 @@ def _json_value(path: Path) -> Any:
     text = read_texts(path)
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
-        return list(_json_lines(path))
+        return _json_lines(text, path)
     return _loads(text, str(path))
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(read_texts(path).split("\n"), 1):
+def _json_lines(text: str, path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            row = _loads(line, f"{path}, line {number}")
-            if not isinstance(row, dict):
+            rows.append(_loads(line, f"{path}, line {number}"))
+            if not isinstance(rows[-1], dict):
                 raise InputError(f"{path}, line {number}: expected an object with the columns as keys")
-            yield row
+    return rows
 
 
 def _loads(text: str, where: str) -> Any:
