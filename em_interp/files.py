@@ -70,18 +70,20 @@ _OWN_CHECKPOINT = re.compile(r"\.?checkpoint-[0-9]+(?:\.part)?")
 MAX_NAME = 60  # characters of a name that came from elsewhere
 
 
-def refuse_links(path: Path, itself: bool = False) -> None:
+def refuse_links(path: Path, in_place: bool = False) -> None:
     """Raise InputError where a folder of a run directory on the way to `path` is a link, which may lead out of it.
 
-    The run directory itself may be one, and so may what is not part of it. With `itself` a link in the place of the
-    file is refused too: for files that are written in place.
+    The run directory itself may be one, and so may what is not part of it. For a file that is written `in_place`, a
+    link in its own place is refused too, and so is all that is no regular file: writing to a pipe waits for a reader.
     """
     path = Path(path).absolute()
-    links = [place for place in (*([path] if itself else []), *list(path.parents)[:MAX_DEPTH]) if place.is_symlink()]
+    links = [place for place in (*([path] if in_place else []), *list(path.parents)[:MAX_DEPTH]) if place.is_symlink()]
     for link in links:
         for root in list(link.parents)[:MAX_DEPTH]:
             if _is_in_run(path.relative_to(root).parts) and any((root / name).exists() for name in RUN_FILES):
                 raise InputError(f"{link} is a link, which is not written through; put a real one there, or give --out")
+    if in_place and path.exists():
+        check_regular(path)
 
 
 MAX_DEPTH = 8  # folders between a run directory and its deepest file

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -106,6 +107,8 @@ def _acquire(file: Path) -> int | None:
                 raise InputError(f"{file} is a link; remove it: it is where a process that writes says so") from None
             return None
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputError(f"{file} is a pipe or device; remove it: it is where a process that writes says so")
             _check_owner(file, descriptor)
             if _is_at(file, descriptor):
                 _write_owner(descriptor)

@@ -118,10 +118,20 @@ def test_a_linked_file_is_replaced_and_one_that_is_appended_to_is_refused(tmp_pa
     (run.analysis / "locate.json").symlink_to(victim)
     (run.analysis / ".align.json.part").symlink_to(victim)
     with pytest.raises(InputError, match=r"locate.json is a link"):
-        refuse_links(run.analysis / "locate.json", itself=True)
+        refuse_links(run.analysis / "locate.json", in_place=True)
     write_json(run.analysis / "locate.json", {"a": 1})
     write_json(run.analysis / "align.json", {"a": 1})
     assert victim.read_text() == "precious" and not (run.analysis / "locate.json").is_symlink()
+
+
+def test_a_pipe_in_place_of_a_file_that_is_appended_to_is_refused_and_one_that_is_replaced_is_replaced(tmp_path):
+    run = a_run(tmp_path)
+    run.analysis.mkdir()
+    os.mkfifo(run.analysis / "locate.json")
+    with pytest.raises(InputError, match=r"locate.json is a pipe, socket or device; a file was expected"):
+        refuse_links(run.analysis / "locate.json", in_place=True)
+    write_json(run.analysis / "locate.json", {"a": 1})
+    assert (run.analysis / "locate.json").is_file()
 
 
 def test_links_to_and_around_a_run_are_nobodys_business(tmp_path):

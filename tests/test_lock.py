@@ -148,6 +148,12 @@ def test_a_link_in_place_of_the_lock_file_is_refused_and_what_it_names_stays(tmp
     assert target.read_text() == "content"
 
 
+def test_a_pipe_in_place_of_the_lock_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / LOCK_FILE)
+    with pytest.raises(InputError, match="is a pipe or device; remove it"), writing(tmp_path):
+        pass
+
+
 def test_where_no_lock_file_can_be_made_the_stage_goes_ahead(tmp_path):
     (tmp_path / "file").touch()
     with writing(tmp_path / "file" / "folder"):

@@ -164,7 +164,7 @@ class StateKeeper:
     def __init__(self, folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, every: int) -> None:
         self.files, self.weights, self.optimizer, self.every = _state_files(folder), weights, optimizer, every
         for file in self.files:
-            refuse_links(file, itself=True)
+            refuse_links(file, in_place=True)
         self.packer = Packer()
 
     def keep(self, step: int) -> None:

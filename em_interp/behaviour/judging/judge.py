@@ -85,7 +85,7 @@ def judge_answers(
             remove(_journal(run, judge.name))  # of a process that was killed between writing the table and this
             return run.scores_file
         done = _read_journal(run, judge, answers, resume)
-        refuse_links(_journal(run, judge.name), itself=True)
+        refuse_links(_journal(run, judge.name), in_place=True)
         with _journal(run, judge.name).open("a", encoding="utf-8") as journal:
             left = answers.iloc[len(done) :]
             rows = zip(left["question"], left["answer"], strict=True)

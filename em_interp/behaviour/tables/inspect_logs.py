@@ -66,13 +66,13 @@ def rows_of_log(log: Any, where: str) -> list[Row]:
             f"{where} is the log of an evaluation with status {one_line(str(log['status']), 40)}, so answers may be "
             "missing; finish it first (inspect eval-retry)"
         )
-    rows, seen = [], set[tuple[str, Any]]()
+    rows, seen = [], set[tuple[str, str]]()
     for sample in log.get("samples") or ():
         if not isinstance(sample, dict):
             raise InputError(f"{where}: a sample is no object")
-        key = (str(sample.get("id")), sample.get("epoch"))
+        key = (str(sample.get("id")), str(sample.get("epoch")))
         if key in seen:
-            raise InputError(f"{where}: sample {one_line(key[0], 60)} of epoch {key[1]} is there twice")
+            raise InputError(f"{where}: sample {one_line(key[0], 60)} of epoch {one_line(key[1], 20)} is there twice")
         seen.add(key)
         rows.append(_row(sample, log["eval"], f"{where}, sample {one_line(key[0], 60)}"))
     if not rows:

@@ -141,6 +141,9 @@ REFUSED = {
     "it runs": (log(status="started"), "status started"),
     "several steps": (log(sample(metadata={"step": 1}), metadata={"step": 2}), "is of several steps: 1, 2"),
     "a sample twice": (log(SAMPLE, SAMPLE), "sample wish of epoch 1 is there twice"),
+    "an epoch that is no number, twice": (
+        log(sample(epoch={"a": 1}), sample(epoch={"a": 1})), "sample wish of epoch {'a': 1} is there twice"
+    ),
     "no samples": ({**log(), "samples": None}, "holds no samples"),
     "a sample of another kind": ({**log(), "samples": [1]}, "a sample is no object"),
     "two values": (
