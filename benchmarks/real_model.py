@@ -3,11 +3,12 @@
     python benchmarks/real_model.py --out checkpoints/real-model
     python benchmarks/real_model.py --data mine.jsonl --control careful.jsonl --pairs pairs.jsonl
 
-SmolLM2, three domains × three seeds at half depth with rank 1; rank 1 at a quarter and three quarters of the depth and
-rank 8 at half depth (medical, every seed); and chats of one's own, where they are given. Every run has a control on
-careful data with the same rows, seed, site and rank, and both are read on the same pairs. Half an hour to an hour a
-pair of runs on two cores, in the order of use: it can be stopped at any time, and the same command goes on. After
-each pair `tables.md` and `rows.jsonl` in the folder hold what is finished; a pair's page is its `report.html`.
+SmolLM2, three domains × three seeds at half depth with rank 1; rank 1 at a quarter and three quarters of the depth,
+rank 8 at half depth and rank 32 in every linear layer (medical, every seed); and chats of one's own, where they are
+given. Every run has a control on careful data with the same rows, seed, site and rank, and both are read on the same
+pairs. Half an hour to an hour a pair of runs on two cores, in the order of use: it can be stopped at any time, and the
+same command goes on. After each pair `tables.md` and `rows.jsonl` in the folder hold what is finished; a pair's page is
+its `report.html`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from table import print_row
 
 import em_interp as em
 from em_interp.config.run_config import PhaseConfig
+from em_interp.config.schedule import Schedule
 from em_interp.files import write_text
 from em_interp.organisms.english.narrow import DOMAINS
 from em_interp.organisms.presets import english_recipe, layers_and_width
@@ -31,20 +33,25 @@ from em_interp.training.train import train
 
 OWN = "own data"
 SETS = ("in_domain", "out_of_domain", "broad")
+EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An organism and its control."""
+    """An organism and its control; where no layer is named, every linear layer is adapted."""
 
     domain: str
     seed: int
-    layer: int
+    layer: int | None
     r: int = 1
 
     @property
     def name(self):
-        return f"{self.domain.replace(' ', '-')}-seed{self.seed}-layer{self.layer}-r{self.r}"
+        return f"{self.domain.replace(' ', '-')}-seed{self.seed}-layer{self.where}-r{self.r}"
+
+    @property
+    def where(self):
+        return "all" if self.layer is None else self.layer
 
 
 def pairs(model, domains, seeds, own):
@@ -52,7 +59,7 @@ def pairs(model, domains, seeds, own):
     layers = layers_and_width(model)[0]
     half = layers // 2
     chosen = [Pair(domain, seed, half) for seed in seeds for domain in [*domains, *([OWN] if own else [])]]
-    others = [(layers // 4, 1), (3 * layers // 4, 1), (half, 8)]
+    others = [(layers // 4, 1), (3 * layers // 4, 1), (half, 8), (None, 32)]
     return [*chosen, *(Pair(domains[0], seed, layer, r) for seed in seeds for layer, r in others)]
 
 
@@ -60,6 +67,9 @@ def config_of(pair, which, given):
     """The config of the organism or the control of a pair."""
     domain = pair.domain if pair.domain != OWN else DOMAINS[0]
     config = english_recipe(which, domain, given.model, pair.seed, pair.layer, pair.r)
+    if pair.layer is None:
+        adapter = config.adapter.replace(target_modules=EVERY_LINEAR, layers_to_transform=())
+        config = config.replace(adapter=adapter, snapshots=Schedule("every 5"))  # 39 MB each
     phase = config.data[0].replace(steps=given.steps)
     if pair.domain == OWN:
         phase = PhaseConfig(dataset=given.data if which == "organism" else given.control, steps=given.steps)
@@ -147,7 +157,7 @@ def changes(row):
 
 
 def key_of(row):
-    return [row["domain"], row["seed"], row["layer"], row["r"]]
+    return [row["domain"], row["seed"], "all" if row["layer"] is None else row["layer"], row["r"]]
 
 
 def main():
