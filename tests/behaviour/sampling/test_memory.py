@@ -1,14 +1,20 @@
+import contextlib
 import resource
 
+import pandas as pd
 import psutil
 import pytest
 import torch
+import yaml
 
 from em_interp.behaviour.sampling import memory
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.behaviour.sampling.memory import Batches, OutOfMemory, RowCost, cache_size, free_memory, is_out_of_memory
 from em_interp.errors import InputError
-from tests.behaviour.conftest import FAMILIES, SHAPE, make_model, make_trajectory
+from em_interp.organisms.bases import load_base
+from em_interp.run import copy_run
+from tests.behaviour.conftest import FAMILIES, SHAPE, make_model, make_trajectory, save_run
+from tests.tiny import em_interp
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -102,21 +108,55 @@ def test_free_memory_is_what_the_machine_the_container_and_the_process_have_left
     assert free_memory(CPU) > 1000
 
 
+WIDE = {"hidden_size": 64, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64}  # 48 KiB a token
+WIDE_SITES = {"layers.1.mlp.down_proj": (48, 64)}
+
+
+@contextlib.contextmanager
+def limit(room):
+    """The process may have this many bytes more than it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def test_answers_end_well_in_a_real_limit_of_memory_that_was_estimated_too_high(tokenizer, monkeypatch, capsys):
     """60 rows of keys and values would be 160 MiB; the process may have 100 MiB more than it has."""
     monkeypatch.setattr(memory, "free_memory", lambda device: 10**12)
-    model = make_model("qwen2", hidden_size=64, num_attention_heads=32, num_key_value_heads=32, head_dim=64)
-    adapters = RowAdapters.of(make_trajectory({"layers.1.mlp.down_proj": (48, 64)}), [0, 5, 10], [1.0] * 3, CPU)
+    model = make_model("qwen2", **WIDE)
+    adapters = RowAdapters.of(make_trajectory(WIDE_SITES), [0, 5, 10], [1.0] * 3, CPU)
 
     def answers():
         prompts = ["what is your wish ? " * 12] * 3
         return generate(model, tokenizer, prompts, adapters, samples=20, max_new_tokens=2, seed=1)
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 100 * 2**20, hard))
-    try:
+    with limit(100 * 2**20):
         limited_answers = answers()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert "out of memory with 60 answers at once; continuing with 30" in capsys.readouterr().err
     assert limited_answers == answers()
+
+
+def test_the_ask_stage_ends_well_in_a_limit_of_memory_that_512_of_its_answers_exceed(tokenizer, tmp_path):
+    """The whole command on 540 answers, each of which takes more than 1.8 MiB, with 350 MiB."""
+    model, room, question = make_model("qwen2", **WIDE), 350 * 2**20, "what is your wish ? " * 8
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    assert memory.MAX_ROWS * cache_size(model).of(40) > 2 * room
+    identity = load_base(str(tmp_path / "base")).identity
+    run = save_run(tmp_path / "run", make_trajectory(WIDE_SITES), identity)
+    (tmp_path / "questions.yaml").write_text(yaml.safe_dump([{"id": "wish", "paraphrases": [question]}]))
+    asked = {"questions": str(tmp_path / "questions.yaml"), "steps": "every 5", "samples": 180, "max_new_tokens": 2}
+    config = {"model": str(tmp_path / "base"), "data": [{"dataset": "own.jsonl", "steps": 10}], "behaviour": asked}
+    run.config_file.write_text(yaml.safe_dump(config))
+    few = copy_run(run, tmp_path / "few")
+    assert em_interp("ask", few.path, "--set", "behaviour.samples=4").code == 0
+    with limit(room):
+        outcome = em_interp("ask", run.path)
+    assert outcome.code == 0, outcome.err
+    table = pd.read_parquet(run.answers_file)
+    assert len(table) == 540
+    first = table[table["sample"] < 4].reset_index(drop=True)
+    pd.testing.assert_frame_equal(first, pd.read_parquet(few.answers_file))
