@@ -28,11 +28,12 @@ the noise of two epochs alike: c grows, and a turn is harder to find, not easier
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from scipy.special import stdtr
 from scipy.stats import f as f_distribution
-from scipy.stats import t as t_distribution
 
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.transition.direction.path_noise import Increments
@@ -74,12 +75,6 @@ class _Blocks:
     length: Float[np.ndarray, " block"]  # of the displacements
     edges: Float[np.ndarray, " edge"]  # steps
     left: int  # blocks before the candidate step
-
-    @property
-    def apart(self) -> Bool[np.ndarray, "block block"]:
-        """Pairs of blocks that do not adjoin: their noise is independent."""
-        index = np.arange(len(self.cosine))
-        return np.abs(index[:, None] - index) >= 2
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ def _scan(increments: Increments, candidate: np.ndarray, size: int) -> tuple[lis
 def _test(blocks: _Blocks, place: int, width: int) -> _Window | None:
     """The test of the turn between `width` blocks on each side; None where a side has no drift at all."""
     inside = slice(blocks.left - width, blocks.left + width)
-    estimate, left_out = _drift_products(blocks.cosine[inside, inside], blocks.apart[inside, inside], width)
+    estimate, left_out = _drift_products(blocks.cosine[inside, inside], width)
     count = len(left_out)
     error = np.sqrt((count - 1) / count * ((left_out - left_out.mean(0)) ** 2).sum(0))
     if (estimate[:2] <= 0).any():
@@ -172,7 +167,7 @@ def _test(blocks: _Blocks, place: int, width: int) -> _Window | None:
     excess, excess_left_out = _excess(estimate), _excess(left_out)
     spread = np.sqrt((count - 1) / count * ((excess_left_out - excess_left_out.mean()) ** 2).sum())
     z = [*(estimate[:2] / error[:2]), -excess / spread]
-    p_value = float(t_distribution.sf(min(z), width - 1))
+    p_value = float(stdtr(width - 1, -min(z)))
     size = float(np.sqrt(estimate[0] * estimate[1]))
     return _Window(place, width, float(estimate[2] / size), float(spread / size), p_value)
 
@@ -184,20 +179,35 @@ def _excess(products: Float[np.ndarray, "*draw 3"]) -> Float[np.ndarray, "*draw"
 
 
 def _drift_products(
-    cosine: Float[np.ndarray, "block block"], apart: Bool[np.ndarray, "block block"], width: int
+    cosine: Float[np.ndarray, "block block"], width: int
 ) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "block 3"]]:
     """(e_L, e_R, c), and the same with each block left out."""
+    used, count, count_without = _pairs(width)
+    products = np.where(used, cosine, 0.0)
+    total = products.reshape(3, -1).sum(1)
+    without = total[:, None] - products.sum(1) - products.sum(2)
+    return total / count, (without / count_without).T
+
+
+@lru_cache(maxsize=64)
+def _pairs(width: int) -> tuple[Bool[np.ndarray, "3 block block"], Int[np.ndarray, " 3"], Int[np.ndarray, "3 block"]]:
+    """The pairs of blocks that do not adjoin, within L, within R and between them; how many they are, and how many
+    are left without each block. Cached, so read-only.
+    """
     right = np.arange(2 * width) >= width
-    estimate, left_out = [], []
-    for first, second in ((~right, ~right), (right, right), (~right, right)):
-        used = np.outer(first, second) & apart
-        products = np.where(used, cosine, 0.0)
-        total, count = products.sum(), used.sum()
-        without = total - products.sum(0) - products.sum(1)
-        left = count - used.sum(0) - used.sum(1)
-        estimate.append(total / count)
-        left_out.append(without / left)
-    return np.array(estimate), np.stack(left_out, 1)
+    sides = ((~right, ~right), (right, right), (~right, right))
+    used = np.stack([np.outer(first, second) & _apart(2 * width) for first, second in sides])
+    count = used.sum((1, 2))
+    pairs = used, count, count[:, None] - used.sum(1) - used.sum(2)
+    for each in pairs:
+        each.flags.writeable = False
+    return pairs
+
+
+def _apart(count: int) -> Bool[np.ndarray, "block block"]:
+    """Pairs of blocks that do not adjoin: their noise is independent."""
+    index = np.arange(count)
+    return np.abs(index[:, None] - index) >= 2
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,8 @@ def _fit(increments: Increments, window: _Window, size: int, level: float) -> _F
 
 def _plane(blocks: _Blocks, width: int) -> _Plane:
     """The blocks near the turn, each projected on mean drifts that leave out the block and its neighbours."""
-    count, apart, left = len(blocks.cosine), blocks.apart, blocks.left
+    count, left = len(blocks.cosine), blocks.left
+    apart = _apart(count)
     index = np.arange(count)
     sides = [(index >= left - width) & (index < left), (index >= left) & (index < left + width)]
     energy = [max(float(blocks.cosine[np.outer(side, side) & apart].mean()), 1e-6) for side in sides]

@@ -175,24 +175,28 @@ def _longest_stretch(steps: Int[np.ndarray, " step"]) -> tuple[list[int], int]:
 
 def _stretch(steps: Int[np.ndarray, " step"], spacing: int) -> list[int]:
     """Rows of the longest stretch saved every `spacing` steps."""
+    following = _following(steps, spacing)
     best: list[int] = []
     left = set(range(len(steps)))
     for start in range(len(steps)):
         if start in left:
             rows = [start]
-            while (row := _row_at(steps, int(steps[rows[-1]]) + spacing, SLACK * spacing)) is not None:
+            while (row := following[rows[-1]]) >= 0:
                 rows.append(row)
             left.difference_update(rows)
             best = max(best, rows, key=len)
     return best
 
 
-def _row_at(steps: Int[np.ndarray, " step"], step: int, slack: float) -> int | None:
-    """The row saved nearest to `step`, or None where that misses it by more than `slack`."""
-    after = int(np.searchsorted(steps, step))
-    rows = [row for row in (after - 1, after) if 0 <= row < len(steps)]
-    near = min(rows, key=lambda row: abs(int(steps[row]) - step))
-    return near if abs(int(steps[near]) - step) <= slack else None
+def _following(steps: Int[np.ndarray, " step"], spacing: int) -> list[int]:
+    """For each row the one saved nearest to `spacing` steps later, or -1 where that misses by more than SLACK of it."""
+    wanted = steps + spacing
+    after = np.searchsorted(steps, wanted)
+    rows = np.stack([after - 1, np.minimum(after, len(steps) - 1)])
+    miss = np.abs(steps[rows] - wanted)
+    nearest = miss.argmin(0)
+    row, miss = (np.take_along_axis(each, nearest[None], 0)[0] for each in (rows, miss))
+    return np.where(miss <= SLACK * spacing, row, -1).tolist()
 
 
 def _local_size(energy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -67,6 +67,7 @@ ROUNDED = (
 FIT_SHARE = 0.25  # of the run, on either side of a turn: the increments to which its ramp is fitted
 MIN_LENGTH_SHARE = 0.10  # of the path's length, on either side of a turn
 DETECTABLE_TURN = 60.0  # degrees; "none" means that a turn of this size would have been found
+SIGNIFICANT_Z = float(norm.isf(ALPHA / MULTIPLICITY))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ def locate_rotations(
     if isinstance(increments, str):
         return [Transition("rotation", "inconclusive", increments)]
     noise = estimate_noise(increments)
-    scans = list(scan_turns(increments, noise))
+    scans = scan_turns(increments, noise)
     evidence = _profile(scans, increments)
     candidates = _search(scans, noise)
     lr = None if cumulative_lr is None else np.interp(increments.edges, steps, cumulative_lr)
@@ -166,7 +167,7 @@ def significant_rotation(
     if isinstance(increments, str):
         return Transition("rotation", "inconclusive", increments)
     noise = estimate_noise(increments)
-    scans = list(scan_turns(increments, noise))
+    scans = scan_turns(increments, noise)
     score = max((float(_rough_z(scan).max()) for scan in scans if len(scan.centre)), default=-np.inf)
     best = _search(scans, noise)[0] if score >= norm.isf(alpha / MULTIPLICITY) - Z_TOLERANCE else None
     if best is not None and best.p_value <= alpha:
@@ -410,7 +411,7 @@ def _no_turn(
 
 def _detectable(evidence: dict[str, np.ndarray]) -> Bool[np.ndarray, " edge"]:
     """Where a turn of 60° would have been significant."""
-    return evidence["error_deg"] * norm.isf(ALPHA / MULTIPLICITY) <= DETECTABLE_TURN - MIN_TURN
+    return evidence["error_deg"] * SIGNIFICANT_Z <= DETECTABLE_TURN - MIN_TURN
 
 
 def _bend(increments: Increments, noise: Noise, evidence: dict[str, np.ndarray]) -> tuple[float | None, float | None]:

@@ -19,11 +19,11 @@ the estimated covariance in time and in space. A first-order error ranks the win
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from em_interp.transition.direction.path_noise import Increments, Noise, between_blocks, prefix_sums
 
@@ -60,8 +60,11 @@ class TurnScan:
 
 def drift_length(increments: Increments, noise: Noise) -> Float[np.ndarray, " increment"]:
     """Length of the drift in each increment, unbiased by noise, averaged over 3 % of the run on either side."""
-    n = increments.count
-    sums = prefix_sums(increments.gram - noise.covariance)
+    return _drift_length(prefix_sums(increments.gram - noise.covariance))
+
+
+def _drift_length(sums: Float[np.ndarray, "n1 n1"]) -> Float[np.ndarray, " increment"]:
+    n = len(sums) - 1
     reach = max(2, round(SPEED_WINDOW * n))
     start = np.clip(np.arange(n) - reach, 0, max(n - 2 * reach - 1, 0))[:, None]
     stop = np.minimum(start + 2 * reach + 1, n)
@@ -69,20 +72,32 @@ def drift_length(increments: Increments, noise: Noise) -> Float[np.ndarray, " in
     return np.sqrt(np.maximum(energy, 0)) / (stop - start)[:, 0]
 
 
-def scan_turns(increments: Increments, noise: Noise) -> Iterator[TurnScan]:
-    """D through every window that fits, shorter blocks first."""
-    n = increments.count
-    sums = [prefix_sums(m) for m in (increments.gram - noise.covariance, noise.covariance, noise.along)]
-    length = drift_length(increments, noise)
-    windows = dict.fromkeys(
-        (max(1, round(block * n / 2)), round(gap * n / 2))
+def scan_turns(increments: Increments, noise: Noise) -> list[TurnScan]:
+    """D through every window that fits, shorter blocks first; all windows are computed at once."""
+    n, windows = increments.count, _windows(increments.count)
+    if not windows:
+        return []
+    reach = [2 * half_block + half_gap for half_block, half_gap in windows]
+    centres = [np.arange(far, n - far + 1) for far in reach]
+    window = np.repeat(np.arange(len(windows)), [len(centre) for centre in centres])
+    half_block, half_gap = np.array(windows).T[:, window]
+    offsets = np.stack([-2 * half_block - half_gap, -half_block - half_gap, half_gap, half_gap + half_block], 1)
+    centre = np.concatenate(centres)
+    fields, defined = _at_places(centre, centre[:, None] + offsets, half_block[:, None], increments, noise)
+    ends = np.searchsorted(window[defined], np.arange(1, len(windows)))
+    parts: dict[str, Any] = {name: np.split(values, ends) for name, values in fields.items()}
+    return [TurnScan(*windows[i], **{name: part[i] for name, part in parts.items()}) for i in range(len(windows))]
+
+
+def _windows(count: int) -> list[tuple[int, int]]:
+    """Half blocks and half gaps of the windows that fit, in increments."""
+    halves = [
+        (max(1, round(block * count / 2)), round(gap * count / 2))
         for block in BLOCKS
         for gap in GAPS
         if block + gap <= MAX_BLOCK_AND_GAP
-    )
-    for half_block, half_gap in windows:
-        if 2 * (2 * half_block + half_gap) <= n:
-            yield _scan(half_block, half_gap, sums, length, noise)
+    ]
+    return [(block, gap) for block, gap in dict.fromkeys(halves) if 2 * (2 * block + gap) <= count]
 
 
 def turn_of(
@@ -132,33 +147,37 @@ def positive(matrix: Float[np.ndarray, "*place 4 4"]) -> Float[np.ndarray, "*pla
     return (vectors * np.maximum(values, 0)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
 
 
-def _scan(half_block: int, half_gap: int, sums: list[np.ndarray], length: np.ndarray, noise: Noise) -> TurnScan:
-    reach = 2 * half_block + half_gap
-    centre = np.arange(reach, len(length) - reach + 1)
-    offsets = np.array([-reach, -half_block - half_gap, half_gap, half_gap + half_block])
-    start = centre[:, None] + offsets
-    inner, expected, along = (between_blocks(table, start, start + half_block) for table in sums)
+def _at_places(
+    centre: Int[np.ndarray, " place"],
+    start: Int[np.ndarray, "place 4"],
+    half_block: Int[np.ndarray, "place 1"],
+    increments: Increments,
+    noise: Noise,
+) -> tuple[dict[str, Any], Bool[np.ndarray, " place"]]:
+    """The fields of a TurnScan at the places where D is defined, and which places these are."""
+    drift = prefix_sums(increments.gram - noise.covariance)
+    tables = np.stack([drift, prefix_sums(noise.covariance), prefix_sums(noise.along)], -1)
+    inner, expected, along = np.moveaxis(between_blocks(tables, start, start + half_block), -1, 0)
     energy, noise_energy = _side_energies(inner), _side_energies(expected)
     least = max(noise.energy_limit(UNDEFINED_P), MIN_DRIFT)
     margin = (energy - noise_energy * least).min(1)
     defined = (margin > 0) & (np.einsum("pii->pi", inner) > 0).all(1)
-    centre, start, inner, expected, along, energy, noise_energy = (
-        x[defined] for x in (centre, start, inner, expected, along, energy, noise_energy)
+    centre, start, half_block, inner, expected, along, energy, noise_energy = (
+        x[defined] for x in (centre, start, half_block, inner, expected, along, energy, noise_energy)
     )
     along = positive(along - expected * noise.inverse_dimension)  # what is expected for drift alone
-    levers = _levers(start, half_block, length)
-    return TurnScan(
-        half_block=half_block,
-        half_gap=half_gap,
-        centre=centre,
-        turn=turn_of(inner, levers),
-        error=_first_order_error(inner, expected, along, levers, noise),
-        snr=(energy / noise_energy).min(1) / least,
-        inner=inner,
-        noise=expected,
-        along=along,
-        levers=levers,
-    )
+    levers = _levers(start, half_block, _drift_length(drift))
+    fields = {
+        "centre": centre,
+        "turn": turn_of(inner, levers),
+        "error": _first_order_error(inner, expected, along, levers, noise),
+        "snr": (energy / noise_energy).min(1) / least,
+        "inner": inner,
+        "noise": expected,
+        "along": along,
+        "levers": levers,
+    }
+    return fields, defined
 
 
 def _side_energies(inner: Float[np.ndarray, "place 4 4"]) -> Float[np.ndarray, "place 2"]:
@@ -167,7 +186,7 @@ def _side_energies(inner: Float[np.ndarray, "place 4 4"]) -> Float[np.ndarray, "
 
 
 def _levers(
-    start: Int[np.ndarray, "place 4"], half_block: int, length: Float[np.ndarray, " increment"]
+    start: Int[np.ndarray, "place 4"], half_block: Int[np.ndarray, "place 1"], length: Float[np.ndarray, " increment"]
 ) -> Float[np.ndarray, "place 2 2"]:
     """Half the distance between the centres of L and R, over that between the centres of each one's halves.
 

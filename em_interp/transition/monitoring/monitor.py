@@ -6,8 +6,8 @@ is tested as a finished run would be:
 - `rotation`: the test of `rotation.significant_rotation`, on the path of B. A bend over 35 % or more of the path so
   far, an arc of any steady curvature, a change of speed (restart, warm-up, decay, stall) and changing noise are in its
   null hypothesis. A null path cut short is a null path again.
-- `gradient_norm`: the test of `gradient_norm_peak`, on the log. A trend that falls, rises, stays, or falls and then
-  rises is in its null hypothesis, and stays in it when it is cut short.
+- `gradient_norm`: the test of `gradient_norm.significant_peak`, on the log. A trend that falls, rises, stays, or falls
+  and then rises is in its null hypothesis, and stays in it when it is cut short.
 
 Guarantee. A look raises an alarm where its p-value is at most level / (signals × looks). By the union bound the
 probability that a run without a transition raises any alarm is at most `level`, however the looks, the signals and the
@@ -29,10 +29,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 
 from em_interp.checks import check_level, check_type, check_whole
 from em_interp.errors import InputError
@@ -40,7 +41,7 @@ from em_interp.results import Line, Mark, Result, picture
 from em_interp.trajectory.trajectory import rounding_error
 from em_interp.transition.direction.rotation import significant_rotation
 from em_interp.transition.result import Transition, p_text
-from em_interp.transition.signals.gradient_norm import gradient_norm_peak
+from em_interp.transition.signals.gradient_norm import significant_peak
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -266,6 +267,7 @@ class _Path:
         self.every = 1  # steps after the first that are not a multiple of it are not kept
         self.steps: list[int] = []
         self.rounding: list[float] = []
+        self.full_precision = False  # a position was seen that is not one of 16-bit numbers
         self.vectors = np.zeros((0, 0))  # as many rows as there may be positions; so has the Gram matrix
         self.gram = np.zeros((MAX_POSITIONS + 1, MAX_POSITIONS + 1))
 
@@ -287,7 +289,8 @@ class _Path:
         self.vectors[row] = vector
         self.gram[row, : row + 1] = self.gram[: row + 1, row] = self.vectors[: row + 1] @ vector
         self.steps.append(step)
-        self.rounding.append(_rounding(position))
+        self.rounding.append(0.0 if self.full_precision else _rounding(position))
+        self.full_precision = self.full_precision or (self.rounding[-1] == 0 and bool(position.any()))
         while len(self.steps) > MAX_POSITIONS:
             self.every *= 2
             self._keep([row for row, kept in enumerate(self.steps) if self.on_grid(kept) or kept == step])
@@ -326,7 +329,7 @@ class _Log:
         steps, logs = (total[bins] / self.count[bins] for total in (self.steps, self.logs))
         if len(steps) < 2:
             return Transition("gradient_norm", "inconclusive", "Nothing was logged so far.")
-        return gradient_norm_peak(steps, np.exp(logs))
+        return significant_peak(steps, np.exp(logs))
 
 
 def _folded(position: Float[np.ndarray, " coordinate"]) -> Float[np.ndarray, " kept"]:
@@ -336,14 +339,22 @@ def _folded(position: Float[np.ndarray, " coordinate"]) -> Float[np.ndarray, " k
     folded = np.zeros(MAX_COORDINATES)
     for place, start in enumerate(range(0, len(position), MAX_COORDINATES)):
         part = position[start : start + MAX_COORDINATES]
-        signs = np.random.default_rng([FOLD_SEED, place]).integers(0, 2, len(part)) * 2 - 1
-        folded[: len(part)] += part * signs
+        folded[: len(part)] += part * _signs(place, len(part))
     return folded
+
+
+@lru_cache(maxsize=64)
+def _signs(place: int, count: int) -> Int8[np.ndarray, " coordinate"]:
+    """Random signs of a part of the coordinates, always the same; cached, so read-only."""
+    signs = (np.random.default_rng([FOLD_SEED, place]).integers(0, 2, count) * 2 - 1).astype(np.int8)
+    signs.flags.writeable = False
+    return signs
 
 
 def _rounding(position: Float[np.ndarray, " coordinate"]) -> float:
     """Squared rounding error of the position, where its values are numbers of a 16-bit type."""
     column = position.astype(np.float32)[None, :, None]
-    if not rounding_error(column[:, :MAX_COORDINATES])[0]:  # the first coordinates tell, in a fraction of the time
+    first = column[:, :MAX_COORDINATES]  # they tell, in a fraction of the time, unless all are zero
+    if first.any() and not rounding_error(first)[0]:
         return 0.0
     return float(rounding_error(column)[0])

@@ -21,6 +21,7 @@ from em_interp.errors import InputError
 from em_interp.transition.result import Transition, Verdict
 from em_interp.transition.signals.series import (
     ALPHA,
+    BANDWIDTHS,
     SKIPPED,
     BinnedSeries,
     ScanResult,
@@ -28,8 +29,10 @@ from em_interp.transition.signals.series import (
     bin_series,
     fit_noise,
     fit_shapes,
+    gaussian_kernel,
     log_spectra,
     prominence,
+    residual_noise,
     scan_test,
 )
 
@@ -38,6 +41,8 @@ MAX_MISSING = 0.2  # share of the log
 MIN_HEIGHT = 0.10  # of a hump above the higher of the valleys beside it, relative
 MAX_DETECTABLE = 1.0  # where only a hump higher than this (a doubling) would be detected, there is no verdict
 N_POSTERIOR_DRAWS = 500
+N_SCREEN_DRAWS = 99
+SCREEN_P = 0.06  # a hump with p = 0.01 misses it in 1 of 2,000 looks
 
 
 def gradient_norm_peak(
@@ -59,19 +64,56 @@ def gradient_norm_peak(
         InputError: For steps that do not increase, or a negative norm.
     """
     steps, grad_norm = _checked(steps, grad_norm)
-    usable = np.isfinite(grad_norm) & (grad_norm > 0) & (steps > steps[0] + SKIPPED * (steps[-1] - steps[0]))
     evidence: dict[str, Any] = {"steps": steps, "grad_norm": grad_norm}
-    missing = float(np.mean(~np.isfinite(grad_norm)))
-    if usable.sum() < MIN_VALUES or missing > MAX_MISSING:
-        counts = f"{int(usable.sum())} usable values after the first {SKIPPED:.0%} of the run, {missing:.0%} missing"
-        reason = f"Too little was logged: {counts}; {MIN_VALUES} are needed."
-        return Transition("gradient_norm", "inconclusive", reason, evidence=evidence)
-    series = bin_series(steps[usable].astype(float), np.log(grad_norm[usable]))
+    series = _series(steps, grad_norm)
+    if isinstance(series, str):
+        return Transition("gradient_norm", "inconclusive", series, evidence=evidence)
     noise = fit_noise(series.values, log_spectra(len(series.values)))
     rng = np.random.default_rng(0)
     scanned = scan_test(series.values, noise, prominence, rng)
     evidence |= {"smooth_steps": series.at, "smooth": np.exp(scanned.smooth)}
     return _answer(series, noise, scanned, level, rng, evidence)
+
+
+def significant_peak(steps: Int[np.ndarray, " logged"], grad_norm: Float[np.ndarray, " logged"]) -> Transition:
+    """The answer of `gradient_norm_peak` where there may be a hump, for many looks at one run.
+
+    Where no smoothed value is MIN_HEIGHT above its valleys, or the hump is not significant at SCREEN_P against
+    N_SCREEN_DRAWS of noise that is not corrected for what the trend absorbs (which makes it the smaller), the full test
+    is not carried out and the p-value is given as 1.
+
+    Args:
+        steps: The logged training steps, increasing.
+        grad_norm: The gradient norm at each.
+
+    Returns:
+        A `transition`, or `none`, or `inconclusive`.
+    """
+    series = _series(*_checked(steps, grad_norm))
+    if isinstance(series, str):
+        return Transition("gradient_norm", "inconclusive", series)
+    if _may_have_hump(series.values):
+        return gradient_norm_peak(steps, grad_norm)
+    return Transition("gradient_norm", "none", "No significant hump so far.", p_value=1.0)
+
+
+def _may_have_hump(values: Float[np.ndarray, " bin"]) -> bool:
+    """Whether a hump is high enough, and significant in a test of fewer draws and with less noise."""
+    smoothed = [gaussian_kernel(len(values), bandwidth) @ values for bandwidth in BANDWIDTHS]
+    if max(prominence(smooth).max() for smooth in smoothed) < np.log1p(MIN_HEIGHT):
+        return False
+    noise = residual_noise(values, log_spectra(len(values)))
+    return scan_test(values, noise, prominence, np.random.default_rng(0), N_SCREEN_DRAWS).p_value <= SCREEN_P
+
+
+def _series(steps: Int[np.ndarray, " logged"], grad_norm: Float[np.ndarray, " logged"]) -> BinnedSeries | str:
+    """The logarithm of the usable values in bins, or why there are too few."""
+    usable = np.isfinite(grad_norm) & (grad_norm > 0) & (steps > steps[0] + SKIPPED * (steps[-1] - steps[0]))
+    missing = float(np.mean(~np.isfinite(grad_norm)))
+    if usable.sum() < MIN_VALUES or missing > MAX_MISSING:
+        counts = f"{int(usable.sum())} usable values after the first {SKIPPED:.0%} of the run, {missing:.0%} missing"
+        return f"Too little was logged: {counts}; {MIN_VALUES} are needed."
+    return bin_series(steps[usable].astype(float), np.log(grad_norm[usable]))
 
 
 def _answer(

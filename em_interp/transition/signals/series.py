@@ -151,6 +151,11 @@ def momentum_spectra(count: int, memory: float) -> Float[np.ndarray, "model bin"
     return np.array([w + (1 - w) * s for s in slow for w in (0, 0.1)])
 
 
+def residual_noise(values: Float[np.ndarray, " bin"], spectra: Float[np.ndarray, "model bin"]) -> SeriesNoise:
+    """The posterior of `fit_noise` without its correction: of what a monotone trend leaves of a series."""
+    return _whittle(values - monotone_trend(values), spectra)
+
+
 def fit_noise(values: Float[np.ndarray, " bin"], spectra: Float[np.ndarray, "model bin"]) -> SeriesNoise:
     """The posterior over `spectra` for the noise of a series, each with its maximum-likelihood scale.
 
@@ -183,14 +188,15 @@ def scan_test(
     noise: SeriesNoise,
     statistic: Callable[[np.ndarray], np.ndarray],
     rng: np.random.Generator,
+    n_draws: int = N_NULL_DRAWS,
 ) -> ScanResult:
     """The largest `statistic` (`rise` or `prominence`) over bandwidths, against the largest rise of noise alone.
 
     A trend without a hump cannot both rise to a place and fall from it, so one of the two is noise: the largest rise
     of noise bounds its prominence too.
     """
-    drawn = noise.draws(N_NULL_DRAWS, rng)
-    largest, by_bandwidth = np.zeros(N_NULL_DRAWS), []
+    drawn = noise.draws(n_draws, rng)
+    largest, by_bandwidth = np.zeros(n_draws), []
     for bandwidth in BANDWIDTHS:
         weights = gaussian_kernel(len(values), bandwidth)
         null = rise(weights @ drawn).max(axis=0)
@@ -199,9 +205,9 @@ def scan_test(
         by_bandwidth.append((statistic(smooth), unit, smooth))
     height, unit, smooth = max(by_bandwidth, key=lambda scanned: scanned[0].max() / scanned[1])
     exceeding = int(np.sum(largest >= height.max() / unit))
-    allowed = int(ALPHA * (1 + N_NULL_DRAWS) + 1e-9) - 1  # draws that may exceed a significant height
+    allowed = int(ALPHA * (1 + n_draws) + 1e-9) - 1  # draws that may exceed a significant height
     return ScanResult(
-        p_value=(1 + exceeding) / (1 + N_NULL_DRAWS),
+        p_value=(1 + exceeding) / (1 + n_draws),
         bin=int(np.argmax(height)),
         height=float(height.max()),
         limit=float(np.sort(largest)[-allowed - 1]) * unit,

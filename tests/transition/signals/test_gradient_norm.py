@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.transition.signals.gradient_norm import gradient_norm_peak
+from em_interp.transition.signals.gradient_norm import gradient_norm_peak, significant_peak
 from em_interp.transition.synthetic.logs import HUMPS, NO_HUMPS, planted_log
 
 CASES = 12
@@ -38,6 +38,17 @@ def test_a_trend_without_a_hump_is_no_transition_whatever_its_noise(kind):
     assert not any(answer.found for answer in found)
     assert np.mean([answer.p_value <= 0.05 for answer in found]) <= 0.1
     assert all(answer.step is None and answer.interval is None for answer in found)
+
+
+def test_the_test_for_many_looks_finds_the_same_humps_and_no_others():
+    for kind in (*HUMPS[::2], *NO_HUMPS[::3]):
+        planted = planted_log(kind, np.random.default_rng([7, *map(ord, kind), 0]))
+        whole = gradient_norm_peak(planted.steps, planted.grad_norm)
+        look = significant_peak(planted.steps, planted.grad_norm)
+        assert look == whole if whole.found else not look.found
+    assert significant_peak(STEPS, a_hump()).found
+    assert significant_peak(STEPS, a_hump(height=0)).p_value == 1.0
+    assert significant_peak(STEPS[:30], a_hump()[:30]).verdict == "inconclusive"
 
 
 def test_the_answer_does_not_depend_on_the_unit_of_the_gradient_norm():
