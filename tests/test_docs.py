@@ -55,6 +55,14 @@ def interval(cell):
     return map(float, re.findall(r"[\d.]+", cell))
 
 
+def test_the_files_of_the_project_that_pages_name_are_there():
+    named = re.compile(r"`((?:em_interp|tests|benchmarks|configs|notebooks)/[\w./-]+)`")
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md"]
+    found = {name for page in pages for name in named.findall(page.read_text(encoding="utf-8"))}
+    assert len(found) > 20
+    assert [name for name in sorted(found - {"em_interp/a/b.py", "tests/a/test_b.py"}) if not (ROOT / name).exists()] == []
+
+
 def test_the_error_rates_of_the_readme_are_those_that_were_measured():
     page = (ROOT / "docs" / "rotation.md").read_text(encoding="utf-8")
     readme = table_rows((ROOT / "README.md").read_text(encoding="utf-8"), "planted path")
