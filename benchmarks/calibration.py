@@ -22,11 +22,8 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import onset as onset_benchmark
-import preference as preference_benchmark
 import rotation as rotation_benchmark
 from calibration_page import page, summarised
-from simple_signals import log_outcome, norm_outcome
 
 import em_interp as em
 from em_interp.comparison.pooled import pool_steps
@@ -36,7 +33,9 @@ from em_interp.organisms.bases import FAMILIES
 from em_interp.organisms.presets import recipe
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.direction.rotation import locate_rotations, strongest
+from em_interp.transition.onsets import mean_shift, onset
 from em_interp.transition.signals.gradient_norm import gradient_norm_peak
+from em_interp.transition.signals.norm_onset import norm_onset
 from em_interp.transition.synthetic import curves, logs, paths, shifts
 from em_interp.transition.synthetic.paths import NOT_TURNING, SEVERAL, TURNING, planted_path
 
@@ -147,17 +146,26 @@ def several_turns(kind, case):
 def gradient_norm(kind, case, missing=False):
     pool = {"with a hump": logs.HUMPS, "without a hump": logs.NO_HUMPS}.get(kind, (kind,))
     kind = pool[case % len(pool)]
-    rng = np.random.default_rng([SEED, (logs.HUMPS + logs.NO_HUMPS).index(kind), case])
-    if not missing:
-        return located(*log_outcome(kind, rng)[:2])
-    log = logs.planted_log(kind, rng)
-    rows = kept_rows(len(log.steps), case)
+    log = logs.planted_log(kind, np.random.default_rng([SEED, (logs.HUMPS + logs.NO_HUMPS).index(kind), case]))
+    rows = kept_rows(len(log.steps), case) if missing else slice(None)
     return located(gradient_norm_peak(log.steps[rows], log.grad_norm[rows]), log.peak)
 
 
-def norm_onset(kind, case):
+def bend_of_norm(kind, case):
     kinds = logs.BENDS + logs.NO_BENDS
-    return located(*norm_outcome(kind, np.random.default_rng([SEED, kinds.index(kind), case]))[:2])
+    return located(*planted_bend(kind, np.random.default_rng([SEED, kinds.index(kind), case])))
+
+
+def planted_hump(kind, rng):
+    """What is found in a planted log, and its true step."""
+    log = logs.planted_log(kind, rng)
+    return gradient_norm_peak(log.steps, log.grad_norm), log.peak
+
+
+def planted_bend(kind, rng):
+    """What is found in a planted norm, and its true step."""
+    norm = logs.planted_norm(kind, rng)
+    return norm_onset(norm.steps, norm.delta_norm, norm.cumulative_lr), norm.onset
 
 
 def located(found, truth):
@@ -170,11 +178,34 @@ def located(found, truth):
 
 
 def behaviour_onset(kind, case):
-    return onset_benchmark.outcome(kind, case, SEED)
+    """The onset of a planted curve of rates."""
+    kinds = curves.RISES + curves.NULLS
+    planted = curves.planted_curve(kind, np.random.default_rng([SEED, kinds.index(kind), case]))
+    found = onset.locate_rise(planted.counts, planted.control)
+    row = risen(onset.verdict_of(found, "em")[0], found.p_value, found.rise, planted.midpoint)
+    if "error" in row:
+        first, last = found.rise.tenth_interval
+        row["covers_tenth"] = first <= planted.tenth <= last
+    return row
 
 
 def preference_onset(kind, case):
-    return preference_benchmark.outcome(kind, case, SEED)
+    """The onset of a planted shift of a mean over questions, in per cent of the run."""
+    kinds = shifts.RISES + shifts.NULLS
+    planted = shifts.planted_shift(kind, np.random.default_rng([SEED, kinds.index(kind), case]))
+    found = mean_shift.locate_shift(planted.curves, *planted.given)
+    verdict, length = mean_shift.verdict_of(found)[0], planted.curves.steps[-1]
+    return risen(verdict, found.p_value, found.shift, planted.midpoint, 100 / length)
+
+
+def risen(verdict, p_value, rise, truth, unit=1.0):
+    """A fitted rise against the planted midpoint; a step counts as `unit`."""
+    row = {"verdict": verdict, "p": p_value}
+    if verdict == "transition" and truth is not None:
+        low, high = rise.midpoint_interval
+        row |= {"error": unit * abs(rise.midpoint - truth), "covers": low <= truth <= high}
+        row |= {"half": unit * (high - low) / 2}
+    return row
 
 
 def offset(kind, case):
@@ -199,10 +230,10 @@ def pooled(kind, case, tau, signal):
     A run is a planted log or norm, its steps counted from where its true step is placed.
     """
     rng = np.random.default_rng([SEED, case, round(tau)])
-    kinds, draw = (logs.HUMPS, log_outcome) if signal == "hump" else (logs.BENDS, norm_outcome)
+    kinds, draw = (logs.HUMPS, planted_hump) if signal == "hump" else (logs.BENDS, planted_bend)
     runs = []
     for index in range(int(rng.integers(3, 11))):
-        found, truth, _ = draw(kinds[(case + index) % len(kinds)], rng)
+        found, truth = draw(kinds[(case + index) % len(kinds)], rng)
         if found.found:
             shift = tau * rng.standard_normal() - truth
             interval = tuple(end + shift for end in found.interval)
@@ -241,7 +272,7 @@ def experiments():
     yield "gradient-norm hump", logs.HUMPS, logs.NO_HUMPS, gradient_norm
     humps = (("with a hump",), ("without a hump",))
     yield "gradient-norm hump: a fifth of the values missing", *humps, partial(gradient_norm, missing=True)
-    yield "norm onset", logs.BENDS, logs.NO_BENDS, norm_onset
+    yield "norm onset", logs.BENDS, logs.NO_BENDS, bend_of_norm
     yield "onset of behaviour", curves.RISES, curves.NULLS, behaviour_onset
     yield "onset of preference", shifts.RISES, shifts.NULLS, preference_onset
     yield "offset", ("turn and onset",), (), offset

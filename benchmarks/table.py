@@ -39,13 +39,3 @@ def print_row(*cells, head=False):
     print(row(*cells), flush=True)
     if head:
         print("|" + "---|" * len(cells), flush=True)
-
-
-def print_nulls(title, kinds, outcomes, cases):
-    """The table of the kinds without an effect: how often each verdict and p-value came, of `outcomes(kind, cases)`."""
-    print()
-    print_row(title, "transition %", "inconclusive %", "p ≤ 0.01 %", "p ≤ 0.05 %", "p ≤ 0.1 %", head=True)
-    for kind in kinds:
-        rows = list(outcomes(kind, cases))
-        verdicts = (share([row["verdict"] == word for row in rows]) for word in ("transition", "inconclusive"))
-        print_row(kind, *verdicts, *(share([row["p"] <= alpha for row in rows]) for alpha in (0.01, 0.05, 0.1)))
