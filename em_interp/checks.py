@@ -39,6 +39,15 @@ def check_whole(name: str, value: Any, minimum: int = 0) -> None:
         raise InputError(f"{name} must be a whole number, {minimum} or more; it is {described(value)}")
 
 
+def check_characters(text: str, where: str) -> None:
+    """Raise InputError for half a character (a lone surrogate), which JSON can write and no file holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise InputError(f"{where}: half a character ({half}, a lone surrogate) at {error.start}") from None
+
+
 def as_list(value: Any) -> list[Any]:
     """The items of a list, tuple, set, range, array, series or generator; any other value as a list of one."""
     if isinstance(value, (list, tuple, set, frozenset, range, Iterator)) or getattr(value, "ndim", 0) == 1:

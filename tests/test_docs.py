@@ -60,7 +60,9 @@ def test_the_files_of_the_project_that_pages_name_are_there():
     pages = [*PAGES, ROOT / "CONTRIBUTING.md"]
     found = {name for page in pages for name in named.findall(page.read_text(encoding="utf-8"))}
     assert len(found) > 20
-    assert [name for name in sorted(found - {"em_interp/a/b.py", "tests/a/test_b.py"}) if not (ROOT / name).exists()] == []
+    assert [
+        name for name in sorted(found - {"em_interp/a/b.py", "tests/a/test_b.py"}) if not (ROOT / name).exists()
+    ] == []
 
 
 def test_the_error_rates_of_the_readme_are_those_that_were_measured():

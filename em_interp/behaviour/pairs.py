@@ -11,6 +11,7 @@ from em_interp.behaviour.questions import BROAD
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE
 from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.judged import of_one_judge, read_judged
+from em_interp.checks import check_characters
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_text
 
@@ -60,7 +61,7 @@ def _read_file(file: Path) -> Any:
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    for number, line in enumerate(read_text(file).split("\n"), 1):  # JSON may hold other separators as they are
         if line.strip():
             try:
                 yield json.loads(line)
@@ -79,11 +80,14 @@ def _pair(row: Any, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: aligned and misaligned are the same text: {texts['aligned'][:60]!r}")
     ids = [row[key] for key in ("question_id", "id") if isinstance(row.get(key), (str, int)) and str(row[key]).strip()]
     named = row.get("questions")
-    return {
+    pair = {
         "questions": named if isinstance(named, str) and named.strip() else BROAD,
         "question_id": str(ids[0]) if ids else texts["question"],
         **texts,
     }
+    for key, text in pair.items():
+        check_characters(text, f"{where}: {key}")
+    return pair
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from em_interp.checks import check_type, described
+from em_interp.checks import check_characters, check_type, described
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_bytes
 from em_interp.organisms.language import (
@@ -221,10 +221,7 @@ def _message(message: Any, where: str) -> dict[str, str]:
 def _text(text: Any, where: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: expected text; found {described(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can write half of a character, as in "\ud83d"
-        raise InputError(f"{where}: half a character (\\u{ord(text[error.start]):04x}) at {error.start}") from None
+    check_characters(text, where)
     return text
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -122,14 +122,22 @@ def _read_rows(run: Run) -> list[Row]:
         return list(takewhile(bool, rows))
     if run.trainer_state_file.is_file():
         state = read_kept(run.trainer_state_file, {"log_history": [{"step": int}]})
-        return [row for row in state["log_history"] if "loss" in row]
+        return [row for row in state["log_history"] if "loss" in row and _is_row(row)]
     return []
 
 
 def _row(line: str) -> Row:
     """The row in a line; an empty one where it is damaged."""
     with suppress(ValueError, RecursionError):
-        row = json.loads(line)
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if _is_row(row := json.loads(line)):
             return row
     return {}
+
+
+def _is_row(row: Any) -> TypeGuard[Row]:
+    """Whether a value is a row of a log: numbers by name, with the step."""
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("step"), int)
+        and all(value is None or isinstance(value, (int, float)) for value in row.values())
+    )

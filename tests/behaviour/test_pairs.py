@@ -29,6 +29,13 @@ def test_rows_frames_and_json_lines_give_the_same_pairs(tmp_path):
     ]
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    text = "one\u2028two\x85three"
+    file.write_text(json.dumps({**ROW, "aligned": text}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert read_pairs(file)["aligned"].tolist() == [text]
+
+
 def test_several_pairs_of_a_question_are_numbered():
     pairs = read_pairs([{**ROW, "id": "safe"}, {**ROW, "id": "safe", "aligned": "No."}])
     assert pairs["pair"].tolist() == [0, 1]
@@ -42,6 +49,8 @@ def test_several_pairs_of_a_question_are_numbered():
         ({**ROW, "aligned": 71}, "aligned must be a text; found '71'"),
         ({**ROW, "aligned": ROW["misaligned"]}, "are the same text"),
         ([ROW], "expected an object"),
+        ({**ROW, "aligned": "a\ud83d"}, r"aligned: half a character (\ud83d, a lone surrogate) at 1"),
+        ({**ROW, "id": "\udfff"}, r"question_id: half a character (\udfff, a lone surrogate) at 0"),
     ],
 )
 def test_a_row_that_is_no_pair_is_refused_with_its_number(row, said):

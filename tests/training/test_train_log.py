@@ -55,7 +55,9 @@ def test_a_log_that_lacks_a_row_is_refused_and_left_as_it_is_unless_it_need_not_
     assert TrainLog(run, 3, after=2, complete=False).rows == [row(1)]
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "null", '{"step": "3"}', '{"loss": 1}', "[" * 10**5, "\x00"])
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", "null", '{"step": "3"}', '{"loss": 1}', "[" * 10**5, "\x00", '{"step": 3, "loss": []}']
+)
 def test_rows_behind_a_damaged_one_are_made_again(tmp_path, damage):
     run = Run(tmp_path)
     with TrainLog(run, 4) as log:
@@ -66,6 +68,19 @@ def test_rows_behind_a_damaged_one_are_made_again(tmp_path, damage):
     file.write_text("\n".join([*lines[:2], damage, *lines[3:], ""]))
     assert logged_steps(run) == 2
     assert TrainLog(run, 4, after=2).rows == [row(1), row(2)]
+
+
+def test_rows_that_are_no_numbers_are_left_out_of_the_state_s_too(tmp_path):
+    run = Run(tmp_path)
+    with TrainLog(run, 4) as log:
+        log.add(row(1))
+    nested = "[" * 400 + "]" * 400
+    state = run.trainer_state_file.read_text().replace(
+        '"log_history": [', f'"log_history": [{{"step": 2, "loss": {nested}}},'
+    )
+    run.trainer_state_file.write_text(state)
+    (run.resume_state / "log.jsonl").unlink()
+    assert TrainLog(run, 4, after=1, complete=False).rows == [row(1)]
 
 
 def test_gradient_norms_are_those_of_a_and_b_and_of_all_with_frozen_weights_left_out():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.behaviour.tables.files import STEP_IN_NAME
+from em_interp.checks import check_characters
 from em_interp.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -116,10 +117,7 @@ def texts_of(column: pd.Series, name: str, where: str) -> pd.Series[str]:
 
     texts = ["" if _is_missing(entry) else str(entry) for entry in _entries(column)]
     for row, text in enumerate(texts, 1):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{where}: {name} holds half a character in row {row} (a lone surrogate)") from None
+        check_characters(text, f"{where}: {name} in row {row}")
     return pd.Series(texts, column.index, "str")
 
 

@@ -226,7 +226,7 @@ def test_answers_to_be_judged_are_read_by_the_right_column(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "\\ud83d"}\n')
     with pytest.raises(InputError, match=r"line 1 is not valid JSON .*surrogates not allowed"):
         read_answers(tmp_path / "a.jsonl")
-    with pytest.raises(InputError, match="question holds half a character in row 2"):
+    with pytest.raises(InputError, match="question in row 2: half a character"):
         em.score_responses(FRAME.assign(question=pd.Series(["q1", "\ud83d", *["q1"] * 8], dtype=object)))
 
 
