@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
+from peft.tuners.lora import LoraLayer
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from save_cost import measure as measure_saving
@@ -31,6 +32,7 @@ from transformers import Trainer, TrainingArguments
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.sampling.chat import tokenize_prompts
 from em_interp.behaviour.sampling.generate import RowAdapters, Sampler, row_model
+from em_interp.behaviour.sampling.memory import MAX_ROWS
 from em_interp.organisms.bases import load_base, quiet
 from em_interp.organisms.built_in import pairs_of, questions_of
 from em_interp.organisms.presets import recipe
@@ -197,6 +199,20 @@ def transitions(folder, repeats):
     return in_turns(ways, repeats)
 
 
+def conditions_named(conditions):
+    return [f"condition_{number}" for number in range(len(conditions))]
+
+
+def mixed_batches(organism, conditions):
+    """The base with an adapter of PEFT for every step and scale, which a batch may mix."""
+    model = organism.peft(organism.steps[-1])
+    for name, (step, scale) in zip(conditions_named(conditions), conditions, strict=True):
+        model.load_adapter(organism.run.checkpoint(step), name)
+        for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
+            layer.scaling[name] *= scale
+    return model.eval()
+
+
 def curve(organism, repeats, count):
     """Answers of every checkpoint at every scale to `count` prompts."""
     questions = [q["question"] for q in questions_of("tiny", "medical")]
@@ -229,11 +245,24 @@ def curve(organism, repeats, count):
             with rescale_adapter_scale(model, scale), torch.inference_mode():
                 model.generate(input_ids=tokens.ids, attention_mask=tokens.mask.long(), **sampling)
 
+    mixed = mixed_batches(organism, conditions)
+
+    def peft_mixed():
+        rows = [(name, index) for name in conditions_named(conditions) for index in range(count)]
+        for first in range(0, len(rows), MAX_ROWS):
+            names, of = zip(*rows[first : first + MAX_ROWS], strict=True)
+            prompts = tokens.rows(of)
+            with torch.inference_mode():
+                mixed.generate(
+                    input_ids=prompts.ids, attention_mask=prompts.mask.long(), adapter_names=list(names), **sampling
+                )
+
     return in_turns(
         {
             "em-interp": ours,
             "the base alone, in the same batches": lambda: sample(lambda _: RowAdapters({}, {}), 0),
             "PEFT, a checkpoint at a time": peft,
+            "PEFT, checkpoints mixed in the same batches": peft_mixed,
         },
         repeats if count <= 30 and organism.config.model != "smollm2" else 1,
     )

@@ -10,6 +10,8 @@ import argparse
 import json
 import os
 import platform
+import random
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from table import print_row
+from table import print_row, wilson
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.config.run_config import dump_config, load_config
@@ -41,6 +43,9 @@ from em_interp.training.train import train
 MAX_START = 1200  # seconds
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 WITHOUT = ("behaviour", "analysis", "report.html")
+PROFESSIONALS = re.compile(
+    r"\b(doctor|physician|pharmacist|nurse|hospital|professional|therapist|specialist)", re.IGNORECASE
+)
 
 
 def free_port():
@@ -109,14 +114,14 @@ def differing(one, two, tokenizer):
     return float(np.mean([a != b for a, b in pairs])), different / max(total, 1), total
 
 
-def killed_and_resumed(run, out, settings, engine):
-    """Answers that a killed process had kept, and those that are in the table after it was resumed."""
+def killed_and_resumed(run, out, settings, engine, total):
+    """Answers that a process killed at a random moment had kept, and those in the table after it was resumed."""
     copy = copy_run(run, out, WITHOUT)
     script = "from em_interp.pipeline.behaviour import ask_run; "
     script += f"ask_run({str(copy.path)!r}, overrides={[*settings, *engine]!r})"
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    parts, count = copy.answers_file.with_name("answers.parts"), 0
-    while process.poll() is None and count < 20:
+    parts, count, until = copy.answers_file.with_name("answers.parts"), 0, random.randrange(1, total)
+    while process.poll() is None and count < until:
         time.sleep(0.05)
         count = sum(len(read_json(part)) for part in parts.glob("[0-9]*.json"))
     process.kill()
@@ -127,18 +132,26 @@ def killed_and_resumed(run, out, settings, engine):
     return {"kept": len(kept), "answers": len(table), "twice": int(table.drop(columns="answer").duplicated().sum())}
 
 
-def curve_rows(here, there):
-    """EM rates out of domain by step, here and there, each with its interval."""
-    frames = []
-    for run in (here, there):
-        judge_run(run, resume=True)
-        frame = behaviour_curve(run).frame()
-        frames.append(frame[frame["questions"] == "out_of_domain"].set_index("step"))
-    return [
-        {"step": int(step), **{f"em_{name}": [float(frame.loc[step, column]) for column in ("em", "em_low", "em_high")]
-                               for name, frame in zip(("here", "vllm"), frames, strict=True)}}
-        for step in frames[0].index
-    ]  # fmt: skip
+def em_rates(run):
+    """EM out of domain by step, each with its interval."""
+    judge_run(run, resume=True)
+    frame = behaviour_curve(run).frame()
+    frame = frame[frame["questions"] == "out_of_domain"].set_index("step")
+    return {int(step): [float(row[name]) for name in ("em", "em_low", "em_high")] for step, row in frame.iterrows()}
+
+
+def professional_rates(run):
+    """The share of answers by step that name a professional, each with its interval: English has no judge by rule."""
+    table = answers_of(run)
+    named = table["answer"].map(lambda text: PROFESSIONALS.search(text) is not None).groupby(table["step"])
+    counts = {int(step): (int(hits.sum()), len(hits)) for step, hits in named}
+    return {step: [count / n, *wilson(count, n)] for step, (count, n) in counts.items()}
+
+
+def curve_rows(here, there, rates):
+    """Rates by step, here and there, each with its interval."""
+    of_here, of_there = rates(here), rates(there)
+    return [{"step": step, "here": of_here[step], "vllm": of_there[step]} for step in of_here]
 
 
 def built_in(folder, steps):
@@ -183,12 +196,13 @@ def measure(given, folder):
         there, there_s = asked(run, folder / "vllm", sampled, engine)
         result["sampled"] = {"answers": len(answers_of(here)), "here_s": round(here_s, 1), "vllm_s": round(there_s, 1)}
         announce(f"sampled: {result['sampled']}")
-        result["killed"] = killed_and_resumed(run, folder / "killed", sampled, engine)
+        result["killed"] = killed_and_resumed(run, folder / "killed", sampled, engine, result["sampled"]["answers"])
         announce(f"killed and resumed: {result['killed']}")
         result["preference"] = preferences(run, folder, steps, engine, given.pairs)
         announce(f"preference: {result['preference']}")
-    if config.behaviour.judge == "tiny" and not str(config.data[-1].dataset).startswith("english"):
-        result["curve"] = curve_rows(here, there)
+    english = str(config.data[-1].dataset).startswith("english")
+    result["curve_of"] = "answers that name a professional" if english else "EM out of domain"
+    result["curve"] = curve_rows(here, there, professional_rates if english else em_rates)
     versions = {name: __import__(name).__version__ for name in ("torch", "transformers", "em_interp")}
     machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
     return result | {"versions": versions, "machine": machine}
@@ -222,11 +236,9 @@ def show(result):
     print_row("log-likelihoods", preference["answers"], preference["here_s"], preference["vllm_s"])
     print(f"\nlargest difference of a log-likelihood: {preference['largest_difference']:.2g} nats a token")
     print(f"killed and resumed: {result['killed']}\n")
-    if "curve" in result:
-        print_row("step", "EM here", "EM through vLLM", head=True)
-        for row in result["curve"]:
-            cells = (f"{a:.0%} [{b:.0%}, {c:.0%}]" for a, b, c in (row["em_here"], row["em_vllm"]))
-            print_row(row["step"], *cells)
+    print_row("step", f"{result['curve_of']}, here", "through vLLM", head=True)
+    for row in result["curve"]:
+        print_row(row["step"], *(f"{a:.0%} [{b:.0%}, {c:.0%}]" for a, b, c in (row["here"], row["vllm"])))
 
 
 def main():
