@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from save_cost import measure as measure_saving
-from timing import in_turns, kept, machine, show
+from timing import in_turns, kept, machine, peak, peak_reset, show
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 
@@ -33,6 +34,7 @@ from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.sampling.chat import tokenize_prompts
 from em_interp.behaviour.sampling.generate import RowAdapters, Sampler, row_model
 from em_interp.behaviour.sampling.memory import MAX_ROWS
+from em_interp.demos.tiny import demo
 from em_interp.organisms.bases import load_base, quiet
 from em_interp.organisms.built_in import pairs_of, questions_of
 from em_interp.organisms.presets import recipe
@@ -301,6 +303,28 @@ def imports(folder, repeats):
     return {name: {"cpu_s": seconds, "peak_mb": None} for name, seconds in times.items()}
 
 
+def demo_stages(folder, repeats):
+    """Each stage of the demo, of its three runs together."""
+    measured = {}
+    for _ in range(repeats):
+        marks = []
+
+        def begins(line, marks=marks):
+            marks.append((line.split()[0].rstrip(":"), time.process_time(), peak()))
+            peak_reset()
+
+        demo(folder / "demo" / str(next(COUNT)), progress=False, log=begins)
+        begins("end")
+        spent = {}
+        for (stage, begun, _), (_, ended, most) in itertools.pairwise(marks):
+            spent[stage] = spent.get(stage, 0) + ended - begun
+            kept_of = measured.setdefault(stage, {"cpu_s": [], "peak_mb": 0})
+            kept_of["peak_mb"] = max(kept_of["peak_mb"], most or 0)
+        for stage, seconds in spent.items():
+            measured[stage]["cpu_s"].append(seconds)
+    return measured
+
+
 def curve_part(make, n_steps, where, count):
     title = (
         f"The behaviour curve {where}: {n_steps} checkpoints × {len(SCALES)} scales × {count} prompts, {TOKENS} tokens"
@@ -316,6 +340,7 @@ PARTS = {
     "load": ("Loading the built-in organism", load),
     "large": (f"{N_LARGE} checkpoints of the 14B shape (rank 1, one site, 75.8 kB each)", large),
     "transitions": ("All transitions of them, Gram matrices too", transitions),
+    "demo": ("The demo by stage", demo_stages),
     "preference": (f"Preference at {N_STEPS} steps", preference),
     **{f"curve-{n}": curve_part(Organism.built_in, N_STEPS, "of the organism", n) for n in PROMPTS},
     **{f"smollm2-{n}": curve_part(Organism.smollm2, N_STEPS_SMOLLM2, "of SmolLM2", n) for n in PROMPTS_SMOLLM2},

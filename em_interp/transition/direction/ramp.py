@@ -169,18 +169,19 @@ def _fit(
     else:
         inside = edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(SUBSTEPS) + 0.5) / SUBSTEPS
         ramp = np.clip((inside[..., None] - steps) / width + 0.5, 0, 1)
-        share = ramp.mean(1)
-        heading = np.arctan2(np.sin(half * (2 * ramp - 1)).mean(1), np.cos(half * (2 * ramp - 1)).mean(1))
+        share, angle = ramp.mean(1), half * (2 * ramp - 1)
+        heading = np.arctan2(np.sin(angle).mean(1), np.cos(angle).mean(1))
     middle = (edges[1:] + edges[:-1]) / 2
     slope = (middle[:, None] - steps) / (edges[-1] - edges[0])
-    off = plane.across[:, None] * np.cos(heading) - plane.along[:, None] * np.sin(heading)
+    cosine, sine = np.cos(heading), np.sin(heading)
+    off = plane.across[:, None] * cosine - plane.along[:, None] * sine
     columns = np.stack([np.ones_like(share), share - 0.5, slope]) * plane.speed[:, None]
     design = np.concatenate([off[None], columns]).transpose(2, 1, 0)
     # noise is seen across the heading of its increment: between headings ψ and φ it shares cos(ψ - φ)
-    unit = np.stack([np.cos(heading).T, np.sin(heading).T], -1)
+    unit = np.stack([cosine.T, sine.T], -1)
     covariance = unit @ np.swapaxes(unit, 1, 2)
     covariance *= plane.noise
-    covariance[:, range(len(plane.along)), range(len(plane.along))] += plane.model_variance
+    covariance.reshape(len(steps), -1)[:, :: len(plane.along) + 1] += plane.model_variance  # on the diagonals
     inner = np.swapaxes(design, 1, 2) @ np.linalg.solve(covariance, design)
     moment, normal = inner[:, 1:, 0], inner[:, 1:, 1:]
     prior = np.diag(1 / (2 * half * np.array(PRIOR_SD)) ** 2)
