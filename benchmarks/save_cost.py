@@ -47,9 +47,12 @@ class Clock(dict):
         return super().__getitem__(dataset)
 
     def times(self):
-        """Median milliseconds of the odd steps, which save nothing, and of the even ones, which do."""
+        """Median milliseconds of the odd steps, which save nothing, and of the even ones, which do.
+
+        Each batch is asked for one step ahead, so that step n lies between ticks n and n + 1.
+        """
         each = [1000 * (end - begin) for begin, end in itertools.pairwise(self.ticks)]
-        return statistics.median(each[WARM_UP::2]), statistics.median(each[WARM_UP + 1 :: 2])
+        return statistics.median(each[WARM_UP + 1 :: 2]), statistics.median(each[WARM_UP::2])
 
 
 def measure(snapshots, keep_state_every, folder):
@@ -80,7 +83,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=given.folder) as place:  # all of it deleted at the end: that slows ext4 down
         for repeat, (kept, how) in itertools.product(range(given.repeats), KEPT.items()):
             times[kept].append(measure(*how, Path(place) / f"{kept}-{repeat}"))
-    print_row("kept", "ms a step without", "cost, ms", "cost, %", head=True)
+    print_row("kept", "processor ms a step without", "cost, ms", "cost, %", head=True)
     for kept, pairs in times.items():
         costs = [after - before for before, after in pairs]
         shares = [100 * (after / before - 1) for before, after in pairs]

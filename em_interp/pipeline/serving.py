@@ -56,6 +56,9 @@ def serve_command(
 ) -> ServeCommand:
     """The command that serves a run's base for its adapters, with the number type that the base has here.
 
+    Only modules that the run adapts are prepared for adapters: with the output head among them the log-probabilities of
+    a prompt end vLLM 0.32 (its issue 29955).
+
     Args:
         run: A run with LoRA adapters.
         python: The Python of an environment that has vLLM; by default that of `behaviour.engine.python`.
@@ -81,7 +84,8 @@ def serve_command(
         *(_python(python or servers.python), *SERVER, "--model", str(local_copy(base).resolve())),
         *("--served-model-name", Path(base).name, "--host", "127.0.0.1", "--port", str(at)),
         *("--dtype", default_dtype(base) if dtype == "auto" else dtype, "--generation-config", "vllm"),
-        *("--enable-lora", "--max-lora-rank", str(_room(max(A.shape[1] for A in trajectory.A.values())))),
+        *("--enable-lora", "--lora-target-modules", *sorted({site.rpartition(".")[2] for site in trajectory.sites})),
+        *("--max-lora-rank", str(_room(max(A.shape[1] for A in trajectory.A.values())))),
         *("--max-loras", str(servers.max_loras), *more),
     ]
     return ServeCommand(words, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}, f"http://127.0.0.1:{at}/v1")

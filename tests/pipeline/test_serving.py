@@ -34,7 +34,8 @@ def test_the_command_serves_the_base_as_it_is_here_with_room_for_the_adapters(ru
     options = dict(zip(words[3::2], words[4::2], strict=False))
     assert options["--model"] == str(SHIPPED / "tiny-qwen2")
     assert options["--served-model-name"] == "tiny-qwen2" and options["--dtype"] == "float32"
-    assert " ".join(words).endswith("--enable-lora --max-lora-rank 16 --max-loras 8 --max-num-seqs 4")
+    ending = "--enable-lora --lora-target-modules down_proj --max-lora-rank 16 --max-loras 8 --max-num-seqs 4"
+    assert " ".join(words).endswith(ending)
     assert values["base_url"] == "http://127.0.0.1:8123/v1"
     assert values["environment"] == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     monkeypatch.setenv("CODE", "0")

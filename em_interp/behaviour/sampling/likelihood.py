@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
@@ -112,8 +113,10 @@ def read(
         logits, tokens = logits_of(model, tokenizer, [rows[index] for index in some], adapters_of(some), frozen)
         return log_likelihood(logits, tokens, temperature).double().cpu().numpy()
 
+    reading = cache(cost.reading)  # it asks the model's config, which takes longer than a small answer
+
     def bytes_of(index: int) -> int:
-        return cost.reading(len(rows[index]), len(rows[index].answer))
+        return reading(len(rows[index]), len(rows[index].answer))
 
     for some, of_batch in Batches(model.device).run(range(len(rows)), bytes_of, work):
         values[list(some)] = of_batch
