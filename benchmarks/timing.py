@@ -70,9 +70,12 @@ def machine():
 
 
 def kept(file, name, measure):
-    """What is measured under a name, or was before: an interrupted benchmark goes on."""
-    values = json.loads(file.read_text()) if file.exists() else {}
-    if name not in values:
-        values[name] = measure()
-        file.write_text(json.dumps(values, indent=1) + "\n")
-    return values[name]
+    """What is measured under a name, or was before: an interrupted benchmark goes on, and two may write to one file."""
+    if name not in _read(file):
+        measured = measure()
+        file.write_text(json.dumps({**_read(file), name: measured}, indent=1) + "\n")
+    return _read(file)[name]
+
+
+def _read(file):
+    return json.loads(file.read_text()) if file.exists() else {}
