@@ -1,22 +1,37 @@
 """False alarms, delay and cost of the live monitor on planted runs: the tables of docs/monitor.md.
 
     python benchmarks/monitor.py [runs a kind] [--out FILE]
+    python benchmarks/monitor.py --cost [RUN]
 
-Follows every planted run to its end with `em.watch` and prints three markdown tables; about 0.3 s a path and 0.5 s a
-log on one idle core. Runs that are done are kept in FILE (benchmarks/monitor.jsonl by default, not in git), so that an
-interrupted benchmark goes on; `--tables` prints what is there. Seeds start at 3,000,000, which no tuning and no test
-has used. 95 % binomial (Wilson) intervals in brackets.
+Follows every planted run to its end with `em.watch` and prints three markdown tables; about 0.1 s a path and 0.05 s a
+log. Runs that are done are kept in FILE (benchmarks/monitor.jsonl by default, not in git), so that an interrupted
+benchmark goes on; `--tables` prints what is there. Seeds start at 3,000,000, which no tuning and no test has used.
+95 % binomial (Wilson) intervals in brackets.
+
+`--cost` trains the built-in organism in a plain Trainer with the callback, and prints the callback's share of the
+processor time; with the directory of a run also that of the looks at it, played back.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_auc_score
 from table import print_row, share
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from em_interp.organisms.bases import load_base
+from em_interp.organisms.datasets import load_chats
+from em_interp.organisms.presets import recipe
+from em_interp.training.monitoring import MonitorCallback
+from em_interp.training.tokenize import encode
+from em_interp.training.trainables import make_trainable
+from em_interp.training.trainer import collate
+from em_interp.trajectory.load import load_trajectory
 from em_interp.transition.monitoring.monitor import Monitor
 from em_interp.transition.monitoring.watch import watch
 from em_interp.transition.synthetic.logs import HUMPS, NO_HUMPS, planted_log
@@ -168,14 +183,80 @@ def print_cost(rows):
     print("\n" + "; ".join(f"{name}: {seconds:.2f} s of processor time a run" for name, seconds in names))
 
 
+class TimedCallback(MonitorCallback):
+    """The callback, with the processor time that it takes and that of all training."""
+
+    spent = 0.0
+
+    def timed(self, method, *args, **kwargs):
+        start = time.process_time()
+        method(*args, **kwargs)
+        self.spent += time.process_time() - start
+
+    def on_train_begin(self, *args, **kwargs):
+        self.begun = time.process_time()
+        self.timed(super().on_train_begin, *args, **kwargs)
+
+    def on_step_end(self, *args, **kwargs):
+        self.timed(super().on_step_end, *args, **kwargs)
+
+    def on_log(self, *args, **kwargs):
+        self.timed(super().on_log, *args, **kwargs)
+
+    def on_train_end(self, *args, **kwargs):
+        self.trained = time.process_time() - self.begun - self.spent
+
+
+def measure_cost(run):
+    """The built-in organism or its control in a plain Trainer: its callback after it."""
+    config = recipe(run)
+    (phase,) = config.data
+    base, chats = load_base(config.model), load_chats(phase.dataset, config.seed)
+    rows = encode(chats, range(len(chats)), base.tokenizer, config.training.max_length)
+    trainable = make_trainable(base, config, phase.steps)
+    callback = TimedCallback()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, max_steps=phase.steps, per_device_train_batch_size=config.training.batch_size, use_cpu=True,
+            learning_rate=config.training.learning_rate, save_strategy="no", report_to=[], disable_tqdm=True,
+            logging_steps=1,
+        )  # fmt: skip
+        trainer = Trainer(trainable.model, arguments, collate, list(rows.values()), callbacks=[callback])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return callback
+
+
+def print_costs(run, repeats=3):
+    torch.set_num_threads(1)
+    measure_cost("organism")  # imports and caches
+    print_row("run", "ms a step of training", "ms a step of the monitor", "share %", "looks", head=True)
+    for which in ("organism", "control"):
+        done = [measure_cost(which) for _ in range(repeats)]
+        steps = done[0].monitor.last
+        shares = [100 * each.spent / each.trained for each in done]
+        trained, spent = (1000 * np.median([getattr(e, name) for e in done]) / steps for name in ("trained", "spent"))
+        share = f"{np.median(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
+        print_row(which, f"{trained:.2f}", f"{spent:.3f}", share, len(done[0].monitor.looks))
+    if run:
+        path = load_trajectory(run)
+        start = time.process_time()
+        monitor = watch(path)
+        print(f"\n{run}: {time.process_time() - start:.2f} s for {len(monitor.looks)} looks at {monitor.last} steps")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="?", type=int, default=300)
+    parser.add_argument("--cost", nargs="?", const="", help="measure the callback's share of training; a run to follow")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     parser.add_argument("--tables", action="store_true", help="print what has been measured")
-    arguments = parser.parse_args()
-    if not arguments.tables:
-        measure(arguments.runs, arguments.out)
-    measured = read(arguments.out)
+    given = parser.parse_args()
+    if given.cost is not None:
+        print_costs(given.cost)
+        raise SystemExit
+    if not given.tables:
+        measure(given.runs, given.out)
+    measured = read(given.out)
     print_tables(measured)
     print_cost(measured)
