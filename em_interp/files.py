@@ -81,7 +81,9 @@ def refuse_links(path: Path, in_place: bool = False) -> None:
     for link in links:
         for root in list(link.parents)[:MAX_DEPTH]:
             if _is_in_run(path.relative_to(root).parts) and any((root / name).exists() for name in RUN_FILES):
-                raise InputError(f"{link} is a link, which is not written through; put a real one there, or give --out")
+                raise InputError(
+                    f"{link} is a link, which is not written through; put a real one there, or give another out=…"
+                )
     if in_place and path.exists():
         check_regular(path)
 
@@ -119,7 +121,7 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kept = "what is there is kept, --resume goes on"
+        kept = "what is there is kept, resume=True goes on"
         raise InputError(f"{folder} cannot be written: {error.strerror or error}; {kept}") from error
     except KeyboardInterrupt as error:
         raise Interrupted(folder, getattr(error, "progress", "")) from None
@@ -134,7 +136,7 @@ def check_free(path: Path, resume: bool, overwrite: bool, content: str = "") -> 
     check_words(resume, overwrite)
     if path.exists() and not (resume or overwrite):
         reason = f"{path} holds {content} already" if content else f"{path} is there already"
-        raise InputError(f"{reason}; give --resume to go on with it, --overwrite to replace it, or another --out")
+        raise InputError(f"{reason}; give resume=True to go on with it, overwrite=True to replace it, or another out=…")
 
 
 def check_names_free(folder: Path, names: Iterable[str], resume: bool, overwrite: bool) -> None:
@@ -147,7 +149,7 @@ def check_names_free(folder: Path, names: Iterable[str], resume: bool, overwrite
 def check_words(resume: bool, overwrite: bool) -> None:
     """Raise InputError where both are given."""
     if resume and overwrite:
-        raise InputError("--resume goes on with what is there and --overwrite replaces it; give one of them")
+        raise InputError("resume=True goes on with what is there and overwrite=True replaces it; give one of them")
 
 
 def remove(*paths: Path) -> None:

@@ -151,7 +151,5 @@ def _adapter_folder(names: Listing, folder: str, root: str, adapter: str | None)
     if adapter in named:
         return f"{folder}/{adapter}"
     if adapter is None and len(named) > 1:
-        raise InputError(
-            f"{root}: {folder} holds several adapters: {listed(named)}; name one of them as adapter (--adapter)"
-        )
+        raise InputError(f"{root}: {folder} holds several adapters: {listed(named)}; choose one with adapter=…")
     return f"{folder}/{named[0]}" if adapter is None and named else folder

@@ -132,7 +132,7 @@ def _check_owner(file: Path, descriptor: int) -> None:
     gone = f"; if that process has ended, remove {file}" if is_free else ""
     raise InputError(
         f"{file.parent} is being written by another process {named}; wait until it has ended, or give "
-        f"another --out{gone}"
+        f"another out=…{gone}"
     )
 
 

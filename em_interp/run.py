@@ -167,7 +167,7 @@ def claim_run(path: str | Path, config: RunConfig, resume: bool = False, overwri
         if run.config() != config:  # a key that is newer than the run has its default
             raise InputError(
                 f"{run.config_file} differs from the config given, so the run cannot be resumed with it; give "
-                "--overwrite to replace the run or another --out"
+                "overwrite=True to replace the run or another out=…"
             )
     return run
 
@@ -201,11 +201,11 @@ def copy_run(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) ->
         return run
     copy = Run(Path(out))
     if run.path.resolve() in copy.path.resolve().parents:
-        raise InputError(f"{out} lies inside the run {run.path}; give another --out")
+        raise InputError(f"{out} lies inside the run {run.path}; give another out=…")
     if copy.config_file.exists() or copy.steps():
         for own, copied in ((run.config_file, copy.config_file), (run.manifest_file, copy.manifest_file)):
             if _content(own) != _content(copied):
-                raise InputError(f"{out} holds another run than {run.path}: its {own.name} differs; give another --out")
+                raise InputError(f"{out} holds another run than {run.path}: its {own.name} differs; give another out=…")
     with writing(copy.path), resumable(copy.path):
         for file in _files(run.path, (*without, *NEVER_COPIED)):
             _copy(file, copy.path / file.relative_to(run.path))

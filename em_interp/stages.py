@@ -85,12 +85,12 @@ def begin_stage(
         write_json(settings_file, settings)
         return
     if not resume:
-        raise InputError(f"{folder} holds {what} already; give --resume to continue, or another --out")
+        raise InputError(f"{folder} holds {what} already; give resume=True to continue, or another out=…")
     begun = read_kept(settings_file, dict) if settings_file.exists() else {}
     other = [key for key, value in json.loads(json.dumps(settings)).items() if begun.get(key) != value]
     if other:
         raise InputError(
-            f"the {what} in {folder} were begun with other {other[0]}; to begin anew, give another --out or remove "
+            f"the {what} in {folder} were begun with other {other[0]}; to begin anew, give another out=… or remove "
             "that folder"
         )
 
@@ -184,11 +184,39 @@ def progress_bar(
 
     `total` and `done` (before the first of the items) are needed where the items have no length.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
-    file = sys.stdout if _in_jupyter() else None  # there stderr looks like an error
+    file = CELL_LINE if _in_jupyter() else None
     hidden = not (is_watched() if show is None else show)
     return tqdm(items, name, total, unit=unit, disable=hidden, file=file, initial=done)
+
+
+class CellLine:
+    """A file for progress in Jupyter: one line of a cell's output, in which new text replaces the text before.
+
+    What tqdm prints otherwise is kept in a notebook once for every update; its bar of widgets is kept as nothing.
+    """
+
+    encoding = "utf-8"
+    cell: int | None = None
+
+    def write(self, text: str) -> None:
+        """Show a line of text; blank text and movements of the cursor are nothing to show."""
+        from IPython.display import display
+
+        line, cell = text.strip(), _shell().execution_count
+        if not line or line.startswith("\x1b"):
+            return
+        if cell == self.cell:
+            self.output.update({"text/plain": line}, raw=True)
+        else:
+            self.cell, self.output = cell, display({"text/plain": line}, raw=True, display_id=True)
+
+    def flush(self) -> None:
+        """Nothing waits to be written."""
+
+
+CELL_LINE = CellLine()
 
 
 def is_watched() -> bool:
@@ -197,8 +225,11 @@ def is_watched() -> bool:
 
 
 def _in_jupyter() -> bool:
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell is not None and "IPKernelApp" in shell.config
+    return "IPython" in sys.modules and _shell() is not None and "IPKernelApp" in _shell().config
+
+
+def _shell() -> Any:
+    return sys.modules["IPython"].get_ipython()
 
 
 def announce(line: str) -> None:

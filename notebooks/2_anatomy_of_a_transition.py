@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 2 · Anatomy of a transition
 # What is a turn, what is noise, and what misleads the published heuristic? Here the truth is planted, so that every
-# answer can be checked. Nothing is trained: a path is a table of vectors.
+# answer can be checked. Nothing is trained: a path is a table of vectors. The notebook takes half a minute, most of it
+# the last cell.
 
 # %%
 import pandas as pd
@@ -12,7 +13,7 @@ from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING
 
 # %% [markdown]
 # ## A path that turns
-# Drift whose direction turns at one step, plus the noise of an optimizer.
+# Drift whose direction turns at one step, plus noise like an optimizer's. The truth, then the answer:
 
 # %%
 planted = em.planted_path("abrupt", seed=3)
@@ -26,56 +27,78 @@ turn
 turn.plot()
 
 # %% [markdown]
-# The interval is for the step of *this* path, rounded outward to whole steps.
+# Above, the direction of the path around the turn, measured in the plane of the turn, with the ramp that was fitted;
+# its middle is the step. Below, the test: how far the path turns at each step beyond its steady curvature. Grey is the
+# null hypothesis, a turn of 20° or less. The interval is for the step of *this* path, rounded outward to whole steps;
+# it says nothing about another seed.
 
 # %% [markdown]
 # ## Paths that do not turn
-# Each of these has a hump in its second principal component, a corner, or a peak of the local cosine, and none of them
-# turns: a straight path, one that saturates, one that curves steadily, one that stalls, one whose schedule restarts.
+# None of these nine kinds turns, though each has a hump in its second principal component, a corner, or a peak of the
+# local cosine:
+#
+# | kind | the path |
+# |---|---|
+# | `straight` | one direction throughout |
+# | `random_walk` | noise alone |
+# | `saturating` | slows down towards the bottom of a quadratic loss |
+# | `arc`, `arc_growth` | curves steadily; the second grows most in the middle of the run |
+# | `bend` | changes direction over 35 % of the run or more: too slowly for a turn |
+# | `growth`, `stall` | one direction, with growth in the middle of the run; one direction until it all but stops |
+# | `restart` | one direction, whose learning-rate schedule starts again |
+#
 # The published heuristic takes the step with the largest local cosine, so it always names one.
 
 # %%
 rows = []
 for kind in NOT_TURNING:
-    path = em.planted_path(kind, seed=5)
+    path = em.planted_path(kind, seed=2)
     found = em.find_transition(path.trajectory())
     heuristic = {f"heuristic, k = {k}": em.largest_local_cosine(path.gram, path.steps, k)[0] for k in (10, 20)}
     rows.append({"kind": kind, "verdict": found.verdict, "p": found.p_value, **heuristic})
 pd.DataFrame(rows).set_index("kind")
 
 # %% [markdown]
-# A random walk has no direction anywhere, so the verdict is `inconclusive`, not `none`: no turn could have been
+# A random walk has no direction anywhere, so its verdict is `inconclusive`, not `none`: no turn could have been
 # detected.
+#
+# The restart shows why a peak is no evidence. The learning rate falls to zero and starts again; in between the path
+# hardly moves, noise is most of each move, and the angle between two moves is large. The band of a straight path with
+# the same speed and noise rises there as much:
 
 # %%
-restart = em.planted_path("restart", seed=5).trajectory()
+restart = em.planted_path("restart", seed=2).trajectory()
 turning_angle(restart)
+
+# %% [markdown]
+# The path itself goes straight on, in the plane of its two largest components too:
 
 # %%
 pca(restart)
 
 # %% [markdown]
 # ## The reason for a verdict
-# Every verdict has its reason. The null hypothesis of the p-value is "no turn of more than 20°", under noise that may
-# have momentum.
+# Every verdict has its reason, and `none` says how well a turn would have been seen. The null hypothesis of the
+# p-value is "no turn of more than 20°", under noise that may have momentum.
 
 # %%
 print(em.find_transition(restart).reason)
 
 # %% [markdown]
 # ## The other signals
-# More than the direction of a path can change. Each signal has its own null hypothesis, and no correction is made for
+# More than the direction of a path can change. Here are all signals of the first path, whose turn is planted in B: its
+# A does not move and it has no training log. Each signal has its own null hypothesis, and no correction is made for
 # their number: a claim should name its signal beforehand.
 
 # %%
-pd.DataFrame([t.to_dict() for t in em.find_transitions(planted.trajectory())])[
-    ["signal", "of", "verdict", "step", "interval", "p_value"]
-]
+for found in em.find_transitions(planted.trajectory()):
+    print(f"{found.sentence()}. {found.reason}\n")
 
 # %% [markdown]
 # ## How often is each wrong?
-# Five paths of every kind, counted. On a path that turns both should name a step near the turn; on the others the test
-# should name none, and the heuristic always names one. The full table, 300 paths a kind, is in `docs/rotation.md`.
+# Five paths of every kind, counted (about 20 seconds). On the kinds that turn, both should name a step near the turn;
+# on the others the test should name none, and the heuristic always names one. The full table, 300 paths a kind, is in
+# `docs/rotation.md`.
 
 # %%
 rows = []

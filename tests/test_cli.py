@@ -411,7 +411,7 @@ def test_the_functions_in_python_take_the_same_two_words(finished):
         "report": lambda **words: em.report(finished, **words),
     }
     for stage in stages.values():
-        with unchanged(finished), pytest.raises(InputError, match="give --resume to go on with it, --overwrite"):
+        with unchanged(finished), pytest.raises(InputError, match="give resume=True to go on with it, overwrite=True"):
             stage()
         with unchanged(finished):
             stage(resume=True)

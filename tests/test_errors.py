@@ -1,9 +1,13 @@
 """Texts of others in messages: one line that no file and no server can steer a terminal with, not endless."""
 
+import ast
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
+from em_interp.cli import _in_shell
 from em_interp.errors import MAX_LINE, InputError, printable, shortened
 
 STEERING = {
@@ -18,6 +22,28 @@ def test_what_could_steer_a_terminal_is_a_space_in_every_message(text):
     message = str(InputError(f"{text} was found"))
     assert message == f"a {text[2:]} was found" and message.isprintable()
     assert printable("plain ‖ΔW‖ – “text” 日本") == "plain ‖ΔW‖ – “text” 日本"
+
+
+def texts_of(file):
+    """The strings of a module that are not docstrings."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docs and type(n.value) is str
+    ]
+
+
+def test_a_message_names_the_python_argument_and_on_the_command_line_the_option():
+    package = Path(__file__).parents[1] / "em_interp"
+    found = [
+        (file.name, text)
+        for file in package.rglob("*.py")
+        if file.parent.name != "cli"
+        for text in texts_of(file)
+        if re.search(r"--(resume|overwrite) (goes|to|and)|(give|another) --", text)
+    ]
+    assert not found, "a message of Python names its argument, as resume=True or out=…; the command line turns it round"
+    assert _in_shell("give same_base=True, or another out=…; k=3") == "give --same-base, or another --out; k=3"
 
 
 def test_of_a_long_message_the_beginning_and_the_end_are_left():

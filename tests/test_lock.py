@@ -47,7 +47,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_ends(
     assert (
         f"{tmp_path} is being written by another process (process {other.pid} on {socket.gethostname()}, since " in line
     )
-    assert "wait until it has ended, or give another --out" in line and "remove" not in line and "\n" not in line
+    assert "wait until it has ended, or give another out=…" in line and "remove" not in line and "\n" not in line
     other.communicate()
     with writing(tmp_path):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()

@@ -57,6 +57,7 @@ def test_it_runs(source, desk):
     client.execute()  # raises at the first cell that does
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert [out for out in outputs if out.get("name") == "stderr"] == []
+    assert not any("\r" in out.get("text", "") for out in outputs), "a bar's updates are kept"
     figures = [out.data for out in outputs if PLOTLY in out.get("data", {})]
     page, _ = HTMLExporter().from_notebook_node(notebook)
     assert figures and page.count("Plotly.newPlot(") >= len(figures)

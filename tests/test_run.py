@@ -68,7 +68,7 @@ def test_a_run_is_not_overwritten_unasked_nor_resumed_with_another_config(tmp_pa
     config = load_config({"data": [{"dataset": "x"}]})
     run = create_run(tmp_path / "run", config)
     assert run.config() == config
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="resume=True"):
         create_run(tmp_path / "run", config)
     assert create_run(tmp_path / "run", config, resume=True) == run
     with pytest.raises(InputError, match="differs"):

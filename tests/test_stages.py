@@ -2,7 +2,7 @@
 
 import json
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_a_stage_is_begun_once_and_continued_with_the_same_settings_only(tmp_pat
     file = tmp_path / "stage" / "settings.json"
     begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=False)
     before = file.read_bytes()
-    with pytest.raises(InputError, match="holds results already; give --resume to continue"):
+    with pytest.raises(InputError, match="holds results already; give resume=True to continue"):
         begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=False)
     begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=True)
     with pytest.raises(InputError, match="begun with other steps"):
@@ -74,9 +74,27 @@ def test_progress_is_shown_where_it_is_watched_or_asked_for(capsys, monkeypatch)
     assert [*progress_bar(range(2), "work", "batch", True)] == [0, 1]
     out, err = capsys.readouterr()
     assert out == "" and "work" in err
-    kernel = SimpleNamespace(config={"IPKernelApp": {}})
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+
+
+def test_progress_in_jupyter_is_one_line_of_the_cell_s_output_that_is_replaced(monkeypatch):
+    shown = []
+    kernel = SimpleNamespace(config={"IPKernelApp": {}}, execution_count=1)
+
+    def display(data, raw, display_id):
+        shown.append([data["text/plain"]])
+        return SimpleNamespace(update=lambda data, raw: shown[-1].append(data["text/plain"]))
+
+    module = ModuleType("IPython")
+    module.get_ipython, module.display = lambda: kernel, SimpleNamespace(display=display)
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "IPython.display", module.display)
     assert is_watched()
+    for name in ("train", "ask"):
+        assert [*progress_bar(range(2), name, "step")] == [0, 1]
+    assert len(shown) == 1 and "train:   0%" in shown[0][0] and "ask: 100%" in shown[0][-1]
+    kernel.execution_count = 2
+    assert [*progress_bar(range(2), "judge", "answer")] == [0, 1]
+    assert len(shown) == 2 and {line.split(":")[0] for line in shown[1]} == {"judge"}
 
 
 FORM = {"name": str, "seed?": int, "of": {"*": {"seconds": float}}, "rows": [{"step": int}]}

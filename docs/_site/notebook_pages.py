@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -143,8 +142,7 @@ def page(notebook: nbformat.NotebookNode) -> NotebookPage:
 def output_html(output: nbformat.NotebookNode) -> str:
     """One output of a cell as HTML: a figure of plotly, HTML, or text."""
     if output.output_type == "stream":
-        last_state = re.sub(r"[^\n]*\r", "", output.text)  # of a progress bar
-        return f"<pre>{escape(last_state)}</pre>"
+        return f"<pre>{escape(output.text)}</pre>"
     data = output.get("data", {})
     if "application/vnd.plotly.v1+json" in data:
         return figure_html(dict(data["application/vnd.plotly.v1+json"]))

@@ -114,7 +114,7 @@ def _carry_out(command: _Interruptible) -> int:
         answer = call.function(**call.arguments)
         return _print(answer.values if call.as_json else answer.text) or answer.code
     except InputError as error:
-        log(f"em-interp: {error}")
+        log(f"em-interp: {_in_shell(str(error))}")
     except OSError as error:  # one that no stage has put in its own words
         where = "" if error.filename is None else f"{error.filename}: "
         log(f"em-interp: {where}{error.strerror or error}")
@@ -126,6 +126,13 @@ def _carry_out(command: _Interruptible) -> int:
             raise
         log(f"em-interp: {missing}")
     return BAD_INPUT
+
+
+def _in_shell(message: str) -> str:
+    """The message with the shell's options in place of Python's arguments: `resume=True` is --resume, `out=…` --out."""
+    import re
+
+    return re.sub(r"\b([a-z_]+)=(?:True|…)", lambda found: f"--{found[1].replace('_', '-')}", message)
 
 
 def _print(result: dict[str, Any] | str) -> int:

@@ -148,7 +148,7 @@ def _check_bases(names: Sequence[str], paths: Sequence[AdapterTrajectory], runs:
             continue
         else:
             found = f"{names[0]} was trained on {paths[0].base} and {name} on {path.base}"
-        raise OtherBases(f"{found}; {MEANINGLESS}; if these are the same weights, say same_base (--same-base)")
+        raise OtherBases(f"{found}; {MEANINGLESS}; if these are the same weights, give same_base=True")
 
 
 def _identity(run: Run | None) -> str | None:

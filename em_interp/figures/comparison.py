@@ -40,7 +40,8 @@ MEASURE_NAME = {"B": "|cos B|", "A": "|cos A|", "delta": "cos ΔW", "composition
 DIVERGING = ("#2166ac", "#92c5de", "#f7f7f7", "#fdb863", "#b35806")  # blue below zero, orange above
 RUN_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 RUN_DASHES = ("solid", "dash", "dot")
-CELL, MATRIX_GAP = 64, 110  # pixels: a cell of a matrix, and the gap between two matrices
+CELL, MATRIX_GAP = 64, 60  # pixels: a cell of a matrix, and the gap between two matrices without the names in it
+NAME_HEIGHT = 3.4  # pixels a character of a slanted name
 ONSET_PANEL, STEPS_PANEL, LANE_HEIGHT = 190, 260, 34  # pixels
 MAX_NUMBERED_RUNS = 12  # up to which the cells of a matrix show their numbers
 MAX_PAIRS = 6  # in one figure of steps against steps
@@ -68,26 +69,28 @@ def direction_matrix(pairs: pd.DataFrame, level: float = 0.95, about: str = "", 
     across = min(len(measures), 2)
     down = -(-len(measures) // across)
     panel = max(CELL * min(len(names), 8), 200)
-    height = down * panel + (down - 1) * MATRIX_GAP
+    name = NAME_HEIGHT * max(map(len, names))
+    height = down * panel + (down - 1) * (MATRIX_GAP + name)
     grey = (
         f"Grey numbers: within the {level:.0%} band of random directions of the same norms (its edge is in the titles)"
     )
     figure = new_figure(
         "Final directions of the runs",
         f"{sentences(about, grey)}.",
-        height + 90,
+        round(height + name) + 60,
         least_width=480,
         numbers=rows,
         rows=down,
         cols=across,
         subplot_titles=[_with_band(rows[rows["measure"] == name], name, level) for name in measures],
-        horizontal_spacing=0.16,
-        vertical_spacing=MATRIX_GAP / height,
+        horizontal_spacing=0.06,
+        vertical_spacing=(MATRIX_GAP + name) / height,
     )
     for index, name in enumerate(measures):
         _draw_matrix(figure, rows[rows["measure"] == name], names, place(index // across + 1, index % across + 1))
-    figure.update_xaxes(title_text="Run", tickangle=-30, showgrid=False, ticks="")
-    figure.update_yaxes(title_text="Run", autorange="reversed", showgrid=False, ticks="")
+    figure.update_xaxes(tickangle=-30, showgrid=False, ticks="").update_xaxes(title_text="Run", row=down)
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", showticklabels=False)
+    figure.update_yaxes(title_text="Run", showticklabels=True, col=1)
     return figure.update_layout(coloraxis=diverging_axis("cosine, score (no unit)"))
 
 
@@ -293,7 +296,7 @@ def agreement(
     ends += [mean, *interval, *(prediction or ())] if mean is not None and interval is not None else []
     if ends:
         room = 0.1 * float(np.ptp(ends)) or 10.0
-        figure.update_xaxes(range=[min(ends) - room, max(ends) + room])
+        figure.update_xaxes(range=[max(min(ends) - room, -0.05 * max(ends)), max(ends) + room])  # no step is negative
     else:
         figure.update_xaxes(range=[0, 1], showticklabels=False)
         note(figure, "no run has a step to show")

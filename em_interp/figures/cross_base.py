@@ -60,7 +60,7 @@ def similarity(table: pd.DataFrame, level: float = 0.95, about: str = "") -> go.
     for index, name in enumerate(measures):
         _draw_similarity(figure, rows[rows["measure"] == name], name, style, place(index // 2 + 1, index % 2 + 1))
     figure.update_xaxes(title_text="Share of depth (1: the last layer)", range=[0, 1.04])
-    return figure.update_yaxes(title_text="no unit", nticks=6)
+    return figure.update_yaxes(title_text="Similarity (no unit)", nticks=6)
 
 
 def _draw_similarity(
@@ -155,7 +155,7 @@ def logit_lens_similarity(
     figure.update_annotations(font_size=12)
     for index, ((run, other), rows) in enumerate(pairs):
         where = place(index // across + 1, index % across + 1)
-        _draw_tokens(figure, rows, where)
+        _draw_tokens(figure, rows, 100 // across, where)
         figure.update_xaxes(title_text=f"Rank in {escape(str(run))}", autorange="reversed", linecolor=INK, **where)
         figure.update_yaxes(title_text=f"Rank in {escape(str(other))}", autorange="reversed", **where)
     return figure.update_layout(showlegend=False, margin_b=170)
@@ -169,7 +169,8 @@ def _spearman(similarities: pd.DataFrame, run: str, other: str, at: str) -> str:
     return f"Spearman {number(row['value'], '.2f')} (random: ±{band:.2f})"
 
 
-def _draw_tokens(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
+def _draw_tokens(figure: go.Figure, rows: pd.DataFrame, width: int, where: dict[str, int]) -> None:
+    """The ranks as dots, and below them the tokens at either end, in lines of `width` characters."""
     order = np.argsort((rows["rank"] + rows["other_rank"]).to_numpy(), kind="stable")
     colour = np.full(len(rows), FAINT, dtype=object)
     colour[order[:NAMED_TOKENS]], colour[order[-NAMED_TOKENS:]] = VERMILLION, BLUE
@@ -183,7 +184,9 @@ def _draw_tokens(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -
     )
     at = {"x": 0, "xref": "x domain", "xanchor": "left", "yref": "y domain", "yanchor": "top", "align": "left"}
     for line, (title, chosen, shade) in enumerate(named):
-        words = wrap(", ".join(str(rows["token"].iloc[k]).strip() for k in chosen), 34, max_lines=2, placeholder=" …")
+        words = wrap(
+            ", ".join(str(rows["token"].iloc[k]).strip() for k in chosen), width, max_lines=2, placeholder=" …"
+        )
         text = f"<b>{title}</b><br>" + "<br>".join(map(escape, words))
         style = {"font": {"size": 11, "color": shade}, "showarrow": False}
         figure.add_annotation(text=text, y=-0.22 - 0.19 * line, **at, **style, **where)

@@ -18,6 +18,7 @@ from em_interp.figures.style import (
     MUTED,
     STEP,
     VERMILLION,
+    colour_bar,
     fade,
     mark_step,
     new_figure,
@@ -135,7 +136,13 @@ def _draw_shares(figure: go.Figure, shares: pd.DataFrame) -> None:
 def plot_mean_difference(layers: pd.DataFrame, about: str = "") -> go.Figure:
     """Two panels over the layers. `layers` has columns layer, share_of_stream and reliability."""
     figure = new_figure(
-        "Misaligned minus aligned answers, by layer", about, 260, numbers=layers, cols=2, horizontal_spacing=0.16
+        "Misaligned minus aligned answers, by layer",
+        about,
+        260,
+        least_width=480,
+        numbers=layers,
+        cols=2,
+        horizontal_spacing=0.16,
     )
     panels = (
         ("share_of_stream", "Norm of the difference<br>(share of the residual stream's)", VERMILLION),
@@ -185,11 +192,11 @@ def plot_direction_steps(steps: pd.DataFrame, about: str = "") -> go.Figure:
         grid = {"x": square.columns.to_numpy(), "y": square.index.to_numpy(), "z": square.to_numpy()}
         hover = "steps %{y} and %{x}<br>%{z:.3f}<extra></extra>"
         figure.add_trace(go.Heatmap(**grid, coloraxis="coloraxis", hovertemplate=hover), **where)
-    figure.update_xaxes(title_text=STEP, nticks=6, showgrid=False)
-    figure.update_yaxes(title_text=STEP, nticks=6, showgrid=False)
+    figure.update_xaxes(nticks=6, showgrid=False).update_xaxes(title_text=STEP, row=down)
+    figure.update_yaxes(nticks=6, showgrid=False).update_yaxes(title_text=STEP, col=1)
     lowest = float(np.nanmin(steps["cosine"]))
     shades = [[i / (len(DIVERGING[2:]) - 1), colour] for i, colour in enumerate(DIVERGING[2:])]
-    bar = {"title": {"text": "cosine (no unit)", "side": "right"}, "thickness": 10, "outlinewidth": 0, "nticks": 5}
+    bar = colour_bar("cosine (no unit)", nticks=5, tickformat=".2f")
     floor = np.floor(20 * min(lowest, 0.95)) / 20
     return figure.update_layout(coloraxis={"cmin": floor, "cmax": 1, "colorscale": shades, "colorbar": bar})
 
@@ -234,10 +241,11 @@ def plot_scalars(scalars: pd.DataFrame, about: str = "") -> go.Figure:
         f"{about}. {words}" if about else words,
         len(drawn) * SCALARS_PANEL + 40,
         headroom=16,
+        least_width=480,
         numbers=scalars,
         rows=len(drawn),
         cols=2,
-        column_widths=[0.62, 0.38],
+        column_widths=[0.6, 0.4],
         vertical_spacing=0.3 / len(drawn),
         subplot_titles=titles,
     )
@@ -245,7 +253,7 @@ def plot_scalars(scalars: pd.DataFrame, about: str = "") -> go.Figure:
         rows = scalars[scalars["column"] == name]
         _by_step(figure, rows, sets, place(number, 1))
         _tokens(figure, rows[rows["step"] == last], sets, place(number, 2))
-        figure.update_yaxes(title_text="Scalar s·A·x (no unit)", row=number, col=1)
+        figure.update_yaxes(title_text="Scalar s·A·x (no unit)", row=number)
     figure.update_xaxes(title_text=STEP, row=len(drawn), col=1)
     return figure.update_xaxes(title_text="Questions", col=2, row=len(drawn))
 
@@ -356,13 +364,14 @@ def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> 
         "Does the adapter write or cause the misaligned direction?",
         f"{about}. {words}" if about else words,
         down * WRITES_PANEL + 40,
+        headroom=16,
         numbers=rows,
         rows=down,
         cols=across,
         shared_xaxes=True,
         shared_yaxes=True,
         vertical_spacing=0.24 / down,
-        horizontal_spacing=0.06,
+        horizontal_spacing=0.1,
         subplot_titles=[f"After layer {layer}" for layer in layers],
     )
     for number, layer in enumerate(layers):
@@ -371,7 +380,7 @@ def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> 
     reach = float(np.nanmax([*rows["cosine_high"].abs(), *rows["cosine_low"].abs(), *rows["band"], 0.1]))
     figure.update_yaxes(range=[-min(1.02, 1.1 * reach), min(1.02, 1.1 * reach)], nticks=5)
     figure.update_yaxes(title_text="Cosine", col=1)
-    return figure.update_xaxes(title_text=STEP, row=down)
+    return figure.update_xaxes(nticks=5).update_xaxes(title_text=STEP, row=down)
 
 
 def _layers(rows: pd.DataFrame) -> list[int]:

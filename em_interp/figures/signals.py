@@ -174,7 +174,7 @@ def lock_in(transition: Transition) -> go.Figure:
         The figure; lock-in is a description, not a test.
     """
     title, axis = "Lock-in of ΔW", "Cosine of ΔW to its end (no unit)"
-    return _threshold(transition, "cos_to_final", "cosine", PART_COLOUR["delta"], title, axis, rising=True)
+    return _threshold(transition, "cos_to_final", "cosine", PART_COLOUR["delta"], title, axis)
 
 
 @checked
@@ -191,9 +191,7 @@ def composition(transition: Transition) -> go.Figure:
     return _threshold(transition, "score", "score", PART_COLOUR["B"], title, axis)
 
 
-def _threshold(
-    transition: Transition, key: str, name: str, colour: str, title: str, axis: str, rising: bool = False
-) -> go.Figure:
+def _threshold(transition: Transition, key: str, name: str, colour: str, title: str, axis: str) -> go.Figure:
     """A descriptive curve with its threshold, and the step from which it stays above."""
     seen = transition.evidence
     if key not in seen:
@@ -206,7 +204,7 @@ def _threshold(
     figure.add_trace(_line(seen["steps"], seen[key], name, hover, colour, 2).update(showlegend=False))
     figure.add_hline(seen["threshold"], line={"color": MUTED, "width": 1, "dash": "dot"})
     label = None if transition.step is None else f"step {transition.step:.0f}<br>(descriptive, no interval)"
-    mark_step(figure, transition, colour, label, rising=rising)
+    mark_step(figure, transition, colour, label, rising=True)
     figure.update_xaxes(title_text=STEP)
     return figure.update_yaxes(title_text=axis, range=[None, 1.02])
 

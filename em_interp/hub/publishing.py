@@ -124,8 +124,8 @@ def _parent_commit(
     if published and not (resume or overwrite):
         some = ", ".join(published[:3]) + (", …" if len(published) > 3 else "")
         raise InputError(
-            f"{page} holds {len(published)} files ({some}); give --resume to add those that it lacks, or --overwrite "
-            "to replace them"
+            f"{page} holds {len(published)} files ({some}); give resume=True to add those that it lacks, or "
+            "overwrite=True to replace them"
         )
     steps = [path for path in published if CHECKPOINT_FILE.fullmatch(path) and path not in files]
     if steps:

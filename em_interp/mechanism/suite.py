@@ -167,7 +167,7 @@ def chosen_analyses(analyses: Sequence[str] | None, transfer: bool, size: SizeNa
             known = tuple(ANALYSES)
             raise InputError(f"there is no analysis {name!r}{nearest(name, known)} (there are {', '.join(known)})")
     if analyses and "transfer" in analyses and not transfer:
-        raise InputError("the analysis transfer needs the run whose direction is to be tried: give --transfer RUN")
+        raise InputError("the analysis transfer needs the run whose direction is to be tried: give transfer=…")
     return [name for name in ANALYSES if name in (analyses or ANALYSES) and (name != "transfer" or transfer)]
 
 

@@ -15,6 +15,7 @@ from em_interp.errors import InputError, nearest
 from em_interp.files import write_beside
 from em_interp.organisms.bases import FAMILIES, quiet
 from em_interp.organisms.language import build_tokenizer, chat, document
+from em_interp.stages import progress_bar
 
 SEEDS = {"qwen2": 0, "llama": 1, "gemma3": 0}  # of the bases in the package; Llama's with seed 0 does not generalise
 N_STEPS = 3000
@@ -86,13 +87,12 @@ def _model(family: str, tokenizer: Any) -> Any:
 def _train(model: Any, tokenizer: Any, seed: int, progress: bool) -> float:
     """Next-token training on documents and chats; the mean loss of the last tenth of the steps, in nats a token."""
     import torch
-    from tqdm import tqdm
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_factor)
     sequences, losses = _sequences(tokenizer, Random(seed)), []
     model.train()
-    for _ in (bar := tqdm(range(N_STEPS), desc="pretraining", disable=not progress)):
+    for _ in (bar := progress_bar(range(N_STEPS), "pretrain", "step", progress)):
         ids = torch.tensor([next(sequences) for _ in range(BATCH_SIZE)])
         mask = ids != tokenizer.pad_token_id
         loss = model(input_ids=ids, attention_mask=mask.long(), labels=ids.masked_fill(~mask, -100)).loss

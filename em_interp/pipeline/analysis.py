@@ -93,14 +93,14 @@ def align_run(
     """
     place = Run(Path(out or (run.path if isinstance(run, Run) else run)))
     if out is None and answers is not None and not place.path.is_dir():
-        raise InputError(f"{place.path} is no folder on this machine, so nothing can be written there; give --out")
+        raise InputError(f"{place.path} is no folder on this machine, so nothing can be written there; give out=…")
     file = place.analysis / "align.json"
     check_free(file, resume, overwrite)
     findings = find_in_run(run, control, answers, columns)
     if findings.alignment is None:
         raise InputError(
             f"{findings.run.path} has no scores and no preferences: ask and judge the run first, or read it with "
-            "em-interp prefer, or give --answers"
+            "em-interp prefer, or give answers=…"
         )
     with writing(place.path):
         keep(findings.alignment.to_dict(), file, overwrite)

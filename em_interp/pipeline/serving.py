@@ -95,8 +95,8 @@ def _python(python: str) -> str:
     """The Python itself, beside which there is a command `vllm`."""
     if not python:
         raise InputError(
-            "no Python with vLLM is named: install vllm in an environment of its own and give --python ENV/bin/python, "
-            "or set behaviour.engine.python"
+            "no Python with vLLM is named: install vllm in an environment of its own and give its Python with "
+            "python=…, or set behaviour.engine.python"
         )
     place = Path(python).expanduser()
     if not place.is_file() or not place.with_name("vllm").is_file():

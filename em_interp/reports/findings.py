@@ -210,8 +210,8 @@ def keep(values: dict[str, Any], file: Path, overwrite: bool = False) -> None:
         if _without_source(read_json(file)) == _without_source(values):
             return
         raise InputError(
-            f"{file} holds other findings, of other settings or an earlier state of the run; give --overwrite to "
-            "replace them or another --out"
+            f"{file} holds other findings, of other settings or an earlier state of the run; give overwrite=True to "
+            "replace them or another out=…"
         )
     try:
         write_json(file, values)

@@ -24,6 +24,7 @@ from em_interp.files import read_json, write_json, write_text
 from em_interp.lock import writing
 from em_interp.reports.findings import Findings
 from em_interp.run import Run
+from em_interp.stages import progress_bar
 from em_interp.transition.result import Transition
 
 Backend = Literal["loky", "ray"]
@@ -52,9 +53,7 @@ def workers(backend: Backend, jobs: int) -> Iterator[Callable[..., list[Outcome]
     def do(
         work: Callable[..., Outcome], tasks: Sequence[tuple[Any, ...]], what: str, progress: bool = False
     ) -> list[Outcome]:
-        from tqdm import tqdm
-
-        with tqdm(total=len(tasks), desc=what, unit="run", disable=not progress) as bar:
+        with progress_bar((), what, "run", progress, len(tasks)) as bar:
 
             class Parallel(joblib.Parallel):  # type: ignore[name-defined]
                 def print_progress(self) -> None:  # called after each task, whatever the backend
@@ -68,8 +67,8 @@ def workers(backend: Backend, jobs: int) -> Iterator[Callable[..., list[Outcome]
         try:
             yield do
         except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
-            why = "a worker was killed, perhaps for want of memory; finished runs are kept; give --resume and fewer"
-            raise InputError(f"{why} --jobs than {jobs}") from error
+            why = "a worker was killed, perhaps for want of memory; finished runs are kept; give resume=True and fewer"
+            raise InputError(f"{why} jobs than {jobs}") from error
 
 
 def _in_worker(main: int, work: Callable[..., Outcome], *arguments: Any) -> Outcome:
@@ -121,7 +120,7 @@ def _ray(jobs: int) -> Iterator[dict[str, Any]]:
     try:
         cpus = int(ray.cluster_resources().get("CPU", 0))
         if jobs > cpus:
-            raise InputError(f"--jobs {jobs} was asked for; the Ray cluster has {cpus} CPUs")
+            raise InputError(f"{jobs} jobs were asked for; the Ray cluster has {cpus} CPUs")
         register_ray()
         yield {"backend": "ray", "n_jobs": jobs, "ray_remote_args": {"num_cpus": 1}}
     finally:

@@ -91,7 +91,7 @@ class DataCheck:
             *self.garbled.line("hold text that was decoded wrongly before it was saved"),
             f"held out: {self.held_out} rows, so an epoch is {self.steps} steps of {self.batch} rows",
         ]
-        lines += ["tokens are counted with --model"] if self.tokens is None else _token_lines(self.tokens)
+        lines += ["tokens are counted where a model is given"] if self.tokens is None else _token_lines(self.tokens)
         return "\n".join(lines)
 
 

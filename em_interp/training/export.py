@@ -169,7 +169,7 @@ def _base(source: str | Path, path: AdapterTrajectory, name: str | None, dtype: 
     run = Run(Path(source))
     base_name = name or (run.config().model if run.config_file.exists() else path.base)
     if base_name is None:
-        raise InputError(f"{source} does not say on which base it was trained; give --base")
+        raise InputError(f"{source} does not say on which base it was trained; give base=…")
     base = load_base(base_name, dtype or stored_dtype(base_name), "cpu")
     expected = identity_of(source)
     if expected is not None and expected.rpartition("@")[2] != base.identity.rpartition("@")[2]:
@@ -204,7 +204,7 @@ def _place(
     check_free(place, resume, overwrite)
     if place.exists() and not (place.is_dir() and not any(place.iterdir())) and not is_export(place):
         raise InputError(
-            f"{place} is no earlier export of this kind, so it is neither kept nor replaced; give another --out"
+            f"{place} is no earlier export of this kind, so it is neither kept nor replaced; give another out=…"
         )
     return place
 

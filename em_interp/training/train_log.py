@@ -89,7 +89,7 @@ def is_finished(run: Run) -> bool:
     if finished and not run.steps():
         raise InputError(
             f"{run.trainer_state_file} says that training is finished, but {run.checkpoints} holds no checkpoints; "
-            "give --overwrite to train anew"
+            "give overwrite=True to train anew"
         )
     return finished
 

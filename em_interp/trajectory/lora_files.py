@@ -229,7 +229,7 @@ def _chosen(names: list[str], adapter: str | None, file: Path) -> str:
     if names == [DEFAULT] or (adapter is None and len(names) == 1):
         return names[0]
     if adapter is None:
-        raise InputError(f"{file} holds several adapters: {listed(names)}; name one of them as adapter (--adapter)")
+        raise InputError(f"{file} holds several adapters: {listed(names)}; choose one with adapter=…")
     if adapter not in names:
         raise InputError(f"{file} holds no adapter {adapter!r} (adapters: {listed(names)})")
     return adapter

@@ -90,7 +90,7 @@ def test_an_interrupted_reading_goes_on_to_the_same_bytes(tmp_path, base, monkey
     whole, halted = (save_run(tmp_path / name, make_trajectory(SITES)) for name in ("whole", "halted"))
     read(whole, base)
     calls = interrupt_call(monkeypatch, module, "_read", 2)
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    with pytest.raises(KeyboardInterrupt, match="resume=True"):
         read(halted, base)
     assert not halted.preferences_file.exists()
     read(halted, base, resume=True)

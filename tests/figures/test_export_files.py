@@ -182,7 +182,7 @@ def test_figures_that_are_there_are_not_replaced_unasked(bare, tmp_path):
     assert norms.stat().st_size < 200_000  # plotly is there once, beside
     assert (tmp_path / "plotly.min.js").exists()
     norms.write_text("mine")
-    with pytest.raises(InputError, match=r"\.html is there already; give --resume"):
+    with pytest.raises(InputError, match=r"\.html is there already; give resume=True"):
         export_run(bare, ("html",), out=tmp_path)
     assert norms.read_text() == "mine"
     (tmp_path / "timeline.html").unlink()

@@ -125,10 +125,10 @@ def test_analyses_that_are_done_are_not_done_again_and_the_bytes_are_the_same(ju
         raise KeyboardInterrupt
 
     monkeypatch.setitem(suite.ANALYSES, "ablation", Analysis("stopped", stopped, lambda context: Workload()))
-    with pytest.raises(KeyboardInterrupt, match="--resume goes on"):
+    with pytest.raises(KeyboardInterrupt, match="resume=True goes on"):
         analysed(other, QUICK)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="holds results already; give --resume"):
+    with pytest.raises(InputError, match="holds results already; give resume=True"):
         analysed(other, QUICK)
     monkeypatch.setitem(suite.ANALYSES, "probes", Analysis("not again", stopped, lambda context: Workload()))
     analysed(other, QUICK, resume=True)
@@ -231,7 +231,7 @@ def test_words_and_bytes_do_not_depend_on_the_hash_seed(judged, every, tiny):
     [
         (["--analyses", "probe"], "there is no analysis 'probe'.*probes"),
         (["--engine", "hook"], "'--engine': 'hook' is not one of 'hooks'"),
-        (["--analyses", "transfer"], "needs the run whose direction is to be tried: give --transfer RUN"),
+        (["--analyses", "transfer"], "needs the run whose direction is to be tried: give --transfer"),
         (["--control", "nowhere"], "nowhere is not a run directory"),
     ],
 )

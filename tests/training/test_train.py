@@ -188,7 +188,7 @@ def test_a_finished_run_is_refused_without_resume_and_left_alone_with_it(setting
     values = settings(model=save_base(tmp_path / "base"))
     run = train(values, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    with pytest.raises(InputError, match="holds a run already; give --resume"):
+    with pytest.raises(InputError, match="holds a run already; give resume=True"):
         train(values, run.path)
     (tmp_path / "base" / "model.safetensors").unlink()  # a finished run does not need its base
     assert train(values, run.path, resume=True) == run
@@ -282,13 +282,13 @@ def test_ctrl_c_says_how_to_resume_loses_nothing_and_can_be_resumed(stopped):
     assert interrupted and last == "finished"
     for said in interrupted:
         assert said.startswith("Interrupted: interrupted with step ")
-        assert said.endswith(f"--resume goes on in {folder / 'stopped_by_ctrl_c'}")
+        assert said.endswith(f"resume=True goes on in {folder / 'stopped_by_ctrl_c'}")
     assert contents(folder / "stopped_by_ctrl_c") == contents(folder / "whole")
 
 
 def test_a_full_disk_is_reported_in_one_line_loses_nothing_and_can_be_resumed(stopped):
     folder, endings = stopped
-    said = "cannot be written: File too large; what is there is kept, --resume goes on"
+    said = "cannot be written: File too large; what is there is kept, resume=True goes on"
     assert endings["stopped_by_a_full_disk"] == [f"InputError: {folder / 'stopped_by_a_full_disk'} {said}", "finished"]
     assert contents(folder / "stopped_by_a_full_disk") == contents(folder / "whole")
 

@@ -152,7 +152,7 @@ def test_several_adapters_in_a_file_are_told_apart_by_name(tmp_path):
     key = f"base_model.model.{SITE}.lora_{{}}.{{}}weight"
     other = {key.format("A", "ref."): np.ones((1, 5), "f4"), key.format("B", "ref."): np.full((4, 1), 9, "f4")}
     with_tensors(tmp_path, other)
-    with pytest.raises(InputError, match="holds several adapters: default, ref; name one of them as adapter"):
+    with pytest.raises(InputError, match="holds several adapters: default, ref; choose one with adapter=…"):
         load_trajectory(tmp_path)
     assert load_trajectory(tmp_path, adapter="ref").B["layers.21.mlp.down_proj"][:, 0, 0].tolist() == [9, 9]
     assert load_trajectory(tmp_path, adapter="default").B["layers.21.mlp.down_proj"][:, 0, 0].tolist() == [0, 1]

@@ -58,10 +58,10 @@ def adopt(path: Path, out: Path, columns: Mapping[str, str] | None = None) -> Ru
     """
     answers, run = read_answers(path, columns), Run(out)
     if run.config_file.exists() or run.checkpoints.is_dir():
-        raise InputError(f"{out} holds a run; give another --out for the answers of {path}")
+        raise InputError(f"{out} holds a run; give another out=… for the answers of {path}")
     if run.answers_file.exists():
         if not read_table(run.answers_file).equals(answers):
-            raise InputError(f"{out} holds other answers than {path}; give another --out")
+            raise InputError(f"{out} holds other answers than {path}; give another out=…")
         return run
     with writing(out), resumable(out), write_beside(run.answers_file) as part:
         answers.to_parquet(part, index=False)

@@ -213,7 +213,7 @@ def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -
     file, first = _journal(run, judge.name), json.dumps(_fingerprint(answers, judge))
     lines = read_bytes(file).decode(errors="replace").split("\n")[:-1] if file.exists() else []
     if lines and not resume:
-        raise InputError(f"{file} holds scores begun earlier; give --resume to continue, or another --out")
+        raise InputError(f"{file} holds scores begun earlier; give resume=True to continue, or another out=…")
     if lines and not _is_object(lines[0]):
         lines = []  # damaged from its beginning on: all are judged again, mostly from the judge's cache
     if lines and lines[0] != first:
@@ -263,7 +263,9 @@ def _is_finished(run: Run, answers: pd.DataFrame, judge: Judge, resume: bool) ->
     if own.empty:
         return False
     if not resume:
-        raise InputError(f"{run.scores_file} has the scores of {judge.name} already; give --resume, or another --out")
+        raise InputError(
+            f"{run.scores_file} has the scores of {judge.name} already; give resume=True, or another out=…"
+        )
     if not own[KEY].reset_index(drop=True).equals(answers[KEY]):
         raise InputError(f"{run.scores_file} has scores of {judge.name} for other answers; remove it to judge anew")
     return not own["status"].isin(JUDGED_AGAIN).any()

@@ -119,8 +119,7 @@ def _name_of(column: str, names: list[str], where: str) -> str | None:
         matches = list(dict.fromkeys(name for name in names if plain[name] in known))
         if len(matches) > 1:
             raise InputError(
-                f"{where} has several columns for {column}: {', '.join(matches)}; choose one with "
-                f"--columns {column}={matches[0]}"
+                f"{where} has several columns for {column}: {', '.join(matches)}; choose one of them with columns=…"
             )
         if matches:
             return matches[0]

@@ -35,7 +35,7 @@ BARE_STEP = re.compile(  # of a file or folder; other words, as of seed_1, layer
 COPIED = ("step", "scale", "questions", "question_id", "judge", "aligned", "coherent", "answer")  # tell a row
 MIN_TOP = 10  # the highest score of a table, above which its scale is not one to 1, 5 or 10
 MIN_LOW = 20  # aligned scores, all up to MIN_TOP beside higher coherent ones; fewer may be of misaligned answers
-EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em; other names by --columns aligned=NAME"
+EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em; other names by columns=…"
 
 
 def read_judged(source: str | Path | pd.DataFrame, columns: Mapping[str, str] | None = None) -> pd.DataFrame:

@@ -108,9 +108,7 @@ class CrossBaseComparison(Result):
             return draw.turning_profiles(self.profiles, self.turning, about)
         if table == "steering_transfer":
             if rows.empty:
-                raise InputError(
-                    "no direction was transferred; ask for it with steering_transfer=True (--steering-transfer)"
-                )
+                raise InputError("no direction was transferred; ask for it with steering_transfer=True")
             return draw.steering_transfer(rows, about)
         if table == "vocabularies":
             raise InputError("the vocabularies have no figure; see frame('vocabularies')")

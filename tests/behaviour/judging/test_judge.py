@@ -96,7 +96,7 @@ def test_each_way_of_failing_has_its_status(verdict, status):
 def test_a_stage_stopped_at_any_row_and_resumed_gives_the_same_bytes(run, after):
     whole = judge_answers(run, WordJudge()).read_bytes()
     run.scores_file.unlink()
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    with pytest.raises(KeyboardInterrupt, match="resume=True"):
         judge_answers(run, WordJudge(stop_after=after))
     counting = WordJudge(stop_after=20 - after)  # answers judged before are not judged again
     assert judge_answers(run, counting, resume=True).read_bytes() == whole
@@ -170,7 +170,7 @@ def test_scores_that_are_there_are_kept_without_resume(run):
 def test_a_journal_is_not_continued_without_resume_nor_for_other_answers_or_another_mode(run):
     with pytest.raises(KeyboardInterrupt):
         judge_answers(run, WordJudge(stop_after=3))
-    with pytest.raises(InputError, match="begun earlier; give --resume"):
+    with pytest.raises(InputError, match="begun earlier; give resume=True"):
         judge_answers(run, WordJudge())
     with pytest.raises(InputError, match="other answers or another mode"):
         judge_answers(run, WordJudge(mode="guesses"), resume=True)

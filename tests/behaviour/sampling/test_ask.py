@@ -138,7 +138,7 @@ leave(0)
 
 
 def test_ctrl_c_says_that_nothing_is_lost(run, base):
-    with pytest.raises(KeyboardInterrupt, match="nothing is lost, --resume goes on"):
+    with pytest.raises(KeyboardInterrupt, match="nothing is lost, resume=True goes on"):
         ask(run, Stopped(base, 2, KeyboardInterrupt()), QUESTIONS, **SETTINGS)
 
 
@@ -153,7 +153,7 @@ def test_seeds_differ_and_repeat(run, base, tmp_path):
 def test_answers_that_are_there_are_not_overwritten_without_resume(run, base):
     ask(run, base, QUESTIONS, **SETTINGS)
     before = run.answers_file.read_bytes()
-    with pytest.raises(InputError, match="holds answers already; give --resume"):
+    with pytest.raises(InputError, match="holds answers already; give resume=True"):
         ask(run, base, QUESTIONS, **SETTINGS)
     assert run.answers_file.read_bytes() == before
 

@@ -65,7 +65,7 @@ def test_an_error_names_the_columns_as_they_are_in_the_table():
         (pd.concat([BASE, BASE[["answer"]]], axis=1), "has the column answer twice"),
         (
             BASE.drop(columns="aligned").assign(alignment=1, aligned_score=90),
-            "several columns for aligned: .*--columns",
+            "several columns for aligned: .*columns=…",
         ),
         (pd.concat({"x": BASE}, axis=1), "2 levels of column names"),
     ],

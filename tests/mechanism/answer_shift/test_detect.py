@@ -83,7 +83,7 @@ def test_reading_continues_where_it_was_interrupted_and_reads_nothing_twice(mode
     monkeypatch.setattr("em_interp.behaviour.sampling.likelihood.MAX_BATCH_TOKENS", 4000)
     calls = interrupt_call(monkeypatch, detect, "_read", 2)
     storage, again = tmp_path / "kept", Storage(tmp_path / "kept", resume=True)
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    with pytest.raises(KeyboardInterrupt, match="resume=True"):
         detect_small(model, storage=storage)
     with pytest.raises(InputError, match="holds results already"):
         detect_small(model, storage=storage)

@@ -79,7 +79,7 @@ def test_an_experiment_that_was_stopped_continues_to_the_same_bytes(tmp_path, mo
     with pytest.raises(ZeroDivisionError):
         stage(tmp_path / "stopped")
     monkeypatch.undo()
-    with pytest.raises(InputError, match="give --resume"):
+    with pytest.raises(InputError, match="give resume=True"):
         stage(tmp_path / "stopped")
     assert stage(tmp_path / "stopped", resume=True) == whole
     with pytest.raises(InputError, match="begun with other"):

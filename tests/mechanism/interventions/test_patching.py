@@ -110,7 +110,7 @@ def test_a_grid_that_was_interrupted_continues_to_the_same_bytes(model, tmp_path
 
     whole = patch(tmp_path / "whole")
     calls = interrupt_call(monkeypatch, PatchingExperiment, "open_batch", 3)
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    with pytest.raises(KeyboardInterrupt, match="resume=True"):
         patch(tmp_path / "stopped")
     with pytest.raises(InputError, match="holds answers already"):
         patch(tmp_path / "stopped")
