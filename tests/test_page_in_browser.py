@@ -36,6 +36,9 @@ window.addEventListener("load", () => setTimeout(() => {
     name: plot.closest("figure").dataset.name,
     size: [...plot.querySelectorAll(".main-svg")].map((svg) => svg.getBoundingClientRect().width),
     marks: plot.querySelectorAll(".scatterlayer .trace path, .heatmaplayer image").length,
+    boxes: [...plot.querySelectorAll(".legend .traces, .modebar-group")].map((part) => [
+      part.classList.contains("modebar-group"), part.getBoundingClientRect(),
+    ]),
     empty: plot.textContent.includes("no run has a step to show"),
   }));
   const loaded = performance.getEntriesByType("resource").map((entry) => entry.name);
@@ -87,6 +90,21 @@ def test_every_figure_is_drawn(opened):
         assert plot["size"], plot["name"]
         assert min(plot["size"]) > 300, plot["name"]
         assert plot["marks"] or plot["empty"], plot["name"]
+
+
+def test_no_button_lies_on_a_legend(opened):
+    seen, _ = opened
+    for plot in seen["plots"]:
+        buttons, entries = ([box for is_button, box in plot["boxes"] if is_button == kind] for kind in (True, False))
+        assert buttons, f"{plot['name']} has no buttons"
+        for box in entries:
+            assert not any(overlap(box, button) for button in buttons), f"a button covers the legend of {plot['name']}"
+
+
+def overlap(one, other):
+    return all(
+        one[low] < other[high] and other[low] < one[high] for low, high in (("left", "right"), ("top", "bottom"))
+    )
 
 
 def test_the_console_stays_empty(opened):

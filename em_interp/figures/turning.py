@@ -50,6 +50,10 @@ DASHES = ("dot", "dash", "solid")
 NORMAL_95 = 1.96
 MAX_REACH = 60.0  # degrees: an interval that reaches further tells nothing about a turn of 60°, and is not drawn
 CURVE = ("step", "turn_deg", "error_deg")  # of the evidence behind a rotation
+WINDOWS = (
+    "Below: the turn at each step through the shortest window that resolves it; diamond: through the window tested, "
+    "which its bar spans."
+)
 ALWAYS_NAMES = "It names a step on every path, whether the path turns there or not"
 
 
@@ -174,8 +178,9 @@ def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
     turns = [transitions] if isinstance(transitions, Transition) else list(transitions)
     if not turns or any(t.signal != "rotation" or t.of != turns[0].of for t in turns):
         raise InputError(f"expected rotations of one part of a path; found {[(t.signal, t.of) for t in turns]}")
-    text = f"{'; '.join(map(_verdict, turns))}. {turns[0].reason}"
     rows = _test_rows(turns)
+    verdicts = "; ".join(map(_verdict, turns))
+    text = f"{verdicts[0].upper()}{verdicts[1:]}. {turns[0].reason}{f' {WINDOWS}' if rows == 2 else ''}"
     title, height = f"Turns of {PART_NAME.get(turns[0].of or '', 'the path')}", 300 + 210 * (rows - 1)
     figure = new_figure(title, text, height, rows=rows, shared_xaxes=True, vertical_spacing=0.1)
     draw_rotation(figure, turns, 1, rows)
