@@ -23,7 +23,8 @@ SCREEN = {1: (428, 1.4), 2: (897, 1.0)}  # columns of a paper: width of the layo
 HEAD = """\
 # Gallery
 Every figure of the package, drawn from the runs of `make demo`: an organism, its control on careful advice, and a run
-whose data changes at step 150. Each call returns a plotly Figure and writes nothing. Colours are those of Okabe and
+whose data changes at step 150; composition is of a run with nine adapters, and the figures of several bases are of the
+organism and the same on Llama. Each call returns a plotly Figure and writes nothing. Colours are those of Okabe and
 Ito, which common colour blindness leaves apart; steps are coloured by viridis.
 
 As files, at the width of a paper's column (85 mm) or page (178 mm), with the caption as text and the numbers as CSV:
@@ -287,7 +288,8 @@ EXHIBITS = {
     ),
     "composition": Exhibit(
         TRANSITIONS,
-        "From which step on several adapters write together what they write at the end; a description.",
+        "From which step on several adapters write together what they write at the end (a score of 0.95); a description, "
+        "here of nine adapters of one run.",
         lambda demo: demo.several.plot(),
         'em.find_transition(path, "composition").plot()',
         None,

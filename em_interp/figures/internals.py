@@ -98,7 +98,7 @@ def _draw_profile(figure: go.Figure, profile: pd.DataFrame, peak: Transition, un
     permuted = go.Scatter(
         x=step, y=profile["permuted_max"], mode="lines", line={"color": MUTED, "width": 1, "dash": "dash"}
     )
-    figure.add_trace(permuted.update(name="permuted checkpoints, at most"), **where)
+    figure.add_trace(permuted.update(name="permuted checkpoints, largest"), **where)
     hover = "step %{x}<br>divergence %{y:.3f} from %{customdata} answers<extra></extra>"
     line = go.Scatter(x=step, y=profile["divergence"], mode="lines+markers", customdata=profile["answers"])
     line.update(line={"color": BLUE, "width": 1.8}, marker_size=5, name="left against right", hovertemplate=hover)
@@ -121,9 +121,9 @@ def _draw_shares(figure: go.Figure, shares: pd.DataFrame) -> None:
     bars = {"array": 100 * table["share_high"] - share, "arrayminus": share - 100 * table["share_low"]}
     points = go.Scatter(x=share, y=names, mode="markers", error_x={**bars, "symmetric": False, "thickness": 1.5})
     points.update(
-        marker={"color": GREEN, "size": 9}, name="accounted for", hovertemplate="%{y}: %{x:.0f} %<extra></extra>"
+        marker={"color": GREEN, "size": 9}, name="share accounted for", hovertemplate="%{y}: %{x:.0f} %<extra></extra>"
     )
-    chance = go.Scatter(x=100 * table["null"], y=names, mode="markers", name="permuted")
+    chance = go.Scatter(x=100 * table["null"], y=names, mode="markers", name="share, permuted")
     style = {"symbol": "line-ns-open", "size": 12, "color": MUTED, "line": {"width": 1.5}}
     figure.add_trace(chance.update(marker=style, hovertemplate="%{y}, permuted: %{x:.1f} %<extra></extra>"), **where)
     figure.add_trace(points, **where)

@@ -70,7 +70,6 @@ def plot_ablation(rows: pd.DataFrame, about: str = "", level: float = 0.95) -> g
 
 def _points(rows: pd.DataFrame, names: list[str], of: str, kind: str, offset: float, in_legend: bool) -> go.Scatter:
     name, colour, symbol = KINDS[kind]
-    colour = BLUE if of == "coherent" and kind == "direction" else colour
     of_kind = rows[rows["kind"] == kind].set_index("layers").reindex(names)
     rate, low, high = (100 * of_kind[column].to_numpy(float) for column in (of, f"{of}_low", f"{of}_high"))
     bars = {"array": high - rate, "arrayminus": rate - low, "symmetric": False, "thickness": 1.4, "width": 4}
