@@ -101,7 +101,7 @@ def test_results_and_manifests_of_another_form_are_named_and_stop_nothing(odd, h
 def test_a_repository_that_holds_files_is_added_to_or_overwritten_only_where_that_is_asked(hub, token, run):
     publish(run, NAME)
     before, head = dict(hub.repos[NAME].commits), hub.repos[NAME].refs["main"]
-    assert "give --resume to add those that it lacks, or --overwrite" in said_by(publish, run, NAME)
+    assert "give resume=True to add those that it lacks, or overwrite=True" in said_by(publish, run, NAME)
     assert "give one of them" in said_by(publish, run, NAME, resume=True, overwrite=True)
     assert publish(run, NAME, resume=True).endswith(f"{NAME}/commit/{head}")  # nothing is missing
     assert hub.repos[NAME].commits == before
