@@ -288,8 +288,8 @@ EXHIBITS = {
     ),
     "composition": Exhibit(
         TRANSITIONS,
-        "From which step on several adapters write together what they write at the end (a score of 0.95); a description, "
-        "here of nine adapters of one run.",
+        "From which step on several adapters write together what they write at the end (a score of 0.95); a "
+        "description, here of nine adapters of one run.",
         lambda demo: demo.several.plot(),
         'em.find_transition(path, "composition").plot()',
         None,
