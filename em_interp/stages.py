@@ -199,6 +199,7 @@ class CellLine:
 
     encoding = "utf-8"
     cell: int | None = None
+    output: Any = None
 
     def write(self, text: str) -> None:
         """Show a line of text; blank text and movements of the cursor are nothing to show."""

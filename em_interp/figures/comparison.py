@@ -69,22 +69,22 @@ def direction_matrix(pairs: pd.DataFrame, level: float = 0.95, about: str = "", 
     across = min(len(measures), 2)
     down = -(-len(measures) // across)
     panel = max(CELL * min(len(names), 8), 200)
-    name = NAME_HEIGHT * max(map(len, names))
-    height = down * panel + (down - 1) * (MATRIX_GAP + name)
+    tallest = NAME_HEIGHT * max(map(len, names))
+    height = down * panel + (down - 1) * (MATRIX_GAP + tallest)
     grey = (
         f"Grey numbers: within the {level:.0%} band of random directions of the same norms (its edge is in the titles)"
     )
     figure = new_figure(
         "Final directions of the runs",
         f"{sentences(about, grey)}.",
-        round(height + name) + 60,
+        round(height + tallest) + 60,
         least_width=480,
         numbers=rows,
         rows=down,
         cols=across,
         subplot_titles=[_with_band(rows[rows["measure"] == name], name, level) for name in measures],
         horizontal_spacing=0.06,
-        vertical_spacing=(MATRIX_GAP + name) / height,
+        vertical_spacing=(MATRIX_GAP + tallest) / height,
     )
     for index, name in enumerate(measures):
         _draw_matrix(figure, rows[rows["measure"] == name], names, place(index // across + 1, index % across + 1))
