@@ -36,18 +36,27 @@ BROWSER = (
     "figures/test_comparison.py", "figures/test_cross_base.py", "figures/test_every_figure.py",
     "figures/test_export_files.py", "figures/test_preferences.py", "figures/test_sweeps.py", "test_page_in_browser.py",
 )  # fmt: skip
-assert all((TESTS / place).exists() for place in SLOW + BROWSER)
+LONGEST = (  # half a minute and more; first, so that no process is alone with one at the end. The demo is made once
+    "test_calibration.py", "test_page.py", "transition/direction/test_rotation.py", "behaviour/judging/test_client.py",
+    "training/test_distributed.py", "figures/test_export_files.py", "test_notebooks.py", "sweeps/test_run.py",
+    "cli/test_interrupts.py", "test_docs.py", "test_readme.py", "cli/test_presets.py", "cli/test_bad_input.py",
+    "mechanism/test_suite.py", "test_cli.py", "test_organism.py", "demos/test_tiny.py",
+)  # fmt: skip
+assert all((TESTS / place).exists() for place in SLOW + BROWSER + LONGEST)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out."""
+    """Mark what `make test-fast` leaves out, and put the longest files first."""
     for item in items:
         place = item.path.relative_to(TESTS)
         if RUNS & set(getattr(item, "fixturenames", ())) or any(place.is_relative_to(slow) for slow in SLOW):
             item.add_marker(pytest.mark.slow)
         if str(place) in BROWSER:
             item.add_marker(pytest.mark.browser)
+    turn = {TESTS / place: number for number, place in enumerate(LONGEST)}
+    items.sort(key=lambda item: turn.get(item.path, len(turn)))
+    gc.freeze()  # what is loaded and collected by now stays; nothing looks for garbage in it
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from em_interp.cli import main
 from em_interp.config.schedule import Schedule
 from em_interp.organisms import presets as recipes
+from tests.warm import Started
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """\
@@ -141,17 +141,16 @@ def short_recipe(kind: str = "organism", family: str = "qwen2", domain: str = "m
 full_recipe = recipes.recipe
 
 
-def begin(*words) -> subprocess.Popen:
+def begin(*words) -> Started:
     """The command line in a process of its own, with the short recipe, that minds Ctrl-C wherever it was started."""
-    command = [sys.executable, __file__, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return Started(__file__, *words, cwd=ROOT)
 
 
-def interrupted(process: subprocess.Popen, sign: Callable[[], bool], by: signal.Signals = signal.SIGINT) -> Said:
+def interrupted(process: Started, sign: Callable[[], bool], by: signal.Signals = signal.SIGINT) -> Said:
     """What the process comes to after Ctrl-C (or another signal) at the first `sign` of its work."""
     try:
         while not sign():
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.communicate(timeout=120)
             time.sleep(0.002)
         process.send_signal(by)
         out, err = process.communicate(timeout=120)

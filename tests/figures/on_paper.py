@@ -38,7 +38,7 @@ def faults_of(file):
         width, height = page.get_size()
         wrong = [] if min(abs(width / POINTS_PER_MM - mm) for mm in COLUMN_MM.values()) < 0.5 else [("", "the width")]
         words = [(text, quad) for text, quad in _words(page) if text.strip()]
-        picture = np.asarray(page.render(scale=SCALE).to_numpy(), int)
+        picture = page.render(scale=SCALE).to_numpy()
         for index, (text, quad) in enumerate(words):
             if min(quad.min(), width - quad[:, 0].max(), height - quad[:, 1].max()) < TOUCH:
                 wrong.append((text, "the edge of the page"))  # letters beyond it are not in the file at all
@@ -71,7 +71,7 @@ def _cut(picture, quad, height):
     left, right = quad[:, 0].min() * SCALE, quad[:, 0].max() * SCALE
     top, bottom = (height - quad[:, 1].max()) * SCALE, (height - quad[:, 1].min()) * SCALE
     rim = int(TOUCH * SCALE) + 1
-    box = picture[int(top) : int(bottom) + 1, int(left) : int(right) + 1]
+    box = picture[int(top) : int(bottom) + 1, int(left) : int(right) + 1].astype(int)
     if min(upright) <= 0 or not box.size:
         return False
     ink = np.abs(box - np.median(box.reshape(-1, box.shape[2]), axis=0)).max(axis=2) > CONTRAST

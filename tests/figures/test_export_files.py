@@ -31,11 +31,17 @@ POINT = 25.4 / 72  # mm
 
 
 @pytest.fixture(scope="module")
-def printed(organism, tmp_path_factory):
+def drawn(organism, bare):
+    """Every figure of the organism and of the path alone."""
+    return {"organism": run_figures(organism), "bare": run_figures(bare)}
+
+
+@pytest.fixture(scope="module")
+def printed(drawn, tmp_path_factory):
     """Two figures of the organism, one that fits one column and one that does not, in every format, by one browser."""
     browser()
     folder = tmp_path_factory.mktemp("figures")
-    chosen = {name: run_figures(organism)[name] for name in ("norms", "timeline")}
+    chosen = {name: drawn["organism"][name] for name in ("norms", "timeline")}
     em.figures.export_all(chosen, folder, ("pdf", "svg", "png", "html"), columns=1)
     return folder
 
@@ -97,8 +103,8 @@ def test_the_numbers_of_a_signal_are_its_curves_and_its_transitions(organism):
     np.testing.assert_allclose(table.loc[table["row"] == "smoothed", "grad_norm"], peak.evidence["smooth"])
 
 
-def test_every_figure_of_a_run_has_numbers_a_caption_and_a_unit_on_every_axis(organism):
-    for name, figure in run_figures(organism).items():
+def test_every_figure_of_a_run_has_numbers_a_caption_and_a_unit_on_every_axis(drawn):
+    for name, figure in drawn["organism"].items():
         assert len(em.figures.numbers(figure)), name
         caption = em.figures.caption(figure)
         assert "seed 0" in caption and not re.search(r"<|\.\.", caption), name
@@ -116,9 +122,9 @@ def test_numbers_survive_the_json_of_a_figure(organism):
 
 
 @pytest.mark.parametrize(("kind", "columns"), [("organism", (1, 2)), ("bare", (1,))])
-def test_no_words_of_a_printed_figure_are_cut_or_lie_on_others(kind, columns, request, tmp_path):
+def test_no_words_of_a_printed_figure_are_cut_or_lie_on_others(kind, columns, drawn, request, tmp_path):
     found = request.getfixturevalue(kind)
-    figures = {**run_figures(found), "trajectory": em.figures.trajectory(found.trajectory)}
+    figures = {**drawn[kind], "trajectory": em.figures.trajectory(found.trajectory)}
     count, wrong = faults(figures, tmp_path, columns)
     assert count > 20 * len(figures)
     assert wrong == []
@@ -170,9 +176,9 @@ def test_a_text_cell_that_a_spreadsheet_would_compute_is_text(tmp_path):
     assert back["'=name"].tolist() == [*(f"'{cell}" for cell in cells[:5]), "fine", "a=b"]
 
 
-def test_a_run_without_log_and_answers_has_the_figures_of_its_path(bare, organism):
-    assert set(run_figures(bare)) < set(run_figures(organism))
-    assert {"norms", "path_B", "turning_dW", "rotation_A", "timeline"} <= set(run_figures(bare))
+def test_a_run_without_log_and_answers_has_the_figures_of_its_path(drawn):
+    assert set(drawn["bare"]) < set(drawn["organism"])
+    assert {"norms", "path_B", "turning_dW", "rotation_A", "timeline"} <= set(drawn["bare"])
 
 
 def test_figures_that_are_there_are_not_replaced_unasked(bare, tmp_path):
@@ -239,14 +245,14 @@ def test_what_a_run_does_not_record_its_captions_say(bare, tmp_path):
     assert "scale 16; seed not recorded" in said
 
 
-def test_one_command_writes_every_figure_and_leaves_a_page_that_is_there(bare, tmp_path):
+def test_one_command_writes_every_figure_and_leaves_a_page_that_is_there(bare, drawn, tmp_path):
     run = Run(shutil.copytree(bare.run.path, tmp_path / "run"))
     run.report_file.write_text("mine")
     said = json_of("report", run.path, "--figures", "html")
     assert run.report_file.read_text() == "mine"
     assert {Path(file).parent for file in said["figures"]} == {run.figures}
     stems = {Path(file).stem for file in said["figures"]}
-    assert stems == set(run_figures(bare))
+    assert stems == set(drawn["bare"])
     assert ".html is there already; give --resume" in refused("report", run.path, "--figures", "html")
     assert "'pfd' is none; did you mean 'pdf'?" in refused("report", run.path, "--figures", "pfd")
 

@@ -277,10 +277,12 @@ class Grid:
         norm = np.sqrt(centred**2 @ weights)
         defined = norm > 1e-9 * np.sqrt(weights.sum())
         basis = centred * weights / np.where(defined, norm, np.inf)[:, None]
-        gain = np.maximum(rates @ basis.T, 0.0)
+        gain = rates @ basis.T
+        np.maximum(gain, 0.0, out=gain)
         if bounded:
-            rate = (rates @ weights / weights.sum())[:, None]
-            gain[gain > np.minimum((rate + 0.05) * (norm / share), (1.05 - rate) * (norm / (1 - share)))] = 0.0
+            above, below = norm / share, norm / (1 - share)
+            for row, rate in zip(gain, rates @ weights / weights.sum(), strict=True):  # a row stays in the cache
+                row[row > np.minimum((rate + 0.05) * above, (1.05 - rate) * below)] = 0.0
         return np.square(gain, out=gain)
 
     def asymptotes(self, point: int, weights: np.ndarray, rate: np.ndarray) -> tuple[float, float]:

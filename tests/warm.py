@@ -1,0 +1,68 @@
+"""A script in a process of its own, without the seconds that importing torch and transformers takes.
+
+One process for each test process imports them once and forks the rest, which are real processes all the same: they
+get signals, are killed, and end with a code.
+"""
+
+import gc
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["em_interp.training.trainer", "em_interp.training.lora", "datasets"])
+
+
+class Started:
+    """`python SCRIPT WORDS` in a folder, with the environment of now; used like a Popen with pipes."""
+
+    def __init__(self, script: str, *words: object, cwd: Path) -> None:
+        self._output = Path(tempfile.mkdtemp())
+        given = (script, [str(word) for word in words], cwd, dict(os.environ), self._output)
+        self._process = CONTEXT.Process(target=_run, args=given)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> None:
+        self._process.join()
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What it has written to stdout and stderr, once it has ended."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            self.kill()
+            raise subprocess.TimeoutExpired("the script", timeout)
+        out, err = ((self._output / name).read_text() for name in ("out", "err"))
+        shutil.rmtree(self._output)
+        return out, err
+
+
+def _run(script: str, words: list[str], cwd: Path, environment: dict[str, str], output: Path) -> None:
+    gc.freeze()  # what is loaded by now is the same in every process; nothing looks for garbage in it
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [script, *words]
+    runpy.run_path(script, run_name="__main__")
