@@ -175,7 +175,8 @@ def _draw_lanes(
     """The lanes into a panel, the first on top; arrows lead from the step of `mechanistic`."""
     for height, lane in enumerate(reversed(lanes)):
         _draw_marks(figure, lane, height, where)
-        figure.add_hline(height, line={"color": GRID, "width": 1}, layer="below", **where)
+        ends = {"x0": 0, "x1": 1, "xref": "x domain", "y0": height, "y1": height}
+        figure.add_shape(type="line", **ends, line={"color": GRID, "width": 1}, layer="below", **where)
         text = f"<b>{escape(lane.name)}</b>: {escape(lane.result)}"
         style = {"xref": "x domain", "x": 0.005, "xanchor": "left", "yanchor": "bottom", "yshift": 7, "font_size": 12}
         style |= {"bgcolor": fade("#ffffff", 0.75), "borderpad": 0, "showarrow": False}
