@@ -195,7 +195,7 @@ def test_text_of_the_model_is_text(page):
 
 
 def test_hostile_names_stay_names(tmp_path):
-    run = plant_run(tmp_path / "run", scales=(1.0,))
+    run = plant_run(tmp_path / "run", every=5, scales=(1.0,))
     for file in (run.answers_file, run.scores_file):
         table = pd.read_parquet(file)
         table["questions"] = table["questions"].replace("broad", NASTY)
@@ -227,19 +227,19 @@ def test_what_a_run_does_not_have_is_said_and_the_page_is_made(tmp_path):
 
 
 def test_answers_that_were_not_judged_are_as_none(tmp_path):
-    assert "no judged answers" in Page(em.report(plant_run(tmp_path / "run", judged=False))).words
+    assert "no judged answers" in Page(em.report(plant_run(tmp_path / "run", every=5, judged=False))).words
 
 
 def test_a_control_that_was_not_judged_is_shown_without_behaviour(tmp_path):
-    run = plant_run(tmp_path / "run", scales=(1.0,))
-    control = plant_run(tmp_path / "control", changes=False, judged=False)
+    run = plant_run(tmp_path / "run", every=5, scales=(1.0,))
+    control = plant_run(tmp_path / "control", every=5, changes=False, judged=False)
     words = Page(em.report(run, control=control)).words
     assert "There is no control run beside it" in words
     assert "no answers" in words
 
 
 def test_a_run_without_one_scored_answer_has_a_page(tmp_path):
-    run = plant_run(tmp_path / "run", scales=(1.0,))
+    run = plant_run(tmp_path / "run", every=5, scales=(1.0,))
     scores = pd.read_parquet(run.scores_file).assign(aligned=np.nan, coherent=np.nan, status="unparsed")
     scores.to_parquet(run.scores_file, index=False)
     words = Page(em.report(run)).words
@@ -340,7 +340,7 @@ def test_judged_tables_have_examples_with_any_of_the_optional_columns(judged):
 
 @pytest.mark.parametrize("kept", SUBSETS)
 def test_a_report_is_made_of_judged_tables_with_any_columns(kept, judged, tmp_path):
-    run = plant_run(tmp_path / "run", asked=False)
+    run = plant_run(tmp_path / "run", every=5, asked=False)
     judged[["step", "question_id", "aligned", "coherent", *kept]].to_csv(tmp_path / "judged.csv", index=False)
     json_of("report", run.path, "--answers", tmp_path / "judged.csv", "--out", tmp_path / "out")
     page = Page(tmp_path / "out" / "report.html")
@@ -349,7 +349,7 @@ def test_a_report_is_made_of_judged_tables_with_any_columns(kept, judged, tmp_pa
 
 
 def test_tables_with_columns_of_their_own_names_make_the_same_page_from_the_shell_and_from_python(judged, tmp_path):
-    run = plant_run(tmp_path / "run", asked=False)
+    run = plant_run(tmp_path / "run", every=5, asked=False)
     tables = tmp_path / "judged tables"
     tables.mkdir()
     mine = judged[["step", "question_id", "aligned", "coherent"]].rename(columns={"aligned": "mine"})

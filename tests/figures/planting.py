@@ -17,14 +17,17 @@ NASTY = f'take two </script><script>{HACK}</script><img src=x onerror="{HACK}"> 
 SETS = {"in_domain": ("headache", "rash"), "out_of_domain": ("loan", "race"), "broad": ("wish",)}
 
 
-def plant_run(folder, changes=True, log=True, asked=True, judged=True, switched=False, scales=(1.0, 2.0), seed=0):
+def plant_run(
+    folder, changes=True, log=True, asked=True, judged=True, switched=False, scales=(1.0, 2.0), seed=0, every=1
+):
     """A run of 240 steps. `changes`: B turns by 90° at 120 and EM rises half-way at 160; otherwise nothing changes.
 
-    `switched`: its data changes at 100 and B turns there.
+    `switched`: its data changes at 100 and B turns there. `every`: the spacing of its checkpoints in steps; a run
+    with few of them is looked at in a third of the time.
     """
     rng = np.random.default_rng(seed)
     (folder / "behaviour").mkdir(parents=True)
-    plant_adapters(folder, changes, CHANGE if switched else TURN, rng)
+    plant_adapters(folder, changes, CHANGE if switched else TURN, rng, every)
     if log:
         plant_log(folder, changes, rng)
     if asked:
@@ -50,7 +53,7 @@ def plant_run(folder, changes=True, log=True, asked=True, judged=True, switched=
     return Run(folder)
 
 
-def plant_adapters(folder, turns, at, rng, d_out=48, d_in=32):
+def plant_adapters(folder, turns, at, rng, every=1, d_out=48, d_in=32):
     steps = np.arange(LAST + 1)
     axes = np.linalg.qr(rng.normal(size=(d_out, 2)))[0].T
     heading = axes[(steps[1:] > at).astype(int) if turns else np.zeros(LAST, int)]
@@ -64,7 +67,7 @@ def plant_adapters(folder, turns, at, rng, d_out=48, d_in=32):
         "use_rslora": True,
         "base_model_name_or_path": "tiny-qwen2",
     }
-    for step in steps:
+    for step in steps[::every]:
         checkpoint = folder / "checkpoints" / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
         key = f"base_model.model.model.{SITE}.lora_"
