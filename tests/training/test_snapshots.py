@@ -24,6 +24,7 @@ from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter
 from em_interp.training.lora import adapter_weights
 from tests.tiny import copy, json_of
+from tests.warm import Started
 
 from .conftest import make_model, make_tokenizer
 from .test_train import adapter, contents, log
@@ -368,15 +369,19 @@ leave(0)
 
 
 def test_of_two_processes_the_main_one_writes_the_run_of_one(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    one, two = tmp_path / "1", tmp_path / "2"
+    alone = Started(str(script), one, "2", cwd=tmp_path)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, *launcher, script, two, "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    said = alone.communicate(timeout=300)
+    assert alone.returncode == 0, said
     paths = {}
-    for processes, accumulation in ((1, "2"), (2, "1")):
-        out = tmp_path / str(processes)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *launcher, tmp_path / "script.py", out, accumulation]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+    for processes, out in ((1, one), (2, two)):
         assert Run(out).manifest()["processes"] == processes and len(log(Run(out))) == 12
         paths[processes] = em.load_trajectory(out)
     for site in paths[1].sites:
