@@ -27,7 +27,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 TESTS = Path(__file__).parent
 RUNS = {"demo", "tiny"}  # fixtures that train, sample and judge
 SLOW = (  # folders and files that train, sample, calibrate or start processes
-    "behaviour/judging/test_transformers_serve.py", "behaviour/test_own_data.py", "behaviour/vllm/test_engine.py",
+    "behaviour/judging/test_client.py", "behaviour/judging/test_transformers_serve.py",
+    "behaviour/sampling/test_ask.py", "behaviour/test_own_data.py", "behaviour/vllm/test_engine.py",
     "cli", "comparison", "demos", "mechanism", "pipeline/test_prefer.py", "sweeps", "training",
     "test_cli.py", "test_hostile.py", "test_install.py", "test_kills.py", "test_notebooks.py", "test_organism.py",
     "test_page.py", "test_typed.py", "transition/direction", "transition/onsets", "transition/signals",

@@ -31,7 +31,6 @@ TRANSIENT = ["too_many", "broken", "cut", "cut_body", "empty_body", "no_choice",
 KEY = "sk-secret-0123456789"
 
 
-@pytest.mark.slow
 def test_with_a_fifth_of_requests_failing_a_thousand_judgements_complete(tmp_path):
     run = plant(tmp_path, numbered(1000), steps=[0])
     rng = random.Random(0)
@@ -95,7 +94,6 @@ def whole(tmp_path_factory):
     return run.scores_file.read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_after_a_kill_at_any_moment_no_answered_request_is_sent_again_and_the_bytes_are_the_same(
     seed, whole, tmp_path, monkeypatch
@@ -121,7 +119,6 @@ def test_after_a_kill_at_any_moment_no_answered_request_is_sent_again_and_the_by
     assert run.scores_file.read_bytes() == whole
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_after_a_kill_while_replies_are_under_way_what_was_kept_is_not_asked_again(seed, whole, tmp_path, monkeypatch):
     run, rng = plant(tmp_path, numbered(60)), random.Random(seed)

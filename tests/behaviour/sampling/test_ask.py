@@ -96,7 +96,6 @@ def test_the_table_is_the_same_to_the_byte_in_any_batches_and_stopped_with_other
     assert ask(run, base, QUESTIONS, **changed, resume=True).read_bytes() == whole
 
 
-@pytest.mark.slow
 def test_two_processes_of_torchrun_answer_and_read_as_one(run, base, tmp_path):
     """Each answer once, in one table; the second process ends without a word."""
     two = save_run(tmp_path / "two", make_trajectory(SITES))
