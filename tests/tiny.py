@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -141,12 +142,20 @@ def short_recipe(kind: str = "organism", family: str = "qwen2", domain: str = "m
 full_recipe = recipes.recipe
 
 
-def begin(*words) -> Started:
-    """The command line in a process of its own, with the short recipe, that minds Ctrl-C wherever it was started."""
-    return Started(__file__, *words, cwd=ROOT)
+def begin(*words, warm: bool = True) -> Started | subprocess.Popen:
+    """The command line in a process of its own, with the short recipe, that minds Ctrl-C wherever it was started.
+
+    `warm`: without the seconds of imports; not for what leaves processes of its own to the end of the interpreter.
+    """
+    if warm:
+        return Started(__file__, *words, cwd=ROOT)
+    command = [sys.executable, __file__, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def interrupted(process: Started, sign: Callable[[], bool], by: signal.Signals = signal.SIGINT) -> Said:
+def interrupted(
+    process: Started | subprocess.Popen, sign: Callable[[], bool], by: signal.Signals = signal.SIGINT
+) -> Said:
     """What the process comes to after Ctrl-C (or another signal) at the first `sign` of its work."""
     try:
         while not sign():

@@ -109,13 +109,13 @@ def same_as_one_process(out: Path, whole: Path) -> None:
 def test_two_workers_stopped_by_ctrl_c_and_resumed_make_what_one_process_makes(done, tmp_path):
     out, words = tmp_path / "sweep", ["sweep", written(tmp_path, QWEN2), "--jobs", 2, "--out", tmp_path / "sweep"]
     sign = out / "runs" / RUNS[1] / "checkpoints" / "checkpoint-8"
-    said = interrupted(begin(*words), sign.exists)
+    said = interrupted(begin(*words, warm=False), sign.exists)
     assert (said.code, said.out) == (130, ""), said
     resuming = shlex.join(["sweep", *map(str, words[1:]), "--resume"])
     assert said.err.splitlines()[-1].startswith("em-interp: interrupted")
     assert said.err.splitlines()[-1].endswith(f"; nothing is lost, this goes on: em-interp {resuming}")
     assert not (out / "sweep.json").exists()
-    resumed = begin(*words, "--resume")
+    resumed = begin(*words, "--resume", warm=False)
     _, err = resumed.communicate(timeout=300)
     failures = [file.read_text() for file in (out / "failures").glob("*")]
     assert resumed.returncode == 0, (err, failures)
@@ -125,7 +125,7 @@ def test_two_workers_stopped_by_ctrl_c_and_resumed_make_what_one_process_makes(d
 def test_a_ray_cluster_of_two_workers_makes_what_one_process_makes(done, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps a token there
     out = tmp_path / "sweep"
-    process = begin("sweep", written(tmp_path, QWEN2), "--out", out, "--jobs", 2, "--backend", "ray")
+    process = begin("sweep", written(tmp_path, QWEN2), "--out", out, "--jobs", 2, "--backend", "ray", warm=False)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "2 at a time through ray, one thread each" in err
