@@ -16,7 +16,6 @@ from em_interp.errors import InputError
 from em_interp.run import Run
 from em_interp.training.train_log import TrainLog
 from em_interp.trajectory.load import load_trajectory
-from em_interp.transition.find import find_transitions
 
 TENSORBOARD_FOLDER = "tensorboard"  # in the run directory, unless TENSORBOARD_LOGGING_DIR is set
 
@@ -98,6 +97,8 @@ class TrackerCallback(TrainerCallback):
 
 def found_steps(run: Run) -> list[tuple[str, int]]:
     """The signals with a transition in a run, such as `rotation_B`, and its step; none where a path is too short."""
+    from em_interp.transition.find import find_transitions  # half a second that training spends with trackers alone
+
     try:
         found = find_transitions(load_trajectory(run))
     except InputError:
