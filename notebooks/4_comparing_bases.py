@@ -4,8 +4,8 @@
 # its own coordinates. What can be compared there is what does not depend on coordinates.
 #
 # Three runs are compared: that of the first notebook, the same with another seed, and the same on another base.
-# Training the two that are new, asking and judging takes about a minute, the comparison across bases half a minute
-# more. For results train at least three seeds of each (`em-interp sweep configs/tiny-sweep.yaml`).
+# Training, asking and judging the two that are new takes a minute or two, the comparison across bases half a minute.
+# For results train at least three seeds of each (`em-interp sweep configs/tiny-sweep.yaml`).
 
 # %%
 import em_interp as em

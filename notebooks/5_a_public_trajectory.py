@@ -4,7 +4,7 @@
 # is one line: `em.load_trajectory("ModelOrganismsForEM/Qwen2.5-14B-Instruct_R1_0_1_0_extended_train",
 # revision="<commit>")`.
 #
-# So that this notebook runs anywhere, it copies the run of the first notebook (or trains it, in a quarter of a minute)
+# So that this notebook runs anywhere, it copies the run of the first notebook (or trains it, in half a minute)
 # into a folder that is laid out as the public repositories are, with the steps that they have, and reads that.
 
 # %%
