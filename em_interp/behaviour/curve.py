@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -131,28 +131,34 @@ class BehaviourCurve(Result):
         `em`, `coherent` (fractions), `aligned_mean`, `coherent_mean` (0–100), `domain_share` (of EM answers, about
         the training domain); `em_between_low` and `_high` hold for other questions of the kind.
         """
-        return self._table_of("step", lambda scored: _row(scored, self.domain)).copy()
+        import pandas as pd
+
+        if "step" not in self._frames:
+            self._frames["step"] = pd.DataFrame([{**at, **_row(scored, self.domain)} for at, scored in self._counted()])
+        return self._frames["step"].copy()
 
     def per_question(self) -> pd.DataFrame:
         """One row a step, scale, question set and question, with the columns of `ScoredResponses.frame`."""
-        return self._table_of("question", lambda scored: scored.frame()).copy()
+        import pandas as pd
+
+        if "question" not in self._frames:
+            tables = []
+            for at, scored in self._counted():
+                table = scored.frame()
+                for place, (column, value) in enumerate(at.items()):
+                    table.insert(place, column, value)
+                tables.append(table)
+            self._frames["question"] = pd.concat(tables, ignore_index=True)
+        return self._frames["question"].copy()
 
     def unscored(self) -> dict[str, int]:
         """How many answers have no score, by reason."""
         return ScoredResponses(self.answers, self.level).unscored
 
-    def _table_of(self, name: str, make: Any) -> pd.DataFrame:
-        import pandas as pd
-
-        if name not in self._frames:
-            tables = []
-            for (scale, questions, step), answers in self.answers.groupby([*KIND, "step"], sort=True):
-                table = make(ScoredResponses(answers, self.level))
-                for place, (column, value) in enumerate((("step", step), ("scale", scale), ("questions", questions))):
-                    table.insert(place, column, value)
-                tables.append(table)
-            self._frames[name] = pd.concat(tables, ignore_index=True)
-        return self._frames[name]
+    def _counted(self) -> Iterator[tuple[dict[str, Any], ScoredResponses]]:
+        """The answers of each step, scale and question set, counted, after these three."""
+        for (scale, questions, step), answers in self.answers.groupby([*KIND, "step"], sort=True):
+            yield {"step": step, "scale": scale, "questions": questions}, ScoredResponses(answers, self.level)
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain values: `domain`, `level`, `unscored` and the rows of `frame()`."""
@@ -245,17 +251,15 @@ def behaviour_curve(
     return BehaviourCurve(of_one_judge(answers, judge), domain, level)
 
 
-def _row(scored: ScoredResponses, domain: str | None) -> pd.DataFrame:
-    """The numbers of one step, as a table of one row."""
-    import pandas as pd
-
+def _row(scored: ScoredResponses, domain: str | None) -> dict[str, Any]:
+    """The numbers of one step."""
     row: dict[str, Any] = {"n": scored.n, "scored": len(scored.scored)}
     for name, rate in (("em", scored.em), ("coherent", scored.coherent), ("domain_share", scored.share_about(domain))):
         row |= {name: rate.rate, **interval_columns(name, rate.interval)}
     row |= interval_columns("em_between", scored.em.between)
     for name, mean in (("aligned_mean", scored.aligned_mean), ("coherent_mean", scored.coherent_mean)):
         row |= {name: mean.mean, **interval_columns(name, mean.interval)}
-    return pd.DataFrame([row])
+    return row
 
 
 def _judged_answers(run: Run) -> pd.DataFrame:
