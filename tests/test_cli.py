@@ -172,7 +172,7 @@ def test_locate_looks_at_one_signal_of_one_part_of_one_site(tiny):
 
 
 def test_align_prints_the_offsets_of_the_contract(tmp_path):
-    run, control = plant_run(tmp_path / "run"), plant_run(tmp_path / "control", changes=False)
+    run, control = plant_run(tmp_path / "run", every=5), plant_run(tmp_path / "control", changes=False, every=5)
     values = json_of("align", run.path, "--control", control.path)
     assert list(values) == ["mechanistic", "behavioural", "offsets", "verdict", "order", "declared", "family_wise_p"]
     assert values["verdict"] in VERDICTS
@@ -188,7 +188,7 @@ def test_align_prints_the_offsets_of_the_contract(tmp_path):
 
 
 def test_align_of_a_run_in_which_nothing_changes_has_no_offset(tmp_path):
-    run = plant_run(tmp_path / "run", changes=False)
+    run = plant_run(tmp_path / "run", changes=False, every=5)
     values = json_of("align", run.path)
     assert (values["verdict"], values["offsets"]) == ("neither", [])
     assert values["mechanistic"]["step"] is None

@@ -72,7 +72,7 @@ def right(tmp_path_factory):
 
     What it would take a model to make is an empty object of the right type: with one wrong argument it is not used.
     """
-    run = plant_run(tmp_path_factory.mktemp("right") / "run")
+    run = plant_run(tmp_path_factory.mktemp("right") / "run", every=5)
     path, curve = em.load_trajectory(run), em.behaviour_curve(run)
     one = curve.select(1.0, "out_of_domain")
     turn, onset = em.find_transition(path), em.find_transition(one)

@@ -107,7 +107,7 @@ def test_training_on_own_data_says_at_once_that_the_built_in_questions_are_not_f
 def from_elsewhere(tmp_path_factory):
     """A run, and the same as somebody else publishes it: folders of checkpoints, and a judged table a step."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    run = plant_run(folder / "run")
+    run = plant_run(folder / "run", every=5)
     shutil.copytree(run.checkpoints, folder / "published")
     (folder / "judged").mkdir()
     for step, rows in behaviour_curve(run).answers.groupby("step"):
@@ -138,5 +138,5 @@ def test_tables_of_other_steps_or_nowhere_to_write_are_refused(from_elsewhere, t
             command, "org/name", "--answers", judged
         )
     assert "ask and judge the run first, or read it with em-interp prefer, or give --answers" in refused(
-        "align", plant_run(tmp_path / "bare", asked=False).path
+        "align", plant_run(tmp_path / "bare", every=5, asked=False).path
     )
