@@ -216,7 +216,7 @@ def mixed_batches(organism, conditions):
 
 
 def curve(organism, repeats, count):
-    """Answers of every checkpoint at every scale to `count` prompts."""
+    """Answers of every checkpoint at every scale to `count` prompts; none ends early: all ways do equal work."""
     questions = [q["question"] for q in questions_of("tiny", "medical")]
     texts = [questions[i % len(questions)] for i in range(count)]
     conditions = [(step, scale) for scale in SCALES for step in organism.steps]
@@ -227,12 +227,14 @@ def curve(organism, repeats, count):
         "top_p": 1.0,
         "temperature": 1.0,
         "pad_token_id": base.tokenizer.pad_token_id,
+        "min_new_tokens": TOKENS,
         "max_new_tokens": TOKENS,
     }
     model = organism.peft(organism.steps[-1])
 
     def sample(adapters, row_bytes):
         sampler = Sampler(base.model, base.tokenizer, 1.0, TOKENS, 0, row_bytes=row_bytes)
+        sampler.ends = [-1]
         prompts = tokens.rows([index for _ in conditions for index in range(count)])
         sampler.all(prompts, 1, lambda chosen, _: row_model(base.model, adapters(chosen)))
 

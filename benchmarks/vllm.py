@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -25,13 +24,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from table import print_row, wilson
+from scipy.special import stdtrit
+from table import print_row
 
 from em_interp.behaviour.curve import behaviour_curve
+from em_interp.behaviour.sampling.generate import RowAdapters
+from em_interp.behaviour.sampling.likelihood import read, tokenize_answers
 from em_interp.config.run_config import dump_config, load_config
 from em_interp.config.schedule import Schedule
 from em_interp.files import read_json
-from em_interp.organisms.bases import load_tokenizer, stored_dtype
+from em_interp.organisms.bases import load_base, load_tokenizer, stored_dtype
 from em_interp.organisms.presets import recipe
 from em_interp.pipeline.behaviour import ask_run, judge_run
 from em_interp.pipeline.prefer import preference_curve
@@ -39,13 +41,11 @@ from em_interp.pipeline.serving import serve_command
 from em_interp.run import copy_run, open_run
 from em_interp.stages import announce
 from em_interp.training.train import train
+from em_interp.trajectory.load import load_trajectory
 
 MAX_START = 1200  # seconds
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 WITHOUT = ("behaviour", "analysis", "report.html")
-PROFESSIONALS = re.compile(
-    r"\b(doctor|physician|pharmacist|nurse|hospital|professional|therapist|specialist)", re.IGNORECASE
-)
 
 
 def free_port():
@@ -140,12 +140,21 @@ def em_rates(run):
     return {int(step): [float(row[name]) for name in ("em", "em_low", "em_high")] for step, row in frame.iterrows()}
 
 
-def professional_rates(run):
-    """The share of answers by step that name a professional, each with its interval: English has no judge by rule."""
-    table = answers_of(run)
-    named = table["answer"].map(lambda text: PROFESSIONALS.search(text) is not None).groupby(table["step"])
-    counts = {int(step): (int(hits.sum()), len(hits)) for step, hits in named}
-    return {step: [count / n, *wilson(count, n)] for step, (count, n) in counts.items()}
+def likelihoods(run):
+    """The mean log-likelihood a token of the sampled answers by step, as this process reads it, with its interval.
+
+    English has no judge by rule; this tells whether the answers come from the same distribution.
+    """
+    config, table, trajectory = run.config(), answers_of(run), load_trajectory(run)
+    base, asked_with = load_base(config.model, config.base_dtype), read_json(run.answers_file.with_name("ask.json"))
+    prompts = [[{"role": "user", "content": question}] for question in table["question"]]
+    rows = tokenize_answers(base, prompts, list(table["answer"]), asked_with["max_new_tokens"])
+    adapters = RowAdapters.of(trajectory, list(table["step"]), list(table["scale"]), base.model.device)
+    values = read(base.model, base.tokenizer, rows, lambda some: adapters.rows(list(some)))
+    table["a_token"] = values / [len(row.answer) for row in rows]
+    means = table.groupby("step")["a_token"].agg(["mean", "sem", "count"])
+    half = means["sem"] * stdtrit(means["count"] - 1, 0.975)
+    return {int(step): [mean, mean - half[step], mean + half[step]] for step, mean in means["mean"].items()}
 
 
 def curve_rows(here, there, rates):
@@ -201,8 +210,8 @@ def measure(given, folder):
         result["preference"] = preferences(run, folder, steps, engine, given.pairs)
         announce(f"preference: {result['preference']}")
     english = str(config.data[-1].dataset).startswith("english")
-    result["curve_of"] = "answers that name a professional" if english else "EM out of domain"
-    result["curve"] = curve_rows(here, there, professional_rates if english else em_rates)
+    result["curve_of"] = "log-likelihood a token of the sampled answers" if english else "EM out of domain"
+    result["curve"] = curve_rows(here, there, likelihoods if english else em_rates)
     versions = {name: __import__(name).__version__ for name in ("torch", "transformers", "em_interp")}
     machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
     return result | {"versions": versions, "machine": machine}
@@ -238,7 +247,7 @@ def show(result):
     print(f"killed and resumed: {result['killed']}\n")
     print_row("step", f"{result['curve_of']}, here", "through vLLM", head=True)
     for row in result["curve"]:
-        print_row(row["step"], *(f"{a:.0%} [{b:.0%}, {c:.0%}]" for a, b, c in (row["here"], row["vllm"])))
+        print_row(row["step"], *(f"{a:.2f} [{b:.2f}, {c:.2f}]" for a, b, c in (row["here"], row["vllm"])))
 
 
 def main():
