@@ -50,7 +50,7 @@ N_STEPS, N_STEPS_SMOLLM2 = 40, 10
 PROMPTS, PROMPTS_SMOLLM2 = (1, 8, 30, 100), (1, 8)
 N_SAVED, N_TRAINER, N_LARGE = 100, 30, 1000
 WIDTHS = {"A": (1, 13824), "B": (5120, 1)}  # of down_proj in Qwen2.5-14B, rank 1
-COUNT = itertools.count()  # so that every repeat writes where nothing is
+COUNT = itertools.count(time.time_ns())  # so that every repeat writes where nothing is
 
 
 class Organism:
