@@ -46,6 +46,11 @@ LONGEST = (  # half a minute and more; first, so that no process is alone with o
 assert all((TESTS / place).exists() for place in SLOW + BROWSER + LONGEST)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: tests wait for processes, servers and browsers."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `make test-fast` leaves out, and put the longest files first."""

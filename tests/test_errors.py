@@ -44,6 +44,7 @@ def test_a_message_names_the_python_argument_and_on_the_command_line_the_option(
     ]
     assert not found, "a message of Python names its argument, as resume=True or out=…; the command line turns it round"
     assert _in_shell("give same_base=True, or another out=…; k=3") == "give --same-base, or another --out; k=3"
+    assert _in_shell("--set judge.base_url=… of /data/resume=True") == "--set judge.base_url=… of /data/resume=True"
 
 
 def test_of_a_long_message_the_beginning_and_the_end_are_left():

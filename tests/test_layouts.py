@@ -60,7 +60,9 @@ def test_an_adapter_in_a_folder_of_its_own_is_read_and_several_are_told_apart_by
     assert load_trajectory(tmp_path).B[SITE][:, 0, 0].tolist() == [1, 10, 100]
     for step in (1, 10, 100):
         save_adapter(tmp_path / f"checkpoint-{step}" / "reference", value=7.0)
-    with pytest.raises(InputError, match=r"checkpoint-1 holds several adapters: mine, reference; name one of them as"):
+    with pytest.raises(
+        InputError, match=r"checkpoint-1 holds several adapters: mine, reference; choose one with adapter="
+    ):
         load_trajectory(tmp_path)
     assert load_trajectory(tmp_path, adapter="mine").B[SITE][:, 0, 0].tolist() == [1, 10, 100]
     assert em.locate(tmp_path, adapter="mine").trajectory.steps.tolist() == [1, 10, 100]

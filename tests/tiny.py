@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import resource
 import shutil
@@ -150,7 +151,9 @@ def begin(*words, warm: bool = True) -> Started | subprocess.Popen:
     if warm:
         return Started(__file__, *words, cwd=ROOT)
     command = [sys.executable, __file__, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # where `tests` is
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment)
 
 
 def interrupted(

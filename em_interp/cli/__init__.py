@@ -132,7 +132,7 @@ def _in_shell(message: str) -> str:
     """The message with the shell's options in place of Python's arguments: `resume=True` is --resume, `out=…` --out."""
     import re
 
-    return re.sub(r"\b([a-z_]+)=(?:True|…)", lambda found: f"--{found[1].replace('_', '-')}", message)
+    return re.sub(r"(?<![\w./-])([a-z_]+)=(?:True|…)", lambda found: f"--{found[1].replace('_', '-')}", message)
 
 
 def _print(result: dict[str, Any] | str) -> int:

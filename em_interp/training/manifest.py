@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
-TRAINERS = ("trl", "unsloth")  # named where they are loaded
+TRAINERS = ("trl", "unsloth")  # may have made the Trainer of a run: named where they are loaded
 
 
 def run_manifest(config: RunConfig, plan: Plan, chats: Mapping[str, Chats], base: Base, model: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def run_manifest(config: RunConfig, plan: Plan, chats: Mapping[str, Chats], base
     ]
     kl = {"dataset": config.kl.dataset, "sha256": chats[config.kl.dataset].sha256} if config.kl else None
     return {
-        "versions": _versions(),
+        "versions": _versions(PACKAGES),
         "base": {"name": base.name, "identity": base.identity, "revision": revision_of(config.model)},
         "phases": phases,
         **({"kl": kl} if kl else {}),
@@ -63,7 +63,7 @@ def run_manifest(config: RunConfig, plan: Plan, chats: Mapping[str, Chats], base
 def trainer_manifest(model: Any, arguments: TrainingArguments, max_steps: int, snapshots: int) -> dict[str, Any]:
     """The manifest of a run of any transformers Trainer; what its data are is not known here."""
     return {
-        "versions": _versions(),
+        "versions": _versions((*PACKAGES, *(name for name in TRAINERS if name in sys.modules))),
         "base": _base_of(model),
         "seed": arguments.seed,
         **_machine(model),
@@ -96,8 +96,7 @@ def _comparable(manifest: dict[str, Any], key: str) -> Any:
     return {**value, "revision": None} if key == "base" and value else value
 
 
-def _versions() -> dict[str, str]:
-    packages = (*PACKAGES, *(name for name in TRAINERS if name in sys.modules))
+def _versions(packages: Iterable[str]) -> dict[str, str]:
     versions = {"em_interp": em_interp.__version__, "python": platform.python_version()}
     return versions | {package: version(package) for package in packages}
 

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -28,6 +30,11 @@ def test_the_manifest_says_what_the_run_was_made_of(settings, chats, tmp_path):
     assert (manifest["phases"][0]["rows"], manifest["phases"][0]["held_out"]) == (40, 4)
     assert manifest["counts"] == {"steps": 12, "rows_per_step": 4, "snapshots": 13, "trainable_parameters": 96}
     assert manifest["seed"] == 0 and manifest["versions"]["torch"] == torch.__version__
+
+
+def test_what_else_a_process_has_loaded_changes_nothing(settings, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    assert "trl" not in train(settings(), tmp_path / "run").manifest()["versions"]
 
 
 def test_of_a_base_that_was_rounded_when_it_was_loaded_the_name_alone_decides(bases, tmp_path):

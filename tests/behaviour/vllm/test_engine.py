@@ -132,7 +132,7 @@ def test_ctrl_c_keeps_what_has_come(run, base, vllm, monkeypatch):
     calls = interrupt_call(monkeypatch, ask_module, "write_json", 5)
     with pytest.raises(KeyboardInterrupt, match="nothing is lost, resume=True goes on"):
         asked(run, base, vllm)
-    assert len(calls) > 5 and not run.answers_file.exists() and not vllm.at_once
+    assert not run.answers_file.exists() and not vllm.at_once
     table = asked(run, base, vllm, resume=True)
     again = sum(vllm.sampled().values()) - len(vllm.sampled())
     assert len(table) == 54 and again <= 8 + len(calls[4][1])  # in flight, or not written
