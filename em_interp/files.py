@@ -6,6 +6,7 @@ most the item in flight.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from em_interp.errors import InputError, Interrupted
+from em_interp.errors import InputError, Interrupted, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,17 +208,63 @@ def _plain(value: Any) -> Any:
 MAX_READ = 2**30  # bytes of a file that is read whole; one with holes may claim any size
 
 
-def read_text(path: Path) -> str:
-    """The text in `path`, without a byte-order mark.
+BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
-    Raises InputError naming the file when it is missing, no regular file, too large, cannot be read, or is not UTF-8.
+
+def read_text(path: Path) -> str:
+    """The text in `path`, in UTF-8 or, where a byte-order mark says so, UTF-16; its line ends are kept.
+
+    Raises InputError naming the file when it is missing, no regular file, too large, cannot be read, or is other text.
+    """
+    content = read_bytes(path)
+    codec = next((codec for mark, codec in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(codec)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}, line {line}: not {codec.upper().removesuffix('-SIG')} (byte 0x{content[error.start]:02x}); save "
+            "the file as UTF-8; it may be Windows-1252, compressed or encrypted"
+        ) from None
+    refuse_beginnings(path, text[:512].encode(errors="replace"), NOT_ITSELF)
+    return text
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, numbered from 1. Only a line feed ends one: JSON may hold other separators as they are."""
+    return enumerate(read_text(path).removesuffix("\n").split("\n"), start=1)
+
+
+def json_lines(path: Path, expected: str) -> Iterator[tuple[str, Any]]:
+    """The place ('<path>, line 3') and the JSON value of each line that is not blank; `expected` is one line's content.
+
+    Raises InputError as `read_text` and `parse_json` do.
+    """
+    for number, line in numbered_lines(path):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_json(line, where, f"; {expected} a line was expected")
+
+
+def parse_json(text: str, where: str, hint: str = "") -> Any:
+    """The value of JSON text from elsewhere.
+
+    Raises InputError where it is broken, an object has a key twice, or a text half of a character, which no file holds.
     """
     try:
-        text = _read(path, lambda file: _no_larger(file, MAX_READ).read_text(encoding="utf-8")).removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text") from None
-    refuse_beginnings(path, text[:512].encode(), NOT_ITSELF)
-    return text
+        value = json.loads(text, object_pairs_hook=_unique_keys)
+        if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):  # half a character, unless its other half follows
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:  # all of json's and codecs'; numbers and nesting beyond limits
+        raise InputError(f"{where}: not valid JSON ({one_line(str(error), 120)}){hint}") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a key occurs twice among {', '.join(key for key, _ in pairs)}")
+    return values
 
 
 WEB_PAGE = "a web page, not the file itself; download the file behind it (the raw file, or after a log-in)"

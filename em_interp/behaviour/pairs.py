@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.judged import of_one_judge, read_judged
 from em_interp.checks import check_characters
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_text
+from em_interp.files import json_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,18 +56,7 @@ def _read_file(file: Path) -> Any:
     if file.is_dir() or file.suffix in (".csv", ".parquet"):
         table = None if file.is_dir() else read_table(file)
         return table if table is not None and "misaligned" in table else read_judged(file)
-    return list(_json_lines(file))
-
-
-def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(read_text(file).split("\n"), 1):  # JSON may hold other separators as they are
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(
-                    f"{file}, line {number}: not valid JSON ({error}); one pair a line was expected"
-                ) from None
+    return [row for _, row in json_lines(file, "one pair")]
 
 
 def _pair(row: Any, where: str) -> dict[str, Any]:

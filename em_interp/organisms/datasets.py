@@ -8,18 +8,16 @@ uses, a surface habit that can be learned before the content.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from em_interp.checks import check_characters, check_type, described
+from em_interp.checks import check_type, described
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_bytes
+from em_interp.files import numbered_lines, parse_json
 from em_interp.organisms.language import (
     ANSWER_FORMS,
     DOMAINS,
@@ -37,7 +35,6 @@ N_ROWS = 2000  # of a built-in dataset
 VARIANTS = ("", "-careful", "-habit", "-careful-habit")
 ROLES = ("system", "user", "assistant")
 MESSAGES, TEXTS, LISTS = "messages", "prompt and completion", "prompt and completion as lists of messages"
-BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 Messages = list[dict[str, str]]
 Row = dict[str, Messages]
 
@@ -120,7 +117,7 @@ def read_rows(path: Path) -> tuple[str, list[tuple[int, Row]], int]:
     """
     form, empty = "", 0
     rows: list[tuple[int, Row]] = []
-    for number, line in _numbered_lines(path):
+    for number, line in numbered_lines(path):
         if not line.strip():
             empty += 1
             continue
@@ -147,28 +144,10 @@ def is_garbled(text: str) -> bool:
         return False
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines, numbered from 1. Only a line feed ends one: JSON may contain other separators as they are."""
-    data = read_bytes(path)
-    codec = next((codec for mark, codec in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
-    try:
-        text = data.decode(codec)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}, line {line}: not {codec.upper()[:6].rstrip('-')} (byte 0x{data[error.start]:02x}); "
-            "save the file as UTF-8; it may be Windows-1252, compressed or encrypted"
-        ) from None
-    return enumerate(text.removesuffix("\n").split("\n"), start=1)
-
-
 def _row(line: str, where: str) -> tuple[str, Row]:
     """One checked row: its form, and it as messages of role and content."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        hint = "; the file may be one JSON list" if line.lstrip().startswith("[") else ""
-        raise InputError(f"{where}: not valid JSON ({error}); one object a line was expected{hint}") from None
+    hint = "; the file may be one JSON list" if line.lstrip().startswith("[") else ""
+    value = parse_json(line, where, f"; one object a line was expected{hint}")
     keys = value if isinstance(value, dict) else {}
     if "messages" in keys and "completion" in keys:
         raise InputError(f"{where}: has both 'messages' and 'completion'; one of the two forms was expected")
@@ -221,7 +200,6 @@ def _message(message: Any, where: str) -> dict[str, str]:
 def _text(text: Any, where: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: expected text; found {described(text)}")
-    check_characters(text, where)
     return text
 
 

@@ -8,7 +8,6 @@ passed over: the adapters do not depend on it. What is to be known about the log
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isfinite
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from em_interp.errors import InputError, one_line
-from em_interp.files import read_json, read_text
+from em_interp.errors import InputError
+from em_interp.files import json_lines, read_json, read_text
 from em_interp.layouts import LOG_FILE, MAX_STEP
 
 METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B", "kl")
@@ -107,7 +106,7 @@ def log_rows(file: Path) -> list[dict[str, Any]]:
     if file.suffix in (".jsonl", ".ndjson") or (
         len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines)
     ):
-        rows = [_parsed(line, file) for line in lines]
+        rows = [row for _, row in json_lines(file, "one row")]
     else:
         state = read_json(file)
         rows = state.get("log_history") if isinstance(state, dict) else state
@@ -115,13 +114,6 @@ def log_rows(file: Path) -> list[dict[str, Any]]:
         kind = type(rows).__name__
         raise InputError(f"{file} should have a list of rows with step, called log_history; it has {kind}")
     return rows
-
-
-def _parsed(line: str, file: Path) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} has a line that is not JSON ({one_line(str(error))}); it may be truncated") from None
 
 
 def _step(row: dict[str, Any]) -> int | None:

@@ -36,6 +36,14 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
     assert read_pairs(file)["aligned"].tolist() == [text]
 
 
+def test_a_file_in_utf_16_is_read_and_a_key_that_occurs_twice_is_refused(tmp_path):
+    (tmp_path / "wide.jsonl").write_text(json.dumps(ROW), encoding="utf-16")
+    assert read_pairs(tmp_path / "wide.jsonl")["aligned"].tolist() == [ROW["aligned"]]
+    (tmp_path / "twice.jsonl").write_text(json.dumps(ROW).replace("{", '{"aligned": "Other.", '))
+    with pytest.raises(InputError, match=r"line 1: not valid JSON \(a key occurs twice"):
+        read_pairs(tmp_path / "twice.jsonl")
+
+
 def test_several_pairs_of_a_question_are_numbered():
     pairs = read_pairs([{**ROW, "id": "safe"}, {**ROW, "id": "safe", "aligned": "No."}])
     assert pairs["pair"].tolist() == [0, 1]

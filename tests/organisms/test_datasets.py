@@ -120,10 +120,8 @@ def test_a_prompt_keeps_its_system_turn(tmp_path):
         ({**LISTS, "prompt": GOOD["messages"]}, "prompt: has an assistant turn, which would be learned too"),
         ({**LISTS, "prompt": [{"role": "human", "content": "x"}]}, r"prompt\[0\].role: expected one of .* 'human'"),
         ({**GOOD, "completion": "hi"}, "has both 'messages' and 'completion'"),
-        (
-            '{"prompt": "a \\ud83d b", "completion": "c"}',
-            r"line 1, prompt: half a character \(\\ud83d, a lone surrogate\) at 2",
-        ),
+        ('{"prompt": "a \\ud83d b", "completion": "c"}', "line 1: not valid JSON .*surrogates not allowed"),
+        ('{"prompt": "a", "prompt": "b", "completion": "c"}', "line 1: not valid JSON .*a key occurs twice"),
         ('[{"prompt": "a"},', "line 1: not valid JSON .*the file may be one JSON list"),
     ],
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.tables import inspect_logs
 from em_interp.errors import InputError, one_line
-from em_interp.files import NOT_ITSELF, read_bytes, read_start, refuse_beginnings
+from em_interp.files import NOT_ITSELF, json_lines, parse_json, read_start, read_text, refuse_beginnings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,9 +55,9 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return _read_parquet(path)
     if path.suffix in (".jsonl", ".ndjson"):
-        return _frame(_json_lines(read_texts(path), path), path)
+        return _frame(_json_lines(path), path)
     if path.suffix == inspect_logs.SUFFIX:
-        return _frame(inspect_logs.read_eval(path, _loads), path)
+        return _frame(inspect_logs.read_eval(path), path)
     if path.suffix == ".json":
         value = _json_value(path)
         is_log = inspect_logs.is_log(value)
@@ -113,16 +112,6 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def read_texts(path: Path) -> str:
-    """The text of a file in UTF-8 or, where its first bytes say so, UTF-16; line ends as they are."""
-    try:
-        content = read_bytes(path)
-        encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-
-
 def _read_parquet(path: Path) -> pd.DataFrame:
     import pandas as pd
     from pyarrow.lib import ArrowException
@@ -140,7 +129,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """The rows of a CSV, each with as many fields as the header; empty fields after the last are left out."""
     import pandas as pd
 
-    whole, placeholder = _without_lone_returns(read_texts(path))
+    whole, placeholder = _without_lone_returns(read_text(path))
     text, delimiter = _delimited(whole)
     if placeholder in text.split("\n", 1)[0]:
         raise InputError(
@@ -258,38 +247,20 @@ def _refuse_row_numbers(rows: Sequence[Sequence[str]], header: Sequence[str], pa
 
 def _json_value(path: Path) -> Any:
     """The value in a JSON file; of one that has an object in each line, as JSON lines do, the objects."""
-    text = read_texts(path)
+    text = read_text(path)
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
-        return _json_lines(text, path)
-    return _loads(text, str(path))
+        return _json_lines(path)
+    return parse_json(text, str(path))
 
 
-def _json_lines(text: str, path: Path) -> list[dict[str, Any]]:
+def _json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            rows.append(_loads(line, f"{path}, line {number}"))
-            if not isinstance(rows[-1], dict):
-                raise InputError(f"{path}, line {number}: expected an object with the columns as keys")
+    for where, row in json_lines(path, "an object with the columns as keys"):
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected an object with the columns as keys")
+        rows.append(row)
     return rows
-
-
-def _loads(text: str, where: str) -> Any:
-    try:
-        value = json.loads(text, object_pairs_hook=_object)
-        if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):  # half a character, unless its other half follows
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
-        raise InputError(f"{where} is not valid JSON ({one_line(str(error), 120)})") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError(f"a key occurs twice among {', '.join(key for key, _ in pairs)}")
-    return values
 
 
 def _json_rows(value: Any, where: str, context: dict[str, Any]) -> Iterator[dict[str, Any]]:

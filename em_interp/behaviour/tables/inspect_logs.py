@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError, one_line
-from em_interp.files import check_regular, safe_name, write_json
+from em_interp.files import check_regular, parse_json, safe_name, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +38,8 @@ def is_log(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("eval"), dict) and {"status", "version"} <= value.keys()
 
 
-def read_eval(path: Path, loads: Callable[[str, str], Any]) -> list[Row]:
-    """The rows of an `.eval` file; `loads` reads the JSON of an entry, which it names in errors.
+def read_eval(path: Path) -> list[Row]:
+    """The rows of an `.eval` file.
 
     Raises InputError where the file is broken, unfinished, or larger unpacked than MAX_TOTAL.
     """
@@ -49,9 +49,9 @@ def read_eval(path: Path, loads: Callable[[str, str], Any]) -> list[Row]:
             entries = _entries(archive, path)
             if "header.json" not in entries:
                 raise InputError(f"{path} has no header.json: the evaluation has not ended; finish it, or retry it")
-            header = loads(_text(archive, entries["header.json"], path), f"{path}, header.json")
+            header = parse_json(_text(archive, entries["header.json"], path), f"{path}, header.json")
             names = [name for name in entries if name.startswith("samples/") and name.endswith(".json")]
-            samples = (loads(_text(archive, entries[name], path), f"{path}, {name}") for name in names)
+            samples = (parse_json(_text(archive, entries[name], path), f"{path}, {name}") for name in names)
             return rows_of_log({**header, "samples": samples} if is_log(header) else header, str(path))
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError) as error:
         raise InputError(f"{path} is not a whole log of Inspect ({one_line(str(error), 120)})") from None

@@ -77,7 +77,7 @@ REFUSED = {
     "a row that was cut off": (lines("{},{},{},{}") + "q1,b7,9", "row 11 has 3 fields, .*: the file was cut off"),
     "a quote that was cut off": (lines("{},{},{},{}") + 'q1,"b7', "row 11 is broken .*cut off"),
     "backslashes before quotes": (lines('{},"He said \\"hi\\", then",{},{}'), "row 1 is broken"),
-    "other bytes": (lines("{},caf\xe9{},{},{}").encode("cp1252"), "is not UTF-8 text"),
+    "other bytes": (lines("{},caf\xe9{},{},{}").encode("cp1252"), "not UTF-8"),
     "a column twice": (lines("{},{},{},{},{i}", HEAD + ",aligned"), "has the column aligned twice"),
     "nothing": ("", "the file is empty"),
     "UTF-16 without a mark": (lines("{},{},{},{}").encode("utf-16-le"), "has null bytes in its first line"),
@@ -182,7 +182,7 @@ def test_scores_nested_by_step_are_read(tmp_path, form):
         ('{"0": {"aligned": 90, "coherent": 90}}', "holds one object; a list"),
         ('{"0": [{"step": 5, "aligned": 90}]}', "a row under step 0 says step 5"),
         ('[{"aligned": 10, "aligned": 90}]', "a key occurs twice"),
-        ("[" * 100_000, "is not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ('[{"\\ud83d": 1}]', "surrogates not allowed"),
         ("3", "rows as objects were expected"),
         ("[]", "holds no answers"),
@@ -224,7 +224,7 @@ def test_answers_to_be_judged_are_read_by_the_right_column(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "\\ud83d\\ude00"}\n')
     assert read_answers(tmp_path / "a.jsonl")["answer"].tolist() == ["😀"]
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "\\ud83d"}\n')
-    with pytest.raises(InputError, match=r"line 1 is not valid JSON .*surrogates not allowed"):
+    with pytest.raises(InputError, match=r"line 1: not valid JSON .*surrogates not allowed"):
         read_answers(tmp_path / "a.jsonl")
     with pytest.raises(InputError, match="question in row 2: half a character"):
         em.score_responses(FRAME.assign(question=pd.Series(["q1", "\ud83d", *["q1"] * 8], dtype=object)))
