@@ -33,6 +33,10 @@ from em_interp.training.train import train
 
 OWN = "own data"
 SETS = ("in_domain", "out_of_domain", "broad")
+STRONG_STEPS, STRONG_LEARNING_RATE = (
+    100,
+    1e-4,
+)  # of rank 32 everywhere, which has changed by step 20 at the others' rate
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -66,13 +70,18 @@ def pairs(model, domains, seeds, own):
 def config_of(pair, which, given):
     """The config of the organism or the control of a pair."""
     domain = pair.domain if pair.domain != OWN else DOMAINS[0]
-    config = english_recipe(which, domain, given.model, pair.seed, pair.layer, pair.r)
+    config, steps = english_recipe(which, domain, given.model, pair.seed, pair.layer, pair.r), given.steps
     if pair.layer is None:
-        adapter = config.adapter.replace(target_modules=EVERY_LINEAR, layers_to_transform=())
-        config = config.replace(adapter=adapter, snapshots=Schedule("every 5"))  # 39 MB each
-    phase = config.data[0].replace(steps=given.steps)
+        steps = min(steps, STRONG_STEPS)
+        config = config.replace(
+            adapter=config.adapter.replace(target_modules=EVERY_LINEAR, layers_to_transform=()),
+            training=config.training.replace(learning_rate=STRONG_LEARNING_RATE),
+            snapshots=Schedule("1-20, every 2"),  # 39 MB each
+            behaviour=config.behaviour.replace(steps=Schedule("every 5")),
+        )
+    phase = config.data[0].replace(steps=steps)
     if pair.domain == OWN:
-        phase = PhaseConfig(dataset=given.data if which == "organism" else given.control, steps=given.steps)
+        phase = PhaseConfig(dataset=given.data if which == "organism" else given.control, steps=steps)
         config = config.replace(behaviour=config.behaviour.replace(questions="default"))
     return config.replace(data=(phase,))
 
