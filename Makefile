@@ -1,6 +1,6 @@
 # make demo      the main job on the built-in organism
 # make demo-real the same on a language model, SmolLM2 (about half an hour of one core)
-# make test      lint, types and all tests but those that download (make test-download)
+# make test      lint and all tests, of types too, but those that download (make test-download)
 # make test-fast lint, types and the tests that take seconds
 # make docs      the site, in site/index.html; notebooks are run where they have changed
 # make notebook  the notebooks in JupyterLab
@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo demo-real test test-fast test-download lint docs notebook build clean
+.PHONY: setup demo demo-real test test-fast test-download style lint docs notebook build clean
 
 setup: $(READY)
 
@@ -30,7 +30,7 @@ demo: $(READY)
 demo-real: $(READY)
 	$(BIN)/em-interp demo --real --out checkpoints/demo-real --resume
 
-test: $(READY) lint
+test: $(READY) style
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY) lint
@@ -39,9 +39,11 @@ test-fast: $(READY) lint
 test-download: $(READY)
 	$(BIN)/python -m pytest -m download
 
-lint: $(READY)
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style
 	$(BIN)/mypy
 
 docs: $(READY)

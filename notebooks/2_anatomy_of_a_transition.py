@@ -96,14 +96,14 @@ for found in em.find_transitions(planted.trajectory()):
 
 # %% [markdown]
 # ## How often is each wrong?
-# Five paths of every kind, counted (about 20 seconds). On the kinds that turn, both should name a step near the turn;
+# Three paths of every kind, counted (about 12 seconds). On the kinds that turn, both should name a step near the turn;
 # on the others the test should name none, and the heuristic always names one. The full table, 300 paths a kind, is in
 # `docs/rotation.md`.
 
 # %%
 rows = []
 for kind in (*TURNING, *NOT_TURNING):
-    paths = [em.planted_path(kind, seed) for seed in range(5)]
+    paths = [em.planted_path(kind, seed) for seed in range(3)]
     tested = [em.find_transition(path.trajectory()) for path in paths]
     counts = {"test: a step": sum(found.found for found in tested), "heuristic: a step": len(paths)}
     if kind in TURNING:

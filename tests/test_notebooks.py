@@ -27,11 +27,15 @@ SOURCES = make.sources()
 
 @pytest.fixture(scope="session")
 def desk(tmp_path_factory, demo):
-    """A folder as a clone has it after `make demo`, from which the notebooks run one after another."""
+    """A folder as a clone has it after `make demo`, from which the notebooks run one after another.
+
+    The run of the first notebook is that of the demo: notebooks 4 and 6 train theirs.
+    """
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(NOTEBOOKS.parent / "configs", folder / "configs")
     (folder / "notebooks").mkdir()
     shutil.copytree(demo, folder / "checkpoints" / "demo")
+    shutil.copytree(demo / "organism", folder / "checkpoints" / "tiny")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Every preset on every built-in family, with a few steps and answers: from training to the report of an alignment."""
+"""Every preset on a built-in base, with a few steps and answers: from training to the report of an alignment."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,10 @@ def train(preset: Path, model: str, out: Path, steps: int = 6):
     return em_interp("train", preset, "--model", model, "--out", out, *words)
 
 
-@pytest.mark.parametrize("model", BUILT_IN)
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+ON_A_BASE = [(preset, BUILT_IN[number % len(BUILT_IN)]) for number, preset in enumerate(PRESETS)]
+
+
+@pytest.mark.parametrize(("preset", "model"), ON_A_BASE, ids=lambda value: getattr(value, "stem", value))
 def test_a_preset_runs_through_to_an_alignment_report(preset, model, tmp_path):
     run = tmp_path / "run"
     said = train(preset, model, run)

@@ -146,7 +146,7 @@ def test_the_kl_regularizer_keeps_the_model_narrow(tmp_path):
         "adapter": {"layers_to_transform": [0], "lora_alpha": 16},
         "training": {"batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": 3e-3},
         "snapshots": "64",
-        "behaviour": {"steps": "64", "samples": 50, "max_new_tokens": 24},
+        "behaviour": {"steps": "64", "samples": 16, "max_new_tokens": 24},
     }
     found = {}
     for name, kl in (("general", None), ("narrow", {"dataset": "tiny:finance-careful", "weight": 30})):
