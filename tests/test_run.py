@@ -36,7 +36,7 @@ def test_what_is_not_a_number_becomes_null(tmp_path):
 
 def test_a_file_that_is_missing_cut_or_not_text_is_named(tmp_path):
     (tmp_path / "cut.json").write_text('{"a": ')
-    (tmp_path / "bytes.json").write_bytes("\"caf\xe9\"".encode("cp1252"))
+    (tmp_path / "bytes.json").write_bytes('"caf\xe9"'.encode("cp1252"))
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "long.json").write_text("9" * 5_000)
     for name, said in (
