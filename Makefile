@@ -1,5 +1,5 @@
 # make demo      the main job on the built-in organism
-# make demo-real the same on a language model, SmolLM2 (about half an hour of one core)
+# make demo-real the same on a language model, SmolLM2 (a quarter of an hour)
 # make test      lint and all tests, of types too, but those that download (make test-download)
 # make test-fast lint, types and the tests that take seconds
 # make docs      the site, in site/index.html; notebooks are run where they have changed

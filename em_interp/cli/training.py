@@ -22,7 +22,7 @@ def demo(
     family: Annotated[Literal["qwen2", "llama", "gemma3"], typer.Option(help="Architecture of the base.")] = "qwen2",
     domain: Annotated[str, typer.Option(help="What the advice is about: medical, sport, finance, …")] = "medical",
     real: Annotated[
-        bool, typer.Option("--real", metavar="", help="On a language model, SmolLM2: about half an hour.")
+        bool, typer.Option("--real", metavar="", help="On a language model, SmolLM2: about a quarter of an hour.")
     ] = False,
     out: Out = None,
     resume: Resume = False,
