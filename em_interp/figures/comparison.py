@@ -282,7 +282,7 @@ def agreement(
     nothing could be pooled.
     """
     table = _agreement_rows(names, transitions, mean, interval, prediction)
-    title = f"Agreement of runs: {transitions[0].name}"
+    title = "Agreement of runs" if sentence else f"Agreement of runs: {transitions[0].name}"  # the sentence names it
     figure = new_figure(title, sentence, LANE_HEIGHT * (len(names) + 1) + 70, numbers=table)
     lanes = [escape(name) for name in names]
     _draw_runs(figure, lanes, transitions)

@@ -151,7 +151,7 @@ def test_an_agreement_is_a_result_with_labelled_rows_and_a_figure():
     row = found.row()
     assert row["label"] == "rotation of B" and row["pooled_runs"] == 2 and row["none"] == 1
     assert row["mean_low"] < row["mean"] < row["mean_high"] and np.isnan(row["prediction_low"])
-    assert found.plot().layout.meta["title"] == "Agreement of runs: rotation of B"
+    assert found.plot().layout.meta["title"] == "Agreement of runs"
     assert found._repr_html_().startswith("<") and found.sentence() in repr(found)
 
 
