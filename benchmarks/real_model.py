@@ -77,7 +77,7 @@ def config_of(pair, which, given):
             adapter=config.adapter.replace(target_modules=EVERY_LINEAR, layers_to_transform=()),
             training=config.training.replace(learning_rate=STRONG_LEARNING_RATE),
             snapshots=Schedule("1-20, every 2"),  # 39 MB each
-            behaviour=config.behaviour.replace(steps=Schedule("every 5")),
+            behaviour=config.behaviour.replace(steps=Schedule("1-20 every 4, 26, 34, 44, 60, 80")),
         )
     phase = config.data[0].replace(steps=steps)
     if pair.domain == OWN:
