@@ -405,8 +405,8 @@ looks at every twentieth of the run from a fifth on, so it cannot be earlier tha
 """
 REST = """
 ## What is left
-Seeds up to ten and the finance domain where they are not listed above; the other sites and ranks; the same design on
-SmolLM2, which takes half an hour to an hour a pair of runs (`benchmarks/real_model.py`).
+Cells of the full design that are not listed above; other sites and ranks; the same design on SmolLM2, which takes half
+an hour of one core a pair of runs (`benchmarks/real_model.py`, [so far](real_model.md)).
 """
 
 
