@@ -2,11 +2,13 @@
 
 Model. increment_i = drift_i + noise_i. The drift changes slowly from one increment to the next, except at few places.
 The noise is Gaussian; its covariance between coordinates is σᵢ² Σ, with one Σ of any shape throughout the run and a
-size σᵢ that changes slowly; over time it is a mixture of white noise and of white noise smoothed by Adam's first moment
-(β₁ = 0.9 a step). Noise that is slower than momentum cannot be distinguished from drift.
+size σᵢ that changes slowly, but for jumps, as where a schedule starts again or steps down; over time it is a mixture of
+white noise and of white noise smoothed by Adam's first moment (β₁ = 0.9 a step). Noise that is slower than momentum
+cannot be distinguished from drift.
 
 Estimates.
-- σᵢ: a running median of the energies of second differences, in which a smooth drift cancels.
+- σᵢ: a running median of the energies of second differences, in which a smooth drift cancels, on either side of a jump
+  alone. Across it the noise beside it would be underestimated, and its wandering taken for a turn.
 - Autocovariance: the energies of contrasts (1, -2, 1) of neighbouring sums over 1 to 24 steps are fitted by
   non-negative least squares with the two kinds of noise; the largest 15 % of the contrasts, which sit at turns, are
   trimmed.
@@ -33,6 +35,10 @@ ROUNDING = 1e-10  # energy of the noise then assumed, of float32 positions
 MAX_ROUNDING = 0.1  # of the energy of increments, in paths that are stored in 16 bits
 MIN_POOLED = 40  # increments that pooling against rounding leaves
 TRIM = 0.85  # share of contrasts kept: the largest sit at turns
+JUMP = 16.0  # ratio of the noise's energies on two sides of a place where its size jumps
+MIN_JUMPING = 100  # second differences: of fewer a jump is not told from a steep decay
+MIN_JUMP_SIDE = 7  # second differences on either side, of which a turn in the path disturbs three
+STRADDLING = 2  # second differences on either side of a jump that hold noise of both sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +206,35 @@ def _following(steps: Int[np.ndarray, " step"], spacing: int) -> list[int]:
 
 
 def _local_size(energy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Slowly varying size of the noise from the energies of second differences; a median, since turns are outliers."""
+    """Size of the noise from the energies of second differences: slowly varying, but for places where it jumps."""
+    at = _jump(energy)
+    if at is None:
+        return _slow_size(energy)
+    before, after = _local_size(energy[: at - STRADDLING]), _local_size(energy[at + STRADDLING :])
+    return np.concatenate([before, np.repeat([before[-1], after[0]], STRADDLING), after])
+
+
+def _jump(energy: Float[np.ndarray, " n"]) -> int | None:
+    """Where the noise jumps most, as where a schedule starts again or steps down; None where it does nowhere.
+
+    It does where the median energies on two sides differ by JUMP, over a tenth of the run and over a fortieth, in which
+    no smooth schedule goes as far.
+    """
+    n = len(energy)
+    if n < MIN_JUMPING:
+        return None
+    long, short = n // 10, max(MIN_JUMP_SIDE, n // 40)
+    level = np.log(np.maximum(energy, 1e-9 * max(energy.max(), np.finfo(float).tiny)))
+    place, rises = np.arange(long, n - long + 1), []
+    for width in (long, short):
+        median = np.median(np.lib.stride_tricks.sliding_window_view(level, width), axis=1)
+        rises.append(median[place] - median[place - width])
+    sudden = np.where(rises[0] * rises[1] > 0, np.abs(rises).min(0), 0.0)
+    return int(place[sudden.argmax()]) if sudden.max() >= np.log(JUMP) else None
+
+
+def _slow_size(energy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """A running median of the energies, since turns are outliers, and its square root."""
     fifth, tenth = (max(5, len(energy) // share) | 1 for share in (5, 10))
     slow = median_filter(np.maximum(energy, 0), size=fifth, mode="nearest")
     slow = np.log(np.maximum(slow, 1e-9 * max(slow.max(), np.finfo(float).tiny)))

@@ -56,3 +56,26 @@ def test_the_noise_of_a_long_sum_is_estimated_from_short_contrasts(momentum, spa
         ratios.append(model.covariance[middle, middle].sum() / expected)
         assert 1 / model.inverse_dimension == pytest.approx(40, rel=0.3)
     assert np.mean(ratios) == pytest.approx(1, abs=0.25)
+
+
+DECAY = np.linspace(1, 0, 300, endpoint=False)
+
+
+@pytest.mark.parametrize("size", [np.r_[DECAY, DECAY], np.r_[np.ones(300), 0.1 * np.ones(300)]], ids=["again", "step"])
+@pytest.mark.parametrize("spacing", [1, 5])
+def test_noise_whose_size_jumps_is_estimated_on_either_side(size, spacing):
+    noise = np.random.default_rng(6).standard_normal((600, 400)) * size[:, None]
+    model = estimate_noise(increments_of(noise, spacing))
+    true = (size**2).reshape(-1, spacing).sum(1) * 400
+    beside = [*range(280 // spacing, 290 // spacing), *range(305 // spacing, 330 // spacing)]
+    assert (np.diag(model.covariance)[beside] > 0.6 * true[beside]).all()
+    after = beside[len(beside) - 25 // spacing :]
+    assert np.diag(model.covariance)[after].mean() / true[after].mean() == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("size", [DECAY, 0.5 + 0.5 * np.cos(np.linspace(0, np.pi, 300)), np.ones(300)])
+def test_the_noise_of_a_smooth_schedule_has_no_jump(size, monkeypatch):
+    noise = np.random.default_rng(7).standard_normal((300, 60)) * size[:, None]
+    found = estimate_noise(increments_of(noise, 1)).covariance
+    monkeypatch.setattr("em_interp.transition.direction.path_noise.JUMP", np.inf)
+    assert np.array_equal(found, estimate_noise(increments_of(noise, 1)).covariance)

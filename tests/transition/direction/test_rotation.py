@@ -49,6 +49,12 @@ def test_a_path_without_a_turn_is_not_given_one(kind):
     assert all(t.step is None and t.interval is None for t in answers if not t.found)
 
 
+@pytest.mark.parametrize(("seed", "last", "noise_ratio"), [(1_000_083, 1590, 1.22), (1_000_219, 1575, 2.83)])
+def test_noise_that_jumps_where_a_schedule_starts_again_is_no_turn(seed, last, noise_ratio):
+    """Each was a turn with p below 1e-5 when the noise beside the restart was smoothed across it."""
+    assert locate(planted_path("restart", seed, last=last, noise_ratio=noise_ratio)).verdict == "none"
+
+
 def test_the_published_heuristic_names_a_step_where_there_is_none():
     path = planted_path("straight", 500)
     assert largest_local_cosine(path.gram, path.steps)[0] is not None
