@@ -10,8 +10,9 @@ step, less the steady curvature between their centres; z = (D - 20°) / standard
 simulated copies of the window. Blocks of 10 to 25 % of the run with gaps of up to 10 % are tried at every step.
 
 Search. Greedy non-maximum suppression: take the window and step with the largest z, mask its reach, repeat while
-p ≤ ALPHA. p = MULTIPLICITY · P(Z ≥ z); the factor stands for the number of windows looked through, and is calibrated on
-planted paths without a turn (docs/rotation.md has the error rates).
+p ≤ ALPHA. A turn that is located where a clearer one is, each step in the other's interval, is the same one.
+p = MULTIPLICITY · P(Z ≥ z); the factor stands for the number of windows looked through, and is calibrated on planted
+paths without a turn (docs/rotation.md has the error rates).
 
 Noisy paths. Where the noise exceeds the drift, so that no window could show even a turn of 60°, the angle between mean
 drifts over long blocks is tested instead, without a noise model (`noisy_turn`).
@@ -133,11 +134,13 @@ def locate_rotations(
     if not candidates:
         reason = "At no step can the direction of the path be distinguished from its noise."
         return [Transition("rotation", "inconclusive", reason, evidence=evidence)]
-    turns = []
+    turns: list[Transition] = []
     for candidate in candidates:
         if candidate.p_value <= ALPHA:
             ramps = _ramps(candidate, scans, increments, noise, level)
-            turns.append(_answer(candidate, ramps, increments, noise, lr, evidence))
+            turn = _answer(candidate, ramps, increments, noise, lr, evidence)
+            if not any(_is_same(turn, clearer) for clearer in turns):
+                turns.append(turn)
     located = sorted((turn for turn in turns if turn.found), key=lambda turn: turn.step or 0.0)
     return located or turns[:1] or [_no_turn(candidates[0], increments, noise, evidence)]
 
@@ -315,6 +318,14 @@ def _answer(
         angle_deg=angle,
         length_share=shares,
         evidence={**evidence, "ramp": np.array([low, high]), **seen},
+    )
+
+
+def _is_same(turn: Transition, other: Transition) -> bool:
+    """Whether two answers are of one turn: the step of either lies in the interval of the other."""
+    return all(
+        a.interval and b.step is not None and a.interval[0] <= b.step <= a.interval[1]
+        for a, b in ((turn, other), (other, turn))
     )
 
 

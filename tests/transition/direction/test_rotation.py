@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from em_interp.transition.direction.local_cosine import largest_local_cosine
-from em_interp.transition.direction.rotation import locate_rotations, strongest
+from em_interp.transition.direction.rotation import _is_same, locate_rotations, strongest
+from em_interp.transition.result import Transition
 from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING, planted_path
 
 SEEDS = range(500, 510)  # 300 of each kind are in docs/calibration.md
@@ -107,6 +108,16 @@ def test_several_turns_are_all_found_in_order():
     assert [round(t.step) for t in found] == [150, 350]
     assert [t.angle_deg for t in found] == pytest.approx([70, 100], abs=5)
     assert strongest(found) in found
+
+
+def test_a_turn_that_two_windows_locate_at_one_place_is_one_turn():
+    """As on trained paths: A of a run with a restart turns at 149.9 (147 to 152), and at 150.0 (146 to 213) again."""
+    clear, again, wide, none = (
+        Transition("rotation", "transition", "", step=step, interval=interval)
+        for step, interval in ((149.9, (147, 152)), (150.0, (146, 213)), (190.0, (146, 213)), (None, None))
+    )
+    assert _is_same(again, clear) and _is_same(clear, again)
+    assert not _is_same(wide, clear) and not _is_same(clear, wide) and not _is_same(none, clear)
 
 
 def test_a_bend_over_more_than_a_third_of_the_run_is_none_but_is_described():
