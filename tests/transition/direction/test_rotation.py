@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from em_interp.transition.direction.local_cosine import largest_local_cosine
-from em_interp.transition.direction.rotation import _is_same, locate_rotations, strongest
+from em_interp.transition.direction.rotation import locate_rotations, strongest
 from em_interp.transition.result import Transition
 from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING, planted_path
 
-SEEDS = range(500, 510)  # 300 of each kind are in docs/calibration.md
+SEEDS = range(500, 520)
 
 
 def locate(path):
@@ -33,7 +33,7 @@ def corner(angles, lengths, d=64, noise=0.1, seed=0):
 def test_a_planted_turn_is_found_where_it_is(kind):
     paths = [planted_path(kind, seed) for seed in SEEDS]
     found = [(path.turn, t) for path in paths if (t := locate(path)).found]
-    assert len(found) >= 9
+    assert len(found) >= 18
     errors = np.array([abs(t.step - turn.step) for turn, t in found])
     assert np.median(errors) <= 2
     assert all(error <= max(8, turn.width / 2) for error, (turn, _) in zip(errors, found, strict=True))
@@ -46,7 +46,7 @@ def test_a_path_without_a_turn_is_not_given_one(kind):
     answers = [locate(planted_path(kind, seed)) for seed in SEEDS]
     assert sum(t.found for t in answers) <= 1
     p = np.array([1.0 if t.p_value is None else t.p_value for t in answers])
-    assert np.mean(p <= 0.1) <= 0.3
+    assert np.mean(p <= 0.1) <= 0.25
     assert all(t.step is None and t.interval is None for t in answers if not t.found)
 
 
@@ -65,7 +65,7 @@ def test_the_published_heuristic_names_a_step_where_there_is_none():
 def test_without_a_direction_the_p_value_is_undefined_and_not_one():
     answers = [locate(planted_path("random_walk", seed)) for seed in SEEDS]
     assert {t.verdict for t in answers} == {"inconclusive"}
-    assert sum(t.p_value is None for t in answers) >= 8
+    assert sum(t.p_value is None for t in answers) >= 17
 
 
 def test_sign_size_and_a_rotation_of_the_space_change_nothing():
@@ -116,8 +116,8 @@ def test_a_turn_that_two_windows_locate_at_one_place_is_one_turn():
         Transition("rotation", "transition", "", step=step, interval=interval)
         for step, interval in ((149.9, (147, 152)), (150.0, (146, 213)), (190.0, (146, 213)), (None, None))
     )
-    assert _is_same(again, clear) and _is_same(clear, again)
-    assert not _is_same(wide, clear) and not _is_same(clear, wide) and not _is_same(none, clear)
+    assert again.coincides_with(clear) and clear.coincides_with(again)
+    assert not any(a.coincides_with(b) for a, b in ((wide, clear), (clear, wide), (none, clear)))
 
 
 def test_a_bend_over_more_than_a_third_of_the_run_is_none_but_is_described():
