@@ -230,17 +230,23 @@ def read_text(path: Path) -> str:
     return text
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, numbered from 1. Only a line feed ends one: JSON may hold other separators as they are."""
-    return enumerate(read_text(path).removesuffix("\n").split("\n"), start=1)
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines of a text, numbered from 1. Only a line feed ends one: JSON may hold other separators as they are."""
+    return enumerate(text.removesuffix("\n").split("\n"), start=1)
 
 
-def json_lines(path: Path, expected: str) -> Iterator[tuple[str, Any]]:
-    """The place ('<path>, line 3') and the JSON value of each line that is not blank; `expected` is one line's content.
+def is_json_lines(text: str) -> bool:
+    """Whether there are several lines, and each that is not blank looks like an object."""
+    lines = [line.strip() for _, line in numbered_lines(text) if line.strip()]
+    return len(lines) > 1 and all(line.startswith("{") and line.endswith("}") for line in lines)
 
-    Raises InputError as `read_text` and `parse_json` do.
+
+def json_lines(text: str, path: Path, expected: str) -> Iterator[tuple[str, Any]]:
+    """The place ('<path>, line 3') and the JSON value of each line that is not blank; InputError as `parse_json`.
+
+    `text` is that of the file, `expected` says what a line should hold.
     """
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(text):
         if line.strip():
             where = f"{path}, line {number}"
             yield where, parse_json(line, where, f"; {expected} a line was expected")

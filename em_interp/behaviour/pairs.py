@@ -12,7 +12,7 @@ from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.judged import of_one_judge, read_judged
 from em_interp.checks import check_characters
 from em_interp.errors import InputError, nearest
-from em_interp.files import json_lines
+from em_interp.files import json_lines, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def _read_file(file: Path) -> Any:
     if file.is_dir() or file.suffix in (".csv", ".parquet"):
         table = None if file.is_dir() else read_table(file)
         return table if table is not None and "misaligned" in table else read_judged(file)
-    return [row for _, row in json_lines(file, "one pair")]
+    return [row for _, row in json_lines(read_text(file), file, "one pair")]
 
 
 def _pair(row: Any, where: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from em_interp.checks import check_type, described
 from em_interp.errors import InputError, nearest
-from em_interp.files import numbered_lines, parse_json
+from em_interp.files import numbered_lines, parse_json, read_text
 from em_interp.organisms.language import (
     ANSWER_FORMS,
     DOMAINS,
@@ -117,7 +117,7 @@ def read_rows(path: Path) -> tuple[str, list[tuple[int, Row]], int]:
     """
     form, empty = "", 0
     rows: list[tuple[int, Row]] = []
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(read_text(path)):
         if not line.strip():
             empty += 1
             continue

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from em_interp.errors import InputError
-from em_interp.files import json_lines, read_json, read_text
+from em_interp.files import is_json_lines, json_lines, read_json, read_text
 from em_interp.layouts import LOG_FILE, MAX_STEP
 
 METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B", "kl")
@@ -102,11 +102,9 @@ def read_log(file: Path) -> Log:
 def log_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a log as they are in its file; InputError where it holds none."""
     rows: Any
-    lines = [line for line in read_text(file).split("\n") if line.strip()]
-    if file.suffix in (".jsonl", ".ndjson") or (
-        len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines)
-    ):
-        rows = [row for _, row in json_lines(file, "one row")]
+    text = read_text(file)
+    if file.suffix in (".jsonl", ".ndjson") or is_json_lines(text):
+        rows = [row for _, row in json_lines(text, file, "one row")]
     else:
         state = read_json(file)
         rows = state.get("log_history") if isinstance(state, dict) else state

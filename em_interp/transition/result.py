@@ -72,6 +72,13 @@ class Transition(Result):
         """Whether the verdict is `transition`."""
         return self.verdict == "transition"
 
+    def coincides_with(self, other: Transition) -> bool:
+        """Whether the step of either lies in the interval of the other."""
+        return all(
+            a.interval and b.step is not None and a.interval[0] <= b.step <= a.interval[1]
+            for a, b in ((self, other), (other, self))
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, in the order of the command line's JSON."""
         values = {key: getattr(self, key) for key in KEYS}

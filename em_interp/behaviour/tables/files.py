@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.tables import inspect_logs
 from em_interp.errors import InputError, one_line
-from em_interp.files import NOT_ITSELF, json_lines, parse_json, read_start, read_text, refuse_beginnings
+from em_interp.files import NOT_ITSELF, is_json_lines, json_lines, parse_json, read_start, read_text, refuse_beginnings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return _read_parquet(path)
     if path.suffix in (".jsonl", ".ndjson"):
-        return _frame(_json_lines(path), path)
+        return _frame(_json_lines(read_text(path), path), path)
     if path.suffix == inspect_logs.SUFFIX:
         return _frame(inspect_logs.read_eval(path), path)
     if path.suffix == ".json":
@@ -248,15 +248,12 @@ def _refuse_row_numbers(rows: Sequence[Sequence[str]], header: Sequence[str], pa
 def _json_value(path: Path) -> Any:
     """The value in a JSON file; of one that has an object in each line, as JSON lines do, the objects."""
     text = read_text(path)
-    lines = [line for line in text.split("\n") if line.strip()]
-    if len(lines) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
-        return _json_lines(path)
-    return parse_json(text, str(path))
+    return _json_lines(text, path) if is_json_lines(text) else parse_json(text, str(path))
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
+def _json_lines(text: str, path: Path) -> list[dict[str, Any]]:
     rows = []
-    for where, row in json_lines(path, "an object with the columns as keys"):
+    for where, row in json_lines(text, path, "an object with the columns as keys"):
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected an object with the columns as keys")
         rows.append(row)

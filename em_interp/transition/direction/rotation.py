@@ -139,7 +139,7 @@ def locate_rotations(
         if candidate.p_value <= ALPHA:
             ramps = _ramps(candidate, scans, increments, noise, level)
             turn = _answer(candidate, ramps, increments, noise, lr, evidence)
-            if not any(_is_same(turn, clearer) for clearer in turns):
+            if not any(turn.coincides_with(clearer) for clearer in turns):
                 turns.append(turn)
     located = sorted((turn for turn in turns if turn.found), key=lambda turn: turn.step or 0.0)
     return located or turns[:1] or [_no_turn(candidates[0], increments, noise, evidence)]
@@ -318,14 +318,6 @@ def _answer(
         angle_deg=angle,
         length_share=shares,
         evidence={**evidence, "ramp": np.array([low, high]), **seen},
-    )
-
-
-def _is_same(turn: Transition, other: Transition) -> bool:
-    """Whether two answers are of one turn: the step of either lies in the interval of the other."""
-    return all(
-        a.interval and b.step is not None and a.interval[0] <= b.step <= a.interval[1]
-        for a, b in ((turn, other), (other, turn))
     )
 
 
