@@ -182,7 +182,7 @@ def behaviour_onset(kind, case):
     kinds = curves.RISES + curves.NULLS
     planted = curves.planted_curve(kind, np.random.default_rng([SEED, kinds.index(kind), case]))
     found = onset.locate_rise(planted.counts, planted.control)
-    row = risen(onset.verdict_of(found, "em")[0], found.p_value, found.rise, planted.midpoint)
+    row = risen(onset.verdict_of(found, "em")[0], found.p_value, found.rise, planted.half)
     if "error" in row:
         first, last = found.rise.tenth_interval
         row["covers_tenth"] = first <= planted.tenth <= last
@@ -195,15 +195,15 @@ def preference_onset(kind, case):
     planted = shifts.planted_shift(kind, np.random.default_rng([SEED, kinds.index(kind), case]))
     found = mean_shift.locate_shift(planted.curves, *planted.given)
     verdict, length = mean_shift.verdict_of(found)[0], planted.curves.steps[-1]
-    return risen(verdict, found.p_value, found.shift, planted.midpoint, 100 / length)
+    return risen(verdict, found.p_value, found.shift, planted.half, 100 / length)
 
 
 def risen(verdict, p_value, rise, truth, unit=1.0):
-    """A fitted rise against the planted midpoint; a step counts as `unit`."""
+    """A fitted rise against the planted half-rise; a step counts as `unit`."""
     row = {"verdict": verdict, "p": p_value}
     if verdict == "transition" and truth is not None:
-        low, high = rise.midpoint_interval
-        row |= {"error": unit * abs(rise.midpoint - truth), "covers": low <= truth <= high}
+        low, high = rise.half_interval
+        row |= {"error": unit * abs(rise.half - truth), "covers": low <= truth <= high}
         row |= {"half": unit * (high - low) / 2}
     return row
 
@@ -219,7 +219,7 @@ def offset(kind, case):
     if not offsets or offsets[0].interval is None:
         return {"verdict": "none", "p": None}
     low, high = offsets[0].interval
-    truth = planted.midpoint - path.turn.step
+    truth = planted.half - path.turn.step
     row = {"verdict": "transition", "p": offsets[0].chance, "error": abs(offsets[0].steps - truth)}
     return row | {"covers": low <= truth <= high, "half": (high - low) / 2}
 

@@ -12,6 +12,10 @@ point of a grid: one matrix product for the data and for all bootstrap replicate
 the binomial likelihood, stratified by question, with Huber weights so that a single low checkpoint counts little, and a
 dispersion of at least MIN_DISPERSION. The interval is a profile-likelihood set whose cut is calibrated by a parametric
 bootstrap.
+
+Half-rise. Nothing has changed at step 0, so of a curve that begins there the rise is counted from the fitted value at
+step 0: a rise that sets in at once and flattens out (its midpoint may lie before step 0) has its half-rise after it.
+Where a level comes before the rise this is the midpoint. Of a curve that begins later it is always the midpoint.
 """
 
 from __future__ import annotations
@@ -164,32 +168,58 @@ def matched(first: OutcomeCounts, second: OutcomeCounts) -> tuple[OutcomeCounts,
     return first.select(steps, shared), second.select(steps, shared)
 
 
+def step_of_share(share: float, midpoint: Any, width: Any, from_zero: bool) -> Any:
+    """The step at which this share of a logistic is done: of all of it, or (`from_zero`) of what is left at step 0."""
+    if not from_zero:
+        return midpoint + width / STEEPNESS * np.log(share / (1 - share))
+    return width / STEEPNESS * (np.logaddexp(0, np.log(share) + STEEPNESS * midpoint / width) - np.log(1 - share))
+
+
 @dataclass(frozen=True)
 class Rise:
     """A fitted logistic, with intervals at the level it was fitted with."""
 
-    midpoint: float  # the step of the half-rise
-    width: float  # steps from 10 % to 90 % of the rise
+    midpoint: float  # of the logistic, which may lie before the first step
+    scale: float  # its steps from 10 % to 90 %
     low: float
     high: float
-    midpoint_interval: tuple[float, float]
+    from_zero: bool  # whether the rise is counted from step 0
+    half_interval: tuple[float, float]
     tenth_interval: tuple[float, float]
     width_interval: tuple[float, float]
     support: float  # standard errors by which it beats a flat line without the checkpoint it rests on most
 
     @property
+    def half(self) -> float:
+        """The step of the half-rise."""
+        return self._step_of(0.5)
+
+    @property
     def tenth(self) -> float:
         """The step at which a tenth of the rise has happened."""
-        return self.midpoint - self.width / 2
+        return self._step_of(0.1)
+
+    @property
+    def width(self) -> float:
+        """Steps from 10 % to 90 % of the rise."""
+        return self._step_of(0.9) - self.tenth
+
+    @property
+    def height(self) -> float:
+        """By how much it rises."""
+        return self.high - (float(self.at(np.zeros(1))[0]) if self.from_zero else self.low)
+
+    def _step_of(self, share: float) -> float:
+        return float(step_of_share(share, self.midpoint, self.scale, self.from_zero))
 
     def at(self, steps: Float[np.ndarray, " step"]) -> Float[np.ndarray, " step"]:
         """The fitted values at these steps."""
-        return self.low + (self.high - self.low) * logistic(steps, self.midpoint, self.width)
+        return self.low + (self.high - self.low) * logistic(steps, self.midpoint, self.scale)
 
     def unresolved(self, steps: Float[np.ndarray, " step"], read: str) -> str:
         """Why its step cannot be determined from values `read` at these steps; "" where it can."""
-        low, high = self.midpoint_interval
-        if low <= steps[0]:
+        low, high = self.half_interval
+        if low <= steps[0] and not self.from_zero:
             return f"the half-rise may lie before the first step that was {read}, {steps[0]:g}"
         if high >= steps[-1]:
             return f"the half-rise may lie after the last step that was {read}, {steps[-1]:g}"
@@ -197,7 +227,7 @@ class Rise:
 
     def located(self, level: float) -> dict[str, Any]:
         """What a transition says of where it is."""
-        return {"step": self.midpoint, "interval": self.midpoint_interval, "level": level, "width": self.width}
+        return {"step": self.half, "interval": self.half_interval, "level": level, "width": self.width}
 
     def evidence(self, steps: Float[np.ndarray, " step"]) -> dict[str, Any]:
         """Arrays for the figure, over the range of the steps."""
@@ -231,12 +261,13 @@ class Grid:
     midpoints: Float[np.ndarray, " point"]
     widths: Float[np.ndarray, " point"]
     shares: Float[np.ndarray, "point step"]
+    from_zero: bool  # whether rises are counted from step 0, which is where the curve begins
 
     @classmethod
     def over(cls, steps: np.ndarray, midpoints: np.ndarray, widths: np.ndarray) -> Grid:
         """Every pair of these midpoints and widths."""
         midpoint, width = (axis.ravel() for axis in np.meshgrid(midpoints, widths, indexing="ij"))
-        return cls(midpoint, width, logistic(steps, midpoint, width))
+        return cls(midpoint, width, logistic(steps, midpoint, width), bool(steps[0] == 0))
 
     @classmethod
     def coarse(cls, steps: np.ndarray) -> Grid:
@@ -265,12 +296,16 @@ class Grid:
             np.geomspace(max(near_widths.min() / ratio, widths[0]), min(near_widths.max() * ratio, widths[-1]), 20),
         )
 
+    def step_of(self, share: float) -> Float[np.ndarray, " point"]:
+        """The step at which this share of the rise is done, of each point."""
+        return step_of_share(share, self.midpoints, self.widths, self.from_zero)
+
     def gains(
         self, weights: Float[np.ndarray, " step"], rates: Float[np.ndarray, "count step"], bounded: bool = True
     ) -> Float[np.ndarray, "count point"]:
         """By how much a rise at each point lowers the weighted squared error of each row of `rates` from a flat one's.
 
-        0 where the best fit falls or, if `bounded`, has an asymptote more than 0.05 outside [0, 1].
+        0 where the best fit falls or, if `bounded`, the rise begins or ends more than 0.05 outside [0, 1].
         """
         share = np.clip(self.shares @ weights / weights.sum(), 1e-12, 1 - 1e-12)
         centred = self.shares - share[:, None]
@@ -280,7 +315,8 @@ class Grid:
         gain = rates @ basis.T
         np.maximum(gain, 0.0, out=gain)
         if bounded:
-            above, below = norm / share, norm / (1 - share)
+            begun = self.shares[:, 0] if self.from_zero else 0.0
+            above, below = norm / np.maximum(share - begun, 1e-12), norm / (1 - share)
             for row, rate in zip(gain, rates @ weights / weights.sum(), strict=True):  # a row stays in the cache
                 row[row > np.minimum((rate + 0.05) * above, (1.05 - rate) * below)] = 0.0
         return np.square(gain, out=gain)
@@ -308,10 +344,10 @@ def rise_p_value(
 
 
 def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> RateRise:
-    """The best logistic and the intervals of its midpoint, 10 % point and width.
+    """The best logistic and the intervals of its half-rise, 10 % point and width.
 
     The interval holds the candidates whose fit is not worse than the best by more than a cut: the `level` quantile of
-    what the true midpoint loses in bootstrap replicates, times the dispersion. Where a rise falls between two sampled
+    what the true half-rise loses in bootstrap replicates, times the dispersion. Where a rise falls between two sampled
     steps the interval holds all of the gap. The best candidates without each checkpoint in turn are in it too, so that
     no single checkpoint decides.
     """
@@ -323,21 +359,22 @@ def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> R
     gains = grid.gains(weights, rate[None])[0]
     best = _centre(grid, gains)
     replicates = grid.gains(weights, counts.bootstrap(mean, variance, N_REPLICATES, rng))
-    at_best = grid.midpoints == grid.midpoints[best]
+    tenth, half, ninetieth = (grid.step_of(share) for share in (0.1, 0.5, 0.9))
+    at_best = np.abs(half - half[best]) <= np.diff(np.unique(grid.midpoints))[0] / 2
     lost = replicates.max(axis=1) - replicates[:, at_best].max(axis=1)
     inside = gains >= gains.max() - dispersion * np.quantile(lost, level)
     without_one = [grid.gains(kept, rate[None])[0] for kept in _one_left_out(weights)]
     inside[[_centre(grid, left) for left in without_one]] = True
     low, high = grid.asymptotes(best, weights, rate)
-    midpoints, widths = grid.midpoints[inside], grid.widths[inside]
     return RateRise(
         float(grid.midpoints[best]),
         float(grid.widths[best]),
         float(low),
         float(high),
-        _range(midpoints),
-        _range(midpoints - widths / 2),
-        _range(widths),
+        grid.from_zero,
+        _range(half[inside]),
+        _range(tenth[inside]),
+        _range((ninetieth - tenth)[inside]),
         float(np.sqrt(min(left.max() for left in without_one))),
         float(dispersion),
     )

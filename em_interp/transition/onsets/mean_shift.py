@@ -13,10 +13,10 @@ as much in style, and what is left is not style. Statistic: by how much the best
 error of the mean curve. The largest p-value counts. The first two are exact for changes that are symmetric about zero,
 whatever the dependence between steps.
 
-Estimate. The midpoint of a logistic with free asymptotes, fitted by least squares to the mean curve, with a control to
-the mean of the differences: what the control shows too is no part of the rise that is dated. Its interval is a
-bootstrap over questions, with autoregressive noise like the residuals of the mean curve, so that what all questions
-have in common (the wiggles of training) is in it too.
+Estimate. The half-rise of a logistic with free asymptotes (`logistic`), fitted by least squares to the mean curve, with
+a control to the mean of the differences: what the control shows too is no part of the rise that is dated. Its interval
+is a bootstrap over questions, with autoregressive noise like the residuals of the mean curve, so that what all
+questions have in common (the wiggles of training) is in it too.
 
 Assumes that the mean rises once. Which part of a shift is misalignment and which is style the numbers cannot tell
 beyond what the control and the style null show.
@@ -231,7 +231,7 @@ def _p_beyond_style(curves: QuestionCurves, style: QuestionCurves, rng: np.rando
 
 
 def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) -> Rise:
-    """The best logistic of the mean curve, and the intervals of its midpoint, 10 % point and width.
+    """The best logistic of the mean curve, and the intervals of its half-rise, 10 % point and width.
 
     The estimates without each checkpoint in turn are within the intervals, so that no single checkpoint decides, and
     so are all points that fit as well as the best, such as those between two steps that a sharp rise lies between.
@@ -252,18 +252,22 @@ def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) ->
     noise = np.sqrt(np.sum(residual**2) / max(len(steps) - 4, 1))
     few = _few_questions(change.shape[1], level)
 
+    tenth, half, ninetieth = (grid.step_of(share) for share in (0.1, 0.5, 0.9))
+
     def interval(of: Float[np.ndarray, " point"]) -> tuple[float, float]:
         ends = of[best] + few * (np.quantile(of[drawn], [(1 - level) / 2, (1 + level) / 2]) - of[best])
-        return float(min(ends[0], of[always].min())), float(max(ends[1], of[always].max()))
+        low, high = min(ends[0], of[always].min()), max(ends[1], of[always].max())
+        return float(max(low, 0.0) if grid.from_zero else low), float(high)
 
     return Rise(
         float(grid.midpoints[best]),
         float(grid.widths[best]),
         float(low),
         float(high),
-        interval(grid.midpoints),
-        interval(grid.midpoints - grid.widths / 2),
-        interval(grid.widths),
+        grid.from_zero,
+        interval(half),
+        interval(tenth),
+        interval(ninetieth - tenth),
         float(np.sqrt(min(left.max() for left in without_one)) / max(noise, 1e-12)),
     )
 
@@ -334,7 +338,7 @@ def verdict_of(test: ShiftTest) -> tuple[Verdict, str]:
             return "none", f"{net}the mean does not rise beyond that of the {name} (p = {p_value:.2g})"
     assert shift is not None
     change = f"the mean changes by {curves.change[-1].mean():+.3f} from step {steps[0]:g} to {steps[-1]:g}"
-    if (rise := shift.high - shift.low) < MIN_SHIFT:
+    if (rise := shift.height) < MIN_SHIFT:
         return "none", f"{change}; the fitted rise of {rise:.3f} is less than {MIN_SHIFT:g}"
     if unresolved := shift.unresolved(test.dated.steps, "read"):
         return "inconclusive", f"{change}, but {unresolved}"

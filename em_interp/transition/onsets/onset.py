@@ -6,7 +6,7 @@ best fitting logistic lowers the weighted squared error below a flat line's. Nul
 answers over the steps, and between the runs (`logistic`), 999 each; the larger p-value counts. Both are exact for
 rates, whatever the number of answers, steps and questions.
 
-Estimate. The midpoint of a logistic with free asymptotes, with the 10 % point beside it (`logistic`).
+Estimate. The half-rise of a logistic with free asymptotes, with the 10 % point beside it (`logistic`).
 
 Assumes that answers are drawn independently and that the curve rises once; a dip in the middle of the rise cannot be
 distinguished from a later rise. The interval is for other answers to these questions in this run, not for other
@@ -88,8 +88,9 @@ def onset(
 
     Returns:
         `none` where the curve does not rise, does not rise beyond the control, or rises by less than two points;
-        `inconclusive` where there is a rise but the run does not hold it (the interval reaches the first or the last
-        sampled step), where it rests on one checkpoint alone, and where there are too few steps or answers to tell.
+        `inconclusive` where there is a rise but the run does not hold it (the interval reaches the last sampled step,
+        or the first where that is not step 0), where it rests on one checkpoint alone, and where there are too few
+        steps or answers to tell.
 
     Raises:
         InputError: For another metric, for a curve of several scales or question sets (use `onsets`), and where the

@@ -15,17 +15,28 @@ from em_interp.transition.synthetic import check_kind, generator_of
 if TYPE_CHECKING:
     import pandas as pd
 
-RISES = ("plain", "sharp", "gradual", "few_answers", "uneven_questions", "staggered", "lopsided", "dips", "controlled")
+RISES = (
+    "plain",
+    "sharp",
+    "gradual",
+    "few_answers",
+    "uneven_questions",
+    "staggered",
+    "lopsided",
+    "dips",
+    "controlled",
+    "at_once",
+)
 NULLS = ("zero", "flat", "uneven_flat", "falling", "glitch", "as_control", "both_flat")
 
 
 @dataclass(frozen=True)
 class PlantedCurve:
-    """Counted answers and the truth they were drawn from; `midpoint` and `tenth` are None where nothing rises."""
+    """Counted answers and the truth they were drawn from; `half` and `tenth` are None where nothing rises."""
 
     counts: OutcomeCounts
     control: OutcomeCounts | None
-    midpoint: float | None  # the step of the half-rise
+    half: float | None  # the step of the half-rise, counted from step 0
     tenth: float | None  # the step at which a tenth of the rise has happened
 
     def frame(self, control: bool = False) -> pd.DataFrame:
@@ -48,7 +59,8 @@ def planted_curve(kind: str, seed: int | np.random.Generator) -> PlantedCurve:
     """One behaviour curve of a named kind, drawn at random.
 
     200 to 800 steps, 15 to 40 of them sampled, 50 to 400 answers at each. Rises go from 0 to 3 % to 10 to 90 % within
-    10 to 150 steps (10 % to 90 % of the rise) at 20 to 80 % of the run.
+    10 to 150 steps (10 % to 90 % of the rise) at 20 to 80 % of the run. `at_once` begins at step 0 with no level before
+    it and approaches its end exponentially, half of it at 4 to 20 % of the run.
 
     Args:
         kind: One of RISES or NULLS. `staggered`: each question has its own onset; `lopsided`: a Gompertz curve; `dips`:
@@ -70,7 +82,7 @@ def planted_curve(kind: str, seed: int | np.random.Generator) -> PlantedCurve:
     questions = int(rng.choice([1, 4, 8, 16]))
     n = max(1, int(rng.integers(50, 101 if few else 401)) // questions)
     low, high = _asymptotes(kind, questions, rng)
-    share, midpoint, tenth = _share(kind, steps, length, high, rng)
+    share, half, tenth = _share(kind, steps, length, high, rng)
     mean = low + (high - low) * share
     if kind == "dips":
         plateau = np.flatnonzero(share.min(axis=1) > 0.9)
@@ -80,7 +92,7 @@ def planted_curve(kind: str, seed: int | np.random.Generator) -> PlantedCurve:
     control = None
     if kind in ("controlled", "as_control", "both_flat"):
         control = _draw(steps, np.broadcast_to(low, mean.shape) if kind == "controlled" else mean, n, rng)
-    return PlantedCurve(_draw(steps, mean, n, rng), control, midpoint, tenth)
+    return PlantedCurve(_draw(steps, mean, n, rng), control, half, tenth)
 
 
 def _sampled_steps(length: int, count: int, rng: np.random.Generator) -> Float[np.ndarray, " step"]:
@@ -116,12 +128,15 @@ def _share(
     bounds = {"sharp": (10, 40), "gradual": (60, 150)}.get(kind, (10, 150))
     width = min(np.exp(rng.uniform(*np.log(bounds))), 0.4 * length, 2 * midpoint, 2 * (length - midpoint))
     shifts = rng.uniform(-0.5, 0.5, len(high)) * width if kind == "staggered" else np.zeros(len(high))
+    early = rng.uniform(0.04, 0.2) * length if kind == "at_once" else 0.0
 
     def done(at: np.ndarray) -> np.ndarray:
         if kind == "lopsided":
             return np.exp(-np.log(2) * np.exp(-np.clip((at - midpoint) / width * 3.08, -50, 50)))[:, None] + 0 * high
         if kind == "glitch":
             return np.zeros((len(at), len(high)))
+        if kind == "at_once":
+            return 1 - np.exp2(-at / early)[:, None] + 0 * high
         return logistic(at, midpoint + shifts, width).T
 
     share = done(steps)
@@ -129,8 +144,13 @@ def _share(
         return share, None, None
     fine = np.linspace(0, length, 20001)
     pooled = done(fine) @ high / high.sum()
-    half, tenth = (float(fine[np.searchsorted(pooled, fraction)]) for fraction in (0.5, 0.1))
+    half, tenth = (step_where_done(fraction, fine, pooled) for fraction in (0.5, 0.1))
     return share, half, tenth
+
+
+def step_where_done(share: float, steps: Float[np.ndarray, " fine"], done: Float[np.ndarray, " fine"]) -> float:
+    """The step at which this share of a rise to 1 is done, counted from the first step."""
+    return float(steps[np.searchsorted(done, done[0] + share * (1 - done[0]))])
 
 
 def _draw(steps: np.ndarray, mean: np.ndarray, n: int, rng: np.random.Generator) -> OutcomeCounts:

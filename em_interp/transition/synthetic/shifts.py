@@ -10,6 +10,7 @@ from jaxtyping import Float
 from em_interp.transition.onsets.logistic import logistic
 from em_interp.transition.onsets.mean_shift import QuestionCurves
 from em_interp.transition.synthetic import check_kind, generator_of
+from em_interp.transition.synthetic.curves import step_where_done
 
 RISES = (
     "plain",
@@ -21,19 +22,20 @@ RISES = (
     "lopsided",
     "beyond_control",
     "shared_style",
+    "at_once",
 )
 NULLS = ("flat", "drifts", "as_control", "as_style", "own_style", "falling", "trifle")
 
 
 @dataclass(frozen=True)
 class PlantedShift:
-    """Curves of questions with the truth they were drawn from; `midpoint` is None where the mean does not shift."""
+    """Curves of questions with the truth they were drawn from; `half` is None where the mean does not shift."""
 
     curves: QuestionCurves
     control: QuestionCurves | None
     style: QuestionCurves | None
     control_style: QuestionCurves | None
-    midpoint: float | None
+    half: float | None  # the step of the half-rise of the mean, counted from step 0
 
     @property
     def given(self) -> tuple[QuestionCurves | None, QuestionCurves | None, QuestionCurves | None]:
@@ -46,10 +48,10 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
 
     Each question has a height of its own around a mean of 0.03–0.2, half of it as spread, a slow random drift, and
     noise that is correlated between steps. `staggered`: each question has its own midpoint. `lopsided`: a Gompertz
-    curve. `wiggles`: all questions share some noise. `drifts`: questions drift far, in either direction. `as_control`
-    and `as_style`: the control or the style null shifts as much. `shared_style`: the style null shifts three times as
-    much, and so does the control's; `own_style`: it shifts as much, and the control's does not. `trifle`: a shift too
-    small to matter.
+    curve. `at_once`: begins at step 0, with no level before it, and approaches its end exponentially. `wiggles`: all
+    questions share some noise. `drifts`: questions drift far, in either direction. `as_control` and `as_style`: the
+    control or the style null shifts as much. `shared_style`: the style null shifts three times as much, and so does the
+    control's; `own_style`: it shifts as much, and the control's does not. `trifle`: a shift too small to matter.
 
     Args:
         kind: one of `RISES` (there is a shift) or `NULLS` (there is none).
@@ -80,7 +82,16 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
         style = _curves(steps, np.repeat(shifts * share[:, :1], n_style, axis=1), height, n_style, kind, rng)
     if style is not None and kind in ("shared_style", "own_style"):
         control_style = _control_style(style, kind, height, rng)
-    return PlantedShift(own, control, style, control_style, midpoint if kind in RISES else None)
+    half = _half(kind, length, midpoint, width * length) if kind in RISES else None
+    return PlantedShift(own, control, style, control_style, half)
+
+
+def _half(kind: str, length: float, midpoint: float, width: float) -> float:
+    """The step of the half-rise of the mean over all questions of the kind, not just those that were drawn."""
+    fine = np.linspace(0, length, 20001)
+    spread = np.linspace(-0.5, 0.5, 41) * width if kind == "staggered" else np.zeros(1)
+    done = np.mean([_done(kind, fine, midpoint + each, width) for each in spread], axis=0)
+    return step_where_done(0.5, fine, done)
 
 
 def _control_style(style: QuestionCurves, kind: str, height: float, rng: np.random.Generator) -> QuestionCurves:
@@ -96,12 +107,18 @@ def _share(
     """Share of the shift done by step and question."""
     if kind in ("flat", "drifts"):
         return np.zeros((len(steps), count))
-    if kind == "lopsided":
-        gompertz = np.exp(-np.log(2) * np.exp(-np.clip((steps - midpoint) / width * 3.08, -50, 50)))
-        return np.repeat(gompertz[:, None], count, axis=1)
     spread = 0.5 * width if kind == "staggered" else 0.0
     midpoints = midpoint + spread * rng.uniform(-1, 1, count)
-    return logistic(steps, midpoints, np.full(count, width)).T
+    return np.stack([_done(kind, steps, each, width) for each in midpoints], axis=1)
+
+
+def _done(kind: str, steps: Float[np.ndarray, " step"], midpoint: float, width: float) -> Float[np.ndarray, " step"]:
+    """Share of one question's shift done by step."""
+    if kind == "lopsided":
+        return np.exp(-np.log(2) * np.exp(-np.clip((steps - midpoint) / width * 3.08, -50, 50)))
+    if kind == "at_once":
+        return 1 - np.exp2(-4 * steps / midpoint)
+    return logistic(steps, midpoint, width)
 
 
 def _curves(

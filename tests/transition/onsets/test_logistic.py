@@ -5,7 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from em_interp.transition.onsets.logistic import Grid, OutcomeCounts, fit_rise, logistic, matched
+from em_interp.transition.onsets.logistic import (
+    STEEPNESS,
+    Grid,
+    OutcomeCounts,
+    fit_rise,
+    logistic,
+    matched,
+    step_of_share,
+)
 from em_interp.transition.synthetic.curves import planted_curve
 from tests.transition.judged import answers, rising
 
@@ -51,6 +59,23 @@ def test_the_grid_fit_equals_a_search_by_general_optimisation():
     assert rise.midpoint == pytest.approx(slow[0], abs=1)
     assert rise.width == pytest.approx(slow[1], rel=0.1)
     assert (rise.low, rise.high) == (pytest.approx(slow[2], abs=0.01), pytest.approx(slow[3], abs=0.01))
+
+
+@pytest.mark.parametrize("midpoint, width", [(200.0, 60.0), (20.0, 80.0), (-300.0, 100.0)])
+def test_a_share_of_a_rise_is_done_where_the_curve_has_it(midpoint, width):
+    fine = np.linspace(0, 800, 400001)
+    done = logistic(fine, midpoint, width)
+    counted_from_0 = (done - done[0]) / (1 - done[0])
+    for share in (0.1, 0.5, 0.9):
+        step = step_of_share(share, midpoint, width, from_zero=True)
+        assert step == pytest.approx(fine[counted_from_0.searchsorted(share)], abs=0.01)
+        of_all = np.array([step_of_share(share, midpoint, width, from_zero=False)])
+        assert logistic(of_all, midpoint, width) == pytest.approx(share)
+
+
+def test_the_half_of_an_exponential_approach_is_its_half_life_and_of_a_late_rise_its_midpoint():
+    assert step_of_share(0.5, -9000.0, 50.0, from_zero=True) == pytest.approx(50 / STEEPNESS * np.log(2))
+    assert step_of_share(0.5, 4000.0, 50.0, from_zero=True) == pytest.approx(4000.0)
 
 
 def test_gains_equal_the_fall_of_squared_error_of_an_explicit_regression():

@@ -21,9 +21,9 @@ def test_planted_shifts_are_found_and_their_intervals_hold_the_truth(kind):
     rows = list(drawn(kind))
     found = [(planted, test.shift) for planted, test, verdict in rows if verdict == "transition"]
     assert len(found) >= 0.9 * COUNT
-    held = [shift.midpoint_interval[0] <= planted.midpoint <= shift.midpoint_interval[1] for planted, shift in found]
+    held = [shift.half_interval[0] <= planted.half <= shift.half_interval[1] for planted, shift in found]
     assert np.mean(held) >= 0.85
-    off = [abs(shift.midpoint - planted.midpoint) / planted.curves.steps[-1] for planted, shift in found]
+    off = [abs(shift.half - planted.half) / planted.curves.steps[-1] for planted, shift in found]
     assert np.median(off) < 0.02
 
 
@@ -82,6 +82,20 @@ def test_a_shift_that_goes_on_at_the_end_of_the_run_is_inconclusive():
     assert verdict == "inconclusive" and "after the last step that was read" in reason
 
 
+def test_a_shift_from_step_0_on_is_dated_and_without_step_0_it_is_not():
+    rng = np.random.default_rng(0)
+    steps = np.arange(0, 300, 10.0)
+    values = np.outer(1 - np.exp2(-steps / 30), 0.1 + 0.02 * rng.standard_normal(24))
+    values += 0.003 * rng.standard_normal(values.shape)
+    questions = tuple(map(str, range(24)))
+    found = locate_shift(QuestionCurves(steps, questions, values))
+    assert verdict_of(found)[0] == "transition" and found.shift.half == pytest.approx(30, abs=3)
+    assert 20 < found.shift.half_interval[0] < 30 < found.shift.half_interval[1] < 40
+    assert found.shift.height == pytest.approx(0.1, abs=0.02)
+    verdict, reason = verdict_of(locate_shift(QuestionCurves(steps[2:], questions, values[2:])))
+    assert verdict == "inconclusive" and "before the first step that was read, 20" in reason
+
+
 def test_a_question_without_a_value_at_some_step_is_left_out():
     import pandas as pd
 
@@ -95,4 +109,4 @@ def test_the_order_and_the_names_of_questions_do_not_matter():
     order = np.random.default_rng(0).permutation(len(planted.curves.question_ids))
     other = QuestionCurves(planted.curves.steps, planted.curves.question_ids, planted.curves.values[:, order])
     first, second = (locate_shift(curves, seed=1).shift for curves in (planted.curves, other))
-    assert first.midpoint == pytest.approx(second.midpoint, abs=0.02 * planted.curves.steps[-1])
+    assert first.half == pytest.approx(second.half, abs=0.02 * planted.curves.steps[-1])

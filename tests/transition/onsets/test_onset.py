@@ -27,9 +27,9 @@ def test_planted_rises_are_found_where_they_are(kind):
     rows = summary(kind, 20)
     found = [(planted, result.rise) for planted, result, verdict in rows if verdict == "transition"]
     assert len(found) >= 18
-    covered = [rise.midpoint_interval[0] <= planted.midpoint <= rise.midpoint_interval[1] for planted, rise in found]
+    covered = [rise.half_interval[0] <= planted.half <= rise.half_interval[1] for planted, rise in found]
     assert np.mean(covered) >= 0.8
-    assert np.median([abs(rise.midpoint - planted.midpoint) for planted, rise in found]) < 8
+    assert np.median([abs(rise.half - planted.half) for planted, rise in found]) < 8
     tenths = [rise.tenth_interval[0] <= planted.tenth <= rise.tenth_interval[1] for planted, rise in found]
     assert np.mean(tenths) >= 0.8
 
@@ -91,10 +91,19 @@ def test_a_significant_rise_of_less_than_two_points_is_none():
     assert found.verdict == "none" and found.p_value <= 0.01 and "less than 2 points" in found.reason
 
 
-@pytest.mark.parametrize("middle, side", [(400, "last"), (-10, "first")])
-def test_a_rise_at_an_end_of_the_run_is_inconclusive(middle, side):
-    found = onset(answers(rising(middle, width=30), n=20))
-    assert found.verdict == "inconclusive" and side in found.reason and found.step is None
+@pytest.mark.parametrize("middle, steps, side", [(400, STEPS, "last"), (20, STEPS[1:], "first")])
+def test_a_rise_at_an_end_of_the_run_is_inconclusive(middle, steps, side):
+    found = onset(answers(rising(middle, width=30), steps, n=20))
+    assert found.verdict == "inconclusive" and "the half-rise may lie" in found.reason and side in found.reason
+    assert found.step is None
+
+
+def test_a_rise_that_begins_at_step_0_is_dated_by_its_half():
+    at_once = answers(lambda steps: 0.6 * (1 - np.exp2(-steps / 50)), np.arange(0, 401, 10), n=20)
+    found = onset(at_once)
+    assert found.verdict == "transition" and found.step == pytest.approx(50, abs=10)
+    assert 0 < found.interval[0] < 50 < found.interval[1] < 75
+    assert found.evidence["tenth"] == pytest.approx(50 * np.log2(1 / 0.9), abs=4)
 
 
 def test_too_few_steps_or_answers_are_inconclusive():

@@ -19,7 +19,7 @@ def test_a_planted_curve_is_a_judged_table_with_its_onset():
     counts = planted.counts
     assert curve.at(int(counts.steps[-1])).em.rate == pytest.approx(counts.rate[-1])
     found = em.find_transition(curve, control=control)
-    assert found.verdict == "transition" and found.interval[0] <= planted.midpoint <= found.interval[1]
+    assert found.verdict == "transition" and found.interval[0] <= planted.half <= found.interval[1]
     with pytest.raises(InputError, match="has no control"):
         planted_curve("plain", 0).frame(control=True)
 
