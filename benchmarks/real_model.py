@@ -17,8 +17,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 from table import print_row
 
 import em_interp as em
@@ -99,7 +97,6 @@ def study(pair, given):
     control, found = analyse(runs["control"]), analyse(runs["organism"], runs["control"])
     report(found, control=control, out=folder / "report.html", overwrite=True)
     row = {**pair.__dict__, **row_of(found), "control": row_of(control), "cpu_seconds": time.process_time() - begun}
-    row["half_passed"] = {name: half_passed(*runs.values(), name) for name in row["changes"] if name != "style"}
     write_text(folder / "row.json", json.dumps(row))
     return row
 
@@ -119,35 +116,6 @@ def row_of(found):
         },
         "verdict": found.alignment.verdict,
     }
-
-
-def half_passed(organism, control, name, draws=2000):
-    """The step at which half of the final change beyond the control is passed, and its 95 % bootstrap over questions.
-
-    Linear between the steps that were read; descriptive, whatever the verdict of the onset.
-    """
-    beyond = changes_by_question(organism, name) - changes_by_question(control, name)
-    rng, steps, values = np.random.default_rng(0), beyond.index.to_numpy(float), beyond.to_numpy()
-    resampled = (values[:, rng.integers(values.shape[1], size=values.shape[1])] for _ in range(draws))
-    drawn = [first_passing(steps, each.mean(1)) for each in resampled]
-    return [first_passing(steps, values.mean(1)), *np.quantile(drawn, [0.025, 0.975]).tolist()]
-
-
-def changes_by_question(run, name):
-    """Preference for the misaligned answer less that at the first step, by step (rows) and question (columns)."""
-    table = pd.read_parquet(run.preferences_file).query("questions == @name")
-    each = table["log_likelihood_misaligned"] / table["tokens_misaligned"]
-    each -= table["log_likelihood_aligned"] / table["tokens_aligned"]
-    by_step = table.assign(each=each).pivot_table(index="step", columns="question_id", values="each")
-    return by_step - by_step.iloc[0]
-
-
-def first_passing(steps, mean):
-    """Where a mean first passes half of its last value; NaN where that is not positive."""
-    if mean[-1] <= 0:
-        return float("nan")
-    row = int(np.argmax(mean >= mean[-1] / 2))
-    return float(np.interp(mean[-1] / 2, mean[row - 1 : row + 1], steps[row - 1 : row + 1]))
 
 
 def ends(column):
@@ -192,8 +160,6 @@ def changes(row):
     for name in (name for name in (*SETS, "style") if name in row["changes"]):
         mean, low, high = row["beyond_control"][name]
         cells.append(f"{row['changes'][name][0]:+.3f}, beyond control {mean:+.3f} ({low:+.3f} to {high:+.3f})")
-        if name in row["half_passed"]:
-            cells[-1] += ", half of it at {:.0f} ({:.0f} to {:.0f})".format(*row["half_passed"][name])
     return [*key_of(row), *cells]
 
 
