@@ -37,7 +37,7 @@ from em_interp.transition.onsets import mean_shift, onset
 from em_interp.transition.signals.gradient_norm import gradient_norm_peak
 from em_interp.transition.signals.norm_onset import norm_onset
 from em_interp.transition.synthetic import curves, logs, paths, shifts
-from em_interp.transition.synthetic.paths import NOT_TURNING, SEVERAL, TURNING, planted_path
+from em_interp.transition.synthetic.paths import NOT_TURNING, SEVERAL, STEPPED, TURNING, planted_path
 
 SEED = 4_000_000
 HERE = Path(__file__).resolve().parent
@@ -246,8 +246,9 @@ def pooled(kind, case, tau, signal):
     return row | {"covers": low <= 0 <= high}
 
 
+NOISY = partial(rotation_of_b, noisy=True)
 ROTATIONS = {  # changes of the planted paths of which rotation of B is tested
-    "noise 1 to 5 times the drift": partial(rotation_of_b, noisy=True, with_baselines=True),
+    "noise 1 to 5 times the drift": partial(NOISY, with_baselines=True),
     "stored in bfloat16": partial(rotation_of_b, storage="bfloat16"),
     "stored in float16": partial(rotation_of_b, storage="float16"),
     "a fifth of the steps missing": partial(rotation_of_b, change=some_missing),
@@ -266,6 +267,8 @@ def experiments():
     for name in RUNS:
         if name not in FAMILIES:
             yield f"rotation of B: noise of {name}", *both, partial(resampled, run=name, ratio=(0.1, 2.0))
+    yield "rotation of B: learning rate in steps", (), STEPPED, rotation_of_b
+    yield "rotation of B: learning rate in steps, noise 1 to 5 times the drift", (), STEPPED, NOISY
     yield "rotation of A", *both, partial(rotation_of, of="A")
     yield "rotation of ΔW, A growing with B", *both, partial(rotation_of, of="delta")
     yield "several turns", ("two or three turns",), (), several_turns

@@ -30,6 +30,7 @@ NotTurning = Literal[
 Storage = Literal["float32", "bfloat16", "float16"]
 TURNING: tuple[str, ...] = get_args(Turning)
 NOT_TURNING: tuple[str, ...] = get_args(NotTurning)
+STEPPED = ("stepped",)  # straight as well; apart, so that rows of all NOT_TURNING in turn keep their paths
 SEVERAL: tuple[str, ...] = ("abrupt", "gradual", "on_curve")  # kinds of which a path can have several turns
 
 WARMUP = 5
@@ -54,7 +55,7 @@ class PlantedPath:
     kind: str
     steps: Int[np.ndarray, " step"]
     vectors: Float32[np.ndarray, "step d"]
-    turns: tuple[PlantedTurn, ...]  # in their order; none of NOT_TURNING
+    turns: tuple[PlantedTurn, ...]  # in their order; none but of TURNING
     learning_rate: Float[np.ndarray, " training_step"] | None  # of each step, where the path comes with a log
     settings: dict[str, Any]  # the parameters drawn
 
@@ -108,7 +109,8 @@ def planted_path(
     """One path of a named kind, drawn at random; the same arguments give the same path.
 
     Args:
-        kind: One of TURNING (a turn by 60° to 120° in the middle 60 % of the run) or NOT_TURNING.
+        kind: One of TURNING (a turn by 60° to 120° in the middle 60 % of the run) or NOT_TURNING; or `stepped`, a
+            straight path whose learning rate is constant and falls to a tenth or a third of that at 30 to 70 %.
         seed: Of the draw.
         last: The last step; drawn from 150 to 800 by default.
         noise_ratio: Noise over drift, both over 10 steps; drawn from 0.1 to 0.4 by default. Of a ratio that is given
@@ -124,7 +126,7 @@ def planted_path(
     Raises:
         InputError: For another kind, and for several turns of a kind that has one.
     """
-    check_kind(kind, TURNING + NOT_TURNING)
+    check_kind(kind, TURNING + NOT_TURNING + STEPPED)
     check_whole("seed", seed)
     if storage not in get_args(Storage):
         raise InputError(f"storage must be one of {', '.join(get_args(Storage))}; it is {described(storage)}")
@@ -137,7 +139,7 @@ def planted_path(
         raise InputError(f"a path of kind {kind!r} has no {turns} turns; those that can: {', '.join(SEVERAL)}")
     if residuals is not None:
         _check_residuals(residuals)
-    rng = np.random.default_rng([seed, (TURNING + NOT_TURNING).index(kind)])
+    rng = np.random.default_rng([seed, (TURNING + NOT_TURNING + STEPPED).index(kind)])
     last = last or int(rng.integers(150, 801))
     settings = _draw_settings(rng, last)
     if noise_ratio is not None:
@@ -145,7 +147,7 @@ def planted_path(
     if residuals is not None:
         settings |= {"dimensions": residuals.shape[1], "noise_in_time": "resampled", "noise_spectrum": None}
     time = np.arange(last) + 0.5
-    rate = _learning_rate(last, int(last * rng.uniform(0.3, 0.7)) if kind == "restart" else None)
+    rate = _learning_rate(kind, last, rng)
     planted, drift = _drift(kind, rng, time, rate, settings, turns)
     noise = _noise(rng, time, rate, settings, residuals)
     reference = _ten_step_size(drift) if kind != "random_walk" else 1.0
@@ -210,10 +212,18 @@ def _draw_settings(rng: np.random.Generator, last: int) -> dict[str, Any]:
     }
 
 
-def _learning_rate(last: int, restart: int | None) -> Float[np.ndarray, " training_step"]:
-    """Warm-up, then linear decay to zero; twice, where the schedule restarts."""
-    if restart is not None:
-        return np.concatenate([_learning_rate(restart, None), _learning_rate(last - restart, None)])
+def _learning_rate(kind: str, last: int, rng: np.random.Generator) -> Float[np.ndarray, " training_step"]:
+    """Warm-up, then linear decay to zero; twice, where the schedule restarts, and constant, where it is stepped."""
+    if kind == "restart":
+        first = int(last * rng.uniform(0.3, 0.7))
+        return np.concatenate([_decay(first), _decay(last - first)])
+    if kind == "stepped":
+        until = int(last * rng.uniform(0.3, 0.7))
+        return np.repeat([1.0, float(rng.choice([0.1, 0.3]))], [until, last - until])
+    return _decay(last)
+
+
+def _decay(last: int) -> Float[np.ndarray, " training_step"]:
     step = np.arange(last)
     return np.minimum((step + 1) / WARMUP, 1.0) * (last - step) / last
 

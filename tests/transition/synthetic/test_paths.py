@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.transition.synthetic.paths import NOT_TURNING, SEVERAL, TURNING, planted_path, residual_increments
+from em_interp.transition.synthetic.paths import (
+    NOT_TURNING,
+    SEVERAL,
+    STEPPED,
+    TURNING,
+    planted_path,
+    residual_increments,
+)
 
 
-@pytest.mark.parametrize("kind", [*TURNING, *NOT_TURNING])
+@pytest.mark.parametrize("kind", [*TURNING, *NOT_TURNING, *STEPPED])
 def test_planted_paths_are_what_they_say(kind):
     for seed in range(3):
         path = planted_path(kind, seed)
