@@ -30,11 +30,11 @@ def draw(studies: list[Path]) -> go.Figure:
             control = as_preference_curve(Run(pair / "control"))
             _draw_pair(figure, as_preference_curve(Run(pair / "organism"), control), number, col)
     for colour, text, y in (
-        (VERMILLION, "misaligned answers outside the domain", 0.6),
-        (INK, "onset with its interval", 0.52),
+        (VERMILLION, "misaligned answers outside the domain", 0.98),
+        (INK, "onset with its interval", 0.89),
         (MUTED, "answers that differ in style alone", 0.0),
     ):
-        style = {"xref": "x2 domain", "yref": "y2 domain", "x": 0.99, "xanchor": "right", "showarrow": False}
+        style = {"xref": "x2 domain", "yref": "y2 domain", "x": 0.02, "xanchor": "left", "showarrow": False}
         figure.add_annotation(y=y, text=text, font={"color": colour}, **style)
     frame(figure)
     figure.update_xaxes(title="training step", rangemode="tozero")

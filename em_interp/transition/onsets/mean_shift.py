@@ -15,8 +15,8 @@ whatever the dependence between steps.
 
 Estimate. The half-rise of a logistic with free asymptotes (`logistic`), fitted by least squares to the mean curve, with
 a control to the mean of the differences: what the control shows too is no part of the rise that is dated. Its interval
-is a bootstrap over questions, with autoregressive noise like the residuals of the mean curve, so that what all
-questions have in common (the wiggles of training) is in it too.
+is a bootstrap over questions, with autoregressive noise that would leave residuals like those of the mean curve, so that
+what all questions have in common (the wiggles of training) is in it too.
 
 Assumes that the mean rises once. Which part of a shift is misalignment and which is style the numbers cannot tell
 beyond what the control and the style null show.
@@ -42,6 +42,7 @@ MIN_SHIFT = 0.01  # a smaller rise of the mean is none: nats a token
 MIN_QUESTIONS = 8  # of 7, the signs alone give no p-value below ALPHA
 N_REPLICATES = 400
 N_MIDPOINTS, N_WIDTHS = 161, 30  # of the grid of a fit
+CORRELATIONS = np.linspace(0.0, 0.9, 19)  # of neighbouring steps, of what all questions have in common
 
 
 @runtime_checkable
@@ -239,8 +240,8 @@ def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) ->
     steps, change = curves.steps, curves.change
     mean, weights = change.mean(axis=1), np.ones(len(steps))
     grid = _grid_for(steps, mean)
-    residual = _residual(grid, mean)
-    replicates = _replicates(change, residual, rng)
+    residual, tangent = _residual(grid, mean)
+    replicates = _replicates(change, residual, tangent, rng)
     grid = _grid_for(steps, replicates)
     gains = grid.gains(weights, mean[None], bounded=False)[0]
     as_good = np.flatnonzero(gains >= gains.max() * (1 - 1e-6))
@@ -292,31 +293,62 @@ def _grid_for(steps: Float[np.ndarray, " step"], means: Float[np.ndarray, "*curv
     )
 
 
-def _residual(grid: Grid, mean: Float[np.ndarray, " step"]) -> Float[np.ndarray, " step"]:
-    """What the best logistic of the grid leaves of a mean curve."""
+def _residual(
+    grid: Grid, mean: Float[np.ndarray, " step"]
+) -> tuple[Float[np.ndarray, " step"], Float[np.ndarray, "step direction"]]:
+    """What the best logistic of the grid leaves of a mean curve, and an orthonormal basis of what it can take of it."""
     weights = np.ones(len(mean))
     best = int(grid.gains(weights, mean[None], bounded=False).argmax())
     low, high = grid.asymptotes(best, weights, mean)
-    return mean - low - (high - low) * grid.shares[best]
+    share = grid.shares[best]
+    by_midpoint = share * (1 - share)  # up to its sign and size, as the derivative by the width
+    by_width = by_midpoint * np.log(np.maximum(share, 1e-300) / np.maximum(1 - share, 1e-300))
+    directions = np.stack([weights, share, by_midpoint, by_width], axis=1)
+    sizes = np.maximum(np.linalg.norm(directions, axis=0), 1e-12)
+    basis, singular, _ = np.linalg.svd(directions / sizes, full_matrices=False)
+    return mean - low - (high - low) * share, basis[:, singular > 1e-3 * singular[0]]
 
 
 def _replicates(
-    change: Float[np.ndarray, "step question"], residual: Float[np.ndarray, " step"], rng: np.random.Generator
+    change: Float[np.ndarray, "step question"],
+    residual: Float[np.ndarray, " step"],
+    tangent: Float[np.ndarray, "step direction"],
+    rng: np.random.Generator,
 ) -> Float[np.ndarray, "replicate step"]:
     """Mean curves of questions drawn anew, with anew drawn what all questions have in common around the fit.
 
-    The latter is autoregressive noise with the variance and the correlation of the residuals, both corrected for the
-    four parameters of the fit.
+    The latter is autoregressive noise like the residuals, its variance drawn for each replicate from what the
+    residuals leave open (scaled inverse χ²).
     """
-    count, steps = change.shape[1], len(residual)
+    count, (steps, taken) = change.shape[1], tangent.shape
     chosen = rng.multinomial(count, np.full(count, 1 / count), N_REPLICATES) / count
-    spread = np.sqrt(np.sum(residual**2) / (steps - 4))
-    lag_one = residual[1:] @ residual[:-1] / max(residual @ residual, 1e-300)
-    correlation = float(np.clip(lag_one + 4 / steps, 0.0, 0.9))
-    noise = rng.standard_normal((N_REPLICATES, steps)) * spread
+    spread, correlation = _common_noise(residual, tangent)
+    noise = rng.standard_normal((N_REPLICATES, steps))
     for step in range(1, steps):
         noise[:, step] = correlation * noise[:, step - 1] + np.sqrt(1 - correlation**2) * noise[:, step]
+    freedom = max(steps - taken, 1)
+    noise *= spread * np.sqrt(freedom / rng.chisquare(freedom, (N_REPLICATES, 1)))
     return chosen @ change.T - residual + noise
+
+
+def _common_noise(
+    residual: Float[np.ndarray, " step"], tangent: Float[np.ndarray, "step direction"]
+) -> tuple[float, float]:
+    """Standard deviation and correlation of neighbours of autoregressive noise that would leave residuals like these.
+
+    A fit takes up the slow part of noise, so that residuals are smaller and less correlated. What it leaves of noise
+    of each correlation is computed, and the noise chosen of which it leaves the energy and correlation that are seen.
+    """
+    steps = len(residual)
+    left = np.eye(steps) - tangent @ tangent.T
+    lags = np.abs(np.subtract.outer(np.arange(steps), np.arange(steps))).ravel()
+    powers = CORRELATIONS[:, None] ** np.arange(steps)
+    energies = powers @ np.bincount(lags, left.ravel())
+    products = powers @ np.bincount(lags, (left[:-1].T @ left[1:]).ravel())
+    energy = float(residual @ residual)
+    lag_one = residual[1:] @ residual[:-1] / max(energy, 1e-300)
+    correlation = float(np.interp(lag_one, np.maximum.accumulate(products / energies), CORRELATIONS))
+    return float(np.sqrt(energy / np.interp(correlation, CORRELATIONS, energies))), correlation
 
 
 def verdict_of(test: ShiftTest) -> tuple[Verdict, str]:

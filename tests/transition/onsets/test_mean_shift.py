@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.transition.onsets.mean_shift import QuestionCurves, locate_shift, verdict_of
+from em_interp.transition.onsets.mean_shift import QuestionCurves, _common_noise, locate_shift, verdict_of
 from em_interp.transition.synthetic.shifts import NULLS, RISES, planted_shift
 
 COUNT = 40  # of each kind; benchmarks/calibration.py has the full size
@@ -90,10 +90,22 @@ def test_a_shift_from_step_0_on_is_dated_and_without_step_0_it_is_not():
     questions = tuple(map(str, range(24)))
     found = locate_shift(QuestionCurves(steps, questions, values))
     assert verdict_of(found)[0] == "transition" and found.shift.half == pytest.approx(30, abs=3)
-    assert 20 < found.shift.half_interval[0] < 30 < found.shift.half_interval[1] < 40
+    assert 25 < found.shift.half_interval[0] < found.shift.half < found.shift.half_interval[1] < 35
     assert found.shift.height == pytest.approx(0.1, abs=0.02)
     verdict, reason = verdict_of(locate_shift(QuestionCurves(steps[2:], questions, values[2:])))
     assert verdict == "inconclusive" and "before the first step that was read, 20" in reason
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.8])
+def test_common_noise_is_known_from_the_residuals_that_a_fit_leaves_of_it(correlation):
+    rng, steps = np.random.default_rng(1), 60
+    u = np.linspace(-1, 1, steps)
+    tangent = np.linalg.qr(np.stack([u**power for power in range(4)], axis=1))[0]
+    covariance = 0.3**2 * correlation ** np.abs(np.subtract.outer(np.arange(steps), np.arange(steps)))
+    noise = rng.standard_normal((400, steps)) @ np.linalg.cholesky(covariance).T
+    estimates = [_common_noise(each - tangent @ (tangent.T @ each), tangent) for each in noise]
+    spread, found = np.median(estimates, axis=0)
+    assert found == pytest.approx(correlation, abs=0.05) and spread == pytest.approx(0.3, rel=0.1)
 
 
 def test_a_question_without_a_value_at_some_step_is_left_out():
