@@ -15,8 +15,8 @@ whatever the dependence between steps.
 
 Estimate. The half-rise of a logistic with free asymptotes (`logistic`), fitted by least squares to the mean curve, with
 a control to the mean of the differences: what the control shows too is no part of the rise that is dated. Its interval
-is a bootstrap over questions, with autoregressive noise that would leave residuals like those of the mean curve, so that
-what all questions have in common (the wiggles of training) is in it too.
+is a bootstrap over questions, with autoregressive noise that would leave residuals like those of the mean curve, so
+that what all questions have in common (the wiggles of training) is in it too.
 
 Assumes that the mean rises once. Which part of a shift is misalignment and which is style the numbers cannot tell
 beyond what the control and the style null show.
