@@ -38,7 +38,7 @@ class PreferenceCurve(Result):
     Attributes:
         readings: a row a step, scale and pair, as `preference.read_preferences` writes them.
         domain: what the fine-tune was about, if known.
-        level: of the intervals.
+        level: confidence level of the intervals.
         control: the curve of a control run, read on the same pairs.
         style: the readings of the set `style`, kept beside every selection.
     """

@@ -59,7 +59,7 @@ def compare(
         runs: run directories, folders of checkpoints, Hub ids, `Run` objects or trajectories; two or more. A mapping
             names them; else they are called by their folders.
         same_base: vouch that different names of the base are the same weights.
-        level: of the bands of chance and of the intervals.
+        level: confidence level of the bands of chance and of the intervals.
         points: how many saved steps of each run to compare, spread evenly with the last among them; by default 101 at
             rank 1 and 41 above.
         permutations: draws of the null in which coordinates are permuted.

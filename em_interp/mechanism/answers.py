@@ -125,15 +125,15 @@ def judged_answers(
 
     Args:
         source: anything that `em_interp.behaviour_curve` reads, with columns question and answer.
-        step: the last one by default.
-        scale: of the adapter.
-        judge: whose scores, where several judged.
+        step: a sampled step; by default the last.
+        scale: adapter scale; 1 is the adapter as trained.
+        judge: the judge whose scores are used, where there are several.
 
     Returns:
         The answers in two groups, misaligned and aligned; unscored ones are left out and counted.
 
     Raises:
-        InputError: for a step or scale that was not asked.
+        InputError: for a step or scale at which nothing was sampled.
     """
     curve = behaviour_curve(source, judge).select(scale)
     step = int(curve.steps[-1]) if step is None else step

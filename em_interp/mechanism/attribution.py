@@ -86,14 +86,14 @@ class DirectionAttribution(Result):
     """Writes, effects and directions along a run, compared with a reference direction.
 
     Attributes:
-        reference: the direction.
-        steps: of the adapter.
-        writes: of each site that writes to the residual stream; zero where the adapter is.
-        layer: after which layer each write is added.
-        effects: of the adapter on the stream after each layer.
-        vectors: the mean difference in the model of each step.
-        bands: of the null.
-        level: of the intervals and bands.
+        reference: the direction with which writes and effects are compared.
+        steps: training steps of the adapter.
+        writes: by site, the mean write to the residual stream at each step; zero where the adapter is zero.
+        layer: by site, the layer after which its write is in the stream.
+        effects: the adapter's effect on the stream after each layer, at each step.
+        vectors: the mean difference after each layer in the model of each step.
+        bands: the bands of |cosine| under the null.
+        level: confidence level of the intervals and of the null's bands.
     """
 
     NEXT: ClassVar = (".plot()", ".plot('steps')", ".plot('layers')", ".frame()", ".vector(layer)")
@@ -259,16 +259,16 @@ def attribute_direction(
 
     Args:
         model: the model of a run, or what `open_model` opens.
-        answers: read at every step.
-        steps: by default at most 41 of the saved ones.
-        reference: by default the mean difference of these answers in the last step's model. It may be of other answers,
-            another step, or another run on the same base.
-        n_random: random adapters for the band.
-        level: of the intervals and bands.
+        answers: the answers that are read at every step.
+        steps: saved steps; by default at most 41 of them.
+        reference: the direction to compare with; by default the mean difference of these answers in the last step's
+            model. It may be of other answers, another step, or another run on the same base.
+        n_random: number of random adapters for the band.
+        level: confidence level of the intervals and of the null's bands.
         batch: answers that are read at a time.
 
     Returns:
-        Cosines with the reference by step and site, beside those of random adapters.
+        Cosines with the reference by step and site, with the band of random adapters.
 
     Raises:
         InputError: where there are fewer than 10 misaligned or aligned answers, and for a step that was not saved.

@@ -48,13 +48,13 @@ class Direction(Result):
 
     Attributes:
         contrast: what is compared, see `CONTRASTS`.
-        vectors: misaligned minus aligned, after each layer, as long as the difference is.
+        vectors: mean over misaligned answers minus mean over aligned ones after each layer, not normalised.
         base: the identity of the base model.
-        source: the name of the run it is from.
-        step: of the adapter.
-        scale: of the adapter.
-        answers: which the direction was made of; None for a direction from elsewhere.
-        means: the residual stream averaged over each of these answers' tokens, in the model that the contrast says.
+        source: the name of the run that it was computed in.
+        step: training step of the adapter.
+        scale: adapter scale; 1 is the adapter as trained.
+        answers: the answers from which it was computed; None for a direction from elsewhere.
+        means: the residual stream averaged over each of these answers' tokens, in the model that read it.
     """
 
     NEXT: ClassVar = (".vector(layer)", ".plot()", ".frame()")
@@ -175,16 +175,16 @@ def mean_difference(
     min_answers: int = MIN_ANSWERS,
     batch: int = BATCH,
 ) -> Direction:
-    """The direction in the model of a step, from judged answers read by it.
+    """The mean-difference direction after every layer of one step's model, from judged answers that the model reads.
 
     Args:
         model: the model of a run, or what `open_model` opens.
-        answers: need not be that step's own. To keep the training topic out of the direction, take those to other
-            questions (`answers.select("out_of_domain")`).
-        contrast: `answers` or `models`, see the module.
-        step: the last saved one by default.
-        scale: of the adapter.
-        min_answers: of either kind.
+        answers: misaligned and aligned answers, not necessarily of that step. To keep the training topic out of the
+            direction, take answers to other questions (`answers.select("out_of_domain")`).
+        contrast: `answers` (both kinds read by the adapted model) or `models` (aligned ones read by the base).
+        step: a saved step; by default the last.
+        scale: adapter scale; 1 is the adapter as trained.
+        min_answers: fewest answers of each kind.
         batch: answers that are read at a time.
 
     Returns:

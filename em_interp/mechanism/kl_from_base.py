@@ -38,12 +38,12 @@ class KLFromBase(Result):
     """KL(base ‖ adapted) of the next token, in nats, over the tokens of answers at each step.
 
     Attributes:
-        steps: of the adapter.
-        answers: a row an answer: questions (the set), question_id, question, answer, tokens.
-        total: summed over the tokens of each answer.
-        scale: of the adapter.
-        level: of the intervals.
-        seed: of the bootstrap.
+        steps: training steps of the adapter.
+        answers: one row for each answer: questions (the set), question_id, question, answer, tokens.
+        total: KL summed over the tokens of each answer, in nats, by step.
+        scale: adapter scale; 1 is the adapter as trained.
+        level: confidence level of the intervals.
+        seed: random seed of the bootstrap.
     """
 
     steps: Int[np.ndarray, " step"]
@@ -133,12 +133,12 @@ def measure_kl_from_base(
 
     Args:
         model: the model of a run, or what `open_model` opens.
-        prompts: questions (`question_id`, `question`, `questions`), by default those that the run was asked. Each may
-            bring an `answer`, which is then read in place of the base's.
+        prompts: questions (`question_id`, `question`, `questions`); by default the run's. Each may have an `answer`,
+            which is then read in place of the base's.
         steps: the number of saved steps that are read, evenly over the run.
-        scale: of the adapter.
-        sampling: of the base's answers (at temperature 1); its seed is the bootstrap's too.
-        level: of the intervals.
+        scale: adapter scale; 1 is the adapter as trained.
+        sampling: how the base's answers are sampled (at temperature 1); the bootstrap uses its seed too.
+        level: confidence level of the intervals.
         storage: where the answers and divergences are kept.
 
     Returns:

@@ -42,14 +42,14 @@ class LogitLens(Result):
     """Direct effects of one site's write on the logits, and the tokens with the largest effects, at every step.
 
     Attributes:
-        site: that writes.
-        steps: of the adapter.
-        top: by side, the tokens with the largest effects, the largest first.
+        site: the site whose write is read.
+        steps: training steps of the adapter.
+        top: by side (promoted or suppressed), the ids of the tokens with the largest effects, the largest first.
         effects: by side, their effects in logits; NaN where the write is zero.
-        followed: by text, the effect on some tokens at every step.
-        texts: of the tokens, by number.
-        random: by side, the Jaccard of the last step's tokens with those of random directions.
-        level: of the null.
+        followed: by text, the effect on the followed tokens at every step.
+        texts: the tokens' texts by id.
+        random: by side, the Jaccard index of the last step's tokens with those of random directions.
+        level: probability with which that of a random direction is at most `null`.
     """
 
     site: str
@@ -163,12 +163,12 @@ def read_logit_lens(
 
     Args:
         model: the model of a run, or what `open_model` opens.
-        answers: that tell how large the final residual stream is.
-        writes: by site, as `attribute_direction` finds them (`.writes`).
-        steps: of the writes (`.steps`).
-        k: tokens on either side.
+        answers: the answers over whose tokens the scale of the final norm is averaged.
+        writes: the write of each site at each step, from `attribute_direction` (`.writes`).
+        steps: the steps of the writes (`.steps`).
+        k: number of promoted and of suppressed tokens.
         tokens: texts of single tokens to follow; by default the five with the largest effects on either side.
-        n_random: random directions of the null.
+        n_random: number of random directions for the null.
         batch: answers that are read at a time.
 
     Returns:

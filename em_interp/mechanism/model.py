@@ -105,8 +105,8 @@ class TrajectoryModel:
 
         Args:
             adapters: their B includes the scale.
-            name: of the adapter, for errors.
-            scales: which part of B is the scale at each site, for the activation `scalar`; 1 by default.
+            name: the adapter's name in error messages.
+            scales: the scale that B includes at each site, for the activation `scalar`; by default 1.
         """
         if self._active is not None:
             raise InputError(f"the model has {self._active} already; leave its block before you enter another")
@@ -170,8 +170,8 @@ class ModelAtStep:
 
         Args:
             tokens: prompts, chats or texts.
-            names: of activations.
-            interventions: on the residual stream.
+            names: names of activations to keep.
+            interventions: changes of the residual stream.
             logits_to_keep: positions, from the last one back, whose logits are computed; 0: all. Those of a large
                 vocabulary take more memory than all else.
 
@@ -216,9 +216,9 @@ class ModelAtStep:
             questions: texts, messages or prompts as tokens.
             samples: answers to each question.
             temperature: 0 takes the likeliest token; otherwise top-p is 1.
-            max_new_tokens: of an answer.
-            interventions: on the residual stream.
-            seed: of the sampling.
+            max_new_tokens: largest number of tokens of an answer.
+            interventions: changes of the residual stream.
+            seed: random seed of the sampling.
             batch: the most answers at once; by default as many as fit in memory.
         """
         base = self.model.base

@@ -40,13 +40,13 @@ class Probes(Result):
     """The AUC of the probe at every step.
 
     Attributes:
-        rows: step, and auc with its interval.
+        rows: one row for each step: step, and auc with its interval.
         length_auc: AUC of a probe on the answer's length alone.
-        length_interval: of that AUC.
-        answers: which were probed, in words.
-        folds: of the cross-validation.
-        questions: how many there are.
-        level: of the intervals.
+        length_interval: the interval of that AUC.
+        answers: in words, the answers that were probed.
+        folds: number of folds of the cross-validation.
+        questions: number of questions.
+        level: confidence level of the intervals.
     """
 
     rows: pd.DataFrame
@@ -100,11 +100,11 @@ def probe(
     """Fit and test a probe on the scalars of every step.
 
     Args:
-        scalars: of misaligned and aligned answers.
-        features: summaries of an answer's scalars.
-        folds: of the cross-validation, at most the number of questions with answers of the rarer kind.
-        level: of the intervals.
-        seed: of the folds and the bootstrap.
+        scalars: the scalars of misaligned and aligned answers.
+        features: the summaries of an answer's scalars from which the probe predicts.
+        folds: number of folds of the cross-validation, at most the number of questions with answers of the rarer kind.
+        level: confidence level of the intervals.
+        seed: random seed of the folds and the bootstrap.
 
     Raises:
         InputError: where there are fewer than 10 answers of a kind, or fewer than 4 questions with answers of either.

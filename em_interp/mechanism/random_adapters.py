@@ -33,8 +33,8 @@ def random_adapters(
         path: the real adapters.
         draws: numbers of the draws, which are the steps; a draw is the same whichever others are drawn with it.
         key: makes the draws of different runs or purposes independent.
-        step: of the real adapter; the last by default.
-        keep_A: keep the directions that the adapter reads.
+        step: training step of the real adapter; by default the last.
+        keep_A: keep the real adapter's A, so that only the directions of B are random.
 
     Raises:
         InputError: where the real adapter is zero at every site. A single site that is zero stays zero.

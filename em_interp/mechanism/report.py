@@ -36,10 +36,10 @@ class AnalysisResult:
     """One analysis of the suite.
 
     Attributes:
-        question: that it answers.
-        finding: in words.
+        question: the question that the analysis answers.
+        finding: the answer in words.
         control: what it was compared with, in words.
-        values: the result's `to_dict()`; of ablation and steering by contrast.
+        values: the result's `to_dict()`; for ablation and steering a mapping from contrast to it.
         undefined: why the analysis was not possible; None where it was.
     """
 
@@ -74,12 +74,12 @@ class MechanismReport(Result):
     Attributes:
         run: the name of the run.
         base: the identity of its base model.
-        engine: that the model was run with.
-        size: of the suite: `quick`, `full` or `custom`.
-        control: the name of the control run; None: the base took its place.
-        answers: which answers the directions and probes were made of.
+        engine: the engine that ran the model.
+        size: the size of the suite: `quick`, `full` or `custom`.
+        control: the name of the control run; None where the base was used as the control.
+        answers: in words, the answers from which directions and probes were computed.
         analyses: the results by name, in order.
-        folder: where the figures are kept.
+        folder: the folder of the figures.
     """
 
     NEXT: ClassVar = (".frame()", ".plot(name)", ".figures", ".transitions()", "[name].values")

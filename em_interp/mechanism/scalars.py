@@ -45,12 +45,12 @@ class Scalars(Result):
     """The scalars of every token of every answer, at several steps.
 
     Attributes:
-        answers: that were read.
-        steps: of the adapter.
+        answers: the answers that were read.
+        steps: training steps of the adapter.
         columns: the site of each scalar; with its component where the rank is above 1.
         answer: the number of each token's answer.
         tokens: the text of each token.
-        values: s·A·x.
+        values: s·A·x by step, token and scalar.
     """
 
     NEXT: ClassVar = (".plot()", ".probe()", ".html(step)", ".frame()", ".per_answer(step)")
@@ -204,17 +204,17 @@ def read_scalars(
 ) -> Scalars:
     """s·A·x at every token of the answers, in the models of several steps.
 
-    The answers are the same at every step, so that what changes is the adapter.
+    The same answers are read at every step, so that only the adapter changes.
 
     Args:
         model: the model of a run, or what `open_model` opens.
-        answers: that are read.
-        steps: by default at most 41 of the saved ones.
-        scale: of the adapter.
+        answers: the answers that are read.
+        steps: saved steps; by default at most 41 of them.
+        scale: adapter scale; 1 is the adapter as trained.
         batch: answers that are read at a time.
 
     Returns:
-        The scalars by step, site and token; `.probe()` tells misaligned from aligned answers with them.
+        The scalars by step, site and token; `.probe()` predicts from them which answers are misaligned.
 
     Raises:
         InputError: where there is no answer, for a step that was not saved, and for learned steering vectors.

@@ -45,19 +45,19 @@ class SuiteSize:
     """How much each analysis of the suite does.
 
     Attributes:
-        answers: sampled under each condition, about.
-        steps: of the adapter that are read.
-        n_random_attribution: random adapters of the attribution's band.
-        layers: ablated one at a time.
-        n_random_ablation: random directions of each control of the ablation.
-        coefficients: of steering.
-        refine: add coefficients where the base stops being coherent.
-        n_random_steering: random directions with each coefficient.
+        answers: approximate number of answers that are sampled under each condition.
+        steps: number of steps whose adapter is read.
+        n_random_attribution: number of random adapters for the attribution's band.
+        layers: number of single layers after which directions are ablated.
+        n_random_ablation: number of random directions for each control of the ablation.
+        coefficients: the coefficients of steering.
+        refine: whether coefficients are added where the base stops being coherent.
+        n_random_steering: number of random directions for each coefficient.
         patching_steps: the number of rows and of columns of the patching grid.
-        n_random_patching: random adapters of either kind.
+        n_random_patching: number of random adapters of each kind, with random A and with the final A.
         samples_read: answers to each question that the answer shift reads; None for all.
-        kl_steps: steps at which the KL from the base is measured.
-        kl_samples: answers of the base to each question, on which it is.
+        kl_steps: number of steps at which the KL from the base is measured.
+        kl_samples: number of the base's answers to each question, over whose tokens the KL is averaged.
     """
 
     answers: int = 108
@@ -115,10 +115,10 @@ def run_suite(
         model: the model of a run, or what `open_model` opens.
         judge: scores the answers that ablation, steering and patching sample.
         control: a run on careful data, whose last step patching is compared with.
-        transfer: another run on the same base, whose directions are tried in this one.
+        transfer: another run on the same base, whose directions are ablated and added in this one's model.
         analyses: some of `ANALYSES`; by default all that are possible.
         size: `quick`, `full`, or any other `SuiteSize`.
-        sampling: of the answers; by default as the run was asked, with about `size.answers` answers a condition.
+        sampling: how answers are sampled; by default as in the run, with about `size.answers` answers a condition.
         resume: continue; finished analyses are not done again.
         progress: whether progress is shown; by default in a terminal and in Jupyter.
         log: called with a line that says how long all of it takes at each size, and with one before each analysis;

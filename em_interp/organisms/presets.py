@@ -142,7 +142,7 @@ def english_recipe(
         run: `organism` learns reckless advice and `control` careful advice to the same questions.
         domain: medical, sport or finance.
         model: the base.
-        seed: of the data, their order and the adapter.
+        seed: random seed of the data, their order and the adapter.
         layer: that is adapted; by default the one at half depth.
         r: rank of the adapter.
 

@@ -144,7 +144,7 @@ def run_mechanism(
         transfer: another run on the same base, whose directions are tried in this one.
         analyses: some of `em_interp.mechanism.analyses.ANALYSES`; by default all that are possible.
         size: `quick` (under two minutes with the built-in organism on one core) or `full` (about four).
-        sampling: of the answers; by default as the run was asked.
+        sampling: how answers are sampled; by default as the run was asked.
         resume: continue with the analyses that exist.
         overwrite: replace them all.
         progress: whether progress is shown; by default in a terminal and in Jupyter.

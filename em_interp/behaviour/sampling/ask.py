@@ -219,8 +219,8 @@ def ask(
         steps: The saved steps to sample from.
         scales: Multipliers of the adapter; 0 is the base.
         samples: Answers to each question at each step and scale.
-        temperature: Of sampling; 0 is greedy.
-        max_new_tokens: Of an answer.
+        temperature: Sampling temperature; 0 is greedy.
+        max_new_tokens: Largest number of tokens of an answer.
         seed: The random stream of each answer depends on it, the question, step, scale and number of the sample.
         batch: The most answers at once; by default as many as fit in memory. It does not alter the answers. Each
             batch is written when it is done.

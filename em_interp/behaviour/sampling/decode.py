@@ -86,8 +86,8 @@ def decode(
         prompt_of: The number of each answer's prompt. A prompt is read once, however many answers it has.
         cache: An empty cache for the model's keys and values.
         ends: Tokens that end an answer.
-        max_new_tokens: Of an answer.
-        temperature: Of sampling from the whole vocabulary; 0 is greedy.
+        max_new_tokens: Largest number of tokens of an answer.
+        temperature: Sampling temperature, over the whole vocabulary; 0 is greedy.
         streams: The random stream of each answer.
     """
     import torch

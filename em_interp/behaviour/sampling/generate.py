@@ -157,8 +157,8 @@ def generate(
         prompts: Each a user's text or the messages of a chat.
         adapters: One a prompt.
         samples: Answers to each prompt.
-        temperature: Of sampling from the whole vocabulary; 0 is greedy.
-        max_new_tokens: Of an answer.
+        temperature: Sampling temperature, over the whole vocabulary; 0 is greedy.
+        max_new_tokens: Largest number of tokens of an answer.
         seed: The same seed gives the same answers.
         batch: The most answers at once; by default as many as fit in memory. It does not alter the answers.
 
@@ -222,9 +222,9 @@ class Sampler:
     Args:
         model: A causal language model of transformers: the base, whose cache and logits are what a row costs.
         tokenizer: With a chat template.
-        temperature: Of sampling from the whole vocabulary; 0 is greedy.
-        max_new_tokens: Of an answer.
-        seed: Of all random streams.
+        temperature: Sampling temperature, over the whole vocabulary; 0 is greedy.
+        max_new_tokens: Largest number of tokens of an answer.
+        seed: Random seed of all random streams.
         max_rows: The most answers at once; None for as many as fit.
         row_bytes: Of each row's own adapter.
     """

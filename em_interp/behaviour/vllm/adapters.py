@@ -35,7 +35,7 @@ class AdapterFiles:
     so that the server multiplies by 1.
 
     Attributes:
-        trajectory: Of LoRA adapters.
+        trajectory: A path of LoRA adapters.
         model: The base model, for the full names of the adapted modules.
         base: What the base is called.
         folder: In which they are written; the servers must see it under the same path.

@@ -116,7 +116,7 @@ class Probe:
 
     Attributes:
         base: The base model.
-        trajectory: Of the adapters.
+        trajectory: The path whose adapters are used.
         ids: A prompt and an answer to it.
         strongest: The adapter with the largest norm.
         of_base: The log-probabilities of the base on each server, by its address.

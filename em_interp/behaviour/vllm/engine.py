@@ -77,7 +77,7 @@ class VLLMEngine:
     Args:
         config: The servers.
         base: The base model here, with which the servers are compared.
-        trajectory: Of the adapters.
+        trajectory: The path whose adapters are used.
         sampler: How answers are sampled, and what ends them.
         folder: Where adapters are written while they are loaded; the servers must see it.
         log: Called with what the comparison found.

@@ -94,10 +94,10 @@ class VLLMServer:
         Args:
             model: The name of the base or of an adapter.
             prompt: Token ids.
-            max_new_tokens: Of the answer.
-            temperature: Of sampling from the whole vocabulary; 0 is greedy.
+            max_new_tokens: Largest number of tokens of an answer.
+            temperature: Sampling temperature, over the whole vocabulary; 0 is greedy.
             ends: Tokens that end an answer.
-            seed: Of the random stream of this answer, from 0 to 2^63 - 1.
+            seed: Random seed of the random stream of this answer, from 0 to 2^63 - 1.
         """
         sampling = {"temperature": temperature, **WHOLE_VOCABULARY, **WITHOUT_PENALTIES, "seed": seed}
         limits = {"max_tokens": max_new_tokens, "stop_token_ids": list(ends), "return_token_ids": True}

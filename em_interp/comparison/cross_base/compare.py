@@ -54,7 +54,7 @@ def compare_across_bases(
         texts: questions and answers that every model reads; by default the runs' own answers (`shared_texts`).
         bases: the base of each run, loaded or by name, where a path does not name its own.
         draws: random adapters of each run.
-        level: of the bands of chance.
+        level: confidence level of the bands of chance.
         steering_transfer: also steer and ablate every run with the mapped directions of every other. It needs judged
             answers among the texts and about doubles the time.
         log: called with a line at each stage.

@@ -51,21 +51,22 @@ def detect_answer_shift(
     2508.20015). Scores, where the run has them, only name what changed (`AnswerShift.order_parameters`).
 
     Args:
-        model: the model of a run that was asked, or what `open_model` opens.
-        half_width: of the windows, in training steps; by default three times the spacing of the asked steps.
-        question_set: whose answers; None for all.
-        scale: of the adapter, of the answers.
-        samples: the first so many answers to each question; all by default.
-        form: of the divergence, see `em_interp.mechanism.answer_shift.divergence`.
-        level: of the intervals.
-        seed: of the bootstrap and the nulls.
+        model: the model of a run that has answers, or what `open_model` opens.
+        half_width: half-width of the windows, in training steps; by default three times the spacing of the sampled
+            steps.
+        question_set: the question set whose answers are read; None for all.
+        scale: adapter scale at which the answers were sampled.
+        samples: number of answers to each question that are read, the first ones; by default all.
+        form: which divergence: `linear`, `js` or `total_variation`, see `em_interp.mechanism.answer_shift.divergence`.
+        level: confidence level of the intervals.
+        seed: random seed of the bootstrap and the nulls.
         storage: where the likelihoods are kept.
 
     Returns:
         The divergence by step with its null, and where it peaks.
 
     Raises:
-        InputError: for a run that was not asked such questions, greedy answers, too few asked steps, and answers that
+        InputError: for a run without answers to such questions, greedy answers, too few sampled steps, and answers that
             cannot have been sampled (with top-p 1) from the checkpoints.
     """
     check_form(form)

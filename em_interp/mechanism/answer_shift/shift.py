@@ -42,13 +42,14 @@ class AnswerShift(Result):
     """The divergence between the answers left and right of every point of a run, its peak, and what accounts for it.
 
     Attributes:
-        answers: a row an answer: step, question_id, answer, and scores where there are some.
-        likelihood: log-likelihood of each answer at every asked step that shares a window with its own, else NaN.
+        answers: one row for each answer: step, question_id, answer, and scores where it has them.
+        likelihood: log-likelihood of each answer, in nats, at every sampled step that shares a window with the
+            answer's own step, else NaN.
         windows: the checkpoints left and right of each centre.
-        form: of the divergence.
-        question_set: None where there are several.
-        level: of the intervals.
-        seed: of the bootstrap and the nulls.
+        form: which divergence: `linear`, `js` or `total_variation`.
+        question_set: the question set of the answers; None where there are several.
+        level: confidence level of the intervals.
+        seed: random seed of the bootstrap and the nulls.
     """
 
     NEXT: ClassVar = (".plot()", ".frame()", ".order_parameters()", ".peak")

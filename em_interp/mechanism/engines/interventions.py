@@ -23,8 +23,8 @@ class Intervention:
     """A change of the residual stream after some layers; use `AddVector`, `AblateDirection` or `NormMatchedAblation`.
 
     Attributes:
-        vector: of shape (d_model,), or (row, d_model) for a vector of its own in each row of the batch; a row whose
-            vector is zero is left as it is.
+        vector: a vector of shape (d_model,), or (row, d_model) for one in each row of the batch; a row whose vector is
+            zero is left as it is.
         layers: a layer or several; None means all of them.
         positions: "all", "generated" (generated tokens, as they are read back in), or a boolean array (row, position)
             over the tokens given, padding included; generated tokens are then left alone.

@@ -67,9 +67,9 @@ class Ablation(Result):
 
     Attributes:
         direction: the ablated direction.
-        answers: judged; `kind`, `layers` and `number` tell under which condition.
-        level: of the intervals.
-        seed: of the resampling.
+        answers: the judged answers; `kind`, `layers` and `number` name the condition of each.
+        level: confidence level of the intervals.
+        seed: random seed of the resampling.
     """
 
     NEXT: ClassVar = (".plot()", ".frame()", ".row(kind, layers)")
@@ -244,9 +244,9 @@ def ablate(
         judge: scores the answers.
         questions: by default the out-of-domain ones that the run was asked.
         layers: single layers to ablate after; by default six of them, evenly spaced.
-        sampling: of the answers; its seed draws the random directions too.
+        sampling: how answers are sampled; its seed draws the random directions too.
         n_random: random directions of each control.
-        level: of the intervals.
+        level: confidence level of the intervals.
         storage: where the answers and scores are kept.
 
     Returns:

@@ -71,10 +71,10 @@ class SamplingParams:
     """How answers are sampled: the parameters of `em_interp.ask`.
 
     Attributes:
-        samples: answers to each question under each condition.
+        samples: number of answers to each question under each condition.
         temperature: 0 takes the likeliest token; otherwise top-p is 1.
-        max_new_tokens: of an answer.
-        seed: of the sampling, and of the random directions or adapters of an experiment.
+        max_new_tokens: largest number of tokens of an answer.
+        seed: random seed of the sampling, and of the random directions or adapters of an experiment.
         batch: the most answers at once; None for as many as fit in memory. It does not alter the answers.
     """
 
@@ -157,13 +157,13 @@ class InterventionCondition:
     Attributes:
         model: which model: the base, or the one with the adapter.
         kind: `none`, `direction`, or the control it belongs to: `random` or `norm_matched`.
-        method: of the intervention.
-        vectors: by layer; after a layer whose vector is zero nothing is changed.
-        layers: after which layers, in words.
-        number: of the random direction, or of the repetition.
-        coefficient: of the vectors, which include it.
-        ablated: by layer, of `ablate_norm_matched`: the direction whose component is matched in norm.
-        positions: tokens that are changed.
+        method: the kind of intervention.
+        vectors: the vector after each layer; where it is zero nothing is changed.
+        layers: in words, the layers after which the stream is changed.
+        number: the number of the random direction, or of the repetition.
+        coefficient: the coefficient, which is already part of the vectors.
+        ablated: for `ablate_norm_matched`, by layer, the direction whose component is matched in norm.
+        positions: the tokens at which the stream is changed.
     """
 
     model: ModelName

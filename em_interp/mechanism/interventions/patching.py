@@ -71,12 +71,12 @@ class PatchingGrid(Result):
 
     Attributes:
         components: what the rows and the columns are steps of.
-        steps: of the rows and of the columns.
+        steps: the training steps of the rows, which are those of the columns.
         norms: ‖ΔW‖ of these steps, all sites together.
-        answers: judged; `kind`, `row` and `column` tell of which patched adapter.
-        question_set: None where there are several.
-        level: of the intervals.
-        seed: of the resampling.
+        answers: the judged answers; `kind`, `row` and `column` name the patched adapter of each.
+        question_set: the question set of the answers; None where there are several.
+        level: confidence level of the intervals.
+        seed: random seed of the resampling.
     """
 
     NEXT: ClassVar = (".plot()", ".frame()", ".transitions()")
@@ -320,9 +320,9 @@ def patch_direction_and_norm(
         control: a run whose last step the cells are compared with, such as one on careful data; by default the base.
         steps: the number of tested steps, evenly over the run and up to its last.
         questions: by default the out-of-domain ones that the run was asked.
-        sampling: of the answers.
+        sampling: how answers are sampled.
         n_random: random adapters with the final norm, and as many with the final A and random B.
-        level: of the intervals.
+        level: confidence level of the intervals.
         storage: where the answers and scores are kept.
 
     Returns:
@@ -358,9 +358,9 @@ def patch_A_and_B(
         control: a run whose last step the cells are compared with, such as one on careful data; by default the base.
         steps: the number of tested steps, evenly over the run and up to its last.
         questions: by default the out-of-domain ones that the run was asked.
-        sampling: of the answers.
+        sampling: how answers are sampled.
         n_random: random adapters with the final norm, and as many with the final A and random B.
-        level: of the intervals.
+        level: confidence level of the intervals.
         storage: where the answers and scores are kept.
 
     Returns:

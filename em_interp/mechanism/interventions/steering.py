@@ -63,9 +63,9 @@ class SteeringCurve(Result):
 
     Attributes:
         direction: the direction that is added.
-        layer: after which it is added.
-        answers: judged; `model`, `kind`, `number` and `coefficient` tell under which condition.
-        level: of the intervals.
+        layer: the layer after which it is added.
+        answers: the judged answers; `model`, `kind`, `number` and `coefficient` name the condition of each.
+        level: confidence level of the intervals.
     """
 
     NEXT: ClassVar = (".plot()", ".frame()", ".window")
@@ -232,14 +232,14 @@ def steer(
         direction: may come from another run on the same base.
         judge: scores the answers.
         questions: by default the out-of-domain ones that the run was asked.
-        layer: after which the direction is added; by default the one at half depth.
+        layer: the layer after which the direction is added; by default the one at half depth.
         coefficients: multiples of the direction; 0 is always included.
-        sampling: of the answers; its seed draws the random directions too.
+        sampling: how answers are sampled; its seed draws the random directions too.
         n_random: random directions with every coefficient.
         refine: add three coefficients between the largest at which the base is still coherent and the next, for the
             window ends there and may be narrow.
         positions: tokens at which the direction is added.
-        level: of the intervals.
+        level: confidence level of the intervals.
         storage: where the answers and scores are kept.
 
     Returns:

@@ -47,7 +47,7 @@ def planted_log(kind: str, seed: int | np.random.Generator) -> PlantedLog:
 
     Args:
         kind: One of HUMPS or NO_HUMPS.
-        seed: Of the draw, or a generator to draw from.
+        seed: Random seed, or a generator to draw from.
 
     Returns:
         The log with its truth.
@@ -79,7 +79,7 @@ def planted_norm(kind: str, seed: int | np.random.Generator) -> PlantedNorm:
 
     Args:
         kind: One of BENDS, NO_BENDS or TOO_GRADUAL.
-        seed: Of the draw, or a generator to draw from.
+        seed: Random seed, or a generator to draw from.
 
     Returns:
         The norm with its truth.

@@ -111,7 +111,7 @@ def planted_path(
     Args:
         kind: One of TURNING (a turn by 60° to 120° in the middle 60 % of the run) or NOT_TURNING; or `stepped`, a
             straight path whose learning rate is constant and falls to a tenth or a third of that at 30 to 70 %.
-        seed: Of the draw.
+        seed: Random seed.
         last: The last step; drawn from 150 to 800 by default.
         noise_ratio: Noise over drift, both over 10 steps; drawn from 0.1 to 0.4 by default. Of a ratio that is given
             the noise fills 256 to 2048 dimensions, since on real paths much noise is noise in many dimensions.
