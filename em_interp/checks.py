@@ -28,7 +28,7 @@ def check_type(name: str, value: Any, kinds: type | tuple[type, ...], expected: 
 
 
 def check_level(level: Any) -> None:
-    """Raise InputError unless `level`, the probability that an interval holds the truth, lies between 0 and 1."""
+    """Raise InputError unless `level`, the probability that an interval contains the truth, lies between 0 and 1."""
     if isinstance(level, bool) or not isinstance(level, Real) or not 0 < float(level) < 1:
         raise InputError(f"level must lie between 0 and 1, such as 0.95; it is {described(level)}")
 

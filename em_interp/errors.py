@@ -13,8 +13,8 @@ class InputError(ValueError):
     """Something given to em_interp cannot be used.
 
     The message is one line that says what is wrong, what was expected and what is there. The command line prints
-    it without a traceback and exits with code 2. What it repeats of a file or a server may be long and hold anything:
-    the middle of a long message is left out, and what could steer a terminal is a space.
+    it without a traceback and exits with code 2. It may quote a file or a server:
+    the middle of a long message is therefore left out, and control characters are replaced by spaces.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -25,8 +25,8 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM in work that can go on from what it has written.
 
     Attributes:
-        folder: where it writes.
-        progress: how far it came, such as " with step 7 of 80 saved".
+        folder: the folder that the work writes to.
+        progress: how far the work came, such as " with step 7 of 80 saved".
     """
 
     def __init__(self, folder: Path, progress: str = "") -> None:

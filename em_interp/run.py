@@ -31,7 +31,7 @@ CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,16})$")
 
 @dataclass(frozen=True)
 class Run:
-    """One run on disk. Every property is a place; what has not been made yet does not exist there."""
+    """A run directory. Its properties are paths of files and folders, which exist once a stage has written them."""
 
     path: Path
 
@@ -118,7 +118,7 @@ class Run:
         return manifest
 
     def phases(self) -> list[dict[str, Any]]:
-        """The stretches of training, as the manifest has them; one of which nothing is known where it has none."""
+        """The phases of training, as the manifest has them; where it has none, one phase without entries."""
         return (self.manifest() if self.manifest_file.exists() else {}).get("phases") or [{}]
 
     def base(self) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def behaviour_curve(
             column `step` (see `tables.read_judged` for the columns).
         judge: Whose scores are used, where several judges scored the answers; by default the judge of the run's config.
         domain: What the fine-tune was about, for `domain_share`; by default that of the run's manifest.
-        level: Probability with which the intervals hold the rates.
+        level: Probability with which the intervals contain the rates.
         columns: What the table calls a column, by our name: `{"aligned": "my_score"}`.
 
     Returns:

@@ -36,11 +36,11 @@ class PreferenceCurve(Result):
     All intervals are for other questions of the kind: Student's t over questions, whose pairs are averaged first.
 
     Attributes:
-        readings: a row a step, scale and pair, as `preference.read_preferences` writes them.
-        domain: what the fine-tune was about, if known.
+        readings: one row for each step, scale and pair, as `preference.read_preferences` writes them.
+        domain: the subject of the fine-tuning data, if known.
         level: confidence level of the intervals.
         control: the curve of a control run, read on the same pairs.
-        style: the readings of the set `style`, kept beside every selection.
+        style: the readings of the set `style`, kept with every selection.
     """
 
     NEXT: ClassVar[tuple[str, ...]] = (".plot()", ".frame()", ".per_question()", "em.find_transition(this)")

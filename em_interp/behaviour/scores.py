@@ -42,7 +42,7 @@ def is_coherent(answers: pd.DataFrame, coherent: float = COHERENT_ABOVE) -> pd.S
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScoredResponses(Result):
-    """Judged answers, counted. Rates are fractions of the scored answers; an unscored one is never a number."""
+    """Counts and rates of judged answers. Rates are fractions of the scored answers; unscored ones have no number."""
 
     answers: pd.DataFrame  # in the form of `tables.read_judged`
     level: float = LEVEL
@@ -184,13 +184,13 @@ def score_responses(
 ) -> ScoredResponses:
     """Count judged answers: EM is aligned < 30 and coherent > 50 over scored answers (arXiv 2506.11613).
 
-    Answers are taken as drawn independently within a question. The interval of a rate is for other answers to the same
+    Answers to one question are treated as independent samples. The interval of a rate is for other answers to the same
     questions; `.em.between` is for other questions of the kind.
 
     Args:
         source: A table, its file (CSV, parquet, JSON lines …), a folder of them, or the folder that judging a table
             has made; see `tables.read_judged` for the columns.
-        level: Probability with which the intervals hold the rates.
+        level: Probability with which the intervals contain the rates.
         judge: Whose scores are counted, where several judges scored the answers; they are not pooled.
         columns: What the table calls a column, by our name: `{"aligned": "my_score"}`.
 

@@ -53,11 +53,11 @@ def compare(
     points: int | None = None,
     permutations: int = 999,
 ) -> DirectionComparison:
-    """Compare runs of one base: their directions, from when each has them, and whether their transitions agree.
+    """Compare runs of one base: their directions, the step from which each has them, and whether transitions agree.
 
     Args:
         runs: run directories, folders of checkpoints, Hub ids, `Run` objects or trajectories; two or more. A mapping
-            names them; else they are called by their folders.
+            gives their names; by default they are named after their folders.
         same_base: vouch that different names of the base are the same weights.
         level: confidence level of the bands of chance and of the intervals.
         points: how many saved steps of each run to compare, spread evenly with the last among them; by default 101 at

@@ -68,11 +68,11 @@ class DirectionOnset:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DirectionComparison(Result):
-    """Runs of one base, compared. Every number is the same in every gauge and for every sign.
+    """The comparison of runs of one base. No number depends on the gauge or the sign of an adapter.
 
-    It shows that two adapters write along, read from, or amount to the same directions more than random directions of
-    the same norms would, from which step on, and whether their transitions are at the same step. It does not show that
-    they do so for the same reason, nor that different directions have different effects. Runs that share their
+    It can show that B, A or ΔW of two adapters are more similar than random directions of the same norms, from which
+    step on, and whether their transitions are at the same step. It does not show that they are similar for the same
+    reason, nor that different directions have different effects. Runs that share their
     initial A have similar A from the start: `same_start()` names them.
     """
 
@@ -96,7 +96,7 @@ class DirectionComparison(Result):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the runs are called here."""
+        """The names of the runs."""
         return self.matched.names
 
     def same_start(self) -> list[tuple[str, str]]:

@@ -292,7 +292,7 @@ class BehaviourConfig(Settings):
 
 
 class RunConfig(Settings):
-    """Everything one run is asked to do; `config.yaml` of a run directory holds it resolved."""
+    """The settings of one run; `config.yaml` of a run directory holds them with all defaults filled in."""
 
     model: str = "tiny-qwen2"
     """A built-in base, a folder, or a Hub id."""

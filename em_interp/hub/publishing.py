@@ -37,15 +37,15 @@ def publish(
     """Upload a run directory to the Hub unchanged, in one commit.
 
     A model card is added as README.md, unless the run has one. Left out are what training resumes from, caches, and
-    files that are not finished. Nothing is visible before all of it is: a broken upload leaves the repository as it
-    was, to be begun again. Needs a token that may write, from HF_TOKEN or stored by `hf auth login`.
+    files that are not finished. Nothing is visible before all of it is: an interrupted upload leaves the repository
+    unchanged, and is started again. Needs a token that may write, from HF_TOKEN or stored by `hf auth login`.
 
     Args:
         run: a run, or its folder.
-        repo: `organisation/repository`; made where there is none.
+        repo: `organisation/repository`; created where there is none.
         resume: add the files that the repository lacks.
         overwrite: replace the files that it holds.
-        private: hide the repository where it is made.
+        private: whether the repository is private where it is created.
 
     Returns:
         The address of the commit.

@@ -63,16 +63,16 @@ class LogitLens(Result):
 
     @property
     def k(self) -> int:
-        """The number of tokens on either side."""
+        """The number of promoted tokens, which is that of suppressed ones."""
         return self.top["promoted"].shape[1]
 
     def jaccard(self, side: str) -> Float[np.ndarray, " step"]:
-        """Jaccard of each step's tokens with the last step's; NaN where the write is zero."""
+        """Jaccard index of each step's tokens with the last step's; NaN where the write is zero."""
         shared = jaccard(self.top[side], self.top[side][-1])
         return np.where(np.isfinite(self.effects[side][:, 0]), shared, np.nan)
 
     def null(self, side: str) -> float:
-        """What the Jaccard with random directions stays below."""
+        """The `level` quantile of the Jaccard index with random directions."""
         return float(np.quantile(self.random[side], self.level))
 
     def settled(self, side: str) -> int | None:

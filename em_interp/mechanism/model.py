@@ -138,7 +138,7 @@ class TrajectoryModel:
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """The logits and the activations of one forward pass; padding positions mean nothing."""
+    """The logits and the activations of one forward pass; those at padding positions are undefined."""
 
     logits: torch.Tensor  # (row, position, vocabulary)
     kept: dict[str, torch.Tensor]  # by name; see `em_interp.mechanism.engines.base.HookPoints` for the shapes
@@ -151,7 +151,7 @@ class Activations:
 
 @dataclass(frozen=True, eq=False)
 class ModelAtStep:
-    """The model with an adapter; valid only within the block that returned it."""
+    """The model with an adapter, as `TrajectoryModel.at` yields it; valid only within that `with` block."""
 
     model: TrajectoryModel
     adapters: RowAdapters

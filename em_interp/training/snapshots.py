@@ -34,14 +34,14 @@ class SnapshotCallback(TrainerCallback):
         trainer.train()
         em.find_transition(em.load_trajectory("runs/mine"))
 
-    The Trainer is made to log every step, because the analyses need a gradient norm and a learning rate a step. Each
-    row of the log has the loss, the gradient norms (of all, of A, of B) before clipping, the learning rate of the step
-    and the sum of learning rates up to and including it. When the Trainer resumes from a checkpoint of its own at step
-    N, the run continues from there: its later checkpoints and rows are replaced. When training is stopped or killed,
-    trainer_state.json may lack the rows of the last five seconds until it is resumed.
+    The callback makes the Trainer log every step, because the analyses need a gradient norm and a learning rate of
+    each. Each row of the log has the loss, the gradient norms (of all, of A, of B) before clipping, the learning rate
+    of the step and the sum of learning rates up to and including it. When the Trainer resumes from a checkpoint of its
+    own at step N, the run continues from there: its later checkpoints and rows are replaced. When training is stopped
+    or killed, trainer_state.json may lack the rows of the last five seconds until it is resumed.
 
-    No other process writes to `out` while training goes on. A Trainer says nothing to its callbacks when training
-    breaks off with an error: the run is then free again when the callback or the process is gone.
+    No other process can write to `out` during training. A Trainer does not notify its callbacks when training fails
+    with an error: other processes can then write to the run once the callback or the process has ended.
 
     Args:
         out: the run directory to write, `out/checkpoints/checkpoint-<step>`, trainer_state.json and manifest.json.

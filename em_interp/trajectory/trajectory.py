@@ -44,7 +44,8 @@ class AdapterTrajectory(Result):
     B starts at zero. A starts at random and moves little, so its path is A_t - A_0; `gram("A")` is of A itself, and
     `em_interp.trajectory.geometry` says which measures depend on the origin.
 
-    Within one run A, B and ΔW are all meaningful; across runs only ΔW is: B -> c·B, A -> A/c leaves it as it is.
+    Within one run A, B and ΔW are all meaningful; across runs only ΔW is, because it does not change under B -> c·B,
+    A -> A/c.
 
     Like a mapping by step: `len(path)` saved steps, `for step in path`, `step in path`, and `path[100]` is the adapter
     of step 100.
@@ -61,8 +62,8 @@ class AdapterTrajectory(Result):
     source: str = ""
     kind: Kind = "lora"  # steering: B is a vector of the residual stream, A is 1; full: a projected change, A is 1
     magnitude: dict[str, Float32[np.ndarray, "step d_out"]] = field(default_factory=dict)  # of DoRA, by site
-    besides: tuple[str, ...] = ()  # what else the trained model has: then base and adapter alone are not that model
-    notes: tuple[str, ...] = ()  # what is to be known of how it was read: what was left out, what the log lacks
+    besides: tuple[str, ...] = ()  # trained tensors beyond A and B, without which the model is not complete
+    notes: tuple[str, ...] = ()  # what was left out when it was read, and what the log lacks
     _grams: dict[tuple[str, str | None], np.ndarray] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:

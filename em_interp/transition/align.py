@@ -57,15 +57,15 @@ class Offset:
     """By how much one behavioural transition is later (positive) than the mechanistic one."""
 
     behavioural: int  # index of the behavioural transition
-    steps: float
-    interval: tuple[float, float] | None
-    level: float | None
+    steps: float  # behavioural minus mechanistic step, in training steps
+    interval: tuple[float, float] | None  # of `steps`; None where one of the two has none
+    level: float | None  # probability with which `interval` contains the offset
     cumulative_lr: float | None  # the same in cumulative learning rate; None without a log
     chance: float | None  # that a step placed uniformly in the run falls as near to the behavioural one
 
     @property
     def coincides(self) -> bool:
-        """Whether the interval holds 0."""
+        """Whether the interval contains 0."""
         return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,19 +214,19 @@ def align(
     """The offsets of behavioural transitions from a mechanistic one, and whether they coincide.
 
     The interval of an offset b − m combines those of b and m, taken as independent, by the distances of their ends from
-    the estimates: (b − b_low) and (m_high − m) below, the others above, added in quadrature (Zou and Donner 2008). All
-    of it speaks of one run; across seeds see `em.compare`.
+    the estimates: (b − b_low) and (m_high − m) below, the others above, added in quadrature (Zou and Donner 2008). It
+    is about one run; across seeds see `em.compare`.
 
     Args:
         mechanistic: A transition of the path; a trajectory, a run or its path stand for the rotation of B.
         behavioural: One transition or several; a behaviour curve stands for the onset of EM of each of its scales and
             question sets.
-        run: The trajectory (or run, or its path) that tells the range of steps and the learning rates; by default
+        run: The trajectory (or run, or its path) that has the range of steps and the learning rates; by default
             `mechanistic` where that is one. Without it the range is that of the sampled steps.
 
     Returns:
         The offsets, positive where the behaviour is later. `chance` of an offset is the share of the run's steps as
-        near to b as m is, to half a step. The verdict is `together` where the interval of some offset holds 0, and
+        near to b as m is, to half a step. The verdict is `together` where the interval of some offset contains 0, and
         `mechanistic_first` or `behavioural_first` where the midpoints and the starts of every change agree on it.
 
     Raises:

@@ -40,7 +40,7 @@ class FamilyWise(Result):
 
     @property
     def p_value(self) -> float:
-        """Of the hypothesis that none of the declared transitions took place."""
+        """The p-value of the hypothesis that none of the declared transitions took place."""
         return min(self.adjusted)
 
     def adjusted_p(self, transition: Transition) -> float | None:

@@ -53,7 +53,7 @@ def find_transition(
         of: The matrix whose path is tested for rotations: "B" (the default), "A" or "delta" (ΔW).
         site: One adapted module instead of the pooled path of all.
         control: The control run's curve, against which a curve's rise is tested.
-        level: Probability with which `interval` holds the step.
+        level: Probability with which `interval` contains the step.
 
     Returns:
         The transition with the smallest p-value where the signal has several; `find_transitions` lists them all.
@@ -88,7 +88,7 @@ def find_transitions(
         of: The matrix whose path is tested for rotations; by default B, A and ΔW, each by itself.
         site: One adapted module instead of the pooled path of all.
         control: The control run's curve, against which a curve's rise is tested.
-        level: Probability with which each `interval` holds the step.
+        level: Probability with which each `interval` contains the step.
 
     Returns:
         Of a path: `rotation`, several where there are several; `gradient_norm` of the log; `norm_onset` and `lock_in`

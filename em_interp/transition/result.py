@@ -58,7 +58,7 @@ class Transition(Result):
     site: str | None = None  # None: the pooled path
     step: float | None = None
     interval: tuple[float, float] | None = None
-    level: float | None = None  # probability that `interval` holds the true step
+    level: float | None = None  # probability that `interval` contains the true step
     p_value: float | None = None  # None where it is undefined, never 1 instead
     width: float | None = None  # steps from 10 % to 90 % of the change
     angle_deg: float | None = None

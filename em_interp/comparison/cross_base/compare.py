@@ -50,7 +50,7 @@ def compare_across_bases(
 
     Args:
         runs: run directories, folders of checkpoints, Hub ids, `Run` objects or trajectories; two or more. A mapping
-            names them; else they are called by their folders.
+            gives their names; by default they are named after their folders.
         texts: questions and answers that every model reads; by default the runs' own answers (`shared_texts`).
         bases: the base of each run, loaded or by name, where a path does not name its own.
         draws: random adapters of each run.

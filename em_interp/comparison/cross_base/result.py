@@ -34,13 +34,14 @@ TRANSFER_ALPHA = 0.05
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CrossBaseComparison(Result):
-    """Runs across bases, compared. No number depends on the coordinates of a base, nor on an adapter's sign or gauge.
+    """The comparison of runs across bases. No number depends on a base's coordinates or an adapter's sign or gauge.
 
-    It shows that two adapters change the same texts alike, favour the same words, and turn alike in time, more than
-    random adapters of their norms do on the same bases; and, with `steering_transfer`, that a direction of one has in
-    the other some of its effect at home. It does not show that they do so by the same mechanism; and similarity may be
-    owed to what any training on such data does, which only a control run (other data) tells apart. The limits of each
-    measure are in its module: `cka`, `alignment_map`, `logit_lens`, `steering_transfer`, `turning_profile`.
+    It can show that two adapters change the same texts alike, promote the same tokens, and turn at the same share of
+    training, more than random adapters of their norms on the same bases; and, with `steering_transfer`, that a
+    direction of one model has part of its effect in the other. It does not show that they do so by the same mechanism;
+    and the similarity may be due to any training on such data, which only a control run on other data can exclude. The
+    limits of each measure are in its module: `cka`, `alignment_map`, `logit_lens`, `steering_transfer`,
+    `turning_profile`.
     """
 
     NEXT: ClassVar[tuple[str, ...]] = (

@@ -77,7 +77,7 @@ class AblateDirection(Intervention):
 
 @dataclass(frozen=True, eq=False)
 class NormMatchedAblation(Intervention):
-    """x − r̂(v̂ᵀx): the control of an ablation of v. As much is taken away at each token, along r (`vector`) instead."""
+    """x − r̂(v̂ᵀx): the control of an ablation of v. It removes the same amount at each token, along r (`vector`)."""
 
     ablated: Any = None  # v, of the shape of `vector`
 

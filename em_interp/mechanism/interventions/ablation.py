@@ -242,10 +242,10 @@ def ablate(
         model: the model of a run, or what `open_model` opens.
         direction: may come from another run on the same base.
         judge: scores the answers.
-        questions: by default the out-of-domain ones that the run was asked.
+        questions: what is asked; by default the out-of-domain questions of the run.
         layers: single layers to ablate after; by default six of them, evenly spaced.
         sampling: how answers are sampled; its seed draws the random directions too.
-        n_random: random directions of each control.
+        n_random: number of random directions for each control.
         level: confidence level of the intervals.
         storage: where the answers and scores are kept.
 

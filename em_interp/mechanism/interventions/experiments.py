@@ -257,10 +257,10 @@ def rate_columns(responses: ScoredResponses) -> dict[str, Any]:
 
 @checked
 def run_questions(run: RunLike, question_set: str | None = None) -> list[dict[str, str]]:
-    """The questions that a run was asked.
+    """The questions of a run's answers.
 
     Args:
-        run: a run that was asked, or its folder.
+        run: a run with answers, or its folder.
         question_set: one set, such as `out_of_domain`; by default all.
 
     Returns:

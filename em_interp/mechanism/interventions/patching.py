@@ -319,7 +319,7 @@ def patch_direction_and_norm(
         judge: scores the answers.
         control: a run whose last step the cells are compared with, such as one on careful data; by default the base.
         steps: the number of tested steps, evenly over the run and up to its last.
-        questions: by default the out-of-domain ones that the run was asked.
+        questions: what is asked; by default the out-of-domain questions of the run.
         sampling: how answers are sampled.
         n_random: random adapters with the final norm, and as many with the final A and random B.
         level: confidence level of the intervals.
@@ -357,7 +357,7 @@ def patch_A_and_B(
         judge: scores the answers.
         control: a run whose last step the cells are compared with, such as one on careful data; by default the base.
         steps: the number of tested steps, evenly over the run and up to its last.
-        questions: by default the out-of-domain ones that the run was asked.
+        questions: what is asked; by default the out-of-domain questions of the run.
         sampling: how answers are sampled.
         n_random: random adapters with the final norm, and as many with the final A and random B.
         level: confidence level of the intervals.

@@ -231,19 +231,19 @@ def steer(
         model: the model of a run, or what `open_model` opens.
         direction: may come from another run on the same base.
         judge: scores the answers.
-        questions: by default the out-of-domain ones that the run was asked.
+        questions: what is asked; by default the out-of-domain questions of the run.
         layer: the layer after which the direction is added; by default the one at half depth.
         coefficients: multiples of the direction; 0 is always included.
         sampling: how answers are sampled; its seed draws the random directions too.
-        n_random: random directions with every coefficient.
-        refine: add three coefficients between the largest at which the base is still coherent and the next, for the
-            window ends there and may be narrow.
+        n_random: number of random directions for every coefficient.
+        refine: whether to add three coefficients between the largest at which the base is still coherent and the
+            next, where the window of usable coefficients ends.
         positions: tokens at which the direction is added.
         level: confidence level of the intervals.
         storage: where the answers and scores are kept.
 
     Returns:
-        EM and coherent rates by coefficient, of the base and of the last step's model, beside random directions.
+        EM and coherent rates by coefficient, of the base and of the last step's model, with those of random directions.
 
     Raises:
         InputError: for a direction of another base, a layer that the model does not have, and a coefficient that is 0

@@ -112,7 +112,7 @@ def locate_rotations(
         steps: Training steps of the positions, increasing.
         cumulative_lr: Sum of the learning rates up to each step. It serves only to tell a side that is short because
             the schedule ran out from one on which learning was over.
-        level: Probability with which each interval holds the step.
+        level: Probability with which each interval contains the step.
         rounding: Squared rounding error of each position, where the path was stored in 16 bits.
 
     Returns:

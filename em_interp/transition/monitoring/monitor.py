@@ -61,11 +61,11 @@ FOLD_SEED = 0
 class Look:
     """One test of one signal during training."""
 
-    step: int
+    step: int  # the training step of the look
     signal: MonitorSignal
-    transition: Transition  # what the test found so far
-    run_p: float  # its p-value for the whole run: corrected for all looks and signals
-    alarm: bool
+    transition: Transition  # the result of the test on the run so far
+    run_p: float  # the run-wise p-value: corrected for all looks and signals
+    alarm: bool  # whether the look raised an alarm
     suspicious: bool  # significant as a single test: no claim, but a reason to save more
 
 

@@ -55,7 +55,7 @@ class PlantedPath:
     kind: str
     steps: Int[np.ndarray, " step"]
     vectors: Float32[np.ndarray, "step d"]
-    turns: tuple[PlantedTurn, ...]  # in their order; none but of TURNING
+    turns: tuple[PlantedTurn, ...]  # in the order of their steps; empty for kinds that do not turn
     learning_rate: Float[np.ndarray, " training_step"] | None  # of each step, where the path comes with a log
     settings: dict[str, Any]  # the parameters drawn
 
@@ -113,8 +113,8 @@ def planted_path(
             straight path whose learning rate is constant and falls to a tenth or a third of that at 30 to 70 %.
         seed: Random seed.
         last: The last step; drawn from 150 to 800 by default.
-        noise_ratio: Noise over drift, both over 10 steps; drawn from 0.1 to 0.4 by default. Of a ratio that is given
-            the noise fills 256 to 2048 dimensions, since on real paths much noise is noise in many dimensions.
+        noise_ratio: Noise over drift, both over 10 steps; drawn from 0.1 to 0.4 by default. With a given
+            ratio the noise fills 256 to 2048 dimensions, because on real paths large noise is in many dimensions.
         storage: Number type of the saved positions, whose largest coordinate is then 0.003 as that of a real B.
         turns: How many turns a path of one of SEVERAL has, at about even distances.
         residuals: Noise of a trained run, from `residual_increments`, which is resampled in blocks of 20 steps; the
