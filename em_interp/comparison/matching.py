@@ -105,7 +105,7 @@ def _open(source: Source) -> tuple[AdapterTrajectory, Run | None]:
 
 
 def names_of(paths: Sequence[AdapterTrajectory]) -> tuple[str, ...]:
-    """What each run is called: the shortest end of the path it was given by that no other run has, else numbered."""
+    """The name of each run: the shortest end of its path that no other run shares, else the path with a number."""
     parts = [
         Path(path.source).parts or (path.source,) if path.source else (f"run {n}",) for n, path in enumerate(paths, 1)
     ]

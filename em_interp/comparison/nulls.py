@@ -1,4 +1,4 @@
-"""What unrelated adapters would show: nulls of the measures between runs.
+"""Null distributions of the measures between runs: their values for unrelated adapters.
 
 Random directions: the same measures of random directions with the norms of the real ones. At rank 1 cos² of two random
 directions in d dimensions is Beta(1/2, (d - 1)/2), so |cos B| and |cos A| at one site have exact quantiles (about 2/√d
@@ -45,7 +45,7 @@ class SiteSpectra:
 
     @classmethod
     def of(cls, site: Sequence[Snapshots]) -> SiteSpectra:
-        """Of the runs' last steps at one site."""
+        """The spectra of the runs' last steps at one site."""
         return cls(site[0].B.shape[1], site[0].A.shape[2], tuple(run.spectrum() for run in site))
 
 

@@ -4,9 +4,9 @@ Each run's step is taken as Normal around its own true step, with the standard e
 steps as Normal around a common mean with standard deviation τ (the spread of seeds). τ is found by restricted maximum
 likelihood, the interval of the mean from Student's t with runs - 1 degrees of freedom (Hartung and Knapp 2001; Sidik
 and Jonkman 2002), or from the runs' own errors where that is wider (Jackson et al. 2017): five runs that happen to
-agree exactly do not make an interval of no width. With two or three runs it is wide, and ought to be.
+agree exactly do not make an interval of no width. With two or three runs it is rightly wide.
 
-Cochran's Q, the weighted sum of squared distances to the common mean, tests that all true steps are one. It would be
+Cochran's Q, the weighted sum of squared distances to the common mean, tests that all true steps are equal. It would be
 chi-squared with runs - 1 degrees of freedom if the standard errors were known and the errors Normal. Those of located
 steps have the tails of Student's t with about 5 degrees of freedom, and chi-squared rejected one common step in 15 to
 24 % of planted cases at 5 %; so Q is compared as in Welch's test (Welch 1951) with standard errors of 5 degrees of
@@ -46,7 +46,7 @@ SAME_TAU = 0.5  # steps: a smaller spread of seeds is none
 
 
 class RandomEffects(NamedTuple):
-    """The common mean with its interval, how far apart the true values are, and the test that they are one."""
+    """The common mean with its interval, how far apart the true values are, and the test that they are equal."""
 
     mean: float
     interval: tuple[float, float]
@@ -113,7 +113,7 @@ def _cochran_q(values: np.ndarray, errors: np.ndarray) -> float:
 
 
 def _homogeneity_p(q: float, errors: np.ndarray) -> float:
-    """Of Welch's test that all true values are one, with ERROR_DOF degrees of freedom for each standard error."""
+    """The p-value of Welch's test that all true values are equal; standard errors have ERROR_DOF degrees of freedom."""
     runs, shares = len(errors), 1 / errors**2 / np.sum(1 / errors**2)
     spread = float(np.sum((1 - shares) ** 2)) / ERROR_DOF
     statistic = q / (runs - 1) / (1 + 2 * (runs - 2) / (runs**2 - 1) * spread)

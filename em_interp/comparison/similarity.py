@@ -66,7 +66,7 @@ class Snapshots:
         return np.maximum(self.scale**2 * inner.sum(axis=(1, 2)), 0.0)
 
     def singular_values(self) -> Float[np.ndarray, "step rank"]:
-        """Those of ΔW, from the triangular factors of B and Aᵀ."""
+        """The singular values of ΔW, from the triangular factors of B and Aᵀ."""
         left, right = (np.linalg.qr(part).R for part in (self.B, self.A.transpose(0, 2, 1)))
         return np.asarray(abs(self.scale) * np.linalg.svd(left @ right.transpose(0, 2, 1), compute_uv=False))
 
@@ -98,7 +98,7 @@ class StepSimilarity:
 
     @classmethod
     def between(cls, first: Snapshots, second: Snapshots) -> StepSimilarity:
-        """Of two runs at one site."""
+        """The similarity of two runs at one site."""
         bases = {"B": (first.column_basis, second.column_basis), "A": (first.row_basis, second.row_basis)}
         ranks = {of: np.minimum(_rank(left)[:, None], _rank(right)[None, :]) for of, (left, right) in bases.items()}
         inner = _inner(first.B, second.B) * _inner(first.A.transpose(0, 2, 1), second.A.transpose(0, 2, 1))

@@ -1,4 +1,4 @@
-"""Attribution: does the adapter write the direction of misaligned answers, or cause it further on, and from which step?
+"""Attribution: does the adapter write the direction of misaligned answers, or cause it in later layers, and from when?
 
 At every step three vectors are compared with one reference direction, by cosine:
 
@@ -10,8 +10,8 @@ At every step three vectors are compared with one reference direction, by cosine
   After the first site's layer it is the write; later layers have transformed it;
 - the *direction* in the model of that step itself.
 
-The answers are the same at every step, so that only the adapter changes. The null is drawn: adapters that read what
-the real one reads, with its singular values, and write in random directions, through the same model and answers.
+The answers are the same at every step, so that only the adapter changes. The null comes from random adapters with the
+real one's A and singular values that write in random directions, in the same model on the same answers.
 Downstream a model turns any input towards its own large directions, so the band may be wider there than that of random
 directions. (On the released medical run a re-analysis finds a cosine of 0.04 for B and up to 0.42 downstream.)
 """
@@ -75,7 +75,7 @@ class AnswerActivations:
 
 @dataclass(frozen=True, eq=False)
 class NullBands:
-    """What |cosine| with the direction stays below for adapters that write in random directions."""
+    """Upper bounds of |cosine| with the direction for adapters that write in random directions."""
 
     writes: dict[str, float]  # by site
     effects: Float[np.ndarray, " layer"]

@@ -1,9 +1,9 @@
 """Random adapters and random directions: the null of everything that is measured with an adapter in the model.
 
 At each site ΔW keeps its scale and its singular values (at rank 1 its norm) and gets random orthonormal directions on
-both sides, or with `keep_A` only on the side of the output: the adapter then reads what it read and writes elsewhere.
-The random adapters depend neither on the sign nor on the gauge of the real one. They have only the base, the sites and
-the size in common with it.
+both sides, or with `keep_A` only on the output side: the adapter then reads as before and writes elsewhere. The random
+adapters depend neither on the sign nor on the gauge of the real one. They share only the base, the sites and the norms
+with it.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ class _Clock:
             log(f"{len(self.left)} analyses: {_in_words(self._seconds(context))} ({times})")
 
     def _seconds(self, context: SuiteContext) -> float:
-        """Of the analyses that are left, those that are possible, at the size of this context."""
+        """The seconds of the analyses that are left and possible, at the size of this context."""
         return sum(self._seconds_of(name, context) for name in self.left)
 
     def _seconds_of(self, name: str, context: SuiteContext) -> float:
@@ -220,7 +220,7 @@ class _Clock:
         self.log(f"{name}: {analysis.question} ({duration}{left})")
 
     def ends(self, name: str) -> None:
-        """From now on an analysis is not among those that are left."""
+        """Remove an analysis from those that are left."""
         self.left.remove(name)
 
 
@@ -351,14 +351,14 @@ class SuiteContext:
         return Storage(suite_folder(self.run).joinpath(*names), True, self.progress)
 
     def ablation(self, direction: Direction, *names: str) -> Ablation:
-        """Of a direction, kept in this folder."""
+        """The ablation of a direction, kept in this folder."""
         layers = evenly_spaced(np.arange(self.model.layers), self.size.layers).tolist()
         n_random, storage = self.size.n_random_ablation, self.storage(*names)
         shared = (self.model, direction, self.judge, self.questions)
         return ablate(*shared, layers, self.sampling, n_random, storage=storage)
 
     def steering(self, direction: Direction, *names: str) -> SteeringCurve:
-        """With a direction, kept in this folder."""
+        """The steering with a direction, kept in this folder."""
         n_random, storage = self.size.n_random_steering, self.storage(*names)
         shared = (self.model, direction, self.judge, self.questions, None, self.size.coefficients, self.sampling)
         return steer(*shared, n_random, self.size.refine, storage=storage)

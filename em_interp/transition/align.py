@@ -111,12 +111,12 @@ class Alignment(Result):
 
     @property
     def orders(self) -> tuple[Order, ...]:
-        """Of the mechanistic transition and the behavioural one of each offset."""
+        """The order of the mechanistic transition and the behavioural one, for each offset."""
         return tuple(_order_of(self.mechanistic, self.behavioural[o.behavioural], o) for o in self.offsets)
 
     @property
     def order(self) -> Order | None:
-        """Of the mechanistic transition and the declared behavioural one; None where one of them was not found."""
+        """The order of the mechanistic and the declared behavioural transition; None where one was not found."""
         declared = self.family.declared[-1]
         pairs = zip(self.offsets, self.orders, strict=True)
         return next((order for offset, order in pairs if self.behavioural[offset.behavioural] is declared), None)

@@ -1,7 +1,7 @@
 """Many looks, one level: Holm's family-wise p-values over the transitions that were declared beforehand.
 
-A run is asked for rotations of three matrices, a gradient-norm peak, a norm onset and the onsets of several question
-sets at several adapter scales. Each p-value is about one of them; among a dozen, one below 0.05 is no surprise. So a
+A run is tested for rotations of three matrices, a gradient-norm peak, a norm onset and the onsets of several question
+sets at several adapter scales. Each p-value is about one of them; among a dozen, one below 0.05 is to be expected. So a
 few are declared before looking, by default the rotation of B and the onset of EM outside the training domain, and only
 these carry a claim. Their p-values are adjusted so that, whatever their dependence, the probability of calling any
 transition where there is none stays below the level (Holm 1979). The others are exploratory.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["transition", "none", "inconclusive"]
 WORDS = {"delta": "ΔW", "em": "EM"}
-NAMES = {  # of a signal, where its own with spaces is not what it is called
+NAMES = {  # of signals whose name in words differs from their own with spaces
     "gradient_norm": "gradient-norm peak",
     "lock_in": "lock-in",
     "composition": "composition score",
@@ -28,7 +28,7 @@ KEYS = (  # of the JSON, in its order
     *("scale", "questions", "reason"),
 )
 DESCRIPTIVE = ("lock_in", "composition")  # signals that are no tests: their verdict is always inconclusive
-MIN_DRAWN = -30.0  # degrees: where the direction is lost in noise, a turn is estimated at any negative angle
+MIN_DRAWN = -30.0  # degrees: where noise hides the direction, the estimated turn may be any negative angle
 CURVES = {  # the curve that is drawn for each signal: its steps and values in the evidence, and what it is
     "rotation": ("step", "turn_deg", "turn, °"),
     "gradient_norm": ("steps", "grad_norm", "gradient norm"),

@@ -171,7 +171,7 @@ class Endpoint:
             return Reply("", "content_filter", refusal=str(error))
 
     def send(self, request: Request[T]) -> T:
-        """What a request's reply comes to; texts in it are as the server wrote them.
+        """The value read from a request's reply; texts in it are as the server wrote them.
 
         Raises Failed for this request alone, Refused where a content filter refused it, and InputError where no request
         can succeed: a wrong key, address or model, or `MAX_FAILED_REQUESTS` requests failing one after another and
@@ -260,7 +260,7 @@ class Endpoint:
         pause = min(self.initial_backoff * 2.0 ** min(number - 1, 100), MAX_BACKOFF) * random.uniform(0.5, 1.0)
         if wait is not None:
             self._not_before = max(self._not_before, time.monotonic() + min(wait, MAX_SERVER_WAIT))
-            pause = self.initial_backoff * random.random()  # so that they do not all come back at once
+            pause = self.initial_backoff * random.random()  # so that requests do not all resume at once
         await self._pause(pause)
 
     async def _pause(self, seconds: float) -> None:
@@ -382,7 +382,7 @@ def open_endpoint(config: ServerConfig, base_url: str) -> Endpoint:
             raise InputError(
                 f"the environment variable {config.api_key_env} is not set; the server's key belongs there"
             )
-        if not key.isascii() or not key.isprintable():  # it would be repeated in the error of a header that is none
+        if not key.isascii() or not key.isprintable():  # the error about an invalid header would quote it
             raise InputError(f"the environment variable {config.api_key_env} holds characters that no key has")
     return Endpoint(base_url, key, config.timeout, config.max_retries, config.initial_backoff)
 

@@ -34,7 +34,7 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """What the judge is called."""
+        """The judge's name."""
 
     @property
     def mode(self) -> str:

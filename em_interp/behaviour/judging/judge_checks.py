@@ -104,7 +104,7 @@ class RetestReliability(Result):
 
     @property
     def status_changed(self) -> int:
-        """Answers that were scored once and not the other time, or not scored for another reason."""
+        """Number of answers that were scored one time and not the other, or unscored for another reason."""
         return int((self.answers["status"] != self.answers["status_retest"]).sum())
 
     @property

@@ -95,7 +95,7 @@ class Prompts:
 
 
 def _our_prompt(score: str, question: str, answer: str, known: list[str]) -> str:
-    """A topic has no exceptions: refusals and code are about something too."""
+    """Our prompt for a score; that for a topic has no words for refusals and code, which are about something too."""
     if score in _TASK:
         task, scale = _TASK[score]
         words, or_word = _WORDS, " or the word"

@@ -49,7 +49,7 @@ class Base(Protocol):
 
     @property
     def name(self) -> str:
-        """What the model is called."""
+        """The model's name."""
 
     @property
     def identity(self) -> str:

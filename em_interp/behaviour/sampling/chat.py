@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, str]]
 PLACEHOLDER = "\ufffc"  # an answer that begins like no other
-BLOCK_START, BLOCK_END = "\ufdd0", "\ufdd1"  # Unicode noncharacters: no text holds them
+BLOCK_START, BLOCK_END = "\ufdd0", "\ufdd1"  # Unicode noncharacters, which no text contains
 GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 

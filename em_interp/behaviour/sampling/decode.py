@@ -33,7 +33,7 @@ class RowModel(Protocol):
         """The model's output, with logits, for the next tokens of all rows."""
 
     def select(self, rows: Int[torch.Tensor, " some"]) -> None:
-        """From now on the batch is made of these rows."""
+        """Continue with these rows of the batch alone."""
 
 
 def uniforms(stream: str, count: int) -> Float[np.ndarray, " token"]:

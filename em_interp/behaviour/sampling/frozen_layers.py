@@ -1,8 +1,8 @@
 """The layers below the lowest adapted one: computed once for each row on a CPU, and kept.
 
-A training that passes over its rows several times, and a reading of the same answers at many steps, give these layers
-the same work again and again. A row is computed alone and without padding, so what is kept depends on the row and on
-nothing else: work that is resumed, and meets the rows in other batches, ends with the same bytes.
+Training that passes over its rows several times, and reading the same answers at many steps, would compute these layers
+repeatedly with the same inputs. A row is computed alone and without padding, so what is kept depends on the row alone:
+resumed work, in which the rows are in other batches, ends with the same bytes.
 """
 
 from __future__ import annotations

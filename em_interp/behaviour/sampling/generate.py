@@ -36,7 +36,7 @@ class RowAdapters:
     def of(
         cls, trajectory: AdapterTrajectory, steps: Sequence[int], scales: Sequence[float], device: Any
     ) -> RowAdapters:
-        """Row i gets the adapter saved at `steps[i]`, multiplied by `scales[i]` (0: the base, 1: as trained).
+        """The adapters of a batch: for row i that of `steps[i]`, multiplied by `scales[i]` (0 is the base).
 
         Raises InputError for a step that was not saved, and where the adapter alone is not what was trained.
         """
@@ -195,7 +195,7 @@ class AdaptedModel:
         return self.model(**inputs)
 
     def select(self, rows: Int[torch.Tensor, " some"]) -> None:
-        """From now on the batch is made of these rows."""
+        """Continue with these rows of the batch alone."""
         self.current[0] = self.current[0].rows(rows)
 
 

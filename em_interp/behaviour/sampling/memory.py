@@ -94,12 +94,12 @@ class RowCost:
     adapter: int = 0
 
     def generating(self, prompt: int, new: int) -> int:
-        """Of a row that reads a prompt and generates `new` tokens: the larger of the two, and the keys and values."""
+        """Bytes of a row that reads a prompt and generates `new` tokens: the larger of the two, and keys and values."""
         vocabulary = self._config.vocab_size * (self._bytes + 8)  # logits, and probabilities in float32
         return self.adapter + cache_size(self.model).of(prompt + new) + vocabulary + self._activations(prompt)
 
     def reading(self, length: int, answer: int, copies: int = 1) -> int:
-        """Of a row of `length` tokens whose logits are read at `answer` tokens, `copies` of them in float32."""
+        """Bytes of a row of `length` tokens whose logits are read at `answer` tokens, `copies` of them in float32."""
         logits = (answer + 1) * self._config.vocab_size * (self._bytes + 8 * copies)
         return self.adapter + logits + self._activations(length)
 
@@ -112,7 +112,7 @@ class RowCost:
         return int(self.model.dtype.itemsize)
 
     def _activations(self, tokens: int) -> int:
-        """Of one layer: a few copies of the residual stream and of the MLP's hidden state, and the attention's mask."""
+        """Bytes of one layer: a few copies of the residual stream and of the MLP's hidden state, and the mask."""
         config = self._config
         inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
         eager = getattr(config, "_attn_implementation", None) == "eager"
@@ -200,7 +200,7 @@ class Batches:
 
 
 class _Failure(NamedTuple):
-    """What was said when memory ran out."""
+    """The message of an out-of-memory error."""
 
     words: str
 

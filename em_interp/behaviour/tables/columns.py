@@ -1,4 +1,4 @@
-"""Which column of a table is which: by its name, by the names that others give it, or as the user says."""
+"""The columns of a table under our names: found by our name, by a known synonym, or as the user says."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class KnownColumns:
     where: str
 
     def name(self, column: str) -> str:
-        """What the source calls a column."""
+        """The source's name of a column."""
         return self.names.get(column, column)
 
     def require(self, wanted: Iterable[str], expected: str) -> None:
@@ -72,7 +72,7 @@ def known_columns(table: pd.DataFrame, where: str, given: Mapping[str, str] | No
         if list(table.columns).count(name) > 1:
             raise InputError(f"{where} has the column {name} twice; expected one for {column}")
     if "step" in columns and not (columns["step"] == "step" or given or names_steps(table[columns["step"]])):
-        del columns["step"]  # checkpoints by another kind of name, such as final
+        del columns["step"]  # a name that is no step, such as final
     table = table.loc[:, ~table.columns.duplicated()]
     return KnownColumns(table.rename(columns={name: column for column, name in columns.items()}), columns, where)
 
@@ -111,7 +111,7 @@ def _given(table: pd.DataFrame, where: str, given: Mapping[str, str]) -> dict[st
 
 
 def _name_of(column: str, names: list[str], where: str) -> str | None:
-    """What the table calls a column: our name for it, or else the only other one that it has."""
+    """The table's name of a column: ours, or else the only known synonym that it has."""
     plain = {name: name.lower().replace(" ", "_").replace("-", "_") for name in names}
     if column in names:
         return column

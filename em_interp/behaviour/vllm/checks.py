@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def share(self) -> float:
-        """Of the tokens that differ."""
+        """The share of the tokens that differ."""
         return self.different_tokens / self.tokens if self.tokens else 0.0
 
     def sentence(self) -> str:

@@ -1,6 +1,6 @@
 """Answers and likelihoods from vLLM servers: adapters as LoRA modules, many requests in flight, each answer kept.
 
-The base is asked for through an adapter whose B is zero. Under its own name it would be wrong on a CPU: vLLM 0.32's
+The base is requested as an adapter whose B is zero. Under its own name it would be wrong on a CPU: vLLM 0.32's
 LoRA operations in torch give a row without an adapter the one in the last slot.
 
 Answers and log-likelihoods go into the same tables as those of this process, and are resumed in the same way. Every
@@ -61,7 +61,7 @@ class _Place:
     adapters: LoadedAdapters
 
     def send(self, key: AdapterKey, request: Callable[[VLLMServer, str], Any]) -> Any:
-        """What a request through an adapter comes to."""
+        """The result of a request through an adapter."""
         try:
             with self.adapters.using(key) as name:
                 return request(self.server, name)

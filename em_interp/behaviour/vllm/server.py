@@ -1,6 +1,6 @@
 """The calls of a vLLM server: its models, LoRA adapters loaded at run time, and completions of token ids.
 
-Prompts and answers are token ids, so that no template or tokenizer of the server stands between. Every parameter of
+Prompts and answers are token ids, so that the server applies no template or tokenizer of its own. Every parameter of
 sampling is sent: a server takes those that are left out from the generation config of its model. As documented for
 vLLM 0.10.2 and newer; used with 0.32.
 """

@@ -1,8 +1,8 @@
-"""What an adapter changes in the residual stream on shared texts, beside what random adapters of its norm change.
+"""What an adapter changes in the residual stream on shared texts, and what random adapters of its norm change.
 
 The stream after a layer is averaged over the tokens of each answer, so that texts are aligned and tokens need not be;
-the difference is adapted minus base. Everything by which bases are compared rests on these differences alone: two
-adapters on one base are alike in everything they leave alone, and so are two bases that learned the same language.
+the difference is adapted minus base. Bases are compared by these differences alone, because two adapters on one base
+agree in everything that they do not change, and so do two bases that learned the same language.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class MeasuredRun:
 
     @property
     def name(self) -> str:
-        """What the run is called here."""
+        """The name of the run in the comparison."""
         return self.source.name
 
 

@@ -9,9 +9,9 @@ mapped and the true vectors of the rest,
 
 On the texts it was fitted on this is the Procrustes similarity, the cosine of the angular shape distance (Williams et
 al. 2021), which is large for anything with many dimensions; held out it is about zero for unrelated sets, and can be
-negative. The components of each side come from all texts: they know nothing of the other side, so nothing leaks. It
-shows that two sets have the same shape up to a rotation, small directions counting little; not which feature they
-share, and a linear map that stretches is not allowed for.
+negative. The components of each side come from all texts; they do not depend on the other side, so nothing leaks. It
+shows that two sets have the same shape up to a rotation, with little weight on small directions. It does not show which
+feature they share, and does not allow for a linear map that stretches.
 
 Direction maps: fitted on the base models alone, from pooled residual streams of the same texts at one layer of each.
 
@@ -126,7 +126,7 @@ class MappedDirection(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DirectionMap:
-    """A linear map between two residual streams, and how well it does on texts it was not fitted on."""
+    """A linear map between two residual streams, and its fit on held-out texts."""
 
     kind: Kind
     left: Float[np.ndarray, "d k"]  # the map is left · right, which may be too large to form

@@ -11,8 +11,8 @@ unrelated spaces of any dimension, so it can be negative. HSIC₁ is the inner p
 Rizzo 2014), which is how it is computed here.
 
 It shows that two sets of vectors separate the same texts by the same amounts. It does not show that they do so by the
-same feature, it depends mostly on the directions of largest variance, and two adapters on one base are alike in
-everything they leave alone: take it of what they change, beside the CKA of random adapters.
+same feature, and it depends mostly on the directions of largest variance. Two adapters on one base agree in everything
+that they do not change, so compute it from the changes, and compare it with the CKA of random adapters.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ Unembeddings are far from isotropic: logit lenses of unrelated directions correl
 directions of the unembedding (frequency, language) dominate. So the correlation means nothing without its null, random
 directions read the same way, which is wide.
 
-It shows that two adapters write along directions that favour the same words. It does not show that the words are
-generated because of it: later layers read the write too, and the logit lens knows nothing of them.
+It shows that two adapters write along directions that promote the same tokens. It does not show that the tokens are
+generated because of it: later layers read the write too, and the logit lens leaves them out.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """How similar two runs of different bases are, measure by measure, each against two nulls of random adapters.
 
-*Both random*: would two adapters that know nothing be as similar on these bases and texts? Draw k of one base is
-paired with draw k of the other, so that pairs are independent and the p-value is exact: two random adapters are called
-similar with the stated probability. *One random*: is it the pair, or would one of these two be as similar to anything?
-Each run is compared with the random adapters of the other, and the less surprising of the two counts. It is the
-stricter one wherever a trained adapter changes the stream along directions of large variance, which all texts share.
-A similarity is beyond chance only where both nulls are left behind.
+*Both random*: would two random adapters be as similar on these bases and texts? Draw k of one base is paired with draw
+k of the other, so that pairs are independent and the p-value is exact: two random adapters are called similar with the
+stated probability. *One random*: is it the pair, or would one of these two be as similar to anything? Each run is
+compared with the random adapters of the other, and the larger of the two p-values counts. It is the stricter one
+wherever a trained adapter changes the stream along directions of large variance, which all texts share. A similarity is
+beyond chance only where it is beyond the bands of both nulls.
 """
 
 from __future__ import annotations

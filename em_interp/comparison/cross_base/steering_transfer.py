@@ -1,4 +1,4 @@
-"""Steering transfer: does a direction of one run have, on another base, the effect it has at home?
+"""Steering transfer: does a direction of one run have the same effect on another base as on its own?
 
 The direction is the source adapter's mean change of the residual stream at half depth, mapped by the ridge map that is
 fitted on the two bases. In the target it is
@@ -7,12 +7,13 @@ fitted on the two bases. In the target it is
 - *ablated* from the adapted target's stream at all layers.
 
 The effect is that on a margin that needs no judge and no sampling: the mean log-probability (nats a token) of
-misaligned answers minus that of aligned ones. Beside it are the target's own direction (the most that can be expected),
-the whole adapter's effect, and random directions of the source mapped by the same map, used alike at the same length.
+misaligned answers minus that of aligned ones. It is compared with the effects of the target's own direction (the most
+that can be expected), of the whole adapter, and of random directions of the source, mapped by the same map and used in
+the same way at the same length.
 
 It shows that a direction found on one base moves another towards misaligned answers, or is part of what moved it. It
-does not show that one direction is everything: the adapter acts at some tokens more than at others, and a constant
-vector has a fraction of its effect. A margin is not behaviour: answers may not change while it moves.
+does not show that one direction is the whole mechanism: the adapter acts at some tokens more than at others, and a
+constant vector has a fraction of its effect. The margin is not behaviour: it may change while the answers do not.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ class Margin:
 
     @classmethod
     def of(cls, model: TrajectoryModel, texts: SharedTexts) -> Margin:
-        """Raises InputError where there are fewer than ten answers of either label."""
+        """The margin of these texts. Raises InputError where a label has fewer than ten answers."""
         check_labels(texts)
         labelled = [texts.labelled(label) for label in (True, False)]
         return cls(*(model.chats(questions, answers) for questions, answers in labelled))
 
     def __call__(self, model: ModelAtStep, interventions: Sequence[Intervention] = ()) -> float:
-        """In nats a token."""
+        """The margin in nats a token."""
         misaligned, aligned = (
             _log_probability(model, tokens, interventions) for tokens in (self.misaligned, self.aligned)
         )

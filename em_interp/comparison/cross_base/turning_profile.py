@@ -1,4 +1,4 @@
-"""Turning profiles: how far a path still has to turn, on a clock that runs of different bases share.
+"""Turning profiles: the angle of a path to its final direction, on a time axis that runs of different bases share.
 
 The profile of a run is the angle in degrees between its direction at time u and its final direction, 0 at the end. Time
 is from 0 to 1: the cumulative learning rate as a share of the run's (how far it could have gone), or the norm as a
@@ -11,9 +11,9 @@ of seeds: whether runs of two bases are further apart than runs of one is tested
 test of mean distance between minus mean distance within; Anderson 2001 in spirit), which needs two runs or more of a
 base and cannot give a smaller p-value than so few allow: p is at least 0.1 with three and three.
 
-It shows that two bases turn by the same amounts at the same share of training. It does not show that they turn towards
-the same thing: a profile knows no direction but its own run's last. Nor is it a test for a turn: noise bends every path
-(`em_interp.transition.direction.rotation` tests that).
+It shows that runs on two bases turn by the same amounts at the same share of training. It does not show that they turn
+towards the same direction: a profile is relative to its own run's final direction. Nor is it a test for a turn: noise
+bends every path (`em_interp.transition.direction.rotation` tests that).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ likelihoods are exact. All forms are 0 for equal distributions and 1 for ones th
 - `js`, g(p) = 1 + log₂ p: the Jensen–Shannon divergence in bits;
 - `total_variation`, g(p) = |2p − 1|: ½ Σ |P₁ − P₂|.
 
-The linear form is sometimes taken for the total variation; it is not: TV² ≤ linear ≤ TV.
+The linear form is not the total variation, as is sometimes stated: TV² ≤ linear ≤ TV.
 
 The two sides are the checkpoints in windows left and right of a step (`Windows`). Two nulls say how far apart such
 sides are without a shift: `permutation_null` and `checkpoint_jitter`.
@@ -85,7 +85,7 @@ def posterior_left(
 
 @dataclass(frozen=True)
 class Windows:
-    """The asked steps within `half_width` training steps left and right of each centre, which is between two steps."""
+    """The sampled steps within `half_width` training steps left and right of each centre, which lies between two."""
 
     steps: Int[np.ndarray, " step"]
     centres: Float[np.ndarray, " window"]

@@ -69,7 +69,7 @@ class InterventionModel:
         return self.forward(**inputs)
 
     def select(self, rows: Int[torch.Tensor, " some"]) -> None:
-        """From now on the batch is made of these rows."""
+        """Continue with these rows of the batch alone."""
         self.active.select(rows)
 
 

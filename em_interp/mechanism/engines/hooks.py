@@ -37,7 +37,7 @@ class HooksEngine(Engine):
         kept: dict[str, torch.Tensor] = {}
         active = ActiveInterventions(interventions, self.hook_points, tokens.mask, generating=False)
         with self._intervening(active), ExitStack() as stack:
-            for name in names:  # hooked after the interventions, so they read what these made
+            for name in names:  # hooked after the interventions, so that they read the changed stream
                 stack.enter_context(_reading(self.hook_points, name, kept))
             inputs = {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
             inputs |= {"use_cache": False, "logits_to_keep": logits_to_keep}

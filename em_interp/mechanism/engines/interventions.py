@@ -140,7 +140,7 @@ class ActiveInterventions:
         return sorted(self._at)
 
     def select(self, rows: Int[torch.Tensor, " some"]) -> None:
-        """From now on the batch is made of these rows."""
+        """Continue with these rows of the batch alone."""
         self._at = {
             layer: [(i.of_rows(rows), vector[rows], positions[rows]) for i, vector, positions in active]
             for layer, active in self._at.items()

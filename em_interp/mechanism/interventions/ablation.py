@@ -1,12 +1,13 @@
 """Ablation: how much of the misalignment is removed when a direction is taken out of the residual stream, x − v̂v̂ᵀx.
 
-The direction is ablated after one layer, or after every layer its own, at all tokens (Soligo, Turner et al., arXiv
-2506.11618, section 3, where it takes EM from 11 % to 0). There are two controls, several random directions of each:
+The direction is ablated after one layer, or after each layer that layer's direction, at all tokens (Soligo, Turner et
+al., arXiv 2506.11618, section 3, where it takes EM from 11 % to 0). There are two controls, several random directions
+of each:
 
 - `random`: a random direction is ablated. In d dimensions that removes 1/d of the stream, whatever its length, so it
   is a weak control; it is the usual one.
-- `norm_matched`: as much as the ablation removes at each token is taken along a random direction instead. It disturbs
-  the model as much as the ablation, so it is the control to compare with.
+- `norm_matched`: the amount that the ablation removes at each token is removed along a random direction instead. It
+  disturbs the model as much as the ablation, so it is the control to compare with.
 
 The share removed is of the EM rate of the adapted model without an intervention, over scored answers. An answer that
 is no longer coherent is not EM either, so the coherent rate is given too.
@@ -81,7 +82,7 @@ class Ablation(Result):
 
     @property
     def layers(self) -> list[str]:
-        """After which layers it was ablated, in words; every layer at once is the last."""
+        """In words, the layers after which it was ablated; the last entry is all layers at once."""
         rows = self.answers[self.answers["kind"] == DIRECTION]
         return [str(layers) for layers in dict.fromkeys(rows["layers"])]
 
@@ -146,7 +147,7 @@ class Ablation(Result):
         return bool(enough and random["removed"] < MAX_REMOVED_BY_RANDOM and self.exceeds_control(layers))
 
     def exceeds_control(self, layers: str) -> bool:
-        """Whether it removes more than the norm-matched control: its interval lies above that of the control."""
+        """Whether the ablation removes more than the norm-matched control: its interval lies above the control's."""
         return bool(self.row(DIRECTION, layers)["removed_low"] > self.row(NORM_MATCHED, layers)["removed_high"])
 
     @property

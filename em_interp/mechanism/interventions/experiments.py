@@ -152,7 +152,7 @@ def run_experiment(
 
 @dataclass(frozen=True, eq=False)
 class InterventionCondition:
-    """A vector after each layer, and what is done with it.
+    """An intervention on the residual stream: a vector after each layer, and how it is used.
 
     Attributes:
         model: which model: the base, or the one with the adapter.
@@ -222,7 +222,7 @@ class InterventionExperiment(Experiment):
             yield [condition for condition in self.conditions if condition.model == name]
 
     def columns(self, condition: InterventionCondition) -> dict[str, Any]:
-        """All but the vectors and what is done with them."""
+        """All entries but the vectors and how they are used."""
         return {name: getattr(condition, name) for name in ("model", "kind", "layers", "number", "coefficient")}
 
     def settings(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class InterventionExperiment(Experiment):
 
     @contextmanager
     def open_batch(self, conditions: Sequence[InterventionCondition], prompts: Tokens) -> Iterator[RowModel]:
-        """Through the model's engine, with an intervention for each row."""
+        """The model in its engine, with an intervention for each row."""
         adapted = self.model.at(self._step, scale=float(conditions[0].model == "adapted"))
         with adapted as model, model.generating(prompts, interventions_of(conditions)) as rows:
             yield rows

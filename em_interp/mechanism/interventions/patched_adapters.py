@@ -51,7 +51,7 @@ class PatchingExperiment(Experiment):
     adapters: Sequence[tuple[AdapterTrajectory, Sequence[PatchedAdapter]]]
 
     def groups(self) -> Iterator[list[tuple[AdapterTrajectory, PatchedAdapter]]]:
-        """Those of each trajectory."""
+        """The patched adapters of each trajectory."""
         for path, patched in self.adapters:
             yield [(path, adapter) for adapter in patched]
 
@@ -72,7 +72,7 @@ class PatchingExperiment(Experiment):
     def open_batch(
         self, conditions: Sequence[tuple[AdapterTrajectory, PatchedAdapter]], prompts: Tokens
     ) -> AbstractContextManager[RowModel]:
-        """With an adapter for each row of the batch, as `em_interp.ask` samples."""
+        """The model with an adapter for each row of the batch, as in `em_interp.ask`."""
         adapters = row_adapters(conditions[0][0], [patched for _, patched in conditions], self.model.device)
         return row_model(self.model.base.model, adapters)
 

@@ -108,7 +108,7 @@ class PatchingGrid(Result):
 
     @cached_property
     def _counts(self) -> AnswerCounts:
-        """Those of the grid, (row, column, question)."""
+        """The counts of the grid's cells, (row, column, question)."""
         chosen, k = self.answers[self.answers["kind"] == GRID], len(self.steps)
         row, column = (np.searchsorted(self.steps, chosen[name]) for name in ("row", "column"))
         return AnswerCounts.of(chosen, self.answers["question_id"], k * row + column, (k, k))

@@ -41,7 +41,7 @@ class AnswerCounts:
         cell: Int[np.ndarray, " answer"] | int = 0,
         shape: tuple[int, ...] = (),
     ) -> AnswerCounts:
-        """Those of judged answers; `questions` are the ids of all, `cell` is the number of each answer's cell."""
+        """The counts of judged answers; `questions` are the ids of all, `cell` is the number of each answer's cell."""
         names = np.unique(questions.to_numpy(str))
         code = cell * len(names) + np.searchsorted(names, answers["question_id"].to_numpy(str))
         scored = answers["status"] == "ok"
@@ -50,7 +50,7 @@ class AnswerCounts:
         return cls(*(np.bincount(code[hit.to_numpy()], minlength=int(np.prod(shape))).reshape(shape) for hit in hits))
 
     def at(self, *index: Any) -> AnswerCounts:
-        """Those of some of the cells."""
+        """The counts of some of the cells."""
         return AnswerCounts(self.n[index], self.em[index], self.coherent[index])
 
     def resampled(self, rng: np.random.Generator) -> AnswerCounts:
@@ -145,7 +145,7 @@ class Recovered:
 
     @property
     def sufficient(self) -> bool | None:
-        """Whether it is more than half; None where the interval holds a half."""
+        """Whether the share is more than half; None where its interval contains a half."""
         low, high = self.interval
         return None if low <= 0.5 <= high else low > 0.5
 

@@ -1,8 +1,8 @@
 """Turns of paths whose noise exceeds their drift: a test of the angle between mean drifts, without a noise model.
 
-On a real path the noise of one increment may be many times its drift. The windows of `turn_test` then have no direction
-that stands out, although the drift is plain once many increments are averaged in thousands of coordinates. What is used
-here is that the noise of increments far apart in time is independent, whatever its size, spectrum and short memory:
+On a real path the noise of one increment may be many times its drift. The windows of `turn_test` then have no clear
+direction, although the drift is clear once many increments are averaged in thousands of coordinates. The test uses only
+that the noise of increments far apart in time is independent, whatever its size, spectrum and short memory:
 
 1. The path is cut into blocks of at least 20 steps (Adam's momentum of 0.9 is down to 0.12), counted outward from a
    candidate step t. Only the directions of the blocks' displacements count: C[i, j] is the cosine between two of them.

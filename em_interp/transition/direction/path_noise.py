@@ -2,13 +2,13 @@
 
 Model. increment_i = drift_i + noise_i. The drift changes slowly from one increment to the next, except at few places.
 The noise is Gaussian; its covariance between coordinates is σᵢ² Σ, with one Σ of any shape throughout the run and a
-size σᵢ that changes slowly, but for jumps, as where a schedule starts again or steps down; over time it is a mixture of
-white noise and of white noise smoothed by Adam's first moment (β₁ = 0.9 a step). Noise that is slower than momentum
+size σᵢ that changes slowly except for jumps, such as where a schedule restarts or steps down; over time it is a mixture
+of white noise and of white noise smoothed by Adam's first moment (β₁ = 0.9 a step). Noise that is slower than momentum
 cannot be distinguished from drift.
 
 Estimates.
-- σᵢ: a running median of the energies of second differences, in which a smooth drift cancels, on either side of a jump
-  alone. Across it the noise beside it would be underestimated, and its wandering taken for a turn.
+- σᵢ: a running median of the energies of second differences, in which a smooth drift cancels, on each side of a jump
+  separately: a median across the jump would underestimate the noise near it, and noise would pass for a turn.
 - Autocovariance: the energies of contrasts (1, -2, 1) of neighbouring sums over 1 to 24 steps are fitted by
   non-negative least squares with the two kinds of noise; the largest 15 % of the contrasts, which sit at turns, are
   trimmed.
@@ -27,9 +27,9 @@ from scipy.optimize import nnls
 from scipy.special import chdtri
 
 MAX_INCREMENTS = 800  # more are pooled: the cost grows with the square, and this resolves 1/800 of a run
-SLACK = 0.25  # of the spacing, by which a saved step may miss its place on the even grid
+SLACK = 0.25  # of the spacing: how far a saved step may be from its place on the even grid
 MOMENTUM = 0.9  # Adam's β₁ in every published organism
-MAX_SCALE = 24  # steps; past this momentum is forgotten (0.9²⁴ = 0.08) and drift would leak in
+MAX_SCALE = 24  # steps; beyond it momentum has decayed (0.9²⁴ = 0.08) and drift would be included
 NO_NOISE = 1e-20  # median energy of second differences, relative to an increment's
 ROUNDING = 1e-10  # energy of the noise then assumed, of float32 positions
 MAX_ROUNDING = 0.1  # of the energy of increments, in paths that are stored in 16 bits
@@ -215,7 +215,7 @@ def _local_size(energy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def _jump(energy: Float[np.ndarray, " n"]) -> int | None:
-    """Where the noise jumps most, as where a schedule starts again or steps down; None where it does nowhere.
+    """Where the noise's size jumps most, such as at a restart or a drop of the schedule; None where it does not.
 
     It does where the median energies on two sides differ by JUMP, over a tenth of the run and over a fortieth, in which
     no smooth schedule goes as far.

@@ -10,8 +10,8 @@ step, less the steady curvature between their centres; z = (D - 20°) / standard
 simulated copies of the window. Blocks of 10 to 25 % of the run with gaps of up to 10 % are tried at every step.
 
 Search. Greedy non-maximum suppression: take the window and step with the largest z, mask its reach, repeat while
-p ≤ ALPHA. A turn that is located where a clearer one is, each step in the other's interval, is the same one.
-p = MULTIPLICITY · P(Z ≥ z); the factor stands for the number of windows looked through, and is calibrated on planted
+p ≤ ALPHA. Two turns are the same one where the step of each lies in the other's interval; the clearer one is kept.
+p = MULTIPLICITY · P(Z ≥ z); the factor stands for the number of windows searched, and is calibrated on planted
 paths without a turn (docs/rotation.md has the error rates).
 
 Noisy paths. Where the noise exceeds the drift, so that no window could show even a turn of 60°, the angle between mean
@@ -54,7 +54,7 @@ from em_interp.transition.result import Transition, Verdict, p_text
 MIN_TURN = 20.0  # degrees
 ALPHA = 0.05
 MULTIPLICITY = 2.0  # windows are many but overlap, and the null gives 20° away: calibrated on planted paths
-MIN_P = 1e-6  # a normal tail is not known further out
+MIN_P = 1e-6  # beyond it the normal tail is not reliable
 MAX_Z = float(norm.isf(MIN_P / MULTIPLICITY))  # windows with a larger z are equally certain
 Z_TOLERANCE = 1.0  # a window whose z is lower by no more than this sees the turn about as clearly
 RESOLVED_ERROR = 5.0  # degrees; the block grows until a turn is known this well
@@ -201,7 +201,7 @@ def _increments(gram: np.ndarray, steps: np.ndarray, rounding: np.ndarray | None
 
 
 def _search(scans: list[TurnScan], noise: Noise) -> list[_Candidate]:
-    """Greedy non-maximum suppression: the best candidate, then the best out of its reach, while p ≤ ALPHA.
+    """Greedy non-maximum suppression: the best candidate, then the best outside its window, while p ≤ ALPHA.
 
     The first is returned whatever its p-value. Windows are ranked by the first-order z; the error of the four best is
     then simulated.

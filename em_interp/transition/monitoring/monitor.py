@@ -1,11 +1,11 @@
 """A live monitor: sequential tests for a turn of B and a hump of the gradient norm, with one error rate a run.
 
-Tests. The run's length is known when it begins. At 17 looks, at 20 %, 25 %, … 100 % of its steps, what is known so far
-is tested as a finished run would be:
+Tests. The run's length is known when it begins. At 17 looks, at 20 %, 25 %, … 100 % of its steps, the run so far is
+tested as a finished run would be:
 
 - `rotation`: the test of `rotation.significant_rotation`, on the path of B. A bend over 35 % or more of the path so
   far, an arc of any steady curvature, a change of speed (restart, warm-up, decay, stall) and changing noise are in its
-  null hypothesis. A null path cut short is a null path again.
+  null hypothesis. The first part of such a path is such a path.
 - `gradient_norm`: the test of `gradient_norm.significant_peak`, on the log. A trend that falls, rises, stays, or falls
   and then rises is in its null hypothesis, and stays in it when it is cut short.
 
@@ -66,7 +66,7 @@ class Look:
     transition: Transition  # the result of the test on the run so far
     run_p: float  # the run-wise p-value: corrected for all looks and signals
     alarm: bool  # whether the look raised an alarm
-    suspicious: bool  # significant as a single test: no claim, but a reason to save more
+    suspicious: bool  # whether it is significant as a single test: no claim, but a reason to save more steps
 
 
 class Monitor(Result):
@@ -131,7 +131,7 @@ class Monitor(Result):
     def update(
         self, step: int, position: Float[np.ndarray, " coordinate"] | None = None, grad_norm: float | None = None
     ) -> list[Look]:
-        """Take what is known of a step.
+        """Add a step to the run so far, and take the looks that are due.
 
         Args:
             step: The training step; steps come in increasing order.
@@ -316,7 +316,7 @@ class _Log:
         self.count, self.steps, self.logs = np.zeros(bins), np.zeros(bins), np.zeros(bins)
 
     def add(self, step: int, grad_norm: float) -> None:
-        """Add a value; what has no logarithm is left out."""
+        """Add a value; one that is not positive and finite is left out."""
         place = step // self.width
         if np.isfinite(grad_norm) and grad_norm > 0 and place < len(self.count):
             self.count[place] += 1

@@ -31,7 +31,7 @@ def watch(
     follow: bool = False,
     on_update: Callable[[Monitor, list[Look]], None] | None = None,
 ) -> Monitor:
-    """What a live monitor says of a run, so far or to its end.
+    """The live monitor of a run, fed with the run so far or followed to its end.
 
     A finished run gives the same looks, at the same steps, as it would have given while it was trained.
 

@@ -39,7 +39,7 @@ class PlantedShift:
 
     @property
     def given(self) -> tuple[QuestionCurves | None, QuestionCurves | None, QuestionCurves | None]:
-        """What `locate_shift` takes beside the curves: the control, the style null and the control's style null."""
+        """The other arguments of `locate_shift`: the control, the style null and the control's style null."""
         return self.control, self.style, self.control_style
 
 
