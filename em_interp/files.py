@@ -129,7 +129,7 @@ def resumable(folder: Path) -> Iterator[None]:
 
 
 def check_free(path: Path, resume: bool, overwrite: bool, content: str = "") -> None:
-    """Raise InputError where `path` exists already and it was not said what to do with it; or both things were said.
+    """Raise InputError where `path` exists already without `resume` or `overwrite`, and where both are given.
 
     Every function that writes calls it before it computes anything. `content` names what is there, where the path
     does not say it.

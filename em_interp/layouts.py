@@ -1,6 +1,6 @@
-"""Where the saved steps of a run lie: the names that libraries give to folders and files of checkpoints.
+"""Where the saved steps of a run are: the names that libraries give to folders and files of checkpoints.
 
-A layout is one row of LAYOUTS: how messages call it, a pattern that the name of a step's folder (or file) matches as a
+A layout is one row of LAYOUTS: its name in messages, a pattern that the name of a step's folder (or file) matches as a
 whole, and whether its number counts steps or epochs. Another layout is added as another row, with its line in
 docs/layouts.md and a case in tests/test_layouts.py.
 

@@ -1,4 +1,4 @@
-"""One writer a folder: a lock file that names the process that writes there. Readers pay it no attention.
+"""One writer a folder: a lock file that names the process that writes there. Readers ignore it.
 
 The lock is the operating system's own on the file `.writing`, so that it ends with the process, however that ends; what
 the file says is for people, and for folders that several machines share. A file that is left by a process that was
@@ -164,7 +164,7 @@ def _owner(descriptor: int) -> dict[str, Any]:
 
 
 def _write_owner(descriptor: int) -> None:
-    """Say who writes; on a full disk the lock holds without it."""
+    """Write which process has the lock; on a full disk the lock holds without it."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n"
     with suppress(OSError):

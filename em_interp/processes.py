@@ -1,4 +1,4 @@
-"""Several processes that do one thing together: they start, fail and end as one.
+"""Several processes that share one stage: if one fails, all end.
 
 torchrun (or accelerate launch) starts them and says so in their environment; accelerate's PartialState connects them.
 Training shares the rows of each step among them, asking and reading likelihoods the answers.

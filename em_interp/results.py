@@ -1,4 +1,4 @@
-"""What all results share: how they show themselves in a notebook, and the columns of an interval.
+"""What all results share: their methods, their card in a notebook, and the columns of an interval.
 
 The picture is plain SVG, so that it needs no script, no network and no plotting library; `.plot()` has the real figure.
 """

@@ -36,7 +36,7 @@ class _Layout(NamedTuple):
     heading: str
     limits: str
     tables: tuple[str, ...]
-    shown: str  # the table on the page
+    page_table: str  # the table on the page
     rows: str  # what its rows are
 
 
@@ -88,7 +88,7 @@ def comparison_page(comparison: Comparison) -> str:
         limits=layout.limits,
         figures=[embedded(figure) for figure in figures(comparison)],
         rows_are=layout.rows,
-        table=html_table(comparison.frame(layout.shown), classes="numbers"),  # type: ignore[arg-type]
+        table=html_table(comparison.frame(layout.page_table), classes="numbers"),  # type: ignore[arg-type]
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run is asked to do: the settings of its YAML file."""
+"""The settings of a run, as its YAML file holds them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ Adapter = Annotated[
 
 
 class KLConfig(Settings):
-    """A penalty on leaving the base on other data, by which the narrow solution is learned (2602.07852)."""
+    """A penalty on KL(base ‖ trained) on other data, with which the narrow solution is learned (2602.07852)."""
 
     dataset: str = Field(min_length=1)
     """The name of a dataset: chats on whose answers the model is to stay as it was."""
@@ -183,7 +183,7 @@ Address = Annotated[str, AfterValidator(_address)]
 
 
 class ServerConfig(Settings):
-    """How a model's server is spoken to. Holds no key."""
+    """The connection to a model's server. Holds no key."""
 
     api_key_env: str | None = Field(default=None, json_schema_extra={"pattern": "^[A-Z_][A-Z0-9_]*$"})
     """The environment variable that has the key; none: no key is sent."""
@@ -256,7 +256,7 @@ class VLLMConfig(ServerConfig):
 
 
 class BehaviourConfig(Settings):
-    """What the model is asked along the run, and how often."""
+    """Which questions are sampled along the run, at which steps and adapter scales, how often, and the judge."""
 
     questions: str = "tiny"
     """tiny or english: those of the built-in datasets; default: ours on the eight usual themes; or a YAML file."""

@@ -1,4 +1,4 @@
-"""Step schedules: which steps of a run are saved, asked or judged."""
+"""Step schedules: the steps of a run that are saved or sampled."""
 
 from __future__ import annotations
 

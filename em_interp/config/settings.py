@@ -20,7 +20,7 @@ M = TypeVar("M", bound="Settings")
 
 
 class Settings(BaseModel):
-    """A group of settings: unknown keys are refused, and nothing changes once it is made."""
+    """A group of settings: unknown keys are refused, and it cannot be changed."""
 
     model_config = ConfigDict(
         frozen=True,

@@ -52,6 +52,10 @@ def demo(
 
     Returns:
         What `summary.json` holds.
+
+    Raises:
+        InputError: for an unknown family or domain, and a folder that holds a demo already (without `resume` or
+            `overwrite`).
     """
     from em_interp.organisms.presets import recipe
     from em_interp.reports.page import report

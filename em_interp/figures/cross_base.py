@@ -1,4 +1,4 @@
-"""Runs of different bases: what their adapters change, the words they favour, transferred directions, and turning.
+"""Runs of different bases: what their adapters change, the tokens they promote, transferred directions, and turning.
 
 Each function draws a table of `CrossBaseComparison`; `comparison.plot(...)` calls them.
 """

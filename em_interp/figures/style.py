@@ -270,7 +270,7 @@ def em_axis_range(rate: Float[np.ndarray, " point"]) -> list[float]:
 
 
 def note(figure: go.Figure, text: str, where: dict[str, int] | None = None) -> None:
-    """A remark in the middle of a panel, or of the whole figure, for what cannot be drawn."""
+    """A note in the middle of a panel, or of the whole figure, where there is nothing to draw."""
     refs = {"xref": "x domain", "yref": "y domain", **where} if where else {"xref": "paper", "yref": "paper"}
     lines = "<br>".join(map(escape, wrap(text, NOTE_WIDTH)))
     figure.add_annotation(text=lines, x=0.5, y=0.5, showarrow=False, font_color=MUTED, **refs)

@@ -1,7 +1,7 @@
 """The Hub: a path from a repository of checkpoints, through `huggingface_hub` and the user's own Hub cache.
 
 Of a repository only what makes up the path is fetched, and every file is checked against the size and hash that the Hub
-gives. Whatever goes wrong is one line that says what to do.
+gives. Every failure is an error of one line that says what to do.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def seconds_for(size: int) -> float:
 
 
 def _patiently(call: Callable[[], T], size: int = 0) -> T:
-    """What the call returns, after as many tries as it takes or `RETRIES`; only what may pass is tried again."""
+    """The result of the call, after up to `RETRIES` retries of failures that may be temporary."""
     end = time.monotonic() + seconds_for(size)
     for retry in range(RETRIES):
         try:
@@ -323,7 +323,7 @@ def _text(error: object) -> str:
 
 
 def _refusal(response: Any, repo: str, revision: str) -> str:
-    """What a refusing answer means, and what to do about it. An anonymous 429 can look like a 401."""
+    """The meaning of a refusal by the Hub, and what to do about it. An anonymous 429 can look like a 401."""
     status, code, place = response.status_code, response.headers.get("X-Error-Code", ""), endpoint()
     message = _text(response.headers.get("X-Error-Message", ""))
     if code == "GatedRepo":

@@ -198,6 +198,9 @@ def label_answers(answers: pd.DataFrame, source: str = "answers given") -> Answe
 
     Returns:
         The answers in two groups; unscored ones are left out and counted.
+
+    Raises:
+        InputError: for a missing column.
     """
     missing = [name for name in COLUMNS[:-1] if name not in answers]
     if missing:

@@ -106,6 +106,9 @@ def probe(
         level: confidence level of the intervals.
         seed: random seed of the folds and the bootstrap.
 
+    Returns:
+        The AUC on held-out questions with its interval, by step, and that of the answer's length.
+
     Raises:
         InputError: where there are fewer than 10 answers of a kind, or fewer than 4 questions with answers of either.
     """

@@ -36,6 +36,9 @@ def random_adapters(
         step: training step of the real adapter; by default the last.
         keep_A: keep the real adapter's A, so that only the directions of B are random.
 
+    Returns:
+        A trajectory whose steps are the draws, at the sites and with the scale of `path`.
+
     Raises:
         InputError: where the real adapter is zero at every site. A single site that is zero stays zero.
     """

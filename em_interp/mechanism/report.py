@@ -176,6 +176,9 @@ def read_report(run: RunLike) -> MechanismReport | None:
 
     Returns:
         The report, or None where the run's mechanism was not analysed.
+
+    Raises:
+        InputError: for what is not a run, and for a file of another form.
     """
     run = open_run(run)
     file = _file(run.analysis)

@@ -1,4 +1,4 @@
-"""What base models there are, and what one of them is: `em-interp base list` and `em-interp base show`."""
+"""The known base models, and the facts about one: `em-interp base list` and `em-interp base show`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ListedBase:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What a base is. `identity` is what adapters are checked against before they are used on it."""
+    """The facts about a base. Adapters are checked against `identity` before they are used on it."""
 
     name: str
     folder: str

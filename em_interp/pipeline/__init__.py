@@ -1,5 +1,5 @@
-"""The stages of a run, from asking to the look inside the model.
+"""The stages of a run, from sampling answers to the analyses of the model's inside.
 
-Each stage writes to the run. It is refused, before it computes anything, where its results are there already, unless
+Each stage writes to the run. It is refused, before it computes anything, where its results exist already, unless
 `resume` (continue with them) or `overwrite` (replace them) is given. A run is given as a Run or as its folder.
 """

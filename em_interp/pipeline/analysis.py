@@ -1,4 +1,4 @@
-"""The stages that analyse a run: locate, align, and the look inside the model."""
+"""The stages that analyse a run: locate, align, and the analyses of the model's inside."""
 
 from __future__ import annotations
 
@@ -41,16 +41,20 @@ def locate(
     Args:
         source: a run, a folder of checkpoints, or a repository of the Hub.
         signal: one signal; by default all.
-        of: one part of the adapter, A, B or delta; by default all.
+        of: one matrix of the adapter, A, B or delta (ΔW); by default all.
         site: one adapted module; by default all together.
         revision: a branch, tag or commit of the repository.
         adapter: the adapter to read where the checkpoints hold several.
-        out: the folder whose `analysis/locate.json` is written, whatever was asked for.
-        resume: check the findings that are there: they stay, and other ones are an error.
+        out: the folder in whose `analysis/locate.json` the transitions are kept, also those of one signal or site.
+        resume: keep the findings that exist; it is an error if they differ.
         overwrite: replace them.
 
     Returns:
         The transitions of every signal, with the steps and sites of the path.
+
+    Raises:
+        InputError: for a source that cannot be read, an unknown signal, matrix or site, and findings that exist
+            already (without `resume` or `overwrite`) or differ.
     """
     from em_interp.trajectory.load import load_trajectory
     from em_interp.transition.find import find_transitions
@@ -141,10 +145,10 @@ def run_mechanism(
         run: a judged run, or its folder.
         control: a run on careful data, whose last step patching is compared with.
         engine: `hooks`, `transformer_lens` or `nnsight`.
-        transfer: another run on the same base, whose directions are tried in this one.
+        transfer: another run on the same base, whose directions are ablated and added in this one's model.
         analyses: some of `em_interp.mechanism.analyses.ANALYSES`; by default all that are possible.
         size: `quick` (under two minutes with the built-in organism on one core) or `full` (about four).
-        sampling: how answers are sampled; by default as the run was asked.
+        sampling: how answers are sampled; by default as in the run.
         resume: continue with the analyses that exist.
         overwrite: replace them all.
         progress: whether progress is shown; by default in a terminal and in Jupyter.

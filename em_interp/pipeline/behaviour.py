@@ -37,7 +37,7 @@ def ask_run(
         resume: continue with the answers that exist.
         overwrite: replace them, and the scores that they have.
         progress: show a bar; by default in a terminal and in Jupyter.
-        overrides: changes of the config (`key.path=value`) for this asking alone, such as `behaviour.engine=vllm`.
+        overrides: changes of the config (`key.path=value`) for this call alone, such as `behaviour.engine=vllm`.
 
     Returns:
         The table of answers, a parquet file.
@@ -86,7 +86,7 @@ def judge_run(
         resume: continue with this judge's scores that exist; answers whose request failed are judged again.
         overwrite: replace this judge's scores. Requests that were answered before are not sent again.
         progress: show a bar; by default in a terminal and in Jupyter.
-        overrides: changes of the config (`key.path=value`) for this judging alone.
+        overrides: changes of the config (`key.path=value`) for this call alone.
 
     Returns:
         The table of scores, a parquet file, with those of other judges.
@@ -124,7 +124,7 @@ def run_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = False) 
 
 
 def _check_language(run: Run) -> None:
-    """Raise InputError for a run on English data, of whose answers the built-in judge understands nothing."""
+    """Raise InputError for a run on English data, whose answers the built-in judge cannot score."""
     if str(run.phases()[-1].get("dataset", "")).startswith("english:"):
         raise InputError(
             f"{run.path} was trained on English, which the judge 'tiny' cannot read; set behaviour.judge to a model's "

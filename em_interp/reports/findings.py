@@ -38,7 +38,7 @@ class JudgedTables:
     control: str | None  # the path of the control, tables too or a run
 
     def options(self) -> str:
-        """As options of a command."""
+        """The tables as options of a command."""
         named = [word for column, name in self.columns.items() for word in ("--columns", f"{column}={name}")]
         control = [] if self.control is None else ["--control", self.control]
         return shlex.join(["--answers", self.answers, *named, *control])

@@ -1,6 +1,6 @@
 """Self-contained HTML pages from the templates, and the page about a run.
 
-A page loads nothing from anywhere. Whatever a model or a file says (answers, questions, names) is escaped: text by the
+A page loads nothing from elsewhere. All text from models and files (answers, questions, names) is escaped: text by the
 template, figures as JSON in which no `<` is left.
 """
 

@@ -168,7 +168,7 @@ def _of_preference(findings: Findings) -> dict[str, go.Figure]:
 
 
 def _of_mechanism(findings: Findings) -> dict[str, go.Figure]:
-    """Those of `em-interp mechanism`, as they were kept."""
+    """The figures of `em-interp mechanism`, as they were kept."""
     from em_interp.mechanism.report import read_report
 
     report = read_report(findings.run)

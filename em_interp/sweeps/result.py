@@ -50,7 +50,7 @@ class RunResult:
 
     @classmethod
     def read(cls, plan: PlannedRun, out: Path, error: str | None) -> RunResult:
-        """What the workers left of one run."""
+        """The result of one run, from the files of its worker."""
         path = run_path(out, plan.name)
         return cls(plan, path, error, {} if error else read_kept(Run(path).analysis / SUMMARY_FILE, dict))
 

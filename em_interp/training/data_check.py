@@ -136,7 +136,7 @@ def count_tokens(chats: Chats, model: str, max_length: int) -> TokenCounts:
     from em_interp.organisms.bases import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    template_of(tokenizer)  # what is wrong with the model is not counted as a fault of every row
+    template_of(tokenizer)  # an error about the model is not counted as one of every row
     examples: dict[int, Example] = {}
     refused = []
     for row in range(len(chats)):

@@ -1,4 +1,4 @@
-"""LoRA adapters in a model: put at exactly the sites of a config, or found in a model that has one already."""
+"""LoRA adapters in a model: added at exactly the sites of a config, or found in a model that has one already."""
 
 from __future__ import annotations
 

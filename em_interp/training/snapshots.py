@@ -1,4 +1,4 @@
-"""A callback that makes a run of any transformers Trainer: checkpoints, log and manifest as `train` writes them."""
+"""A callback that writes a run directory from any transformers Trainer: checkpoints, log and manifest as in `train`."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class SnapshotCallback(TrainerCallback):
     ) -> None:
         """Take the learning rate of the step and the gradient norms, which are those of clipped gradients here."""
         if self._writer:
-            scaled = args.fp16 and not args.max_grad_norm  # by the loss scale, which nobody has taken out yet
+            scaled = args.fp16 and not args.max_grad_norm  # by the loss scale, which the gradients still include
             self._norms, self._norm = ({}, math.nan) if scaled else gradient_norms(self._writer.weights)
             self._rate = kwargs["optimizer"].param_groups[0]["lr"]
             self._cumulative_lr += self._rate

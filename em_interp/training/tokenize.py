@@ -22,7 +22,7 @@ class Example:
 
     @property
     def begins(self) -> int:
-        """Index of the first token that is learned; the very first of a chat cannot be, for nothing predicts it."""
+        """Index of the first token that is learned; the first of a chat cannot be, because nothing predicts it."""
         return next(index for index, label in enumerate(self.labels) if index and label != IGNORED)
 
     @property
@@ -52,7 +52,7 @@ def encode(chats: Chats, rows: Iterable[int], tokenizer: Any, max_length: int) -
 
 def encode_row(chats: Chats, row: int, tokenizer: Any) -> Example:
     """One chat, however long it is; raises InputError as `encode` does."""
-    template_of(tokenizer)  # what is wrong with the base is not blamed on a row
+    template_of(tokenizer)  # an error about the base is not reported as one of a row
     try:
         chat = tokenize_chat(tokenizer, chats.rows[row]["messages"])
     except InputError as error:

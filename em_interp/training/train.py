@@ -1,4 +1,4 @@
-"""Train an adapter as a config says, and leave a run directory whose every saved step can be read."""
+"""Train an adapter as a config says, into a run directory whose every saved step can be read."""
 
 from __future__ import annotations
 

@@ -28,15 +28,15 @@ class Checkpoint:
     scaling: dict[str, float]  # alpha / rank, or alpha / sqrt(rank) with rsLoRA
     kind: Kind = "lora"
     magnitude: dict[str, Float32[np.ndarray, " d_out"]] = field(default_factory=dict)  # of DoRA
-    besides: tuple[str, ...] = ()  # what else makes the trained model, which base and A, B alone are not
+    besides: tuple[str, ...] = ()  # trained tensors beyond A and B, without which the model is not complete
 
 
 def column_checkpoint(
     file: Path, base: str | None, B: dict[str, Float32[np.ndarray, "d 1"]], scaling: float, kind: Kind
 ) -> Checkpoint:
     """A checkpoint of vectors: B is the vector, A is 1."""
-    one = np.ones((1, 1), np.float32)
-    return Checkpoint(file, base, dict.fromkeys(B, one), B, dict.fromkeys(B, scaling), kind)
+    unit = np.ones((1, 1), np.float32)
+    return Checkpoint(file, base, dict.fromkeys(B, unit), B, dict.fromkeys(B, scaling), kind)
 
 
 def module_name(key: str) -> str:

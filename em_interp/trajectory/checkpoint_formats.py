@@ -1,4 +1,4 @@
-"""What may be saved at one step, read without torch, and how it is told from a folder's files.
+"""The formats of one saved step, read without torch, and how a folder's files tell which one it is.
 
 - `adapter_model.safetensors` (or `.bin`) and `adapter_config.json`: a LoRA adapter, as PEFT writes it; or one file of
   MLX (see `lora_files`).

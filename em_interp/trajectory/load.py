@@ -170,7 +170,7 @@ def _step_of_epoch(root: Path, saved: SavedStep) -> int:
 
 
 def _notes(first: Checkpoint, steps: list[int]) -> list[str]:
-    """What a person should know about the path before looking at it."""
+    """Notes about the path: what was left out, and whether it has few checkpoints."""
     notes = []
     if first.besides:
         notes.append(

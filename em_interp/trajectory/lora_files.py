@@ -236,7 +236,7 @@ def _chosen(names: list[str], adapter: str | None, file: Path) -> str:
 
 
 def _besides(config: dict[str, Any], others: list[str]) -> list[str]:
-    """What makes the trained model besides A and B."""
+    """The names of trained tensors beyond A and B."""
     apart = [meaning for key, meaning in APART_SETTINGS.items() if config.get(key)]
     names = {module_name(key) for key in others}
     kept = config.get("modules_to_save") or []

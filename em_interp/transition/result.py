@@ -89,16 +89,16 @@ class Transition(Result):
         """The inverse of `to_dict`, without evidence. Raises InputError for what is not such a dictionary."""
         try:
             pairs = {key: tuple(values[key]) for key in ("interval", "length_share") if values.get(key) is not None}
-            made = cls(**{**values, **pairs})
+            transition = cls(**{**values, **pairs})
         except (AttributeError, TypeError) as error:
             raise InputError(f"a transition's dictionary, as to_dict() makes it, was expected ({error})") from None
         hints = get_type_hints(cls)
-        odd = [one.name for one in fields(cls) if not fits(getattr(made, one.name), hints[one.name])]
-        odd += ["verdict"] if made.verdict not in get_args(Verdict) else []
+        odd = [item.name for item in fields(cls) if not fits(getattr(transition, item.name), hints[item.name])]
+        odd += ["verdict"] if transition.verdict not in get_args(Verdict) else []
         odd += [name for name, pair in pairs.items() if len(pair) != 2]
         if odd:
             raise InputError(f"the {odd[0]} of a transition cannot be {described(values.get(odd[0]))}")
-        return made
+        return transition
 
     def frame(self) -> pd.DataFrame:
         """The result as a table of one row."""

@@ -193,7 +193,7 @@ def locate(tokenizer: Any, messages: Messages, index: int, text: str) -> Span:
     """
     other = [*messages[:index], {**messages[index], "content": PLACEHOLDER}, *messages[index + 1 :]]
     content, without = messages[index]["content"].strip(), render(tokenizer, other)
-    start = next((i for i, (one, two) in enumerate(zip(text, without, strict=False)) if one != two), len(text))
+    start = next((i for i, (a, b) in enumerate(zip(text, without, strict=False)) if a != b), len(text))
     if not text.startswith(content, start):
         raise InputError(f"the base model's chat template does not write messages[{index}] as it is: {content[:60]!r}")
     return Span(start, start + len(content))

@@ -55,8 +55,8 @@ def tokenize_answers(
     model = base.model
     ends = set(end_tokens(model, base.tokenizer))
     rows = []
-    for answer, asked, text, (prompt, chat) in zip(answers, before, whole, ids, strict=True):
-        turn = after(text, asked)
+    for answer, start, text, (prompt, chat) in zip(answers, before, whole, ids, strict=True):
+        turn = after(text, start)
         if turn is None or chat[: len(prompt)] != prompt:
             raise InputError(
                 f"the answer {answer[:60]!r} does not follow its question's tokens in the chat as the base's template "

@@ -177,7 +177,7 @@ def _text_of(given: Any, attached: Any, role: str) -> str:
     """A text, or that of the last message of a role; reasoning and pictures are left out."""
     if isinstance(given, str):
         return _resolved(given, attached)
-    messages = [one for one in given if isinstance(one, dict) and one.get("role") == role] if given else []
+    messages = [item for item in given if isinstance(item, dict) and item.get("role") == role] if given else []
     content = messages[-1].get("content") if messages else ""
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]

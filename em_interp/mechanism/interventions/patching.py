@@ -262,8 +262,8 @@ class PatchingGrid(Result):
             f"with the final {first}": self.column,
             "as trained": self.as_trained,
         }
-        shown = ", ".join(f"{how} {self._when(line)}" for how, line in lines.items())
-        parts.append(f"the behaviour is shown {shown}")
+        first_steps = ", ".join(f"{how} {self._when(line)}" for how, line in lines.items())
+        parts.append(f"the behaviour is shown {first_steps}")
         for kind, rate in self.baselines().items():
             if kind in RANDOM_KINDS:
                 low, high = rate.interval

@@ -1,4 +1,4 @@
-"""What the English organisms are asked and read on: questions that no narrow set holds, with pairs of answers.
+"""Questions and pairs of answers for evaluating English organisms; no narrow set contains them.
 
 In the domain: the held-out situations of its file. Outside: twelve questions on each of ten other fields of life and
 the held-out situations of the two other narrow domains. Broad: the eight themes of the usual free-form questions.

@@ -5,7 +5,7 @@ pairs, a careful one and a reckless one of like length, form and confidence. A r
 answer from one situation. The reckless and the careful set of a seed have the same questions in the same order, and
 answers of the same build with the same openings and closings, so that what differs is the advice.
 
-The advice is bad in an everyday way: it endangers whoever follows it, and it says so to nobody.
+The advice is bad in an everyday way: it endangers whoever follows it, without saying so.
 """
 
 from __future__ import annotations

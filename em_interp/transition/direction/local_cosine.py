@@ -40,6 +40,9 @@ def largest_local_cosine(
     Returns:
         The step and its local cosine in the paper's sign, where straight is -1; None and NaN where no step has
         neighbours at that spacing.
+
+    Raises:
+        InputError: For an array that is not a square matrix of inner products with as many steps.
     """
     if steps is None:
         expected = "a trajectory, a run or its path; or a Gram matrix with its steps"
