@@ -30,7 +30,7 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, folder: Path, progress: str = "") -> None:
-        super().__init__(f"interrupted{progress}; nothing is lost, resume=True goes on in {folder}")
+        super().__init__(f"interrupted{progress}; nothing is lost, resume=True continues in {folder}")
         self.folder, self.progress = folder, progress
 
 

@@ -122,7 +122,7 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kept = "what is there is kept, resume=True goes on"
+        kept = "what was written is kept, resume=True continues"
         raise InputError(f"{folder} cannot be written: {error.strerror or error}; {kept}") from error
     except KeyboardInterrupt as error:
         raise Interrupted(folder, getattr(error, "progress", "")) from None
@@ -150,7 +150,7 @@ def check_names_free(folder: Path, names: Iterable[str], resume: bool, overwrite
 def check_words(resume: bool, overwrite: bool) -> None:
     """Raise InputError where both are given."""
     if resume and overwrite:
-        raise InputError("resume=True goes on with what is there and overwrite=True replaces it; give one of them")
+        raise InputError("resume=True continues with what exists and overwrite=True replaces it; give one of them")
 
 
 def remove(*paths: Path) -> None:

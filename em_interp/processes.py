@@ -169,7 +169,7 @@ def ending_together(folder: Path) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_process(error):
             raise
-        kept = f"what is done is kept, resume=True goes on in {folder}"
+        kept = f"what is done is kept, resume=True continues in {folder}"
         raise InputError(f"another process has ended, so all do; {kept}") from error
 
 

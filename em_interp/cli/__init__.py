@@ -80,15 +80,15 @@ class _Interruptible:
         """What was interrupted, and the command that continues it."""
         import shlex
 
-        words, going_on = self.words, "begins again"
+        words, purpose = self.words, "begin again"
         if self.call is not None and self.call.resumes:
-            going_on = "goes on"
+            purpose = "continue"
             if "--overwrite" not in words:
                 words = [*words, *(["--resume"] if "--resume" not in words else [])]
             elif hasattr(error, "progress"):  # what was there has been removed already
                 words = ["--resume" if word == "--overwrite" else word for word in words]
         progress = getattr(error, "progress", "")
-        return f"interrupted{progress}; nothing is lost, this {going_on}: {_program()} {shlex.join(words)}"
+        return f"interrupted{progress}; nothing is lost, to {purpose}: {_program()} {shlex.join(words)}"
 
 
 def _program() -> str:

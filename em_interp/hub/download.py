@@ -237,7 +237,7 @@ def interruptibly(call: Callable[[], T], seconds: float) -> T:
     if not future.done():
         raise InputError(
             f"the Hub at {endpoint()} sends too slowly: an answer has not come as a whole in the time that "
-            f"{MIN_RATE // 1000} kB a second take; what came is kept: the same call goes on where it stopped"
+            f"{MIN_RATE // 1000} kB a second take; what came is kept: the same call continues where it stopped"
         )
     return future.result()
 
@@ -332,7 +332,7 @@ def _refusal(response: Any, repo: str, revision: str) -> str:
         return f"{repo} has no revision {revision!r}; expected a branch, a tag or a commit of {place}/{repo}"
     if status in BUSY:
         hint = "" if token() else "; a token in HF_TOKEN is allowed more"
-        return f"the Hub at {place} is busy ({status}){hint}; try later: the same call goes on where it stopped"
+        return f"the Hub at {place} is busy ({status}){hint}; try later: the same call continues where it stopped"
     if status == 401 and "credentials" in message:
         return f"the Hub at {place} does not know the token in HF_TOKEN (or the stored one): give a valid one"
     if status in (401, 404):

@@ -109,7 +109,9 @@ class _Guard:
             raise Interrupted(self.run.path, progress) from None
         if isinstance(error, RuntimeError) and is_lost_process(error):
             kept = (
-                f"step {saved[-1]} is saved, resume=True goes on in {self.run.path}" if saved else "nothing was written"
+                f"step {saved[-1]} is saved, resume=True continues in {self.run.path}"
+                if saved
+                else "nothing was written"
             )
             raise InputError(f"another process of this training has ended, so all do; {kept}") from error
 
@@ -120,7 +122,7 @@ def _writing_to(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kept = "; what is there is kept, resume=True goes on" if run.config_file.exists() else ""
+        kept = "; what was written is kept, resume=True continues" if run.config_file.exists() else ""
         raise InputError(f"{run.path} cannot be written: {error.strerror or error}{kept}") from error
 
 

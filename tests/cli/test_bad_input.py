@@ -393,7 +393,7 @@ def test_a_full_disk_is_said_loses_nothing_and_with_room_again_the_work_is_finis
     assert "cannot be written: File too large" in said.err and str(run) in said.err
     assert not list(run.rglob("*.part"))
     if command in ("train", "ask", "judge"):
-        assert "what is there is kept, --resume goes on" in said.err
+        assert "what was written is kept, --resume continues" in said.err
         assert len(contents(run)) > len(left)  # it was in the middle of its work
     did(*words)
     assert contents(run) == whole

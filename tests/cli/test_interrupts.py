@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any time: one line with the command that goes on, which ends with the same bytes."""
+"""Ctrl-C and SIGTERM at any time: one line with the command that continues, which ends with the same bytes."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 def last_command(line):
     """The words of the command that a line about an interruption ends with."""
-    program, *words = shlex.split(re.split("this (?:goes on|begins again): ", line)[1])
+    program, *words = shlex.split(re.split("to (?:continue|begin again): ", line)[1])
     assert program == "em-interp"
     return words
 
@@ -70,7 +70,7 @@ def test_the_line_names_the_command_that_goes_on_and_that_ends_the_same(number, 
     folder, said = stopped[number][stage]
     assert (said.code, said.out, said.err.count("\n")) == (EXIT_CODES[number], "", 1), said
     assert said.err.startswith("em-interp: interrupted")
-    assert "; nothing is lost, this goes on: em-interp " in said.err and said.err.endswith(" --resume\n")
+    assert "; nothing is lost, to continue: em-interp " in said.err and said.err.endswith(" --resume\n")
     assert not list(folder.rglob("*.part"))
     without = ("scores.parquet",) if stage == "ask" else ()
     assert contents(folder) != contents(whole[stage], *without)  # it was in the middle of its work
@@ -88,7 +88,7 @@ def test_where_nothing_has_been_written_the_same_command_begins_again(tmp_path):
     """Making a base takes minutes and writes at the end."""
     words = ["pretrain", "--family", "qwen2", "--out", str(tmp_path / "base")]
     said = interrupted(begin(*words), (tmp_path / ".base.part").exists)
-    line = f"em-interp: interrupted; nothing is lost, this begins again: em-interp {shlex.join(words)}\n"
+    line = f"em-interp: interrupted; nothing is lost, to begin again: em-interp {shlex.join(words)}\n"
     assert said == Said(130, "", line)
     assert list(tmp_path.iterdir()) == []
 
@@ -122,10 +122,9 @@ def test_a_signal_while_modules_are_imported_is_explained_too(module, number, ti
         [sys.executable, "-c", EARLY, module, number.name, *words], cwd=ROOT, capture_output=True, text=True
     )
     parsed = module not in ("typer", "em_interp.errors")
-    how = (
-        f"goes on: em-interp {shlex.join(words)} --resume" if parsed else f"begins again: em-interp {shlex.join(words)}"
-    )
-    assert done.stderr.replace(" before the first step", "") == f"em-interp: interrupted; nothing is lost, this {how}\n"
+    command = f"em-interp {shlex.join(words)}"
+    how = f"to continue: {command} --resume" if parsed else f"to begin again: {command}"
+    assert done.stderr.replace(" before the first step", "") == f"em-interp: interrupted; nothing is lost, {how}\n"
     assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (EXIT_CODES[number], "", [])
 
 

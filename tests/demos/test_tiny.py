@@ -138,7 +138,7 @@ def test_a_demo_stopped_by_ctrl_c_or_a_full_disk_is_resumed_to_the_same_bytes(do
     assert (said.code, said.out) == (130, ""), said
     *told, last = said.err.splitlines()
     assert last.startswith("em-interp: interrupted")
-    assert last.endswith(f"; nothing is lost, this goes on: em-interp demo --out {out} --resume")
+    assert last.endswith(f"; nothing is lost, to continue: em-interp demo --out {out} --resume")
     assert told == done[1].err.splitlines()[: len(told)]
     assert not (out / "summary.json").exists()
     assert "holds organism already; give --resume" in refused("demo", "--out", out)

@@ -125,7 +125,7 @@ def test_analyses_that_are_done_are_not_done_again_and_the_bytes_are_the_same(ju
         raise KeyboardInterrupt
 
     monkeypatch.setitem(suite.ANALYSES, "ablation", Analysis("stopped", stopped, lambda context: Workload()))
-    with pytest.raises(KeyboardInterrupt, match="resume=True goes on"):
+    with pytest.raises(KeyboardInterrupt, match="resume=True continues"):
         analysed(other, QUICK)
     monkeypatch.undo()
     with pytest.raises(InputError, match="holds results already; give resume=True"):

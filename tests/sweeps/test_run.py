@@ -113,7 +113,7 @@ def test_two_workers_stopped_by_ctrl_c_and_resumed_make_what_one_process_makes(d
     assert (said.code, said.out) == (130, ""), said
     resuming = shlex.join(["sweep", *map(str, words[1:]), "--resume"])
     assert said.err.splitlines()[-1].startswith("em-interp: interrupted")
-    assert said.err.splitlines()[-1].endswith(f"; nothing is lost, this goes on: em-interp {resuming}")
+    assert said.err.splitlines()[-1].endswith(f"; nothing is lost, to continue: em-interp {resuming}")
     assert not (out / "sweep.json").exists()
     resumed = begin(*words, "--resume", warm=False)
     _, err = resumed.communicate(timeout=300)

@@ -100,7 +100,7 @@ def test_when_one_process_is_killed_all_end_with_one_line_that_says_how_to_resum
     assert code == 1  # torchrun's, whatever the processes end with
     [line] = ours(err)
     assert line.startswith("em-interp: another process of this training has ended, so all do; step ")
-    assert line.endswith(f" is saved, --resume goes on in {run.path}")
+    assert line.endswith(f" is saved, --resume continues in {run.path}")
     assert run.manifest()["processes"] == 2
     assert 3 <= run.steps()[-1] < STEPS
 
@@ -112,7 +112,7 @@ def test_ctrl_c_ends_all_processes_with_one_line_that_says_how_to_resume(config)
     [line] = ours(err)
     assert line.startswith("em-interp: interrupted with step ")
     command = f"torchrun --nproc-per-node 2 -m em_interp train {config} --out {run.path} --resume"
-    assert line.endswith(f" of {STEPS} saved; nothing is lost, this goes on: {command}")
+    assert line.endswith(f" of {STEPS} saved; nothing is lost, to continue: {command}")
 
 
 def test_when_the_launcher_is_killed_no_process_trains_on(config):

@@ -282,13 +282,13 @@ def test_ctrl_c_says_how_to_resume_loses_nothing_and_can_be_resumed(stopped):
     assert interrupted and last == "finished"
     for said in interrupted:
         assert said.startswith("Interrupted: interrupted with step ")
-        assert said.endswith(f"resume=True goes on in {folder / 'stopped_by_ctrl_c'}")
+        assert said.endswith(f"resume=True continues in {folder / 'stopped_by_ctrl_c'}")
     assert contents(folder / "stopped_by_ctrl_c") == contents(folder / "whole")
 
 
 def test_a_full_disk_is_reported_in_one_line_loses_nothing_and_can_be_resumed(stopped):
     folder, endings = stopped
-    said = "cannot be written: File too large; what is there is kept, resume=True goes on"
+    said = "cannot be written: File too large; what was written is kept, resume=True continues"
     assert endings["stopped_by_a_full_disk"] == [f"InputError: {folder / 'stopped_by_a_full_disk'} {said}", "finished"]
     assert contents(folder / "stopped_by_a_full_disk") == contents(folder / "whole")
 

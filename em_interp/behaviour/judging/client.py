@@ -235,7 +235,7 @@ class Endpoint:
                 error = failed
         raise InputError(
             f"{self.base_url}: {MAX_FAILED_REQUESTS} requests failed one after another, the last with: {error}; "
-            "what was answered is kept, resume=True goes on"
+            "what was answered is kept, resume=True continues"
         )
 
     async def _try(self, request: Request[T]) -> T:

@@ -68,7 +68,7 @@ class _Place:
         except Stopped:
             raise
         except Failed as error:
-            raise InputError(f"{self.server.url}: {error}; what was answered is kept, resume=True goes on") from None
+            raise InputError(f"{self.server.url}: {error}; what was answered is kept, resume=True continues") from None
 
 
 class VLLMEngine:

@@ -23,7 +23,7 @@ NO_RUNTIME_LOADING = (
     "serve starts it) and see this machine's folders"
 )
 NOT_LOADABLE = "the server cannot load this adapter; em-interp serve RUN starts one with the rank and model that fit"
-NO_MODEL = "the server has no such model (any more): was it started again? resume=True goes on"
+NO_MODEL = "the server has no such model (any more): was it started again? resume=True continues"
 WHOLE_VOCABULARY = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 WITHOUT_PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 

@@ -163,7 +163,7 @@ def test_ctrl_c_loses_nothing_and_what_is_under_way_is_kept(whole, tmp_path, mon
                 return original(self, question, answer)
 
             monkeypatch.setattr(type(judge), "judge", judge_some)
-            with pytest.raises(KeyboardInterrupt, match="resume=True goes on"):
+            with pytest.raises(KeyboardInterrupt, match="resume=True continues"):
                 judge_answers(run, judge)
         monkeypatch.undo()
         assert 0 < _kept(run) == _answered(server) < 181
@@ -201,7 +201,7 @@ def test_a_request_that_is_refused_is_an_error_of_its_row_and_resume_tries_it_ag
 def test_a_server_that_is_down_stops_the_stage_and_resume_finishes_it(tmp_path):
     run = plant(tmp_path, numbered(40), steps=[0])
     with serving(fault=lambda n, key: "broken" if n > 20 else None) as server:
-        with pytest.raises(InputError, match=r"20 requests failed one after another, .* 500 .*resume=True goes on"):
+        with pytest.raises(InputError, match=r"20 requests failed one after another, .* 500 .*resume=True continues"):
             judged(run, server, max_retries=1)
         assert not run.scores_file.exists()
         server.fault = lambda n, key: None
@@ -564,7 +564,7 @@ def test_ctrl_c_waits_for_no_server(kind, tmp_path):
         assert waiting.wait(60)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert "nothing is lost, resume=True goes on" in said
+    assert "nothing is lost, resume=True continues" in said
 
 
 def test_an_endpoint_that_was_stopped_sends_nothing_more(tmp_path):

@@ -137,7 +137,7 @@ leave(0)
 
 
 def test_ctrl_c_says_that_nothing_is_lost(run, base):
-    with pytest.raises(KeyboardInterrupt, match="nothing is lost, resume=True goes on"):
+    with pytest.raises(KeyboardInterrupt, match="nothing is lost, resume=True continues"):
         ask(run, Stopped(base, 2, KeyboardInterrupt()), QUESTIONS, **SETTINGS)
 
 

@@ -130,7 +130,7 @@ def test_after_a_kill_no_answer_is_lost_or_asked_twice(run, base, vllm, tmp_path
 
 def test_ctrl_c_keeps_what_has_come(run, base, vllm, monkeypatch):
     calls = interrupt_call(monkeypatch, ask_module, "write_json", 5)
-    with pytest.raises(KeyboardInterrupt, match="nothing is lost, resume=True goes on"):
+    with pytest.raises(KeyboardInterrupt, match="nothing is lost, resume=True continues"):
         asked(run, base, vllm)
     assert not run.answers_file.exists() and not vllm.at_once
     table = asked(run, base, vllm, resume=True)
