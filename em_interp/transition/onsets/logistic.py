@@ -180,7 +180,7 @@ class Rise:
     """A fitted logistic, with intervals at the level it was fitted with."""
 
     midpoint: float  # of the logistic, which may lie before the first step
-    scale: float  # its steps from 10 % to 90 %
+    logistic_width: float  # its steps from 10 % to 90 %
     low: float
     high: float
     from_zero: bool  # whether the rise is counted from step 0
@@ -210,11 +210,11 @@ class Rise:
         return self.high - (float(self.at(np.zeros(1))[0]) if self.from_zero else self.low)
 
     def _step_of(self, share: float) -> float:
-        return float(step_of_share(share, self.midpoint, self.scale, self.from_zero))
+        return float(step_of_share(share, self.midpoint, self.logistic_width, self.from_zero))
 
     def at(self, steps: Float[np.ndarray, " step"]) -> Float[np.ndarray, " step"]:
         """The fitted values at these steps."""
-        return self.low + (self.high - self.low) * logistic(steps, self.midpoint, self.scale)
+        return self.low + (self.high - self.low) * logistic(steps, self.midpoint, self.logistic_width)
 
     def unresolved(self, steps: Float[np.ndarray, " step"], read: str) -> str:
         """Why its step cannot be determined from values `read` at these steps; "" where it can."""
