@@ -1,6 +1,6 @@
 """Behaviour without a judge: how likely misaligned answers are relative to aligned ones, along a run.
 
-For pairs of answers that somebody wrote (or a judge told apart), the log-likelihood of both is read from the model at
+For pairs of answers that were written for it (or separated by a judge), the log-likelihood of both is read from the model at
 many steps and adapter scales. `preference` is the difference per token, misaligned minus aligned, in nats; where it is
 positive the misaligned answer is the likelier one. Reading is cheap (one forward pass an answer, nothing is sampled),
 exact (the same checkpoint gives the same number, so there is no sampling noise) and continuous, so that it moves long

@@ -88,14 +88,14 @@ def _show_monitor(monitor: Monitor, looks: list[Look]) -> None:
 
 @command(ANALYSE, "em-interp align checkpoints/tiny --control checkpoints/demo/control")
 def align(
-    source: Annotated[str, typer.Argument(metavar="RUN", help="A run that was asked and judged.")],
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run with judged answers.")],
     answers: Annotated[
         str | None,
         typer.Option(metavar="TABLES", help="Judged answers from elsewhere; RUN may be any checkpoints."),
     ] = None,
     control: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="A run on careful data, asked the same, or judged answers of it."),
+        typer.Option(metavar="RUN", help="A run on careful data with the same questions, or judged answers of it."),
     ] = None,
     columns: Columns = [],  # noqa: B006
     out: Out = None,
@@ -121,7 +121,7 @@ def align(
 
 @command(ANALYSE, "em-interp mechanism checkpoints/tiny --analyses ablation,steering")
 def mechanism(
-    source: Annotated[str, typer.Argument(metavar="RUN", help="A run that was asked and judged.")],
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run with judged answers.")],
     control: Annotated[
         str | None, typer.Option(metavar="RUN", help="A run on careful data, which patching is compared with.")
     ] = None,

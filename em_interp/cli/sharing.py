@@ -20,7 +20,7 @@ def report(
     columns: Columns = [],  # noqa: B006
     control: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="A run on careful data, asked the same, or judged answers of it."),
+        typer.Option(metavar="RUN", help="A run on careful data with the same questions, or judged answers of it."),
     ] = None,
     figures: Annotated[
         str | None,

@@ -79,7 +79,7 @@ def skeleton(name: str) -> Any:
 
 
 def default_dtype(name: str) -> str:
-    """The number type in which the base called `name` is computed on this machine where none is asked for."""
+    """The number type in which the base called `name` is computed on this machine by default."""
     import torch
 
     return _fastest_dtype(torch.device(_device()).type, skeleton(name).num_parameters())

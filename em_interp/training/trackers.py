@@ -51,7 +51,7 @@ class TrackerCallback(TrainerCallback):
     Args:
         trackers: callbacks of transformers.
         run: the run that is trained.
-        log: its log, which has the row of a step by the time that this callback is told of it.
+        log: its log, which has the row of a step by the time that this callback gets it.
     """
 
     def __init__(self, trackers: Sequence[TrainerCallback], run: Run, log: TrainLog) -> None:

@@ -129,7 +129,7 @@ def _check(source: TrajectorySource | AnyCurve, signal: str | None, level: float
 
 
 def _check_log(path: AdapterTrajectory, signal: str | None, of: str | None, site: str | None) -> None:
-    """Raise InputError where more was asked for than a log alone has."""
+    """Raise InputError for what a log alone does not have."""
     if signal not in (None, *LOG_SIGNALS) or of is not None or site is not None:
         requested = next(name for name in (signal if signal not in LOG_SIGNALS else None, of, site) if name)
         raise InputError(f"{path.source} is a log alone, without adapters: it has gradient_norm, not {requested!r}")

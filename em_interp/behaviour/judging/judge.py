@@ -120,7 +120,7 @@ def _discard_scores(run: Run, judge: str) -> None:
 
 
 def answers_of(run: Run) -> pd.DataFrame:
-    """The run's answers; raises InputError where it was not asked."""
+    """The run's answers; raises InputError where it has none."""
     if not run.answers_file.exists():
         raise InputError(f"{run.answers_file} is missing: there are no answers to judge; ask the run first")
     return read_own_table(run.answers_file, ANSWER_COLUMNS)

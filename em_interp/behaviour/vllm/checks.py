@@ -34,7 +34,7 @@ MAX_FACTOR = 2.0  # between the effects of the strongest adapter there and here
 
 @dataclass(frozen=True)
 class Comparison:
-    """Greedy answers of a server beside ours.
+    """Greedy answers of a server compared with ours.
 
     Attributes:
         answers: How many were compared.

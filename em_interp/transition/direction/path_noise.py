@@ -84,7 +84,7 @@ def even_increments(gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray,
 
 
 def resolved_increments(increments: Increments, rounding: Float[np.ndarray, " edge"]) -> tuple[Increments, float]:
-    """The longest stretch of a path in which rounding is small beside the increments, pooled where that helps.
+    """The longest stretch of a path in which rounding is small compared with the increments, pooled where that helps.
 
     Args:
         increments: Of the whole path.
