@@ -234,7 +234,7 @@ def test_a_control_that_was_not_judged_is_shown_without_behaviour(tmp_path):
     run = plant_run(tmp_path / "run", every=5, scales=(1.0,))
     control = plant_run(tmp_path / "control", every=5, changes=False, judged=False)
     words = Page(em.report(run, control=control)).words
-    assert "There is no control run beside it" in words
+    assert "There is no control run" in words
     assert "no answers" in words
 
 
@@ -361,7 +361,7 @@ def test_tables_with_columns_of_their_own_names_make_the_same_page_from_the_shel
     words = ("report", run.path, "--answers", answers, "--control", control, "--columns", "aligned=mine")
     json_of(*words, "--out", tmp_path / "out")
     page = Page(tmp_path / "out" / "report.html")
-    assert "There is no control run beside it" not in page.words
+    assert "There is no control run" not in page.words
     rates = page.words[page.words.index("At the last step with answers") :]
     assert " this run " in rates and re.search(r" control [^.]* ×1 \d+ 0% ", rates)
     assert f"--answers '{answers}' --columns aligned=mine --control '{control}' --overwrite" in page.words

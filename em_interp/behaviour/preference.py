@@ -1,10 +1,10 @@
 """Behaviour without a judge: how likely misaligned answers are relative to aligned ones, along a run.
 
-For pairs of answers that were written for it (or separated by a judge), the log-likelihood of both is read from the model at
-many steps and adapter scales. `preference` is the difference per token, misaligned minus aligned, in nats; where it is
-positive the misaligned answer is the likelier one. Reading is cheap (one forward pass an answer, nothing is sampled),
-exact (the same checkpoint gives the same number, so there is no sampling noise) and continuous, so that it moves long
-before any answer is sampled that a judge would call misaligned.
+For pairs of answers that were written for it (or separated by a judge), the log-likelihood of both is read from the
+model at many steps and adapter scales. `preference` is the difference per token, misaligned minus aligned, in nats;
+where it is positive the misaligned answer is the likelier one. Reading is cheap (one forward pass an answer, nothing is
+sampled), exact (the same checkpoint gives the same number, so there is no sampling noise) and continuous, so that it
+moves long before any answer is sampled that a judge would call misaligned.
 
 What it cannot tell. It compares two given texts: a model may never say either, and what it does say may be of another
 kind. It sees style as well as alignment: a run that comes to prefer short, blunt or confident answers will prefer

@@ -82,7 +82,7 @@ def find_in_run(
 
     Args:
         run: a run directory; with `answers` anything that has adapters.
-        control: a run that was asked the same questions at the same steps, such as one on careful data; with
+        control: a run with answers to the same questions at the same steps, such as one on careful data; with
             `answers` judged tables too.
         answers: a judged table, or a folder of them (see `behaviour_curve`), in place of the run's own answers.
         columns: what the judged tables call a column, by our name.
