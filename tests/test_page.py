@@ -99,6 +99,13 @@ def test_the_verdicts_come_first_in_words(page):
     assert places == sorted(places)
 
 
+def test_a_turn_that_the_control_has_as_well_is_no_sign_of_the_data(found, page, tmp_path):
+    said = "Rotation of B: the control has it at the same step, so it is no sign of what sets this run's data apart."
+    assert "at the same step" not in page.words
+    same = Page(report(found["organism"], control=found["organism"], out=tmp_path / "report.html"))
+    assert said in same.words and "onset (out of domain): the control has it" not in same.words
+
+
 def test_verdicts_of_run_and_control_stand_beside_each_other(page):
     assert "What was found Rotation of B comes before EM onset (out of domain)." in page.words
     verdicts = page.words[page.words.index("This run Control") :]

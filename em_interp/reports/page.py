@@ -121,12 +121,14 @@ def _contents(findings: Findings, control: Findings | None, planted: Findings | 
     manifest = findings.run.manifest() if findings.run.manifest_file.exists() else {}
     known = [] if planted is None else hits(planted)
     runs = {"this run": findings, "control": control, "known change": planted}
+    verdicts = _verdicts(findings, control)
     return {
         "findings": findings,
         "control": control,
         "planted": planted,
         "runs": {name: run for name, run in runs.items() if run is not None},
-        "verdicts": _verdicts(findings, control),
+        "verdicts": verdicts,
+        "in_both": _in_both(verdicts),
         "rates": _final_rates({name: run.curve for name, run in runs.items() if run is not None}, findings),
         "hits": known,
         "hit_within": HIT_WITHIN,
@@ -170,6 +172,19 @@ def _verdicts(findings: Findings, control: Findings | None) -> list[tuple[str, l
     of_control = {} if control is None else by_name(control)
     main = {name: group for name, group in by_name(findings).items() if group[0].signal in MAIN_SIGNALS}
     return [(name, group, of_control.get(name, [])) for name, group in main.items()]
+
+
+def _in_both(verdicts: list[tuple[str, list[Transition], list[Transition]]]) -> list[str]:
+    """The mechanistic signals whose transition the control has at the same step; an onset is beyond the control's."""
+    return [
+        name
+        for name, of_run, of_control in verdicts
+        if any(
+            of_run[0].signal != "onset" and own.found and other.found and own.coincides_with(other)
+            for own in of_run
+            for other in of_control
+        )
+    ]
 
 
 def _final_rates(

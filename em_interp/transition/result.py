@@ -73,7 +73,7 @@ class Transition(Result):
         return self.verdict == "transition"
 
     def coincides_with(self, other: Transition) -> bool:
-        """Whether the step of either lies in the interval of the other."""
+        """Whether the step of each lies in the interval of the other."""
         return all(
             a.interval and b.step is not None and a.interval[0] <= b.step <= a.interval[1]
             for a, b in ((self, other), (other, self))
