@@ -302,7 +302,8 @@ def rounded(value):
 
 def measure(cases, only=""):
     """Compute what is not finished, a case of every kind before the next, and keep each at once."""
-    wanted = [(name, kind) for name, true, null, _ in experiments() if only in name for kind in (*true, *null)]
+    wanted = [(name, kind) for name, true, null, _ in experiments() for kind in (*true, *null)]
+    wanted = [(name, kind) for name, kind in wanted if only in f"{name}, {kind}"]
     done = {tuple(row["case"]) for row in read()}
     left = [(name, kind, case) for case in range(cases) for name, kind in wanted if (name, kind, case) not in done]
     begun = time.monotonic()
@@ -333,7 +334,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=300, help="of every kind")
     parser.add_argument(
-        "--only", default="", help="experiments with this in their name: cheap ones may have more cases"
+        "--only", default="", help="rows with this in 'experiment, kind': cheap ones may have more cases"
     )
     parser.add_argument("--out", default="checkpoints/calibration", help="where the organisms are trained")
     parser.add_argument("--run", action="append", default=[], metavar="NAME=RUN", help="a run whose noise is resampled")

@@ -231,8 +231,7 @@ p-value is that of Cochran's Q, with one true step; for an offset it is `chance`
 regardless of each other.
 
 A glitch (one checkpoint that answers differently) and a trifle (a shift of 0.003 nats) are real differences, which the
-p-value may see and the verdict should not call a transition. The onset of a run that rises as its control does, drawn
-3,000 times: p ≤ 0.01 in 1.1 [0.8, 1.6] %, ≤ 0.05 in 5.1 [4.4, 6.0] %, ≤ 0.1 in 10.0 [9.0, 11.2] %.
+p-value may see and the verdict should not call a transition.
 """
 PLANTED = """
 ## With a transition
