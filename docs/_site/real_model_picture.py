@@ -57,7 +57,8 @@ def _draw_pair(figure: go.Figure, curve: PreferenceCurve, number: int, col: int)
         figure.add_scatter(x=of["step"], y=of["beyond_control"], mode="lines", line=line, row=1, col=col)
     onset = em.find_transition(curve.select(1.0, "out_of_domain"))
     if onset.found:
-        height = np.interp(onset.step, of["step"], of["beyond_control"])
+        rise = rows[rows["questions"] == "out_of_domain"]
+        height = np.interp(onset.step, rise["step"], rise["beyond_control"])
         low, high = onset.interval
         marker = {"color": INK, "size": 8}
         error = {"type": "data", "symmetric": False, "array": [high - onset.step], "arrayminus": [onset.step - low]}

@@ -179,11 +179,8 @@ def _in_both(verdicts: list[tuple[str, list[Transition], list[Transition]]]) -> 
     return [
         name
         for name, of_run, of_control in verdicts
-        if any(
-            of_run[0].signal != "onset" and own.found and other.found and own.coincides_with(other)
-            for own in of_run
-            for other in of_control
-        )
+        if of_run[0].signal != "onset"
+        and any(own.found and other.found and own.coincides_with(other) for own in of_run for other in of_control)
     ]
 
 

@@ -124,20 +124,16 @@ def _share(
     kind: str, steps: np.ndarray, length: int, high: np.ndarray, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "step question"], float | None, float | None]:
     """Share of the rise done by step and question, and the steps where half and a tenth of the pooled rise is done."""
-    midpoint = rng.uniform(0.2, 0.8) * length
+    middle = rng.uniform(0.2, 0.8) * length
     bounds = {"sharp": (10, 40), "gradual": (60, 150)}.get(kind, (10, 150))
-    width = min(np.exp(rng.uniform(*np.log(bounds))), 0.4 * length, 2 * midpoint, 2 * (length - midpoint))
+    width = min(np.exp(rng.uniform(*np.log(bounds))), 0.4 * length, 2 * middle, 2 * (length - middle))
     shifts = rng.uniform(-0.5, 0.5, len(high)) * width if kind == "staggered" else np.zeros(len(high))
-    early = rng.uniform(0.04, 0.2) * length if kind == "at_once" else 0.0
+    halves = shifts + (rng.uniform(0.04, 0.2) * length if kind == "at_once" else middle)
 
     def done(at: np.ndarray) -> np.ndarray:
-        if kind == "lopsided":
-            return np.exp(-np.log(2) * np.exp(-np.clip((at - midpoint) / width * 3.08, -50, 50)))[:, None] + 0 * high
         if kind == "glitch":
             return np.zeros((len(at), len(high)))
-        if kind == "at_once":
-            return 1 - np.exp2(-at / early)[:, None] + 0 * high
-        return logistic(at, midpoint + shifts, width).T
+        return np.stack([share_done(kind, at, half, width) for half in halves], axis=1)
 
     share = done(steps)
     if kind in NULLS:
@@ -146,6 +142,15 @@ def _share(
     pooled = done(fine) @ high / high.sum()
     half, tenth = (step_where_done(fraction, fine, pooled) for fraction in (0.5, 0.1))
     return share, half, tenth
+
+
+def share_done(kind: str, steps: Float[np.ndarray, " step"], half: float, width: float) -> Float[np.ndarray, " step"]:
+    """Share of a rise done by step, with its half at `half`: a Gompertz curve, an exponential or a logistic."""
+    if kind == "lopsided":
+        return np.exp(-np.log(2) * np.exp(-np.clip((steps - half) / width * 3.08, -50, 50)))
+    if kind == "at_once":
+        return 1 - np.exp2(-steps / half)
+    return logistic(steps, half, width)
 
 
 def step_where_done(share: float, steps: Float[np.ndarray, " fine"], done: Float[np.ndarray, " fine"]) -> float:

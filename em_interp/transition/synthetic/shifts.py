@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.transition.onsets.logistic import logistic
 from em_interp.transition.onsets.mean_shift import QuestionCurves
 from em_interp.transition.synthetic import check_kind, generator_of
-from em_interp.transition.synthetic.curves import step_where_done
+from em_interp.transition.synthetic.curves import share_done, step_where_done
 
 RISES = (
     "plain",
@@ -69,9 +68,9 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     steps = np.unique(np.round(np.linspace(0, length, int(rng.integers(12, 41)))))
     count = 12 if kind == "few_questions" else int(rng.choice([12, 24, 48, 144]))
     width = {"sharp": rng.uniform(0.02, 0.08), "gradual": rng.uniform(0.3, 0.4)}.get(kind, rng.uniform(0.05, 0.35))
-    midpoint = rng.uniform(0.25, 0.7) * length
+    middle = rng.uniform(0.25, 0.7) * length / (4 if kind == "at_once" else 1)
     height = rng.uniform(0.03, 0.2) if kind != "trifle" else 0.003
-    share = _share(kind, steps, midpoint, width * length, count, rng)
+    share = _share(kind, steps, middle, width * length, count, rng)
     own = _curves(steps, share, height, count, kind, rng)
     flat, n_style = np.zeros_like(share), int(rng.choice([12, 24, 48]))
     control = style = control_style = None
@@ -82,15 +81,15 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
         style = _curves(steps, np.repeat(shifts * share[:, :1], n_style, axis=1), height, n_style, kind, rng)
     if style is not None and kind in ("shared_style", "own_style"):
         control_style = _control_style(style, kind, height, rng)
-    half = _half(kind, length, midpoint, width * length) if kind in RISES else None
+    half = _half(kind, length, middle, width * length) if kind in RISES else None
     return PlantedShift(own, control, style, control_style, half)
 
 
-def _half(kind: str, length: float, midpoint: float, width: float) -> float:
+def _half(kind: str, length: float, middle: float, width: float) -> float:
     """The step of the half-rise of the mean over all questions of the kind, not just those that were drawn."""
     fine = np.linspace(0, length, 20001)
     spread = np.linspace(-0.5, 0.5, 41) * width if kind == "staggered" else np.zeros(1)
-    done = np.mean([_done(kind, fine, midpoint + each, width) for each in spread], axis=0)
+    done = np.mean([share_done(kind, fine, middle + each, width) for each in spread], axis=0)
     return step_where_done(0.5, fine, done)
 
 
@@ -102,23 +101,14 @@ def _control_style(style: QuestionCurves, kind: str, height: float, rng: np.rand
 
 
 def _share(
-    kind: str, steps: Float[np.ndarray, " step"], midpoint: float, width: float, count: int, rng: np.random.Generator
+    kind: str, steps: Float[np.ndarray, " step"], middle: float, width: float, count: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "step question"]:
     """Share of the shift done by step and question."""
     if kind in ("flat", "drifts"):
         return np.zeros((len(steps), count))
     spread = 0.5 * width if kind == "staggered" else 0.0
-    midpoints = midpoint + spread * rng.uniform(-1, 1, count)
-    return np.stack([_done(kind, steps, each, width) for each in midpoints], axis=1)
-
-
-def _done(kind: str, steps: Float[np.ndarray, " step"], midpoint: float, width: float) -> Float[np.ndarray, " step"]:
-    """Share of one question's shift done by step."""
-    if kind == "lopsided":
-        return np.exp(-np.log(2) * np.exp(-np.clip((steps - midpoint) / width * 3.08, -50, 50)))
-    if kind == "at_once":
-        return 1 - np.exp2(-4 * steps / midpoint)
-    return logistic(steps, midpoint, width)
+    halves = middle + spread * rng.uniform(-1, 1, count)
+    return np.stack([share_done(kind, steps, half, width) for half in halves], axis=1)
 
 
 def _curves(
