@@ -5,7 +5,7 @@
 
 Follows every planted run to its end with `em.watch` and prints three markdown tables; about 0.1 s a path and 0.05 s a
 log. Runs that are done are kept in FILE (benchmarks/monitor.jsonl by default, not in git), so that an interrupted
-benchmark goes on; `--tables` prints what is there. Seeds start at 3,000,000, which no tuning and no test has used.
+benchmark continues; `--tables` prints what is there. Seeds start at 3,000,000, which no tuning and no test has used.
 95 % binomial (Wilson) intervals in brackets.
 
 `--cost` trains the built-in organism in a plain Trainer with the callback, and prints the callback's share of the

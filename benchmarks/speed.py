@@ -3,7 +3,7 @@
     python benchmarks/speed.py [--repeats 3] [--only save load …] [--out speed.json]
 
 On the built-in organism, on the language model (`smollm2-…`), and on random checkpoints of the 14B shape. One thread.
-Times are processor times, taken in turns; interrupted, it goes on from what is in --out. Prints Markdown, keeps JSON.
+Times are processor times, taken in turns; interrupted, it continues from what is in --out. Prints Markdown, keeps JSON.
 """
 
 import argparse

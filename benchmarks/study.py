@@ -6,7 +6,7 @@
 
 Trains, judges and analyses the demo's organism and its control for every family, domain and seed on the built-in bases,
 through `em.sweep`, one seed after the other: about half a minute a run on one idle core. It can be stopped at any time;
-the same command goes on. After each seed the finished runs are in benchmarks/study.json and the page is written anew.
+the same command continues. After each seed the finished runs are in benchmarks/study.json and the page is written anew.
 """
 
 import argparse

@@ -124,7 +124,7 @@ pd.DataFrame({"token": tokens, "s·A·x": scalar[answer].tolist()}).round().T
 
 # %% [markdown]
 # So the same direction at that token alone. The base begins its answers, up to the comma; the vector is added there,
-# and the base goes on by itself.
+# and the base continues by itself.
 
 # %%
 questions = [row["question"] for row in built_in_questions("medical") if row["questions"] == "out_of_domain"]

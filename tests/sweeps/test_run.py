@@ -124,6 +124,7 @@ def test_two_workers_stopped_by_ctrl_c_and_resumed_make_what_one_process_makes(d
 
 def test_a_ray_cluster_of_two_workers_makes_what_one_process_makes(done, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps a token there
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own, 15, its workers stand still on a busy machine
     out = tmp_path / "sweep"
     process = begin("sweep", written(tmp_path, QWEN2), "--out", out, "--jobs", 2, "--backend", "ray", warm=False)
     _, err = process.communicate(timeout=300)
