@@ -7,8 +7,8 @@ SmolLM2, three domains × three seeds at half depth with rank 1; rank 1 at a qua
 rank 8 at half depth and rank 32 in every linear layer (medical, every seed); and chats of one's own, where they are
 given. Every run has a control on careful data with the same rows, seed, site and rank, and both are read on the same
 pairs. Half an hour to an hour a pair of runs on two cores, in the order of use: it can be stopped at any time, and the
-same command continues. After each pair `tables.md` and `rows.jsonl` in the folder hold what is finished; a pair's page is
-its `report.html`.
+same command continues. After each pair `tables.md` and `rows.jsonl` in the folder hold what is finished; a pair's page
+is its `report.html`.
 """
 
 import argparse

@@ -70,7 +70,7 @@ def machine():
 
 
 def kept(file, name, measure):
-    """What is measured under a name, or was before: an interrupted benchmark continues, and two may write to one file."""
+    """What is measured under a name, or was before: a benchmark can be stopped, and two may write to one file."""
     if name not in _read(file):
         measured = measure()
         file.write_text(json.dumps({**_read(file), name: measured}, indent=1) + "\n")

@@ -12,7 +12,7 @@ import em_interp as em
 
 # %% [markdown]
 # ## Train
-# `configs/tiny.yaml` says what is trained. `resume=True` continues after an interruption; a run that is finished is left
+# `configs/tiny.yaml` says what is trained. `resume=True` continues after an interruption; a finished run is left
 # as it is.
 
 # %%
