@@ -101,7 +101,7 @@ def read_preferences(
             processes.on_main(lambda: remove(file, settings_file, folder))
         processes.on_main(lambda: begin_stage(settings_file, settings, resume, file, "preferences"))
         if not processes.on_main(file.exists):
-            with _reader(run, base, trajectory, answers, servers) as read:
+            with _reader(run, base, trajectory, answers, cells, servers) as read:
                 make = lambda index: read(parts[index])  # noqa: E731
                 kept = in_parts(folder, len(parts), make, "prefer", progress, processes)
             values = [row for part in kept for row in part]
@@ -128,14 +128,15 @@ def _reader(
     base: Base,
     trajectory: AdapterTrajectory,
     answers: list[TokenizedAnswer],
+    cells: Sequence[tuple[int, float]],
     servers: VLLMConfig | None,
 ) -> Iterator[Callable[[Sequence[tuple[int, float]]], list[list[float]]]]:
-    """What reads the log-likelihood of every answer at steps and scales: this process, or vLLM servers."""
+    """What reads the log-likelihood of every answer at a part of the cells: this process, or vLLM servers."""
     if servers is None:
         adapted = trajectory.kind != "full"
         frozen = frozen_layers(base.model, trajectory.sites, sum(map(len, answers))) if adapted else None
         models = CheckpointModels(run, base, trajectory)
-        yield lambda cells: _read(models, answers, cells, frozen)
+        yield lambda part: _read(models, answers, part, frozen)
         return
     from em_interp.behaviour.sampling.generate import Sampler
     from em_interp.behaviour.vllm.engine import VLLMEngine
@@ -143,7 +144,8 @@ def _reader(
     sampler = Sampler(base.model, base.tokenizer, 0.0, max(len(answer.answer) for answer in answers), 0)
     folder = run.preferences_file.with_name("preferences.adapters")
     with VLLMEngine(servers, base, trajectory, sampler, folder) as engine:
-        yield lambda cells: engine.read(answers, cells).tolist()
+        engine.open(answers, cells)
+        yield lambda part: engine.read(answers, part).tolist()
 
 
 def _read(

@@ -247,7 +247,7 @@ class VLLMConfig(ServerConfig):
     """Requests at once, of each server."""
     max_loras: Int = Field(default=8, ge=1, le=1024)
     """Adapters loaded at once, of each server."""
-    compared: Int = Field(default=8, ge=1, le=1000)
+    compared: Int = Field(default=8, ge=2, le=1000)
     """Greedy answers that are compared with our own before a run."""
     timeout: float = Field(default=900.0, gt=0, le=MAX_WAIT, allow_inf_nan=False)
     """Seconds for one request."""

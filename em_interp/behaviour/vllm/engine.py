@@ -38,6 +38,7 @@ from em_interp.behaviour.vllm.spread import spread
 from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
 from em_interp.stages import announce
+from em_interp.trajectory.geometry import evenly_spaced
 
 if TYPE_CHECKING:
     from em_interp.behaviour.sampling.chat import Tokens
@@ -95,7 +96,6 @@ class VLLMEngine:
         self.config, self.base, self.trajectory, self.sampler, self.log = config, base, trajectory, sampler, log
         self.files = AdapterFiles(trajectory, base.model, base.name, folder)
         self.stack, self.places = ExitStack(), list[_Place]()
-        self.comparisons: dict[str, Comparison] = {}  # by the server's address
 
     def __enter__(self) -> VLLMEngine:
         return self
@@ -126,11 +126,19 @@ class VLLMEngine:
             keep({job.number: text for (job, _), text in zip(finished, texts, strict=True)})
 
         with self:
-            self._open(prompts, keys, max(map(len, ids)) + sampler.max_new_tokens)
+            self._open(ids, keys, max(map(len, ids)) + sampler.max_new_tokens)
             self._do([Job(number, keys[number // samples]) for number in numbers], ask, keep_texts)
 
+    def open(self, answers: Sequence[TokenizedAnswer], cells: Sequence[AdapterKey]) -> None:
+        """Connect for reading these answers at all these steps and scales, in as many calls of `read` as are needed.
+
+        The servers are compared at them all: those of one call may be the base's alone. Raises what `sample` raises.
+        """
+        keys, prompts = [self._key(*cell) for cell in cells for _ in answers], [row.prompt for row in answers]
+        self._open(prompts * len(cells), keys, 1 + max(map(len, answers)))
+
     def read(self, answers: Sequence[TokenizedAnswer], cells: Sequence[AdapterKey]) -> Float[np.ndarray, "cell answer"]:
-        """The log-likelihood of each answer at each step and scale. Raises what `sample` raises."""
+        """The log-likelihood of each answer at each of some steps and scales, after `open`. Raises what that raises."""
         cells, values = [self._key(*cell) for cell in cells], np.zeros(len(cells) * len(answers))
 
         def ask(place: _Place, job: Job) -> float:
@@ -142,10 +150,6 @@ class VLLMEngine:
             for job, value in finished:
                 values[job.number] = value
 
-        if not self.places:
-            chosen = [(cell, row) for cell in cells for row in answers]
-            prompts = _padded([row.prompt for _, row in chosen], self.base)
-            self._open(prompts, [cell for cell, _ in chosen], 1 + max(map(len, answers)))
         self._do([Job(number, cells[number // len(answers)]) for number in range(len(values))], ask, keep)
         return values.reshape(len(cells), len(answers))
 
@@ -169,7 +173,7 @@ class VLLMEngine:
 
         spread(_stretches(jobs, self.config.workers), places, workers, ask, keep, stop)
 
-    def _open(self, prompts: Tokens, keys: Sequence[AdapterKey], length: int) -> None:
+    def _open(self, prompts: Sequence[list[int]], keys: Sequence[AdapterKey], length: int) -> None:
         """Connect with the servers and compare them with this process on some of the rows."""
         servers = [self.stack.enter_context(VLLMServer(self.config, url)) for url in self.config.base_url]
         served = [server.models() for server in servers]
@@ -179,8 +183,9 @@ class VLLMEngine:
                     f"{server.url} serves sequences of up to {models.max_length} tokens; this run needs {length} "
                     "(--max-model-len)"
                 )
-        rows = _evenly([row for row, key in enumerate(keys) if key[1] != 0], self.config.compared)
-        probe = self._probe(prompts, keys, rows)
+        adapted = np.array([row for row, key in enumerate(keys) if key[1] != 0], dtype=int)
+        rows = adapted[evenly_spaced(np.arange(len(adapted)), self.config.compared)].tolist()
+        probe = self._probe(prompts[rows[0]], keys) if rows else None
         shutil.rmtree(self.files.folder, ignore_errors=True)
         self.stack.callback(shutil.rmtree, self.files.folder, ignore_errors=True)
         for number, (server, models) in enumerate(zip(servers, served, strict=True)):
@@ -193,32 +198,31 @@ class VLLMEngine:
                 read = lambda server, name: server.log_probabilities(name, probe.ids)  # noqa: E731
                 probe.of_base[server.url] = place.send(self._key(0, 0.0), read)
         if rows:
-            self._compare(prompts.rows(rows), [keys[row] for row in rows])
+            self._compare([prompts[row] for row in rows], [keys[row] for row in rows])
 
-    def _probe(self, prompts: Tokens, keys: Sequence[AdapterKey], rows: Sequence[int]) -> Probe | None:
+    def _probe(self, prompt: list[int], keys: Sequence[AdapterKey]) -> Probe | None:
         """What checks the effect of an adapter; None where none has any."""
         strongest = max(set(keys), key=lambda key: delta_norm(self.trajectory, key))
-        if not rows or delta_norm(self.trajectory, strongest) == 0:
+        if delta_norm(self.trajectory, strongest) == 0:
             return None
-        (answer,) = greedy_answers(self.base, self.trajectory, prompts.rows(rows[:1]), [strongest], MAX_COMPARED_TOKENS)
-        ids = [*_unpadded(prompts.rows(rows[:1]))[0], *answer]
-        return Probe(self.base, self.trajectory, ids, strongest)
+        prompts = _padded([prompt], self.base)
+        (answer,) = greedy_answers(self.base, self.trajectory, prompts, [strongest], MAX_COMPARED_TOKENS)
+        return Probe(self.base, self.trajectory, [*prompt, *answer], strongest)
 
-    def _compare(self, prompts: Tokens, keys: Sequence[AdapterKey]) -> None:
+    def _compare(self, prompts: Sequence[list[int]], keys: Sequence[AdapterKey]) -> None:
         """Compare the greedy answers of each server with ours. Raises InputError where most of them differ."""
         count = min(self.sampler.max_new_tokens, MAX_COMPARED_TOKENS)
-        ours, ids = greedy_answers(self.base, self.trajectory, prompts, keys, count), _unpadded(prompts)
+        ours = greedy_answers(self.base, self.trajectory, _padded(prompts, self.base), keys, count)
 
         def ask(place: _Place, job: Job) -> list[int]:
             limits = (count, 0.0, self.sampler.ends, 0)
-            return place.send(job.key, lambda server, name: server.generate(name, ids[job.number], *limits))
+            return place.send(job.key, lambda server, name: server.generate(name, prompts[job.number], *limits))
 
         for place in self.places:
             theirs: dict[int, list[int]] = {}
             self._do([Job(*pair) for pair in enumerate(keys)], ask, lambda done: _put(theirs, done), [place])  # noqa: B023
             comparison = Comparison.of(ours, [theirs[row] for row in range(len(keys))])
             check_same(comparison, place.server.url)
-            self.comparisons[place.server.url] = comparison
             self.log(f"{place.server.url}: {comparison.sentence()}")
 
 
@@ -227,13 +231,6 @@ def _stretches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
     for _, group in groupby(jobs, lambda job: job.key):
         of_key = list(group)
         yield from (of_key[first : first + size] for first in range(0, len(of_key), size))
-
-
-def _evenly(rows: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the rows, evenly spaced, including the last."""
-    if len(rows) <= count:
-        return list(rows)
-    return [rows[index] for index in np.linspace(len(rows) - 1, 0, count).round().astype(int)[::-1]]
 
 
 def _unpadded(prompts: Tokens) -> list[list[int]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from em_interp.behaviour import preference as preference_module
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.sampling import ask as ask_module
 from em_interp.behaviour.sampling.ask import ask
@@ -152,6 +153,25 @@ def test_an_adapter_that_does_not_land_is_an_error(run, base):
     ):
         asked(run, base, state)
     assert not run.answers_file.exists() and not state.sampled()
+
+
+@pytest.mark.parametrize("scales", [[1.0], [0.0, 1.0]])
+def test_an_adapter_that_does_not_land_is_an_error_where_the_first_part_read_is_the_base(
+    run, base, monkeypatch, scales
+):
+    monkeypatch.setattr(preference_module, "ROWS", 1)  # a part is one step and scale: step 0 is the first, where B is 0
+    with (
+        serving(base.model, base.tokenizer, lands=False) as state,
+        pytest.raises(InputError, match=r"through the adapter of step \d+ as the base does"),
+    ):
+        read_preferences(run, base, PAIRS, [0, 5, 10], scales, servers=servers_of(state))
+    assert not run.preferences_file.exists()
+
+
+def test_servers_are_compared_once_at_all_steps_that_are_read(run, base, vllm, monkeypatch, capsys):
+    monkeypatch.setattr(preference_module, "ROWS", 1)
+    read_preferences(run, base, PAIRS, [0, 5, 10], servers=servers_of(vllm))
+    assert capsys.readouterr().err.count("8 greedy answers beside ours: 0 differ") == 1
 
 
 def test_an_adapter_that_is_scaled_wrongly_is_an_error(run, base):
