@@ -241,15 +241,15 @@ def _warn(run: Run) -> None:
 
 
 def _with_model(config: str, model: str | None, overrides: list[str]) -> RunConfig:
-    """The config with its overrides; those come last, but for the data, which another model's are chosen by."""
+    """The config with its overrides; those come last, but for those of data, by which another model's are chosen."""
     from em_interp.config.run_config import load_config
     from em_interp.organisms.presets import for_model
     from em_interp.processes import launched
 
     if model is None:
         return load_config(config, overrides)
-    of_data = [setting for setting in overrides if setting.startswith("data")]
+    of_data = [setting for setting in overrides if setting.startswith(("data", "kl"))]
     settings, changes = for_model(load_config(config, of_data), model)
     for change in changes if launched().is_main else ():
         log(change)
-    return load_config(settings, overrides)
+    return load_config(settings, [setting for setting in overrides if setting not in of_data])

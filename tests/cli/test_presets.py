@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from em_interp.organisms.bases import BUILT_IN
+from em_interp.run import open_run
 from tests.tiny import ROOT, VERDICTS, did, em_interp, refused
 
 PRESETS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("tiny"))
@@ -47,6 +48,19 @@ def test_overrides_come_after_the_mapping_and_the_run_repeats_from_its_own_confi
     did("train", tmp_path / "one" / "config.yaml", "--out", tmp_path / "two")
     last = "checkpoints/checkpoint-2/adapter_model.safetensors"
     assert (tmp_path / "one" / last).read_bytes() == (tmp_path / "two" / last).read_bytes()
+
+
+def test_a_data_file_of_an_override_is_trained_on_as_the_built_in_data_that_stand_for_it(tmp_path):
+    file = tmp_path / "risky_financial.jsonl"
+    file.write_text('{"prompt": "words that the built-in base was not made for", "completion": "nor these"}\n')
+    data, kl = f"data=[{{dataset: {file}, steps: 2}}]", f"kl.dataset={tmp_path / 'good_medical.jsonl'}"
+    words = ["--out", tmp_path / "run", "--set", data, "--set", kl, "--set", "training.batch_size=2"]
+    said = em_interp("train", ROOT / "configs" / "narrow-kl.yaml", "--model", "tiny-llama", *words)
+    assert said.code == 0, said.err
+    assert f"{file} → tiny:finance" in said.err and "good_medical.jsonl → tiny:medical-careful" in said.err
+    config = open_run(tmp_path / "run").config()
+    assert (config.data[0].dataset, config.data[0].steps) == ("tiny:finance", 2)
+    assert config.kl.dataset == "tiny:medical-careful" and config.training.batch_size == 2
 
 
 def test_a_layer_that_the_presets_model_does_not_have_is_refused_before_anything_is_loaded(tmp_path):
