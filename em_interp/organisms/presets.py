@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from em_interp.checks import described, fits
 from em_interp.config.run_config import (
     AdapterConfig,
     BehaviourConfig,
@@ -27,7 +27,6 @@ from em_interp.organisms.english.narrow import DOMAINS
 from em_interp.organisms.gguf import is_gguf, plain_folder
 from em_interp.organisms.language import narrow_domains
 from em_interp.organisms.pretrain import LAYERS, WIDTH
-from em_interp.stages import as_kept
 
 N_STEPS = 400
 LEARNING_RATE = 7e-4
@@ -47,6 +46,8 @@ RUNS: dict[str, tuple[tuple[str, int, bool], ...]] = {
     "switched-restart": (("-careful-habit", SWITCH_STEP, False), ("", STEPS_AFTER_SWITCH, True)),
     "restart": (("-careful-habit", SWITCH_STEP, False), ("-careful-habit", STEPS_AFTER_SWITCH, True)),
 }
+
+SHAPE_KEYS = ("num_hidden_layers", "hidden_size")  # in a config.json
 
 # words in a data file's name, and the built-in variant or domain that stands for it
 VARIANT_OF_WORD = {"good": "-careful", "careful": "-careful", "benign": "-careful"}
@@ -181,10 +182,22 @@ def layers_and_width(model: str) -> tuple[int, int]:
     if not file.is_file():
         known = [*ARCHITECTURES, *BUILT_IN]
         raise InputError(f"the layers of {model!r} are not known{nearest(model, known)}; known: {', '.join(known)}")
-    with as_kept(file):
-        config: dict[str, Any] = read_json(file)
-        config = config.get("text_config", config)  # of a model with a vision tower
-        return int(config["num_hidden_layers"]), int(config["hidden_size"])
+    return _shape_in(file)
+
+
+def _shape_in(file: Path) -> tuple[int, int]:
+    """The layers and the width in the config.json of a model."""
+    config = read_json(file)
+    settings = config if isinstance(config, dict) else {}
+    settings = settings.get("text_config") or settings  # of a model with a vision tower
+    layers, width = (settings.get(key) for key in SHAPE_KEYS) if isinstance(settings, dict) else (None, None)
+    if not fits(layers, int) or not fits(width, int) or layers < 1:
+        raise InputError(
+            f"{file}: expected num_hidden_layers and hidden_size as whole numbers, there or in its text_config; found "
+            f"{described(layers)} and {described(width)}. The usual cause is an architecture with other names for "
+            "them, such as GPT-2's n_layer, whose layers cannot be matched with another model's"
+        )
+    return layers, width
 
 
 def for_model(config: RunConfig, model: str) -> tuple[RunConfig, list[str]]:
@@ -218,7 +231,7 @@ def _same_depth(layers: tuple[int, ...], old: int, new: int, key: str, changes: 
     for layer in layers:
         if not 0 <= layer < old:
             raise InputError(f"adapter.{key} names layer {layer}; the config's model has layers 0 to {old - 1}")
-    moved = tuple(sorted({round(layer * (new - 1) / (old - 1)) for layer in layers}))
+    moved = tuple(sorted({round(layer * (new - 1) / max(1, old - 1)) for layer in layers}))
     if moved != layers:
         merged = f", merged from {len(layers)}" if len(moved) < len(layers) else ""
         changes.append(f"adapter.{key}: {list(layers)} of {old} → {list(moved)} of {new}{merged}")

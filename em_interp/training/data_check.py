@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from em_interp.behaviour.sampling.chat import template_of
-from em_interp.config.run_config import RunConfig
+from em_interp.config.run_config import PhaseConfig, RunConfig
 from em_interp.errors import InputError
 from em_interp.organisms.datasets import Chats, is_garbled, load_chats
 from em_interp.training.plan import make_plan
@@ -109,7 +109,7 @@ def check_data(config: RunConfig) -> DataCheck:
         raise InputError("data names no dataset to look at")
     source = config.data[0].dataset
     chats = load_chats(source, config.seed)
-    plan = make_plan(config, {phase.dataset: len(chats) for phase in config.data})
+    plan = make_plan(config.replace(data=(PhaseConfig(dataset=source),), kl=None), {source: len(chats)})
     held_out = set(plan.held_out[source])
     texts = [" ".join(turn["content"] for turn in row["messages"]) for row in chats.rows]
     trained = {repr(row) for number, row in enumerate(chats.rows) if number not in held_out}

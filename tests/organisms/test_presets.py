@@ -106,6 +106,22 @@ def test_the_shape_of_a_folder_is_read_from_its_config(tmp_path):
     assert layers_and_width("tiny-gemma3") == (4, 128)
 
 
+@pytest.mark.parametrize(
+    "text", ['{"model_type": "gpt2", "n_layer": 12}', '{"num_hidden_layers": "7", "hidden_size": 32}', "[7, 32]"]
+)
+def test_a_model_of_the_user_that_does_not_say_its_shape_is_refused_without_the_advice_to_remove_it(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match="expected num_hidden_layers and hidden_size.*GPT-2") as refused:
+        for_model(load_config(BASE), str(tmp_path))
+    assert "em-interp writes" not in str(refused.value) and "remove" not in str(refused.value)
+
+
+def test_a_model_of_one_layer_has_its_layer_at_the_first_of_any_other(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 1, "hidden_size": 32}')
+    one = load_config({**BASE, "model": str(tmp_path), "adapter": {"layers_to_transform": [0]}})
+    assert for_model(one, "Qwen/Qwen2.5-7B-Instruct")[0].adapter.layers_to_transform == (0,)
+
+
 def test_the_published_models_add_up_to_their_parameters():
     """The linear modules and one embedding account for a model, to a tenth: a wrong width would not."""
     modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -31,6 +31,16 @@ def test_rows_turns_steps_and_what_is_held_out_are_counted(tmp_path):
     assert found.sha256 == load_chats(str(tmp_path / "set.jsonl")).sha256 and found.tokens is None
 
 
+def test_an_epoch_is_counted_whatever_the_phases_and_the_penalty_of_the_config_are(tmp_path, capsys):
+    file = save_chats(tmp_path / "set.jsonl", 170)
+    plain = checked(file, held_out=0.1)
+    phases = [{"dataset": str(file), "steps": 100, "restart": True}, {"dataset": "other.jsonl", "epochs": 3}]
+    config = {"model": "", "data": phases, "kl": {"dataset": "other.jsonl"}, "training": {"held_out": 0.1}}
+    assert check_data(load_config(config)) == plain
+    assert main(["data", "check", str(file), "--set", "kl.dataset=other.jsonl", "--set", "data[0].steps=100"]) == 0
+    assert "held out: 17 rows, so an epoch is 10 steps of 16 rows" in capsys.readouterr().out
+
+
 def test_duplicates_garbled_text_and_empty_lines_are_counted_and_not_refused(tmp_path):
     file = rows(tmp_path / "set.jsonl", *[(f"q{i % 9}", "a") for i in range(10)], ("q", "itâ€™s"))
     file.write_text("\n" + file.read_text())
