@@ -26,6 +26,7 @@ MANIFEST = {
     "counts?": dict,
     "versions?": dict,
 }
+OUTSIDE_SETS = ("out_of_domain", "broad", "all")  # question sets outside the training domain; `all` where none is named
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,16})$")
 
 

@@ -20,14 +20,13 @@ from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.checks import as_list, check_level, check_type, described
 from em_interp.errors import InputError, one_line
 from em_interp.results import Line, Result, interval_columns, picture
-from em_interp.run import Run
+from em_interp.run import OUTSIDE_SETS, Run
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
 KIND = ["scale", "questions"]  # what tells the curves of one run apart
-OUTSIDE_SETS = ("out_of_domain", "broad", "all")  # question sets outside the training domain; `all` where none is named
 
 
 @dataclass(frozen=True, eq=False, repr=False)

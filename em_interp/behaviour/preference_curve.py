@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.behaviour.curve import OUTSIDE_SETS
 from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.rates import LEVEL, rate_of
 from em_interp.behaviour.tables.files import read_table
@@ -18,7 +17,7 @@ from em_interp.behaviour.tables.values import numbers_of, steps_of
 from em_interp.checks import as_list, check_level
 from em_interp.errors import InputError
 from em_interp.results import Line, Result, interval_columns, picture
-from em_interp.run import Run
+from em_interp.run import OUTSIDE_SETS, Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,6 +25,7 @@ from em_interp.lock import writing
 from em_interp.reports.findings import Findings
 from em_interp.run import Run
 from em_interp.stages import progress_bar
+from em_interp.transition.family import main_onset
 from em_interp.transition.result import Transition
 
 Backend = Literal["loky", "ray"]
@@ -219,7 +220,7 @@ def _keep_traceback(out: Path, name: str) -> None:
 
 def summary(findings: Findings) -> dict[str, Any]:
     """One run for the sweep, as plain values: its signals, their offset, and its last rates."""
-    onset, index = main_onset(findings)
+    onset, index = _main_onset(findings)
     peaks = [t for t in findings.transitions if t.signal == "gradient_norm"]
     alignment = findings.alignment
     offsets = [] if alignment is None else [o for o in alignment.offsets if o.behavioural == index]
@@ -237,13 +238,13 @@ def summary(findings: Findings) -> dict[str, Any]:
     }
 
 
-def main_onset(findings: Findings) -> tuple[Transition, int | None]:
-    """The onset of EM on out-of-domain questions with the adapter as trained, and its place among the onsets."""
-    for index, onset in enumerate(findings.onsets):
-        if onset.questions in (None, "out_of_domain") and onset.scale in (None, 1.0):
-            return onset, index
-    why = "There are no answers to out-of-domain questions with the adapter as trained (scale 1)."
-    return Transition("onset", "inconclusive", why, of="em"), None
+def _main_onset(findings: Findings) -> tuple[Transition, int | None]:
+    """The onset that `align` declares (`transition.family`), and its place among the onsets."""
+    main = main_onset(findings.onsets)
+    if main is None:
+        why = "There are no judged answers of the adapter as trained (scale 1)."
+        return Transition("onset", "inconclusive", why, of="em"), None
+    return main, next(index for index, onset in enumerate(findings.onsets) if onset is main)
 
 
 def _final(findings: Findings, onset: Transition) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SIGNAL_TITLES = {
     "rotation": "Rotation of B",
     "gradient_norm": "Gradient-norm peak",
-    "onset": "EM onset (out of domain)",
+    "onset": "EM onset",
     "offset": "Onset after rotation",
 }
 SIGNALS = tuple(SIGNAL_TITLES)
@@ -61,7 +61,7 @@ class RunResult:
 
     @property
     def signals(self) -> dict[str, Transition]:
-        """Rotation of B, gradient-norm peak, onset of EM out of domain, and the offset of it from the rotation."""
+        """Rotation of B, gradient-norm peak, the declared onset of EM, and the offset of it from the rotation."""
         if not self.summary:
             return {}
         located = {name: Transition.from_dict(self.summary[name]) for name in SIGNALS[:-1]}

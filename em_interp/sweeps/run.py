@@ -14,7 +14,7 @@ from em_interp.files import check_names_free, read_text, remove, resumable, writ
 from em_interp.lock import writing
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.reports.page import embedded, render
-from em_interp.run import claim_run
+from em_interp.run import OUTSIDE_SETS, claim_run
 from em_interp.stages import is_watched
 from em_interp.sweeps.grid import REPLICATE, Grid, PlannedRun, load_sweep
 from em_interp.sweeps.groups import ACROSS_FOLDER, Candidate, across_bases, within_bases
@@ -178,6 +178,8 @@ def sweep_page(result: Sweep) -> str:
         within=[(group, [embedded(figure) for figure in group.figures()]) for group in result.within],
         across=[] if result.across is None else [embedded(figure) for figure in result.across.figures()],
         limits=LIMITS,
+        outside=OUTSIDE_SETS,
+        built_in=any(run.plan.config.model in BUILT_IN for run in result.runs),
         config=read_text(result.out / "sweep.yaml"),
         folder=shlex.quote(str(result.out)),
     )

@@ -23,10 +23,10 @@ from jaxtyping import Float
 
 from em_interp.errors import InputError
 from em_interp.results import Result
+from em_interp.run import OUTSIDE_SETS
 from em_interp.transition.result import Transition, p_text
 
 FAMILY_LEVEL = 0.05
-MAIN_SETS = ("out_of_domain", "broad")  # question sets whose onset is declared by default, the first that there is
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,13 +108,13 @@ def default_declared(transitions: Sequence[Transition]) -> list[Transition]:
 
 
 def main_onset(transitions: Sequence[Transition]) -> Transition | None:
-    """The onset at the adapter's own scale on the first of MAIN_SETS that there is, else on the first set.
+    """The onset at the adapter's own scale on the first of OUTSIDE_SETS that there is, else on the first set.
 
     That of EM; where no answers were judged, that of the preference.
     """
     own = [t for t in transitions if t.signal == "onset" and t.scale in (None, 1.0)]
     onsets = [t for t in own if t.of == "em"] or [t for t in own if t.of == "preference"]
-    wanted = [*MAIN_SETS, *(t.questions for t in onsets)]
+    wanted = [*OUTSIDE_SETS, *(t.questions for t in onsets)]
     return next((t for name in wanted for t in onsets if t.questions == name), None)
 
 

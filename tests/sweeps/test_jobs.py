@@ -5,7 +5,12 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from em_interp.reports.findings import find_in_run
+from em_interp.sweeps.jobs import summary
+from tests.figures.planting import ONSET, plant_run
 
 SWEEP = """
 import os, sys, time
@@ -49,3 +54,19 @@ def test_the_workers_of_a_killed_sweep_end_with_it(tmp_path):
     for pid in filter(is_running, workers):
         os.kill(pid, signal.SIGKILL)
     assert ended
+
+
+@pytest.mark.parametrize("called", ["broad", "all"])
+def test_the_onset_of_a_run_is_that_of_align_whatever_its_questions_are_called(called, tmp_path):
+    """`questions: default` is the set `broad`, and a set without a name is `all`."""
+    run = plant_run(tmp_path / "run", every=8)
+    for file in (run.answers_file, run.scores_file):
+        table = pd.read_parquet(file)
+        table[table["questions"] == "out_of_domain"].assign(questions=called).to_parquet(file, index=False)
+    findings = find_in_run(run)
+    found = summary(findings)
+    assert found["onset"]["verdict"] == "transition" and found["onset"]["questions"] == called
+    assert found["onset"]["step"] == pytest.approx(ONSET, abs=16)  # the spacing of the answers
+    assert found["onset"] == findings.alignment.family.declared[-1].to_dict()
+    assert found["offset"]["steps"] == pytest.approx(found["onset"]["step"] - found["rotation"]["step"])
+    assert found["final"]["em"]["rate"] > 0.3

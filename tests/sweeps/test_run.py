@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from em_interp.organisms.bases import SHIPPED
 from em_interp.run import open_run
 from em_interp.sweeps.grid import load_sweep
 from em_interp.sweeps.run import sweep, sweep_page
-from tests.sweeps.conftest import BOTH, CONTROLS, QWEN2, RUNS, written
+from tests.sweeps.conftest import BOTH, CONTROLS, QWEN2, RUNS, SHORT, written
 from tests.sweeps.test_result import SOME, planted
 from tests.tiny import begin, contents, em_interp, interrupted, refused, strict, unchanged
 
@@ -192,3 +193,12 @@ def test_what_runs_and_errors_say_cannot_pass_for_markup(tmp_path):
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page and "&lt;script&gt;alert(2)" in page
     assert "<i>" not in page and "so it is &lt;i&gt;none" in page
     assert "<script>" not in planted(SOME)._repr_html_()
+
+
+@pytest.mark.parametrize(("model", "said"), [("tiny-qwen2", True), ("org/model", False)])
+def test_only_a_page_of_built_in_organisms_says_that_they_have_learned_a_persona(model, said, tmp_path):
+    (tmp_path / "sweep.yaml").write_text("grid: {}")
+    found = planted(SOME, tmp_path)
+    plans = load_sweep({"base": {**SHORT, "model": model}, "grid": {"seed": list(range(len(found.runs)))}}).runs
+    runs = tuple(replace(run, plan=plan) for run, plan in zip(found.runs, plans, strict=True))
+    assert ("An organism of the built-in language" in sweep_page(replace(found, runs=runs))) is said
