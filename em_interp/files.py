@@ -147,6 +147,13 @@ def check_names_free(folder: Path, names: Iterable[str], resume: bool, overwrite
             check_free(folder, resume, overwrite, name)
 
 
+def check_replaceable(places: Iterable[Path], begun: bool, what: str) -> None:
+    """Raise InputError where one of the places holds something and no `what` was begun there: it would be lost."""
+    for place in places if not begun else ():
+        if place.is_file() or (place.is_dir() and any(not entry.name.startswith(".") for entry in place.iterdir())):
+            raise InputError(f"{place} is not of {what}, so it is not replaced; give out=… a folder of its own")
+
+
 def check_words(resume: bool, overwrite: bool) -> None:
     """Raise InputError where both are given."""
     if resume and overwrite:

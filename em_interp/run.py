@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import check_free, read_bytes, refuse_links, remove, resumable, write_beside, write_text
+from em_interp.files import (
+    check_free,
+    check_replaceable,
+    read_bytes,
+    refuse_links,
+    remove,
+    resumable,
+    write_beside,
+    write_text,
+)
 from em_interp.lock import writing
 from em_interp.stages import read_kept
 
@@ -102,10 +111,21 @@ class Run:
         matches = (CHECKPOINT.match(entry.name) for entry in self.checkpoints.iterdir())
         return sorted(int(match.group(1)) for match in matches if match)
 
+    def is_begun(self) -> bool:
+        """Whether there is a run: a config or a checkpoint."""
+        return self.config_file.exists() or bool(self.steps())
+
     def contents(self) -> list[Path]:
-        """Every place of the run, whether or not it exists."""
-        files = [self.config_file, self.manifest_file, self.trainer_state_file, self.report_file]
-        return [*files, self.checkpoints, self.resume_state, self.answers_file.parent, self.analysis, self.figures]
+        """Every place of the run, whether or not it exists; last what tells that there is a run."""
+        files = [self.report_file, self.trainer_state_file, self.manifest_file]
+        folders = [self.figures, self.analysis, self.answers_file.parent, self.resume_state]
+        return [*files, *folders, self.checkpoints, self.config_file]
+
+    def check_replaceable(self) -> None:
+        """Raise InputError where one of its places holds what is of no run, such as other runs in `checkpoints`."""
+        check_replaceable(self.contents(), self.is_begun(), "a run")
+        entries = sorted(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
+        check_replaceable((entry for entry in entries if not CHECKPOINT.match(entry.name)), False, "a run")
 
     def config(self) -> RunConfig:
         """The resolved config; raises InputError where the run has none."""
@@ -156,11 +176,11 @@ def open_run(path: RunLike) -> Run:
 def claim_run(path: str | Path, config: RunConfig, resume: bool = False, overwrite: bool = False) -> Run:
     """The directory for a run of `config`; nothing is written or removed.
 
-    Raises InputError where the folder holds a run and neither `resume` nor `overwrite` is given, and with `resume`
-    where it was made from another config.
+    Raises InputError where the folder holds a run and neither `resume` nor `overwrite` is given, with `resume` where it
+    was made from another config, and with `overwrite` where it holds what is of no run in the places of one.
     """
     run = Run(Path(path))
-    begun = run.config_file.exists() or bool(run.steps())
+    begun = run.is_begun()
     check_free(run.path if begun else run.config_file, resume, overwrite, "a run")
     if begun and resume:
         if not run.config_file.exists():
@@ -170,6 +190,8 @@ def claim_run(path: str | Path, config: RunConfig, resume: bool = False, overwri
                 f"{run.config_file} differs from the config given, so the run cannot be resumed with it; give "
                 "overwrite=True to replace the run or another out=…"
             )
+    if overwrite:
+        run.check_replaceable()
     return run
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
-from em_interp.files import read_json, to_json, write_beside, write_json, write_text
+from em_interp.files import read_json, remove, to_json, write_beside, write_json, write_text
 from em_interp.run import Run, create_run, open_run
 
 
@@ -73,6 +73,34 @@ def test_a_run_is_not_overwritten_unasked_nor_resumed_with_another_config(tmp_pa
     assert create_run(tmp_path / "run", config, resume=True) == run
     with pytest.raises(InputError, match="differs"):
         create_run(tmp_path / "run", load_config({"seed": 1, "data": [{"dataset": "x"}]}), resume=True)
+
+
+@pytest.mark.parametrize("place", ["checkpoints/tiny/config.yaml", "analysis/mine.csv", "figures/1.pdf", "report.html"])
+def test_what_is_of_no_run_is_not_replaced_by_one(tmp_path, place):
+    config = load_config({"data": [{"dataset": "x"}]})
+    write_text(tmp_path / place, "mine")
+    with pytest.raises(InputError, match="is not of a run, so it is not replaced; give out="):
+        create_run(tmp_path, config, overwrite=True)
+    assert (tmp_path / place).read_text() == "mine" and not (tmp_path / "config.yaml").exists()
+
+
+def test_other_runs_in_the_checkpoints_of_a_run_are_not_replaced_with_it(tmp_path):
+    config = load_config({"data": [{"dataset": "x"}]})
+    run = create_run(tmp_path, config)
+    write_text(run.checkpoint(3) / "adapter_config.json", "{}")
+    write_text(run.analysis / "locate.json", "{}")
+    other = create_run(run.checkpoints / "tiny", config)
+    with pytest.raises(InputError, match=r"checkpoints/tiny is not of a run"):
+        create_run(tmp_path, config, overwrite=True)
+    assert other.config_file.exists() and run.steps() == [3]
+    remove(other.path)
+    create_run(tmp_path, config, overwrite=True)
+    assert [place.name for place in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_empty_folders_are_no_hindrance(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert create_run(tmp_path, load_config({"data": [{"dataset": "x"}]}), overwrite=True).config_file.exists()
 
 
 def test_a_run_from_before_a_key_was_there_is_resumed_with_its_default(tmp_path):

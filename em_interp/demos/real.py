@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.demos.tiny import StageTimes
-from em_interp.files import check_names_free, remove, resumable, write_json
+from em_interp.files import check_names_free, check_replaceable, remove, resumable, write_json
 from em_interp.lock import writing
 from em_interp.pipeline.analysis import analyse
 from em_interp.processes import torch_threads
@@ -62,6 +62,8 @@ def demo_real(
     configs = {name: english_recipe(name, domain, model) for name in RUNS}
     with writing(out), resumable(out):
         if overwrite:
+            for name in RUNS:
+                check_replaceable([out / name], Run(out / name).is_begun(), "a demo")
             remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json", "threads.json")))
         pace = Pace.of(model, out / "threads.json", log)
         stages, runs = StageTimes(out / "seconds.json", pace.announce), {name: Run(out / name) for name in RUNS}

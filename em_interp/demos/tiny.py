@@ -11,7 +11,7 @@ from typing import Any
 
 from em_interp.checks import checked
 from em_interp.config.run_config import RunConfig
-from em_interp.files import check_names_free, remove, resumable, write_json
+from em_interp.files import check_names_free, check_replaceable, remove, resumable, write_json
 from em_interp.lock import writing
 from em_interp.pipeline.analysis import analyse
 from em_interp.pipeline.behaviour import ask_run, judge_run
@@ -65,6 +65,8 @@ def demo(
     check_names_free(out, (*RUNS, "summary.json", "report.html"), resume, overwrite)
     with writing(out), resumable(out), torch_threads():
         if overwrite:
+            for name in RUNS:
+                check_replaceable([out / name], Run(out / name).is_begun(), "a demo")
             remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json")))
         stages = StageTimes(out / "seconds.json", log)
         runs = {name: _make_run(name, config, out / name, progress, stages) for name, config in configs.items()}

@@ -10,7 +10,16 @@ from typing import Any
 from em_interp.checks import checked
 from em_interp.comparison.page import LIMITS
 from em_interp.errors import InputError
-from em_interp.files import check_names_free, read_text, remove, resumable, write_csv, write_json, write_text
+from em_interp.files import (
+    check_names_free,
+    check_replaceable,
+    read_text,
+    remove,
+    resumable,
+    write_csv,
+    write_json,
+    write_text,
+)
 from em_interp.lock import writing
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.reports.page import embedded, render
@@ -33,7 +42,7 @@ from em_interp.sweeps.result import SIGNAL_TITLES, SIGNALS, TABLES, RunResult, S
 from em_interp.transition.result import Transition
 
 CSV_FILES = tuple(f"{table}.csv" for table in TABLES)
-CONTENTS = ("sweep.yaml", "sweep.html", "sweep.json", "runs", "failures", ACROSS_FOLDER, *CSV_FILES)  # of its folder
+CONTENTS = ("sweep.html", "sweep.json", "runs", "failures", ACROSS_FOLDER, *CSV_FILES, "sweep.yaml")  # of its folder
 Do = Callable[..., list[Outcome]]  # does the work of each task, by the workers
 
 
@@ -98,8 +107,13 @@ def _default_jobs(grid: Grid) -> int:
 
 
 def _claim(grid: Grid, out: Path, resume: bool, overwrite: bool) -> None:
-    """Raise InputError where the folder holds a sweep already, or other runs under the names of these."""
+    """Raise InputError where the folder holds a sweep already, other runs under the names of these, or what is of none.
+
+    What is of no sweep is not replaced.
+    """
     check_names_free(out, ("sweep.yaml", "runs", "sweep.html"), resume, overwrite)
+    if overwrite:
+        check_replaceable((out / name for name in CONTENTS), (out / "sweep.yaml").exists(), "a sweep")
     for run in grid.all if not overwrite else ():
         claim_run(run_path(out, run.name), run.config, resume=True)
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from em_interp.checks import as_list, check_type, checked
 from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
+from em_interp.files import remove
 from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
@@ -48,13 +49,14 @@ class SnapshotCallback(TrainerCallback):
             Not the Trainer's own output_dir, where it keeps checkpoints in another form.
         schedule: the steps to save, such as "every 5", "log 40" or "1-10, every 5"; the first step (0) and the last
             are always saved.
-        overwrite: replace a run that is in `out` already.
+        overwrite: replace a run that is in `out` already, with everything that was made of it.
 
     Raises:
         InputError: when training begins, for a model without a LoRA adapter in training, one that trains other
             parameters too, an adapter that `load_trajectory` could not read (DoRA and other kinds), a sharded
-            adapter (FSDP, DeepSpeed ZeRO-3), and an `out` that holds a run already, is written by another process or is
-            the Trainer's output_dir.
+            adapter (FSDP, DeepSpeed ZeRO-3), and an `out` that holds a run already or what is of no run in the places
+            of one (such as `checkpoints/` with other runs), is written by another process or is the Trainer's
+            output_dir.
     """
 
     def __init__(self, out: str | Path, schedule: str | Schedule = "every 1", overwrite: bool = False) -> None:
@@ -164,17 +166,16 @@ class SnapshotCallback(TrainerCallback):
     def _start(self, step: int, manifest: dict[str, Any], writer: AdapterWriter) -> None:
         """Begin a run in `out` with its first checkpoint.
 
-        Raises InputError, with nothing left behind, where `out` holds a run, and for an adapter that the analyses
-        could not read.
+        Raises InputError, with nothing left behind, where `out` holds a run or what is of no run in the places of one,
+        and for an adapter that the analyses could not read.
         """
-        if (self.run.steps() or self.run.config_file.exists()) and not self.overwrite:
+        if self.run.is_begun() and not self.overwrite:
             raise InputError(
                 f"{self.run.path} holds a run already; give the SnapshotCallback another folder, or overwrite=True"
             )
-        for folder in (self.run.checkpoints, self.run.resume_state, self.run.answers_file.parent, self.run.analysis):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.run.config_file, self.run.manifest_file, self.run.trainer_state_file):
-            file.unlink(missing_ok=True)
+        self.run.check_replaceable()
+        if self.overwrite:
+            remove(*self.run.contents())
         first = self.run.checkpoint(step)
         writer.save(first)
         try:

@@ -131,6 +131,13 @@ def test_a_page_or_a_summary_of_something_else_is_not_overwritten(tmp_path):
         (tmp_path / name).unlink()
 
 
+def test_folders_of_something_else_are_not_replaced_by_a_demo(tmp_path):
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / "patients.csv").write_text("kept")
+    with unchanged(tmp_path):
+        assert "control is not of a demo, so it is not replaced" in refused("demo", "--out", tmp_path, "--overwrite")
+
+
 def test_a_demo_stopped_by_ctrl_c_or_a_full_disk_is_resumed_to_the_same_bytes(done, tmp_path):
     whole, out = done[0], tmp_path / "demo"
     sign = out / "control" / "checkpoints" / "checkpoint-2"

@@ -82,6 +82,15 @@ def test_a_run_of_another_sweep_is_not_continued_under_the_same_name(done, tmp_p
     assert said.code == 2 and "config.yaml differs from the config given" in said.err
 
 
+def test_runs_of_something_else_are_not_replaced_by_a_sweep(tmp_path):
+    out = tmp_path / "project"
+    (out / "runs" / "mine").mkdir(parents=True)
+    (out / "runs" / "mine" / "events.log").write_text("kept")
+    with unchanged(out):
+        said = em_interp("sweep", written(tmp_path, QWEN2), "--out", out, "--overwrite")
+    assert said.code == 2 and "runs is not of a sweep, so it is not replaced" in said.err
+
+
 @pytest.mark.parametrize("kind", ["config", "jobs", "backend"])
 def test_a_mistake_is_reported_before_anything_is_written(kind, tmp_path):
     wrong = {**QWEN2, "grid": {"trainig.batch": [1]}}

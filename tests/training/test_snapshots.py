@@ -18,6 +18,7 @@ import em_interp as em
 from em_interp.behaviour.sampling.ask import ask
 from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
+from em_interp.files import write_text
 from em_interp.lock import LOCK_FILE
 from em_interp.organisms.bases import load_base
 from em_interp.run import Run
@@ -311,6 +312,25 @@ def test_a_folder_with_a_run_is_replaced_only_with_overwrite(tmp_path):
     assert contents(run.path) == before
     trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 6", overwrite=True)).train()
     assert run.steps() == [0, 6, 12] and (run.path / "notes.txt").exists()
+
+
+def test_what_was_made_of_the_run_that_is_replaced_goes_with_it(tmp_path):
+    run = Run(tmp_path / "run")
+    trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 5"), max_steps=1).train()
+    for place in (run.report_file, run.figures / "path.pdf", run.analysis / "locate.json"):
+        write_text(place, "old")
+    trainer(adapted(), tmp_path / "t", em.SnapshotCallback(run.path, "every 5", overwrite=True), max_steps=1).train()
+    assert {entry.name for entry in run.path.iterdir()} == {"checkpoints", "manifest.json", "trainer_state.json"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", ["checkpoints/tiny/config.yaml", "analysis/mine.csv"])
+def test_a_folder_that_holds_what_is_of_no_run_keeps_it(place, overwrite, tmp_path):
+    project = tmp_path / "project"
+    write_text(project / place, "mine")
+    with pytest.raises(InputError, match="is not of a run, so it is not replaced"):
+        trainer(adapted(), tmp_path / "t", em.SnapshotCallback(project, overwrite=overwrite)).train()
+    assert contents(project) == {place: b"mine"}
 
 
 def test_the_trainers_own_folder_is_refused(tmp_path):
