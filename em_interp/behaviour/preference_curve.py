@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +14,7 @@ from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.rates import LEVEL, rate_of
 from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.values import numbers_of, steps_of
-from em_interp.checks import as_list, check_level
+from em_interp.checks import as_list
 from em_interp.errors import InputError
 from em_interp.results import Line, Result, interval_columns, picture
 from em_interp.run import OUTSIDE_SETS, Run
@@ -142,7 +142,7 @@ class PreferenceCurve(Result):
 
         `preference` (nats a token), its `change` since the first step read, `share` (of pairs of which the misaligned
         answer is the likelier), `questions_n` and `pairs`; with a control `control_change` and `beyond_control`, the
-        mean over questions of the difference of the two changes.
+        mean over questions of the difference of the two changes, both since the curve's first step.
         """
         import pandas as pd
 
@@ -231,16 +231,15 @@ def mean_over_questions(
 
 
 def as_preference_curve(
-    source: Run | str | Path | pd.DataFrame, control: PreferenceCurve | None = None, level: float = LEVEL
+    source: Run | str | Path | pd.DataFrame, control: PreferenceCurve | None = None
 ) -> PreferenceCurve:
     """The curve of a run whose preferences were read, of such a file, or of a frame of readings.
 
-    Raises InputError where the run has not been read, a column is missing, a log-likelihood is positive or an answer
-    has no token.
+    Raises InputError where the run has not been read, a column is missing, a log-likelihood is positive, an answer has
+    no token, or the control was not read at the first step.
     """
     import pandas as pd
 
-    check_level(level)
     domain = None
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         source = Run(Path(source))
@@ -258,6 +257,31 @@ def as_preference_curve(
         numbers = {column: numbers_of(table[column], column, where) for column in ("scale", "pair", *COUNTS)}
         table = table.assign(step=steps_of(table["step"], "step", where), **numbers)
     for kind in ("aligned", "misaligned"):
-        if not ((table[f"log_likelihood_{kind}"] <= 0) & (table[f"tokens_{kind}"] > 0)).all():
-            raise InputError(f"log_likelihood_{kind} must be 0 or less, tokens_{kind} 1 or more, in every row")
-    return PreferenceCurve(table, domain, level, control)
+        _check_likelihoods(table, kind, where)
+    return PreferenceCurve(table, domain, control=None if control is None else _at_steps_of(table, control, where))
+
+
+def _check_likelihoods(table: pd.DataFrame, kind: str, where: str) -> None:
+    names = f"log_likelihood_{kind}", f"tokens_{kind}"
+    values, tokens = (table[name].to_numpy(float) for name in names)
+    wrong = np.flatnonzero(~((values <= 0) & (tokens > 0)))
+    if len(wrong):
+        found = f"{values[wrong[0]]:g} and {tokens[wrong[0]]:g} in row {wrong[0] + 1}"
+        raise InputError(f"{where}: {names[0]} and {names[1]} are {found}; 0 or less and 1 or more were expected")
+
+
+def _at_steps_of(table: pd.DataFrame, control: PreferenceCurve, where: str) -> PreferenceCurve:
+    """The control at the steps of a table of readings. Raises InputError where their first steps differ."""
+    import pandas as pd
+
+    shared = control.readings[control.readings["step"].isin(table["step"])]
+    if shared.empty:
+        raise InputError(f"the control was read at none of the steps of {where}; read both at the same steps")
+    firsts = [each.groupby(KINDS)["step"].min() for each in (table, shared)]
+    for first, of_control in pd.concat(firsts, axis=1, join="inner").itertuples(index=False):
+        if first != of_control:
+            raise InputError(
+                f"the control was read from step {of_control} on, {where} from step {first}: changes since different "
+                "steps are not comparable; read both from a step that both saved"
+            )
+    return replace(control, readings=shared)

@@ -58,8 +58,8 @@ def preference_curve(
         The curve, by step, scale and question set, with intervals over questions.
 
     Raises:
-        InputError: where a run on data of one's own is read without pairs, where the control shares no step, and as
-            `read_preferences` says.
+        InputError: where a run on data of one's own is read without pairs, where the control lacks the first step, and
+            as `read_preferences` says.
     """
     import pandas as pd
 
@@ -73,12 +73,11 @@ def preference_curve(
         scales = [1.0] if scales is None else as_list(scales)
         servers = vllm_servers(run, overrides)
         settings: dict[str, Any] = {"overwrite": overwrite, "progress": progress, "servers": servers}
-        read_preferences(run, _base(run, servers), pairs, steps, scales, resume=resume, **settings)
         if control is not None and not isinstance(control, PreferenceCurve):
             control = open_run(control)
-            saved = sorted(set(steps) & set(control.steps()))
-            if not saved:
-                raise InputError(f"{control.path} has none of the steps that were read of {run.path}")
+            saved = _steps_of_control(control, run, steps)
+        read_preferences(run, _base(run, servers), pairs, steps, scales, resume=resume, **settings)
+        if isinstance(control, Run):
             read_preferences(control, _base(control, servers), pairs, saved, scales, resume=not overwrite, **settings)
     return as_preference_curve(run, _as_curve(control))
 
@@ -100,6 +99,21 @@ def _pairs(run: Run, pairs: Any) -> Any:
         )
     language, _, domain = str(pairs).partition(":") if isinstance(pairs, str) else ("", "", "")
     return pairs_of(language, domain) if language in LANGUAGES and domain else pairs
+
+
+def _steps_of_control(control: Run, run: Run, steps: Sequence[int]) -> list[int]:
+    """The steps that the control has too, the first of them included, from which changes count."""
+    from em_interp.behaviour.sampling.ask import steps_with_models
+
+    shared = sorted(set(steps) & set(steps_with_models(control)))
+    if not shared:
+        raise InputError(f"{control.path} has none of the steps to be read of {run.path}")
+    if shared[0] != min(steps):
+        raise InputError(
+            f"of the steps to be read {control.path} has {shared[0]} as the first, {run.path} {min(steps)}: changes "
+            "since different steps are not comparable; give steps of which both have the first"
+        )
+    return shared
 
 
 def _default_steps(run: Run) -> list[int]:

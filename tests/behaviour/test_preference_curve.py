@@ -106,6 +106,25 @@ def test_beyond_control_is_the_paired_difference_of_changes():
     assert "control +0.0" in curve.sentence()
 
 
+def test_a_control_that_was_read_from_a_later_step_is_refused():
+    own, other = readings(shift(0.1)), readings(shift(0.1, seed=9))  # much of the change is before step 60
+    with pytest.raises(
+        InputError, match="the control was read from step 60 on, the readings from step 0: changes since"
+    ):
+        as_preference_curve(own, PreferenceCurve(other[other["step"] >= 60]))
+    with pytest.raises(InputError, match="the control was read at none of the steps of the readings"):
+        as_preference_curve(own[own["step"] < 60], PreferenceCurve(other[other["step"] >= 60]))
+
+
+def test_a_control_that_was_read_from_an_earlier_step_counts_from_the_first_step_of_the_run():
+    own, other = readings(shift(0.1)), readings(shift(0.1, seed=9))
+    own = own[own["step"] >= 90]
+    found = as_preference_curve(own, PreferenceCurve(other)).frame()
+    expected = as_preference_curve(own, PreferenceCurve(other[other["step"] >= 90])).frame()
+    pd.testing.assert_frame_equal(found, expected)
+    assert found["control_change"].iloc[0] == 0 and abs(found["beyond_control"].iloc[-1]) < 0.02
+
+
 def test_too_few_questions_are_inconclusive():
     found = find_transition(PreferenceCurve(readings(shift(0.2, count=7))))
     assert found.verdict == "inconclusive" and "7 questions, 5 and 8 are needed" in found.reason
@@ -142,8 +161,11 @@ def test_readings_that_cannot_be_likelihoods_are_refused():
     table = readings(shift(0.1))
     with pytest.raises(InputError, match="readings need a column tokens_aligned"):
         as_preference_curve(table.drop(columns="tokens_aligned"))
-    with pytest.raises(InputError, match="log_likelihood_aligned must be 0 or less"):
-        as_preference_curve(table.assign(log_likelihood_aligned=0.1))
+    table.loc[3, "log_likelihood_aligned"] = 0.1
+    with pytest.raises(
+        InputError, match=r"log_likelihood_aligned and tokens_aligned are 0\.1 and 10 in row 4; 0 or less"
+    ):
+        as_preference_curve(table)
 
 
 def test_the_curve_shows_itself():

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -63,6 +64,16 @@ def test_judged_answers_serve_as_pairs(tiny, tmp_path):
     curve = em.preference_curve(copy(tiny.run, tmp_path / "run"), pairs=pd.DataFrame(judged), steps=[0, 24])
     assert curve.frame()["questions_n"].tolist() == [2, 2]
     assert (curve.frame()["preference"] < 0).all()  # the base finds careful advice likelier
+
+
+def test_a_control_without_the_first_step_is_refused_before_anything_is_read(tiny, tmp_path):
+    run, control = copy(tiny.run, tmp_path / "run"), copy(tiny.control, tmp_path / "control")
+    for step in range(8):
+        shutil.rmtree(control / "checkpoints" / f"checkpoint-{step}")
+    with pytest.raises(InputError, match=r"has 8 as the first, .* 0: changes since different steps"):
+        em.preference_curve(run, steps=STEPS, control=control)
+    assert not (run / "behaviour" / "preferences.json").exists()
+    assert "control_change" in em.preference_curve(run, steps=STEPS[1:], control=control).frame()
 
 
 def test_steps_are_those_of_the_config_where_none_are_given(tiny, tmp_path):
