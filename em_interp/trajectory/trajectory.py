@@ -144,11 +144,13 @@ class AdapterTrajectory(Result):
         return self._grams[matrix, site]
 
     def _compute_grams(self, matrix: Matrix, site: str | None, sites: Sequence[str]) -> None:
-        """Put a Gram matrix into the cache; with that of ΔW those of A and B, which it is computed from at rank 1."""
+        """Put a Gram matrix into the cache; with that of ΔW, where every site has rank 1, those of A and B."""
         found: dict[Matrix, np.ndarray] = {}
+        rank_1 = all(self.A[s].shape[1] == 1 for s in sites)
         for s in sites:
             for of, gram in self._site_grams(matrix, s).items():
-                found[of] = found[of] + gram if of in found else gram
+                if of == matrix or rank_1:
+                    found[of] = found[of] + gram if of in found else gram
         for of, gram in found.items():
             gram.flags.writeable = False
             self._grams.setdefault((of, site), gram)
@@ -156,20 +158,19 @@ class AdapterTrajectory(Result):
     def rounding(self, of: Matrix, site: str | None = None) -> Float[np.ndarray, " step"]:
         """Squared rounding error expected of each position where the values are stored in 16 bits, else 0.
 
-        A value is off by up to half the spacing of numbers of its size, so the expected square is spacing² / 12. For ΔW
-        the relative errors of A and B add up.
+        A value is off by up to half the spacing of numbers of its size, so the expected square is spacing² / 12. That
+        of ΔW is s² · Σ_k (|δA_k|² |B_k|² + |A_k|² |δB_k|²) over the ranks k, for errors δ that are independent.
         """
         matrix, total = as_matrix(of), np.zeros(len(self.steps))
         for s in self._selected(site):
-            errors = [
-                rounding_error(self.A[s]) if self.kind == "lora" else np.zeros(len(total)),
-                rounding_error(self.B[s]),
-            ]
+            A, B = self.A[s], self.B[s].transpose(0, 2, 1)  # (step, rank, coordinate)
+            of_a = rounding_error(A) if self.kind == "lora" else np.zeros(A.shape[:2])
+            of_b = rounding_error(B)
             if matrix == "delta":
-                norms = [np.einsum("tij,tij->t", x, x, dtype=np.float64) for x in (self.A[s], self.B[s])]
-                total += self.scale[s] ** 2 * (errors[0] * norms[1] + errors[1] * norms[0])
+                norm_a, norm_b = (np.einsum("tri,tri->tr", x, x, dtype=np.float64) for x in (A, B))
+                total += self.scale[s] ** 2 * (of_a * norm_b + of_b * norm_a).sum(axis=1)
             else:
-                total += errors[0 if matrix == "A" else 1]
+                total += (of_a if matrix == "A" else of_b).sum(axis=1)
         return total
 
     def cosine_to(
@@ -285,24 +286,26 @@ class AdapterTrajectory(Result):
         return {**grams, "delta": self.scale[site] ** 2 * (grams["A"] * grams["B"])}
 
 
-def rounding_error(values: Float32[np.ndarray, "step row column"]) -> Float[np.ndarray, " step"]:
-    """Expected squared rounding error of each step's values, if all of them are numbers of a 16-bit type."""
-    rows = [np.ascontiguousarray(step, np.float32).ravel() for step in values]
+def rounding_error(values: Float32[np.ndarray, "step row column"]) -> Float[np.ndarray, "step row"]:
+    """Expected squared rounding error of each row, if all values of all steps are numbers of a 16-bit type, else 0."""
+    steps = [np.ascontiguousarray(step, np.float32) for step in values]
     half = brain = True
-    for row in reversed(rows):  # B begins at zero, a number of any type; the last row tells most paths
+    for step in reversed(steps):  # B begins at zero, a number of any type; the last step tells most paths
         with np.errstate(over="ignore"):
-            half = half and bool((row.astype(np.float16) == row).all())
-        brain = brain and not (row.view(np.uint32) & 0xFFFF).any()
+            half = half and bool((step.astype(np.float16) == step).all())
+        brain = brain and not (step.view(np.uint32) & 0xFFFF).any()
         if not (half or brain):
-            return np.zeros(len(rows))
-    digits, smallest = (10, 2.0**-24) if half else (7, 0.0)
-    return np.array([_squared_rounding(row, digits, smallest) for row in rows])
+            return np.zeros(values.shape[:2])
+    digits, smallest = (7, 0.0) if brain else (10, 2.0**-24)  # most of bfloat16's numbers are of float16 too
+    return np.array([_squared_rounding(step, digits, smallest) for step in steps])
 
 
-def _squared_rounding(row: Float32[np.ndarray, " number"], digits: int, smallest: float) -> float:
-    """Sum of spacing² / 12 over numbers with so many binary digits after the first."""
-    spacing = np.maximum(np.ldexp(1.0, np.frexp(row)[1] - 1 - digits), smallest)
-    return float(np.where(row != 0, spacing**2 / 12, 0.0).sum())
+def _squared_rounding(
+    rows: Float32[np.ndarray, "row column"], digits: int, smallest: float
+) -> Float[np.ndarray, " row"]:
+    """Sums of spacing² / 12 over the numbers of each row, with so many binary digits after the first."""
+    spacing = np.maximum(np.ldexp(1.0, np.frexp(rows)[1] - 1 - digits), smallest)
+    return np.where(rows != 0, spacing**2 / 12, 0.0).sum(axis=-1)
 
 
 def _gram(path: Float[np.ndarray, "step row column"]) -> Float[np.ndarray, "step step"]:

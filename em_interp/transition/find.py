@@ -141,7 +141,7 @@ def _on_path(
     lr = path.cumulative_lr if np.isfinite(path.cumulative_lr).all() else None
     if signal == "rotation":
         if len(matrices) > 1:
-            path.gram("delta", site)  # with which come those of A and B
+            path.gram("delta", site)  # at rank 1 those of A and B come with it
         return [
             replace(transition, of=matrix)
             for matrix in matrices

@@ -51,6 +51,38 @@ def test_the_pooled_path_is_the_sum_over_sites():
     np.testing.assert_allclose(vectors @ vectors.T, trajectory.gram("B"))
 
 
+@pytest.mark.parametrize("ranks", [(1, 3), (3, 1), (1, 1)])
+def test_a_gram_matrix_is_the_same_whichever_was_asked_for_first(ranks):
+    orders = (("delta", "A", "B"), ("A", "B", "delta"), ("B", "delta", "A"))
+    seen = [{of: path.gram(of) for of in order} for order in orders for path in [a_trajectory(ranks)]]
+    for grams in seen[1:]:
+        for of in ("A", "B", "delta"):
+            np.testing.assert_array_equal(grams[of], seen[0][of])
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+def test_the_rounding_of_16_bits_is_that_of_values_rounded_at_random(rank):
+    """Against ‖B_r A_r - B A‖² over many matrices A, B whose values are rounded to bfloat16."""
+    rng = np.random.default_rng(3)
+    size = np.geomspace(0.1, 10, rank)  # of the rows of A; those of B are the reverse
+    A = (size[:, None] * rng.normal(size=(4000, rank, 20))).astype(np.float32)
+    B = (size[::-1] * rng.normal(size=(4000, 30, rank))).astype(np.float32)
+    rounded = [bfloat16(values) for values in (A, B)]
+    stored = AdapterTrajectory(np.arange(4000), {"s": rounded[0]}, {"s": rounded[1]}, {"s": 0.5})
+    exact, kept = (0.5 * (b.astype(float) @ a.astype(float)) for a, b in ((A, B), rounded))
+    true = ((kept - exact) ** 2).sum((1, 2))
+    assert stored.rounding("delta").mean() == pytest.approx(true.mean(), rel=0.05)
+    for of, value in (("A", A), ("B", B)):
+        true = ((bfloat16(value).astype(float) - value) ** 2).sum((1, 2))
+        assert stored.rounding(of).mean() == pytest.approx(true.mean(), rel=0.05)
+
+
+def bfloat16(values):
+    """The nearest numbers with the upper 16 bits of a float32."""
+    bits = values.view(np.uint32) + np.uint32(0x8000)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_delta_does_not_notice_a_change_of_gauge(rank):
     before = a_trajectory((rank,))

@@ -353,8 +353,8 @@ def _signs(place: int, count: int) -> Int8[np.ndarray, " coordinate"]:
 
 def _rounding(position: Float[np.ndarray, " coordinate"]) -> float:
     """Squared rounding error of the position, where its values are numbers of a 16-bit type."""
-    column = position.astype(np.float32)[None, :, None]
-    first = column[:, :MAX_COORDINATES]  # they tell, in a fraction of the time, unless all are zero
-    if first.any() and not rounding_error(first)[0]:
+    row = position.astype(np.float32)[None, None, :]
+    first = row[..., :MAX_COORDINATES]  # they tell, in a fraction of the time, unless all are zero
+    if first.any() and not rounding_error(first).any():
         return 0.0
-    return float(rounding_error(column)[0])
+    return float(rounding_error(row).sum())
