@@ -210,8 +210,8 @@ def _draw_arrow(figure: go.Figure, lane: _Lane, mechanistic: Transition, height:
 
 
 def _curves(transitions: Sequence[Transition]) -> list[Transition]:
-    """The onsets of rates, at the adapter's own scale or the nearest to it; a preference has a figure of its own."""
-    rates = [t for t in transitions if t.signal == "onset" and t.of != "preference"]
+    """The onsets of EM, at the adapter's own scale or the nearest to it; other metrics have figures of their own."""
+    rates = [t for t in transitions if t.signal == "onset" and t.of == "em"]
     curves = [t for t in rates if len(t.evidence.get("rate", ()))]
     scales = [1.0 if t.scale is None else t.scale for t in curves]
     own = min(scales, key=lambda scale: abs(scale - 1), default=1.0)

@@ -1,9 +1,11 @@
 """Do the adapter and the behaviour change together? Offsets between the transitions of one run, and their order.
 
-A transition is a ramp, so it has a midpoint and a start, the step by which a tenth of the change has happened. An order
-is claimed only where the midpoints and the starts agree on it, each with its interval; that two steps coincide only
-where their offset may be 0 and a step placed at random in the run would seldom be as near. `_order_of` decides this for
-one behavioural transition; the headline and the verdict both come from it.
+A transition is a ramp, so it has a midpoint and a start, the step by which a tenth of the change has happened. The order
+of two transitions is claimed only where the midpoints and the starts agree on it, each with its interval; that they come
+`together` only where both offsets may be 0 and a step placed at random in the run would seldom be as near. `_order_of`
+decides this for one behavioural transition, and the headline comes from it.
+
+The verdict on all behavioural transitions claims less where it is `together`: the offset of some midpoint may be 0.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ AlignmentVerdict = Literal[
     "inconclusive",
 ]
 OrderWord = Literal["before", "after", "together", "not told apart", "no closer than chance"]
-MAX_CHANCE = 0.05  # that a random step is as near, where two transitions are called together
+MAX_CHANCE = 0.05  # the largest `chance` with which two transitions are still called together
 WORDS = {
     "together": "the midpoints of the two changes coincide, as far as the intervals can tell",
     "mechanistic_first": "every change of behaviour is later than the adapter's",
@@ -198,9 +200,7 @@ class Alignment(Result):
 
     def _picture(self) -> str:
         """The behaviour's curves with the mechanistic step marked."""
-        curves = [
-            t for t in self.behavioural if "rate" in t.evidence and t.scale in (None, 1.0) and t.of != "preference"
-        ]
+        curves = [t for t in self.behavioural if "rate" in t.evidence and t.scale in (None, 1.0) and t.of == "em"]
         lines = [Line(t.evidence["steps"], t.evidence["rate"], (t.questions or "").replace("_", " ")) for t in curves]
         step, interval = self.mechanistic.step, self.mechanistic.interval
         return picture(lines, "EM rate", [] if step is None else [Mark(step, interval)])
@@ -265,7 +265,8 @@ def _offset(index: int, mechanistic: Transition, behavioural: Transition, path: 
     if mechanistic.interval is not None and behavioural.interval is not None:
         if mechanistic.level != behavioural.level:
             levels = f"{mechanistic.level} and {behavioural.level}"
-            raise InputError(f"intervals must have one level to be combined; they have {levels}")
+            expected = "one level was expected: locate both transitions with the same level="
+            raise InputError(f"the intervals have levels {levels}; {expected}")
         interval = _difference(b, behavioural.interval, m, mechanistic.interval)
     steps = behavioural.evidence.get("steps") if path is None else path.steps
     lr = np.nan if path is None else np.diff(np.interp([m, b], path.steps, path.cumulative_lr))[0]
@@ -292,13 +293,13 @@ def _order_of(mechanistic: Transition, behavioural: Transition, offset: Offset) 
         return Order("before", between + near)
     if signs == {-1}:
         return Order("after", between + near)
-    if signs == {0}:
-        word: OrderWord = "together" if offset.chance is not None and offset.chance <= MAX_CHANCE else _BY_CHANCE
-        return Order(word, between + near)
-    return Order("not told apart", f"{between}, which do not agree on an order")
+    if signs != {0}:
+        return Order("not told apart", f"{between}, which do not agree on an order")
+    if offset.chance is None:
+        return Order("not told apart", f"{between}; with run=… it would be known how near a random step would be")
+    return Order("together" if offset.chance <= MAX_CHANCE else "no closer than chance", between + near)
 
 
-_BY_CHANCE: OrderWord = "no closer than chance"
 ORDERED: dict[OrderWord, AlignmentVerdict] = {"before": "mechanistic_first", "after": "behavioural_first"}
 HEADLINES = {
     "before": "{first} comes before {last}",

@@ -3,6 +3,7 @@
 import numpy as np
 
 import em_interp as em
+from em_interp.transition.onsets.onset import onset
 from tests.figures.planting import CHANGE, LAST, RATES
 from tests.figures.reading import lines, texts, trace, values
 
@@ -44,8 +45,8 @@ def test_without_a_log_the_time_axis_has_steps_alone(bare):
 
 
 def test_the_rates_on_the_time_axis_have_their_intervals(organism):
-    onset = next(t for t in organism.onsets if t.questions == "in_domain" and t.scale == 1)
-    figure = em.figures.timeline([onset])
+    rise = next(t for t in organism.onsets if t.questions == "in_domain" and t.scale == 1)
+    figure = em.figures.timeline([rise])
     band, line = trace(figure, "95% interval"), trace(figure, "in domain")
     half = len(line.y)
     high, low = np.array(band.y[:half]), np.array(band.y[half : 2 * half])[::-1]
@@ -61,3 +62,11 @@ def test_one_transition_does_as_well_as_a_list_of_one(organism):
 
 def test_the_behaviour_of_a_run_is_drawn_from_its_path(organism):
     assert em.figures.behaviour(organism.run.path).to_json() == em.figures.behaviour(organism.curve).to_json()
+
+
+def test_metrics_other_than_em_are_not_drawn_as_its_rate(organism):
+    curve = organism.curve.split()[0]
+    of_em, coherent = em.find_transition(curve), onset(curve, metric="coherent")
+    drawn = [line for line in em.figures.timeline([of_em, coherent]).data if line.mode == "lines+markers"]
+    assert len(drawn) == 1
+    np.testing.assert_array_equal(drawn[0].y, 100 * of_em.evidence["rate"])

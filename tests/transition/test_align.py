@@ -130,7 +130,7 @@ def test_an_estimate_without_an_interval_has_an_offset_but_decides_nothing():
 
 def test_intervals_of_two_levels_are_refused():
     loose = Transition("onset", "transition", "", step=150.0, interval=(145.0, 155.0), level=0.8)
-    with pytest.raises(InputError, match=r"one level to be combined; they have 0.95 and 0.8"):
+    with pytest.raises(InputError, match=r"have levels 0.95 and 0.8; one level was expected: locate both .* same level="):
         align(rotation(), loose)
 
 
@@ -202,6 +202,24 @@ def test_an_order_is_claimed_only_where_midpoints_and_starts_agree(curve, word, 
     assert found.frame().order[0] == word
     assert re.search(reason, found.order.reason)
     assert found.order.reason in found.headline()
+
+
+def test_steps_that_coincide_are_not_told_apart_where_the_run_is_not_known():
+    """Transitions read back from JSON have no steps: how near a random step would be is known with the run only."""
+    read = Transition.from_dict(rise(104, 96, 112, 97, 90, 104).to_dict())
+    found = align(TURN, read)
+    assert found.offsets[0].chance is None and found.verdict == "together"
+    assert found.order.word == "not told apart" and "with run=" in found.order.reason
+    assert align(TURN, read, run()).order.word == "together"
+    late = Transition.from_dict(rise(200, 190, 210, 150, 140, 160).to_dict())
+    assert align(TURN, late).order.word == "before"  # which rests on the intervals alone
+
+
+def test_the_picture_shows_rates_of_em_alone():
+    evidence = {"steps": np.arange(0, 401, 10), "rate": np.linspace(0, 1, 41)}
+    drawn = replace(behaviour(), evidence=evidence)
+    other = replace(drawn, of="aligned_mean")
+    assert align(rotation(), [drawn, other])._picture() == align(rotation(), [drawn])._picture() != ""
 
 
 def test_the_headline_keeps_to_the_declared_transitions():
