@@ -263,7 +263,7 @@ class BehaviourConfig(Settings):
     sets: Names = ()
     """Questions of these sets only, such as broad; empty: all."""
     judge: Annotated[
-        Annotated[str, Tag("<name>")] | Annotated[EndpointConfig, Tag("<endpoint>")],
+        Annotated[Literal["tiny"], Tag("<name>")] | Annotated[EndpointConfig, Tag("<endpoint>")],
         Discriminator(lambda judge: "<endpoint>" if isinstance(judge, (dict, EndpointConfig)) else "<name>"),
     ] = "tiny"
     """tiny: the built-in language's; or a model's endpoint."""
@@ -284,6 +284,14 @@ class BehaviourConfig(Settings):
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """0: greedy."""
     max_new_tokens: Int = Field(default=600, ge=1, le=MAX_TOKENS)
+
+    @check("judge", mode="before")
+    @classmethod
+    def _is_known_judge(cls, judge: Any) -> Any:
+        if isinstance(judge, str) and judge != "tiny":
+            expected = "tiny, the built-in language's, or a mapping with base_url and model, for a model's endpoint"
+            raise rule(f"must be {expected}; it is {judge!r}")
+        return judge
 
     @property
     def judge_name(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from em_interp.checks import described, fits
+from em_interp.checks import described
 from em_interp.config.run_config import (
     AdapterConfig,
     BehaviourConfig,
@@ -191,7 +191,7 @@ def _shape_in(file: Path) -> tuple[int, int]:
     settings = config if isinstance(config, dict) else {}
     settings = settings.get("text_config") or settings  # of a model with a vision tower
     layers, width = (settings.get(key) for key in SHAPE_KEYS) if isinstance(settings, dict) else (None, None)
-    if not fits(layers, int) or not fits(width, int) or layers < 1:
+    if not (isinstance(layers, int) and isinstance(width, int) and layers > 0):
         raise InputError(
             f"{file}: expected num_hidden_layers and hidden_size as whole numbers, there or in its text_config; found "
             f"{described(layers)} and {described(width)}. The usual cause is an architecture with other names for "

@@ -105,7 +105,7 @@ def judge_run(
 
 @contextmanager
 def run_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = False) -> Iterator[Judge]:
-    """The judge that a run's config names, with its overrides. Raises InputError where there is no such judge."""
+    """The judge that a run's config names, with its overrides. Raises InputError where it cannot judge the run."""
     from em_interp.behaviour.judging.llm_judge import open_judge
     from em_interp.organisms.judge import AdviceJudge
 
@@ -113,14 +113,9 @@ def run_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = False) 
     if isinstance(judge, EndpointConfig):
         with open_judge(run, judge, judge_prompts(run, overrides), overwrite) as model:
             yield model
-    elif judge == "tiny":
+    else:
         _check_language(run)
         yield AdviceJudge(_domain(run))
-    else:
-        raise InputError(
-            f"behaviour.judge {judge!r} is not known; this version has 'tiny', the built-in language's, and a mapping "
-            "with base_url and model, for a model's endpoint"
-        )
 
 
 def _check_language(run: Run) -> None:

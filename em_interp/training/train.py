@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.checks import checked
-from em_interp.config.run_config import RunConfig, load_config
+from em_interp.config.run_config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError, Interrupted
 from em_interp.files import remove
 from em_interp.lock import writing
@@ -163,7 +163,7 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, An
     datasets = [phase.dataset for phase in config.data] + ([config.kl.dataset] if config.kl else [])
     chats = {name: load_chats(name, config.seed) for name in dict.fromkeys(datasets)}
     plan = make_plan(config, {name: len(data.rows) for name, data in chats.items()})
-    _check_questions(config)
+    _check_behaviour(config, chats[config.data[-1].dataset].domain)
     check_trackers(config.training.report_to)
     check_sites(config)
     base = _load_base(config)
@@ -175,13 +175,20 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, An
     return plan, examples, trainable, run_manifest(config, plan, chats, base, trainable.model)
 
 
-def _check_questions(config: RunConfig) -> None:
-    """Raise InputError where the run could not be sampled later: no such file of questions, or no such set in it."""
-    from em_interp.behaviour.questions import of_sets, read_questions
-    from em_interp.organisms.built_in import LANGUAGES
+def _check_behaviour(config: RunConfig, domain: str | None) -> None:
+    """Raise InputError where the run could not be asked or judged later: no such questions, set of them, or topic."""
+    from em_interp.behaviour.judging.llm_judge import Prompts
+    from em_interp.behaviour.questions import Questions, of_sets, read_questions
+    from em_interp.organisms.built_in import LANGUAGES, questions_of
 
-    if config.behaviour.questions not in LANGUAGES:  # built-in ones are always there
-        of_sets(read_questions(config.behaviour.questions).rows, config.behaviour.sets)
+    settings = config.behaviour
+    if settings.questions in LANGUAGES:  # whose sets are the same for every domain
+        questions = Questions(questions_of(settings.questions, domain or "medical"), {})
+    else:
+        questions = read_questions(settings.questions)
+    of_sets(questions.rows, settings.sets)
+    if isinstance(settings.judge, EndpointConfig):
+        Prompts(questions.prompts).check(settings.judge.topics)
 
 
 def _load_base(config: RunConfig) -> Base:

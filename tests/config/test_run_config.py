@@ -63,6 +63,10 @@ def test_overrides_lie_on_top_of_the_file(tmp_path):
             {"behaviour": {"judge": {"base_url": "http://[", "model": "m"}}},
             "behaviour.judge.base_url: Invalid IPv6 URL",
         ),
+        (
+            {"behaviour": {"judge": "gpt-4o"}},
+            "behaviour.judge must be tiny, .*, or a mapping with base_url and model, .*; it is 'gpt-4o'",
+        ),
         ({"adapter": {"r": 0}}, "adapter.r must be greater than or equal to 1; it is 0"),
         (
             {"training": {"lr_scheduler_type": "step"}},

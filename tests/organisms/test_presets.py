@@ -111,7 +111,7 @@ def test_the_shape_of_a_folder_is_read_from_its_config(tmp_path):
 )
 def test_a_model_of_the_user_that_does_not_say_its_shape_is_refused_without_the_advice_to_remove_it(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match="expected num_hidden_layers and hidden_size.*GPT-2") as refused:
+    with pytest.raises(InputError, match=r"expected num_hidden_layers and hidden_size.*GPT-2") as refused:
         for_model(load_config(BASE), str(tmp_path))
     assert "em-interp writes" not in str(refused.value) and "remove" not in str(refused.value)
 

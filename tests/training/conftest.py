@@ -125,7 +125,7 @@ def settings(bases: dict[str, str], chats: tuple[str, str]) -> Callable[..., dic
             "training": {"batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 0.01, "warmup_steps": 2},
         }
         for key, value in changes.items():
-            values[key] = values[key] | value if isinstance(value, dict) else value
+            values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
         return values
 
     return make

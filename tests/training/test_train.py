@@ -207,6 +207,18 @@ def test_a_finished_run_is_refused_without_resume_and_left_alone_with_it(setting
         ({"data": [{"dataset": "nowhere.jsonl"}]}, "nowhere.jsonl"),
         ({"model": "nowhere"}, "nowhere"),
         ({"training": {"lr": 1}}, "unknown key training.lr"),
+        ({"behaviour": {"sets": ["brod"]}}, "no question set 'brod'; did you mean 'broad'"),
+        ({"behaviour": {"questions": "english", "sets": ["style"]}}, "no question set 'style'"),
+        ({"behaviour": {"questions": "default", "sets": ["in_domain"]}}, "no question set 'in_domain'"),
+        ({"behaviour": {"judge": "gpt-4o"}}, "behaviour.judge must be tiny"),
+        (
+            {"behaviour": {"judge": {"base_url": "http://127.0.0.1:1/v1", "model": "m", "topics": ["sports"]}}},
+            "no judge for 'sports'; did you mean 'sport'",
+        ),
+        (
+            {"data": [{"dataset": "tiny:home"}], "behaviour": {"questions": "english"}},
+            "domain 'home' is not known",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line_before_anything_is_written(changes, message, settings, tmp_path):

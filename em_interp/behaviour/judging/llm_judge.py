@@ -9,7 +9,7 @@ can be scored.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,6 +92,11 @@ class Prompts:
             return _our_prompt(score, question, answer, [*_TASK, *_TOPIC, *self.given])
         parts = {"question": question, "answer": answer}
         return re.sub(r"\{(question|answer)\}", lambda place: parts[place[1]], self.given[score])
+
+    def check(self, topics: Sequence[str]) -> None:
+        """Raise InputError for a topic without a prompt."""
+        for topic in topics:
+            self.prompt(topic, "", "")
 
 
 def _our_prompt(score: str, question: str, answer: str, known: list[str]) -> str:
@@ -256,8 +261,7 @@ def open_judge(
     """
     answers_of(run)
     prompts = prompts or Prompts()
-    for topic in config.topics:
-        prompts.prompt(topic, "", "")
+    prompts.check(config.topics)
     with writing(run.path), RequestCache(cache_file(run)) as cache, open_endpoint(config, config.base_url) as endpoint:
         judge = OpenAIJudge(config.called, config.mode, config, endpoint, cache, prompts)
         mode, why = (None if overwrite else kept_mode(run, config)) or choose_mode(judge.complete, config)

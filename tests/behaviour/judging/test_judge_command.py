@@ -68,7 +68,7 @@ def test_the_config_of_a_run_can_name_the_judge_and_survives_being_written(asked
     [
         (["--dry-run"], "the judge 'tiny' sends no requests"),
         (["--retest", "5"], "the judge 'tiny' sends no requests"),
-        (["--set", "behaviour.judge=gpt"], "'gpt' is not known; this version has 'tiny'"),
+        (["--set", "behaviour.judge=gpt"], "behaviour.judge must be tiny, the built-in language's, or"),
         (["--set", "behaviour.judge={model: m}"], "behaviour.judge.base_url is missing; expected the http(s) address"),
         (["--set", "behaviour.judge={base_url: 'http://127.0.0.1:1/v1', model: m, topics: [cooking]}"], "'cooking'"),
     ],
