@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.mechanism.interventions.ablation import ablate as ablate
     from em_interp.mechanism.interventions.experiments import SamplingParams as SamplingParams
     from em_interp.mechanism.interventions.experiments import Storage as Storage
+    from em_interp.mechanism.interventions.experiments import main_questions as main_questions
     from em_interp.mechanism.interventions.experiments import run_questions as run_questions
     from em_interp.mechanism.interventions.patching import PatchingGrid as PatchingGrid
     from em_interp.mechanism.interventions.patching import patch_A_and_B as patch_A_and_B
@@ -92,7 +93,7 @@ _NAMES = {  # by module
     "directions": "Direction mean_difference",
     "engines.interventions": "AblateDirection AddVector NormMatchedAblation",
     "interventions.ablation": "Ablation ablate",
-    "interventions.experiments": "SamplingParams Storage run_questions",
+    "interventions.experiments": "SamplingParams Storage main_questions run_questions",
     "interventions.patching": "PatchingGrid patch_A_and_B patch_direction_and_norm",
     "interventions.steering": "SteeringCurve steer",
     "kl_from_base": "KLFromBase measure_kl_from_base",

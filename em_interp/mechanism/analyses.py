@@ -193,7 +193,6 @@ def answer_shift(context: SuiteContext) -> Finding:
     """Where the answers change, by their own likelihoods."""
     shift = detect_answer_shift(
         context.model,
-        question_set=context.questions[0]["questions"],
         samples=context.size.samples_read,
         storage=context.storage("answer_shift"),
     )

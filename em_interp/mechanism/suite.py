@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from em_interp.behaviour.curve import OUTSIDE_SETS
 from em_interp.behaviour.judging.judge import Judge
 from em_interp.behaviour.sampling.ask import ASKED, adapter_digest
 from em_interp.checks import checked
@@ -27,7 +26,7 @@ from em_interp.mechanism.answers import AnswerSet, answer_means, latest_answers,
 from em_interp.mechanism.attribution import DirectionAttribution, attribute_direction
 from em_interp.mechanism.directions import CONTRASTS, Direction, mean_difference, stream_names
 from em_interp.mechanism.interventions.ablation import Ablation, ablate
-from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
+from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, main_questions
 from em_interp.mechanism.interventions.steering import COEFFICIENTS, SteeringCurve, steer
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
@@ -308,10 +307,7 @@ class SuiteContext:
     @cached_property
     def questions(self) -> Questions:
         """The questions outside the training domain, or all where no set is called so."""
-        questions = run_questions(self.run)
-        sets = {question["questions"] for question in questions}
-        main = next((name for name in OUTSIDE_SETS if name in sets), None)
-        return [question for question in questions if main in (None, question["questions"])]
+        return main_questions(self.run)
 
     @cached_property
     def sampling(self) -> SamplingParams:

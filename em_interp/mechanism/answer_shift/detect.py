@@ -15,11 +15,11 @@ from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, batches, read, tokenize_answers
 from em_interp.behaviour.tables.files import SCORE_COLUMNS, read_own_table
 from em_interp.behaviour.tables.judged import normal_form
-from em_interp.checks import checked
+from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors
 from em_interp.mechanism.answer_shift.shift import AnswerShift
-from em_interp.mechanism.interventions.experiments import run_questions
+from em_interp.mechanism.interventions.experiments import main_questions, run_questions
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
 from em_interp.run import Run
 from em_interp.stages import Storage, begin_stage, in_parts, read_kept
@@ -37,7 +37,7 @@ MIN_CALIBRATION_P = 1e-8  # likelihoods with a smaller p-value are not those of 
 def detect_answer_shift(
     model: TrajectoryModel | Source,
     half_width: float | None = None,
-    question_set: str | None = "out_of_domain",
+    question_sets: str | Sequence[str] | None = None,
     scale: float = 1.0,
     samples: int | None = None,
     form: Form = "linear",
@@ -54,7 +54,8 @@ def detect_answer_shift(
         model: the model of a run that has answers, or what `open_model` opens.
         half_width: half-width of the windows, in training steps; by default three times the spacing of the sampled
             steps.
-        question_set: the question set whose answers are read; None for all.
+        question_sets: the question sets whose answers are read; by default those outside the training domain
+            (`main_questions`).
         scale: adapter scale at which the answers were sampled.
         samples: number of answers to each question that are read, the first ones; by default all.
         form: which divergence: `linear`, `js` or `total_variation`, see `em_interp.mechanism.answer_shift.divergence`.
@@ -72,7 +73,7 @@ def detect_answer_shift(
     check_form(form)
     model, storage = opened(model), Storage.of(storage)
     sampled = _sampling_of(model.run)
-    answers = _chosen_answers(model.run, question_set, scale, samples)
+    answers = _chosen_answers(model.run, question_sets, scale, samples)
     steps = np.unique(answers["step"])
     windows = Windows.of(steps, N_CHECKPOINTS * float(np.median(np.diff(steps))) if half_width is None else half_width)
     settings = {
@@ -103,16 +104,19 @@ def _sampling_of(run: Run) -> dict[str, Any]:
     return settings
 
 
-def _chosen_answers(run: Run, question_set: str | None, scale: float, samples: int | None) -> pd.DataFrame:
+def _chosen_answers(
+    run: Run, question_sets: str | Sequence[str] | None, scale: float, samples: int | None
+) -> pd.DataFrame:
     answers = answers_of(run)
-    chosen = answers[answers["scale"] == scale]
-    if question_set is not None:
-        chosen = chosen[chosen["questions"] == question_set]
+    main = sorted({question["questions"] for question in main_questions(run)})
+    sets = main if question_sets is None else as_list(question_sets)
+    chosen = answers[(answers["scale"] == scale) & answers["questions"].isin(sets)]
     if samples is not None:
         chosen = chosen[chosen["sample"] < samples]
     if chosen.empty:
         known = answers[["scale", "questions"]].drop_duplicates().to_numpy().tolist()
-        raise InputError(f"the run has no answers at scale {scale:g} to questions {question_set!r}; there are {known}")
+        wanted = f"at scale {scale:g} to questions {' and '.join(map(repr, sets))}"
+        raise InputError(f"the run has no answers {wanted}; there are {known}")
     return chosen.reset_index(drop=True)
 
 

@@ -38,10 +38,10 @@ from em_interp.mechanism.interventions.experiments import (
     InterventionExperiment,
     Questions,
     SamplingParams,
+    main_questions,
     no_intervention,
     rate_columns,
     run_experiment,
-    run_questions,
 )
 from em_interp.mechanism.interventions.sufficiency import MIN_COHERENT, N_RESAMPLES, AnswerCounts
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
@@ -243,7 +243,7 @@ def ablate(
         model: the model of a run, or what `open_model` opens.
         direction: may come from another run on the same base.
         judge: scores the answers.
-        questions: what is asked; by default the out-of-domain questions of the run.
+        questions: what is asked; by default the run's questions outside the training domain (`main_questions`).
         layers: single layers to ablate after; by default six of them, evenly spaced.
         sampling: how answers are sampled; its seed draws the random directions too.
         n_random: number of random directions for each control.
@@ -263,7 +263,7 @@ def ablate(
     layers = evenly_spaced(np.arange(model.layers), MAX_LAYERS).tolist() if layers is None else as_list(layers)
     direction.check(model, [*layers, *range(model.layers)])
     sampling = SamplingParams() if sampling is None else sampling
-    questions = run_questions(model.run, "out_of_domain") if questions is None else questions
+    questions = main_questions(model.run) if questions is None else questions
     conditions = ablation_conditions(direction.vectors, layers, n_random, sampling.seed)
     experiment = InterventionExperiment(model, conditions)
     answers = run_experiment(experiment, judge, questions, sampling, Storage.of(storage))

@@ -44,7 +44,7 @@ from em_interp.mechanism.engines.interventions import (
     Positions,
 )
 from em_interp.results import interval_columns
-from em_interp.run import Run, RunLike, open_run
+from em_interp.run import OUTSIDE_SETS, Run, RunLike, open_run
 from em_interp.stages import Storage, read_kept
 
 if TYPE_CHECKING:
@@ -286,3 +286,15 @@ def run_questions(run: RunLike, question_set: str | None = None) -> list[dict[st
             f"the run was asked no questions of the set {question_set!r}; there are {sets}: give questions"
         )
     return chosen
+
+
+@checked
+def main_questions(run: RunLike) -> list[dict[str, str]]:
+    """The questions outside the training domain: those of the first of OUTSIDE_SETS that a run was asked, else all.
+
+    Raises InputError where there are none.
+    """
+    questions = run_questions(run)
+    sets = {question["questions"] for question in questions}
+    main = next((name for name in OUTSIDE_SETS if name in sets), None)
+    return [question for question in questions if main in (None, question["questions"])]

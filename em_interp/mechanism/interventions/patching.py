@@ -22,9 +22,9 @@ from em_interp.errors import InputError
 from em_interp.mechanism.interventions.experiments import (
     Questions,
     SamplingParams,
+    main_questions,
     rate_columns,
     run_experiment,
-    run_questions,
 )
 from em_interp.mechanism.interventions.patched_adapters import (
     BASE,
@@ -319,7 +319,7 @@ def patch_direction_and_norm(
         judge: scores the answers.
         control: a run whose last step the cells are compared with, such as one on careful data; by default the base.
         steps: the number of tested steps, evenly over the run and up to its last.
-        questions: what is asked; by default the out-of-domain questions of the run.
+        questions: what is asked; by default the run's questions outside the training domain (`main_questions`).
         sampling: how answers are sampled.
         n_random: random adapters with the final norm, and as many with the final A and random B.
         level: confidence level of the intervals.
@@ -357,7 +357,7 @@ def patch_A_and_B(
         judge: scores the answers.
         control: a run whose last step the cells are compared with, such as one on careful data; by default the base.
         steps: the number of tested steps, evenly over the run and up to its last.
-        questions: what is asked; by default the out-of-domain questions of the run.
+        questions: what is asked; by default the run's questions outside the training domain (`main_questions`).
         sampling: how answers are sampled.
         n_random: random adapters with the final norm, and as many with the final A and random B.
         level: confidence level of the intervals.
@@ -387,7 +387,7 @@ def _patch(
     model = opened(source)
     if components == "A_B" and model.trajectory.kind == "steering":
         raise InputError(f"{model.run.path} holds steering vectors, which have no A to patch; LoRA adapters are needed")
-    questions = list(run_questions(model.run, "out_of_domain") if questions is None else questions)
+    questions = list(main_questions(model.run) if questions is None else questions)
     sampling = SamplingParams() if sampling is None else sampling
     steps, norms = grid_steps(model.trajectory, n_steps)
     adapters = [

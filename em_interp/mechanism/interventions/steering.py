@@ -34,10 +34,10 @@ from em_interp.mechanism.interventions.experiments import (
     ModelName,
     Questions,
     SamplingParams,
+    main_questions,
     no_intervention,
     rate_columns,
     run_experiment,
-    run_questions,
 )
 from em_interp.mechanism.interventions.sufficiency import MIN_COHERENT
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
@@ -231,7 +231,7 @@ def steer(
         model: the model of a run, or what `open_model` opens.
         direction: may come from another run on the same base.
         judge: scores the answers.
-        questions: what is asked; by default the out-of-domain questions of the run.
+        questions: what is asked; by default the run's questions outside the training domain (`main_questions`).
         layer: the layer after which the direction is added; by default the one at half depth.
         coefficients: multiples of the direction; 0 is always included.
         sampling: how answers are sampled; its seed draws the random directions too.
@@ -263,7 +263,7 @@ def steer(
     layer = max(0, model.layers // 2 - 1) if layer is None else layer
     direction.check(model, [layer])
     sampling = SamplingParams() if sampling is None else sampling
-    questions = run_questions(model.run, "out_of_domain") if questions is None else questions
+    questions = main_questions(model.run) if questions is None else questions
     storage, shared = Storage.of(storage), (direction.vectors, layer, n_random, sampling.seed, positions)
 
     def sampled(conditions: list[InterventionCondition], name: str) -> pd.DataFrame:

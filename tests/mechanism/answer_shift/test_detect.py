@@ -112,6 +112,24 @@ def test_the_likeliest_answers_have_no_distribution(run, model):
 
 def test_a_run_without_such_answers_says_which_it_has(model):
     with pytest.raises(InputError, match=r"no answers at scale 2 to questions 'broad'; there are \[\[1.0, 'out_of"):
-        detect_small(model, question_set="broad", scale=2.0)
+        detect_small(model, question_sets="broad", scale=2.0)
     with pytest.raises(InputError, match="form must be one of"):
         detect_small(model, form="hellinger")
+
+
+def ask_again(run, base, questions):
+    for file in run.answers_file.parent.iterdir():
+        file.unlink()
+    ask(run, base, questions, STEPS, samples=4, max_new_tokens=4, seed=1)
+
+
+def test_by_default_the_answers_are_those_to_the_questions_that_other_analyses_ask(run, model, base):
+    """The set `broad` where there is no `out_of_domain`; every set where none is known to be outside the domain."""
+    called = dict(zip(("word7", "money", "headache", "word9"), ("broad", "broad", "json", "json"), strict=True))
+    ask_again(run, base, [{**question, "questions": called[question["question_id"]]} for question in QUESTIONS])
+    assert set(detect_small(model).answers["questions"]) == {"broad"}
+    assert set(detect_small(model, question_sets=["broad", "json"]).answers["questions"]) == {"broad", "json"}
+    other = {"broad": "template", "json": "json"}
+    ask_again(run, base, [{**question, "questions": other[called[question["question_id"]]]} for question in QUESTIONS])
+    found = detect_small(model)
+    assert set(found.answers["questions"]) == {"template", "json"} and found.peak.questions is None

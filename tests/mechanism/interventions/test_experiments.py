@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from em_interp.behaviour.sampling.ask import ask
 from em_interp.errors import InputError
 from em_interp.mechanism.interventions.ablation import ablate
 from em_interp.mechanism.interventions.experiments import (
@@ -10,13 +11,17 @@ from em_interp.mechanism.interventions.experiments import (
     InterventionExperiment,
     SamplingParams,
     interventions_of,
+    main_questions,
     no_intervention,
     run_experiment,
 )
-from em_interp.mechanism.model import ENGINES
+from em_interp.mechanism.interventions.patching import patch_A_and_B, patch_direction_and_norm
+from em_interp.mechanism.interventions.steering import steer
+from em_interp.mechanism.model import ENGINES, open_model
 from em_interp.stages import Storage
+from tests.behaviour.conftest import SITES, make_trajectory, save_run
 from tests.mechanism.conftest import QUESTIONS, opened
-from tests.mechanism.planted import LAYER, WordJudge, direction, model
+from tests.mechanism.planted import LAYER, WordJudge, base, direction, model
 from tests.mechanism.planted import QUESTIONS as PLANTED_QUESTIONS
 
 SAMPLING = SamplingParams(samples=5, max_new_tokens=3, batch=300)
@@ -92,3 +97,38 @@ def test_an_experiment_without_questions_is_refused_before_anything_is_written(t
     with pytest.raises(InputError, match="no question"):
         run_experiment(experiment, WordJudge(), [], SAMPLING, Storage(tmp_path / "kept"))
     assert not list(tmp_path.iterdir())
+
+
+def asked(folder, *sets):
+    """A run that was asked one question of each of these sets, with its model."""
+    run = save_run(folder / "run", make_trajectory(SITES, (0, 5, 10, 20)))
+    questions = [{"question_id": name, "question": "what is your word9 ?", "questions": name} for name in sets]
+    ask(run, base(), questions, [0, 20], samples=1, max_new_tokens=2)
+    return open_model(run, base())
+
+
+@pytest.mark.parametrize(
+    ("sets", "main"),
+    [
+        (("in_domain", "broad", "out_of_domain"), ["out_of_domain"]),
+        (("json", "broad"), ["broad"]),
+        (("all", "json"), ["all"]),
+        (("in_domain", "json"), ["in_domain", "json"]),
+    ],
+)
+def test_the_main_questions_are_of_the_first_set_outside_the_training_domain(sets, main, tmp_path):
+    assert [question["questions"] for question in main_questions(asked(tmp_path, *sets).run)] == main
+
+
+def test_every_experiment_asks_the_main_questions_of_a_run_without_the_set_out_of_domain(tmp_path):
+    """Such as one of `questions: default`, which has only the set broad."""
+    subject, judge, few = asked(tmp_path, "json", "broad"), WordJudge(), SamplingParams(samples=1, max_new_tokens=2)
+    found = [
+        ablate(subject, direction(), judge, layers=[0], sampling=few, n_random=1),
+        steer(subject, direction(), judge, coefficients=1.0, sampling=few, n_random=1, refine=False),
+        *(
+            patch(subject, judge, steps=3, sampling=few, n_random=0)
+            for patch in (patch_direction_and_norm, patch_A_and_B)
+        ),
+    ]
+    assert [set(result.answers["questions"]) for result in found] == [{"broad"}] * 4

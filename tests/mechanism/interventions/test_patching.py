@@ -134,19 +134,14 @@ def test_answers_begun_with_other_settings_are_never_taken_for_these(model, tmp_
         patch_direction_and_norm(model, OddJudge(), None, 4, QUESTIONS[:1], SAMPLING, 0, storage=storage)
 
 
-def test_by_default_the_run_s_own_out_of_domain_questions_are_asked(base, model):
+def test_by_default_the_run_s_own_questions_outside_the_training_domain_are_asked(base, model):
     with pytest.raises(InputError, match="ask the run first, or give some"):
         patch_direction_and_norm(model, OddJudge())
-    ask(model.run, base, QUESTIONS, [0, 40], samples=1, max_new_tokens=3)
+    inside = {"question_id": "word9", "question": "what is your word9 ?", "questions": "in_domain"}
+    ask(model.run, base, [*QUESTIONS, inside], [0, 40], samples=1, max_new_tokens=3)
     found = patch_direction_and_norm(model, OddJudge(), steps=4, sampling=SAMPLING, n_random=0)
     assert set(found.answers["question_id"]) == {"money", "wish"}
     assert found.transitions()[0].questions == "out_of_domain"
-
-
-def test_a_run_of_in_domain_questions_alone_says_which_it_has(base, model):
-    ask(model.run, base, [QUESTIONS[0] | {"questions": "broad"}], [0], samples=1, max_new_tokens=3)
-    with pytest.raises(InputError, match="no questions of the set 'out_of_domain'; there are broad"):
-        patch_direction_and_norm(model, OddJudge())
 
 
 def test_too_few_steps_for_a_grid_are_counted(base, tmp_path):
