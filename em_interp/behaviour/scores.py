@@ -12,7 +12,7 @@ import numpy as np
 
 from em_interp.behaviour.rates import LEVEL, Mean, Rate, mean_of, rate_of
 from em_interp.behaviour.tables.inspect_logs import write_logs
-from em_interp.behaviour.tables.judged import of_one_judge, read_judged
+from em_interp.behaviour.tables.judged import of_one_judge, question_numbers, read_judged
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.checks import check_level
 from em_interp.errors import InputError
@@ -98,7 +98,7 @@ class ScoredResponses(Result):
         import pandas as pd
 
         rows = []
-        for question, answers in self.answers.groupby("question_id", sort=True):
+        for (question, _), answers in self.answers.groupby(["question_id", "questions"], sort=True):
             single = ScoredResponses(answers, self.level)
             row: dict[str, Any] = {"question": question, "n": single.n, "scored": len(single.scored)}
             for name, rate in (("em", single.em), ("coherent", single.coherent)):
@@ -164,13 +164,12 @@ class ScoredResponses(Result):
 
     def _rate(self, hits: pd.Series[bool]) -> Rate:
         """The share of hits, by question; the answers are those of the index."""
-        _, question = np.unique(self.answers["question_id"].reindex(hits.index), return_inverse=True)
+        question = question_numbers(self.answers.loc[hits.index])
         return rate_of(np.bincount(question, hits.to_numpy(float)), np.bincount(question).astype(float), self.level)
 
     def _mean(self, score: str) -> Mean:
         scored = self.scored[self.scored[score].notna()]
-        _, question = np.unique(scored["question_id"], return_inverse=True)
-        return mean_of(scored[score].to_numpy(float), question, self.level)
+        return mean_of(scored[score].to_numpy(float), question_numbers(scored), self.level)
 
     def _table(self) -> pd.DataFrame:
         return self.frame()

@@ -15,6 +15,7 @@ from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, is_em
+from em_interp.behaviour.tables.judged import question_numbers
 from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.model import Activations, ModelAtStep, TrajectoryModel
@@ -78,8 +79,7 @@ class AnswerSet:
     @property
     def question(self) -> np.ndarray:
         """The number of each answer's question."""
-        keys = self.table["questions"].astype(str) + "\n" + self.table["question_id"].astype(str)
-        return np.unique(keys.to_numpy(str), return_inverse=True)[1]
+        return question_numbers(self.table)
 
     def select(self, question_sets: str | Sequence[str]) -> AnswerSet:
         """The answers to some question sets, such as `out_of_domain`. Raises InputError with those there are."""

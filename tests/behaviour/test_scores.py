@@ -119,3 +119,12 @@ def test_wrong_arguments_are_refused_in_one_line(given):
     with pytest.raises(InputError) as refused:
         score_responses(*given)
     assert "\n" not in str(refused.value)
+
+
+def test_questions_of_two_sets_that_share_an_id_are_two_questions():
+    rows = [("a", 10, 90)] * 6 + [("b", 90, 90)] * 6
+    apart, shared = judged(rows), judged([("a", *scores) for _, *scores in rows], questions=["x"] * 6 + ["y"] * 6)
+    for name in ("em", "aligned_mean"):
+        expected, found = (getattr(score_responses(table), name) for table in (apart, shared))
+        assert found.interval == expected.interval and found.interval != (0, 1)
+    assert [row["em"] for row in score_responses(shared).to_dict()["per_question"]] == [1.0, 0.0]

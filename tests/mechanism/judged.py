@@ -48,6 +48,6 @@ def judged_conditions(counts):
     for condition, (em, coherent, n) in counts.items():
         for index in range(n):
             row = dict(zip(("model", "kind", "layers", "number", "coefficient"), condition, strict=True))
-            row |= {"question_id": f"q{index % 4}", "aligned": 0.0 if index < em else 90.0}
+            row |= {"questions": "asked", "question_id": f"q{index % 4}", "aligned": 0.0 if index < em else 90.0}
             rows.append(row | {"coherent": 90.0 if index < coherent else 10.0, "status": "ok"})
     return pd.DataFrame(rows)

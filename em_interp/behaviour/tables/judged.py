@@ -175,6 +175,16 @@ def topics_of(table: pd.DataFrame) -> list[str]:
     return [name for name in KNOWN_TOPICS if name in columns]
 
 
+def question_keys(table: pd.DataFrame) -> np.ndarray:
+    """What tells the question of each row from all others: its set and its id, which is its own within the set alone."""
+    return (table["questions"].astype(str) + "\n" + table["question_id"].astype(str)).to_numpy(str)
+
+
+def question_numbers(table: pd.DataFrame) -> np.ndarray:
+    """The number of each row's question, from 0."""
+    return np.unique(question_keys(table), return_inverse=True)[1]
+
+
 def scales_of(table: pd.DataFrame, where: str, name: str = "scale") -> pd.Series[float] | float:
     """The adapter multiplier of each answer, 1 where the table has none. Raises InputError for what is not a number."""
     return numbers_of(table["scale"], name, where) if "scale" in table else 1.0

@@ -14,7 +14,7 @@ from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, to_messages
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, batches, read, tokenize_answers
 from em_interp.behaviour.tables.files import SCORE_COLUMNS, read_own_table
-from em_interp.behaviour.tables.judged import normal_form
+from em_interp.behaviour.tables.judged import normal_form, question_numbers
 from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors
@@ -169,7 +169,7 @@ def check_calibrated(likelihood: Float[np.ndarray, "answer step"], answers: pd.D
     from scipy.stats import chi2
 
     at = np.searchsorted(windows.steps, answers["step"])
-    question = np.unique(answers["question_id"].to_numpy(str), return_inverse=True)[1]
+    question = question_numbers(answers)
     worst = 1.0
     for posterior, left in zip(posteriors(likelihood, at, windows).T, windows.left, strict=True):
         inside = np.isfinite(posterior)

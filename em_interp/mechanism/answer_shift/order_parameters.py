@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE
-from em_interp.behaviour.tables.judged import topics_of
+from em_interp.behaviour.tables.judged import question_numbers, topics_of
 from em_interp.mechanism.answer_shift.divergence import Form, pointwise_divergence
 from em_interp.results import interval_columns
 
@@ -48,7 +48,7 @@ def order_parameters(
 
     used = weight > 0
     answers, posterior, weight, resampled = answers[used], posterior[used], weight[used], resampled[:, used]
-    question = np.unique(answers["question_id"].to_numpy(str), return_inverse=True)[1]
+    question = question_numbers(answers)
     total = float(weight @ pointwise_divergence(posterior, form))
     rows = []
     for name, value_of in (default_properties(answers) if properties is None else properties).items():

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.rates import LEVEL
+from em_interp.behaviour.tables.judged import question_numbers
 from em_interp.mechanism.answer_shift.divergence import (
     Form,
     Windows,
@@ -42,7 +43,7 @@ class AnswerShift(Result):
     """The divergence between the answers left and right of every point of a run, its peak, and what accounts for it.
 
     Attributes:
-        answers: one row for each answer: step, question_id, answer, and scores where it has them.
+        answers: one row for each answer: step, questions (the set), question_id, answer, and scores where it has them.
         likelihood: log-likelihood of each answer, in nats, at every sampled step that shares a window with the
             answer's own step, else NaN.
         windows: the checkpoints left and right of each centre.
@@ -68,7 +69,7 @@ class AnswerShift(Result):
 
     @cached_property
     def _question(self) -> Int[np.ndarray, " answer"]:
-        return np.unique(self.answers["question_id"].to_numpy(str), return_inverse=True)[1]
+        return question_numbers(self.answers)
 
     @cached_property
     def weight(self) -> Float[np.ndarray, "answer window"]:

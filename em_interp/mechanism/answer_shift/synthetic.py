@@ -35,7 +35,8 @@ def planted_answers(
         for question in range(questions):
             for outcome in rng.choice(2 * N_OUTCOMES, size=samples, p=p[index, question]):
                 answer = f"word{outcome} here" + " and more" * int(outcome % 2)
-                rows.append({"step": step, "question_id": f"q{question}", "answer": answer, "outcome": outcome})
+                about = {"step": step, "questions": "planted", "question_id": f"q{question}"}
+                rows.append({**about, "answer": answer, "outcome": outcome})
                 likelihood.append(p[:, question, outcome])
     with np.errstate(divide="ignore"):
         table = np.log(np.array(likelihood))

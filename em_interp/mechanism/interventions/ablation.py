@@ -122,7 +122,7 @@ class Ablation(Result):
 
     def _resampled_rates(self, answers: pd.DataFrame, rng: np.random.Generator) -> Float[np.ndarray, " draw"]:
         """EM rates of new answers to the same questions, never 0."""
-        counts = AnswerCounts.of(answers, self.answers["question_id"])
+        counts = AnswerCounts.of(answers, self.answers)
         least = 0.5 / max(1, int(counts.n.sum()))
         return np.maximum([counts.resampled(rng).rate for _ in range(N_RESAMPLES)], least)
 

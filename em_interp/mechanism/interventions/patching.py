@@ -111,12 +111,12 @@ class PatchingGrid(Result):
         """The counts of the grid's cells, (row, column, question)."""
         chosen, k = self.answers[self.answers["kind"] == GRID], len(self.steps)
         row, column = (np.searchsorted(self.steps, chosen[name]) for name in ("row", "column"))
-        return AnswerCounts.of(chosen, self.answers["question_id"], k * row + column, (k, k))
+        return AnswerCounts.of(chosen, self.answers, k * row + column, (k, k))
 
     @cached_property
     def _control_counts(self) -> AnswerCounts:
         chosen = self.answers[self.answers["kind"] == self.control]
-        return AnswerCounts.of(chosen, self.answers["question_id"])
+        return AnswerCounts.of(chosen, self.answers)
 
     @cached_property
     def _of_lines(self) -> dict[str, FirstSufficient]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from em_interp.behaviour.rates import rate_of
 from em_interp.behaviour.scores import COHERENT_ABOVE, is_em
+from em_interp.behaviour.tables.judged import question_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,13 +38,13 @@ class AnswerCounts:
     def of(
         cls,
         answers: pd.DataFrame,
-        questions: pd.Series,
+        among: pd.DataFrame,
         cell: Int[np.ndarray, " answer"] | int = 0,
         shape: tuple[int, ...] = (),
     ) -> AnswerCounts:
-        """The counts of judged answers; `questions` are the ids of all, `cell` is the number of each answer's cell."""
-        names = np.unique(questions.to_numpy(str))
-        code = cell * len(names) + np.searchsorted(names, answers["question_id"].to_numpy(str))
+        """The counts of judged answers to the questions of `among`; `cell` is the number of each answer's cell."""
+        names = np.unique(question_keys(among))
+        code = cell * len(names) + np.searchsorted(names, question_keys(answers))
         scored = answers["status"] == "ok"
         hits = (scored, scored & is_em(answers), scored & (answers["coherent"] > COHERENT_ABOVE))
         shape = (*shape, len(names))

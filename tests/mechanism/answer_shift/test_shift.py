@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -173,3 +174,14 @@ def test_the_answer_does_not_depend_on_the_order_of_the_answers():
     other = type(shift)(shift.answers.iloc[order].reset_index(drop=True), shift.likelihood[order], shift.windows)
     np.testing.assert_allclose(other.divergence, shift.divergence)
     assert other.peak.step == pytest.approx(shift.peak.step)
+
+
+def test_two_sets_may_use_one_id_for_their_own_questions():
+    found = planted(logistic(200, 12))
+    number = found.answers["question_id"].str[1:].astype(int)
+    shared = found.answers.assign(questions=(number // 6).astype(str), question_id=(number % 6).astype(str))
+    same = replace(found, answers=shared)
+    np.testing.assert_allclose(same.weight, found.weight)
+    np.testing.assert_allclose(same.divergence, found.divergence)
+    mine, theirs = (each.order_parameters().set_index("property")["null"] for each in (same, found))
+    np.testing.assert_allclose(mine, theirs, atol=0.02)  # the values are permuted in another order

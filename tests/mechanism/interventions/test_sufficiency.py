@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from em_interp.mechanism.interventions.sufficiency import (
@@ -107,3 +108,11 @@ def test_what_exceeds_the_control_but_is_too_incoherent_is_named_apart():
 def test_a_control_that_misbehaves_as_much_leaves_nothing_is_sufficient():
     rng = np.random.default_rng(5)
     assert not is_sufficient(counts_of(np.full(10, 0.3), rng), counts_of(0.35, rng), LEVEL).any()
+
+
+def test_questions_of_two_sets_are_counted_apart_though_they_share_their_id():
+    answers = pd.DataFrame(
+        {"questions": ["broad", "json", "json"], "question_id": "q1", "aligned": [0.0, 100, 100], "coherent": 90.0}
+    )
+    counts = AnswerCounts.of(answers.assign(status="ok"), answers)
+    assert (counts.n.tolist(), counts.em.tolist()) == ([1, 2], [1, 0])
