@@ -97,10 +97,10 @@ def open_all(
 def _open(source: Source) -> tuple[AdapterTrajectory, Run | None]:
     if isinstance(source, AdapterTrajectory):
         return source, None
-    from em_interp.trajectory.load import load_trajectory
+    from em_interp.trajectory.load import load_trajectory, run_folder
 
     path = load_trajectory(source)
-    folder = source.path if isinstance(source, Run) else Path(source)
+    folder = source.path if isinstance(source, Run) else run_folder(source)
     return path, Run(folder) if folder.is_dir() else None
 
 
@@ -138,10 +138,12 @@ def _check_dimensions(name: str, path: AdapterTrajectory, second_name: str, seco
 
 
 def _check_bases(names: Sequence[str], paths: Sequence[AdapterTrajectory], runs: Sequence[Run | None]) -> None:
-    identities = [_identity(run) for run in runs]
+    from em_interp.trajectory.load import base_identity, same_weights
+
+    identities = [None if run is None else base_identity(run) for run in runs]
     for name, path, identity in zip(names[1:], paths[1:], identities[1:], strict=True):
         if identities[0] is not None and identity is not None:
-            if identities[0] == identity:
+            if same_weights(identities[0], identity):
                 continue
             found = f"{names[0]} has {paths[0].base} ({identities[0][:12]}) and {name} {path.base} ({identity[:12]})"
         elif not paths[0].base or not path.base or paths[0].base.rstrip("/") == path.base.rstrip("/"):
@@ -149,8 +151,3 @@ def _check_bases(names: Sequence[str], paths: Sequence[AdapterTrajectory], runs:
         else:
             found = f"{names[0]} was trained on {paths[0].base} and {name} on {path.base}"
         raise OtherBases(f"{found}; {MEANINGLESS}; if these are the same weights, give same_base=True")
-
-
-def _identity(run: Run | None) -> str | None:
-    """The identity of the base in the run's manifest, where it has one."""
-    return None if run is None else run.base().get("identity") or None

@@ -19,7 +19,7 @@ from em_interp.mechanism.engines.base import Engine
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 from em_interp.mechanism.engines.lora_slots import split_steering_vectors
 from em_interp.run import Run
-from em_interp.trajectory.load import load_trajectory
+from em_interp.trajectory.load import load_trajectory, run_folder
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def open_model(source: Source, base: Base | str | None = None, engine: EngineNam
             f"{trajectory!r} holds projections of a full fine-tune's change, which cannot be put back into the base; "
             "expected LoRA adapters or steering vectors"
         )
-    run = source if isinstance(source, Run) else Run(Path(trajectory.source or "memory"))
+    run = _run_of(source)
     loaded = _load_base(run, trajectory, base)
     check_base(run, trajectory, loaded)
     sites = trajectory.sites if trajectory.kind == "lora" else ()
@@ -290,18 +290,21 @@ def _engine_class(name: EngineName) -> Any:
     return HooksEngine
 
 
+def _run_of(source: Source) -> Run:
+    """The run with the manifest of the source; a trajectory in memory stands beside none."""
+    if isinstance(source, Run):
+        return source
+    if not isinstance(source, AdapterTrajectory):
+        return Run(run_folder(source))
+    place = Path(source.source or "memory")
+    return Run(run_folder(place) if place.exists() else place)
+
+
 def _load_base(run: Run, trajectory: AdapterTrajectory, base: Base | str | None) -> Base:
-    from em_interp.organisms.bases import load_base
+    from em_interp.organisms.bases import base_of, load_base
 
     if base is not None and not isinstance(base, str):
         return base
-    if base is None and run.config_file.exists():
-        config = run.config()
-        loaded = load_base(config.model, config.base_dtype)
-    else:
-        name = base or run.base().get("name") or trajectory.base
-        if name is None:
-            raise InputError(f"{trajectory!r} does not say which base it was trained on; give base=")
-        loaded = load_base(name)
+    loaded = load_base(base) if base else load_base(*base_of(run, trajectory))
     loaded.model.set_attn_implementation("eager")
     return loaded

@@ -15,11 +15,15 @@ from typing import Any
 from em_interp.errors import InputError, nearest
 from em_interp.organisms.fetched_bases import FETCHED, fetch_base, local_folder, revision_of_fetched
 from em_interp.organisms.gguf import is_gguf, plain_folder, sha256_of
+from em_interp.run import Run
+from em_interp.trajectory.load import load_trajectory
+from em_interp.trajectory.trajectory import AdapterTrajectory
 
 FAMILIES = ("qwen2", "llama", "gemma3")
 BUILT_IN = tuple(f"tiny-{family}" for family in FAMILIES)
 SHIPPED = Path(__file__).with_name("tiny")
 N_VALUES_HASHED = 256  # of each parameter
+DTYPES = ("float32", "bfloat16", "float16")  # in which weights are mostly kept
 FIXED_DATE = "26 Jul 2024"  # the one in Llama 3.1's template
 MIN_BFLOAT16_PARAMETERS = 20e6  # of a model on a CPU: smaller ones gain nothing from bfloat16
 BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})  # of a CPU that multiplies matrices in bfloat16
@@ -47,15 +51,16 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
     """The base called `name`: built-in, fetched by name, a local folder, a GGUF file, or a Hub id; in eval mode.
 
     `device` is by default the GPU where there is one (of several processes each has its own), else the CPU. `dtype` is
-    float32, bfloat16, or auto: bfloat16 on a GPU and, for a model of MIN_BFLOAT16_PARAMETERS or more, on a CPU that
-    computes it; else float32. The identity is that of the weights as stored, whatever they are loaded as. A Gemma 3
-    above 1B comes with its vision tower (Gemma3ForConditionalGeneration).
+    float32, bfloat16, float16, or auto: bfloat16 on a GPU and, for a model of MIN_BFLOAT16_PARAMETERS or more, on a CPU
+    that computes it; else float32. The identity is that of the weights as stored, whatever they are loaded as. A Gemma
+    3 above 1B comes with its vision tower (Gemma3ForConditionalGeneration).
 
-    No code of the model's repository is run. Raises InputError for a name that is none of these.
+    No code of the model's repository is run. Raises InputError for a name or a number type that is none of these.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    _check_dtype(dtype)
     tokenizer, source, place = load_tokenizer(name), _source(name), torch.device(device or _device())
     with loading(name):
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
@@ -65,6 +70,26 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
     for weight in model.parameters():  # not the buffers: rotary frequencies are kept in float32
         weight.data = weight.data.to(getattr(torch, wanted))
     return Base(model.to(place).eval(), tokenizer, called, identity)
+
+
+def base_of(run: Run, trajectory: AdapterTrajectory | None = None) -> tuple[str, str]:
+    """The base that a run was trained on, as `load_base` takes it: its name and the number type to compute in.
+
+    They are those of the config; without one, the name is that in the adapters' config, else that in the manifest,
+    which of a local base has only the last part of the path. `trajectory` is the run's, where it has been read.
+
+    Raises InputError where none of them names a base.
+    """
+    if run.config_file.exists():
+        config = run.config()
+        return config.model, config.base_dtype
+    named = (load_trajectory(run) if trajectory is None else trajectory).base or run.base().get("name")
+    if not named:
+        raise InputError(
+            f"{run.path} does not say on which base it was trained; expected base_model_name_or_path in the "
+            "adapter_config.json of its checkpoints; give base=… where it can be given"
+        )
+    return named, "auto"
 
 
 def skeleton(name: str) -> Any:
@@ -83,6 +108,15 @@ def default_dtype(name: str) -> str:
     import torch
 
     return _fastest_dtype(torch.device(_device()).type, skeleton(name).num_parameters())
+
+
+def _check_dtype(name: str) -> None:
+    """Raise InputError for what is no number type of weights."""
+    import torch
+
+    found = getattr(torch, name, None)
+    if name != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(f"dtype {name!r} is not known{nearest(name, DTYPES)} (known: auto, {', '.join(DTYPES)})")
 
 
 def _fastest_dtype(device: str, parameters: int) -> str:
@@ -114,11 +148,7 @@ def load_tokenizer(name: str) -> Any:
     that prompts are the same when a run is resumed or sampled from on another day. Raises InputError for a name that
     `load_base` does not know.
     """
-    from transformers import AutoTokenizer
-
-    source = _source(name)
-    with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = stored_tokenizer(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     template = tokenizer.chat_template
@@ -126,6 +156,15 @@ def load_tokenizer(name: str) -> Any:
         fixed = f"{{%- macro strftime_now(format) -%}}{FIXED_DATE}{{%- endmacro -%}}"
         tokenizer.chat_template = f"{{%- set date_string = '{FIXED_DATE}' -%}}{fixed}\n{template}"
     return tokenizer
+
+
+def stored_tokenizer(name: str) -> Any:
+    """The tokenizer of the base called `name` as it is stored; raises what `load_tokenizer` raises."""
+    from transformers import AutoTokenizer
+
+    source = _source(name)
+    with loading(name):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def revision_of(name: str) -> str | None:

@@ -130,14 +130,7 @@ def _default_steps(run: Run) -> list[int]:
 
 
 def _base(run: Run, servers: VLLMConfig | None) -> Base:
-    """The base that a run's config names; without one, that of its adapters. Beside servers it stays on the CPU."""
-    from em_interp.organisms.bases import load_base
-    from em_interp.trajectory.load import load_trajectory
+    """The base of a run; beside servers it stays on the CPU."""
+    from em_interp.organisms.bases import base_of, load_base
 
-    if run.config_file.exists():
-        config = run.config()
-        return load_base(config.model, config.base_dtype, base_device(servers))
-    name = run.base().get("name") or load_trajectory(run).base
-    if name is None:
-        raise InputError(f"{run.path} does not say which base it was trained on; its adapter_config.json should")
-    return load_base(name, device=base_device(servers))
+    return load_base(*base_of(run), base_device(servers))

@@ -69,15 +69,13 @@ def serve_command(
         InputError: For a Python that is not named or does not exist, a base that is not on this machine, and adapters
             that vLLM does not serve.
     """
-    from em_interp.organisms.bases import default_dtype, local_copy
+    from em_interp.organisms.bases import base_of, default_dtype, local_copy
     from em_interp.trajectory.load import load_trajectory
 
     servers, trajectory = vllm_servers(run) or VLLMConfig(), load_trajectory(run)
     if trajectory.kind != "lora":
         raise InputError(f"vLLM serves LoRA adapters; {run.path} was trained with adapter.kind {trajectory.kind}")
-    config = run.config() if run.config_file.exists() else None
-    base = config.model if config else str(trajectory.base)
-    dtype = config.base_dtype if config else "auto"
+    base, dtype = base_of(run, trajectory)
     url = urlsplit(servers.base_url[0])
     at = port or url.port or 8000
     words = [

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from em_interp.behaviour.sampling.ask import adapter_digest
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free, write_beside, write_json
-from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
+from em_interp.layouts import CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE
 from em_interp.run import CHECKPOINT, Run
 from em_interp.stages import read_kept
 from em_interp.trajectory.checkpoint_formats import LORA, format_of
-from em_interp.trajectory.load import checkpoint_folders, load_trajectory
+from em_interp.trajectory.load import (
+    base_identity,
+    check_identity,
+    checkpoint_folders,
+    load_trajectory,
+    run_folder,
+    same_weights,
+)
 from em_interp.trajectory.lora_files import read_lora
-from em_interp.trajectory.packed import SUFFIX, packed_identity, write_packed
+from em_interp.trajectory.packed import SUFFIX, packed_source, read_packed, write_packed
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
@@ -31,11 +40,18 @@ NOTE = "em_interp_merge.json"  # beside the merged weights: what they were made 
 def export_packed(
     source: str | Path, out: str | Path | None = None, *, resume: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write the path of `source` to one file; see `em_interp.trajectory.packed`. Returns what was written."""
+    """Write the path of `source` to one file; see `em_interp.trajectory.packed`. Returns what was written.
+
+    Raises InputError, with `resume`, where the file that is there holds another path.
+    """
     file = _place(source, out, f"-packed{SUFFIX}", resume, overwrite, _is_packed)
     path = load_trajectory(source)
     if overwrite or not file.exists():
-        write_packed(path, file, identity_of(source))
+        write_packed(path, file, base_identity(Run(run_folder(source))))
+    elif not _same_path(kept := read_packed(file), path):
+        raise _other_export(
+            file, f"{_steps_in_words(kept)} of {packed_source(file)}", f"{_steps_in_words(path)} of {source}"
+        )
     return {"file": str(file), "steps": len(path.steps), "sites": list(path.sites), "bytes": file.stat().st_size}
 
 
@@ -50,8 +66,8 @@ def export_peft(
 ) -> dict[str, Any]:
     """Write one step (by default the last) to a folder that PEFT and transformers' `load_adapter` can read.
 
-    Returns the folder and the step. Raises InputError for a step that was not saved and for anything but a LoRA
-    adapter.
+    Returns the folder and the step. Raises InputError for a step that was not saved, for anything but a LoRA adapter of
+    PEFT, and, with `resume`, where the folder that is there holds another adapter.
     """
     if Path(source).suffix == SUFFIX and Path(source).is_file():
         raise InputError(
@@ -61,15 +77,39 @@ def export_peft(
     step = max(folders) if step is None else step
     if step not in folders:
         load_trajectory(source).at(step)  # raises with the nearest saved steps
-    kind = format_of(folders[step]) or LORA  # a missing file is named by the reader
-    if kind != LORA:
-        raise InputError(f"{folders[step]} holds a {kind}; only a LoRA adapter is exported for PEFT")
-    read_lora(folders[step])
+    files = _adapter_files(folders[step])
     folder = _place(source, out, f"-peft-{step}", resume, overwrite, _is_adapter)
     if overwrite or not _is_adapter(folder):
         with write_beside(folder) as part:
-            shutil.copytree(folders[step], part)
+            part.mkdir()
+            for file in files:
+                shutil.copyfile(file, part / file.name)
+    elif not _is_copy(folder, folders[step]):
+        kept = next((other for other in folders if _is_copy(folder, folders[other])), None)
+        found = "another adapter" if kept is None else f"step {kept} of {source}"
+        raise _other_export(folder, found, f"step {step} of {source}")
     return {"folder": str(folder), "step": step}
+
+
+def _adapter_files(checkpoint: Path) -> list[Path]:
+    """The two files of a checkpoint's adapter, without the optimizer and what else a Trainer saves beside them.
+
+    Raises InputError for anything but a LoRA adapter of PEFT.
+    """
+    if checkpoint.is_file():
+        raise InputError(
+            f"{checkpoint} is an adapter of MLX, which PEFT does not read; export merged weights, or one packed file"
+        )
+    kind = format_of(checkpoint) or LORA  # a missing file is named by the reader
+    if kind != LORA:
+        raise InputError(f"{checkpoint} holds a {kind}; only a LoRA adapter is exported for PEFT")
+    return [read_lora(checkpoint).file, checkpoint / CONFIG_FILE]
+
+
+def _is_copy(folder: Path, checkpoint: Path) -> bool:
+    """Whether every file of an exported folder is in the checkpoint, with the same content."""
+    pairs = [(file, checkpoint / file.name) for file in folder.iterdir()]
+    return all(own.is_file() and own.read_bytes() == file.read_bytes() for file, own in pairs)
 
 
 @checked
@@ -89,19 +129,21 @@ def export_merged(
         source: a run, a folder of checkpoints, a packed file or a Hub id.
         step: the saved step; by default the last.
         out: the folder; by default beside the source.
-        base: the model to merge into; by default the run's.
+        base: the model to merge into; by default the run's. Where the identity of the run's own base is not recorded,
+            it is the caller who knows that the two are the same.
         dtype: the number type of the weights (float32, bfloat16, float16); by default that of the stored base. In 16
             bits a small ΔW partly disappears in rounding.
-        resume: leave an earlier export as it is.
+        resume: leave an earlier export of the same adapter as it is.
         overwrite: replace it.
 
     Returns:
-        folder, source, step, base, dtype, and `rounding` by site: ‖W′ - W - ΔW‖ / ‖ΔW‖, 0 where nothing is lost and
-        about 1 where everything is. The tokenizer is saved beside the weights.
+        folder, source, step, adapter (a hash of it), base, dtype, and `rounding` by site: ‖W′ - W - ΔW‖ / ‖ΔW‖, 0 where
+        nothing is lost and about 1 where everything is. The base's tokenizer is saved beside the weights as it is
+        stored: a chat template that writes today's date does so, whereas runs are trained and asked with a fixed one.
 
     Raises:
-        InputError: for a step that was not saved, a base of another identity or other shapes, and a path of anything
-            but a LoRA adapter.
+        InputError: for a step that was not saved, a base of another identity or other shapes, a path of anything but a
+            LoRA adapter and, with `resume`, an export that is there of another step, run or number type.
     """
     from em_interp.organisms.bases import quiet
 
@@ -113,17 +155,40 @@ def export_merged(
     step = int(path.steps[-1]) if step is None else step
     path.at(step)  # refuses, before the base is loaded, a step that was not saved
     folder = _place(source, out, f"-merged-{step}", resume, overwrite, lambda place: (place / NOTE).is_file())
+    digest = adapter_digest(path, [step])
     if (folder / NOTE).is_file() and not overwrite:
-        return {"folder": str(folder), **read_kept(folder / NOTE, dict)}
+        return {"folder": str(folder), **_kept_note(folder, source, step, digest, dtype)}
     target = _base(source, path, base, dtype)
     rounding = merge(target.model, path, step)
     stored = str(target.model.dtype).removeprefix("torch.")
-    note = {"source": path.source, "step": step, "base": target.identity, "dtype": stored, "rounding": rounding}
+    note = {
+        "source": path.source,
+        "step": step,
+        "adapter": digest,
+        "base": target.identity,
+        "dtype": stored,
+        "rounding": rounding,
+    }
     with quiet(), write_beside(folder) as part:
         target.model.save_pretrained(part)
         target.tokenizer.save_pretrained(part)
         write_json(part / NOTE, note)
     return {"folder": str(folder), **note}
+
+
+def _kept_note(folder: Path, source: str | Path, step: int, digest: str, dtype: str | None) -> dict[str, Any]:
+    """The note of an earlier export; raises InputError for one of another adapter, base or number type."""
+    form = {"source": str, "step": int, "adapter": str, "base": str, "dtype": str}
+    note: dict[str, Any] = read_kept(folder / NOTE, form)
+    identity = base_identity(Run(run_folder(source))) or note["base"]
+    if note["adapter"] != digest or not same_weights(identity, note["base"]) or dtype not in (None, note["dtype"]):
+        found = f"step {note['step']} of {note['source']} in {note['dtype']}"
+        raise _other_export(folder, found, f"step {step} of {source}" + (f" in {dtype}" if dtype else ""))
+    return note
+
+
+def _other_export(place: Path, found: str, wanted: str) -> InputError:
+    return InputError(f"{place} holds {found}, not {wanted}; give overwrite=True to replace it, or another out=…")
 
 
 def merge(model: Any, path: AdapterTrajectory, step: int) -> dict[str, float]:
@@ -163,26 +228,17 @@ def _linear(model: Any, site: str, A: np.ndarray, B: np.ndarray) -> Any:
 
 
 def _base(source: str | Path, path: AdapterTrajectory, name: str | None, dtype: str | None) -> Base:
-    """The base to merge into; raises InputError where the run was trained on one of another identity."""
-    from em_interp.organisms.bases import load_base, stored_dtype
+    """The base to merge into, with the tokenizer as it is stored.
 
-    run = Run(Path(source))
-    base_name = name or (run.config().model if run.config_file.exists() else path.base)
-    if base_name is None:
-        raise InputError(f"{source} does not say on which base it was trained; give base=…")
-    base = load_base(base_name, dtype or stored_dtype(base_name), "cpu")
-    expected = identity_of(source)
-    if expected is not None and expected.rpartition("@")[2] != base.identity.rpartition("@")[2]:
-        raise InputError(f"the adapters of {source} were trained on {expected}; the base given is {base.identity}")
-    return base
+    Raises InputError where the run was trained on other weights.
+    """
+    from em_interp.organisms.bases import base_of, load_base, stored_dtype, stored_tokenizer
 
-
-def identity_of(source: str | Path) -> str | None:
-    """The identity of the base that a run or a packed file was trained on; None where it is not recorded."""
-    if Path(source).suffix == SUFFIX:
-        return packed_identity(source)
-    run = Run(Path(source))
-    return run.base().get("identity")
+    run = Run(run_folder(source))
+    chosen = name or base_of(run, path)[0]
+    base = load_base(chosen, dtype or stored_dtype(chosen), "cpu")
+    check_identity(run, base.identity)
+    return replace(base, tokenizer=stored_tokenizer(chosen))
 
 
 def _place(
@@ -212,12 +268,25 @@ def _place(
 def _is_adapter(place: Path) -> bool:
     """Whether it is a folder with a PEFT adapter and nothing else, and no step of a run."""
     files = {entry.name for entry in place.iterdir()} if place.is_dir() else set()
-    return files == {CONFIG_FILE, WEIGHTS_FILE} and not CHECKPOINT.match(place.name)
+    return files in ({CONFIG_FILE, WEIGHTS_FILE}, {CONFIG_FILE, PICKLED_FILE}) and not CHECKPOINT.match(place.name)
+
+
+def _same_path(one: AdapterTrajectory, other: AdapterTrajectory) -> bool:
+    """Whether two paths have the same base, steps and adapters."""
+    if (one.base, one.scale) != (other.base, other.scale) or not np.array_equal(one.steps, other.steps):
+        return False
+    return all(
+        np.array_equal(one.A[site], other.A[site]) and np.array_equal(one.B[site], other.B[site]) for site in one.sites
+    )
+
+
+def _steps_in_words(path: AdapterTrajectory) -> str:
+    return f"{len(path.steps)} steps ({path.steps[0]} to {path.steps[-1]})"
 
 
 def _is_packed(place: Path) -> bool:
     try:
-        packed_identity(place)
+        packed_source(place)
     except (InputError, OSError):
         return False
     return True

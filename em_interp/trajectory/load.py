@@ -15,7 +15,7 @@ from em_interp.layouts import LAYOUTS, LOG_FILE, MAX_STEP, STEP_FILES, SavedStep
 from em_interp.run import Run
 from em_interp.trajectory.checkpoint import Checkpoint
 from em_interp.trajectory.checkpoint_formats import read_checkpoint
-from em_interp.trajectory.packed import SUFFIX, read_packed
+from em_interp.trajectory.packed import SUFFIX, packed_identity, read_packed
 from em_interp.trajectory.stacked import read_steps
 from em_interp.trajectory.training_log import LOG_SUFFIXES, find_log, log_rows, read_log
 from em_interp.trajectory.trajectory import AdapterTrajectory
@@ -89,6 +89,37 @@ def checkpoint_folders(source: str | Path) -> dict[int, Path]:
     """The folder of each saved step of a run, a folder of checkpoints, or a repository on the Hub; two or more."""
     root = _locate(source, None)[0]
     return {step: root / saved.place for step, saved in _saved_by_step(root).items()}
+
+
+def run_folder(source: str | Path) -> Path:
+    """The folder with the config and the manifest, where there are any, of what `load_trajectory` reads from `source`.
+
+    Of a repository on the Hub it is in the user's cache; of the `checkpoints` of a run it is the run. Of a file it is
+    the file.
+    """
+    if Path(source).is_file():
+        return Path(source)
+    folder = _locate(source, None)[0].absolute()
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def base_identity(run: Run) -> str | None:
+    """The identity of the base of a run, or of a packed file in its place; None where it is not recorded."""
+    if run.path.suffix == SUFFIX and run.path.is_file():
+        return packed_identity(run.path)
+    return run.base().get("identity") or None
+
+
+def check_identity(run: Run, identity: str) -> None:
+    """Raise InputError where the run was trained on other weights than a base's, whatever either is called."""
+    expected = base_identity(run)
+    if expected is not None and not same_weights(expected, identity):
+        raise InputError(f"the adapters of {run.path} were trained on {expected}; the base given is {identity}")
+
+
+def same_weights(identity: str, other: str) -> bool:
+    """Whether two identities of bases, `name@hash`, are of the same weights."""
+    return identity.rpartition("@")[2] == other.rpartition("@")[2]
 
 
 def _log_alone(file: Path) -> AdapterTrajectory:

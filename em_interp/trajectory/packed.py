@@ -172,6 +172,12 @@ def packed_identity(file: str | Path) -> str | None:
         return identity
 
 
+def packed_source(file: str | Path) -> str:
+    """What the path in a packed file was read from when the file was written."""
+    with _opened(Path(file)) as (_, metadata):
+        return str(metadata.get("source") or "a path in memory")
+
+
 @contextmanager
 def _opened(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The open file and its metadata."""

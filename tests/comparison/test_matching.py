@@ -81,6 +81,11 @@ def test_a_base_is_known_by_its_identity_where_the_manifests_have_one(tmp_path):
         write_json(run.manifest_file, {"base": {"name": "tiny-qwen2", "identity": identity}})
     with pytest.raises(InputError, match=r"one has tiny-qwen2 \(5eed5eed5eed\) and two tiny-qwen2 \(f00df00df00d\)"):
         em.compare(runs)
+    with pytest.raises(InputError, match="5eed5eed5eed"):
+        em.compare([run.checkpoints for run in runs])
+    for run, name in zip(runs, ("tiny-qwen2", "renamed"), strict=True):
+        write_json(run.manifest_file, {"base": {"name": name, "identity": f"{name}@5eed"}})
+    assert len(em.compare(runs, permutations=9).pairs)
 
 
 def test_what_is_no_comparison_is_refused():

@@ -1,5 +1,6 @@
 """Fetching, spoken for real with a local server that refuses unknown calls and misbehaves on demand."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import em_interp as em
 import em_interp.hub.download as access
 from em_interp.errors import InputError
 from em_interp.hub.download import fetch, interruptibly
+from em_interp.training.export import export_merged, export_packed
+from em_interp.trajectory.packed import packed_identity
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, full_disk
 from tests.trajectory.saving import save_adapter, save_log, save_run, save_steering
@@ -44,6 +47,15 @@ def test_a_repository_of_either_layout_is_the_path_that_its_folder_is(hub, tmp_p
     np.testing.assert_array_equal(path.B[SITE], there.B[SITE])
     assert path.metrics.equals(there.metrics) and len(path.metrics) == 99
     assert path.base == there.base == "base-14b"
+
+
+def test_a_repository_says_on_which_weights_its_run_was_trained(hub, tmp_path):
+    there = save_public(tmp_path / "there")
+    (there / "manifest.json").write_text(json.dumps({"base": {"name": "tiny-qwen2", "identity": "tiny-qwen2@other"}}))
+    hub.put(NAME, there)
+    with pytest.raises(InputError, match=r"were trained on tiny-qwen2@other; the base given is tiny-qwen2@"):
+        export_merged(NAME, base="tiny-qwen2", out=tmp_path / "merged")
+    assert packed_identity(export_packed(NAME, tmp_path / "p.safetensors")["file"]) == "tiny-qwen2@other"
 
 
 def test_only_what_a_path_needs_is_asked_for_and_once(hub, tmp_path):

@@ -48,6 +48,10 @@ def test_the_command_serves_the_base_as_it_is_here_with_room_for_the_adapters(ru
 def test_an_environment_without_vllm_and_adapters_that_it_does_not_serve_are_refused(run, python, tmp_path):
     assert "no Python with vLLM is named" in refused("serve", run.path)
     assert "expected that of an environment with vLLM" in refused("serve", run.path, "--python", tmp_path / "python")
+    nameless = make_trajectory({"layers.0.mlp.down_proj": (384, 128)})
+    object.__setattr__(nameless, "base", None)
+    nowhere = save_run(tmp_path / "nowhere", nameless, None)
+    assert "nowhere does not say on which base it was trained" in refused("serve", nowhere.path, "--python", python)
     large = save_run(tmp_path / "large", make_trajectory({"layers.0.mlp.down_proj": (384, 128)}, rank=600), None)
     for file in large.path.rglob("adapter_config.json"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "tiny-qwen2"}))

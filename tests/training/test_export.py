@@ -1,12 +1,15 @@
 """What is exported does what the adapter does, in every tool that may load it."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import em_interp as em
@@ -150,6 +153,119 @@ def test_a_packed_file_can_be_merged_and_knows_its_base(bases, runs, tmp_path):
     assert weights[0] == weights[1] and one["base"] == other["base"]
     with pytest.raises(InputError, match=r"p\.safetensors were trained on qwen2@\w+; the base given is llama@"):
         export_merged(file, 5, tmp_path / "c", base=bases["llama"])
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints"])
+def test_the_identity_of_the_base_is_known_wherever_in_the_run_the_source_points(place, runs, bases, tmp_path):
+    source, other = Path(runs["qwen2"]) / place, save_base(tmp_path / "qwen2")
+    change(other)
+    with pytest.raises(InputError, match=r"were trained on qwen2@\w+; the base given is qwen2@"):
+        export_merged(source, 5, tmp_path / "out", base=other)
+    file = export_packed(source, tmp_path / "p.safetensors")["file"]
+    assert packed_identity(file) == load_base(bases["qwen2"]).identity
+
+
+def change(base):
+    """Other weights of equal shapes in the folder of a base."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.get_input_embeddings().weight.data += 1
+    model.save_pretrained(base)
+
+
+def test_the_same_weights_under_another_name_are_merged(runs, bases, tmp_path):
+    renamed = shutil.copytree(bases["qwen2"], tmp_path / "renamed")
+    said = export_merged(runs["qwen2"], 5, tmp_path / "out", base=str(renamed))
+    assert said["base"].startswith("renamed@")
+
+
+def test_a_run_that_names_no_base_says_where_the_name_belongs(runs, tmp_path):
+    run = Run(shutil.copytree(runs["qwen2"], tmp_path / "run"))
+    for file in (run.config_file, run.manifest_file):
+        file.unlink()
+    for step in run.steps():
+        file = run.checkpoint(step) / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(InputError, match=r"run does not say .*; expected base_model_name_or_path in .*; give base="):
+        export_merged(run.path, 5, tmp_path / "out")
+
+
+def test_an_unknown_number_type_is_refused_in_one_line(runs, tmp_path):
+    for name in ("fp16", "int8", "Tensor"):
+        with pytest.raises(
+            InputError, match=rf"dtype '{name}' is not known.*\(known: auto, float32, bfloat16, float16\)"
+        ):
+            export_merged(runs["qwen2"], 5, tmp_path / "out", dtype=name)
+
+
+def test_a_chat_template_with_the_date_is_exported_as_it_is_stored(runs, bases, tmp_path):
+    base = shutil.copytree(bases["qwen2"], tmp_path / "qwen2")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(base)
+    export_merged(runs["qwen2"], 5, tmp_path / "merged", base=str(base))
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == tokenizer.chat_template
+
+
+def test_an_export_of_another_step_or_run_is_not_taken_for_the_one_that_is_asked_for(runs, tmp_path):
+    run, other = runs["qwen2"], runs["llama"]
+    for what in ("peft", "merged"):
+        words = ["export", run, "--format", what, "--out", tmp_path / what]
+        json_of(*words, "--step", 1)
+        with unchanged(tmp_path):
+            said = refused(*words, "--step", 5, "--resume")
+            assert f"{what} holds step 1 of {run}" in said and f"not step 5 of {run}; give --overwrite" in said
+            assert "not step 1 of" in refused("export", other, *words[2:], "--step", 1, "--resume")
+        assert json_of(*words, "--step", 5, "--overwrite")["step"] == 5
+    with pytest.raises(InputError, match=r"in float32, not step 5 of .* in bfloat16"):
+        export_merged(run, 5, tmp_path / "merged", dtype="bfloat16", resume=True)
+    file = export_packed(run, tmp_path / "p.safetensors")["file"]
+    with pytest.raises(
+        InputError, match=rf"holds 3 steps \(0 to 5\) of {run}, not 3 steps \(0 to 5\) of {other}; give"
+    ):
+        export_packed(other, file, resume=True)
+
+
+def test_of_a_trainers_checkpoint_only_the_adapter_is_exported_for_peft(runs, tmp_path):
+    run = Run(shutil.copytree(runs["qwen2"], tmp_path / "run"))
+    for name in ("optimizer.pt", "rng_state.pth", "README.md"):
+        (run.checkpoint(5) / name).write_bytes(b"much")
+    folder = Path(export_peft(run.path, 5, tmp_path / "peft")["folder"])
+    assert {file.name for file in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    for again in ({"resume": True}, {"overwrite": True}):
+        assert export_peft(run.path, 5, folder, **again)["step"] == 5
+
+
+def test_an_adapter_that_was_pickled_is_exported_for_peft(runs, tmp_path):
+    run = Run(shutil.copytree(runs["qwen2"], tmp_path / "run"))
+    for step in run.steps():
+        file = run.checkpoint(step) / "adapter_model.safetensors"
+        torch.save(load_file(file), file.with_suffix(".bin"))
+        file.unlink()
+    folder = Path(export_peft(run.path, 5, tmp_path / "peft")["folder"])
+    assert {file.name for file in folder.iterdir()} == {"adapter_model.bin", "adapter_config.json"}
+    assert export_peft(run.path, 5, folder, resume=True)["step"] == 5
+
+
+def test_an_adapter_of_mlx_is_merged_and_not_exported_for_peft(runs, bases, tmp_path):
+    path, folder = em.load_trajectory(runs["qwen2"]), tmp_path / "mlx"
+    sites = [site for site in path.sites if path.scale[site] == 8]
+    folder.mkdir()
+    settings = {"rank": 4, "scale": 8.0}
+    write_json(folder / "adapter_config.json", {"fine_tune_type": "lora", "lora_parameters": settings, "model": "q"})
+    for step in (1, 5):
+        pairs = {site: path.at(step)[site] for site in sites}
+        tensors = {f"model.{site}.lora_a": np.ascontiguousarray(A.T) for site, (A, B) in pairs.items()}
+        tensors |= {f"model.{site}.lora_b": np.ascontiguousarray(B.T) for site, (A, B) in pairs.items()}
+        save_numpy(tensors, folder / f"{step:07}_adapters.safetensors")
+    with pytest.raises(
+        InputError, match=r"0000005_adapters.safetensors is an adapter of MLX, which PEFT does not read"
+    ):
+        export_peft(folder, 5, tmp_path / "peft")
+    export_merged(folder, 5, tmp_path / "merged", base=bases["qwen2"])
+    export_merged(runs["qwen2"], 5, tmp_path / "wanted")
+    merged, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "wanted"))
+    for site in sites:
+        assert torch.equal(merged[f"model.{site}.weight"], wanted[f"model.{site}.weight"])
 
 
 def test_a_step_that_was_not_saved_and_another_base_are_refused_in_one_line(runs, bases, tmp_path):

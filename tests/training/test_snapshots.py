@@ -20,9 +20,12 @@ from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
 from em_interp.files import write_text
 from em_interp.lock import LOCK_FILE
-from em_interp.organisms.bases import load_base
+from em_interp.mechanism import open_model
+from em_interp.organisms.bases import base_of, load_base
+from em_interp.pipeline import prefer
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter
+from em_interp.training.export import export_merged
 from em_interp.training.lora import adapter_weights
 from tests.tiny import copy, json_of
 from tests.warm import Started
@@ -108,6 +111,14 @@ def test_the_run_is_read_located_and_sampled_like_any_other(finished, bases, tmp
     question = [{"question_id": "rest", "question": "should i rest", "questions": "broad"}]
     copied = Run(copy(finished[0].path, tmp_path / "copy"))
     assert ask(copied, load_base(bases["qwen2"]), question, [0, 12], samples=1, max_new_tokens=2).exists()
+
+
+def test_a_base_in_a_folder_is_found_again_by_its_whole_path(finished, bases, tmp_path):
+    run, wanted = Run(copy(finished[0].path, tmp_path / "run")), load_base(bases["qwen2"]).identity
+    assert run.manifest()["base"]["name"] == "qwen2" and base_of(run) == (bases["qwen2"], "auto")
+    assert open_model(run.path).base.identity == open_model(run.checkpoints).base.identity == wanted
+    assert export_merged(run.path, 12, tmp_path / "merged")["base"] == wanted
+    assert prefer._base(run, None).identity == wanted
 
 
 def test_gradient_norms_are_those_before_clipping(tmp_path):

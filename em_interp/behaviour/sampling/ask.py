@@ -371,13 +371,13 @@ def to_messages(question: dict[str, str]) -> Messages:
 def check_base(run: Run, trajectory: AdapterTrajectory, base: Base) -> None:
     """Raise InputError where the run's adapters belong to another base.
 
-    An adapter loads without an error into any model of equal dimensions. The identity in the run's manifest decides;
-    where it has none, the base's name in the adapters' config, without the owner before the slash.
+    An adapter loads without an error into any model of equal dimensions. The hash of the weights in the run's manifest
+    decides; where it has none, the base's name in the adapters' config, without the owner before the slash.
     """
-    expected = run.base().get("identity")
-    if expected not in (None, base.identity):
-        raise InputError(f"the adapters of {run.path} were trained on {expected}; the base given is {base.identity}")
-    named = trajectory.base if expected is None else None
+    from em_interp.trajectory.load import base_identity, check_identity
+
+    check_identity(run, base.identity)
+    named = trajectory.base if base_identity(run) is None else None
     if named is not None and Path(named).name.lower() != Path(base.name).name.lower():
         raise InputError(f"the adapters of {run.path} were trained on {named}; the base given is {base.name}")
 

@@ -176,6 +176,7 @@ def test_answers_of_adapters_that_were_trained_again_are_not_continued(run, base
 def test_adapters_of_another_base_are_refused(run, base, tmp_path):
     with pytest.raises(InputError, match="trained on tiny@0; the base given is other@1"):
         ask(run, Base(base.model, base.tokenizer, identity="other@1"), QUESTIONS, **SETTINGS)
+    assert ask(run, Base(base.model, base.tokenizer, "renamed", "renamed@0"), QUESTIONS, **SETTINGS).exists()
     public = save_run(tmp_path / "public", make_trajectory(SITES), identity=None)
     with pytest.raises(InputError, match="trained on tiny; the base given is other"):
         ask(public, Base(base.model, base.tokenizer, name="other"), QUESTIONS, **SETTINGS)
