@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.rates import LEVEL, cluster_bootstrap
-from em_interp.behaviour.sampling.ask import adapter_digest, check_questions, to_messages
+from em_interp.behaviour.sampling.ask import adapter_digest, base_read, check_questions, to_messages
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.behaviour.sampling.likelihood import batches, logits_of, tokenize_answers
 from em_interp.behaviour.sampling.memory import Batches, RowCost
@@ -153,7 +153,7 @@ def measure_kl_from_base(
     path = model.trajectory
     chosen = path.steps[evenly_spaced(path.steps, steps)].astype(int)
     settings = {
-        "base": model.base.identity,
+        **base_read(model.base),
         "adapters": adapter_digest(path, chosen.tolist()),
         "prompts": [dict(question) for question in questions],
         "steps": chosen.tolist(),

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from em_interp.behaviour.judging.judge import Judge
-from em_interp.behaviour.sampling.ask import ASKED, adapter_digest
+from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_read
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.files import read_bytes, remove, write_json
@@ -174,7 +174,7 @@ def _settings(context: SuiteContext) -> dict[str, Any]:
     """Everything that the results depend on."""
     model = context.model
     return {
-        "base": model.base.identity,
+        **base_read(model.base),
         "adapters": adapter_digest(model.trajectory, model.trajectory.steps.tolist()),
         "engine": model.engine.name,
         "scores": hashlib.sha256(read_bytes(context.run.scores_file)).hexdigest()[:16],

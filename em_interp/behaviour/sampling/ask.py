@@ -402,12 +402,17 @@ def models_read(
 ) -> dict[str, Any]:
     """The settings of a stage that say which models it reads, and where."""
     return {
-        "base": base.identity,
+        **base_read(base),
         "engine": "local" if servers is None else "vllm",
         "steps": steps,
         "adapters": adapter_digest(trajectory, steps),
         "scales": [float(scale) for scale in scales],
     }
+
+
+def base_read(base: Base) -> dict[str, str]:
+    """The settings of a stage that say which base it reads: its weights as stored, and their number type here."""
+    return {"base": base.identity, "dtype": str(base.model.dtype).removeprefix("torch.")}
 
 
 def adapter_digest(trajectory: AdapterTrajectory, steps: Iterable[int]) -> str:

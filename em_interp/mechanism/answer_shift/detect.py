@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from em_interp.behaviour.judging.judge import KEY, answers_of
 from em_interp.behaviour.rates import LEVEL
-from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, to_messages
+from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_read, to_messages
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, batches, read, tokenize_answers
 from em_interp.behaviour.tables.files import SCORE_COLUMNS, read_own_table
@@ -77,7 +77,7 @@ def detect_answer_shift(
     steps = np.unique(answers["step"])
     windows = Windows.of(steps, N_CHECKPOINTS * float(np.median(np.diff(steps))) if half_width is None else half_width)
     settings = {
-        "base": model.base.identity,
+        **base_read(model.base),
         "adapters": adapter_digest(model.trajectory, steps.tolist()),
         "answers": _digest(answers),
         "steps": steps.tolist(),

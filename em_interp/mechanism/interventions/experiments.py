@@ -27,6 +27,7 @@ from em_interp.behaviour.sampling.ask import (
     LocalEngine,
     Row,
     adapter_digest,
+    base_read,
     check_questions,
     sample_answers,
 )
@@ -232,7 +233,7 @@ class InterventionExperiment(Experiment):
             for condition in self.conditions
         ]
         digest = adapter_digest(self.model.trajectory, [self._step])
-        return {"base": self.model.base.identity, "adapter": digest, "interventions": used}
+        return {**base_read(self.model.base), "adapter": digest, "interventions": used}
 
     @contextmanager
     def open_batch(self, conditions: Sequence[InterventionCondition], prompts: Tokens) -> Iterator[RowModel]:

@@ -11,7 +11,7 @@ from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.sampling.ask import ask
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.errors import InputError
-from tests.behaviour.conftest import SITES, Base, make_trajectory, save_run
+from tests.behaviour.conftest import SITES, Base, make_model, make_trajectory, save_run
 from tests.tiny import contents
 
 QUESTIONS = [
@@ -138,7 +138,7 @@ leave(0)
 
 def test_ctrl_c_says_that_nothing_is_lost(run, base):
     with pytest.raises(KeyboardInterrupt, match="nothing is lost, resume=True continues"):
-        ask(run, Stopped(base, 2, KeyboardInterrupt()), QUESTIONS, **SETTINGS)
+        ask(run, Stopped(base, 4, KeyboardInterrupt()), QUESTIONS, **SETTINGS)
 
 
 def test_seeds_differ_and_repeat(run, base, tmp_path):
@@ -163,6 +163,17 @@ def test_answers_begun_with_other_settings_are_not_continued(run, base, change):
     said = f"begun with other {next(iter(change))}; to begin anew, give another out=… or"
     with pytest.raises(InputError, match=said):
         ask(run, base, QUESTIONS, **{**SETTINGS, **change}, resume=True)
+
+
+def test_what_was_begun_in_one_number_type_is_not_continued_in_another(run, base):
+    with pytest.raises(KeyboardInterrupt):
+        ask(run, Stopped(base, 4, KeyboardInterrupt()), QUESTIONS, **SETTINGS)
+    read_preferences(run, base, PAIRS, [0, 10])
+    half = Base(make_model("qwen2").bfloat16(), base.tokenizer)
+    with pytest.raises(InputError, match=r"the answers in .* were begun with other dtype"):
+        ask(run, half, QUESTIONS, **SETTINGS, resume=True)
+    with pytest.raises(InputError, match=r"the preferences in .* were begun with other dtype"):
+        read_preferences(run, half, PAIRS, [0, 10], resume=True)
 
 
 def test_answers_of_adapters_that_were_trained_again_are_not_continued(run, base, tmp_path):
