@@ -34,7 +34,7 @@ from em_interp.comparison.similarity import (
     signed_vectors,
 )
 from em_interp.run import Run
-from em_interp.trajectory.composition import composition_score
+from em_interp.trajectory.composition import composition_score, writes_residual
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.trajectory import MATRICES
 from em_interp.transition.find import Signal, find_transition
@@ -153,7 +153,7 @@ def _pair_rows(
                 "permutation_band": permuted.quantile(of, i, j, level),
                 "p_permutation": permuted.p_value(of, i, j, value),
             }
-        if len({site.d_out for site in spectra}) == 1:
+        if all(map(writes_residual, matched.sites)) and {path.kind for path in matched.paths} == {"lora"}:
             first, second = (composition_columns([site[run] for site in measured.finals]) for run in (i, j))
             score = composition_score(first, second, normalised=True)
             yield _row(keys, "composition", POOLED, score, composition_null(first, second), level)

@@ -200,10 +200,19 @@ class DirectionAttribution(Result):
         ]
         effects = last[last["what"] == "effect"]
         if len(effects):
-            row = next(effects.loc[[(effects["cosine"].abs() / effects["band"]).idxmax()]].itertuples())
-            parts.append(f"the effect is largest relative to the null after layer {row.layer}, with {_with_band(row)}")
+            parts.append(self._effect_sentence(effects))
         words = "; ".join(parts) or "the adapter writes nothing"
         return f"At step {self.steps[-1]} {words}. {self.reference.sentence()}"
+
+    def _effect_sentence(self, effects: pd.DataFrame) -> str:
+        """After how many layers the effect is outside that layer's band, for each band is of one layer alone."""
+        beyond = effects["cosine"].abs() / effects["band"]
+        row = next(effects.loc[[beyond.idxmax()]].itertuples())
+        return (
+            f"the effect is outside its own band after {(beyond > 1).sum()} of {len(effects)} layers (by chance "
+            f"{(1 - self.level) * len(effects):.2g}), and farthest after layer {row.layer}: {_cosine(row)}, band "
+            f"±{row.band:.2f}"
+        )
 
     def plot(self, table: Table = "cosines") -> go.Figure:
         """Cosines of writes and effects by step with their bands; directions of every two steps; layers."""
@@ -241,8 +250,11 @@ def fisher_interval(
 
 def _with_band(row: Any) -> str:
     where = "outside" if abs(row.cosine) > row.band else "within"
-    interval = f"{row.cosine_low:.2f} to {row.cosine_high:.2f}"
-    return f"{row.cosine:.2f} ({interval}), {where} the band of random adapters (±{row.band:.2f})"
+    return f"{_cosine(row)}, {where} the band of random adapters (±{row.band:.2f})"
+
+
+def _cosine(row: Any) -> str:
+    return f"{row.cosine:.2f} ({row.cosine_low:.2f} to {row.cosine_high:.2f})"
 
 
 @checked

@@ -64,9 +64,14 @@ def no_composition(path: AdapterTrajectory) -> str | None:
         return "there is no adapter"
     if len(path.sites) < 2:
         return "it compares several adapters, and this path has one"
-    others = [site for site in path.sites if site.rpartition(".")[2] not in RESIDUAL_WRITERS]
+    others = [site for site in path.sites if not writes_residual(site)]
     writers = " and ".join(RESIDUAL_WRITERS)
     return f"{others[0]} does not write into the residual stream ({writers} do)" if others else None
+
+
+def writes_residual(site: str) -> bool:
+    """Whether the output of an adapted module is added to the residual stream."""
+    return site.rpartition(".")[2] in RESIDUAL_WRITERS
 
 
 def path_columns(path: AdapterTrajectory, row: int) -> Float[np.ndarray, "d n"]:

@@ -1,12 +1,14 @@
 """Directions of several runs: against the slow obvious computation, and the invariances."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
 
 import em_interp as em
 from em_interp.errors import InputError
-from em_interp.trajectory.composition import composition_path, composition_score, path_columns
+from em_interp.trajectory.composition import composition_path, composition_score, no_composition, path_columns
 from tests.comparison.planting import SITE, STEPS, adapter, in_another_gauge, unit
 
 TWO = (SITE, "layers.5.mlp.down_proj")
@@ -149,6 +151,18 @@ def test_the_composition_score_of_several_adapters():
     np.testing.assert_allclose(X @ X.T, updates @ updates.T, atol=1e-5)
     with pytest.raises(InputError, match="two stacks of columns in one space"):
         composition_score(X, X[1:])
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "compared"),
+    [("mlp.down_proj", "lora", True), ("self_attn.q_proj", "lora", False), ("mlp.down_proj", "full", False)],
+)
+def test_a_composition_is_of_adapters_that_write_to_the_residual_stream(module, kind, compared):
+    """The outputs of q_proj and o_proj may be of one size, but they are in other spaces."""
+    sites = ("layers.1.self_attn.o_proj", f"layers.2.{module}")
+    runs = [replace(adapter(seed, sites=sites), kind=kind) for seed in (1, 2)]
+    assert ("composition" in set(compare(*runs).pairs["measure"])) is compared
+    assert (no_composition(runs[0]) is None) is compared
 
 
 def test_directions_that_are_zero_are_undefined_and_not_zero():

@@ -10,9 +10,10 @@ from em_interp.behaviour.sampling import memory
 from em_interp.errors import InputError
 from em_interp.mechanism import open_model
 from em_interp.mechanism.answers import answer_means, tokenized_answers
-from em_interp.mechanism.attribution import attribute_direction, read_step
-from em_interp.mechanism.directions import cosine, mean_difference
+from em_interp.mechanism.attribution import DirectionAttribution, NullBands, attribute_direction, read_step
+from em_interp.mechanism.directions import Direction, cosine, mean_difference
 from em_interp.mechanism.model import ENGINES
+from em_interp.mechanism.random_adapters import cosine_quantile
 from em_interp.mechanism.scalars import read_scalars
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.trajectory.trajectory import AdapterTrajectory
@@ -67,6 +68,24 @@ def test_a_planted_write_along_the_direction_is_outside_the_null_band_and_a_rand
         "outside the band of random adapters"
         in attribute_direction(planted, answers, reference=direction, n_random=N_RANDOM).sentence()
     )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_effects_are_counted_over_the_layers_beside_the_number_that_chance_gives(share):
+    """With 40 random effects the largest is outside its band in nearly every draw."""
+    layers, d = 40, 200
+    reference, effects = np.random.default_rng(1).normal(size=(2, layers, d))
+    effects[7] += share * reference[7]
+    bands = NullBands({}, np.full(layers, cosine_quantile(d, 0.95)))
+    direction = Direction("answers", reference, "tiny@0", "planted", 10)
+    found = DirectionAttribution(
+        direction, np.array([10]), {}, {}, effects[None], reference[None].copy(), bands, level=0.95
+    )
+    outside = int((abs(cosine(effects, reference)) > bands.effects).sum())
+    assert outside > 0
+    words = found.sentence()
+    assert f"the effect is outside its own band after {outside} of 40 layers (by chance 2), and farthest" in words
+    assert ("farthest after layer 7: " in words) is (share > 0)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -130,7 +130,9 @@ def test_an_estimate_without_an_interval_has_an_offset_but_decides_nothing():
 
 def test_intervals_of_two_levels_are_refused():
     loose = Transition("onset", "transition", "", step=150.0, interval=(145.0, 155.0), level=0.8)
-    with pytest.raises(InputError, match=r"have levels 0.95 and 0.8; one level was expected: locate both .* same level="):
+    with pytest.raises(
+        InputError, match=r"have levels 0.95 and 0.8; one level was expected: locate both .* same level="
+    ):
         align(rotation(), loose)
 
 

@@ -176,7 +176,7 @@ def topics_of(table: pd.DataFrame) -> list[str]:
 
 
 def question_keys(table: pd.DataFrame) -> np.ndarray:
-    """What tells the question of each row from all others: its set and its id, which is its own within the set alone."""
+    """What tells the question of each row from all others: its set and its id, which is unique only within it."""
     return (table["questions"].astype(str) + "\n" + table["question_id"].astype(str)).to_numpy(str)
 
 
