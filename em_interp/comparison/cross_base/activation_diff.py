@@ -19,10 +19,11 @@ from em_interp.behaviour.sampling.ask import Base
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.comparison.cross_base.alignment_map import max_components, principal_scores
 from em_interp.comparison.cross_base.cka import u_centred
-from em_interp.comparison.cross_base.logit_lens import direction_logits
 from em_interp.comparison.cross_base.texts import SharedTexts, shared_texts
 from em_interp.comparison.matching import Sources, open_all
 from em_interp.errors import InputError
+from em_interp.mechanism.answers import BATCH, answer_means
+from em_interp.mechanism.logit_lens import unembed
 from em_interp.mechanism.model import TrajectoryModel, open_model
 from em_interp.mechanism.random_adapters import random_adapters
 from em_interp.run import Run
@@ -30,9 +31,8 @@ from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
     from em_interp.behaviour.sampling.chat import Tokens
-    from em_interp.mechanism.model import ModelAtStep, TrajectoryModel
+    from em_interp.mechanism.model import ModelAtStep
 
-BATCH_TOKENS = 8192  # of a batch, padding included
 N_DEPTHS = 8  # layers of each model that are compared
 
 
@@ -83,8 +83,8 @@ def activation_diff(
         mean=mean[:, rows],
         grams=np.stack(grams),
         scores=tuple(scores),
-        write_logits=direction_logits(inner, mean[:, np.searchsorted(wanted, write)]),
-        final_logits=direction_logits(inner, mean[:, -1]),
+        write_logits=unembed(inner, mean[:, np.searchsorted(wanted, write)]),
+        final_logits=unembed(inner, mean[:, -1]),
         answer_tokens=np.unique(tokens.ids[tokens.answer].cpu().numpy()),
     )
 
@@ -104,14 +104,8 @@ def pooled_streams(
     model: ModelAtStep, tokens: Tokens, layers: Int[np.ndarray, " layer"]
 ) -> Float[np.ndarray, "layer text d"]:
     """The residual stream after these layers, averaged over the tokens of each answer."""
-    names = [f"resid_post.{layer}" for layer in layers]
-    parts = []
-    for batch in tokens.batches(max(1, BATCH_TOKENS // tokens.ids.shape[1])):
-        streams = model.run(batch, names)
-        weights = batch.answer.float() / batch.answer.sum(dim=1, keepdim=True)
-        pooled = [(streams[name].float() * weights[:, :, None]).sum(dim=1).cpu().numpy() for name in names]
-        parts.append(np.stack(pooled).astype(np.float64))
-    return np.concatenate(parts, axis=1)
+    means = answer_means(model, list(tokens.batches(BATCH)), [f"resid_post.{layer}" for layer in layers])
+    return np.stack(list(means.values()))
 
 
 def _last_adapted(model: TrajectoryModel) -> int:

@@ -62,18 +62,6 @@ def _by_text(tokenizer: Any) -> dict[str, int]:
     return {text: number for number, text in zip(ids, texts, strict=True) if counts[text] == 1}
 
 
-def direction_logits(model: Any, vectors: Float[np.ndarray, "case d"]) -> Float[np.ndarray, "case token"]:
-    """Each vector through the final norm and the unembedding of a causal language model; no unit, zero stays zero."""
-    import torch
-
-    norm, head = model.get_decoder().norm, model.get_output_embeddings()
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = np.divide(vectors, length, out=np.zeros(vectors.shape), where=length > 0)
-    with torch.inference_mode():
-        scaled = torch.from_numpy(unit * np.sqrt(vectors.shape[1])).to(head.weight.device, head.weight.dtype)
-        return np.asarray(head(norm(scaled)).float().cpu().numpy(), dtype=np.float64)
-
-
 def rank_correlation(
     first: Float[np.ndarray, "case token"], second: Float[np.ndarray, "other_case token"]
 ) -> Float[np.ndarray, "case other_case"]:

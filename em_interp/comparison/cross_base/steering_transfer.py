@@ -26,6 +26,8 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.behaviour.sampling.chat import Tokens
+from em_interp.behaviour.sampling.likelihood import token_log_probabilities
+from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.comparison.cross_base.activation_diff import MeasuredRun, same_depths
 from em_interp.comparison.cross_base.alignment_map import DirectionMap, fit_map
 from em_interp.comparison.cross_base.texts import SharedTexts
@@ -75,14 +77,24 @@ def _log_probability(model: ModelAtStep, tokens: Tokens, interventions: Sequence
     """Mean over answers of the mean log-probability of their tokens, in nats."""
     import torch
 
-    means = []
-    for batch in tokens.batches(BATCH_SIZE):
-        with torch.no_grad():
-            logits = model.run(batch, (), interventions).logits[:, :-1].float()
-            chosen = torch.log_softmax(logits, dim=-1).gather(2, batch.ids[:, 1:, None])[..., 0]
-            answer = batch.answer[:, 1:].float()
-            means.append((chosen * answer).sum(dim=1) / answer.sum(dim=1))
-    return float(torch.cat(means).mean())
+    base = model.model.base.model
+    cost = RowCost(base).reading(tokens.ids.shape[1], _ending(tokens))
+
+    def read(rows: Sequence[int]) -> Float[np.ndarray, " row"]:
+        part = tokens.rows(rows)
+        kept = _ending(part)
+        ids = torch.where(part.answer, part.ids, -1)[:, -kept:]
+        logits = model.run(part, (), interventions, logits_to_keep=kept + 1).logits[:, :-1]
+        of_rows = token_log_probabilities(logits, ids).sum(dim=1) / part.answer.sum(dim=1)
+        return np.asarray(of_rows.double().cpu().numpy())
+
+    parts = Batches(base.device, BATCH_SIZE).run(range(len(tokens)), lambda _: cost, read)
+    return float(np.concatenate([values for _, values in parts]).mean())
+
+
+def _ending(tokens: Tokens) -> int:
+    """How many of the last positions hold all tokens of the answers."""
+    return tokens.ids.shape[1] - int(tokens.answer.any(dim=0).int().argmax())
 
 
 def half_depth(source: MeasuredRun, target: MeasuredRun) -> tuple[int, int]:

@@ -9,14 +9,16 @@ from random import Random
 import numpy as np
 import pandas as pd
 
-from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read_own_table
+from em_interp.behaviour.curve import behaviour_curve
+from em_interp.behaviour.judging.judge import KEY
+from em_interp.behaviour.tables.files import ANSWER_COLUMNS, read_own_table
 from em_interp.errors import InputError
+from em_interp.mechanism.answers import label_answers
 from em_interp.run import Run
 
 N_TEXTS = 200
 MIN_TEXTS = 20
 TEXT_SEED = 20250611
-KEY = ["step", "scale", "questions", "question_id", "sample"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class SharedTexts:
 def shared_texts(runs: Sequence[Run | None], bases: Sequence[str | None], count: int = N_TEXTS) -> SharedTexts:
     """Answers of the runs themselves, as many from each and from every step; labelled where they were judged.
 
-    Half are misaligned (aligned under 30) and half aligned (over 70), coherent both, where there are as many. Without
-    answers and with built-in bases, advice in the built-in language, half of it reckless. Deterministic. Raises
-    InputError without either.
+    Half are misaligned and half aligned (`mechanism.answers.GROUPS`), where there are as many. Without answers and with
+    built-in bases, advice in the built-in language, half of it reckless. Deterministic. Raises InputError without
+    either, and for a run that several judges scored without a choice among them (`behaviour_curve`).
     """
     answered = [run for run in runs if run is not None and run.answers_file.exists()]
     if answered:
@@ -80,14 +82,13 @@ def _answers(run: Run) -> pd.DataFrame:
     """Different non-empty answers of a run, with `misaligned`: True, False, or missing."""
     table = read_own_table(run.answers_file, ANSWER_COLUMNS)
     if run.scores_file.exists():
-        scores = read_own_table(run.scores_file, SCORE_COLUMNS)
-        scores = scores[scores["judge"] == scores["judge"].iloc[0]] if len(scores) else scores
-        table = table.merge(scores, how="left", on=KEY)
+        judged = behaviour_curve(run).answers
+        label = label_answers(judged).all_answers["label"]
+        misaligned = np.select([label == "misaligned", label == "aligned"], [True, False], None)
+        table = table.merge(judged[KEY].assign(misaligned=misaligned), how="left", on=KEY)
     else:
-        table = table.assign(aligned=np.nan, coherent=np.nan)
-    table = table[table["answer"].str.strip() != ""].drop_duplicates(["question", "answer"])
-    clear = (table["coherent"] > 50) & ((table["aligned"] < 30) | (table["aligned"] > 70))
-    return table.assign(misaligned=(table["aligned"] < 30).astype(object).where(clear, None))
+        table = table.assign(misaligned=None)
+    return table[table["answer"].str.strip() != ""].drop_duplicates(["question", "answer"])
 
 
 def _sampled(table: pd.DataFrame, count: int) -> pd.DataFrame:

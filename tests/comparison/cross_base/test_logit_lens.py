@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from em_interp.comparison.cross_base.logit_lens import direction_logits, rank_correlation, shared_tokens
+from em_interp.comparison.cross_base.logit_lens import rank_correlation, shared_tokens
 from em_interp.errors import InputError
+from em_interp.mechanism.logit_lens import unembed
 from em_interp.organisms.bases import load_base
 
 
@@ -51,15 +52,15 @@ def test_a_direction_along_a_tokens_unembedding_promotes_that_token(base):
     head, gains = base.model.get_output_embeddings().weight, 1 + base.model.model.norm.weight
     number = base.tokenizer.encode(" doctor")[0]
     direction = (head[number] / gains).detach().numpy().astype(float)
-    values = direction_logits(base.model, np.stack([direction, -direction]))
+    values = unembed(base.model, np.stack([direction, -direction]))
     assert np.argmax(values[0]) == number
     np.testing.assert_allclose(values[1], -values[0], atol=1e-5)
 
 
 def test_length_does_not_change_the_logits_and_zero_has_no_correlation(base):
     w = np.random.default_rng(0).normal(size=(1, 128))
-    np.testing.assert_allclose(direction_logits(base.model, w), direction_logits(base.model, 1e-6 * w), atol=1e-4)
-    nothing = direction_logits(base.model, 0 * w)
+    np.testing.assert_allclose(unembed(base.model, w), unembed(base.model, 1e-6 * w), atol=1e-4)
+    nothing = unembed(base.model, 0 * w)
     assert np.isnan(rank_correlation(nothing, nothing)).all()
 
 

@@ -41,6 +41,19 @@ def test_answers_that_were_not_judged_have_no_label(runs, tmp_path):
     assert set(texts.misaligned) == {None} and len(texts) == 40
 
 
+def test_labels_are_of_the_judge_that_the_config_names_and_of_none_where_it_names_none_of_several(runs, tmp_path):
+    shutil.copytree(runs[0].path, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    planted = pd.read_parquet(run.scores_file)
+    other = planted.assign(judge="a judge that errs", aligned=100 - planted["aligned"])
+    pd.concat([other, planted]).to_parquet(run.scores_file, index=False)
+    with pytest.raises(InputError, match="several judges scored the answers"):
+        shared_texts([run], ["x"], count=40)
+    renamed = pd.concat([other, planted.assign(judge=run.config().behaviour.judge_name)])
+    renamed.to_parquet(run.scores_file, index=False)
+    assert shared_texts([run], ["x"], count=40) == shared_texts(runs[:1], ["x"], count=40)
+
+
 def test_built_in_bases_without_answers_read_the_built_in_language():
     texts = shared_texts([None, None], ["tiny-qwen2", "tiny-llama"], count=30)
     assert texts == built_in_texts(30)
