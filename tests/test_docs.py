@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import em_interp as em
+from em_interp.config.run_config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -42,6 +43,23 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+SETTING = re.compile(
+    r"--set (?:'(?P<quoted>[^']+)'|(?P<bare>[^\s`'\"]+))"
+    rf"|`(?P<named>(?:{'|'.join(RunConfig.model_fields)})[\w.\[\]]*=[^`]+)`"
+)
+
+
+def test_every_override_that_is_given_as_an_example_is_one():
+    """In the docs, in docstrings (which are also the help of commands), in messages and beside configs."""
+    files = [*PAGES, *(ROOT / "em_interp").rglob("*.py"), *(ROOT / "configs").glob("*.yaml")]
+    given = [match for file in files for match in SETTING.finditer(file.read_text(encoding="utf-8"))]
+    settings = sorted({match[match.lastgroup].rstrip(".") for match in given if "…" not in match[0]})
+    assert len(settings) > 6
+    judge = {"base_url": "http://127.0.0.1:8000/v1", "model": "m"}
+    for setting in settings:
+        em.load_config({"data": [{"dataset": "tiny:medical"}], "behaviour": {"judge": judge}}, [setting])
 
 
 def table_rows(text, first):

@@ -360,7 +360,7 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, overrides: Sequ
 
     Args:
         source: what to start from.
-        overrides: `key.path=value` each, such as `training.seed=3` or `data[0].steps=100`; values are YAML.
+        overrides: `key.path=value` each, such as `seed=3` or `data[0].steps=100`; values are YAML.
 
     Returns:
         The config, checked; all defaults filled in.

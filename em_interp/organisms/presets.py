@@ -275,7 +275,7 @@ def _counterpart(dataset: str, changes: list[str]) -> str:
     if domain is None:
         raise InputError(
             f"no built-in dataset stands for {dataset}: its name has none of {', '.join(narrow_domains())}; "
-            "give one, as in --set data=[{dataset: tiny:medical}]"
+            "give one, as in --set 'data=[{dataset: tiny:medical}]'"
         )
     variant = next((variant for word, variant in VARIANT_OF_WORD.items() if word in name), "")
     changes.append(f"data: {dataset} → {BUILT_IN_PREFIX}{domain}{variant}")
