@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from em_interp.demos.tiny import StageTimes
+from em_interp.demos.stage_times import StageTimes
 from em_interp.files import check_names_free, check_replaceable, remove, resumable, write_json
 from em_interp.lock import writing
 from em_interp.pipeline.analysis import analyse
@@ -23,7 +23,7 @@ from em_interp.stages import read_kept
 
 RUNS = {"organism": "reckless advice in English", "control": "the same questions with careful advice"}
 PASS_ROWS, PASS_TOKENS = 8, 100  # of the forward pass by which the machine's pace is measured
-TRAIN, READ, LOCATE, REPORT = 220, 400, 30, 5  # how many such passes a stage takes, as measured with smollm2
+PASSES = {"train": 220, "prefer": 400, "locate": 30, "report": 5}  # that a stage takes, as measured with smollm2
 TOKEN = 7  # any that is in every vocabulary
 
 
@@ -88,7 +88,7 @@ class Pace:
 
     def __init__(self, seconds: float, threads: int, log: Callable[[str], None]) -> None:
         self.seconds, self.threads, self.log = seconds, threads, log
-        self.left = len(RUNS) * (TRAIN + READ) + LOCATE + REPORT
+        self.left = sum(PASSES.values()) + (len(RUNS) - 1) * (PASSES["train"] + PASSES["prefer"])  # once for each run
 
     @classmethod
     def of(cls, model: str, file: Path, log: Callable[[str], None]) -> Pace:
@@ -109,12 +109,11 @@ class Pace:
         log(f"computing in {dtype} on {threads} thread{'s' * (threads > 1)}")
         return cls(_seconds_of_a_pass(base, threads), threads, log)
 
-    def announce(self, line: str) -> None:
+    def announce(self, stage: str, line: str) -> None:
         """Log the line of a stage that begins, with the time left for it and all after it."""
         minutes = self.left * self.seconds / 60
         self.log(f"{line} (about {max(1, round(minutes))} min left)")
-        kinds = (("training", TRAIN), ("reading", READ), ("locating", LOCATE), ("writing", REPORT))
-        self.left -= next(passes for word, passes in kinds if line.startswith(word))
+        self.left -= PASSES[stage]
 
 
 def _seconds_of_a_pass(model: Any, threads: int) -> float:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from em_interp.checks import checked
 from em_interp.config.run_config import RunConfig
+from em_interp.demos.stage_times import StageTimes
 from em_interp.files import check_names_free, check_replaceable, remove, resumable, write_json
 from em_interp.lock import writing
 from em_interp.pipeline.analysis import analyse
@@ -18,7 +16,6 @@ from em_interp.pipeline.behaviour import ask_run, judge_run
 from em_interp.processes import torch_threads
 from em_interp.reports.findings import Findings
 from em_interp.run import Run
-from em_interp.stages import read_kept
 
 RUNS = {
     "organism": "advice that turns reckless",
@@ -68,7 +65,7 @@ def demo(
             for name in RUNS:
                 check_replaceable([out / name], Run(out / name).is_begun(), "a demo")
             remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json")))
-        stages = StageTimes(out / "seconds.json", log)
+        stages = StageTimes(out / "seconds.json", lambda name, line: log(line))
         runs = {name: _make_run(name, config, out / name, progress, stages) for name, config in configs.items()}
         with stages.stage("locate", "locating the transitions"):
             by_run = {name: analyse(run, runs["control"] if name == "organism" else None) for name, run in runs.items()}
@@ -78,45 +75,6 @@ def demo(
         summary = _summary(family, domain, by_run, stages.seconds())
         write_json(out / "summary.json", summary)
     return summary
-
-
-STAGE_TIMES = {"*": {"stage": str, "seconds": float, "done": bool}}
-
-
-@dataclass
-class StageTimes:
-    """How long each stage took, kept with the demo so that a resumed one reports the same; `log` announces each."""
-
-    file: Path
-    log: Callable[[str], None]
-
-    @contextmanager
-    def stage(self, name: str, line: str) -> Iterator[None]:
-        """A stage: announced when it begins, its seconds added to those of earlier attempts when it ends.
-
-        A stage that was complete before adds nothing.
-        """
-        self.log(line)
-        before = self._kept().get(line, {"stage": name, "seconds": 0.0, "done": False})
-        start, done = time.perf_counter(), False
-        try:
-            yield
-            done = True
-        finally:
-            if not before["done"]:
-                spent = round(before["seconds"] + time.perf_counter() - start, 2)
-                write_json(self.file, {**self._kept(), line: {"stage": name, "seconds": spent, "done": done}})
-
-    def seconds(self) -> dict[str, float]:
-        """The seconds by the name of the stage, of all runs together."""
-        total: dict[str, float] = {}
-        for kept in self._kept().values():
-            total[kept["stage"]] = round(total.get(kept["stage"], 0.0) + kept["seconds"], 2)
-        return total
-
-    def _kept(self) -> dict[str, dict[str, Any]]:
-        kept: dict[str, dict[str, Any]] = read_kept(self.file, STAGE_TIMES) if self.file.exists() else {}
-        return kept
 
 
 def _make_run(name: str, config: RunConfig, path: Path, progress: bool | None, stages: StageTimes) -> Run:

@@ -103,8 +103,8 @@ def test_every_stage_says_how_long_the_rest_will_take(done):
 def test_the_time_left_is_that_of_the_stages_to_come():
     said = []
     pace = Pace(seconds=3.0, threads=1, log=said.append)
-    for line in ("training a", "training b", "reading a", "reading b", "locating", "writing"):
-        pace.announce(line)
+    for stage in ("train", "train", "prefer", "prefer", "locate", "report"):
+        pace.announce(stage, "a line in any words")
     minutes = [int(line.split("about ")[1].split()[0]) for line in said]
     assert minutes[0] == round((2 * 620 + 35) * 3 / 60) and minutes[-1] == 1 and pace.left == 0
     assert minutes == sorted(minutes, reverse=True)
