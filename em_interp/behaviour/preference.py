@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.behaviour.pairs import read_pairs
-from em_interp.behaviour.sampling.ask import Base, CheckpointModels, check_base, check_models, models_read
+from em_interp.behaviour.sampling.ask import (
+    Base,
+    CheckpointModels,
+    check_base,
+    check_models,
+    check_processes,
+    models_read,
+)
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.files import remove, write_beside
 from em_interp.processes import MAX_WAIT, join
@@ -84,6 +91,7 @@ def read_preferences(
     trajectory, steps = load_trajectory(run), sorted({int(step) for step in steps})
     check_base(run, trajectory, base)
     check_models(run, trajectory, steps, scales)
+    check_processes(processes, servers)
     table = read_pairs(pairs)
     answers = _tokenize(base, table)
     settings = {

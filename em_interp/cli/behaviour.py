@@ -226,20 +226,24 @@ def prefer(
     """
     from em_interp.files import check_free
     from em_interp.pipeline.prefer import preference_curve
+    from em_interp.processes import MAX_WAIT, join, main_reports
     from em_interp.run import copy_run, open_run
 
-    run = copy_run(open_run(source), out, without=("preferences*", "analysis", "report.html"))
-    check_free(run.preferences_file, resume, overwrite)
-    curve = preference_curve(
-        run,
-        pairs,
-        None if steps is None else _saved_steps(run, steps),
-        None if scales is None else _numbers(scales),
-        control,
-        resume=resume,
-        overwrite=overwrite,
-        overrides=overrides,
-    )
+    with main_reports():
+        processes, run = join(MAX_WAIT), open_run(source)
+        without = ("preferences*", "analysis", "report.html")
+        run = processes.on_main(lambda: copy_run(run, out, without))
+        processes.on_main(lambda: check_free(run.preferences_file, resume, overwrite))
+        curve = preference_curve(
+            run,
+            pairs,
+            None if steps is None else _saved_steps(run, steps),
+            None if scales is None else _numbers(scales),
+            control,
+            resume=resume,
+            overwrite=overwrite,
+            overrides=overrides,
+        )
     values = {"run": str(run.path), "preferences": str(run.preferences_file), **curve.to_dict()}
     return Answer(values, f"{curve.sentence()}\nthe preferences: {run.preferences_file}")
 

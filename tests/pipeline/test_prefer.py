@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -9,7 +12,7 @@ import em_interp as em
 from em_interp.errors import InputError
 from em_interp.pipeline import prefer
 from em_interp.reports.findings import find_in_run
-from tests.tiny import VERDICTS, copy, did, json_of, refused
+from tests.tiny import ROOT, VERDICTS, copy, did, json_of, refused
 
 STEPS = [0, 8, 16, 24]
 SETS = ("broad", "in_domain", "out_of_domain", "style")
@@ -130,6 +133,28 @@ def test_a_run_that_nobody_judged_is_read_aligned_and_reported(tiny, tmp_path):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "preference for misaligned answers, nats a token, steps 0 to 24" in page
     assert f"em-interp prefer again --control {control}" in page and "preference onset (out of domain)" in page
+
+
+def test_two_processes_of_torchrun_read_a_copy_and_report_once(tiny, tmp_path):
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "em_interp",
+    ]
+    words = ["prefer", tiny.run, "--control", copy(tiny.control, tmp_path / "control"), "--steps", "0, 24", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, *map(str, words), "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reported = json.loads(done.stdout)  # one object
+    control = copy(tiny.control, tmp_path / "other")
+    alone = json_of(*words[:2], "--control", control, *words[4:-1], "--out", tmp_path / "one")
+    assert reported["rows"] == alone["rows"]
 
 
 def test_judged_answers_come_before_preferences_in_what_is_declared(read):

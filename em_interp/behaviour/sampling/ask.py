@@ -89,6 +89,12 @@ def check_models(run: Run, trajectory: AdapterTrajectory, steps: Sequence[int], 
         raise InputError(f"{run.path} has no adapter to scale: expected the scale 1 alone; found {list(scales)}")
 
 
+def check_processes(processes: Processes, servers: VLLMConfig | None) -> None:
+    """Raise InputError where several processes would send the same work to servers."""
+    if servers is not None and processes.count > 1:
+        raise InputError("vLLM servers are given their work by one process: start it without torchrun")
+
+
 class CheckpointModels:
     """The models of a run's checkpoints; of full weights only those of the last step are kept in memory."""
 
@@ -246,6 +252,7 @@ def ask(
     check_base(run, trajectory, base)
     check_questions(questions)
     check_models(run, trajectory, steps, scales)
+    check_processes(processes, servers)
     group = {step: number if trajectory.kind == "full" else 0 for number, step in enumerate(steps)}
     rows = [Row(q, {"step": s, "scale": float(x)}, group=group[s]) for x in scales for s in steps for q in questions]
     settings = {
@@ -266,8 +273,6 @@ def ask(
 
     engine: Engine = LocalEngine(sampler, open_batch)
     if servers is not None:
-        if processes.count > 1:
-            raise InputError("vLLM servers are given their work by one process: ask without torchrun")
         engine = VLLMEngine(servers, base, trajectory, sampler, run.answers_file.with_name("answers.adapters"))
     with writing_together(run.path, run.answers_file.parent, processes):
         if overwrite:

@@ -17,6 +17,7 @@ from em_interp.behaviour.sampling import ask as ask_module
 from em_interp.behaviour.sampling.ask import ask
 from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
+from em_interp.processes import Processes
 from tests.interrupting import interrupt_call
 
 from ..conftest import SITES, make_model, make_trajectory, save_run
@@ -229,3 +230,14 @@ def test_answers_of_this_process_are_not_continued_by_servers(run, base, vllm):
     ask(run, base, QUESTIONS, **SETTINGS)
     with pytest.raises(InputError, match="begun with other engine"):
         asked(run, base, vllm, resume=True)
+
+
+def test_several_processes_do_not_share_the_work_of_servers(run, base, monkeypatch):
+    for module in (ask_module, preference_module):
+        monkeypatch.setattr(module, "join", lambda wait: Processes(1, 2))
+    said = "vLLM servers are given their work by one process"
+    with pytest.raises(InputError, match=said):
+        ask(run, base, QUESTIONS, **SETTINGS, servers=VLLMConfig())
+    with pytest.raises(InputError, match=said):
+        read_preferences(run, base, PAIRS, [0, 5], servers=VLLMConfig())
+    assert not run.answers_file.parent.exists()
