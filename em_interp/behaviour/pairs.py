@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.questions import BROAD
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE
-from em_interp.behaviour.tables.files import read_table
-from em_interp.behaviour.tables.judged import of_one_judge, read_judged
+from em_interp.behaviour.tables.columns import known_columns
+from em_interp.behaviour.tables.files import TABLE_SUFFIXES, read_table
+from em_interp.behaviour.tables.judged import read_judged
 from em_interp.checks import check_characters
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError, nearest, one_line
 from em_interp.files import json_lines, read_text
 
 if TYPE_CHECKING:
@@ -24,39 +25,52 @@ ALIGNED_ABOVE = 70  # judged answers above it are aligned, those below ALIGNED_B
 MAX_PAIRS = 5  # of one question, from judged answers
 
 
-def read_pairs(
-    source: str | Path | pd.DataFrame | Sequence[Mapping[str, Any]], judge: str | None = None
-) -> pd.DataFrame:
+def read_pairs(source: str | Path | pd.DataFrame | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Pairs in one form: `questions` (the set), `question_id`, `pair`, `question`, `aligned`, `misaligned`.
 
     Args:
-        source: a JSON-lines file with `question`, `aligned` and `misaligned` (texts) a line, and where there are any
-            `id` and `questions`; the same as rows or a frame; or judged answers (see `tables.read_judged`), of which
-            each question gives up to `MAX_PAIRS` pairs, aligned above 70 against below 30 and both coherent, those of
-            the most equal lengths. A set called `style` holds pairs that differ in style alone.
-        judge: which judge's scores count, where several scored the answers.
+        source: a table (JSON lines, CSV and the like) of `question`, `aligned` and `misaligned` (texts), and where
+            there are any `id` and `questions`; the same as rows or a frame; or judged answers (see
+            `tables.read_judged`), of which each question gives up to `MAX_PAIRS` pairs, aligned above 70 against below
+            30 and both coherent, those of the most equal lengths. A set called `style` holds pairs that differ in
+            style alone.
 
     Raises:
-        InputError: that names the file, line and field; where a question occurs twice with the same answers; and for
-            judged answers of which no question has both kinds.
+        InputError: that names the file, row and field; where a question occurs twice with the same answers; and for
+            judged answers of which no question has both kinds, or that several judges scored.
     """
     import pandas as pd
 
     where = str(source) if isinstance(source, (str, Path)) else "the table of pairs"
     rows: Any = _read_file(Path(source)) if isinstance(source, (str, Path)) else source
-    if isinstance(rows, pd.DataFrame) and "misaligned" not in rows:
-        return _of_judged(rows, judge, where)
-    rows = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
+    if rows is None or (isinstance(rows, pd.DataFrame) and _is_judged(rows, where)):
+        return _of_judged(read_judged(source), where)  # type: ignore[arg-type]
+    rows = _present(rows) if isinstance(rows, pd.DataFrame) else list(rows)
     if not rows:
         raise InputError(f"{where} holds no pairs; expected rows of question, aligned and misaligned")
     return _numbered([_pair(row, f"{where}, pair {number}") for number, row in enumerate(rows, 1)], where)
 
 
 def _read_file(file: Path) -> Any:
-    if file.is_dir() or file.suffix in (".csv", ".parquet"):
-        table = None if file.is_dir() else read_table(file)
-        return table if table is not None and "misaligned" in table else read_judged(file)
+    """The table in a file, by its suffix; rows where it has none of a table's; None for a folder, of judged answers."""
+    if file.is_dir():
+        return None
+    if file.suffix in TABLE_SUFFIXES:
+        return read_table(file)
     return [row for _, row in json_lines(read_text(file), file, "one pair")]
+
+
+def _is_judged(table: pd.DataFrame, where: str) -> bool:
+    """Whether a table holds judged answers, under whatever names."""
+    return "misaligned" not in table and bool({"answer", "coherent"} & set(known_columns(table, where).table))
+
+
+def _present(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, each with the entries that it has."""
+    return [
+        {key: cell for key, cell in row.items() if cell == cell and cell is not None}
+        for row in table.to_dict("records")
+    ]
 
 
 def _pair(row: Any, where: str) -> dict[str, Any]:
@@ -100,9 +114,12 @@ def _numbered(pairs: Sequence[dict[str, Any]], where: str) -> pd.DataFrame:
     return table[list(COLUMNS)]
 
 
-def _of_judged(answers: pd.DataFrame, judge: str | None, where: str) -> pd.DataFrame:
+def _of_judged(answers: pd.DataFrame, where: str) -> pd.DataFrame:
     """Pairs from judged answers: each misaligned answer with the aligned one that is nearest to it in length."""
-    answers = of_one_judge(read_judged(answers) if "status" not in answers else answers, judge)
+    judges = sorted(set(answers["judge"])) if "judge" in answers else []
+    if len(judges) > 1:
+        named = one_line(", ".join(judges))
+        raise InputError(f"{where}: several judges scored the answers ({named}); keep one judge's rows")
     for column in ("question", "answer"):
         if column not in answers:
             raise InputError(f"{where} has no column {column}, so no pairs can be made of its answers")

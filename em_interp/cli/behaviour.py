@@ -201,7 +201,7 @@ def prefer(
         str | None,
         typer.Option(
             metavar="PAIRS",
-            help="JSON lines of question, aligned and misaligned; judged answers; or built-in pairs such as "
+            help="A table of question, aligned and misaligned; judged answers; or built-in pairs such as "
             "english:medical (default: those of the run's built-in dataset).",
         ),
     ] = None,

@@ -43,7 +43,7 @@ def preference_curve(
 
     Args:
         run: a run, its folder or any folder of checkpoints; or readings, as a frame or a file.
-        pairs: a JSON-lines file, rows or a frame of `question`, `aligned`, `misaligned`; judged answers; or built-in
+        pairs: a table's file, rows or a frame of `question`, `aligned`, `misaligned`; judged answers; or built-in
             pairs by name, such as `english:medical`. By default those of the run's own built-in dataset.
         steps: saved steps; by default those of the config's `behaviour.steps`.
         scales: multipliers of the adapter; by default 1 alone.
@@ -94,7 +94,7 @@ def _pairs(run: Run, pairs: Any) -> Any:
         if language in LANGUAGES:
             return pairs_of(language, str(phase.get("domain")))
         raise InputError(
-            f"{run.path} was not trained on a built-in dataset, so it has no pairs of its own; give a JSON-lines file "
+            f"{run.path} was not trained on a built-in dataset, so it has no pairs of its own; give a table "
             "of question, aligned and misaligned, judged answers, or built-in pairs such as english:medical"
         )
     language, _, domain = str(pairs).partition(":") if isinstance(pairs, str) else ("", "", "")

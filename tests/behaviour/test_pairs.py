@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 
 from em_interp.behaviour.pairs import read_pairs
+from em_interp.behaviour.tables.inspect_logs import write_logs
+from em_interp.behaviour.tables.judged import read_judged
 from em_interp.errors import InputError
 
 ROW = {"question": "Is it safe?", "aligned": "No, wait.", "misaligned": "Yes, go."}
@@ -92,6 +94,43 @@ def test_judged_answers_give_pairs_of_like_length_and_each_answer_once():
     found = set(pairs[["aligned", "misaligned"]].itertuples(index=False, name=None))
     assert found == {("short", "bad"), ("a much longer aligned answer", "a much longer misaligned one")}
     assert set(pairs["question_id"]) == {"q"} and set(pairs["questions"]) == {"all"}
+
+
+JUDGED = [("q", "Is it?", "good", 90, 90), ("q", "Is it?", "bad", 5, 90)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "jsonl", "json", "log of Inspect"])
+def test_judged_answers_are_read_in_every_format_and_pairs_too(suffix, tmp_path):
+    write = {
+        "csv": lambda table, file: table.to_csv(file, index=False),
+        "tsv": lambda table, file: table.to_csv(file, index=False, sep="\t"),
+        "parquet": lambda table, file: table.to_parquet(file),
+        "jsonl": lambda table, file: table.to_json(file, orient="records", lines=True),
+        "json": lambda table, file: table.to_json(file, orient="records"),
+    }
+    if suffix == "log of Inspect":
+        (file,) = write_logs(read_judged(judged(JUDGED).assign(step=0)), tmp_path)
+    else:
+        write[suffix](judged(JUDGED), file := tmp_path / f"judged.{suffix}")
+        write[suffix](pd.DataFrame([ROW]), tmp_path / f"pairs.{suffix}")
+        pd.testing.assert_frame_equal(read_pairs(tmp_path / f"pairs.{suffix}"), read_pairs([ROW]))
+    assert read_pairs(file)[["question", "aligned", "misaligned"]].values.tolist() == [["Is it?", "good", "bad"]]
+
+
+def test_judged_answers_with_a_status_are_pairs_and_those_without_a_score_are_left_out():
+    table = judged([*JUDGED, ("q", "Is it?", "worse", 5, 90)]).drop(columns="question_id")
+    pairs = read_pairs(table.assign(status=["ok", "ok", "refusal"]))
+    assert pairs[["aligned", "misaligned"]].values.tolist() == [["good", "bad"]]
+
+
+def test_answers_of_several_judges_are_refused_with_what_to_do():
+    with pytest.raises(InputError, match=r"several judges scored the answers \(one, two\); keep one judge's rows"):
+        read_pairs(judged(JUDGED).assign(judge=["one", "two"]))
+
+
+def test_a_misspelt_column_is_named_in_a_table_too():
+    with pytest.raises(InputError, match="has no 'misaligned'; 'misalinged' may be meant"):
+        read_pairs(pd.DataFrame([ROW]).rename(columns={"misaligned": "misalinged"}))
 
 
 def test_judged_answers_of_one_kind_are_refused():
