@@ -81,8 +81,9 @@ def _show_monitor(monitor: Monitor, looks: list[Look]) -> None:
         if look.alarm:
             log(f"alarm at step {look.step} of {monitor.last}: {look.transition.sentence()}")
     if sys.stderr.isatty():
-        p_values = ", ".join(f"{signal.replace('_', ' ')} p {monitor.run_p(signal):.2g}" for signal in monitor.signals)
-        sys.stderr.write(f"\rstep {monitor.step} of {monitor.last}: {p_values} ")
+        p_values = {signal.replace("_", " "): monitor.run_p(signal) for signal in monitor.signals}
+        known = ", ".join(f"{name} p {p:.2g}" for name, p in p_values.items() if p is not None) or "no look so far"
+        sys.stderr.write(f"\rstep {monitor.step} of {monitor.last}: {known} ")
         sys.stderr.flush()
 
 

@@ -1,7 +1,7 @@
 """Do the adapter and the behaviour change together? Offsets between the transitions of one run, and their order.
 
-A transition is a ramp, so it has a midpoint and a start, the step by which a tenth of the change has happened. The order
-of two transitions is claimed only where the midpoints and the starts agree on it, each with its interval; that they come
+A transition is a ramp, so it has a midpoint and a start, the step by which a tenth of the change has happened. An order
+is claimed only where the midpoints and the starts agree on it, each with its interval; that two transitions come
 `together` only where both offsets may be 0 and a step placed at random in the run would seldom be as near. `_order_of`
 decides this for one behavioural transition, and the headline comes from it.
 

@@ -42,6 +42,7 @@ from em_interp.trajectory.trajectory import rounding_error
 from em_interp.transition.direction.rotation import significant_rotation
 from em_interp.transition.result import Transition, p_text
 from em_interp.transition.signals.gradient_norm import significant_peak
+from em_interp.transition.signals.series import N_NULL_DRAWS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +52,7 @@ MonitorSignal = Literal["rotation", "gradient_norm"]
 SIGNALS: tuple[MonitorSignal, ...] = ("rotation", "gradient_norm")
 LOOKS = tuple(range(20, 101, 5))  # per cent of the run
 FALSE_ALARM_RATE = 0.05  # of whole runs
+MIN_PEAK_P = 1 / (1 + N_NULL_DRAWS)  # the smallest p-value that a hump of the gradient norm can have
 MAX_POSITIONS = 161
 MAX_COORDINATES = 8192
 MAX_LOG_BINS = 400
@@ -78,8 +80,8 @@ class Monitor(Result):
         last: The run's number of steps.
         level: Probability of any alarm in a run without a transition, over all signals and looks.
         signals: What is followed; each gets an equal share of `level`.
-        controls: Monitors that have followed control runs to their end. An alarm then also needs a run-wise p-value
-            below that of each of them.
+        controls: Monitors that have followed control runs to their end, with the same level and signals. An alarm then
+            also needs a run-wise p-value below that of each of them that has looks at the signal.
 
     Raises:
         InputError: For a length, level, signal or control that cannot be used.
@@ -102,12 +104,12 @@ class Monitor(Result):
         unknown = [name for name in signals if name not in SIGNALS]
         if unknown or not signals:
             raise InputError(f"signals must be among {', '.join(SIGNALS)}; found {unknown or 'none'}")
+        least = MIN_PEAK_P * (len(LOOKS) * len(signals))
+        if "gradient_norm" in signals and level < least:
+            reason = f"the least that {N_NULL_DRAWS} draws allow the gradient norm over all looks"
+            raise InputError(f"level {level:g} is below {least:g}, {reason}; raise it, or give signals=['rotation']")
         for control in controls:
-            check_type("a control", control, Monitor, "a Monitor that has followed a control run")
-            if not control.finished:
-                raise InputError(f"a control must have been followed to its end; it is at step {control.step}")
-            if control.last != last:
-                raise InputError(f"a control must have the run's {last} steps; it has {control.last}")
+            _check_control(control, last, level, signals)
         self.last, self.level, self.signals, self.controls = int(last), level, tuple(signals), tuple(controls)
         self.step = 0
         self.looks: list[Look] = []
@@ -167,62 +169,73 @@ class Monitor(Result):
         transition = self._path.test(self.level / tests) if signal == "rotation" else self._log.test()
         p_value = 1.0 if transition.p_value is None or not transition.found else transition.p_value
         run_p = min(1.0, p_value * tests)
-        alarm = run_p <= self.level and all(run_p < control.run_p(signal) for control in self.controls)
+        alarm = run_p <= self.level and all(run_p < of_control for of_control in self._control_p(signal))
         return Look(step, signal, transition, run_p, alarm, p_value <= self.level)
 
-    def run_p(self, signal: MonitorSignal) -> float:
-        """The p-value, so far, of the hypothesis that the whole run has no transition of this signal or the others."""
-        return min((look.run_p for look in self.looks if look.signal == signal), default=1.0)
+    def run_p(self, signal: MonitorSignal) -> float | None:
+        """The p-value, so far, of the hypothesis that the whole run has no transition of this signal or the others.
+
+        None where there was no look at the signal.
+        """
+        return min((look.run_p for look in self.looks if look.signal == signal), default=None)
 
     def reference_p(self, signal: MonitorSignal) -> float | None:
-        """The rank of this run among itself and its controls; 1 / (K + 1) at least, None without controls."""
-        if not self.controls:
-            return None
-        as_clear = sum(control.run_p(signal) <= self.run_p(signal) for control in self.controls)
-        return (1 + as_clear) / (1 + len(self.controls))
+        """The rank of this run among itself and the controls that have looks at the signal; None without such.
+
+        With K of them it is 1 / (K + 1) at least.
+        """
+        controls, as_clear = self._control_p(signal), self._as_clear(signal)
+        return (1 + as_clear) / (1 + len(controls)) if controls and self.run_p(signal) is not None else None
+
+    def _control_p(self, signal: MonitorSignal) -> list[float]:
+        """The run-wise p-values of the controls that have looks at the signal."""
+        return [run_p for control in self.controls if (run_p := control.run_p(signal)) is not None]
+
+    def _as_clear(self, signal: MonitorSignal) -> int:
+        """In how many controls the signal is as clear as here, or clearer."""
+        own = self.run_p(signal)
+        return 0 if own is None else sum(run_p <= own for run_p in self._control_p(signal))
 
     def sentence(self) -> str:
         """How far the run was followed, and each signal's alarm or its p-value so far."""
-        parts = [f"followed to step {self.step} of {self.last}"]
-        for signal in self.signals:
-            name = signal.replace("_", " ")
-            looks = [look for look in self.looks if look.signal == signal]
-            alarm = next((look for look in looks if look.alarm), None)
-            if alarm is not None:
-                parts.append(f"ALARM at step {alarm.step}: {alarm.transition.sentence()}")
-            elif not looks:
-                parts.append(f"{name}: no look so far")
-            else:
-                count = "1 look" if len(looks) == 1 else f"{len(looks)} looks"
-                run_p = f"{p_text(self.run_p(signal))} for the run"
-                parts.append(f"{name}: no alarm in {count} ({run_p}){self._no_alarm_because(signal)}")
+        parts = [f"followed to step {self.step} of {self.last}", *(self._state_of(signal) for signal in self.signals)]
         if self.controls:
-            count = "1 control run" if len(self.controls) == 1 else f"{len(self.controls)} control runs"
             smallest = 1 / (1 + len(self.controls))
             parts.append(
-                f"an alarm must be clearer than in {count}, which alone can give no p-value below {smallest:.2g}"
+                f"an alarm must be clearer than in {_runs(len(self.controls))}, "
+                f"which alone can give no p-value below {smallest:.2g}"
             )
         parts.append(f"at most {self.level:.0%} of runs without a transition raise an alarm")
         return "; ".join(parts)
 
-    def _no_alarm_because(self, signal: MonitorSignal) -> str:
-        """Why a p-value within the level has raised no alarm: a control's is as small."""
-        if self.run_p(signal) > self.level:
-            return ""
-        as_clear = sum(control.run_p(signal) <= self.run_p(signal) for control in self.controls)
-        return f", for it is as clear in {as_clear} of {len(self.controls)} controls"
+    def _state_of(self, signal: MonitorSignal) -> str:
+        """The signal's alarm or its p-value so far, and how many controls say nothing about it."""
+        name, run_p = signal.replace("_", " "), self.run_p(signal)
+        looks = [look for look in self.looks if look.signal == signal]
+        alarm = next((look for look in looks if look.alarm), None)
+        silent = len(self.controls) - len(self._control_p(signal))
+        besides = f", with no look at it in {_runs(silent)}" if silent and looks else ""
+        if alarm is not None:
+            return f"ALARM at step {alarm.step}: {alarm.transition.sentence()}{besides}"
+        if run_p is None:
+            return f"{name}: no look so far"
+        count = "1 look" if len(looks) == 1 else f"{len(looks)} looks"
+        as_clear = f", for it is as clear in {self._as_clear(signal)} of {len(self.controls)} controls"
+        because = as_clear if run_p <= self.level else ""
+        return f"{name}: no alarm in {count} ({p_text(run_p)} for the run){because}{besides}"
 
     def frame(self) -> pd.DataFrame:
         """One row a look: its step, signal, p-values, and the step and interval of what was found."""
         import pandas as pd
 
         columns = ("step", "signal", "run_p", "alarm", "suspicious")
+        of_transition = {"p_value": "p_value", "transition_step": "step", "verdict": "verdict"}
         rows = [
             {name: getattr(look, name) for name in columns}
-            | {"p_value": look.transition.p_value, "at": look.transition.step, "verdict": look.transition.verdict}
+            | {name: getattr(look.transition, key) for name, key in of_transition.items()}
             for look in self.looks
         ]
-        return pd.DataFrame(rows, columns=[*columns, "p_value", "at", "verdict"])
+        return pd.DataFrame(rows, columns=[*columns, *of_transition])
 
     def plot(self) -> go.Figure:
         """The run-wise p-value of each look, the level, and the alarms."""
@@ -232,7 +245,7 @@ class Monitor(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """The state of the run as plain values, as `em-interp watch --json` has it."""
-        alarms = {look.signal: {"at": look.step, **look.transition.to_dict()} for look in self.alarms}
+        alarms = {look.signal: {"look_step": look.step, **look.transition.to_dict()} for look in self.alarms}
         signals = {
             signal: {
                 "looks": sum(look.signal == signal for look in self.looks),
@@ -258,6 +271,22 @@ class Monitor(Result):
             evidence = -np.log10([max(look.run_p, 1e-6) for look in looks])
             lines.append(Line(np.array([float(look.step) for look in looks]), evidence, signal.replace("_", " ")))
         return picture(lines, "-log10 p", [Mark(float(look.step)) for look in self.alarms])
+
+
+def _check_control(control: Monitor, last: int, level: float, signals: Sequence[MonitorSignal]) -> None:
+    """Raise InputError for a control that this run cannot be compared with."""
+    check_type("a control", control, Monitor, "a Monitor that has followed a control run")
+    if not control.finished:
+        raise InputError(f"a control must have been followed to its end; it is at step {control.step}")
+    if control.last != last:
+        raise InputError(f"a control must have the run's {last} steps; it has {control.last}")
+    if control.level != level or {*control.signals} != {*signals}:
+        found = f"level={control.level:g} and signals={[*control.signals]}"
+        raise InputError(f"a control must be followed with level={level:g} and signals={[*signals]}; it has {found}")
+
+
+def _runs(count: int) -> str:
+    return "1 control run" if count == 1 else f"{count} control runs"
 
 
 class _Path:

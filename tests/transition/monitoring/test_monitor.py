@@ -17,9 +17,9 @@ def turned():
     return run, em.watch(run)
 
 
-def follow_log(kind, seed):
+def follow_log(kind, seed, **settings):
     log = planted_log(kind, seed)
-    monitor = Monitor(int(log.steps[-1]))
+    monitor = Monitor(int(log.steps[-1]), **settings)
     for step, norm in zip(log.steps.tolist(), log.grad_norm.tolist(), strict=True):
         monitor.update(step, grad_norm=norm)
     return log, monitor
@@ -121,7 +121,7 @@ def test_what_a_monitor_returns_is_a_result(turned):
     monitor = turned[1]
     values = monitor.to_dict()
     assert values["signals"]["rotation"]["alarm"]["signal"] == "rotation"
-    assert values["signals"]["gradient_norm"] == {"looks": 0, "run_p": 1.0, "reference_p": None, "alarm": None}
+    assert values["signals"]["gradient_norm"] == {"looks": 0, "run_p": None, "reference_p": None, "alarm": None}
     assert "ALARM at step" in monitor.sentence()
     assert "ALARM" in monitor._repr_html_()
     assert monitor.frame()["alarm"].sum() == 1
@@ -130,13 +130,45 @@ def test_what_a_monitor_returns_is_a_result(turned):
     assert monitor.plot() == figure
 
 
+def finished(**settings):
+    monitor = Monitor(10, **settings)
+    monitor.update(10, grad_norm=1.0)
+    return monitor
+
+
+def test_at_the_least_level_that_is_not_refused_a_hump_raises_an_alarm():
+    assert follow_log("gaussian", 601, level=0.034)[1].alarms
+    assert Monitor(100, level=0.001, signals=["rotation"]).level == 0.001  # its p-values are not those of draws
+
+
+def test_a_control_without_looks_at_a_signal_is_not_compared_and_the_sentence_says_so():
+    silent = Monitor(int(planted_log("gaussian", 601).steps[-1]))
+    silent.update(silent.last, position=np.zeros(3))
+    monitor = follow_log("gaussian", 601, controls=[silent])[1]
+    assert silent.run_p("gradient_norm") is None and monitor.reference_p("gradient_norm") is None
+    assert monitor.alarms and "with no look at it in 1 control run;" in monitor.sentence()
+    assert monitor.run_p("rotation") is None and monitor.reference_p("rotation") is None
+
+
+def test_the_step_of_a_look_and_that_of_its_transition_have_names_of_their_own(turned):
+    alarm = turned[1].alarms[0]
+    told = turned[1].to_dict()["signals"]["rotation"]["alarm"]
+    assert (told["look_step"], told["step"]) == (alarm.step, alarm.transition.step)
+    row = turned[1].frame().query("alarm").iloc[0]
+    assert (row["step"], row["transition_step"]) == (alarm.step, alarm.transition.step)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"last": 0}, "number of steps"),
         ({"last": 10, "signals": ["loss"]}, "signals must be among rotation, gradient_norm"),
         ({"last": 10, "level": 5}, "level must lie between"),
+        ({"last": 10, "level": 0.03}, r"level 0.03 is below 0.034, .* give signals=\['rotation'\]"),
+        ({"last": 10, "level": 0.016, "signals": ["gradient_norm"]}, "level 0.016 is below 0.017"),
         ({"last": 10, "controls": [Monitor(10)]}, "followed to its end"),
+        ({"last": 10, "controls": [finished(signals=["rotation"])]}, r"it has level=0.05 and signals=\['rotation'\]"),
+        ({"last": 10, "level": 0.1, "controls": [finished()]}, "followed with level=0.1 and .* it has level=0.05"),
         (
             {"last": 10, "controls": [em.watch(planted_path("straight", 3, last=40).trajectory())]},
             "10 steps; it has 40",
