@@ -8,7 +8,9 @@ transition where there is none stays below the level (Holm 1979). The others are
 
 Several rotations of one path need no further correction: the p-value of `rotation` is that of the largest turn among
 all windows, so the probability that a path without any turn has one or more is at most the level, and after a true turn
-the remaining windows are fewer.
+the remaining windows are fewer. Where a part of the run is too noisy to show a turn of 60°, a second test runs on that
+part alone: by theory the probability is then at most twice the level, and on planted paths it is less
+(docs/calibration.md).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from scipy.stats import chi2
 
 from em_interp.transition.direction.path_noise import Increments, Noise
 
-# From the first to the last degree of the turn, as shares of the run. What lies between may be called either.
+# From the first to the last degree of the turn, as shares of the run.
 SHARP_WIDTHS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.10, 0.13, 0.16, 0.20, 0.25, 0.30)
 BROAD_WIDTHS = (0.35, 0.40, 0.50, 0.60, 0.80, 1.00)
 MAX_POINTS = 48  # increments are pooled to about this many

@@ -15,7 +15,8 @@ p = MULTIPLICITY · P(Z ≥ z); the factor stands for the number of windows sear
 paths without a turn (docs/rotation.md has the error rates).
 
 Noisy paths. Where the noise exceeds the drift, so that no window could show even a turn of 60°, the angle between mean
-drifts over long blocks is tested instead, without a noise model (`noisy_turn`).
+drifts over long blocks is tested, without a noise model (`noisy_turn`). Where only a part of the run is so noisy there
+are two tests, each at ALPHA: by theory up to 2 · ALPHA in all; planted paths show less (docs/calibration.md).
 
 Step. A ramp of the heading is fitted by generalised least squares (`ramp`) through every window that sees a turn there
 about as clearly as the clearest. One whose interval runs into the end of the steps at which its window may place it
@@ -25,6 +26,7 @@ clearest window sees.
 
 Broad bends. A second p-value is that of the hypothesis that the ramp of the clearest window takes 35 % of the run or
 more; the larger of the two counts. A bend over more than 30 % of the run is `none`; its angle and width are reported.
+Turns that take 15 to 30 % of the run may be called either; from 35 % on a turn belongs to the null hypothesis.
 
 Invariant to the speed and sign of the path and to rotations of its space; for ΔW to the gauge B -> c·B, A -> A/c too.
 """
@@ -154,8 +156,7 @@ def significant_rotation(
     """The clearest rotation of the path so far, where it is significant at `alpha`: for many looks at one run.
 
     The test of `locate_rotations` and no more: the step is that of the clearest window's ramp, and without a
-    significant turn nothing is estimated. Where the largest first-order z falls Z_TOLERANCE short of significance,
-    nothing is simulated and the p-value is given as 1.
+    significant turn nothing is estimated. Where the first-order z is Z_TOLERANCE too low, there is no p-value either.
 
     Args:
         gram: Inner products of the path's positions.
@@ -164,7 +165,7 @@ def significant_rotation(
         rounding: Squared rounding error of each position, where the path was stored in 16 bits.
 
     Returns:
-        A `transition`, or `none`, or `inconclusive` where too little was saved to test anything.
+        A `transition`, or `none` where the clearest turn may be a broad bend, or else `inconclusive`.
     """
     increments = _increments(gram, steps, rounding)
     if isinstance(increments, str):
@@ -178,7 +179,7 @@ def significant_rotation(
     noisy = find_noisy_turn(increments, ~_detectable(_profile(scans, increments)), alpha)
     if noisy is not None:
         return _noisy_answer(noisy, increments, noise, None, 0.95)
-    return Transition("rotation", "none", "No significant turn so far.", p_value=best.p_value if best else 1.0)
+    return Transition("rotation", "inconclusive", "No significant turn so far.", p_value=best.p_value if best else None)
 
 
 def strongest(transitions: Sequence[Transition]) -> Transition:
@@ -203,8 +204,7 @@ def _increments(gram: np.ndarray, steps: np.ndarray, rounding: np.ndarray | None
 def _search(scans: list[TurnScan], noise: Noise) -> list[_Candidate]:
     """Greedy non-maximum suppression: the best candidate, then the best outside its window, while p ≤ ALPHA.
 
-    The first is returned whatever its p-value. Windows are ranked by the first-order z; the error of the four best is
-    then simulated.
+    The first is returned whatever its p-value. Of the four windows with the best first-order z the error is simulated.
     """
     usable = _usable(scans)
     candidates: list[_Candidate] = []
@@ -374,10 +374,10 @@ def _sides(
     travelled = np.concatenate([[0.0], np.cumsum(drift_length(increments, noise))])
     before = float(np.interp(step, edges, travelled) / travelled[-1])
     elapsed = float((step - edges[0]) / (edges[-1] - edges[0]))
-    if cumulative_lr is not None and cumulative_lr[-1] > 0:
-        scheduled = float(np.interp(step, edges, cumulative_lr) / cumulative_lr[-1])
-    else:
-        scheduled = 1 - (1 - elapsed) ** 2  # linear decay, the usual schedule
+    scheduled = 1 - (1 - elapsed) ** 2  # linear decay, the usual schedule
+    if cumulative_lr is not None and cumulative_lr[-1] > cumulative_lr[0]:
+        learned = cumulative_lr - cumulative_lr[0]
+        scheduled = float(np.interp(step, edges, learned) / learned[-1])
     too_short = None
     for length, of_steps, of_schedule, side in (
         (before, elapsed, scheduled, "before"),

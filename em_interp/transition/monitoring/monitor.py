@@ -14,7 +14,9 @@ probability that a run without a transition raises any alarm is at most `level`,
 steps depend on each other, provided that each test is valid at that level under its own assumptions: Gaussian noise of
 one shape, white or smoothed by momentum, for a turn on a path with visible drift; noise that is independent beyond 20
 steps, without a noise model, on one that is mostly noise; noise of the log that is stationary with a memory of up to
-1/25 of what has been logged. docs/monitor.md has the false-alarm rates measured on every planted null.
+1/25 of what has been logged. Where a part of the path is too noisy to show a turn of 60°, `rotation` has two tests, one
+on that part alone, so that by theory its share of `level` may double. docs/monitor.md has the false-alarm rates that
+were measured on every planted null.
 
 Controls. With K control runs (same length, data without the effect) an alarm also needs a run-wise p-value below that
 of each control. If run and controls are exchangeable, this alone bounds false alarms by 1 / (K + 1) for each signal,

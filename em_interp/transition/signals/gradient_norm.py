@@ -80,7 +80,7 @@ def significant_peak(steps: Int[np.ndarray, " logged"], grad_norm: Float[np.ndar
 
     Where no smoothed value is MIN_HEIGHT above its valleys, or the hump is not significant at SCREEN_P against
     N_SCREEN_DRAWS of noise that is not corrected for what the trend absorbs (which makes it the smaller), the full test
-    is not carried out and the p-value is given as 1.
+    is not carried out: the answer is `inconclusive`, without a p-value.
 
     Args:
         steps: The logged training steps, increasing.
@@ -94,7 +94,7 @@ def significant_peak(steps: Int[np.ndarray, " logged"], grad_norm: Float[np.ndar
         return Transition("gradient_norm", "inconclusive", series)
     if _may_have_hump(series.values):
         return gradient_norm_peak(steps, grad_norm)
-    return Transition("gradient_norm", "none", "No significant hump so far.", p_value=1.0)
+    return Transition("gradient_norm", "inconclusive", "No significant hump so far.")
 
 
 def _may_have_hump(values: Float[np.ndarray, " bin"]) -> bool:

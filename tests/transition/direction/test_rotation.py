@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from em_interp.transition.direction.local_cosine import largest_local_cosine
-from em_interp.transition.direction.rotation import locate_rotations, strongest
+from em_interp.transition.direction.rotation import locate_rotations, significant_rotation, strongest
 from em_interp.transition.result import Transition
 from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING, planted_path
 
@@ -143,6 +143,25 @@ def test_a_turn_over_a_negligible_length_is_inconclusive():
     assert abs(answer.step - 400) <= 2
     assert answer.length_share[1] == pytest.approx(10 / 410, abs=0.01)
     assert "10 %" in answer.reason
+
+
+def test_the_schedule_counts_from_where_the_path_begins():
+    """Checkpoints at 500 to 1000 of a run with a constant rate; 9 % of the length lies before the turn at 580."""
+    steps, vectors = corner([90], [80, 420], noise=0.0)
+    increments = np.diff(vectors, axis=0) * np.where(np.arange(500) < 80, 0.52, 1.0)[:, None]
+    increments += 0.01 * np.random.default_rng(4).standard_normal(increments.shape)
+    vectors = np.concatenate([np.zeros((1, 64)), np.cumsum(increments, axis=0)])
+    gram, lr = vectors @ vectors.T, 1e-4 * steps
+    for first in (0, 500):
+        answer = strongest(locate_rotations(gram, steps + first, lr + 1e-4 * first))
+        assert answer.length_share[0] == pytest.approx(0.09, abs=0.005)
+        assert answer.found and answer.step == pytest.approx(first + 80, abs=2)
+
+
+def test_a_turn_that_was_not_tested_has_no_p_value_and_no_verdict():
+    steps, vectors = corner([], [200])
+    untested = significant_rotation(vectors @ vectors.T, steps, 0.001)
+    assert (untested.verdict, untested.p_value) == ("inconclusive", None)
 
 
 def test_too_few_checkpoints_and_a_path_that_stands_still_are_inconclusive():
