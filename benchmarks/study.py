@@ -37,7 +37,6 @@ SIGNALS = {
     "rotation of ΔW": ("rotation", "delta"),
     "gradient-norm hump": ("gradient_norm", None),
     "norm onset of ΔW": ("norm_onset", "delta"),
-    "lock-in of ΔW": ("lock_in", "delta"),
 }
 SCORES = {
     "step": "step counter",
@@ -204,17 +203,26 @@ def has_onset(row, questions="out_of_domain"):
 
 
 def found_table(organisms, controls):
-    body = [
-        (name, *(count_text(group, lambda row, name=name: has(row, name)) for group in (organisms, controls)))
-        for name in SIGNALS
-    ]
+    """How often each signal is found, and what is said where it is not."""
+    body = [(name, verdicts_of(organisms, name), verdicts_of(controls, name)) for name in SIGNALS]
     for questions in ("in_domain", "out_of_domain"):
-        shares = (count_text(group, lambda row, q=questions: has_onset(row, q)) for group in (organisms, controls))
-        body.append((f"onset of EM, {questions.replace('_', ' ')}", *shares))
-    both = (
-        count_text(group, lambda row: has(row, "rotation of B") and has_onset(row)) for group in (organisms, controls)
-    )
-    return table(("signal", "organisms %", "controls %"), [*body, ("rotation of B and onset out of domain", *both)])
+        verdicts = (
+            [row["onsets"].get(questions, {"verdict": "inconclusive"})["verdict"] for row in group]
+            for group in (organisms, controls)
+        )
+        body.append((f"onset of EM, {questions.replace('_', ' ')}", *verdicts))
+    cells = [(name, *(cell for verdicts in groups for cell in verdict_cells(verdicts))) for name, *groups in body]
+    head = [f"{group}: {what}" for group in ("organisms", "controls") for what in ("found %", "none", "inconclusive")]
+    return table(["signal", *head], cells)
+
+
+def verdicts_of(rows, name):
+    return [row["signals"].get(name, {"verdict": "inconclusive"})["verdict"] for row in rows]
+
+
+def verdict_cells(verdicts):
+    found, *others = (verdicts.count(verdict) for verdict in ("transition", "none", "inconclusive"))
+    return rate_text(found, len(verdicts)), *others
 
 
 def transition_of(values, signal="rotation"):
@@ -234,22 +242,51 @@ def offset_of(row, name):
 
 def offset_table(organisms):
     head = ("signal", "runs with both", "offset in steps: median, quartiles", "onset later %", "interval holds 0 %")
-    return table(head, [(name, *offset_cells(organisms, name)) for name in SIGNALS])
+    more = ("a random step is as near in ≤ 5 %: runs %", "correlation within families and domains")
+    return table([*head, *more], [(name, *offset_cells(organisms, name)) for name in SIGNALS])
 
 
 def offset_cells(organisms, name):
-    offsets = [offset for offset in (offset_of(row, name) for row in organisms) if offset is not None]
-    if not offsets:
-        return 0, "–", "–", "–"
-    steps = [offset.steps for offset in offsets]
+    both = [(row, offset) for row in organisms if (offset := offset_of(row, name)) is not None]
+    if not both:
+        return 0, *"–––––"
+    steps = [offset.steps for _, offset in both]
     low, middle, high = np.quantile(steps, [0.25, 0.5, 0.75])
-    known = [offset for offset in offsets if offset.interval is not None]
+    known = [offset for _, offset in both if offset.interval is not None]
     return (
-        len(offsets),
+        len(both),
         f"{middle:.0f} ({low:.0f} to {high:.0f})",
         rate_text(sum(step > 0 for step in steps), len(steps)),
         rate_text(sum(offset.coincides for offset in known), len(known)),
+        rate_text(sum(chance_of(row, offset) <= 0.05 for row, offset in both), len(both)),
+        correlation_text([row for row, _ in both], name),
     )
+
+
+def chance_of(row, offset):
+    """The share of the run's steps that are as near to the onset as the signal is."""
+    distance = np.abs(np.arange(row["last"] + 1) - row["onsets"]["out_of_domain"]["step"])
+    return np.mean(distance <= abs(offset.steps) + 0.5)
+
+
+def correlation_text(rows, name):
+    """Do runs of one family and domain in which the signal is later change later? Bootstrap over runs in each group."""
+    groups = {}
+    for row in rows:
+        steps = row["signals"][name]["step"], row["onsets"]["out_of_domain"]["step"]
+        groups.setdefault((row["family"], row["domain"]), []).append(steps)
+    groups = [np.array(group) for group in groups.values()]
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    drawn = [within([group[rng.integers(len(group), size=len(group))] for group in groups]) for _ in range(N_BOOTSTRAP)]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return f"{within(groups):.2f} ({low:.2f} to {high:.2f})"
+
+
+def within(groups):
+    """The correlation of the two steps, each counted from its mean in the group."""
+    centred = np.concatenate([group - group.mean(axis=0) for group in groups])
+    squares = centred.T @ centred
+    return squares[0, 1] / np.sqrt(squares[0, 0] * squares[1, 1])
 
 
 def pooled_table(organisms):
@@ -340,6 +377,7 @@ def lead_table(rows):
         "in controls %",
         "alarm − onset in steps: median, quartiles",
         "alarm before the onset %",
+        "not found afterwards %",
         "alarm − step located afterwards: median",
     )
     organisms, controls = ([row for row in rows if row["run"] == run] for run in ("organism", "control"))
@@ -348,14 +386,12 @@ def lead_table(rows):
         raised = [count_text(group, lambda row, s=signal: s in row["alarms"]) for group in (organisms, controls)]
         both = [row for row in organisms if signal in row["alarms"] and has_onset(row)]
         lead = [row["alarms"][signal] - row["onsets"]["out_of_domain"]["step"] for row in both]
-        late = [
-            row["alarms"][signal] - row["signals"][name]["step"]
-            for row in organisms
-            if signal in row["alarms"] and has(row, name)
-        ]
+        alarmed = [row for row in organisms if signal in row["alarms"]]
+        late = [row["alarms"][signal] - row["signals"][name]["step"] for row in alarmed if has(row, name)]
+        lost = rate_text(len(alarmed) - len(late), len(alarmed))
         quartiles = "–" if not lead else "{1:.0f} ({0:.0f} to {2:.0f})".format(*np.quantile(lead, [0.25, 0.5, 0.75]))
         before = rate_text(sum(each < 0 for each in lead), len(lead))
-        body.append((name, *raised, quartiles, before, f"{np.median(late):.0f}" if late else "–"))
+        body.append((name, *raised, quartiles, before, lost, f"{np.median(late):.0f}" if late else "–"))
     return table(head, body)
 
 
@@ -380,11 +416,17 @@ themselves. The command's default is the full design: three families × three do
 FOUND = """
 ## How often each signal is found
 A control has no onset to find. Its path still learns careful answers, and may turn: a rotation in a control is no
-false alarm of the test, but it says that the rotation is not specific to misalignment.
+false alarm of the test, but it says that the rotation is not specific to misalignment. `none` says that a change would
+have been seen in a part of the run at least, `inconclusive` that it could not be told. The rotation is inconclusive in
+all controls here, because their paths are too noisy: this table does not show that controls do not turn.
 """
 OFFSETS = """
 ## Offsets
 By how much the onset of EM outside the training domain is later (positive) than each signal, in runs that have both.
+Near in time is not yet linked: in all runs but one both lie in the first half. So the last two columns say in how many runs a
+step placed at random would be as near to the onset in at most 5 % of cases, and whether runs of one family and domain
+in which the signal comes later also change later (correlation of the two steps, bootstrap over runs). For rotations
+that is not shown, the interval holds 0; for the hump and the norm onset it is.
 """
 POOLED = """
 ## Over seeds
@@ -394,14 +436,16 @@ AUROC = """
 ## Which signal predicts the onset?
 At every twentieth of the run: does the score, computed from what is known by then, tell whether the onset of EM
 outside the training domain has happened? AUROC over runs and steps. *Step-matched*: only runs at the same step are
-compared, where the step counter knows nothing (0.5 by construction); a signal is informative beyond the step counter
-where this interval is above 0.5. Among organisms alone it must tell an early onset from a late one; with controls, an
-organism from a control.
+compared, where the step counter knows nothing (0.5 by construction). A score is informative where this interval does
+not hold 0.5; below 0.5 a higher score goes with a later onset. Among organisms alone it must tell an early onset from a
+late one; with controls, an organism from a control. Among organisms the rotation says nothing beyond the step counter,
+the hump a little; the size of the gradient and of ΔW say more.
 """
 LEAD = """
 ## The live monitor
 Alarms of the [live monitor](monitor.md) without control runs, and how long after (positive) the onset they come. It
-looks at every twentieth of the run from a fifth on, so it cannot be earlier than step 80.
+looks at every twentieth of the run from a fifth on, so it cannot be earlier than step 80. The last column but one is of
+alarms in organisms in whose finished run the signal is not found.
 """
 REST = """
 ## What is left
