@@ -5,9 +5,10 @@
     python benchmarks/calibration.py --tables      # the page from what is finished
 
 One case of every kind, then the second of every kind, and so on; about 15 s a round on one idle core. It can be stopped
-at any time: finished cases are kept in benchmarks/calibration.jsonl (not in git), and the same command goes on. At the
-end, and with --tables, it writes benchmarks/calibration.json (the counts, and a few cases that the tests compute again)
-and docs/calibration.md. Seeds start at 4,000,000, which no tuning and no test has used.
+at any time: finished cases are kept in benchmarks/calibration.jsonl (not in git), and the same command continues. At
+the end, and with --tables, it writes benchmarks/calibration.json (the counts, and a few cases that the tests compute
+again) and docs/calibration.md; kinds that were not computed, as with --only, keep their counts. Seeds start at
+4,000,000, which no tuning and no test has used.
 
 Noise of trained runs is resampled from the demo's organisms, which are trained in --out first, and from every run given
 with --run, which must have saved every step.
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import rotation as rotation_benchmark
-from calibration_page import page, summarised
+from calibration_page import SUBSET, page, summarised
 
 import em_interp as em
 from em_interp.comparison.pooled import pool_steps
@@ -322,12 +323,24 @@ def read():
 
 
 def write(rows, note=""):
-    """The counts, and the page that is made of them."""
+    """The counts, and the page that is made of them; kinds of which nothing is finished keep the counts they had."""
     order = [(name, kind) for name, true, null, _ in experiments() for kind in (*true, *null)]
     counts = summarised(rows, order, {name: list(null) for name, _, null, _ in experiments()})
-    counts["note"] = note
+    earlier = json.loads(COUNTS.read_text(encoding="utf-8"))
+    counts = with_earlier(counts, earlier, order) | {"note": note or earlier["note"]}
     write_text(COUNTS, json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
     write_text(PAGE, page(counts))
+
+
+def with_earlier(counts, earlier, order):
+    """The counts, with those of before for kinds that have none; a kind that is new has its place in the order."""
+    cells = {(cell["name"], cell["kind"]): cell for cell in (*earlier["cells"], *counts["cells"])}
+    cases = {tuple(row["case"]): row for row in (*earlier["subset"], *counts["subset"])}
+    keys = [(cell["name"], cell["kind"]) for cell in earlier["cells"]]
+    for before, key in zip([None, *order], order, strict=False):
+        if key in cells and key not in keys:
+            keys.insert(keys.index(before) + 1 if before in keys else len(keys), key)
+    return {"cells": [cells[key] for key in keys], "subset": [cases[key] for key in SUBSET if key in cases]}
 
 
 def main():

@@ -423,10 +423,10 @@ all controls here, because their paths are too noisy: this table does not show t
 OFFSETS = """
 ## Offsets
 By how much the onset of EM outside the training domain is later (positive) than each signal, in runs that have both.
-Near in time is not yet linked: in all runs but one both lie in the first half. So the last two columns say in how many runs a
-step placed at random would be as near to the onset in at most 5 % of cases, and whether runs of one family and domain
-in which the signal comes later also change later (correlation of the two steps, bootstrap over runs). For rotations
-that is not shown, the interval holds 0; for the hump and the norm onset it is.
+Near in time is not yet linked: in all runs but one both lie in the first half. So the last two columns say in how many
+runs a step placed at random would be as near to the onset in at most 5 % of cases, and whether runs of one family and
+domain in which the signal comes later also change later (correlation of the two steps, bootstrap over runs). For
+rotations that is not shown, the interval holds 0; for the hump and the norm onset it is.
 """
 POOLED = """
 ## Over seeds

@@ -84,31 +84,34 @@ def test_the_files_of_the_project_that_pages_name_are_there():
 
 
 def test_the_error_rates_of_the_readme_are_those_that_were_measured():
-    page = (ROOT / "docs" / "rotation.md").read_text(encoding="utf-8")
-    readme = table_rows((ROOT / "README.md").read_text(encoding="utf-8"), "planted path")
-    measured = list(table_rows(page, "turn").values())
-    *turns, none = readme.values()
-    for (found, heuristic), row in zip(turns, measured, strict=True):
-        share, low, high = interval(row[0])
-        assert found == f"{share} % ({low} to {high})"
-        assert heuristic == ", ".join(f"{float(cell.split()[0]):.0f}" for cell in row[-3:]) + " %"
-    nulls = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8").split("## Without a transition")[1]
-    rows = [line.split("|") for line in nulls.split("\n## ")[0].split("\n") if line.startswith("| rotation of B |")]
-    named, _, highs = zip(*(interval(row[4]) for row in rows), strict=True)
-    assert len(named) == 9
-    assert none == [f"{min(named)} to {max(named)} % (intervals up to {max(highs)})", "100, 100, 100 %"]
+    """Its table is that of the baselines in docs/calibration.md, with fewer digits and the nine kinds in one row."""
+    page = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8").split("## Baselines")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.split("\n## ")[0].split("\n")]
+    rows = [row for row in rows if row and row[0].startswith("rotation of B")]
+    turns = [row for row in rows if row[2] == "within 15 steps"]
+    *nulls, noisy = (row for row in rows if row[2] == "answers")
+    assert len(turns) == 5 and len(nulls) == 9
+    readme = list(table_rows((ROOT / "README.md").read_text(encoding="utf-8"), "planted path").values())
+    for shown, row in zip(readme, [*turns, None, noisy], strict=True):
+        if row is not None:
+            share, low, high = interval(row[3])
+            ruptures, _, *heuristic = (f"{float(cell.split()[0]):.0f}" for cell in row[4:])
+            assert shown == [f"{share} % ({low} to {high})", f"{ruptures} %", ", ".join(heuristic) + " %"]
+    named, _, highs = zip(*(interval(row[3]) for row in nulls), strict=True)
+    ruptures = [round(float(row[4].split()[0])) for row in nulls]
+    assert readme[5][0] == f"{min(named)} to {max(named)} % (intervals up to {max(highs)})"
+    assert readme[5][1:] == [f"{min(ruptures)} to {max(ruptures)} %", "100, 100, 100 %"]
 
 
 def test_what_the_readme_says_of_its_picture_is_what_the_demo_finds(kitchen):
     path, turn, curve = kitchen["path"], kitchen["turn"], kitchen["curve"].select(1.0, "out_of_domain")
     onset = em.find_transition(curve, control=em.behaviour_curve(kitchen["control"]).select(1.0, "out_of_domain"))
     offset = em.align(turn, onset, path).offsets[0]
+    as_near = f"a step placed at random would be as near in {offset.chance:.0%} of cases".replace("%", " %")
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     spans = [f"{low:.0f} to {high:.0f}" for low, high in (turn.interval, offset.interval)]
     assert f"turns at step {turn.step:.0f} (95 % interval {spans[0]})" in readme
-    assert (
-        f"half-way up {offset.steps:.0f} steps later ({spans[1]}); where the two begin cannot be told apart" in readme
-    )
+    assert f"half-way up {offset.steps:.0f} steps later ({spans[1]}; {as_near})" in readme
     assert f"names step {em.largest_local_cosine(path.gram('B'), path.steps, k=10)[0]}." in readme
     assert f"turns by {turn.angle_deg:.0f}° at step {turn.step:.0f}" in readme  # in words for the picture
     assert f"onset at step {onset.step:.0f}, {offset.steps:.0f} steps later" in readme

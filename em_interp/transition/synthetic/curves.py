@@ -148,7 +148,7 @@ def share_done(kind: str, steps: Float[np.ndarray, " step"], half: float, width:
     """Share of a rise done by step, with its half at `half`: a Gompertz curve, an exponential or a logistic."""
     if kind == "lopsided":
         return np.exp(-np.log(2) * np.exp(-np.clip((steps - half) / width * 3.08, -50, 50)))
-    if kind == "at_once":
+    if kind in ("at_once", "read_early"):
         return 1 - np.exp2(-steps / half)
     return logistic(steps, half, width)
 

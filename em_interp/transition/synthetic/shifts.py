@@ -22,8 +22,11 @@ RISES = (
     "beyond_control",
     "shared_style",
     "at_once",
+    "read_early",
 )
 NULLS = ("flat", "drifts", "as_control", "as_style", "own_style", "falling", "trifle")
+FROM_START = ("at_once", "read_early")
+EARLY = (0, 0.01, 0.05, 0.09, 0.13, 0.17, 0.2, 0.26, 0.34, 0.44, 0.6, 0.8, 1)  # shares of the run
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,11 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     Each question has a height of its own around a mean of 0.03–0.2, half of it as spread, a slow random drift, and
     noise that is correlated between steps. `staggered`: each question has its own midpoint. `lopsided`: a Gompertz
     curve. `at_once`: begins at step 0, with no level before it, and approaches its end exponentially. `wiggles`: all
-    questions share some noise. `drifts`: questions drift far, in either direction. `as_control` and `as_style`: the
-    control or the style null shifts as much. `shared_style`: the style null shifts three times as much, and so does the
-    control's; `own_style`: it shifts as much, and the control's does not. `trifle`: a shift too small to matter.
+    questions share some noise. `read_early`: both of these, read at half of 13 steps in the first fifth of the run, and
+    noise that the distance in steps correlates. `drifts`: questions drift far, in either direction. `as_control` and
+    `as_style`: the control or the style null shifts as much. `shared_style`: the style null shifts three times as
+    much, and so does the control's; `own_style`: it shifts as much, and the control's does not. `trifle`: a shift too
+    small to matter.
 
     Args:
         kind: one of `RISES` (there is a shift) or `NULLS` (there is none).
@@ -65,10 +70,11 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     check_kind(kind, RISES + NULLS)
     rng = generator_of(seed)
     length = float(rng.integers(200, 801))
-    steps = np.unique(np.round(np.linspace(0, length, int(rng.integers(12, 41)))))
+    even = np.linspace(0, length, int(rng.integers(12, 41)))
+    steps = np.unique(np.round(length * np.array(EARLY) if kind == "read_early" else even))
     count = 12 if kind == "few_questions" else int(rng.choice([12, 24, 48, 144]))
     width = {"sharp": rng.uniform(0.02, 0.08), "gradual": rng.uniform(0.3, 0.4)}.get(kind, rng.uniform(0.05, 0.35))
-    middle = rng.uniform(0.25, 0.7) * length / (4 if kind == "at_once" else 1)
+    middle = rng.uniform(0.25, 0.7) * length / (4 if kind in FROM_START else 1)
     height = rng.uniform(0.03, 0.2) if kind != "trifle" else 0.003
     share = _share(kind, steps, middle, width * length, count, rng)
     own = _curves(steps, share, height, count, kind, rng)
@@ -121,16 +127,21 @@ def _curves(
 ) -> QuestionCurves:
     heights = height * (1 + 0.5 * rng.standard_normal(count)) * (-1 if kind == "falling" else 1)
     drift = np.outer(steps / steps[-1], rng.standard_normal(count)) * (0.1 if kind == "drifts" else 0.02)
-    noise = 0.01 * _correlated(len(steps), count, rng)
-    common = 0.05 * height * _correlated(len(steps), 1, rng) if kind == "wiggles" else 0.0
+    correlation = np.full(len(steps) - 1, 0.5)
+    if kind == "read_early":
+        correlation = 0.5 ** (24 * np.diff(steps) / steps[-1])  # as of 25 even readings
+    noise = 0.01 * _correlated(correlation, count, rng)
+    common = 0.05 * height * _correlated(correlation, 1, rng) if kind in ("wiggles", "read_early") else 0.0
     level = -0.4 + 0.3 * rng.standard_normal(count)
     ids = tuple(f"q{index:03}" for index in range(count))
     return QuestionCurves(steps, ids, level + heights * share + drift + noise + common)
 
 
-def _correlated(length: int, count: int, rng: np.random.Generator) -> Float[np.ndarray, "step question"]:
-    """Noise of variance 1 with a correlation of 0.5 between neighbouring steps."""
-    noise = rng.standard_normal((length, count))
-    for step in range(1, length):
-        noise[step] = 0.5 * noise[step - 1] + np.sqrt(0.75) * noise[step]
+def _correlated(
+    correlation: Float[np.ndarray, " gap"], count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "step question"]:
+    """Noise of variance 1 with these correlations between neighbouring steps."""
+    noise = rng.standard_normal((len(correlation) + 1, count))
+    for step, shared in enumerate(correlation, 1):
+        noise[step] = shared * noise[step - 1] + np.sqrt(1 - shared**2) * noise[step]
     return noise
