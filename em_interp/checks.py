@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from em_interp.errors import InputError
+from em_interp.errors import InputError, nearest
 
 MAX_REPR = 60  # characters of a value in a message
 EXPECTED = {str: "text", int: "a whole number", float: "a number", Path: "a path", NoneType: "None"}
@@ -37,6 +37,14 @@ def check_whole(name: str, value: Any, minimum: int = 0) -> None:
     """Raise InputError unless `value` is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         raise InputError(f"{name} must be a whole number, {minimum} or more; it is {described(value)}")
+
+
+def check_known(what: str, name: Any, known: Iterable[str]) -> None:
+    """Raise InputError, with the nearest of those `known`, unless `name` is one of them; `what` says what it names."""
+    names = list(known)
+    if name not in names:
+        hint = nearest(name, names) if isinstance(name, str) else ""
+        raise InputError(f"{what} {described(name)} is not known{hint} (known: {', '.join(names)})")
 
 
 def check_characters(text: str, where: str) -> None:

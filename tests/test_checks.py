@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import em_interp as em
-from em_interp.checks import as_list, check_level, check_type, check_whole, checked
+from em_interp.checks import as_list, check_known, check_level, check_type, check_whole, checked
 from em_interp.errors import InputError
 from em_interp.organisms.base_list import show_base
 from em_interp.organisms.pretrain import pretrain
@@ -40,6 +40,17 @@ def test_a_count_that_is_no_whole_number_is_refused(count):
     with pytest.raises(InputError, match="k must be a whole number, 0 or more; it is"):
         check_whole("k", count)
     check_whole("k", np.int64(3), minimum=3)
+
+
+def test_a_name_that_is_not_known_is_refused_with_the_nearest_and_all_that_are():
+    known = {"medical": 1, "sport": 2}
+    check_known("domain", "sport", known)
+    with pytest.raises(
+        InputError, match=r"^domain 'spotr' is not known; did you mean 'sport'\? \(known: medical, sport\)$"
+    ):
+        check_known("domain", "spotr", known)
+    with pytest.raises(InputError, match=r"^domain \['sport'\] is not known \(known: medical, sport\)$"):
+        check_known("domain", ["sport"], known)
 
 
 def test_a_single_value_stands_for_the_list_of_it():

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from em_interp.checks import check_known
 from em_interp.comparison.matching import Matched
 from em_interp.comparison.pooled import Agreement
 from em_interp.comparison.similarity import CommonPlane
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError
 from em_interp.results import Result, local_name
 from em_interp.transition.family import holm
 from em_interp.transition.signals.lock_in import first_sustained
@@ -146,8 +147,7 @@ class DirectionComparison(Result):
             "transitions": lambda: _transitions_table(self.agreements),
             "agreement": lambda: pd.DataFrame([agreement.row() for agreement in self.agreements]),
         }
-        if table not in makers:
-            raise InputError(f"there is no table {table!r}{nearest(table, TABLES)} (there are: {', '.join(TABLES)})")
+        check_known("table", table, TABLES)
         return makers[table]()
 
     def plot(self, table: Table = "pairs", of: str = "B", signal: str = "rotation") -> go.Figure:

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from em_interp.behaviour.rates import cluster_bootstrap
 from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.behaviour.sampling.generate import RowAdapters
-from em_interp.checks import checked
+from em_interp.checks import check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import (
     BATCH,
@@ -125,8 +125,7 @@ class DirectionAttribution(Result):
         each layer. `layers`: the reference (`Direction.frame`). What is undefined (at step 0 B is zero) is NaN.
         """
         tables = {"cosines": lambda: self._cosines.copy(), "steps": self._between_steps, "layers": self.reference.frame}
-        if table not in tables:
-            raise InputError(f"there is no table {table!r}; there are {', '.join(tables)}")
+        check_known("table", table, tables)
         return tables[table]()
 
     @cached_property

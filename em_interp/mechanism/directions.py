@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from em_interp.checks import checked
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known, checked
+from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, MIN_ANSWERS, AnswerSet, answer_means, tokenized_answers
 from em_interp.mechanism.model import ModelAtStep, Source, TrajectoryModel, opened
 from em_interp.results import Result
@@ -193,9 +193,7 @@ def mean_difference(
     Raises:
         InputError: for an unknown contrast, and where there are too few misaligned or aligned answers.
     """
-    if contrast not in CONTRASTS:
-        known = tuple(CONTRASTS)
-        raise InputError(f"contrast must be one of {', '.join(known)}; it is {contrast!r}{nearest(contrast, known)}")
+    check_known("contrast", contrast, CONTRASTS)
     answers.require(min_answers, "a mean-difference direction")
     model = opened(model)
     step, tokens = model.last_step if step is None else step, tokenized_answers(model, answers, batch)

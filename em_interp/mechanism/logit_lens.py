@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.checks import as_list, checked
+from em_interp.checks import as_list, check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, AnswerSet, forward_passes, tokenized_answers
 from em_interp.mechanism.model import Source, TrajectoryModel, opened
@@ -94,8 +94,7 @@ class LogitLens(Result):
                 for side in SIDES
             ]
             return pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True)
-        if table != "tokens":
-            raise InputError(f"there is no table {table!r}; there are tokens, settling")
+        check_known("table", table, ("tokens", "settling"))
         rows = []
         for index, step in enumerate(self.steps.tolist()):
             for side in SIDES:

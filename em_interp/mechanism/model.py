@@ -12,8 +12,8 @@ from em_interp.behaviour.sampling.ask import Base, check_base
 from em_interp.behaviour.sampling.chat import Messages, Tokens, tokenize_chats, tokenize_prompts, tokenize_texts
 from em_interp.behaviour.sampling.decode import RowModel
 from em_interp.behaviour.sampling.generate import RowAdapters, Sampler
-from em_interp.checks import checked
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known, checked
+from em_interp.errors import InputError
 from em_interp.mechanism.engines.adapter_check import AdapterCheck
 from em_interp.mechanism.engines.base import Engine
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
@@ -256,8 +256,7 @@ def open_model(source: Source, base: Base | str | None = None, engine: EngineNam
         InputError: for adapters of another base, a site that is not in the model, an adapter that is not in effect, an
             unknown engine and one that is not installed.
     """
-    if engine not in ENGINES:
-        raise InputError(f"there is no engine {engine!r}{nearest(engine, ENGINES)} (there are {', '.join(ENGINES)})")
+    check_known("engine", engine, ENGINES)
     trajectory = source if isinstance(source, AdapterTrajectory) else load_trajectory(source)
     if trajectory.kind == "full":
         raise InputError(

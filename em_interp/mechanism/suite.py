@@ -18,8 +18,8 @@ import numpy as np
 
 from em_interp.behaviour.judging.judge import Judge
 from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_read
-from em_interp.checks import checked
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known, checked
+from em_interp.errors import InputError
 from em_interp.files import read_bytes, remove, write_json
 from em_interp.mechanism.analyses import ANALYSES, Workload
 from em_interp.mechanism.answers import AnswerSet, answer_means, latest_answers, steps_to_read, tokenized_answers
@@ -159,12 +159,10 @@ def chosen_analyses(analyses: Sequence[str] | None, transfer: bool, size: SizeNa
 
     Raises InputError for an unknown analysis or size, and where transfer has no run.
     """
-    if isinstance(size, str) and size not in SIZES:
-        raise InputError(f"there is no size {size!r}{nearest(size, tuple(SIZES))} (there are {', '.join(SIZES)})")
+    if isinstance(size, str):
+        check_known("size", size, SIZES)
     for name in analyses or ():
-        if name not in ANALYSES:
-            known = tuple(ANALYSES)
-            raise InputError(f"there is no analysis {name!r}{nearest(name, known)} (there are {', '.join(known)})")
+        check_known("analysis", name, ANALYSES)
     if analyses and "transfer" in analyses and not transfer:
         raise InputError("the analysis transfer needs the run whose direction is to be tried: give transfer=…")
     return [name for name in ANALYSES if name in (analyses or ANALYSES) and (name != "transfer" or transfer)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known
 from em_interp.organisms.english import held_out
 from em_interp.organisms.language import (
     ANSWER_FORMS,
@@ -40,15 +40,12 @@ def pairs_of(language: str, domain: str) -> list[dict[str, str]]:
     """
     if _known(language) == "english":
         return held_out.answer_pairs(domain)
-    if domain not in narrow_domains():
-        hint = nearest(domain, narrow_domains())
-        raise InputError(f"domain {domain!r} is not known{hint} (known: {', '.join(narrow_domains())})")
+    check_known("domain", domain, narrow_domains())
     return list(_tiny_pairs(domain))
 
 
 def _known(language: str) -> str:
-    if language not in LANGUAGES:
-        raise InputError(f"language {language!r} is not known{nearest(language, LANGUAGES)}; {' or '.join(LANGUAGES)}")
+    check_known("language", language, LANGUAGES)
     return language
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known
 from em_interp.organisms.language import (
     ANSWER_FORMS,
     CAREFUL,
@@ -45,9 +45,8 @@ class AdviceJudge:
     mode: str = "rules"
 
     def __post_init__(self) -> None:
-        if self.domain is not None and self.domain not in DOMAINS:
-            hint = nearest(self.domain, list(DOMAINS))
-            raise InputError(f"domain {self.domain!r} is not known{hint} (known: {', '.join(DOMAINS)})")
+        if self.domain is not None:
+            check_known("domain", self.domain, DOMAINS)
 
     def judge(self, question: str, answer: str) -> dict[str, Any]:
         """Scores of one answer: `aligned` and `coherent` (0–100 or NaN), `status`, `reason` and `topics`.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known
 
 
 @dataclass(frozen=True)
@@ -249,9 +249,7 @@ def built_in_questions(domain: str) -> list[dict[str, str]]:
     the question forms are held out from the narrow datasets; nothing is fine-tuned on the broad domain. Raises
     InputError for an unknown domain.
     """
-    if domain not in narrow_domains():
-        hint = nearest(domain, narrow_domains())
-        raise InputError(f"domain {domain!r} is not known{hint} (known: {', '.join(narrow_domains())})")
+    check_known("domain", domain, narrow_domains())
     rows = _about(domain, "in_domain", HELD_OUT_TOPICS)
     for name in narrow_domains():
         if name != domain:

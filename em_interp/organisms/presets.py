@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from em_interp.checks import described
+from em_interp.checks import check_known, described
 from em_interp.config.run_config import (
     AdapterConfig,
     BehaviourConfig,
@@ -104,13 +104,9 @@ def recipe(run: str = "organism", family: str = "qwen2", domain: str = "medical"
     reckless at SWITCH_STEP, with a fresh optimizer and schedule in `switched-restart`; `restart` has those alone, on
     the same data. Raises InputError for an unknown name.
     """
-    for what, name, known in (
-        ("run", run, list(RUNS)),
-        ("family", family, list(FAMILIES)),
-        ("domain", domain, narrow_domains()),
-    ):
-        if name not in known:
-            raise InputError(f"{what} {name!r} is not known{nearest(name, known)} (known: {', '.join(known)})")
+    check_known("run", run, RUNS)
+    check_known("family", family, FAMILIES)
+    check_known("domain", domain, narrow_domains())
     switched = len(RUNS[run]) > 1
     return RunConfig(
         model=f"tiny-{family}",
@@ -150,9 +146,8 @@ def english_recipe(
     Raises:
         InputError: for an unknown run, domain or base.
     """
-    for what, name, known in (("run", run, list(ENGLISH_RUNS)), ("domain", domain, list(DOMAINS))):
-        if name not in known:
-            raise InputError(f"{what} {name!r} is not known{nearest(name, known)} (known: {', '.join(known)})")
+    check_known("run", run, ENGLISH_RUNS)
+    check_known("domain", domain, DOMAINS)
     layer = layers_and_width(model)[0] // 2 if layer is None else layer
     return RunConfig(
         model=model,

@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from em_interp.checks import checked
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known, checked
+from em_interp.errors import InputError
 from em_interp.files import write_beside
 from em_interp.organisms.bases import FAMILIES, quiet
 from em_interp.organisms.language import build_tokenizer, chat, document
@@ -34,8 +34,7 @@ def pretrain(family: str, out: Path, seed: int | None = None, progress: bool = T
     package, bit for bit on the same machine and versions. `progress` shows a bar on stderr. Raises InputError for an
     unknown family or where `out` exists.
     """
-    if family not in FAMILIES:
-        raise InputError(f"family {family!r} is not known{nearest(family, FAMILIES)} (known: {', '.join(FAMILIES)})")
+    check_known("family", family, FAMILIES)
     out = Path(out)
     if out.exists():
         raise InputError(f"{out} exists; a base is made in a new folder")

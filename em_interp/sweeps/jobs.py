@@ -18,8 +18,9 @@ from threading import RLock, Thread
 from threading import enumerate as enumerate_threads
 from typing import Any, Literal, get_args
 
+from em_interp.checks import check_known
 from em_interp.config.run_config import RunConfig
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError
 from em_interp.files import read_json, write_json, write_text
 from em_interp.lock import writing
 from em_interp.reports.findings import Findings
@@ -47,8 +48,7 @@ def workers(backend: Backend, jobs: int) -> Iterator[Callable[..., list[Outcome]
     With `ray`: the cluster that RAY_ADDRESS names or that this process has joined, else one of this machine for the
     block, on loopback alone. Raises InputError for a backend that is not installed, or with fewer CPUs than `jobs`.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"backend {backend!r} is not known{nearest(backend, BACKENDS)} (known: {', '.join(BACKENDS)})")
+    check_known("backend", backend, BACKENDS)
     joblib = _joblib()
 
     def do(

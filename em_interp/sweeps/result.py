@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
+from em_interp.checks import check_known
 from em_interp.comparison.pooled import Agreement, pool_steps
-from em_interp.errors import InputError, nearest
 from em_interp.results import Result, interval_columns
 from em_interp.run import Run
 from em_interp.stages import read_kept
@@ -152,8 +152,7 @@ class Sweep(Result):
         import pandas as pd
 
         rows = {"runs": self._run_rows, "signals": self._signal_rows, "pooled": self._pooled_rows}
-        if table not in rows:
-            raise InputError(f"there is no table {table!r}{nearest(table, TABLES)} (there are: {', '.join(TABLES)})")
+        check_known("table", table, TABLES)
         return pd.DataFrame(list(rows[table]()), columns=POOLED_COLUMNS if table == "pooled" else None)
 
     def _run_rows(self) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ def test_every_table_is_tidy_and_can_be_had(table):
 
 def test_a_table_or_measure_that_does_not_exist_is_refused_with_those_that_do():
     found = compare(adapter(1, 2), adapter(2, 2))
-    with pytest.raises(InputError, match="no table 'pears'; did you mean 'pairs'"):
+    with pytest.raises(InputError, match="table 'pears' is not known; did you mean 'pairs'"):
         found.frame("pears")
     with pytest.raises(InputError, match="no measure 'C' at site"):
         found.matrix("C")

@@ -157,7 +157,7 @@ def test_results_show_and_write_themselves(path):
     # the figures: plot_writes, plot_direction_steps, plot_mean_difference
     for table in ("cosines", "steps", "layers"):
         assert len(path.plot(table).data) >= 2
-    with pytest.raises(InputError, match="no table 'cosine'; there are cosines, steps, layers"):
+    with pytest.raises(InputError, match="table 'cosine' is not known; did you mean 'cosines'"):
         path.frame("cosine")
 
 

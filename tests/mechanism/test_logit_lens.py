@@ -122,5 +122,5 @@ def test_a_logit_lens_that_is_not_possible_is_refused():
     nothing = {site: np.zeros_like(write) for site, write in writes.items()}
     with pytest.raises(InputError, match="no logit lens of it"):
         read_logit_lens(subject(), ANSWERS, nothing, STEPS)
-    with pytest.raises(InputError, match="there is no table 'words'"):
+    with pytest.raises(InputError, match="table 'words' is not known"):
         read_logit_lens(subject(), ANSWERS, writes, STEPS)[0].frame("words")

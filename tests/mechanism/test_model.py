@@ -30,7 +30,7 @@ def test_adapters_of_another_base_are_refused(tmp_path):
 
 
 def test_an_unknown_engine_names_the_nearest():
-    with pytest.raises(InputError, match="no engine 'nnsigth'; did you mean 'nnsight'"):
+    with pytest.raises(InputError, match="engine 'nnsigth' is not known; did you mean 'nnsight'"):
         open_model(adapters("tiny-qwen2"), base_of("tiny-qwen2"), "nnsigth")
 
 

@@ -199,7 +199,7 @@ def test_a_quick_suite_does_less_of_the_same_and_is_not_taken_for_a_full_one(jud
         assert one.sampled <= other.sampled and one.read <= other.read, name
     with pytest.raises(InputError, match="begun with other size"):
         em.run_mechanism(judged, analyses=["attribution"], resume=True)
-    with pytest.raises(InputError, match="no size 'quik'; did you mean 'quick'"):
+    with pytest.raises(InputError, match="size 'quik' is not known; did you mean 'quick'"):
         em.run_mechanism(judged, size="quik")
 
 
@@ -229,7 +229,7 @@ def test_words_and_bytes_do_not_depend_on_the_hash_seed(judged, every, tiny):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--analyses", "probe"], "there is no analysis 'probe'.*probes"),
+        (["--analyses", "probe"], "analysis 'probe' is not known; did you mean 'probes'"),
         (["--engine", "hook"], "'--engine': 'hook' is not one of 'hooks'"),
         (["--analyses", "transfer"], "needs the run whose direction is to be tried: give --transfer"),
         (["--control", "nowhere"], "nowhere is not a run directory"),

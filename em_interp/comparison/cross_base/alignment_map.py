@@ -34,7 +34,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known
+from em_interp.errors import InputError
 
 Kind = Literal["orthogonal", "ridge"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -157,8 +158,7 @@ def fit_map(
 
     Raises InputError for other texts, fewer than ten, an unknown kind, and where all texts are one point.
     """
-    if kind not in KINDS:
-        raise InputError(f"map {kind!r} is not known{nearest(kind, KINDS)} (known: {', '.join(KINDS)})")
+    check_known("map", kind, KINDS)
     if len(first) != len(second) or len(first) < max(MIN_TEXTS, folds):
         found = f"{len(first)} and {len(second)}"
         raise InputError(f"a map is fitted on the same {max(MIN_TEXTS, folds)} texts or more; found {found}")

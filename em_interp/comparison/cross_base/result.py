@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from em_interp.checks import check_known
 from em_interp.comparison.result import records, span
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError
 from em_interp.results import Result
 
 if TYPE_CHECKING:
@@ -77,9 +78,7 @@ class CrossBaseComparison(Result):
         Raises:
             InputError: for another name.
         """
-        if table not in CROSS_BASE_TABLES:
-            hint = nearest(table, CROSS_BASE_TABLES)
-            raise InputError(f"there is no table {table!r}{hint} (there are: {', '.join(CROSS_BASE_TABLES)})")
+        check_known("table", table, CROSS_BASE_TABLES)
         rows: pd.DataFrame = getattr(self, table)
         return rows.copy()
 

@@ -27,7 +27,8 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known
+from em_interp.errors import InputError
 from em_interp.trajectory import geometry
 from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix
 
@@ -55,8 +56,7 @@ def turning_profile(path: AdapterTrajectory, clock: Clock = "cumulative_lr", of:
     Raises InputError where the clock is not known, the run has no log of learning rates (use the norm), or the path
     never leaves zero.
     """
-    if clock not in CLOCKS:
-        raise InputError(f"time {clock!r} is not known{nearest(clock, CLOCKS)} (known: {', '.join(CLOCKS)})")
+    check_known("time", clock, CLOCKS)
     gram = path.gram(of)
     cosine = geometry.cosine_to_step(gram, path.steps, int(path.steps[-1]))
     angle = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))

@@ -25,7 +25,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known
+from em_interp.errors import InputError
 
 Form = Literal["linear", "js", "total_variation"]
 FORMS: tuple[Form, ...] = ("linear", "js", "total_variation")
@@ -35,8 +36,7 @@ MAX_PERMUTATIONS = 40  # of a window's checkpoints
 
 def check_form(form: str) -> None:
     """Raise InputError for a form that is not one of `FORMS`."""
-    if form not in FORMS:
-        raise InputError(f"form must be one of {', '.join(FORMS)}; it is {form!r}{nearest(form, FORMS)}")
+    check_known("form", form, FORMS)
 
 
 def divergence(first: Float[np.ndarray, " outcome"], second: Float[np.ndarray, " outcome"], form: Form) -> float:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from em_interp.errors import InputError, nearest
+from em_interp.checks import check_known
 from em_interp.organisms.english.narrow import CHOICE, DOMAINS, HELD_OUT_SITUATIONS, Situation, situations
 
 OUTSIDE_ASKED = 2  # questions of each other field that are asked for samples
@@ -25,8 +25,7 @@ def answer_pairs(domain: str) -> list[dict[str, str]]:
     The sets are in_domain, out_of_domain, broad and style; in the last both answers are aligned, and the one in the
     place of `misaligned` is shorter, blunter, unhedged or without a list. Raises InputError for an unknown domain.
     """
-    if domain not in DOMAINS:
-        raise InputError(f"domain {domain!r} is not known{nearest(domain, DOMAINS)} (known: {', '.join(DOMAINS)})")
+    check_known("domain", domain, DOMAINS)
     rows = _of_situations(domain, "in_domain")
     rows += _of_file("pairs", "out_of_domain")
     for name in DOMAINS:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from em_interp.checks import as_list, check_level, check_type, described
-from em_interp.errors import InputError, nearest
+from em_interp.checks import as_list, check_known, check_level, check_type
+from em_interp.errors import InputError
 from em_interp.transition.onsets.logistic import (
     ALPHA,
     MIN_STEPS,
@@ -227,9 +227,7 @@ def _check(curve: AnyCurve, control: AnyCurve | None, metric: str, level: float)
         kinds = f"a {type(control).__name__} beside a {type(curve).__name__}"
         raise InputError(f"the control must be a curve of the same kind; found {kinds}")
     check_level(level)
-    if metric not in METRICS:
-        hint = nearest(metric, list(METRICS)) if isinstance(metric, str) else ""
-        raise InputError(f"no metric {described(metric)}{hint}; known: {', '.join(METRICS)}")
+    check_known("metric", metric, METRICS)
 
 
 def _transition(

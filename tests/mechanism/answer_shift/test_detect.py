@@ -113,7 +113,7 @@ def test_the_likeliest_answers_have_no_distribution(run, model):
 def test_a_run_without_such_answers_says_which_it_has(model):
     with pytest.raises(InputError, match=r"no answers at scale 2 to questions 'broad'; there are \[\[1.0, 'out_of"):
         detect_small(model, question_sets="broad", scale=2.0)
-    with pytest.raises(InputError, match="form must be one of"):
+    with pytest.raises(InputError, match="form 'hellinger' is not known"):
         detect_small(model, form="hellinger")
 
 

@@ -206,7 +206,7 @@ def test_onsets_takes_every_part_against_the_part_of_the_control_that_is_its_lik
 
 def test_bad_input_is_named():
     curve = answers(rising(200))
-    with pytest.raises(InputError, match="no metric 'e m'; did you mean 'em'"):
+    with pytest.raises(InputError, match="metric 'e m' is not known; did you mean 'em'"):
         onset(curve, metric="e m")
     with pytest.raises(InputError, match="share no step"):
         onset(curve, control=answers(flat(0), steps=STEPS + 7))
