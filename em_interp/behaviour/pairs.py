@@ -68,7 +68,7 @@ def _is_judged(table: pd.DataFrame, where: str) -> bool:
 def _present(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table, each with the entries that it has."""
     return [
-        {key: cell for key, cell in row.items() if cell == cell and cell is not None}
+        {str(key): cell for key, cell in row.items() if cell == cell and cell is not None}
         for row in table.to_dict("records")
     ]
 

@@ -84,8 +84,8 @@ def _answers(run: Run) -> pd.DataFrame:
     if run.scores_file.exists():
         judged = behaviour_curve(run).answers
         label = label_answers(judged).all_answers["label"]
-        misaligned = np.select([label == "misaligned", label == "aligned"], [True, False], None)
-        table = table.merge(judged[KEY].assign(misaligned=misaligned), how="left", on=KEY)
+        misaligned = label.map({"misaligned": True, "aligned": False})
+        table = table.merge(judged[KEY].assign(misaligned=misaligned.to_numpy(object)), how="left", on=KEY)
     else:
         table = table.assign(misaligned=None)
     return table[table["answer"].str.strip() != ""].drop_duplicates(["question", "answer"])
