@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-import numpy as np
 import pandas as pd
 
 from em_interp.behaviour.curve import behaviour_curve
