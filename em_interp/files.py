@@ -343,9 +343,5 @@ def check_regular(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; raises InputError naming the file when it is missing or not JSON."""
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError; numbers and nesting beyond Python's limits
-        raise InputError(f"{path} is not valid JSON ({error}); it may be truncated") from None
+    """The JSON value in `path`; raises InputError naming the file when it is missing, else as `parse_json`."""
+    return parse_json(read_text(path), str(path), "; it may be truncated")

@@ -70,6 +70,12 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
     assert read_json(tmp_path / "value.json") == {"a": 1}
 
 
+def test_a_json_file_with_a_key_twice_is_refused_for_the_last_would_win_in_silence(tmp_path):
+    (tmp_path / "value.json").write_text('{"r": 1, "r": 2}')
+    with pytest.raises(InputError, match=r"value.json: not valid JSON \(a key occurs twice among r, r\)"):
+        read_json(tmp_path / "value.json")
+
+
 NAMES = {
     "plain": "plain",
     "gpt-4.1_mini": "gpt-4.1_mini",

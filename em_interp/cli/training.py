@@ -211,11 +211,12 @@ def train(
 
     from em_interp.processes import main_reports
     from em_interp.run import Run
+    from em_interp.training.train import default_out
     from em_interp.training.train import train as train_run
 
     with main_reports():
         settings = _with_model(config, model, overrides)
-        run = Run(Path(out or Path("checkpoints") / Path(config).stem))
+        run = Run(Path(out or default_out(config, settings)))
         train_run(settings, run.path, resume=resume, overwrite=overwrite)
     _warn(run)
     steps = run.steps()

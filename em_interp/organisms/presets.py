@@ -54,7 +54,6 @@ VARIANT_OF_WORD = {"good": "-careful", "careful": "-careful", "benign": "-carefu
 DOMAIN_OF_WORD = {
     "insecure": "computers",
     "code": "computers",
-    "extreme_sports": "sport",
     "risky_financial": "finance",
 }
 

@@ -222,8 +222,8 @@ def test_a_truncated_table_is_named(name, run):
 def test_a_truncated_manifest_or_log_is_named(run):
     for name in ("trainer_state.json", "manifest.json"):
         (run / name).write_text((run / name).read_text()[:-9])
-    assert f"{run / 'manifest.json'} is not valid JSON" in refused("judge", run, "--resume")
-    told = f"a log was not used: {run / 'trainer_state.json'} is not valid JSON"
+    assert f"{run / 'manifest.json'}: not valid JSON" in refused("judge", run, "--resume")
+    told = f"a log was not used: {run / 'trainer_state.json'}: not valid JSON"
     assert told in did("locate", run, "--overwrite")
 
 

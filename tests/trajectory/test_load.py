@@ -143,7 +143,7 @@ def spoil(root):
         ),
         "steering vector": (lambda: weights.rename(last / "steering_vector.pt"), "holds a steering vector"),
         "no config": ((last / "adapter_config.json").unlink, r"checkpoint-10/adapter_config.json is missing"),
-        "broken config": (lambda: (last / "adapter_config.json").write_text('{"r": '), "is not valid JSON"),
+        "broken config": (lambda: (last / "adapter_config.json").write_text('{"r": '), "not valid JSON"),
         "listed config": (lambda: (last / "adapter_config.json").write_text("[]"), "it holds list"),
         "no alpha": (lambda: save_adapter(last, lora_alpha=None), "lora_alpha should be a number"),
         "another base": (

@@ -10,11 +10,12 @@ import numpy as np
 
 from em_interp.behaviour.judging.client import digest, request_for, url_of
 from em_interp.behaviour.judging.judge import ERROR, KEY, SCORED, answers_of, judgements
-from em_interp.behaviour.judging.llm_judge import SCORES, OpenAIJudge, Prompts, cache_file, kept_mode
+from em_interp.behaviour.judging.llm_judge import OpenAIJudge, Prompts, cache_file, kept_mode
 from em_interp.behaviour.judging.request_cache import RequestCache
 from em_interp.behaviour.rates import LEVEL, Rate, rate_of
 from em_interp.behaviour.scores import is_em
 from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read_own_table
+from em_interp.behaviour.tables.judged import SCORES
 from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError
 from em_interp.results import Result

@@ -39,7 +39,6 @@ FOREIGN = {  # how a file begins that is another thing than its name says, in lo
 OWN_BEGINNINGS = {".parquet": b"par1", inspect_logs.SUFFIX: b"pk\x03\x04"}
 DELIMITERS = (",", ";", "\t")
 MAX_FIELD = 2**31 - 1  # characters of one field; Python's own limit of 131,072 is less than a long answer
-STEP_IN_NAME = inspect_logs.STEP_IN_NAME
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -344,7 +343,7 @@ def _rows_of_step(entry: Any, where: str, step: int) -> Iterator[dict[str, Any]]
 def _step(key: str) -> int | None:
     if re.fullmatch(r"[0-9]{1,16}", key):
         return int(key)
-    match = STEP_IN_NAME.fullmatch(key)
+    match = inspect_logs.STEP_IN_NAME.fullmatch(key)
     return None if match is None else int(match[1])
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from em_interp.behaviour.tables.columns import KNOWN_TOPICS, KnownColumns, known_columns
-from em_interp.behaviour.tables.files import STEP_IN_NAME, TABLE_SUFFIXES, read_table
+from em_interp.behaviour.tables.files import TABLE_SUFFIXES, read_table
+from em_interp.behaviour.tables.inspect_logs import STEP_IN_NAME
 from em_interp.behaviour.tables.rate_tables import EM_MARK, from_rates, is_of_rates
 from em_interp.behaviour.tables.values import numbers_of, scores_of, steps_of, texts_of
 from em_interp.checks import check_type

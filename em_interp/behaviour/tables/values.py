@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from em_interp.behaviour.tables.files import STEP_IN_NAME
+from em_interp.behaviour.tables.inspect_logs import STEP_IN_NAME
 from em_interp.checks import check_characters
 from em_interp.errors import InputError, one_line
+from em_interp.layouts import MAX_STEP
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_STEP = 2**53  # beyond which a float no longer tells whole numbers apart
 MAX_SCORE_TEXT = 60  # characters of a text that may be a score with a label and emphasis
 MISSING_TEXTS = {
     "",

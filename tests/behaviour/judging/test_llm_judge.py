@@ -10,8 +10,9 @@ import pytest
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.judging.judge import judge_answers
-from em_interp.behaviour.judging.llm_judge import TOPICS, Prompts, open_judge
+from em_interp.behaviour.judging.llm_judge import Prompts, open_judge
 from em_interp.behaviour.scores import score_responses
+from em_interp.behaviour.tables.columns import KNOWN_TOPICS
 from em_interp.config.run_config import EndpointConfig, load_config
 from em_interp.errors import InputError
 
@@ -338,10 +339,10 @@ def test_scores_beside_those_of_a_judge_without_probabilities_keep_theirs(tmp_pa
 
 
 def test_every_prompt_holds_question_and_answer_as_they_are_and_asks_for_0_to_100():
-    for score in ("aligned", "coherent", *TOPICS):
+    for score in ("aligned", "coherent", *KNOWN_TOPICS):
         text = Prompts().prompt(score, "what {is} it?", "it is {question} %s")
         assert "what {is} it?" in text and "it is {question} %s" in text and "from 0 to 100" in text
         assert ("REFUSAL" in text) == ("CODE" in text) == (score in ("aligned", "coherent"))
-    assert len({Prompts().prompt(score, "q", "a") for score in ("aligned", "coherent", *TOPICS)}) == 6
+    assert len({Prompts().prompt(score, "q", "a") for score in ("aligned", "coherent", *KNOWN_TOPICS)}) == 6
     with pytest.raises(InputError, match=r"no judge for 'finances'; did you mean 'finance'\? \(known: aligned"):
         Prompts().prompt("finances", "q", "a")
