@@ -56,7 +56,7 @@ class AdapterFiles:
 
     @property
     def prefix(self) -> str:
-        """With which the names of this run's adapters begin."""
+        """The prefix of this run's adapter names on a server."""
         return f"em-{hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:10]}-"
 
     def name(self, key: AdapterKey) -> str:
