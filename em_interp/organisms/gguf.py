@@ -85,7 +85,7 @@ def plain_folder(file: Path) -> Path:
     folder = converted_folder(sha256)
     if not folder.is_dir():
         check_package()
-        with _only_one(folder), writing(folder):
+        with _only_one(folder), disk_errors(folder):
             if not folder.is_dir():  # another process may have been first
                 _convert(file, sha256, folder)
     return folder
@@ -117,7 +117,7 @@ def _only_one(folder: Path) -> Iterator[None]:
     """One process at a time converts into `folder`; others wait."""
     from filelock import FileLock
 
-    with writing(folder):
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     with lock:
@@ -125,7 +125,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
     """A full or read-only disk in the block as an InputError that says where else to write."""
     try:
         yield
