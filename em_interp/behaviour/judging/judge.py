@@ -143,7 +143,7 @@ def judgements(judge: Judge, rows: Iterable[tuple[str, str]]) -> Generator[dict[
         yield from _in_parallel(judge, rows)
     else:
         for question, answer in rows:
-            yield checked(judge.judge(question, answer))
+            yield validated_judgement(judge.judge(question, answer))
 
 
 def _in_parallel(judge: ParallelJudge, rows: Iterable[tuple[str, str]]) -> Generator[dict[str, Any], None, None]:
@@ -154,16 +154,16 @@ def _in_parallel(judge: ParallelJudge, rows: Iterable[tuple[str, str]]) -> Gener
             for question, answer in rows:
                 queue.append(pool.submit(judge.judge, question, answer))
                 if len(queue) > QUEUED_PER_WORKER * judge.workers:
-                    yield checked(queue.popleft().result())
+                    yield validated_judgement(queue.popleft().result())
             while queue:
-                yield checked(queue.popleft().result())
+                yield validated_judgement(queue.popleft().result())
         except BaseException:  # Ctrl-C may come inside `submit`, when the queue does not have the future yet
             judge.interrupt()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def checked(judgement: Mapping[str, Any] | None) -> dict[str, Any]:
+def validated_judgement(judgement: Mapping[str, Any] | None) -> dict[str, Any]:
     """A judgement with scores that are numbers from 0 to 100, or else None, a status other than `ok`, and a reason.
 
     A topic may be None without harm to the scores: it says nothing about how good an answer is.

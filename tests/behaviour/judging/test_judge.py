@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from em_interp.behaviour.judging.judge import checked, commonest_cause, judge_answers
+from em_interp.behaviour.judging.judge import commonest_cause, judge_answers, validated_judgement
 from em_interp.errors import InputError
 from em_interp.run import Run
 
@@ -87,7 +87,7 @@ def test_what_a_judge_fails_to_score_is_missing_with_a_reason_and_never_a_number
     ],
 )
 def test_each_way_of_failing_has_its_status(verdict, status):
-    found = checked(verdict)
+    found = validated_judgement(verdict)
     assert found["status"] == status
     assert (found["aligned"] is None) == (status != "ok")
 
