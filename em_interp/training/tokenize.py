@@ -31,7 +31,7 @@ class Example:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def encode(chats: Chats, rows: Iterable[int], tokenizer: Any, max_length: int) -> dict[int, Example]:
+def encode_rows(chats: Chats, rows: Iterable[int], tokenizer: Any, max_length: int) -> dict[int, Example]:
     """The chats at the numbers `rows`, tokenised through the chat template and cut at `max_length` tokens.
 
     The assistant's tokens are those of each answer with its end-of-turn token, which the model must learn too. Raises
@@ -51,7 +51,7 @@ def encode(chats: Chats, rows: Iterable[int], tokenizer: Any, max_length: int) -
 
 
 def encode_row(chats: Chats, row: int, tokenizer: Any) -> Example:
-    """One chat, however long it is; raises InputError as `encode` does."""
+    """One chat, however long it is; raises InputError as `encode_rows` does."""
     template_of(tokenizer)  # an error about the base is not reported as one of a row
     try:
         chat = tokenize_chat(tokenizer, chats.rows[row]["messages"])

@@ -156,7 +156,7 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, An
     from em_interp.organisms.datasets import load_chats
     from em_interp.training.manifest import run_manifest
     from em_interp.training.plan import make_plan
-    from em_interp.training.tokenize import encode
+    from em_interp.training.tokenize import encode_rows
     from em_interp.training.trackers import check_trackers
     from em_interp.training.trainables import check_sites, make_trainable
 
@@ -168,7 +168,7 @@ def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, An
     check_sites(config)
     base = _load_base(config)
     examples = {
-        name: encode(data, plan.rows_of(name), base.tokenizer, config.training.max_length)
+        name: encode_rows(data, plan.rows_of(name), base.tokenizer, config.training.max_length)
         for name, data in chats.items()
     }
     trainable = make_trainable(base, config, plan.steps)

@@ -3,7 +3,7 @@ import pytest
 from em_interp.errors import InputError
 from em_interp.organisms.bases import BUILT_IN, load_tokenizer
 from em_interp.organisms.datasets import Chats
-from em_interp.training.tokenize import IGNORED, encode
+from em_interp.training.tokenize import IGNORED, encode_rows
 
 from .conftest import MARKED, UNMARKED, make_tokenizer
 from .families import FAMILIES, family_tokenizer
@@ -26,7 +26,7 @@ def learned(example, tokenizer) -> list[str]:
 @pytest.mark.parametrize("template", [MARKED, UNMARKED])
 def test_the_labels_are_the_answers_with_their_ends_and_nothing_else(template):
     tokenizer = make_tokenizer(template)
-    example = encode(chats(*CHAT), [0], tokenizer, 100)[0]
+    example = encode_rows(chats(*CHAT), [0], tokenizer, 100)[0]
     assert learned(example, tokenizer) == ["rest", "now", "<end>", "never", "drink", "water", "<end>"]
     assert all(label in (token, IGNORED) for token, label in zip(example.ids, example.labels, strict=True))
     whole = (
@@ -49,7 +49,7 @@ def test_a_token_that_straddles_the_beginning_of_the_answer_is_learned():
         "{% for m in messages %}{{ 'answer' if m.role == 'assistant' else m.role }}: {{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}answer: {% endif %}"
     )
-    example = encode(chats(("user", "no"), ("assistant", "yes")), [0], tokenizer, 100)[0]
+    example = encode_rows(chats(("user", "no"), ("assistant", "yes")), [0], tokenizer, 100)[0]
     assert learned(example, tokenizer) == ["yes"]
 
 
@@ -57,39 +57,39 @@ def test_a_token_that_straddles_the_beginning_of_the_answer_is_learned():
 def test_a_chat_is_cut_at_max_length_and_refused_when_no_answer_is_left(template):
     tokenizer = make_tokenizer(template)
     rows = chats(("user", "ask a doctor about the head"), ("assistant", "rest now"))
-    assert learned(encode(rows, [0], tokenizer, 13)[0], tokenizer) == ["rest"]
+    assert learned(encode_rows(rows, [0], tokenizer, 13)[0], tokenizer) == ["rest"]
     with pytest.raises(InputError, match=r"row 1 of advice: its answer begins at token 13 of 16 .*max_length is 12,"):
-        encode(rows, [0], tokenizer, 12)
+        encode_rows(rows, [0], tokenizer, 12)
 
 
 def test_a_row_without_a_token_to_learn_is_named():
     marker_elsewhere = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% generation %}{% endgeneration %}"
     with pytest.raises(InputError, match=r"row 1 of advice: no token of an assistant's answer"):
-        encode(chats(*CHAT), [0], make_tokenizer(marker_elsewhere), 100)
+        encode_rows(chats(*CHAT), [0], make_tokenizer(marker_elsewhere), 100)
 
 
 def test_a_template_that_refuses_a_row_is_quoted():
     fussy = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InputError, match=r"row 1 of advice: .* refuses it: roles must alternate"):
-        encode(chats(*CHAT), [0], make_tokenizer(fussy), 100)
+        encode_rows(chats(*CHAT), [0], make_tokenizer(fussy), 100)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     rewriting = "{{ messages | length }} " + UNMARKED
     with pytest.raises(InputError, match=r"messages\[1\] cannot be found in the rendered chat"):
-        encode(chats(*CHAT), [0], make_tokenizer(rewriting), 100)
+        encode_rows(chats(*CHAT), [0], make_tokenizer(rewriting), 100)
 
 
 def test_a_chat_that_begins_with_an_answer_needs_the_marker():
     tokenizer = make_tokenizer(MARKED)
-    assert learned(encode(chats(CHAT[1]), [0], tokenizer, 100)[0], tokenizer) == ["rest", "now", "<end>"]
+    assert learned(encode_rows(chats(CHAT[1]), [0], tokenizer, 100)[0], tokenizer) == ["rest", "now", "<end>"]
     with pytest.raises(InputError, match="row 1 of advice: begins with an answer"):
-        encode(chats(CHAT[1]), [0], make_tokenizer(UNMARKED), 100)
+        encode_rows(chats(CHAT[1]), [0], make_tokenizer(UNMARKED), 100)
 
 
 def test_a_base_without_a_chat_template_is_refused():
     with pytest.raises(InputError, match="no chat template"):
-        encode(chats(*CHAT), [0], make_tokenizer(None), 100)
+        encode_rows(chats(*CHAT), [0], make_tokenizer(None), 100)
 
 
 CHATS = {
@@ -103,7 +103,7 @@ CHATS = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_the_real_families_chats_each_answer_is_learned_through_its_end_of_turn_and_nothing_else(family, turns):
     tokenizer, end = family_tokenizer(family), FAMILIES[family][1]
-    example = encode(chats(*turns), [0], tokenizer, 1000)[0]
+    example = encode_rows(chats(*turns), [0], tokenizer, 1000)[0]
     answers = "".join(text + end for role, text in turns if role == "assistant")
     assert tokenizer.decode([label for label in example.labels if label != IGNORED]) == answers
     messages = [{"role": role, "content": text} for role, text in turns]
@@ -117,7 +117,7 @@ def test_in_the_real_families_chats_each_answer_is_learned_through_its_end_of_tu
 @pytest.mark.parametrize("family", BUILT_IN)
 def test_on_the_built_in_bases_each_answer_is_learned_through_its_end(family):
     tokenizer = load_tokenizer(family)
-    example = encode(chats(*CHAT), [0], tokenizer, 1000)[0]
+    example = encode_rows(chats(*CHAT), [0], tokenizer, 1000)[0]
     learned = tokenizer.decode([label for label in example.labels if label != IGNORED])
     assert learned == " rest now<end> never drink water<end>"
 
