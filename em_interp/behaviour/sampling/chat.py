@@ -119,7 +119,7 @@ def tokenize_chats(
             raise InputError(f"the answer {answer!r} to {prompt!r} is empty; expected text")
         messages = [*_messages(prompt), {"role": "assistant", "content": answer.strip()}]
         text = render(tokenizer, messages)
-        span = locate(tokenizer, messages, len(messages) - 1, text)
+        span = span_of_message(tokenizer, messages, len(messages) - 1, text)
         rows.append(_tokenized(tokenizer, text, [(answer, span)]))
     return padded(tokenizer, rows, device)
 
@@ -186,7 +186,7 @@ def _messages(chat: str | Messages) -> Messages:
     return [{"role": "user", "content": chat}] if isinstance(chat, str) else list(chat)
 
 
-def locate(tokenizer: Any, messages: Messages, index: int, text: str) -> Span:
+def span_of_message(tokenizer: Any, messages: Messages, index: int, text: str) -> Span:
     """Where the content of `messages[index]` is in `text`, the rendered chat, without spaces around it.
 
     Raises InputError where the template does not write it as it is.
@@ -224,7 +224,7 @@ def _answer_turn(tokenizer: Any, messages: Messages, index: int, text: str, bloc
                 "template renders earlier turns differently; add {% generation %} to the template"
             )
         return turn
-    content = locate(tokenizer, messages, index, text)
+    content = span_of_message(tokenizer, messages, index, text)
     block = next((block for block in blocks if block.meets(content)), None)
     if block is None:
         return None
@@ -236,7 +236,7 @@ def _answer_turn(tokenizer: Any, messages: Messages, index: int, text: str, bloc
     if turn is not None:
         return Span(max(block.start, turn.start), min(block.stop, turn.stop))
     for other in (index - 1, index + 1):  # the block alone says where the turn is
-        if 0 <= other < len(messages) and block.meets(locate(tokenizer, messages, other, text)):
+        if 0 <= other < len(messages) and block.meets(span_of_message(tokenizer, messages, other, text)):
             raise InputError(
                 f"the {{% generation %}} block around the answer in messages[{index}] also covers messages[{other}], "
                 "which would be learned too; expected a block around each answer alone"
