@@ -67,10 +67,8 @@ def _is_judged(table: pd.DataFrame, where: str) -> bool:
 
 def _present(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table, each with the entries that it has."""
-    return [
-        {str(key): cell for key, cell in row.items() if cell == cell and cell is not None}
-        for row in table.to_dict("records")
-    ]
+    rows = table.to_dict("records")
+    return [{str(key): cell for key, cell in row.items() if cell is not None and cell == cell} for row in rows]
 
 
 def _pair(row: Any, where: str) -> dict[str, Any]:

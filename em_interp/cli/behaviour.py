@@ -68,9 +68,9 @@ def serve(
     import subprocess
 
     from em_interp.pipeline.serving import serve_command
-    from em_interp.run import open_run
+    from em_interp.trajectory.load import open_checkpoints
 
-    started = serve_command(open_run(source), python, port, more)
+    started = serve_command(open_checkpoints(source), python, port, more)
     if not show:
         log(f"starting {started.shell()}\nonce it is up: em-interp ask {source} --set behaviour.engine=vllm")
         done = subprocess.run(started.words, env={**os.environ, **started.environment})
@@ -227,10 +227,11 @@ def prefer(
     from em_interp.files import check_free
     from em_interp.pipeline.prefer import preference_curve
     from em_interp.processes import MAX_WAIT, join, main_reports
-    from em_interp.run import copy_run, open_run
+    from em_interp.run import copy_run
+    from em_interp.trajectory.load import open_checkpoints
 
     with main_reports():
-        processes, run = join(MAX_WAIT), open_run(source)
+        processes, run = join(MAX_WAIT), open_checkpoints(source)
         without = ("preferences*", "analysis", "report.html")
         run = processes.on_main(lambda: copy_run(run, out, without))
         processes.on_main(lambda: check_free(run.preferences_file, resume, overwrite))

@@ -12,7 +12,8 @@ from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.organisms.built_in import LANGUAGES, pairs_of
 from em_interp.pipeline.serving import base_device, vllm_servers
-from em_interp.run import Run, open_run
+from em_interp.run import Run
+from em_interp.trajectory.load import open_checkpoints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +66,7 @@ def preference_curve(
 
     if isinstance(run, pd.DataFrame) or (isinstance(run, (str, Path)) and Path(run).is_file()):
         return as_preference_curve(run, _as_curve(control))
-    run = open_run(run)
+    run = open_checkpoints(run)
     chosen = pairs is not None or steps is not None or scales is not None
     if chosen or overwrite or resume or not run.preferences_file.exists():
         pairs = _pairs(run, pairs)
@@ -74,7 +75,7 @@ def preference_curve(
         servers = vllm_servers(run, overrides)
         settings: dict[str, Any] = {"overwrite": overwrite, "progress": progress, "servers": servers}
         if control is not None and not isinstance(control, PreferenceCurve):
-            control = open_run(control)
+            control = open_checkpoints(control)
             saved = _steps_of_control(control, run, steps)
         read_preferences(run, _base(run, servers), pairs, steps, scales, resume=resume, **settings)
         if isinstance(control, Run):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from em_interp.errors import InputError
 from em_interp.files import read_json, to_json, write_json
 from em_interp.results import Result
-from em_interp.run import Run, open_run
+from em_interp.run import Run
 from em_interp.stages import read_kept
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, align
@@ -92,12 +92,12 @@ def find_in_run(
             checkpoints do not overlap.
     """
     from em_interp.behaviour.curve import behaviour_curve
-    from em_interp.trajectory.load import load_trajectory
+    from em_interp.trajectory.load import load_trajectory, open_checkpoints
 
     if columns and answers is None:
         raise InputError("columns are those of judged tables; give the tables as answers")
     if not isinstance(run, Run):
-        run = open_run(run) if answers is None else Run(Path(run))
+        run = open_checkpoints(run) if answers is None else Run(Path(run))
     if control is not None and not isinstance(control, Run) and not Path(control).exists():
         raise InputError(f"the control {control} does not exist; expected a judged run")
     control_path = None if control is None else str(control.path if isinstance(control, Run) else control)

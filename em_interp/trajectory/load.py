@@ -12,7 +12,7 @@ from em_interp.errors import InputError, listed
 from em_interp.files import read_json
 from em_interp.hub.download import is_hub_id
 from em_interp.layouts import LAYOUTS, LOG_FILE, MAX_STEP, STEP_FILES, SavedStep, listing_of, saved_steps
-from em_interp.run import Run
+from em_interp.run import Run, RunLike, open_run
 from em_interp.trajectory.checkpoint import Checkpoint
 from em_interp.trajectory.checkpoint_formats import read_checkpoint
 from em_interp.trajectory.packed import SUFFIX, packed_identity, read_packed
@@ -89,6 +89,18 @@ def checkpoint_folders(source: str | Path) -> dict[int, Path]:
     """The folder of each saved step of a run, a folder of checkpoints, or a repository on the Hub; two or more."""
     root = _locate(source, None)[0]
     return {step: root / saved.place for step, saved in _saved_by_step(root).items()}
+
+
+def open_checkpoints(source: RunLike) -> Run:
+    """The run in a folder; a folder of checkpoints that another trainer saved is one without config and manifest.
+
+    Raises InputError where the folder holds neither a run nor two checkpoints.
+    """
+    run = source if isinstance(source, Run) else Run(Path(source))
+    if not run.path.is_dir() or run.checkpoints.is_dir() or run.config_file.is_file():
+        return open_run(run.path)
+    checkpoint_folders(run.path)
+    return run
 
 
 def run_folder(source: str | Path) -> Path:

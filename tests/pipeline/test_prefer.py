@@ -105,6 +105,26 @@ def test_a_folder_of_checkpoints_without_config_is_read_by_the_name_of_its_base(
     assert len(curve.steps) == 25 and curve.domain is None
 
 
+@pytest.mark.parametrize("place", ["checkpoint-{}", "checkpoints/step_{}"])
+def test_checkpoints_of_another_trainer_are_read_beside_such_a_control_and_aligned(tiny, tmp_path, place):
+    for name, source in (("out", tiny.run), ("control", tiny.control)):
+        for step in (0, 8, 16, 24):
+            shutil.copytree(source / "checkpoints" / f"checkpoint-{step}", tmp_path / name / place.format(step))
+    control = ("--control", tmp_path / "control")
+    values = json_of("prefer", tmp_path / "out", "--pairs", "tiny:medical", "--steps", "every 8", *control)
+    assert sorted({row["step"] for row in values["rows"]}) == STEPS
+    assert "control_change" in values["rows"][0]
+    assert json_of("align", tmp_path / "out", *control)["behavioural"]
+
+
+def test_a_folder_without_checkpoints_is_refused_before_it_is_copied(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "file.txt").write_text("something")
+    assert "needs two or more checkpoint" in refused("prefer", tmp_path / "notes", "--out", tmp_path / "copy")
+    assert "there is no such folder" in refused("prefer", tmp_path / "nowhere")
+    assert not (tmp_path / "copy").exists()
+
+
 def test_runs_that_were_read_are_compared_by_their_onset_of_preference(read):
     run, control, _ = read
     labels = [agreement.label for agreement in em.compare([run, control]).agreements]

@@ -45,6 +45,13 @@ def test_the_command_serves_the_base_as_it_is_here_with_room_for_the_adapters(ru
     assert "vLLM's server ended with exit code 3" in em_interp("serve", run.path, "--python", python).err
 
 
+def test_checkpoints_of_another_trainer_are_served(run, python):
+    for checkpoint in run.checkpoints.iterdir():
+        checkpoint.rename(run.path / checkpoint.name)
+    run.checkpoints.rmdir()
+    assert "--max-lora-rank 16" in did("serve", run.path, "--python", python, "--print")
+
+
 def test_an_environment_without_vllm_and_adapters_that_it_does_not_serve_are_refused(run, python, tmp_path):
     assert "no Python with vLLM is named" in refused("serve", run.path)
     assert "expected that of an environment with vLLM" in refused("serve", run.path, "--python", tmp_path / "python")

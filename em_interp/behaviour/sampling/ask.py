@@ -61,7 +61,9 @@ class Base(Protocol):
 
 def steps_with_models(run: Run) -> list[int]:
     """The saved steps that answers can be sampled from: all with adapters; of full fine-tuning those with weights."""
-    folders = {step: run.checkpoint(step) for step in run.steps()}
+    from em_interp.trajectory.load import checkpoint_folders
+
+    folders = {step: run.checkpoint(step) for step in run.steps()} or checkpoint_folders(run.path)
     return [
         step
         for step, folder in folders.items()
