@@ -110,8 +110,13 @@ class BehaviourCurve(Result):
         """A row a scored answer: `step`, `question_id` and `value` in [0, 1], for locating an onset.
 
         `em` and `coherent` are 0 or 1 by the thresholds; `aligned_mean` and `coherent_mean` are scores over 100.
-        Raises InputError for another metric.
+        Raises InputError for another metric, and for other thresholds where ready-made rates hold the outcomes alone.
         """
+        if not self.has_scores and (aligned, coherent) != (ALIGNED_BELOW, COHERENT_ABOVE):
+            raise InputError(
+                f"other thresholds than aligned {ALIGNED_BELOW:g} and coherent {COHERENT_ABOVE:g} need scores; these "
+                "are ready-made rates"
+            )
         scored = self.answers[self.answers["status"] == "ok"]
         values = {
             "em": is_em(scored, aligned, coherent),
@@ -231,16 +236,16 @@ def behaviour_curve(
 
     Raises:
         InputError: For missing columns, a score outside 0–100, a run without scores, and several judges without a
-            choice.
+            choice, or for `columns` beside a run.
     """
     import pandas as pd
 
     check_type("source", source, (Run, str, Path, pd.DataFrame), "a run, its path, or a table of judged answers")
     check_level(level)
-    if isinstance(source, (str, Path)):
-        run = Run(Path(source))
-        source = run if run.answers_file.parent.is_dir() or run.checkpoints.is_dir() else source
+    source = run_of(source) or source
     if isinstance(source, Run):
+        if columns:
+            raise InputError(f"columns are those of judged tables; {source.path} is a run, whose tables have our names")
         answers, domain = _judged_answers(source), domain or _domain_of(source)
         judge = judge or _judge_of(source, answers)
     else:
@@ -248,6 +253,14 @@ def behaviour_curve(
     if "step" not in answers:
         raise InputError(f"a curve needs a column step; found {one_line(', '.join(answers.columns))}")
     return BehaviourCurve(of_one_judge(answers, judge), domain, level)
+
+
+def run_of(source: Run | str | Path | pd.DataFrame) -> Run | None:
+    """The run that a source of judged answers is; None for tables."""
+    if not isinstance(source, (str, Path)):
+        return source if isinstance(source, Run) else None
+    run = Run(Path(source))
+    return run if run.answers_file.parent.is_dir() or run.checkpoints.is_dir() else None
 
 
 def _row(scored: ScoredResponses, domain: str | None) -> dict[str, Any]:

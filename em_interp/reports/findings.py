@@ -91,7 +91,7 @@ def find_in_run(
         InputError: the control is missing, columns are given without answers, or the steps of the answers and of the
             checkpoints do not overlap.
     """
-    from em_interp.behaviour.curve import behaviour_curve
+    from em_interp.behaviour.curve import behaviour_curve, run_of
     from em_interp.trajectory.load import load_trajectory, open_checkpoints
 
     if columns and answers is None:
@@ -110,7 +110,8 @@ def find_in_run(
         return Findings(run, path, transitions, None, None, [], None, None, alignment, None, preference, shifts)
     curve = behaviour_curve(run) if answers is None else behaviour_curve(answers, columns=columns)
     _check_steps(path, curve, answers or run.path)
-    control_curve = None if control is None else behaviour_curve(control, columns=columns)
+    control_columns = None if control is None or run_of(control) else columns  # a run's tables have our names
+    control_curve = None if control is None else behaviour_curve(control, columns=control_columns)
     rises = onsets(curve, control_curve)
     main, of_control = curve.outside(), None if control_curve is None else control_curve.outside()
     has_scores = main is not None and main.has_scores and (of_control is None or of_control.has_scores)

@@ -153,6 +153,18 @@ def test_a_table_without_steps_is_no_curve():
         behaviour_curve(table().drop(columns="step"))
 
 
+def test_arguments_that_would_have_no_effect_are_refused(tmp_path):
+    rates = behaviour_curve(pd.DataFrame({"step": [0, 10], "n": 20, "em": [0.0, 0.5]}))
+    assert rates.outcomes().value.mean() == 0.25
+    with pytest.raises(
+        InputError, match="other thresholds than aligned 30 and coherent 50 need scores; these are ready"
+    ):
+        rates.outcomes("em", aligned=20)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"columns are those of judged tables; .* is a run"):
+        behaviour_curve(tmp_path / "run", columns={"aligned": "my_score"})
+
+
 def test_a_metric_that_does_not_exist_and_a_step_not_sampled_are_named():
     curve = behaviour_curve(table(sets=("broad",)))
     with pytest.raises(InputError, match="no metric 'x'; known: em, coherent, aligned_mean, coherent_mean"):

@@ -71,7 +71,9 @@ def known_columns(table: pd.DataFrame, where: str, given: Mapping[str, str] | No
     for column, name in columns.items():
         if list(table.columns).count(name) > 1:
             raise InputError(f"{where} has the column {name} twice; expected one for {column}")
-    if "step" in columns and not (columns["step"] == "step" or given or names_steps(table[columns["step"]])):
+    if "step" in columns and not (
+        columns["step"] == "step" or "step" in (given or {}) or names_steps(table[columns["step"]])
+    ):
         del columns["step"]  # a name that is no step, such as final
     table = table.loc[:, ~table.columns.duplicated()]
     return KnownColumns(table.rename(columns={name: column for column, name in columns.items()}), columns, where)

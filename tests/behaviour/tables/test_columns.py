@@ -30,6 +30,10 @@ def test_steps_may_be_names_of_checkpoints_and_other_names_of_checkpoints_are_no
     table = BASE.drop(columns="step").assign(checkpoint=["checkpoint-5", "out/checkpoint-5", "step_9", "9"])
     assert em.behaviour_curve(table).steps.tolist() == [5, 9]
     assert em.score_responses(table.assign(checkpoint="final")).em.rate == 0.25
+    renamed = table.assign(checkpoint="final").rename(columns={"aligned": "my_score"})
+    assert em.score_responses(renamed, columns={"aligned": "my_score"}).em.rate == 0.25
+    with pytest.raises(InputError, match="checkpoint is 'final' in row 1; a whole number was expected"):
+        em.score_responses(table.assign(checkpoint="final"), columns={"step": "checkpoint"})
     with pytest.raises(InputError, match="checkpoint is 'final' in row 4; a whole number was expected"):
         em.score_responses(table.assign(checkpoint=["1", "2", "3", "final"]))
 
