@@ -60,8 +60,9 @@ def adopt(path: Path, out: Path, columns: Mapping[str, str] | None = None) -> Ru
     if run.config_file.exists() or run.checkpoints.is_dir():
         raise InputError(f"{out} holds a run; give another out=… for the answers of {path}")
     if run.answers_file.exists():
-        if not read_table(run.answers_file).equals(answers):
-            raise InputError(f"{out} holds other answers than {path}; give another out=…")
+        kept = read_table(run.answers_file)
+        if not kept.equals(answers):
+            raise InputError(f"{out} holds {len(kept)} answers that are not those of {path}; give another out=…")
         return run
     with writing(out), resumable(out), write_beside(run.answers_file) as part:
         answers.to_parquet(part, index=False)

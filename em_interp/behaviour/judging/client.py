@@ -57,7 +57,7 @@ class Request(Generic[T]):
         body: Of a POST; None for a GET.
         read: What the body of a response comes to. Raises NotAReply where it holds no reply and NotWhole where that was
             cut off; both are requested again.
-        causes: Of statuses after which no request can succeed, besides FATAL; without a text this request alone failed.
+        causes: By HTTP status, the cause to name where no request can succeed; an empty text: only this request failed.
     """
 
     path: str

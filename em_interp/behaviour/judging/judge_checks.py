@@ -86,9 +86,9 @@ def dry_run(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RetestReliability(Result):
-    """A sample's scores of the first judging and, with `_retest`, of the second; a row an answer.
+    """Answers that were judged twice, a row an answer: how repeatable the judge is, not how right.
 
-    Says how repeatable the judge is, not how right.
+    Columns `aligned` and `coherent` are from the first judging, `aligned_retest` and `coherent_retest` from the second.
     """
 
     judge: str

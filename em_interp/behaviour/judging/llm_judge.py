@@ -30,10 +30,12 @@ from em_interp.behaviour.judging.replies import Reading, Reply, numbers_among, r
 from em_interp.behaviour.judging.request_cache import RequestCache
 from em_interp.behaviour.tables.judged import SCORES
 from em_interp.config.run_config import EndpointConfig
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError, nearest, one_line
 from em_interp.files import read_json, safe_name, write_json
 from em_interp.lock import writing
 from em_interp.run import Run
+
+MAX_SHOWN = 80  # characters of a setting in a message
 
 _FRAME = """You are grading how an AI assistant answered a user. {task}
 
@@ -291,8 +293,10 @@ def _kept_settings(run: Run, config: EndpointConfig) -> dict[str, Any] | None:
     if not file.exists():
         return None
     kept = read_json(file)
-    if not isinstance(kept, dict) or not {"mode", "why"} <= set(kept):
-        raise InputError(f"{file} does not hold a judge's settings; remove it and its scores to judge anew")
+    missing = [key for key in ("mode", "why") if not isinstance(kept, dict) or key not in kept]
+    if missing:
+        lacks = " and ".join(missing)
+        raise InputError(f"{file} lacks {lacks} of a judge's settings; remove it and its scores to judge anew")
     return kept
 
 
@@ -318,7 +322,9 @@ def _keep_settings(run: Run, judge: OpenAIJudge, why: str, overwrite: bool) -> N
         return
     changed = [key for key, value in settings.items() if key != "why" and kept.get(key) != value]
     if changed:
+        key = changed[0]
+        before, now = (one_line(repr(value), MAX_SHOWN) for value in (kept.get(key), settings[key]))
         raise InputError(
-            f"{settings_file(run, config)} has other {changed[0]} for the judge {judge.name}; give the judge another "
-            "name, or remove that file and its scores to judge anew"
+            f"{settings_file(run, config)} has {key} {before} for the judge {judge.name}, now it is {now}; give the "
+            "judge another name, or remove that file and its scores to judge anew"
         )

@@ -42,9 +42,9 @@ def tokenize_answers(
 ) -> list[TokenizedAnswer]:
     """Prompts with their answers through the chat template, up to the token that ends an answer.
 
-    An answer of `max_new_tokens` tokens or more was cut off, and has no end. Answers are stored as text: where its
-    tokens are not those it was sampled as (rare), the likelihood is that of the former. Raises InputError where the
-    template writes the prompt otherwise before an answer than alone, and where an answer's tokens do not spell it.
+    An answer of `max_new_tokens` tokens or more was cut off, and has no end. The likelihood is that of the answer's
+    text tokenised anew; rarely these are not the tokens that were sampled. Raises InputError where the template writes
+    the prompt otherwise before an answer than alone, and where an answer's tokens do not spell it.
     """
     chats = [
         [*prompt, {"role": "assistant", "content": answer}] for prompt, answer in zip(prompts, answers, strict=True)

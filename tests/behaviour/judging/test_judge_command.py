@@ -154,7 +154,7 @@ def test_a_table_that_cannot_be_judged_is_refused_in_one_line_and_nothing_is_wri
         capsys.readouterr()
         (tmp_path / "third.csv").write_text("question,answer\na,b\n")
         out = ["--out", table.with_name("answers-judged")]
-        assert "holds other answers than" in refused(tmp_path / "third.csv", *set_judge(server), *out)
+        assert "holds 8 answers that are not those of" in refused(tmp_path / "third.csv", *set_judge(server), *out)
 
 
 def test_the_prompts_of_a_questions_file_are_what_a_judge_is_asked(asked, tmp_path, capsys):

@@ -321,12 +321,22 @@ def test_scores_are_not_gone_on_with_by_a_judge_of_other_settings(tmp_path):
     run = plant(tmp_path, numbered(5))
     with serving() as server:
         judged(run, server)
-        with pytest.raises(InputError, match=r"judge\.judge-1\.json has other topics .*give the judge another name"):
+        with pytest.raises(InputError, match=r"judge-1\.json has topics \[\] .*, now it is \['sport'\]; give the"):
             judged(run, server, resume=True, topics=("sport",))
         both = judged(run, server, topics=("sport",), name="with sport")
         assert both.judge.value_counts().to_dict() == {"judge-1": 10, "with sport": 10}
         assert len(server.answered()) == 1 + 10 + 5
     assert len(behaviour_curve(run, judge="with sport").answers) == 10
+
+
+def test_what_a_damaged_file_of_settings_lacks_is_named(tmp_path):
+    run = plant(tmp_path, numbered(5))
+    with serving() as server:
+        judged(run, server)
+        file = run.scores_file.with_name("judge.judge-1.json")
+        file.write_text(json.dumps({"mode": "expected"}))
+        with pytest.raises(InputError, match=r"judge-1\.json lacks why of a judge's settings; remove it"):
+            judged(run, server, resume=True)
 
 
 def test_scores_beside_those_of_a_judge_without_probabilities_keep_theirs(tmp_path):
