@@ -30,7 +30,8 @@ class MonitorCallback(TrainerCallback):
         SFTTrainer(model, train_dataset=rows, callbacks=[snapshots, monitor]).train()
         monitor.monitor
 
-    A Trainer that resumes at step N is followed from there: looks before step N are skipped, which keeps the false-alarm bound.
+    A Trainer that resumes at step N is followed from there: looks before step N are skipped, which keeps the
+    false-alarm bound.
     Of several processes each follows the run, and all come to the same alarms; the main one calls `on_alarm`.
 
     Args:
