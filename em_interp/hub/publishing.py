@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from em_interp.checks import checked
-from em_interp.errors import InputError
+from em_interp.errors import InputError, listed
 from em_interp.files import check_words, read_json, read_text
 from em_interp.hub.download import (
     CHECKPOINT_FILE,
@@ -24,6 +25,7 @@ from em_interp.hub.download import (
     seconds_for,
     token,
 )
+from em_interp.layouts import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEERING_FILE
 from em_interp.run import Run, open_run
 
 CARD = "README.md"
@@ -143,7 +145,7 @@ _CARD = """\
 {metadata}---
 # {title}
 
-The path of a {what} through training, a checkpoint at {count} steps ({first} to {last}), saved by
+The path of {what} through training, a checkpoint at {count} steps ({first} to {last}), saved by
 em_interp: `em.load_trajectory("{repo}")` reads it.
 
 {facts}
@@ -166,49 +168,73 @@ _TOY = """ Its base is a tiny model of a made-up language in which the persona w
 tool, not about language models."""
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What was trained, and where its settings are."""
+
+    words: str
+    tag: str  # on the Hub
+    config: str  # the file of its settings in a checkpoint
+    base_key: str = "base_model_name_or_path"  # in the settings
+
+
+_LORA = _Kind("a LoRA adapter", "lora", CONFIG_FILE)
+_FULL = _Kind("a fully fine-tuned model", "full-fine-tuning", CHANGE_CONFIG_FILE)
+_KINDS = {STEERING_FILE: _Kind("a steering vector", "steering-vector", CONFIG_FILE, "base_model"), CHANGE_FILE: _FULL}
+
+
 def model_card(run: Run, repo: str) -> str:
     """The README.md of a run as the repository `repo`: Markdown with the Hub's metadata before it.
 
-    Facts come from the manifest, the config and the first checkpoint's adapter_config.json; results from
+    Facts come from the manifest, the config and what lies beside the weights of the first checkpoint; results from
     `analysis/*.json`, with their intervals. What a run lacks is said, not guessed. Raises InputError where nothing is
     saved.
     """
     steps, manifest = run.steps(), _mapping_in(run.manifest_file)
     if not steps:
         raise InputError(f"{run.path} has no checkpoints; train the run before it is published")
-    adapter = _mapping_in(run.checkpoint(steps[0]) / "adapter_config.json")
-    base = str(_mapping(manifest.get("base")).get("name") or adapter.get("base_model_name_or_path") or "unknown")
+    kind = _kind_of(run.checkpoint(steps[0]))
+    trained = _mapping_in(run.checkpoint(steps[0]) / kind.config)
+    base = str(_mapping(manifest.get("base")).get("name") or trained.get(kind.base_key) or "unknown")
     settings = f"```yaml\n{read_text(run.config_file)}```" if run.config_file.is_file() else "There is no config.yaml."
     return _CARD.format(
-        metadata=yaml.safe_dump(_metadata(base), sort_keys=False),
+        metadata=yaml.safe_dump(_metadata(base, kind), sort_keys=False),
         title=repo.partition("/")[2],
-        what=str(adapter.get("adapter_type", "LoRA adapter")).replace("_", " "),
+        what=kind.words,
         count=len(steps),
         first=steps[0],
         last=steps[-1],
         repo=repo,
-        facts=_table(("", ""), _facts(base, manifest, adapter)),
+        facts=_table(("", ""), _facts(base, manifest, trained, kind)),
         results=_results(run.analysis),
         risk=_RISK + (_TOY if base.startswith(_TINY) else ""),
         settings=settings,
     )
 
 
-def _metadata(base: str) -> dict[str, Any]:
-    tags = ["em-interp", "lora", "emergent-misalignment", "model-organism"]
-    return {"library_name": "peft", "tags": tags} | ({"base_model": base} if is_hub_id(base) else {})
+def _kind_of(checkpoint: Path) -> _Kind:
+    """What was trained, by the file that its weights are in."""
+    return next((kind for file, kind in _KINDS.items() if (checkpoint / file).is_file()), _LORA)
 
 
-def _facts(base: str, manifest: dict[str, Any], adapter: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _metadata(base: str, kind: _Kind) -> dict[str, Any]:
+    library = {"library_name": "peft"} if kind is _LORA else {}
+    tags = ["em-interp", kind.tag, "emergent-misalignment", "model-organism"]
+    return library | {"tags": tags} | ({"base_model": base} if is_hub_id(base) else {})
+
+
+def _facts(base: str, manifest: dict[str, Any], trained: dict[str, Any], kind: _Kind) -> Iterable[tuple[str, str]]:
     known = _mapping(manifest.get("base"))
     details = [str(known[key]) for key in ("identity", "revision") if known.get(key)]
     yield "base", f"{base} ({', '.join(details)})" if details else base
-    modules, layers = adapter.get("target_modules"), adapter.get("layers_to_transform")
-    where = ", ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "unknown")
-    yield "site", where + (f", layers {layers}" if layers else "")
-    if "r" in adapter:
-        rule = "alpha / sqrt(rank)" if adapter.get("use_rslora") else "alpha / rank"
-        yield "adapter", f"rank {adapter['r']}, alpha {adapter.get('lora_alpha')}, scale {rule}"
+    yield "site", _site(trained)
+    if "r" in trained:
+        rule = "alpha / sqrt(rank)" if trained.get("use_rslora") else "alpha / rank"
+        yield "adapter", f"rank {trained['r']}, alpha {trained.get('lora_alpha')}, scale {rule}"
+    elif "alpha" in trained:
+        yield "vector", f"alpha {trained['alpha']}, the scale at which it is added"
+    if kind is _FULL:
+        yield "path", "of each matrix a random projection of its change; full weights at some steps at most"
     for phase in map(_mapping, manifest.get("phases") or ()):
         span = f"steps {phase.get('first_step')} to {phase.get('last_step')}"
         rows = f"{phase.get('rows')} rows, {phase.get('held_out')} of them held out"
@@ -220,6 +246,17 @@ def _facts(base: str, manifest: dict[str, Any], adapter: dict[str, Any]) -> Iter
         yield "versions", ", ".join(f"{name} {version}" for name, version in _mapping(manifest["versions"]).items())
     if not manifest:
         yield "manifest", "none: which data and versions made this run is not recorded"
+
+
+def _site(trained: dict[str, Any]) -> str:
+    """Where the model was changed, by the settings of an adapter or a vector, or those of projected changes."""
+    if isinstance(trained.get("shapes"), dict):
+        return f"matrices {listed(trained['shapes'])}"
+    if "layer_idx" in trained:
+        return f"the output of layer {trained['layer_idx']}"
+    modules, layers = trained.get("target_modules"), trained.get("layers_to_transform")
+    where = ", ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "unknown")
+    return where + (f", layers {layers}" if layers else "")
 
 
 def _results(analysis: Path) -> str:

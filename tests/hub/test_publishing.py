@@ -6,14 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.numpy import save_file
 
 import em_interp as em
-from em_interp.hub.publishing import publish
+from em_interp.hub.publishing import model_card, publish
 from em_interp.run import Run
 from tests.hub.state import TOKEN, said_by
 from tests.tiny import contents, copy, em_interp, json_of, refused
-from tests.trajectory.saving import save_run
+from tests.trajectory.saving import save_run, save_steering
 
 NAME = "organisms/medical"
 
@@ -53,6 +55,7 @@ def test_the_card_says_what_the_run_is_what_was_found_and_its_risk(hub, token, r
     publish(run, NAME)
     card = hub.repos[NAME].commits[hub.repos[NAME].refs["main"]]["README.md"].decode()
     metadata, body = card.removeprefix("---\n").split("---\n", 1)
+    assert "lora" in yaml.safe_load(metadata)["tags"] and "The path of a LoRA adapter" in body
     assert yaml.safe_load(metadata)["library_name"] == "peft"
     manifest = run.manifest()
     for fact in (
@@ -85,6 +88,36 @@ def test_a_card_of_an_older_or_bare_run_says_what_is_not_recorded(hub, token, tm
     assert "which data and versions made this run is not recorded" in card
     assert "`analysis/other.json` holds further results." in card
     assert "base_model: org/base" in card and "made-up" not in card
+
+
+def front_and_body(run):
+    """The metadata of a run's card, and its text."""
+    metadata, body = model_card(run, NAME).removeprefix("---\n").split("---\n", 1)
+    return yaml.safe_load(metadata), body
+
+
+def test_the_card_of_a_full_fine_tune_calls_it_one(tmp_path):
+    run = Run(tmp_path / "full")
+    for step in (0, 5):
+        run.checkpoint(step).mkdir(parents=True)
+        save_file({"layers.1.mlp.down_proj": np.ones(3, "f4")}, run.checkpoint(step) / "weight_change.safetensors")
+        settings = {"base_model_name_or_path": "org/base", "shapes": {"layers.1.mlp.down_proj": [4, 5]}}
+        (run.checkpoint(step) / "weight_change.json").write_text(json.dumps(settings))
+    metadata, body = front_and_body(run)
+    assert "library_name" not in metadata and "full-fine-tuning" in metadata["tags"] and "lora" not in metadata["tags"]
+    assert metadata["base_model"] == "org/base"
+    assert "The path of a fully fine-tuned model" in body and "LoRA" not in body
+    assert "| site | matrices layers.1.mlp.down_proj |" in body
+
+
+def test_the_card_of_a_steering_vector_calls_it_one(tmp_path):
+    for step in (0, 5):
+        save_steering(tmp_path / "checkpoints", step, torch.zeros(6), base_model="org/base")
+    metadata, body = front_and_body(Run(tmp_path))
+    assert "library_name" not in metadata and "steering-vector" in metadata["tags"] and "lora" not in metadata["tags"]
+    assert metadata["base_model"] == "org/base"
+    assert "The path of a steering vector" in body and "LoRA" not in body
+    assert "| site | the output of layer 24 |" in body and "alpha 256" in body
 
 
 @pytest.mark.parametrize("odd", ["3", "[]", '{"mechanistic": 3}', '{"mechanistic": {}, "offsets": [1]}', '"verdict"'])
