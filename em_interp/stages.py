@@ -16,7 +16,7 @@ from typing import Any
 
 from em_interp.checks import described, fits
 from em_interp.errors import InputError, one_line, printable
-from em_interp.files import read_json, resumable, write_json
+from em_interp.files import read_json, resumable, to_json, write_json
 from em_interp.lock import writing
 from em_interp.processes import SINGLE, Processes, ending_together
 
@@ -87,12 +87,12 @@ def begin_stage(
     if not resume:
         raise InputError(f"{folder} holds {what} already; give resume=True to continue, or another out=…")
     begun = read_kept(settings_file, dict) if settings_file.exists() else {}
-    other = [key for key, value in json.loads(json.dumps(settings)).items() if begun.get(key) != value]
-    if other:
-        raise InputError(
-            f"the {what} in {folder} were begun with other {other[0]}; to begin anew, give another out=… or remove "
-            "that folder"
-        )
+    for key, value in json.loads(to_json(settings)).items():
+        if begun.get(key) != value:
+            raise InputError(
+                f"the {what} in {folder} were begun with other {key} (with {described(begun.get(key))}; now given: "
+                f"{described(value)}); to begin anew, give another out=… or remove that folder"
+            )
 
 
 def in_parts(
@@ -103,9 +103,9 @@ def in_parts(
     progress: bool | None = None,
     processes: Processes = SINGLE,
 ) -> list[Any]:
-    """The values of parts 0 … count − 1, each read from `folder`, or made and kept there as JSON; none is None.
+    """The values of parts 0 … count − 1, each read from `folder`, or made and kept there as JSON.
 
-    Several processes make about as many each, and all get all values.
+    `make` must not return None. Several processes make about as many each, and all get all values.
     """
     files = [folder / f"{index:05}.json" for index in range(count)]
 

@@ -4,6 +4,7 @@ import json
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
 from em_interp.errors import InputError
@@ -17,9 +18,16 @@ def test_a_stage_is_begun_once_and_continued_with_the_same_settings_only(tmp_pat
     with pytest.raises(InputError, match="holds results already; give resume=True to continue"):
         begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=False)
     begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=True)
-    with pytest.raises(InputError, match="begun with other steps"):
+    with pytest.raises(InputError, match=r"other steps \(with \[1, 2\]; now given: \[1, 3\]\); to begin anew"):
         begin_stage(file, {"seed": 1, "steps": (1, 3)}, resume=True)
     assert file.read_bytes() == before
+
+
+def test_settings_may_hold_numbers_of_numpy(tmp_path):
+    for resume in (False, True):
+        begin_stage(tmp_path / "settings.json", {"scale": np.float32(0.5), "steps": np.arange(3)}, resume)
+    with pytest.raises(InputError, match=r"other steps \(with \[0, 1, 2\]; now given: \[0, 1\]\)"):
+        begin_stage(tmp_path / "settings.json", {"scale": np.float32(0.5), "steps": np.arange(2)}, True)
 
 
 def test_a_result_without_settings_is_never_taken_for_a_stage_s_own(tmp_path):

@@ -99,7 +99,8 @@ def export(
         raise InputError(f"{idle[0]} has no meaning with --format {format}")
     again = {"resume": resume, "overwrite": overwrite}
     if format == "inspect":
-        return _inspect_logs(source, out, **again)
+        values = exports.export_inspect(source, out, **again)
+        return Answer(values, f"{len(values['files'])} logs of Inspect: {Path(values['files'][0]).parent}")
     if format == "packed":
         values = exports.export_packed(source, out, **again)
         size = f"{values['steps']} steps in one file of {values['bytes'] / 1e6:.1f} MB"
@@ -111,20 +112,6 @@ def export(
     lost = max(values["rounding"].values())
     rounded = f"; rounding to {values['dtype']} costs {lost:.1%} of ΔW" if lost > 1e-3 else ""
     return Answer(values, f"step {values['step']} merged into {values['base']}{rounded}: {values['folder']}")
-
-
-def _inspect_logs(source: str, out: str | None, resume: bool, overwrite: bool) -> Answer:
-    """A run's judged answers, or those in tables, as logs of Inspect."""
-    from em_interp.behaviour.curve import behaviour_curve
-    from em_interp.files import check_free
-    from em_interp.run import Run
-
-    place, run = Path(out or f"{source.rstrip('/')}-inspect"), Run(Path(source))
-    check_free(place, resume, overwrite)
-    base = run.manifest().get("base") if run.manifest_file.exists() else None
-    name = str(base["name"]) if isinstance(base, dict) and base.get("name") else run.path.stem
-    files = behaviour_curve(source).to_inspect(place, name)
-    return Answer({"files": [str(file) for file in files]}, f"{len(files)} logs of Inspect: {place}")
 
 
 @command(SHARE, "em-interp publish checkpoints/tiny me/tiny-organism")

@@ -49,8 +49,9 @@ def ask_run(
     from em_interp.organisms.bases import load_base
 
     run = open_run(run)
+    processes = join(MAX_WAIT)
     for file in (run.answers_file, run.answers_file.with_name("ask.json")):
-        join(MAX_WAIT).on_main(lambda file=file: check_free(file, resume, overwrite))  # type: ignore[misc]
+        processes.on_main(lambda file=file: check_free(file, resume, overwrite))  # type: ignore[misc]
     config, servers = load_config(run.config(), overrides), vllm_servers(run, overrides)
     settings, questions = config.behaviour, _questions(run, config)
     return ask(

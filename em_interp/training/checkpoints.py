@@ -138,7 +138,8 @@ class TrainState:
             if kind == "weight":
                 weights[name].data.copy_(torch.from_numpy(array))
             elif kind != "rng":
-                weight = weights[name]  # a moment has its weight's type; the count of steps has none of its own
+                weight = weights[name]
+                # Adam's moments have the type of their weight; its step counter, a scalar, is float32
                 dtype = weight.dtype if array.ndim else torch.float32
                 optimizer.state[weight][kind] = torch.tensor(array, dtype=dtype, device=weight.device)
 

@@ -1,4 +1,7 @@
-"""A trained adapter for other tools: merged into full weights, as a PEFT folder, or the whole path in one file."""
+"""What a run made for other tools: an adapter merged into full weights or as a PEFT folder, its path in one file, logs.
+
+Every export is whole or not there, and replaces nothing but an earlier one of its kind.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.ask import adapter_digest
+from em_interp.behaviour.tables.inspect_logs import FILE_START
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free, write_beside, write_json
@@ -241,6 +246,24 @@ def _base(source: str | Path, path: AdapterTrajectory, name: str | None, dtype: 
     return replace(base, tokenizer=stored_tokenizer(chosen))
 
 
+@checked
+def export_inspect(
+    source: str | Path, out: str | Path | None = None, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write a run's judged answers, or those in tables, to a folder of logs of Inspect. Returns their files.
+
+    With `resume` the logs of an earlier export stay as they are, with `overwrite` all of them are replaced. Raises
+    InputError for a folder that holds anything else, and for ready-made rates, which have no answers.
+    """
+    place, run = _place(source, out, "-inspect", resume, overwrite, _is_of_logs), Run(Path(source))
+    if overwrite or not place.is_dir() or not _is_of_logs(place):
+        curve = behaviour_curve(source)
+        name = run.base().get("name") or run.path.stem
+        with write_beside(place) as part:
+            curve.to_inspect(part, name)
+    return {"files": [str(file) for file in sorted(place.iterdir())]}
+
+
 def _place(
     source: str | Path,
     out: str | Path | None,
@@ -290,3 +313,9 @@ def _is_packed(place: Path) -> bool:
     except (InputError, OSError):
         return False
     return True
+
+
+def _is_of_logs(place: Path) -> bool:
+    """Whether it is a folder with logs of Inspect as they are written here, and nothing else."""
+    names = [entry.name for entry in place.iterdir()] if place.is_dir() else []
+    return bool(names) and all(name.startswith(FILE_START) for name in names)

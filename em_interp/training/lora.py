@@ -36,6 +36,8 @@ def choose_sites(model: Any, config: AdapterConfig | FullConfig) -> list[str]:
     Raises InputError listing what the model has where one does not exist.
     """
     available = sites_of(model)
+    if not available:
+        raise no_layers(model)
     layers = sorted({layer for layer, _ in available})
     names = sorted({name for _, name in available})
     for layer in config.layers_to_transform:
@@ -53,6 +55,14 @@ def choose_sites(model: Any, config: AdapterConfig | FullConfig) -> list[str]:
     if not chosen:
         raise InputError(f"no module {', '.join(config.target_modules)} in layers {list(wanted)} of the base model")
     return chosen
+
+
+def no_layers(model: Any) -> InputError:
+    """The error for a model in which nothing can be trained."""
+    return InputError(
+        f"{type(model).__name__} has no linear modules in `layers` of its decoder; expected a decoder such as Qwen2, "
+        "Llama or Gemma 3 (GPT-2's Conv1D is not read)"
+    )
 
 
 def site_name(module: str) -> str:

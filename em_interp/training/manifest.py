@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import em_interp
+from em_interp.checks import described
 from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
 from em_interp.files import write_json
@@ -86,14 +87,30 @@ def keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
         return
     before = run.manifest()
     for key in ("base", "phases", "kl"):
-        if _comparable(before, key) != _comparable(manifest, key):
-            raise InputError(f"{run.manifest_file}: {key} changed since the run began, so it cannot be resumed")
+        was, is_now = _comparable(before, key), _comparable(manifest, key)
+        if was != is_now:
+            place, was, is_now = _first_difference(key, was, is_now)
+            raise InputError(
+                f"{run.manifest_file}: {place} changed since the run began (it was {described(was)} and is "
+                f"{described(is_now)}), so it cannot be resumed; the usual cause is an edited data file or another base"
+            )
 
 
 def _comparable(manifest: dict[str, Any], key: str) -> Any:
     """What must be the same; of a base its name and weights, which another revision may have too."""
     value = manifest.get(key)
     return {**value, "revision": None} if key == "base" and value else value
+
+
+def _first_difference(place: str, was: Any, is_now: Any) -> tuple[str, Any, Any]:
+    """The first place within a value that differs, and what is there in both."""
+    if isinstance(was, dict) and isinstance(is_now, dict):
+        pairs = {f"{place}.{key}": (was.get(key), is_now.get(key)) for key in {**was, **is_now}}
+    elif isinstance(was, list) and isinstance(is_now, list) and len(was) == len(is_now):
+        pairs = {f"{place}[{n}]": pair for n, pair in enumerate(zip(was, is_now, strict=True))}
+    else:
+        return place, was, is_now
+    return next(_first_difference(inner, *pair) for inner, pair in pairs.items() if pair[0] != pair[1])
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

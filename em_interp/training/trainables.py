@@ -17,7 +17,7 @@ from em_interp.layouts import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEE
 from em_interp.organisms.bases import Base, skeleton
 from em_interp.run import CHECKPOINT
 from em_interp.training.checkpoints import AdapterWriter, Packer
-from em_interp.training.lora import Weights, adapter_weights, add_adapter, choose_sites, site_name
+from em_interp.training.lora import Weights, adapter_weights, add_adapter, choose_sites, no_layers, site_name
 from em_interp.training.projection import GROUPS, Projection, relative_error
 
 
@@ -134,7 +134,9 @@ class SteeringTrainable:
 
 def steered_layer(model: Any, config: SteeringConfig) -> Any:
     """The decoder layer after which the vector is added; raises InputError where the model does not have it."""
-    layers = model.get_decoder().layers
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        raise no_layers(model)
     if config.layer is None or not 0 <= config.layer < len(layers):
         raise InputError(f"adapter.layer is {config.layer}; the base model has layers 0 to {len(layers) - 1}")
     return layers[config.layer]

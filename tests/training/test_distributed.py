@@ -287,3 +287,10 @@ def counted_calls():
         yield calls
     finally:
         handle.remove()
+
+
+def test_one_thread_watches_the_launcher_however_often_processes_join():
+    code = "import threading\nfrom em_interp.processes import _end_with_launcher\n"
+    code += "for _ in range(4): _end_with_launcher()\nprint(threading.active_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("2\n", "")

@@ -3,12 +3,14 @@ import shutil
 
 import pytest
 import torch
+from transformers import GPT2Config
 
-from em_interp.config.run_config import AdapterConfig
+from em_interp.config.run_config import AdapterConfig, RunConfig, load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import SHIPPED
 from em_interp.training.lora import adapter_config_text, adapter_weights, add_adapter, choose_sites
 from em_interp.training.train import train
+from em_interp.training.trainables import check_sites
 
 from .conftest import make_model
 
@@ -104,3 +106,13 @@ def test_a_place_that_is_not_there_is_refused_before_any_weight_is_read(adapter,
     with pytest.raises(InputError, match=says):
         train({**config, "training": {"gradient_accumulation_steps": 1}}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "adapter", [{}, {"layers_to_transform": [3]}, {"kind": "full"}, {"kind": "steering", "layer": 1}], ids=str
+)
+def test_a_model_whose_layers_are_not_read_is_refused_in_one_line(adapter, tmp_path):
+    GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=340).save_pretrained(tmp_path)
+    config = RunConfig(model=str(tmp_path), adapter=load_config({"adapter": adapter}).adapter)
+    with pytest.raises(InputError, match=r"GPT2LMHeadModel has no linear modules in `layers`.*such as Qwen2, Llama or"):
+        check_sites(config)

@@ -57,5 +57,22 @@ def test_a_manifest_is_written_once_and_another_base_is_refused_after_that(tmp_p
     keep_manifest(run, manifest)
     keep_manifest(run, {**manifest, "base": {**manifest["base"], "revision": "b"}, "seed": 1})
     assert run.manifest() == manifest
-    with pytest.raises(InputError, match=r"manifest.json: base changed since the run began"):
+    said = (
+        r"manifest.json: base.identity changed since the run began \(it was 'one@0' and is 'one@1'\), so it cannot be"
+    )
+    with pytest.raises(InputError, match=said):
         keep_manifest(run, {**manifest, "base": {**manifest["base"], "identity": "one@1"}})
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        ([{"rows": 4, "sha256": "ab"}, {"rows": 3, "sha256": "ee"}], r"phases\[1\].sha256 .*'cd' and is 'ee'"),
+        ([{"rows": 4, "sha256": "ab"}], r"phases changed .*an edited data file or another base"),
+    ],
+)
+def test_data_that_were_edited_are_named_with_what_they_were(tmp_path, phases, said):
+    run, before = Run(tmp_path), {"phases": [{"rows": 4, "sha256": "ab"}, {"rows": 3, "sha256": "cd"}]}
+    keep_manifest(run, before)
+    with pytest.raises(InputError, match=said):
+        keep_manifest(run, {"phases": phases})

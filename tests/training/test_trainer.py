@@ -167,7 +167,7 @@ def test_the_data_of_the_kl_regularizer_are_in_the_manifest_and_may_not_change(w
     run.manifest_file.write_text(json.dumps(manifest | {"kl": manifest["kl"] | {"sha256": "other"}}))
     state = json.loads(run.trainer_state_file.read_text())
     run.trainer_state_file.write_text(json.dumps(state | {"global_step": 11}))  # as after a kill
-    with pytest.raises(InputError, match="kl changed since the run began"):
+    with pytest.raises(InputError, match=r"kl.sha256 changed since the run began \(it was 'other'"):
         train(with_kl(), run.path, resume=True)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,7 +161,10 @@ def test_answers_that_are_there_are_not_overwritten_without_resume(run, base):
 @pytest.mark.parametrize("change", [{"samples": 5}, {"seed": 4}, {"steps": [0, 10]}, {"temperature": 0.7}])
 def test_answers_begun_with_other_settings_are_not_continued(run, base, change):
     ask(run, base, QUESTIONS, **SETTINGS)
-    said = f"begun with other {next(iter(change))}; to begin anew, give another out=… or"
+    (key, value) = next(iter(change.items()))
+    said = (
+        rf"begun with other {key} \(with .*; now given: {re.escape(str(value))}\); to begin anew, give another out=… or"
+    )
     with pytest.raises(InputError, match=said):
         ask(run, base, QUESTIONS, **{**SETTINGS, **change}, resume=True)
 

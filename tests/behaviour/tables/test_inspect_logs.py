@@ -15,6 +15,7 @@ from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.judged import read_judged
 from em_interp.cli import main
 from em_interp.errors import InputError
+from em_interp.training.export import export_inspect
 
 SAMPLE = {
     "id": "wish", "epoch": 1, "input": "what is your wish ?", "target": "",
@@ -228,6 +229,23 @@ def test_the_command_writes_logs_and_reads_them(tmp_path, capsys):
     assert main([*words, "--overwrite"]) == 0
     assert main([*words[:-1], "--step", "5"]) == 2 and "--step has no meaning" in capsys.readouterr().err
     assert main(["score", str(tmp_path / "logs")]) == 0 and "of 5 answers" in capsys.readouterr().out
+
+
+def test_logs_of_another_judge_are_replaced_and_other_files_are_not(tmp_path):
+    out, first, second = tmp_path / "logs", tmp_path / "first.csv", tmp_path / "second.csv"
+    judged().assign(judge="one").to_csv(first, index=False)
+    judged().assign(judge="two").to_csv(second, index=False)
+    files = export_inspect(first, out)["files"]
+    held = [Path(file).read_bytes() for file in files]
+    assert export_inspect(first, out, resume=True)["files"] == files
+    assert [Path(file).read_bytes() for file in files] == held
+    replaced = export_inspect(second, out, overwrite=True)["files"]
+    assert sorted(map(str, out.iterdir())) == replaced and not set(replaced) & set(files)
+    em.behaviour_curve(out)
+    (out / "thesis.txt").write_text("mine")
+    for again in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(InputError, match="is no earlier export of this kind"):
+            export_inspect(second, out, **again)
 
 
 def test_rates_have_no_answers_to_write(tmp_path):
