@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from em_interp.cli import log
-from em_interp.cli.app import ANALYSE, Answer, Columns, Out, Overwrite, Resume, command
+from em_interp.cli.app import ANALYSE, Columns, CommandResult, Out, Overwrite, Resume, command
 
 if TYPE_CHECKING:
     from em_interp.transition.monitoring.monitor import Look, Monitor
@@ -31,7 +31,7 @@ def locate(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Find where an adapter's path changes.
 
     What is found in a whole run is kept in its analysis folder.
@@ -49,7 +49,7 @@ def locate(
         resume=resume,
         overwrite=overwrite,
     )
-    return Answer(result.to_dict(), "\n".join([result.sentence(), *result.trajectory.notes]))
+    return CommandResult(result.to_dict(), "\n".join([result.sentence(), *result.trajectory.notes]))
 
 
 @command(ANALYSE, "em-interp watch runs/mine --control runs/control")
@@ -62,7 +62,7 @@ def watch(
     last: Annotated[int | None, typer.Option(help="The run's steps (default: max_steps of its log).")] = None,
     level: Annotated[float, typer.Option(help="Share of runs without a transition that give an alarm.")] = 0.05,
     once: Annotated[bool, typer.Option("--once", metavar="", help="Do not wait for what is still to come.")] = False,
-) -> Answer:
+) -> CommandResult:
     """Follow a run while it trains: an alarm where B turns or the gradient norm has a hump.
 
     It ends with the run; of a finished run it shows what it would have shown.
@@ -72,7 +72,7 @@ def watch(
     monitor = follow(source, controls=controls, last=last, level=level, follow=not once, on_update=_show_monitor)
     if sys.stderr.isatty():
         log("")
-    return Answer(monitor.to_dict(), monitor.sentence().replace("; ", "\n"))
+    return CommandResult(monitor.to_dict(), monitor.sentence().replace("; ", "\n"))
 
 
 def _show_monitor(monitor: Monitor, looks: list[Look]) -> None:
@@ -102,7 +102,7 @@ def align(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Find how far the behaviour's change is from the adapter's.
 
     What is found is kept in the run's analysis folder.
@@ -117,7 +117,7 @@ def align(
         transition.sentence() if transition.found else f"{transition.sentence()}\n    {transition.reason}"
         for transition in (findings.rotation, *findings.onsets, *findings.preference_onsets)
     ]
-    return Answer(findings.alignment.to_dict(), "\n".join([*lines, findings.alignment.sentence()]))
+    return CommandResult(findings.alignment.to_dict(), "\n".join([*lines, findings.alignment.sentence()]))
 
 
 @command(ANALYSE, "em-interp mechanism checkpoints/tiny --analyses ablation,steering")
@@ -139,7 +139,7 @@ def mechanism(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Look inside the model along a judged run.
 
     With --out a copy of the run gets what is found.
@@ -154,7 +154,7 @@ def mechanism(
         place, others[0], engine, others[1], chosen, size, resume=resume, overwrite=overwrite, log=log
     ).to_dict()
     lines = [_line(result) for result in report["analyses"].values()]
-    return Answer(report, "\n".join([*lines, f"kept in {place.analysis / 'mechanism.json'}"]))
+    return CommandResult(report, "\n".join([*lines, f"kept in {place.analysis / 'mechanism.json'}"]))
 
 
 def _line(result: dict[str, str]) -> str:

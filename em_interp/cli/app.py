@@ -36,7 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """The result of a command: what --json prints, what a person reads, and the exit code."""
 
     values: dict[str, Any]
@@ -48,7 +48,7 @@ class Answer:
 class Call:
     """A command line that has been parsed: a command and its arguments."""
 
-    function: Callable[..., Answer]
+    function: Callable[..., CommandResult]
     arguments: dict[str, Any]
     as_json: bool
 
@@ -85,14 +85,14 @@ def _options(
 
 def command(
     panel: str, example: str, name: str | None = None, parent: typer.Typer = app
-) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+) -> Callable[[Callable[..., CommandResult]], Callable[..., CommandResult]]:
     """Make a function a command of `panel`: its docstring is the help, `example` what a person might type.
 
     The command gets --json besides the function's own parameters. Typer calls it to get a `Call`; `main` carries
     that out, so that nothing happens inside typer but parsing.
     """
 
-    def register(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    def register(function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
         @wraps(function)
         def call(as_json: bool, **arguments: Any) -> Call:
             return Call(function, arguments, as_json)

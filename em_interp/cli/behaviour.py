@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from em_interp.cli import log
-from em_interp.cli.app import ASK, Answer, Columns, Out, Overrides, Overwrite, Resume, command
+from em_interp.cli.app import ASK, Columns, CommandResult, Out, Overrides, Overwrite, Resume, command
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def ask(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Ask a trained run its questions along the way.
 
     With --out a copy of the run gets the answers.
@@ -42,7 +42,7 @@ def ask(
         without = ("behaviour", "analysis", "report.html")
         place = processes.on_main(lambda: copy_run(run, out, without))
         answers = ask_run(place, resume=resume, overwrite=overwrite, overrides=overrides)
-    return Answer({"run": str(place.path), "answers": str(answers)}, f"the answers: {answers}")
+    return CommandResult({"run": str(place.path), "answers": str(answers)}, f"the answers: {answers}")
 
 
 @command(ASK, "em-interp serve checkpoints/tiny --python ~/vllm/bin/python")
@@ -59,7 +59,7 @@ def serve(
     show: Annotated[bool, typer.Option("--print", metavar="", help="Print the command instead of starting it.")] = (
         False
     ),
-) -> Answer:
+) -> CommandResult:
     """Serve the base of a run with vLLM, which is then asked with --set behaviour.engine=vllm.
 
     vLLM is installed by you, in an environment of its own. The server runs until it is interrupted.
@@ -77,7 +77,7 @@ def serve(
         if done.returncode > 0:
             raise InputError(f"vLLM's server ended with exit code {done.returncode}; what it printed says why")
     values = {"command": started.words, "environment": started.environment, "base_url": started.base_url}
-    return Answer(values, started.shell() if show else "")
+    return CommandResult(values, started.shell() if show else "")
 
 
 @command(ASK, "em-interp judge checkpoints/tiny")
@@ -96,7 +96,7 @@ def judge(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Score the answers of a run, or of a table.
 
     With --out a copy of the run gets the scores. Those of a table go to a folder NAME-judged beside it.
@@ -116,16 +116,16 @@ def judge(
     scored = score_responses(scores, judge=judge_name(run, overrides))
     values = {"run": str(run.path), "scores": str(scores), "unscored": scored.unscored}
     lines = [scored.sentence(), commonest_cause(scored.answers), f"the scores: {scores}"]
-    return Answer(values, "\n".join(line for line in lines if line))
+    return CommandResult(values, "\n".join(line for line in lines if line))
 
 
-def _count_requests(source: str, out: str | None, overrides: list[str], columns: list[str]) -> Answer:
+def _count_requests(source: str, out: str | None, overrides: list[str], columns: list[str]) -> CommandResult:
     from em_interp.behaviour.judging.judge_checks import dry_run
     from em_interp.pipeline.behaviour import judge_endpoint, judge_prompts
 
     run, answers = _unjudged(source, out, columns)
     cost = dry_run(run, judge_endpoint(run, overrides), judge_prompts(run, overrides), answers)
-    return Answer(cost.to_dict(), cost.sentence())
+    return CommandResult(cost.to_dict(), cost.sentence())
 
 
 def _retest(
@@ -136,7 +136,7 @@ def _retest(
     count: int,
     resume: bool,
     overwrite: bool,
-) -> Answer:
+) -> CommandResult:
     from em_interp.behaviour.judging.judge_checks import retest
     from em_interp.behaviour.judging.llm_judge import open_judge
     from em_interp.files import check_free
@@ -149,7 +149,7 @@ def _retest(
     with open_judge(run, judge_endpoint(run, overrides), judge_prompts(run, overrides)) as model:
         result = retest(run, model, count)
         keep(result.to_dict(), file, overwrite)
-    return Answer(result.to_dict(), result.sentence())
+    return CommandResult(result.to_dict(), result.sentence())
 
 
 def _table(source: str, out: str | None) -> tuple[Path, Path] | None:
@@ -219,7 +219,7 @@ def prefer(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Read how likely misaligned answers are relative to aligned ones.
 
     Nothing is sampled or judged. With --out a copy of the run gets what is read.
@@ -246,7 +246,7 @@ def prefer(
             overrides=overrides,
         )
     values = {"run": str(run.path), "preferences": str(run.preferences_file), **curve.to_dict()}
-    return Answer(values, f"{curve.sentence()}\nthe preferences: {run.preferences_file}")
+    return CommandResult(values, f"{curve.sentence()}\nthe preferences: {run.preferences_file}")
 
 
 def _saved_steps(run: Run, schedule: str) -> list[int]:
@@ -272,10 +272,10 @@ def score(
         str | None, typer.Option(metavar="NAME", help="Of several judges' scores, only this one's.")
     ] = None,
     columns: Columns = [],  # noqa: B006
-) -> Answer:
+) -> CommandResult:
     """Rates of a table of judged answers."""
     from em_interp.behaviour.scores import score_responses
     from em_interp.behaviour.tables.columns import given_columns
 
     scored = score_responses(file, judge=judge, columns=given_columns(columns))
-    return Answer(scored.to_dict(), scored.sentence())
+    return CommandResult(scored.to_dict(), scored.sentence())

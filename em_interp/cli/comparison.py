@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from em_interp.cli import FAILED, OK, log
-from em_interp.cli.app import COMPARE, Answer, Out, Overwrite, Resume, command
+from em_interp.cli.app import COMPARE, CommandResult, Out, Overwrite, Resume, command
 
 
 @command(COMPARE, "em-interp compare checkpoints/medical checkpoints/sport --out checkpoints/compared")
@@ -27,7 +27,7 @@ def compare(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Compare runs: directions within one base, similarity across bases.
 
     With --out a page, the findings as JSON and tables are written; without it nothing.
@@ -49,7 +49,7 @@ def compare(
     text = comparison.sentence()
     if out is not None:
         text += f"\nthe page: {write_comparison(comparison, out, overwrite)}"
-    return Answer(comparison.to_dict(), text)
+    return CommandResult(comparison.to_dict(), text)
 
 
 @command(COMPARE, "em-interp sweep configs/tiny-sweep.yaml --jobs 4")
@@ -67,7 +67,7 @@ def sweep(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Make every run of a grid, and one page that compares them.
 
     Written to checkpoints/NAME-OF-CONFIG by default. The exit code is 1 where a run failed.
@@ -75,4 +75,6 @@ def sweep(
     from em_interp.sweeps.run import sweep as run_sweep
 
     result = run_sweep(config, out, resume=resume, overwrite=overwrite, jobs=jobs, backend=backend, log=log)
-    return Answer(result.to_dict(), f"{result.sentence()}\nthe page: {result.page}", FAILED if result.failures else OK)
+    return CommandResult(
+        result.to_dict(), f"{result.sentence()}\nthe page: {result.page}", FAILED if result.failures else OK
+    )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from em_interp.cli.app import SHARE, Answer, Columns, Out, Overwrite, Resume, command
+from em_interp.cli.app import SHARE, Columns, CommandResult, Out, Overwrite, Resume, command
 from em_interp.errors import InputError
 
 
@@ -30,7 +30,7 @@ def report(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Write one page about a run, and its figures as files.
 
     They are written to the run itself by default.
@@ -59,7 +59,7 @@ def report(
         files = export_run(findings, formats, paper_columns, out=place.figures, resume=resume, overwrite=overwrite)
         values |= {"figures": [str(file) for file in files]}
         lines.append(f"{len({file.stem for file in files})} figures, each with caption and numbers: {place.figures}")
-    return Answer(values, "\n".join(lines))
+    return CommandResult(values, "\n".join(lines))
 
 
 @command(SHARE, "em-interp export checkpoints/tiny --format merged --step 400")
@@ -85,7 +85,7 @@ def export(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Export a trained adapter, or judged answers, for other tools.
 
     It is written beside the run by default; packed is one .safetensors file.
@@ -100,18 +100,18 @@ def export(
     again = {"resume": resume, "overwrite": overwrite}
     if format == "inspect":
         values = exports.export_inspect(source, out, **again)
-        return Answer(values, f"{len(values['files'])} logs of Inspect: {Path(values['files'][0]).parent}")
+        return CommandResult(values, f"{len(values['files'])} logs of Inspect: {Path(values['files'][0]).parent}")
     if format == "packed":
         values = exports.export_packed(source, out, **again)
         size = f"{values['steps']} steps in one file of {values['bytes'] / 1e6:.1f} MB"
-        return Answer(values, f"{size}: {values['file']}")
+        return CommandResult(values, f"{size}: {values['file']}")
     if format == "peft":
         values = exports.export_peft(source, step, out, **again)
-        return Answer(values, f"step {values['step']} for PEFT: {values['folder']}")
+        return CommandResult(values, f"step {values['step']} for PEFT: {values['folder']}")
     values = exports.export_merged(source, step, out, base, dtype, **again)
     lost = max(values["rounding"].values())
     rounded = f"; rounding to {values['dtype']} costs {lost:.1%} of ΔW" if lost > 1e-3 else ""
-    return Answer(values, f"step {values['step']} merged into {values['base']}{rounded}: {values['folder']}")
+    return CommandResult(values, f"step {values['step']} merged into {values['base']}{rounded}: {values['folder']}")
 
 
 @command(SHARE, "em-interp publish checkpoints/tiny me/tiny-organism")
@@ -123,7 +123,7 @@ def publish(
     ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Upload a run to the Hub, in one commit with a model card.
 
     With --resume only files that the repository lacks are uploaded, with --overwrite all.
@@ -131,4 +131,4 @@ def publish(
     from em_interp.hub.publishing import publish as upload
 
     commit = upload(source, repository, resume=resume, overwrite=overwrite, private=private)
-    return Answer({"repository": repository, "commit": commit}, f"published: {commit}")
+    return CommandResult({"repository": repository, "commit": commit}, f"published: {commit}")

