@@ -74,7 +74,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
 
     ask, judge, score = ask_run, judge_run, score_responses
 
-_WHERE = {
+_MODULE_OF = {
     "InputError": "em_interp.errors",
     "Run": "em_interp.run",
     "open_run": "em_interp.run",
@@ -133,16 +133,16 @@ _WHERE = {
     "Sweep": "em_interp.sweeps.result",
 }
 
-_ROOMS = ("figures", "mechanism")
-__all__ = [*_ROOMS, *_WHERE]
+_SUBPACKAGES = ("figures", "mechanism")
+__all__ = [*_SUBPACKAGES, *_MODULE_OF]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _SUBPACKAGES:
         return import_module(f"em_interp.{name}")
-    if name in _WHERE:
-        module, _, called = _WHERE[name].partition(":")
+    if name in _MODULE_OF:
+        module, _, called = _MODULE_OF[name].partition(":")
         return getattr(import_module(module), called or name)
     raise AttributeError(f"module 'em_interp' has no attribute {name!r}")
 

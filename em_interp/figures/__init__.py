@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.figures.turning import rotation as rotation
     from em_interp.figures.turning import turning_angle as turning_angle
 
-_WHERE = {
+_MODULE_OF = {
     "alignment": "time_axis",
     "behaviour": "rates",
     "caption": "export_files",
@@ -58,12 +58,12 @@ _WHERE = {
     "turning_angle": "turning",
 }
 
-__all__ = list(_WHERE)
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(import_module(f"em_interp.figures.{_WHERE[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f"em_interp.figures.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'em_interp.figures' has no attribute {name!r}")
 
 
