@@ -233,7 +233,7 @@ def read_text(path: Path) -> str:
             f"{path}, line {line}: not {codec.upper().removesuffix('-SIG')} (byte 0x{content[error.start]:02x}); save "
             "the file as UTF-8; it may be Windows-1252, compressed or encrypted"
         ) from None
-    refuse_beginnings(path, text[:512].encode(errors="replace"), NOT_ITSELF)
+    refuse_beginnings(path, text[:512].encode(errors="replace"), STAND_INS)
     return text
 
 
@@ -281,7 +281,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 WEB_PAGE = "a web page, not the file itself; download the file behind it (the raw file, or after a log-in)"
-NOT_ITSELF = {  # how a file begins that came in place of another, in lower case, and what it is
+STAND_INS = {  # how a file begins that came in place of another, in lower case, and what it is
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull` in the clone",
     b"<!doctype html": WEB_PAGE,
     b"<html": WEB_PAGE,

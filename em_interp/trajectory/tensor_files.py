@@ -23,14 +23,14 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from em_interp.errors import InputError, one_line
-from em_interp.files import NOT_ITSELF, check_regular, read_bytes, refuse_beginnings
+from em_interp.files import STAND_INS, check_regular, read_bytes, refuse_beginnings
 from em_interp.layouts import PICKLED_FILE
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # by their names in safetensors
 STORAGES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "<u2"}
 MAX_PICKLE_BYTES = 2**24  # of the pickle alone; the numbers lie beside it
 LARGE_FILE = 2**24  # bytes, beyond which a file's end is looked for before all of it is read
-MISTAKEN = NOT_ITSELF | {  # how a file begins that cannot be read, and what it is
+MISTAKEN = STAND_INS | {  # how a file begins that cannot be read, and what it is
     b"\x80\x02\x8a\nl\xfc\x9cf\xf9 j\xa8p\x19": "in torch.save's format of before 1.6; save it anew",
 }
 _OPCODES = set(  # those that torch.save needs for tensors, numbers, text and containers

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.tables import inspect_logs
 from em_interp.errors import InputError, one_line
-from em_interp.files import NOT_ITSELF, is_json_lines, json_lines, parse_json, read_start, read_text, refuse_beginnings
+from em_interp.files import STAND_INS, is_json_lines, json_lines, parse_json, read_start, read_text, refuse_beginnings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json", inspect_logs.SUFFIX)
 COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar")
 FOREIGN = {  # how a file begins that is another thing than its name says, in lower case, and what it is
-    **NOT_ITSELF,
+    **STAND_INS,
     b"pk\x03\x04": "a workbook of Excel or another zip; save the sheet as CSV",
     b"\xd0\xcf\x11\xe0": "an old workbook of Excel; save the sheet as CSV",
     **dict.fromkeys((b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"\x28\xb5\x2f\xfd"), "compressed; unpack it"),
