@@ -28,14 +28,28 @@ if TYPE_CHECKING:
 SCORES = ("aligned", "coherent")
 NOT_TOPICS = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
 READ_AS_TEXT = ("question", "answer", "question_id", "questions", "step", "scale", "status", "judge")
-FINE = ("ok", "success", "succeeded", "scored", "judged", "complete", "completed", "finished", "done", "valid", "stop")
+SCORED_STATUSES = (
+    "ok",
+    "success",
+    "succeeded",
+    "scored",
+    "judged",
+    "complete",
+    "completed",
+    "finished",
+    "done",
+    "valid",
+    "stop",
+)
 SUMMARIES = ("total", "totals", "mean", "average", "avg", "median", "std", "overall", "sum")  # in place of a question
 BARE_STEP = re.compile(  # of a file or folder; other words, as of seed_1, layer_2 or epoch_3, count other things
     r"(?:answers?|responses?|completions?|scores?|results?|judged|evals?|em)?[-_ ]?(0*[0-9]{1,7})", re.IGNORECASE
 )
 COPIED = ("step", "scale", "questions", "question_id", "judge", "aligned", "coherent", "answer")  # tell a row
-MIN_TOP = 10  # the highest score of a table, above which its scale is not one to 1, 5 or 10
-MIN_LOW = 20  # aligned scores, all up to MIN_TOP beside higher coherent ones; fewer may be of misaligned answers
+MAX_OF_SMALL_SCALE = 10  # the highest score of a table, above which its scale is not one to 1, 5 or 10
+MIN_LOW_SCORES = (
+    20  # aligned scores, all up to MAX_OF_SMALL_SCALE beside higher coherent ones; fewer may be of misaligned answers
+)
 EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em; other names by columns=…"
 
 
@@ -204,10 +218,10 @@ def _check_range(table: pd.DataFrame, where: str) -> pd.DataFrame:
     if {"judge", "mode", "reason"} <= set(table.columns):
         return table
     positive = {name: table.loc[table[name] > 0, name] for name in SCORES}
-    low = [name for name in SCORES if len(positive[name]) and positive[name].max() <= MIN_TOP]
+    low = [name for name in SCORES if len(positive[name]) and positive[name].max() <= MAX_OF_SMALL_SCALE]
     both = len(low) == len(SCORES)
     for name in low:
-        several = positive[name].nunique() > 1 and (name != "aligned" or len(positive[name]) >= MIN_LOW)
+        several = positive[name].nunique() > 1 and (name != "aligned" or len(positive[name]) >= MIN_LOW_SCORES)
         if both or positive[name].max() <= 1 or several:
             top = max(positive[of].max() for of in low) if both else positive[name].max()
             raise InputError(
@@ -227,12 +241,12 @@ def _status(table: pd.DataFrame, words: dict[str, pd.Series], where: str) -> pd.
     if "status" not in table:
         return status
     own = texts_of(table["status"], "status", where).str.strip()
-    final = own.where(~own.str.lower().isin(["", *FINE]), status)
+    final = own.where(~own.str.lower().isin(["", *SCORED_STATUSES]), status)
     if (status == "ok").any() and not (final == "ok").any():
         row = int((status == "ok").to_numpy().argmax())
         raise InputError(
             f"{where}: status is {one_line(repr(final.iloc[row]), 60)} in row {row + 1} beside both scores, and ok in "
-            f"no row; expected ok (or {', '.join(FINE[1:4])} …) where the scores count"
+            f"no row; expected ok (or {', '.join(SCORED_STATUSES[1:4])} …) where the scores count"
         )
     return final
 
