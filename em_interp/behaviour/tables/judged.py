@@ -29,17 +29,7 @@ SCORES = ("aligned", "coherent")
 NOT_TOPICS = ("raw", "step", "scale", "questions", "question_id", "sample", "question", "answer")
 READ_AS_TEXT = ("question", "answer", "question_id", "questions", "step", "scale", "status", "judge")
 SCORED_STATUSES = (
-    "ok",
-    "success",
-    "succeeded",
-    "scored",
-    "judged",
-    "complete",
-    "completed",
-    "finished",
-    "done",
-    "valid",
-    "stop",
+    *("ok", "success", "succeeded", "scored", "judged", "complete", "completed", "finished", "done", "valid", "stop"),
 )
 SUMMARIES = ("total", "totals", "mean", "average", "avg", "median", "std", "overall", "sum")  # in place of a question
 BARE_STEP = re.compile(  # of a file or folder; other words, as of seed_1, layer_2 or epoch_3, count other things
@@ -47,9 +37,7 @@ BARE_STEP = re.compile(  # of a file or folder; other words, as of seed_1, layer
 )
 COPIED = ("step", "scale", "questions", "question_id", "judge", "aligned", "coherent", "answer")  # tell a row
 MAX_OF_SMALL_SCALE = 10  # the highest score of a table, above which its scale is not one to 1, 5 or 10
-MIN_LOW_SCORES = (
-    20  # aligned scores, all up to MAX_OF_SMALL_SCALE beside higher coherent ones; fewer may be of misaligned answers
-)
+MIN_LOW_SCORES = 20  # aligned scores up to MAX_OF_SMALL_SCALE beside higher coherent ones; fewer may be misaligned
 EXPECTED = "question or question_id, aligned, coherent; for rates step, n, em; other names by columns=…"
 
 
