@@ -18,9 +18,9 @@ from pydantic import (
     Strict,
     Tag,
     WithJsonSchema,
+    field_validator,
+    model_validator,
 )
-from pydantic import field_validator as check
-from pydantic import model_validator as check_all
 
 from em_interp.checks import checked
 from em_interp.config.schedule import Schedule
@@ -76,7 +76,7 @@ class PhaseConfig(Settings):
     restart: bool = False
     """Begin with a fresh optimizer and learning-rate schedule."""
 
-    @check_all(mode="after")
+    @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.steps is not None and self.epochs is not None:
             raise rule("must give steps or epochs; it gives both")
@@ -194,7 +194,7 @@ class ServerConfig(Settings):
     initial_backoff: float = Field(default=0.5, ge=0, le=MAX_WAIT, allow_inf_nan=False)
     """Seconds after the first failure; doubles."""
 
-    @check("api_key_env")
+    @field_validator("api_key_env")
     @classmethod
     def _is_name_of_variable(cls, variable: str | None) -> str | None:
         if variable is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", variable):
@@ -224,7 +224,7 @@ class EndpointConfig(ServerConfig):
     reasoning: bool = False
     """Ask as OpenAI's reasoning models want it: max_completion_tokens, no temperature."""
 
-    @check_all(mode="after")
+    @model_validator(mode="after")
     def _mode_of_reasoning(self) -> Self:
         if self.reasoning and self.mode == "expected":
             raise rule("must be auto or sampled for a reasoning model; it is 'expected'", "mode")
@@ -285,7 +285,7 @@ class BehaviourConfig(Settings):
     """0: greedy."""
     max_new_tokens: Int = Field(default=600, ge=1, le=MAX_TOKENS)
 
-    @check("judge", mode="before")
+    @field_validator("judge", mode="before")
     @classmethod
     def _is_known_judge(cls, judge: Any) -> Any:
         if isinstance(judge, str) and judge != "tiny":
@@ -317,7 +317,7 @@ class RunConfig(Settings):
     """Steps that are saved."""
     behaviour: BehaviourConfig = BehaviourConfig()
 
-    @check_all(mode="after")
+    @model_validator(mode="after")
     def _full_has_no_scales(self) -> Self:
         if isinstance(self.adapter, FullConfig) and self.behaviour.scales != (1.0,):
             expected = "1 alone with full fine-tuning, which has no adapter to scale"
