@@ -1,4 +1,4 @@
-"""Many jobs at once on several servers, by threads: in stretches, so that neighbouring jobs go to one server."""
+"""Many jobs at once on several servers, by threads: in chunks, so that neighbouring jobs go to one server."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 
-class _Line(Generic[J]):
-    """The jobs that are left: a server takes a stretch of them, and when that is done the next."""
+class _JobQueue(Generic[J]):
+    """The jobs that are left: a server takes a chunk of them, and when that is done the next."""
 
-    def __init__(self, stretches: Iterable[Sequence[J]], places: int) -> None:
-        self.stretches: Iterator[Sequence[J]] = iter(stretches)
-        self.taken: list[deque[J]] = [deque() for _ in range(places)]
+    def __init__(self, chunks: Iterable[Sequence[J]], servers: int) -> None:
+        self.chunks: Iterator[Sequence[J]] = iter(chunks)
+        self.taken: list[deque[J]] = [deque() for _ in range(servers)]
         self.lock, self.closed = Lock(), False
 
-    def next(self, place: int) -> J | None:
+    def next(self, server: int) -> J | None:
         """The next job of a server; None where there is none."""
         with self.lock:
             if self.closed:
                 return None
-            if not self.taken[place]:
-                self.taken[place].extend(next(self.stretches, ()))
-            return self.taken[place].popleft() if self.taken[place] else None
+            if not self.taken[server]:
+                self.taken[server].extend(next(self.chunks, ()))
+            return self.taken[server].popleft() if self.taken[server] else None
 
 
 class _Ended:
@@ -39,8 +39,8 @@ class _Ended:
 
 
 def spread(
-    stretches: Iterable[Sequence[J]],
-    places: Sequence[P],
+    chunks: Iterable[Sequence[J]],
+    servers: Sequence[P],
     workers: int,
     work: Callable[[P, J], R],
     keep: Callable[[list[tuple[J, R]]], None],
@@ -49,25 +49,27 @@ def spread(
     """Do all jobs; raises the first error of one, once those in flight have ended.
 
     Args:
-        stretches: The jobs; none of the stretches is empty.
-        places: The servers.
+        chunks: The jobs; none of the chunks is empty.
+        servers: The servers.
         workers: Jobs at once, of each server.
         work: Does a job on a server, in a thread.
         keep: Called in this thread with finished jobs and their results, as they come, also after an error or Ctrl-C.
         stop: Makes the jobs in flight end early.
     """
-    line, results = _Line(stretches, len(places)), SimpleQueue[Any]()
+    queue, results = _JobQueue(chunks, len(servers)), SimpleQueue[Any]()
 
-    def run(place: int) -> None:
+    def run(server: int) -> None:
         error = None
         try:
-            while (job := line.next(place)) is not None:
-                results.put((job, work(places[place], job)))
+            while (job := queue.next(server)) is not None:
+                results.put((job, work(servers[server], job)))
         except BaseException as raised:
             error = raised
         results.put(_Ended(error))
 
-    threads = [Thread(target=run, args=(place,), daemon=True) for place in range(len(places)) for _ in range(workers)]
+    threads = [
+        Thread(target=run, args=(server,), daemon=True) for server in range(len(servers)) for _ in range(workers)
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -75,7 +77,7 @@ def spread(
         while running:
             running -= _keep_some(results, keep)
     except BaseException:
-        line.closed = True
+        queue.closed = True
         stop()
         for thread in threads:
             thread.join()
