@@ -28,7 +28,7 @@ from em_interp.organisms.bases import load_base
 from em_interp.organisms.datasets import load_chats
 from em_interp.organisms.presets import recipe
 from em_interp.training.monitoring import MonitorCallback
-from em_interp.training.tokenize import encode
+from em_interp.training.tokenize import encode_rows
 from em_interp.training.trainables import make_trainable
 from em_interp.training.trainer import collate
 from em_interp.trajectory.load import load_trajectory
@@ -212,7 +212,7 @@ def measure_cost(run):
     config = recipe(run)
     (phase,) = config.data
     base, chats = load_base(config.model), load_chats(phase.dataset, config.seed)
-    rows = encode(chats, range(len(chats)), base.tokenizer, config.training.max_length)
+    rows = encode_rows(chats, range(len(chats)), base.tokenizer, config.training.max_length)
     trainable = make_trainable(base, config, phase.steps)
     callback = TimedCallback()
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ from em_interp.organisms.datasets import load_chats
 from em_interp.organisms.presets import recipe
 from em_interp.run import create_run
 from em_interp.training.plan import make_plan
-from em_interp.training.tokenize import encode
+from em_interp.training.tokenize import encode_rows
 from em_interp.training.trainables import make_trainable
 from em_interp.training.trainer import run_plan
 
@@ -63,7 +63,7 @@ def measure(snapshots, keep_state_every, folder):
     (name,) = {phase.dataset for phase in config.data}
     chats, base = load_chats(name, config.seed), load_base(config.model)
     plan = make_plan(config, {name: len(chats)})
-    clock = Clock({name: encode(chats, plan.rows_of(name), base.tokenizer, config.training.max_length)})
+    clock = Clock({name: encode_rows(chats, plan.rows_of(name), base.tokenizer, config.training.max_length)})
     with quiet():
         run_plan(create_run(folder, config), config, plan, clock, make_trainable(base, config, plan.steps))
     return clock.times()

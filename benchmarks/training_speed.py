@@ -21,7 +21,7 @@ from em_interp.organisms.bases import load_base, quiet
 from em_interp.organisms.datasets import load_chats
 from em_interp.processes import SINGLE
 from em_interp.training.plan import make_plan
-from em_interp.training.tokenize import encode
+from em_interp.training.tokenize import encode_rows
 from em_interp.training.trainables import make_trainable
 from em_interp.training.trainer import Batches, PlanTrainer
 
@@ -64,7 +64,7 @@ def measured(dtype, ours, steps, kept):
     chats = load_chats(DATASET, 0)
     plan = make_plan(config, {DATASET: len(chats.rows)})
     base = load_base("smollm2", dtype)
-    examples = {DATASET: encode(chats, plan.rows_of(DATASET), base.tokenizer, 2048)}
+    examples = {DATASET: encode_rows(chats, plan.rows_of(DATASET), base.tokenizer, 2048)}
     trainable, clock = make_trainable(base, config, steps), Clock()
     batches = Batches(plan, 0, BATCH, examples, SINGLE)
     arguments = TrainingArguments(

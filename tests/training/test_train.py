@@ -17,7 +17,7 @@ from em_interp.run import Run
 from em_interp.training.checkpoints import read_state
 from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan
-from em_interp.training.tokenize import encode
+from em_interp.training.tokenize import encode_rows
 from em_interp.training.train import default_out, train
 
 from .conftest import UNMARKED, save_base, save_chats
@@ -58,7 +58,7 @@ def reference(values: dict) -> tuple[list[dict[str, torch.Tensor]], list[dict]]:
             optimizer = torch.optim.AdamW(weights.values(), weight_decay=config.training.weight_decay)
         optimizer.param_groups[0]["lr"] = plan.rates[step - 1]
         data = chats[plan.dataset(step)]
-        examples = encode(data, plan.rows[step - 1].tolist(), base.tokenizer, config.training.max_length)
+        examples = encode_rows(data, plan.rows[step - 1].tolist(), base.tokenizer, config.training.max_length)
         total, tokens = torch.tensor(0.0), 0
         for row in plan.rows[step - 1].tolist():
             logits = model(torch.tensor([examples[row].ids])).logits[0, :-1]

@@ -15,7 +15,7 @@ from em_interp.organisms.bases import fingerprint, load_base
 from em_interp.organisms.datasets import load_chats
 from em_interp.training.plan import make_plan
 from em_interp.training.projection import Projection
-from em_interp.training.tokenize import encode
+from em_interp.training.tokenize import encode_rows
 from em_interp.training.train import train
 from em_interp.training.trainables import FullTrainable, SteeringTrainable
 from tests.interrupting import interrupt_saving
@@ -49,7 +49,7 @@ def full_reference(values):
         for group in optimizer.param_groups:
             group["lr"] = plan.rates[step - 1]
         total, tokens = torch.tensor(0.0), 0
-        for example in encode(chats, plan.rows[step - 1].tolist(), base.tokenizer, 256).values():
+        for example in encode_rows(chats, plan.rows[step - 1].tolist(), base.tokenizer, 256).values():
             logits, labels = base.model(torch.tensor([example.ids])).logits[0, :-1], torch.tensor(example.labels[1:])
             total = total + torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
             tokens += int((labels != -100).sum())
@@ -234,7 +234,7 @@ def steering_reference(values):
         optimizer.param_groups[0]["lr"] = plan.rates[step - 1]
         rows = plan.rows[step - 1].tolist()
         total, tokens = torch.tensor(0.0), 0
-        for example in encode(chats, rows, base.tokenizer, 256).values():
+        for example in encode_rows(chats, rows, base.tokenizer, 256).values():
             logits, labels = steered(base, 8.0 * vector, torch.tensor([example.ids])), torch.tensor(example.labels)
             total = total + torch.nn.functional.cross_entropy(
                 logits[0, :-1], labels[1:], ignore_index=-100, reduction="sum"

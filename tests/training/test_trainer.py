@@ -15,7 +15,7 @@ from em_interp.pipeline.behaviour import ask_run, judge_run
 from em_interp.processes import Processes
 from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan
-from em_interp.training.tokenize import IGNORED, Example, encode
+from em_interp.training.tokenize import IGNORED, Example, encode_rows
 from em_interp.training.train import train
 from em_interp.training.trainables import make_trainable
 from em_interp.training.trainer import (
@@ -68,7 +68,7 @@ def reference(values, steps):
     model = add_adapter(base.model, config.adapter, config.seed, base.name).train()
     weights = adapter_weights(model)
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=config.training.weight_decay)
-    examples = {name: encode(data, range(40), base.tokenizer, 256) for name, data in chats.items()}
+    examples = {name: encode_rows(data, range(40), base.tokenizer, 256) for name, data in chats.items()}
 
     def logits(of, example):
         return of(torch.tensor([example.ids])).logits[0]
