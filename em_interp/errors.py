@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -54,11 +55,22 @@ EXTRAS = {  # what an install without extras lacks, and the extra that brings it
 }
 
 
-def missing_extra(error: ModuleNotFoundError) -> str | None:
+def missing_extra(error: ModuleNotFoundError, needed_by: str = "this") -> str | None:
     """What to install where a package of an extra was not found; None for any other module."""
     package = (error.name or "").split(".")[0]
     extra = EXTRAS.get(package)
-    return extra and f"this needs {package}, which is not installed: pip install 'em-interp[{extra}]'"
+    return extra and f"{needed_by} needs {package}, which is not installed: pip install 'em-interp[{extra}]'"
+
+
+@contextmanager
+def extra_for(needed_by: str) -> Iterator[None]:
+    """A package of an extra that is not installed is an InputError; one that is there and broken fails as it does."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        raise InputError(missing_extra(error, needed_by)) from None
 
 
 REDACTED = "[key]"

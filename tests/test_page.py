@@ -245,6 +245,21 @@ def test_a_control_that_was_not_judged_is_shown_without_behaviour(tmp_path):
     assert "no answers" in words
 
 
+def test_a_control_with_checkpoints_of_another_layout_is_a_run_too(tmp_path):
+    run = plant_run(tmp_path / "run", every=5, scales=(1.0,))
+    control = plant_run(tmp_path / "control", every=5, scales=(1.0,), changes=False)
+    for folder in control.checkpoints.iterdir():
+        folder.rename(control.path / f"step_{folder.name.partition('-')[2]}")
+    control.checkpoints.rmdir()
+    assert "The control run control" in Page(em.report(run, control=control.path)).words
+
+
+def test_answers_given_beside_findings_are_refused_and_not_left_out(found, tmp_path):
+    for more in ({"answers": tmp_path}, {"columns": {"aligned": "score"}}):
+        with pytest.raises(InputError, match="findings were given, which have answers already"):
+            report(found["organism"], out=tmp_path / "page.html", **more)
+
+
 def test_a_run_without_one_scored_answer_has_a_page(tmp_path):
     run = plant_run(tmp_path / "run", every=5, scales=(1.0,))
     scores = pd.read_parquet(run.scores_file).assign(aligned=np.nan, coherent=np.nan, status="unparsed")

@@ -54,6 +54,7 @@ FIT = {  # words in an annotation, and the wrong values that are right there
     "dict": ["a dictionary"],
     "Sequence[str]": ["a list of text", "text"],
     "Questions": ["an empty list"],
+    "TrajectorySource": ["text", "a path that is not there"],
     "Source": ["text", "a path that is not there"],
     "RunLike": ["text", "a path that is not there"],
     "Positions": ["text"],

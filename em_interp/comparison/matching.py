@@ -13,10 +13,10 @@ import numpy as np
 from em_interp.checks import as_list
 from em_interp.errors import InputError
 from em_interp.run import Run
+from em_interp.trajectory.load import TrajectorySource, as_trajectory, run_folder
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
-Source = str | Path | Run | AdapterTrajectory
-Sources = Sequence[Source] | Mapping[str, Source]  # a mapping names the runs
+Sources = Sequence[TrajectorySource] | Mapping[str, TrajectorySource]  # a mapping names the runs
 MEANINGLESS = "raw cosines across bases mean nothing, for each has its own coordinates: use em.compare_across_bases"
 
 
@@ -94,12 +94,10 @@ def open_all(
     return paths, runs, tuple(map(str, sources)) if isinstance(sources, Mapping) else names_of(paths)
 
 
-def _open(source: Source) -> tuple[AdapterTrajectory, Run | None]:
+def _open(source: TrajectorySource) -> tuple[AdapterTrajectory, Run | None]:
     if isinstance(source, AdapterTrajectory):
         return source, None
-    from em_interp.trajectory.load import load_trajectory, run_folder
-
-    path = load_trajectory(source)
+    path = as_trajectory(source)
     folder = source.path if isinstance(source, Run) else run_folder(source)
     return path, Run(folder) if folder.is_dir() else None
 

@@ -22,8 +22,9 @@ from em_interp.figures.style import (
     new_figure,
     place,
 )
-from em_interp.figures.turning import PathSource, about, draw_turning, opened
+from em_interp.figures.turning import about, draw_turning
 from em_interp.trajectory import geometry
+from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix, as_matrix
 from em_interp.transition.result import Transition
 
@@ -33,7 +34,7 @@ NO_EVIDENCE = "A bend and a large share of variance in this plane are no evidenc
 
 
 @checked
-def norms(path: PathSource, site: str | None = None) -> go.Figure:
+def norms(path: TrajectorySource, site: str | None = None) -> go.Figure:
     """The norms of B, A and ΔW by step, each on its own axis.
 
     Args:
@@ -43,7 +44,7 @@ def norms(path: PathSource, site: str | None = None) -> go.Figure:
     Returns:
         The figure; norms are in the units of the weights.
     """
-    path = opened(path)
+    path = as_trajectory(path)
     table = path.frame(site=site).reset_index()[["step", *(f"norm_{of}" for of in MATRICES)]]
     figure = new_figure(
         "Size of the adapter", about(path, site), numbers=table, rows=3, shared_xaxes=True, vertical_spacing=0.1
@@ -56,7 +57,10 @@ def norms(path: PathSource, site: str | None = None) -> go.Figure:
 
 @checked
 def pca(
-    path: PathSource, of: Matrix = "B", site: str | None = None, transitions: Transition | Sequence[Transition] = ()
+    path: TrajectorySource,
+    of: Matrix = "B",
+    site: str | None = None,
+    transitions: Transition | Sequence[Transition] = (),
 ) -> go.Figure:
     """The path of B, A or ΔW in its two largest principal components, coloured by step.
 
@@ -72,7 +76,7 @@ def pca(
     Returns:
         The figure; coordinates are in the units of the weights.
     """
-    path, of = opened(path), as_matrix(of)
+    path, of = as_trajectory(path), as_matrix(of)
     scores = geometry.principal_components(path.gram(of, site)).scores
     table = pd.DataFrame({"step": path.steps, "component_1": scores[:, 0], "component_2": scores[:, 1]})
     subtitle = f"{about(path, site)}. {NO_EVIDENCE}"
@@ -82,7 +86,7 @@ def pca(
 
 
 @checked
-def trajectory(path: PathSource, of: Matrix = "B", site: str | None = None) -> go.Figure:
+def trajectory(path: TrajectorySource, of: Matrix = "B", site: str | None = None) -> go.Figure:
     """A path at a glance: norms of B, A and ΔW, the path in two components, and its turning angles with their nulls.
 
     Args:
@@ -93,7 +97,7 @@ def trajectory(path: PathSource, of: Matrix = "B", site: str | None = None) -> g
     Returns:
         The figure. For each panel alone see `norms`, `pca` and `turning_angle`.
     """
-    path, of = opened(path), as_matrix(of)
+    path, of = as_trajectory(path), as_matrix(of)
     figure = new_figure(
         "Path of the adapter",
         about(path, site),

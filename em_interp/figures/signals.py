@@ -35,7 +35,8 @@ from em_interp.figures.style import (
     signal_table,
     step_label,
 )
-from em_interp.figures.turning import PathSource, about, opened, rotation
+from em_interp.figures.turning import about, rotation
+from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.onsets.onset import METRICS
 from em_interp.transition.result import Transition
@@ -287,7 +288,7 @@ def rate_intervals(
 
 
 @checked
-def training_log(path: PathSource, transitions: Transition | Sequence[Transition] = ()) -> go.Figure:
+def training_log(path: TrajectorySource, transitions: Transition | Sequence[Transition] = ()) -> go.Figure:
     """Loss, gradient norm and learning rate as the trainer logged them.
 
     Args:
@@ -297,7 +298,7 @@ def training_log(path: PathSource, transitions: Transition | Sequence[Transition
     Returns:
         A panel for each quantity logged; a remark where nothing was.
     """
-    path = opened(path)
+    path = as_trajectory(path)
     logged = [name for name in LOGGED if name in path.metrics]
     count = max(len(logged), 1)
     table = path.metrics[logged].rename_axis("step").reset_index() if logged else pd.DataFrame()

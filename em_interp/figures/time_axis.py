@@ -30,7 +30,7 @@ from em_interp.figures.style import (
     ribbon,
     signal_table,
 )
-from em_interp.figures.turning import PathSource, opened
+from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, Offset
 from em_interp.transition.result import Transition
@@ -47,7 +47,7 @@ LOGGED = (
 @checked
 def alignment(
     alignment: Alignment,
-    path: PathSource | None = None,
+    path: TrajectorySource | None = None,
     transitions: Transition | Sequence[Transition] = (),
     known_changes: Mapping[float, str] | None = None,
 ) -> go.Figure:
@@ -78,7 +78,7 @@ def alignment(
 @checked
 def timeline(
     transitions: Transition | Sequence[Transition],
-    path: PathSource | None = None,
+    path: TrajectorySource | None = None,
     mechanistic: Transition | None = None,
     offsets: Mapping[int, Offset] | None = None,
     known_changes: Mapping[float, str] | None = None,
@@ -97,7 +97,7 @@ def timeline(
     Returns:
         The figure; a second axis at the top is the cumulative learning rate.
     """
-    trajectory, transitions = None if path is None else opened(path), as_list(transitions)
+    trajectory, transitions = None if path is None else as_trajectory(path), as_list(transitions)
     changes, lanes = known_changes or {}, _lanes(transitions, offsets or {}, known_changes or {})
     curves = _curves(transitions)
     logged = trajectory is not None and any(name in trajectory.metrics for name, _, _ in LOGGED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -34,16 +33,14 @@ from em_interp.figures.style import (
     with_numbers,
 )
 from em_interp.results import local_name
-from em_interp.run import Run
 from em_interp.trajectory import geometry
-from em_interp.trajectory.load import load_trajectory
+from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix, as_matrix
 from em_interp.transition.direction.local_cosine import largest_local_cosine, straight_angles
 from em_interp.transition.direction.rotation import MIN_TURN
 from em_interp.transition.find import find_transition
 from em_interp.transition.result import Transition
 
-PathSource = AdapterTrajectory | Run | str | Path
 PAPER_SPACINGS = (5, 10, 15)  # training steps, of arXiv 2506.11613
 SPACINGS = (5, 10, 20)  # training steps
 DASHES = ("dot", "dash", "solid")
@@ -57,11 +54,6 @@ WINDOWS = (
 ALWAYS_NAMES = "It names a step on every path, whether the path turns there or not"
 
 
-def opened(path: PathSource) -> AdapterTrajectory:
-    """The trajectory of a run, a folder of checkpoints or a Hub id; a trajectory is returned unchanged."""
-    return path if isinstance(path, AdapterTrajectory) else load_trajectory(path)
-
-
 def about(path: AdapterTrajectory, site: str | None = None) -> str:
     """The base, the site and the saved steps of a path, for a subtitle."""
     sites = site or (path.sites[0] if len(path.sites) == 1 else f"{len(path.sites)} sites together")
@@ -70,7 +62,7 @@ def about(path: AdapterTrajectory, site: str | None = None) -> str:
 
 
 def local_cosine(
-    path: PathSource,
+    path: TrajectorySource,
     k: int | Sequence[int] = PAPER_SPACINGS,
     of: Matrix = "B",
     site: str | None = None,
@@ -93,7 +85,7 @@ def local_cosine(
         A line for each k, the band where a straight path of this speed and noise would lie in 95 %, a triangle at
         each arg-max, and the tested step with its interval (or the verdict, in words).
     """
-    path, of = opened(path), as_matrix(of)
+    path, of = as_trajectory(path), as_matrix(of)
     gram, spacings = path.gram(of, site), _spacings(k)
     test = transition or find_transition(path, "rotation", of=of, site=site)
     named = {spacing: largest_local_cosine(gram, path.steps, spacing) for spacing in spacings}
@@ -113,7 +105,7 @@ def local_cosine(
 
 
 def turning_angle(
-    path: PathSource,
+    path: TrajectorySource,
     k: int | Sequence[int] = SPACINGS,
     of: Matrix = "B",
     site: str | None = None,
@@ -134,7 +126,7 @@ def turning_angle(
         The figure. The bands hold 95 % of the angles of a straight path with this run's speed and noise: an angle
         inside its band is no evidence of a turn.
     """
-    path, of = opened(path), as_matrix(of)
+    path, of = as_trajectory(path), as_matrix(of)
     turns = [t for t in as_list(transitions) if t.signal == "rotation" and t.of == of]
     test_rows = _test_rows(turns)
     rows = test_rows + 1

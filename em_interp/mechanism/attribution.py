@@ -50,9 +50,10 @@ from em_interp.mechanism.directions import (
 )
 from em_interp.mechanism.engines.base import ResidualWrite
 from em_interp.mechanism.engines.lora_slots import layer_of, steering_vector_of
-from em_interp.mechanism.model import ModelAtStep, Source, TrajectoryModel, opened
+from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, opened
 from em_interp.mechanism.random_adapters import cosine_band, cosine_quantile, random_adapters
 from em_interp.results import Line, Result, picture
+from em_interp.trajectory.load import TrajectorySource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -258,7 +259,7 @@ def _cosine(row: Any) -> str:
 
 @checked
 def attribute_direction(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     answers: AnswerSet,
     steps: int | Sequence[int] | None = None,
     reference: Direction | None = None,

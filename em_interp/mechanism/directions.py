@@ -25,8 +25,9 @@ from jaxtyping import Bool, Float
 from em_interp.checks import check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, MIN_ANSWERS, AnswerSet, answer_means, tokenized_answers
-from em_interp.mechanism.model import ModelAtStep, Source, TrajectoryModel, opened
+from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, opened
 from em_interp.results import Result
+from em_interp.trajectory.load import TrajectorySource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,7 +168,7 @@ class Direction(Result):
 
 @checked
 def mean_difference(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     answers: AnswerSet,
     contrast: Contrast = "answers",
     step: int | None = None,

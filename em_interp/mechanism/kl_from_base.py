@@ -19,10 +19,11 @@ from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.checks import checked
 from em_interp.files import write_json
 from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
-from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, opened
 from em_interp.results import Line, Result, picture
 from em_interp.stages import Storage, begin_stage, in_parts, read_kept
 from em_interp.trajectory.geometry import evenly_spaced
+from em_interp.trajectory.load import TrajectorySource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +118,7 @@ class KLFromBase(Result):
 
 @checked
 def measure_kl_from_base(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     prompts: Questions | None = None,
     steps: int = N_STEPS,
     scale: float = 1.0,

@@ -22,8 +22,9 @@ from jaxtyping import Float, Int
 from em_interp.checks import as_list, check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, AnswerSet, forward_passes, tokenized_answers
-from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, opened
 from em_interp.results import Line, Result, picture
+from em_interp.trajectory.load import TrajectorySource
 from em_interp.transition.signals.lock_in import first_sustained
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class LogitLens(Result):
 
 @checked
 def read_logit_lens(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     answers: AnswerSet,
     writes: Mapping[str, Float[np.ndarray, "step d"]],
     steps: int | Sequence[int] | Int[np.ndarray, " step"],

@@ -19,7 +19,7 @@ from em_interp.mechanism.engines.base import Engine
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 from em_interp.mechanism.engines.lora_slots import split_steering_vectors
 from em_interp.run import Run
-from em_interp.trajectory.load import load_trajectory, run_folder
+from em_interp.trajectory.load import TrajectorySource, as_trajectory, run_folder
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 EngineName = Literal["hooks", "transformer_lens", "nnsight"]
 ENGINES = ("hooks", "transformer_lens", "nnsight")
 CHECK_TEXT = "What did you do today, and why?"  # read to check that an adapter is in effect
-
-Source = Run | str | Path | AdapterTrajectory
 
 
 class TrajectoryModel:
@@ -238,7 +236,9 @@ class ModelAtStep:
 
 
 @checked
-def open_model(source: Source, base: Base | str | None = None, engine: EngineName = "hooks") -> TrajectoryModel:
+def open_model(
+    source: TrajectorySource, base: Base | str | None = None, engine: EngineName = "hooks"
+) -> TrajectoryModel:
     """A run's base model with all its adapters, to analyse at any step.
 
     Args:
@@ -257,7 +257,7 @@ def open_model(source: Source, base: Base | str | None = None, engine: EngineNam
             unknown engine and one that is not installed.
     """
     check_known("engine", engine, ENGINES)
-    trajectory = source if isinstance(source, AdapterTrajectory) else load_trajectory(source)
+    trajectory = as_trajectory(source)
     if trajectory.kind == "full":
         raise InputError(
             f"{trajectory!r} holds projections of a full fine-tune's change, which cannot be put back into the base; "
@@ -270,7 +270,7 @@ def open_model(source: Source, base: Base | str | None = None, engine: EngineNam
     return TrajectoryModel(loaded, trajectory, _engine_class(engine)(loaded.model, loaded.tokenizer, sites), run)
 
 
-def opened(model: TrajectoryModel | Source) -> TrajectoryModel:
+def opened(model: TrajectoryModel | TrajectorySource) -> TrajectoryModel:
     """The model itself, or that of a run, directory or trajectory: what every analysis takes first."""
     return model if isinstance(model, TrajectoryModel) else open_model(model)
 
@@ -289,7 +289,7 @@ def _engine_class(name: EngineName) -> Any:
     return HooksEngine
 
 
-def _run_of(source: Source) -> Run:
+def _run_of(source: TrajectorySource) -> Run:
     """The run with the manifest of the source; a trajectory in memory stands beside none."""
     if isinstance(source, Run):
         return source

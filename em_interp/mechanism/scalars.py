@@ -20,9 +20,10 @@ from em_interp.behaviour.rates import mean_of
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism.answers import BATCH, GROUPS, AnswerSet, forward_passes, steps_to_read, tokenized_answers
-from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, opened
 from em_interp.results import Line, Result, interval_columns, picture
 from em_interp.trajectory.geometry import evenly_spaced
+from em_interp.trajectory.load import TrajectorySource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,7 +197,7 @@ def _token_html(text: str, value: float, full: float) -> str:
 
 @checked
 def read_scalars(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     answers: AnswerSet,
     steps: int | Sequence[int] | None = None,
     scale: float = 1.0,

@@ -28,12 +28,12 @@ from em_interp.mechanism.directions import CONTRASTS, Direction, mean_difference
 from em_interp.mechanism.interventions.ablation import Ablation, ablate
 from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, main_questions
 from em_interp.mechanism.interventions.steering import COEFFICIENTS, SteeringCurve, steer
-from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, opened
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
 from em_interp.run import Run, RunLike, open_run
 from em_interp.stages import Storage, announce, begin_stage, read_kept
 from em_interp.trajectory.geometry import evenly_spaced
-from em_interp.trajectory.load import load_trajectory
+from em_interp.trajectory.load import TrajectorySource, load_trajectory
 
 N_TIMED = 128  # answers that are sampled to estimate how long an analysis takes
 SizeName = Literal["quick", "full"]
@@ -96,7 +96,7 @@ SIZES: dict[SizeName, SuiteSize] = {
 
 @checked
 def run_suite(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     judge: Judge,
     control: RunLike | None = None,
     transfer: RunLike | None = None,

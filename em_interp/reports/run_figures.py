@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free
+from em_interp.layouts import listing_of, saved_steps
 from em_interp.lock import writing
 from em_interp.reports.findings import Findings, find_in_run
 from em_interp.results import local_name
@@ -40,6 +41,8 @@ def findings_of(
     is the findings of a run, left out where it has no answers, or judged tables.
     """
     if isinstance(source, Findings):
+        if answers is not None or columns:
+            raise InputError("findings were given, which have answers already; to read answers=, give the run itself")
         return source
     run = run_of(source)
     if isinstance(control, Findings):
@@ -56,7 +59,7 @@ def control_in(source: Source | None) -> Findings | str | Path | None:
 
 def _has_path(source: Path) -> bool:
     """Whether there are checkpoints in it, or it is a file of all of them."""
-    return source.suffix == SUFFIX or any(source.glob("checkpoint*"))
+    return source.suffix == SUFFIX or bool(saved_steps(listing_of(source), str(source)))
 
 
 def run_of(source: Source) -> Run:

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from em_interp.checks import check_known
 from em_interp.config.run_config import RunConfig
-from em_interp.errors import InputError
+from em_interp.errors import InputError, extra_for
 from em_interp.files import read_json, write_json, write_text
 from em_interp.lock import writing
 from em_interp.reports.findings import Findings
@@ -86,10 +86,8 @@ def _end_with(main: int) -> None:
 
 
 def _joblib() -> Any:
-    try:
+    with extra_for("a sweep"):
         import joblib
-    except ImportError:
-        raise InputError("a sweep needs joblib; install it with: pip install 'em-interp[sweep]'") from None
     return joblib
 
 
@@ -105,11 +103,9 @@ def _ray(jobs: int) -> Iterator[dict[str, Any]]:
     elsewhere = "RAY_ADDRESS" in os.environ
     if not elsewhere:  # read when ray is imported: without clusters, a node has the loopback address and listens there
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
+    with extra_for("the Ray backend"):
         import ray
         from ray.util.joblib import register_ray
-    except ImportError:
-        raise InputError("the Ray backend needs ray; install it with: pip install 'em-interp[ray]'") from None
     started_here = not ray.is_initialized()
     if started_here:
         local = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": OBJECT_STORE}

@@ -1,7 +1,9 @@
 """Opening a model: what it is opened with, and what is refused and in what words."""
 
 import copy
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, replace
+from types import ModuleType
 
 import pytest
 
@@ -32,6 +34,30 @@ def test_adapters_of_another_base_are_refused(tmp_path):
 def test_an_unknown_engine_names_the_nearest():
     with pytest.raises(InputError, match="engine 'nnsigth' is not known; did you mean 'nnsight'"):
         open_model(adapters("tiny-qwen2"), base_of("tiny-qwen2"), "nnsigth")
+
+
+@dataclass
+class Without:
+    """An importer that does not find a package."""
+
+    package: str
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.mark.parametrize("engine", ["transformer_lens", "nnsight"])
+def test_an_engine_that_is_not_installed_says_what_to_install_and_a_broken_one_what_is_broken(engine, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == engine]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Without(engine), *sys.meta_path])
+    said = rf"the engine {engine} needs {engine}, which is not installed: pip install 'em-interp\[mechanism\]'"
+    with pytest.raises(InputError, match=said):
+        open_model(adapters("tiny-qwen2"), base_of("tiny-qwen2"), engine)
+    monkeypatch.setitem(sys.modules, engine, ModuleType(engine))  # another version: its parts are not there
+    with pytest.raises(ModuleNotFoundError, match=rf"{engine}\."):
+        open_model(adapters("tiny-qwen2"), base_of("tiny-qwen2"), engine)
 
 
 @pytest.mark.parametrize(

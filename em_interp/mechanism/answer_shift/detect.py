@@ -20,9 +20,10 @@ from em_interp.errors import InputError
 from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors
 from em_interp.mechanism.answer_shift.shift import AnswerShift
 from em_interp.mechanism.interventions.experiments import main_questions, run_questions
-from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, opened
 from em_interp.run import Run
 from em_interp.stages import Storage, begin_stage, in_parts, read_kept
+from em_interp.trajectory.load import TrajectorySource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ MIN_CALIBRATION_P = 1e-8  # likelihoods with a smaller p-value are not those of 
 
 @checked
 def detect_answer_shift(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     half_width: float | None = None,
     question_sets: str | Sequence[str] | None = None,
     scale: float = 1.0,

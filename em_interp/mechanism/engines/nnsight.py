@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.behaviour.sampling.generate import RowAdapters
-from em_interp.errors import InputError
+from em_interp.errors import extra_for
 from em_interp.mechanism.engines.base import Engine, HookPoints, InterventionModel
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
@@ -121,10 +121,8 @@ def _recorder(name: str, computed: list[str]) -> Any:
 
 def _import() -> None:
     mounted = "nnsight" in sys.modules
-    try:
+    with extra_for("the engine nnsight"):
         import nnsight  # noqa: F401
         from nnsight._c import unmount
-    except ImportError:
-        raise InputError("the engine nnsight needs nnsight: pip install '.[mechanism]'") from None
     if not mounted and unmount is not None and hasattr(object, "save"):
         unmount("save")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.behaviour.sampling.generate import RowAdapters
-from em_interp.errors import InputError
+from em_interp.errors import extra_for
 from em_interp.mechanism.engines.base import Engine, HookPoints, InterventionModel
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 
@@ -26,10 +26,8 @@ class TransformerLensEngine(Engine):
     name = "transformer_lens"
 
     def __init__(self, model: Any, tokenizer: Any, sites: Sequence[str]) -> None:
-        try:
+        with extra_for("the engine transformer_lens"):
             from transformer_lens.model_bridge.sources import build_bridge_from_module
-        except ImportError:
-            raise InputError("the engine transformer_lens needs TransformerLens: pip install '.[mechanism]'") from None
 
         from em_interp.mechanism.engines.lora_slots import SlottedModel
 

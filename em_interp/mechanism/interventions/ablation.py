@@ -44,11 +44,12 @@ from em_interp.mechanism.interventions.experiments import (
     run_experiment,
 )
 from em_interp.mechanism.interventions.sufficiency import MIN_COHERENT, N_RESAMPLES, AnswerCounts
-from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, opened
 from em_interp.mechanism.random_adapters import random_directions
 from em_interp.results import Result, interval_columns
 from em_interp.stages import Storage
 from em_interp.trajectory.geometry import evenly_spaced
+from em_interp.trajectory.load import TrajectorySource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,7 +134,9 @@ class Ablation(Result):
         """The row of `frame` of a kind and layers. Raises InputError where there is none."""
         rows = self._frame[(self._frame["kind"] == kind) & (self._frame["layers"] == layers)]
         if rows.empty:
-            raise InputError(f"{kind!r} was not tried after {layers!r}; tried were {', '.join(self.layers)}")
+            kinds = ", ".join(dict.fromkeys(self.answers["kind"]))
+            known = f"kinds: {kinds}; layers: {', '.join(self.layers)}"
+            raise InputError(f"there is no condition {kind!r} after {layers!r}; {known}")
         return {str(key): value for key, value in rows.iloc[0].items()}
 
     def mediates(self, layers: str) -> bool:
@@ -227,7 +230,7 @@ def _share(row: dict[str, Any]) -> str:
 
 @checked
 def ablate(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     direction: Direction,
     judge: Judge,
     questions: Questions | None = None,
@@ -258,7 +261,7 @@ def ablate(
             not have.
     """
     if n_random < 1:
-        raise InputError(f"an ablation is compared with random directions; expected n_random of 1 or more: {n_random}")
+        raise InputError(f"n_random must be 1 or more, for the comparison with random directions; it is {n_random}")
     model = opened(model)
     layers = evenly_spaced(np.arange(model.layers), MAX_LAYERS).tolist() if layers is None else as_list(layers)
     direction.check(model, [*layers, *range(model.layers)])

@@ -14,9 +14,10 @@ from em_interp.behaviour.sampling.ask import adapter_digest, base_read
 from em_interp.behaviour.sampling.generate import RowAdapters, row_model
 from em_interp.errors import InputError
 from em_interp.mechanism.interventions.experiments import Experiment
-from em_interp.mechanism.model import Source, TrajectoryModel, open_model
+from em_interp.mechanism.model import TrajectoryModel, open_model
 from em_interp.mechanism.random_adapters import random_adapters
 from em_interp.trajectory import geometry
+from em_interp.trajectory.load import TrajectorySource
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def patched_adapters(
 
 
 def control_adapters(
-    model: TrajectoryModel, control: TrajectoryModel | Source | None
+    model: TrajectoryModel, control: TrajectoryModel | TrajectorySource | None
 ) -> tuple[AdapterTrajectory, list[PatchedAdapter]]:
     """The control's last adapter as trained, or the base."""
     if control is None:
@@ -122,7 +123,7 @@ def control_adapters(
     return path, [PatchedAdapter(CONTROL, number, 0, step, step) for number in range(N_CONTROL)]
 
 
-def _trajectory_on(model: TrajectoryModel, source: TrajectoryModel | Source) -> AdapterTrajectory:
+def _trajectory_on(model: TrajectoryModel, source: TrajectoryModel | TrajectorySource) -> AdapterTrajectory:
     """The adapters of another run, which must be of the model's base."""
     control = source if isinstance(source, TrajectoryModel) else open_model(source, model.base)
     if control.base.identity != model.base.identity:

@@ -50,9 +50,10 @@ from em_interp.mechanism.interventions.sufficiency import (
     recovered,
     sufficient_component,
 )
-from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, opened
 from em_interp.results import Line, Result, picture
 from em_interp.stages import Storage
+from em_interp.trajectory.load import TrajectorySource
 from em_interp.transition.result import Transition, Verdict
 
 if TYPE_CHECKING:
@@ -298,9 +299,9 @@ class PatchingGrid(Result):
 
 @checked
 def patch_direction_and_norm(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     judge: Judge,
-    control: TrajectoryModel | Source | None = None,
+    control: TrajectoryModel | TrajectorySource | None = None,
     steps: int = 12,
     questions: Questions | None = None,
     sampling: SamplingParams | None = None,
@@ -337,9 +338,9 @@ def patch_direction_and_norm(
 
 @checked
 def patch_A_and_B(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     judge: Judge,
-    control: TrajectoryModel | Source | None = None,
+    control: TrajectoryModel | TrajectorySource | None = None,
     steps: int = 12,
     questions: Questions | None = None,
     sampling: SamplingParams | None = None,
@@ -374,9 +375,9 @@ def patch_A_and_B(
 
 def _patch(
     components: Components,
-    source: TrajectoryModel | Source,
+    source: TrajectoryModel | TrajectorySource,
     judge: Judge,
-    control: TrajectoryModel | Source | None,
+    control: TrajectoryModel | TrajectorySource | None,
     n_steps: int,
     questions: Questions | None,
     sampling: SamplingParams | None,

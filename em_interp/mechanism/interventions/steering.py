@@ -40,10 +40,11 @@ from em_interp.mechanism.interventions.experiments import (
     run_experiment,
 )
 from em_interp.mechanism.interventions.sufficiency import MIN_COHERENT
-from em_interp.mechanism.model import Source, TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, opened
 from em_interp.mechanism.random_adapters import random_directions
 from em_interp.results import Line, Result, picture
 from em_interp.stages import Storage
+from em_interp.trajectory.load import TrajectorySource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,7 +213,7 @@ class SteeringCurve(Result):
 
 @checked
 def steer(
-    model: TrajectoryModel | Source,
+    model: TrajectoryModel | TrajectorySource,
     direction: Direction,
     judge: Judge,
     questions: Questions | None = None,
@@ -252,13 +253,8 @@ def steer(
     import pandas as pd
 
     if n_random < 1:
-        raise InputError(f"steering is compared with random directions; expected n_random of 1 or more: {n_random}")
-    coefficients = as_list(coefficients)
-    distinct = len({*coefficients}) == len(coefficients) > 0
-    if not distinct or not all(np.isfinite(coefficients)) or 0 in coefficients:
-        raise InputError(
-            f"coefficients are distinct finite numbers other than 0 (which is always included); found {coefficients}"
-        )
+        raise InputError(f"n_random must be 1 or more, for the comparison with random directions; it is {n_random}")
+    coefficients = _checked_coefficients(coefficients)
     model = opened(model)
     layer = max(0, model.layers // 2 - 1) if layer is None else layer
     direction.check(model, [layer])
@@ -270,13 +266,23 @@ def steer(
         experiment = InterventionExperiment(model, conditions)
         return run_experiment(experiment, judge, questions, sampling, storage.at(name))
 
-    coarse = sampled(steering_conditions(sorted(coefficients), *shared), "coarse")
+    coarse = sampled(steering_conditions(coefficients, *shared), "coarse")
     curve = SteeringCurve(direction, layer, coarse, level)
     between = curve.between_coherent_and_not(N_REFINED) if refine else []
     if not between:
         return curve
     fine = sampled(steering_conditions(between, *shared, baseline=False), "fine")
     return SteeringCurve(direction, layer, pd.concat([coarse, fine], ignore_index=True), level)
+
+
+def _checked_coefficients(coefficients: float | Sequence[float]) -> list[float]:
+    """The coefficients, increasing. Raises InputError for none, 0, one given twice, and one that is not finite."""
+    given = as_list(coefficients)
+    if not 0 < len(given) == len({*given}) or not all(np.isfinite(given)) or 0 in given:
+        raise InputError(
+            f"coefficients are distinct finite numbers other than 0 (which is always included); found {given}"
+        )
+    return sorted(given)
 
 
 def steering_conditions(

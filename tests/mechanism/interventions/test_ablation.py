@@ -79,7 +79,10 @@ def test_an_ablation_that_is_not_possible_is_refused(tmp_path):
         ablate(model(), direction(), WordJudge(), QUESTIONS, [7], SAMPLING, storage=tmp_path)
     with pytest.raises(InputError, match="1 or more"):
         ablate(model(), direction(), WordJudge(), QUESTIONS, sampling=SAMPLING, n_random=0, storage=tmp_path)
-    with pytest.raises(InputError, match="'random' was not tried after 'layer 9'; tried were layer 1, every layer"):
+    with pytest.raises(
+        InputError,
+        match="no condition 'random' after 'layer 9'; kinds: none, direction, random, norm_matched; layers: layer 1",
+    ):
         counts = {
             ("adapted", "none", "", 0, 0.0): (3, 9, 9),
             **of_layers("layer 1", 1, 2, 3),
