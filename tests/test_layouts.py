@@ -103,6 +103,8 @@ def test_files_of_mlx_are_read_with_their_matrices_transposed(tmp_path):
     assert path.steps.tolist() == [100, 200] and path.scale == {SITE: 20.0} and path.base == "mlx-community/small"
     np.testing.assert_array_equal(path.A[SITE][0], np.arange(10, dtype="f4").reshape(5, 2).T)
     assert path.B[SITE].shape == (2, 4, 2) and path.B[SITE][1, 0, 0] == 200
+    with pytest.raises(InputError, match=r"one LoRA adapter, of which none can be chosen; found adapter='mine'"):
+        load_trajectory(tmp_path / "adapters", adapter="mine")
     with pytest.raises(InputError, match="alpha beside scale, which versions of MLX read differently"):
         load_trajectory(save_mlx(tmp_path / "older", alpha=16.0))
 

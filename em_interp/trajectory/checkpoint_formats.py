@@ -63,16 +63,20 @@ def read_checkpoint(place: Path, expected: str = LORA, adapter: str | None = Non
         adapter: The adapter to read of a file with several.
 
     Raises:
-        InputError: Naming the file that cannot be used, or what the folder holds instead.
+        InputError: Naming the file that cannot be used, or what the folder holds instead; and for an adapter by name
+            where there can be only one.
     """
-    if place.is_file():
-        return read_mlx(place)
     saved = format_of(place)
     if saved is None:
         _check_foreign(place)
-    if (saved or expected) == LORA:
+    kind = saved or expected
+    if kind == LORA and not place.is_file():
         return read_lora(place, adapter)
-    return read_steering(place) if (saved or expected) == STEERING else read_weight_change(place)
+    if adapter not in (None, place.name):  # the folder of an adapter has its name
+        raise InputError(f"{place} holds one {kind}, of which none can be chosen; found adapter={adapter!r}")
+    if place.is_file():
+        return read_mlx(place)
+    return read_steering(place) if kind == STEERING else read_weight_change(place)
 
 
 def _check_foreign(folder: Path) -> None:

@@ -6,8 +6,7 @@ angle whose neighbour was not saved) is NaN. All measures are invariant to the s
 space it lies in.
 
 Norms and cosines depend on the origin. Turning angles, arc length and principal components are functions of differences
-of positions and do not: for a LoRA A, which starts at random and moves little, they describe the path A_t - A_0;
-`displaced` gives the Gram matrix of that path.
+of positions and do not: for a LoRA A, which starts at random and moves little, they describe the path A_t - A_0.
 """
 
 from __future__ import annotations
@@ -45,20 +44,6 @@ def evenly_spaced(steps: Int[np.ndarray, " step"], count: int) -> Int[np.ndarray
 def norms(gram: Float[np.ndarray, "step step"]) -> Float[np.ndarray, " step"]:
     """Length of each position."""
     return np.sqrt(np.maximum(np.diag(gram), 0.0))
-
-
-def displaced(
-    gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray, " step"], origin: int
-) -> Float[np.ndarray, "step step"]:
-    """The Gram matrix of v_t - v_origin: the path relative to its position at step `origin`."""
-    row = index_of(steps, origin)
-    return gram - gram[row] - gram[:, [row]] + gram[row, row]
-
-
-def cosines(gram: Float[np.ndarray, "step step"]) -> Float[np.ndarray, "step step"]:
-    """Cosine between every two positions; NaN in the row and column of a zero vector."""
-    length = norms(gram)
-    return _ratio(gram, length[:, None] * length[None, :])
 
 
 def cosine_to_step(

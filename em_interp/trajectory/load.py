@@ -55,11 +55,8 @@ def load_trajectory(
     check_type("source", source, (str, Path, Run), "a run, the path of one, a folder of checkpoint-<step> or a Hub id")
     check_type("revision", revision, (str, type(None)), "a branch, tag or commit of a Hub repository")
     check_type("adapter", adapter, (str, type(None)), "the name of an adapter")
-    if not isinstance(source, Run) and Path(source).is_file():
-        if Path(source).suffix == SUFFIX:
-            return read_packed(source)
-        if Path(source).suffix in LOG_SUFFIXES:
-            return _log_alone(Path(source))
+    if not isinstance(source, Run) and Path(source).is_file() and Path(source).suffix in (SUFFIX, *LOG_SUFFIXES):
+        return _read_file(Path(source), revision, adapter)
     root, name = _locate(source, revision)
     saved = _saved_by_step(root, adapter)
     stacked, steps = read_steps(root, saved, adapter), list(saved)
@@ -132,6 +129,14 @@ def check_identity(run: Run, identity: str) -> None:
 def same_weights(identity: str, other: str) -> bool:
     """Whether two identities of bases, `name@hash`, are of the same weights."""
     return identity.rpartition("@")[2] == other.rpartition("@")[2]
+
+
+def _read_file(file: Path, revision: str | None, adapter: str | None) -> AdapterTrajectory:
+    """A path that is one file: packed, or a log alone."""
+    if revision is not None or adapter is not None:
+        given = f"revision={revision!r}" if revision is not None else f"adapter={adapter!r}"
+        raise InputError(f"{file} is one file, of which nothing can be chosen; found {given}: leave it out")
+    return read_packed(file) if file.suffix == SUFFIX else _log_alone(file)
 
 
 def _log_alone(file: Path) -> AdapterTrajectory:

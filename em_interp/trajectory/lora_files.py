@@ -226,8 +226,8 @@ def _filled(tensor: np.ndarray, key: str, file: Path) -> np.ndarray:
 
 def _chosen(names: list[str], adapter: str | None, file: Path) -> str:
     """Which adapter of a file to read."""
-    if names == [DEFAULT] or (adapter is None and len(names) == 1):
-        return names[0]
+    if len(names) == 1 and (adapter is None or (names == [DEFAULT] and adapter == file.parent.name)):
+        return names[0]  # in the folder of an adapter, which has its name, the keys do not
     if adapter is None:
         raise InputError(f"{file} holds several adapters: {listed(names)}; choose one with adapter=…")
     if adapter not in names:

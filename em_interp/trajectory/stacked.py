@@ -70,7 +70,7 @@ def read_steps(root: Path, saved: dict[int, SavedStep], adapter: str | None = No
     Raises InputError naming the file that cannot be used or holds NaN, what steps differ in, or the memory they need.
     """
     folders = [os.path.join(root, step.place) for step in saved.values()]
-    kind = _one_format(root, saved, folders)
+    kind = _one_format(saved, folders)
     first = read_checkpoint(Path(folders[0]), kind, adapter)
     stacked, layout, facts = Stacked.empty(root, first, len(folders)), _Layout.of(first), [_facts(first)]
     stacked.put(0, first)
@@ -88,7 +88,7 @@ def read_steps(root: Path, saved: dict[int, SavedStep], adapter: str | None = No
     return stacked
 
 
-def _one_format(root: Path, saved: dict[int, SavedStep], folders: list[str]) -> str:
+def _one_format(saved: dict[int, SavedStep], folders: list[str]) -> str:
     """The format of all checkpoints; where one has none, the reader says which file is missing."""
     formats = [format_of(folder) for folder in folders]
     first = next((name for name in formats if name), LORA)

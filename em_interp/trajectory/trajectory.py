@@ -173,20 +173,6 @@ class AdapterTrajectory(Result):
                 total += (of_a if matrix == "A" else of_b).sum(axis=1)
         return total
 
-    def cosine_to(
-        self, vector: Float[np.ndarray, "*shape"], of: Literal["A", "B"] = "B", site: str | None = None
-    ) -> Float[np.ndarray, " step"]:
-        """Cosine of A or B at each step to a given vector, such as a direction in the residual stream."""
-        path = self.vectors(of, site).astype(np.float64)
-        try:
-            wanted = np.ravel(vector).astype(np.float64)
-        except (TypeError, ValueError):
-            raise InputError(f"the vector must be an array of numbers; found {described(vector)}") from None
-        if len(wanted) != path.shape[1]:
-            raise InputError(f"the vector has {len(wanted)} numbers; {of} of {site or 'all sites'} has {path.shape[1]}")
-        lengths = np.linalg.norm(path, axis=1) * np.linalg.norm(wanted)
-        return np.divide(path @ wanted, lengths, out=np.full(len(path), np.nan), where=lengths > 0)
-
     def frame(self, k: int = 10, site: str | None = None) -> pd.DataFrame:
         """One row a saved step: norms, cosines, turning angles, and what was logged.
 

@@ -63,6 +63,7 @@ def find_transition(
     """
     _check(source, signal, level)
     if isinstance(source, AnyCurve):
+        _check_curve(of, site)
         return onset(source, control, level=level)
     source = as_trajectory(source)
     signal = signal or ("gradient_norm" if source.kind == "log" else "rotation")
@@ -92,7 +93,8 @@ def find_transitions(
 
     Returns:
         Of a path: `rotation`, several where there are several; `gradient_norm` of the log; `norm_onset` and `lock_in`
-        of ΔW; `composition` where several adapters write into the residual stream. Of a behaviour curve the `onset` of
+        of ΔW; `composition` where several adapters write into the residual stream. With `site` only what one site has:
+        no `gradient_norm`, which is logged for the whole run, and no `composition`. Of a behaviour curve the `onset` of
         each scale and question set.
 
     Raises:
@@ -100,6 +102,7 @@ def find_transitions(
     """
     _check(source, signal, level)
     if isinstance(source, AnyCurve):
+        _check_curve(of, site)
         return onsets(source, control, level=level)
     if control is not None:
         raise InputError("a control is for behaviour curves; an adapter's path was given")
@@ -107,12 +110,12 @@ def find_transitions(
     if path.kind == "log":
         _check_log(path, signal, of, site)
         signal = "gradient_norm"
-    reason = no_composition(path) if site is None else "it compares several adapters; one site was asked for"
-    if signal == "composition" and reason:
-        raise InputError(f"the path has no signal 'composition': {reason}")
-    signals = PATH_SIGNALS if signal is None else (signal,)
-    if reason:
-        signals = tuple(name for name in signals if name != "composition")
+    if of is not None and signal not in (None, "rotation"):
+        raise InputError(f"of= names the matrix whose rotation is looked for; the signal is {signal!r}: leave it out")
+    missing = _missing_signals(path, site)
+    if signal in missing:
+        raise InputError(f"the path has no signal {signal!r}: {missing[signal]}")
+    signals = [name for name in PATH_SIGNALS if name not in missing] if signal is None else [signal]
     return [replace(t, site=site) for name in signals for t in _on_path(path, name, matrices, site, level)]
 
 
@@ -126,6 +129,22 @@ def _check(source: TrajectorySource | AnyCurve, signal: str | None, level: float
     if signal is not None and signal not in known:
         hint = nearest(signal, known) if isinstance(signal, str) else ""
         raise InputError(f"{what} has no signal {described(signal)}{hint} (it has: {', '.join(known)})")
+
+
+def _check_curve(of: str | None, site: str | None) -> None:
+    """Raise InputError for what a path has and a behaviour curve has not."""
+    if of is not None or site is not None:
+        given = f"of={of!r}" if of is not None else f"site={site!r}"
+        raise InputError(f"a behaviour curve has no matrices and no sites; found {given}, which is for adapters' paths")
+
+
+def _missing_signals(path: AdapterTrajectory, site: str | None) -> dict[str, str]:
+    """The signals that the path, or one site of it, does not have, each with the reason."""
+    if site is None:
+        reason = no_composition(path)
+        return {"composition": reason} if reason else {}
+    missing = dict.fromkeys(LOG_SIGNALS, "it is logged for the whole run; one site was asked for")
+    return {**missing, "composition": "it compares several adapters; one site was asked for"}
 
 
 def _check_log(path: AdapterTrajectory, signal: str | None, of: str | None, site: str | None) -> None:

@@ -114,10 +114,10 @@ class Transition(Result):
 
     @property
     def name(self) -> str:
-        """What was tested, such as 'rotation of B' or 'EM onset (out of domain, adapter ×2)'."""
+        """What was tested, such as 'rotation of B' or 'EM onset (out of domain, adapter ×2)'; one site by its name."""
         of = WORDS.get(self.of or "", (self.of or "").replace("_", " "))
         scale = "" if self.scale in (None, 1) else f"adapter ×{self.scale:g}"
-        where = ", ".join(part for part in ((self.questions or "").replace("_", " "), scale) if part)
+        where = ", ".join(part for part in (self.site, (self.questions or "").replace("_", " "), scale) if part)
         signal = NAMES.get(self.signal, self.signal.replace("_", " "))
         name = f"{of} {signal}".strip() if self.signal == "onset" else f"{signal} of {of}" if of else signal
         return f"{name} ({where})" if where else name

@@ -160,6 +160,15 @@ def test_several_adapters_in_a_file_are_told_apart_by_name(tmp_path):
         load_trajectory(tmp_path, adapter="mine")
 
 
+def test_an_adapter_that_is_not_there_is_not_taken_for_the_only_one(tmp_path):
+    save_run(tmp_path / "one")
+    with pytest.raises(InputError, match=r"holds no adapter 'mine' \(adapters: default\)"):
+        load_trajectory(tmp_path / "one", adapter="mine")
+    for step in (0, 1):
+        save_adapter(tmp_path / f"own/checkpoint-{step}/mine", value=float(step))
+    assert load_trajectory(tmp_path / "own", adapter="mine").steps.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("name", ["default", "my-adapter", "v1.5"])
 def test_the_name_of_the_only_adapter_may_be_anything(tmp_path, name):
     save_run(tmp_path, key=f"base_model.model.{{}}.lora_{{}}.{name}.weight")

@@ -27,6 +27,15 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.parametrize("given", [{"revision": "main"}, {"adapter": "default"}])
+def test_of_one_file_nothing_can_be_chosen(folder, tmp_path, given):
+    write_packed(load_trajectory(folder), tmp_path / "path.safetensors")
+    for file in (tmp_path / "path.safetensors", folder / "trainer_state.json"):
+        assert len(load_trajectory(file)) > 1
+        with pytest.raises(InputError, match=f"{file.name} is one file, of which nothing can be chosen; found"):
+            load_trajectory(file, **given)
+
+
 def same(one, other):
     for mine, theirs in ((one.A, other.A), (one.B, other.B)):
         assert list(mine) == list(theirs)

@@ -102,17 +102,6 @@ def test_a_gram_matrix_is_computed_once_and_cannot_be_written_to():
         trajectory.gram("B")[0, 0] = 1
 
 
-def test_cosine_to_a_vector_is_undefined_while_b_is_zero():
-    trajectory = a_trajectory()
-    direction = trajectory.B[trajectory.sites[0]][7, :, 0]
-    cosine = trajectory.cosine_to(3 * direction)
-    assert np.isnan(cosine[0])
-    assert cosine[7] == pytest.approx(1)
-    np.testing.assert_allclose(cosine, geometry.cosine_to_step(trajectory.gram("B"), trajectory.steps, 14), atol=1e-7)
-    with pytest.raises(InputError, match="the vector has 5 numbers; B of all sites has 6"):
-        trajectory.cosine_to(np.ones(5))
-
-
 def test_the_frame_has_one_row_a_saved_step_beside_what_was_logged_then():
     log = pd.DataFrame(
         {"loss": [3.0, 2.0, 1.0], "learning_rate": 0.1, "cumulative_lr": [0.1, 0.2, 0.3]}, index=[1, 2, 3]
@@ -199,8 +188,6 @@ def test_the_weight_change_may_be_spelled_as_people_do(of):
         lambda t: t.gram("B", 3),
         lambda t: t.gram("B", ["layers.0.mlp.down_proj"]),
         lambda t: t.vectors(1),
-        lambda t: t.cosine_to("direction"),
-        lambda t: t.cosine_to(None),
         lambda t: t.frame(k="10"),
         lambda t: t.frame(k=[5, 10]),
         lambda t: t.frame(site=0),

@@ -39,6 +39,15 @@ def test_the_weight_change_may_be_spelled_as_people_do(path, of):
     assert found.of == "delta" and found.to_dict() == em.find_transition(path, of="delta").to_dict()
 
 
+def test_one_site_has_what_is_its_own_and_its_name_is_said(path):
+    site = path.sites[0]
+    found = em.find_transitions(path, site=site)
+    assert {t.signal for t in found} == {"rotation", "norm_onset", "lock_in"} and {t.site for t in found} == {site}
+    assert "gradient_norm" in {t.signal for t in em.find_transitions(path)}
+    assert em.find_transition(path, site=site).sentence().startswith(f"rotation of B ({site}): transition at step")
+    assert em.find_transition(path).sentence().startswith("rotation of B: transition at step")
+
+
 @pytest.mark.parametrize("level", [95, 0, 1, "0.95", None])
 def test_a_level_that_is_no_probability_is_refused(path, curve, level):
     for call in (em.find_transition, em.find_transitions):
@@ -67,6 +76,13 @@ def test_a_level_that_is_no_probability_is_refused(path, curve, level):
             r"control must be a behaviour curve, as em\.behaviour_curve\(run\); found 3",
         ),
         (lambda path, curve: em.find_transition(path, control=curve), "a control is for behaviour curves"),
+        (lambda path, curve: em.find_transition(curve, of="A"), "no matrices and no sites; found of='A'"),
+        (lambda path, curve: em.find_transitions(curve, site="up"), "no matrices and no sites; found site='up'"),
+        (lambda path, curve: em.find_transition(path, "lock_in", of="A"), "the signal is 'lock_in': leave it out"),
+        (
+            lambda path, curve: em.find_transition(path, "gradient_norm", site=path.sites[0]),
+            "has no signal 'gradient_norm': it is logged for the whole run; one site was asked for",
+        ),
         (
             lambda path, curve: em.align(None, curve),
             "mechanistic must be a transition, a trajectory, a run or its path",

@@ -298,7 +298,8 @@ def _fit_ramp(plane: _Plane, increments: Increments, level: float) -> _Fit:
         step=float(middles[row]),
         interval=(float(inside[0] - spacing / 4), float(inside[-1] + spacing / 4)),
         width=float(0.8 * SHARP[column] * run),
-        p_broad=float(f_distribution.sf(gap, 1, freedom)) if gap > 0 else 1.0,  # twice one tail: two broad families
+        # one-sided, that is sf / 2, for each of the two broad families, of which the better is taken: twice that
+        p_broad=float(f_distribution.sf(gap, 1, freedom)) if gap > 0 else 1.0,
     )
 
 

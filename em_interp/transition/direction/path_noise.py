@@ -60,7 +60,7 @@ class Noise:
     """The noises of increments i and j: their expected inner products, and how many dimensions they fill."""
 
     covariance: Float[np.ndarray, "increment increment"]  # expected inner products, that is tr Σ included
-    along: Float[np.ndarray, "increment increment"]  # x_iᵀ Σ x_j / tr Σ
+    along: Float[np.ndarray, "increment increment"]  # its covariance along increments i and j: x_iᵀ Σ x_j / tr Σ
     inverse_dimension: float  # tr Σ² / (tr Σ)²: 1 / d for isotropic noise in d dimensions
     tail_dof: float  # degrees of freedom of the χ² whose first three cumulants a squared noise vector has
 

@@ -51,7 +51,7 @@ class TurnScan:
     centre: Int[np.ndarray, " place"]  # index of the edge between increments in the middle of the window
     turn: Float[np.ndarray, " place"]  # D, degrees
     error: Float[np.ndarray, " place"]  # first-order standard error of D, degrees
-    snr: Float[np.ndarray, " place"]  # energy of the weaker block, relative to the least that is defined
+    snr: Float[np.ndarray, " place"]  # energy of L or R over the smallest at which D is defined, whichever is less
     inner: Float[np.ndarray, "place 4 4"]  # inner products of the half blocks' drifts
     noise: Float[np.ndarray, "place 4 4"]  # expected inner products of their noises
     along: Float[np.ndarray, "place 4 4"]  # x_iᵀ Σ x_j / tr Σ of the half blocks' drifts
@@ -118,7 +118,7 @@ def turn_of(
     return np.degrees(np.arccos(cosine)) - np.maximum(steady, 0)
 
 
-def simulated_turns(scan: TurnScan, row: int, noise: Noise, count: int = N_SIMULATED) -> Float[np.ndarray, " draw"]:
+def simulated_turns(scan: TurnScan, row: int, noise: Noise) -> Float[np.ndarray, " draw"]:
     """D of simulated copies of one window: its drift plus fresh noise of the estimated kind; a fixed seed.
 
     The four half blocks are vectors in the span of their drifts, where the noise along them was measured, and in as
@@ -135,8 +135,8 @@ def simulated_turns(scan: TurnScan, row: int, noise: Noise, count: int = N_SIMUL
     outside = 1 - np.trace(within)
     spare = max(noise.inverse_dimension - np.sum(within**2), 1e-4)
     dimensions = int(np.clip(round(outside**2 / spare), 1, 400))
-    in_span = drift + in_time @ rng.standard_normal((count, 4, drift.shape[1])) @ _root(within).T
-    off_span = in_time @ rng.standard_normal((count, 4, dimensions)) * np.sqrt(max(outside, 0) / dimensions)
+    in_span = drift + in_time @ rng.standard_normal((N_SIMULATED, 4, drift.shape[1])) @ _root(within).T
+    off_span = in_time @ rng.standard_normal((N_SIMULATED, 4, dimensions)) * np.sqrt(max(outside, 0) / dimensions)
     draws = np.concatenate([in_span, off_span], -1)
     return turn_of(draws @ np.swapaxes(draws, -1, -2) - scan.noise[row], scan.levers[row])
 

@@ -139,9 +139,7 @@ class ShiftTest:
         return self.curves if self.beyond is None else self.beyond
 
 
-def shift_onset(
-    curve: ShiftCurve, control: ShiftCurve | None = None, level: float = 0.95, seed: int = 0, of: str = "preference"
-) -> Transition:
+def shift_onset(curve: ShiftCurve, control: ShiftCurve | None = None, level: float = 0.95, seed: int = 0) -> Transition:
     """The onset of the mean of one curve: the half-rise of a logistic with free asymptotes.
 
     Args:
@@ -149,7 +147,6 @@ def shift_onset(
         control: The control run's, read on the same questions at the same steps; by default the curve's own.
         level: Probability with which the interval holds the half-rise.
         seed: Of the permutations and the bootstrap.
-        of: What the values are, as `Transition.of`.
 
     Returns:
         `none` where the mean does not rise, does not rise beyond the control or the style null, or rises by less than
@@ -167,7 +164,7 @@ def shift_onset(
     shift = test.shift if verdict == "transition" else None
     return Transition(
         signal="onset",
-        of=of,
+        of="preference",
         verdict=verdict,
         reason=reason,
         p_value=test.p_value,

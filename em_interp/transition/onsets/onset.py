@@ -97,9 +97,7 @@ def onset(
             control shares no step or question with the curve.
     """
     _check(curve, control, metric, level)
-    if len(curve.split()) != 1:
-        kinds = [(part.scale, part.questions) for part in curve.split()]
-        raise InputError(f"one curve was expected; found {len(kinds)}, of scale and questions {kinds}: select one")
+    _check_single(curve, control)
     if isinstance(curve, ShiftCurve):
         return shift_onset(curve, control if isinstance(control, ShiftCurve) else None, level, seed)
     control_counts = OutcomeCounts.of(control.outcomes(metric)) if isinstance(control, Curve) else None
@@ -146,6 +144,9 @@ def onset_by_threshold(
     import pandas as pd
 
     _check(curve, control, "em", level)
+    if isinstance(curve, ShiftCurve):
+        raise InputError("thresholds are of judged answers; expected a behaviour curve, found one of a preference")
+    _check_single(curve, control)
     rows = []
     for below in as_list(aligned):
         for above in as_list(coherent):
@@ -228,6 +229,14 @@ def _check(curve: AnyCurve, control: AnyCurve | None, metric: str, level: float)
         raise InputError(f"the control must be a curve of the same kind; found {kinds}")
     check_level(level)
     check_known("metric", metric, METRICS)
+
+
+def _check_single(curve: AnyCurve, control: AnyCurve | None) -> None:
+    """Raise InputError for a curve or a control of several scales or question sets."""
+    for given, name in ((curve, "curve"), (control, "curve of the control")):
+        if given is not None and len(parts := given.split()) != 1:
+            kinds = f"{len(parts)}, of scale and questions {[(part.scale, part.questions) for part in parts]}"
+            raise InputError(f"one {name} was expected; found {kinds}: select one")
 
 
 def _transition(

@@ -24,7 +24,7 @@ def lock_in(
 
     An undefined cosine (ΔW is zero at step 0) does not count as above. `step` is None where ΔW is zero at the end.
     """
-    steps, cosine = _checked(steps, cos_to_final, threshold)
+    steps, cosine = _checked(steps, cos_to_final, threshold, "cosine")
     evidence = {"steps": steps, "cos_to_final": cosine, "threshold": threshold}
     first = first_sustained(steps, cosine > threshold)
     if first is None:
@@ -42,7 +42,7 @@ def composition(
     `score` is normalised, so that the final step has 1 with itself (`composition_path(path, normalised=True)`); as
     published it ends at a number that depends on how many adapters there are.
     """
-    steps, score = _checked(steps, score, threshold)
+    steps, score = _checked(steps, score, threshold, "composition score")
     evidence = {"steps": steps, "score": score, "threshold": threshold}
     first = first_sustained(steps, score > threshold)
     if first is None:
@@ -59,12 +59,12 @@ def first_sustained(steps: Int[np.ndarray, " step"], condition: Bool[np.ndarray,
     return int(steps[first]) if first < len(steps) else None
 
 
-def _checked(steps: np.ndarray, cosine: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    steps, cosine = np.asarray(steps), np.asarray(cosine, dtype=float)
-    if steps.ndim != 1 or steps.shape != cosine.shape or len(steps) < 2:
-        raise InputError(f"expected one cosine a step, two steps or more; found {cosine.shape} for {steps.shape}")
+def _checked(steps: np.ndarray, values: np.ndarray, threshold: float, name: str) -> tuple[np.ndarray, np.ndarray]:
+    steps, values = np.asarray(steps), np.asarray(values, dtype=float)
+    if steps.ndim != 1 or steps.shape != values.shape or len(steps) < 2:
+        raise InputError(f"expected one {name} a step, two steps or more; found {values.shape} for {steps.shape}")
     if np.any(np.diff(steps) <= 0):
-        raise InputError("the steps of the cosines must be increasing")
+        raise InputError(f"the steps of the {name}s must be increasing")
     if not -1 <= threshold < 1:
-        raise InputError(f"the threshold is a cosine below 1; it is {threshold}")
-    return steps, cosine
+        raise InputError(f"the threshold is a {name} below 1; it is {threshold}")
+    return steps, values

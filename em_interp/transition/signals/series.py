@@ -178,7 +178,7 @@ class ScanResult(NamedTuple):
     p_value: float
     bin: int  # of the largest statistic
     height: float  # the statistic there
-    limit: float  # p_value is at most ALPHA just where `height` is above it
+    limit: float  # the largest height with p_value > ALPHA
     detectable: float  # the statistic that noise alone exceeds with probability ALPHA at the widest bandwidth
     smooth: Float[np.ndarray, " bin"]
 

@@ -23,15 +23,11 @@ from em_interp.errors import InputError
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.synthetic import check_kind
 
-Turning = Literal["abrupt", "gradual", "at_growth", "on_curve"]
-NotTurning = Literal[
-    "straight", "random_walk", "saturating", "arc", "arc_growth", "bend", "growth", "stall", "restart"
-]  # fmt: skip
 Storage = Literal["float32", "bfloat16", "float16"]
-TURNING: tuple[str, ...] = get_args(Turning)
-NOT_TURNING: tuple[str, ...] = get_args(NotTurning)
+TURNING = ("abrupt", "gradual", "at_growth", "on_curve")
+NOT_TURNING = ("straight", "random_walk", "saturating", "arc", "arc_growth", "bend", "growth", "stall", "restart")
 STEPPED = ("stepped",)  # straight as well; apart, so that rows of all NOT_TURNING in turn keep their paths
-SEVERAL: tuple[str, ...] = ("abrupt", "gradual", "on_curve")  # kinds of which a path can have several turns
+SEVERAL = ("abrupt", "gradual", "on_curve")  # kinds of which a path can have several turns
 
 WARMUP = 5
 MOMENTUM = 0.9

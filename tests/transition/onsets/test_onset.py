@@ -200,8 +200,12 @@ def test_onsets_takes_every_part_against_the_part_of_the_control_that_is_its_lik
     assert [(f.questions, f.verdict) for f in found] == [("in_domain", "none"), ("broad", "transition")]
     with pytest.raises(InputError, match="no curve for scale and questions"):
         onsets(parts[0], others[0])
-    with pytest.raises(InputError, match="one curve was expected; found 2"):
-        onset(Several(parts[0].answers, members=parts))
+    several = Several(parts[0].answers, members=parts)
+    for find in (onset, onset_by_threshold):
+        with pytest.raises(InputError, match="one curve was expected; found 2"):
+            find(several)
+        with pytest.raises(InputError, match="one curve of the control was expected; found 2"):
+            find(parts[0], several)
 
 
 def test_bad_input_is_named():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.transition.signals.lock_in import first_sustained, lock_in
+from em_interp.transition.signals.lock_in import composition, first_sustained, lock_in
 
 STEPS = np.array([0, 1, 2, 5, 10, 15, 20])
 
@@ -50,6 +50,12 @@ def test_it_does_not_depend_on_steps_left_out_elsewhere():
 def test_what_is_no_path_is_refused(steps, cosine, threshold, said):
     with pytest.raises(InputError, match=said):
         lock_in(steps, cosine, threshold)
+
+
+def test_what_is_no_composition_score_is_called_by_its_name():
+    for steps, threshold in ((STEPS[1:], 0.95), (STEPS[::-1], 0.95), (STEPS, 1.0)):
+        with pytest.raises(InputError, match="composition score"):
+            composition(steps, np.ones(7), threshold)
 
 
 def test_a_condition_that_fails_at_the_end_is_never_sustained():
