@@ -16,23 +16,22 @@ from em_interp.trajectory import geometry
 from em_interp.trajectory.composition import composition_path, no_composition
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix, as_matrix
-from em_interp.transition.direction import rotation as rotation_test
-from em_interp.transition.direction.rotation import locate_rotations, strongest
-from em_interp.transition.onsets import logistic
+from em_interp.transition.direction.rotation import ROTATION_ALPHA, locate_rotations, strongest
+from em_interp.transition.onsets.logistic import ONSET_ALPHA
 from em_interp.transition.onsets.onset import AnyCurve, onset, onsets
 from em_interp.transition.result import Transition
-from em_interp.transition.signals import series as series_test
 from em_interp.transition.signals.gradient_norm import gradient_norm_peak
 from em_interp.transition.signals.lock_in import composition, lock_in
 from em_interp.transition.signals.norm_onset import norm_onset
+from em_interp.transition.signals.series import SERIES_ALPHA
 
 Signal = Literal["rotation", "gradient_norm", "norm_onset", "lock_in", "composition", "onset"]
 PATH_SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset", "lock_in", "composition")
 TEST_LEVELS: dict[str, float] = {  # the largest p-value of a transition, by signal; the other signals are no tests
-    "rotation": rotation_test.ALPHA,
-    "gradient_norm": series_test.ALPHA,
-    "norm_onset": series_test.ALPHA,
-    "onset": logistic.ALPHA,
+    "rotation": ROTATION_ALPHA,
+    "gradient_norm": SERIES_ALPHA,
+    "norm_onset": SERIES_ALPHA,
+    "onset": ONSET_ALPHA,
 }
 LOG_SIGNALS: tuple[Signal, ...] = ("gradient_norm",)  # of a log alone
 
@@ -143,8 +142,8 @@ def _missing_signals(path: AdapterTrajectory, site: str | None) -> dict[str, str
     if site is None:
         reason = no_composition(path)
         return {"composition": reason} if reason else {}
-    missing = dict.fromkeys(LOG_SIGNALS, "it is logged for the whole run; one site was asked for")
-    return {**missing, "composition": "it compares several adapters; one site was asked for"}
+    missing: dict[str, str] = dict.fromkeys(LOG_SIGNALS, "it is logged for the whole run; one site was asked for")
+    return missing | {"composition": "it compares several adapters; one site was asked for"}
 
 
 def _check_log(path: AdapterTrajectory, signal: str | None, of: str | None, site: str | None) -> None:

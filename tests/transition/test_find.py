@@ -115,4 +115,4 @@ def test_the_levels_in_the_docs_are_those_of_the_code():
         if name in names:
             found[names[name]] = float(re.search(r"p ≤ ([\d.]+)", row).group(1))
     assert found == TEST_LEVELS
-    assert {onset.ALPHA, mean_shift.ALPHA} == {TEST_LEVELS["onset"]}  # of both kinds of curve
+    assert {onset.ONSET_ALPHA, mean_shift.ONSET_ALPHA} == {TEST_LEVELS["onset"]}  # of both kinds of curve

@@ -10,13 +10,13 @@ step, less the steady curvature between their centres; z = (D - 20°) / standard
 simulated copies of the window. Blocks of 10 to 25 % of the run with gaps of up to 10 % are tried at every step.
 
 Search. Greedy non-maximum suppression: take the window and step with the largest z, mask its reach, repeat while
-p ≤ ALPHA. Two turns are the same one where the step of each lies in the other's interval; the clearer one is kept.
-p = MULTIPLICITY · P(Z ≥ z); the factor stands for the number of windows searched, and is calibrated on planted
+p ≤ ROTATION_ALPHA. Two turns are the same one where the step of each lies in the other's interval; the clearer one is
+kept. p = MULTIPLICITY · P(Z ≥ z); the factor stands for the number of windows searched, and is calibrated on planted
 paths without a turn (docs/rotation.md has the error rates).
 
 Noisy paths. Where the noise exceeds the drift, so that no window could show even a turn of 60°, the angle between mean
 drifts over long blocks is tested, without a noise model (`noisy_turn`). Where only a part of the run is so noisy there
-are two tests, each at ALPHA: by theory up to 2 · ALPHA in all; planted paths show less (docs/calibration.md).
+are two tests, each at ROTATION_ALPHA: by theory up to twice that in all; planted paths show less (docs/calibration.md).
 
 Step. A ramp of the heading is fitted by generalised least squares (`ramp`) through every window that sees a turn there
 about as clearly as the clearest. One whose interval runs into the end of the steps at which its window may place it
@@ -54,7 +54,7 @@ from em_interp.transition.direction.turn_test import TurnScan, drift_length, sca
 from em_interp.transition.result import Transition, Verdict, p_text
 
 MIN_TURN = 20.0  # degrees
-ALPHA = 0.05
+ROTATION_ALPHA = 0.05
 MULTIPLICITY = 2.0  # windows are many but overlap, and the null gives 20° away: calibrated on planted paths
 MIN_P = 1e-6  # beyond it the normal tail is not reliable
 MAX_Z = float(norm.isf(MIN_P / MULTIPLICITY))  # windows with a larger z are equally certain
@@ -70,7 +70,7 @@ ROUNDED = (
 FIT_SHARE = 0.25  # of the run, on either side of a turn: the increments to which its ramp is fitted
 MIN_LENGTH_SHARE = 0.10  # of the path's length, on either side of a turn
 DETECTABLE_TURN = 60.0  # degrees; "none" means that a turn of this size would have been found
-SIGNIFICANT_Z = float(norm.isf(ALPHA / MULTIPLICITY))
+SIGNIFICANT_Z = float(norm.isf(ROTATION_ALPHA / MULTIPLICITY))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +129,8 @@ def locate_rotations(
     evidence = _profile(scans, increments)
     candidates = _search(scans, noise)
     lr = None if cumulative_lr is None else np.interp(increments.edges, steps, cumulative_lr)
-    if not candidates or candidates[0].p_value > ALPHA:
-        noisy = find_noisy_turn(increments, ~_detectable(evidence), ALPHA, level)
+    if not candidates or candidates[0].p_value > ROTATION_ALPHA:
+        noisy = find_noisy_turn(increments, ~_detectable(evidence), ROTATION_ALPHA, level)
         if noisy is not None:
             return [_noisy_answer(noisy, increments, noise, lr, level)]
     if not candidates:
@@ -138,7 +138,7 @@ def locate_rotations(
         return [Transition("rotation", "inconclusive", reason, evidence=evidence)]
     turns: list[Transition] = []
     for candidate in candidates:
-        if candidate.p_value <= ALPHA:
+        if candidate.p_value <= ROTATION_ALPHA:
             ramps = _ramps(candidate, scans, increments, noise, level)
             turn = _answer(candidate, ramps, increments, noise, lr, evidence)
             if not any(turn.coincides_with(clearer) for clearer in turns):
@@ -202,13 +202,13 @@ def _increments(gram: np.ndarray, steps: np.ndarray, rounding: np.ndarray | None
 
 
 def _search(scans: list[TurnScan], noise: Noise) -> list[_Candidate]:
-    """Greedy non-maximum suppression: the best candidate, then the best outside its window, while p ≤ ALPHA.
+    """Greedy non-maximum suppression: the best candidate, then the best outside its window, while p ≤ ROTATION_ALPHA.
 
     The first is returned whatever its p-value. Of the four windows with the best first-order z the error is simulated.
     """
     usable = _usable(scans)
     candidates: list[_Candidate] = []
-    while not candidates or candidates[-1].p_value <= ALPHA:
+    while not candidates or candidates[-1].p_value <= ROTATION_ALPHA:
         peaks = []
         for scan, use in zip(scans, usable, strict=True):
             score = np.where(use & _unmasked(scan.centre, candidates), _rough_z(scan), -np.inf)
@@ -217,7 +217,7 @@ def _search(scans: list[TurnScan], noise: Noise) -> list[_Candidate]:
         peaks.sort(key=lambda peak: -peak[0])
         simulated = [_Candidate(scan, row, _z(scan, row, noise)) for _, scan, row in peaks[:4]]
         best = max(simulated, key=lambda candidate: candidate.z, default=None)
-        if best is None or (candidates and best.p_value > ALPHA):
+        if best is None or (candidates and best.p_value > ROTATION_ALPHA):
             break
         candidates.append(best)
     return candidates
@@ -289,7 +289,7 @@ def _answer(
     noise: Noise,
     cumulative_lr: np.ndarray | None,
     evidence: dict[str, np.ndarray],
-    alpha: float = ALPHA,
+    alpha: float = ROTATION_ALPHA,
 ) -> Transition:
     """The answer for a turn: the candidate is tested, and the ramps, its own first, say where the turn is."""
     angle, p_value = float(candidate.scan.turn[candidate.row]), max(candidate.p_value, ramps[0].p_broad)

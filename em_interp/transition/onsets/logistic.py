@@ -31,7 +31,7 @@ from em_interp.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-ALPHA = 0.01  # a rise with a larger p-value is none
+ONSET_ALPHA = 0.01  # a rise with a larger p-value is none
 MIN_STEPS = 5  # a logistic has four parameters
 MIN_SUPPORT = 3  # standard errors that must be left when any one checkpoint is left out
 N_PERMUTATIONS = 999

@@ -32,14 +32,14 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.errors import InputError
-from em_interp.transition.onsets.logistic import ALPHA, MIN_STEPS, N_PERMUTATIONS, Grid, Rise, rise_p_value
+from em_interp.transition.onsets.logistic import MIN_STEPS, N_PERMUTATIONS, ONSET_ALPHA, Grid, Rise, rise_p_value
 from em_interp.transition.result import Transition, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MIN_SHIFT = 0.01  # a smaller rise of the mean is none: nats a token
-MIN_QUESTIONS = 8  # of 7, the signs alone give no p-value below ALPHA
+MIN_QUESTIONS = 8  # of 7, the signs alone give no p-value below ONSET_ALPHA
 N_REPLICATES = 400
 N_MIDPOINTS, N_WIDTHS = 161, 30  # of the grid of a fit
 CORRELATIONS = np.linspace(0.0, 0.9, 19)  # of neighbouring steps, of what all questions have in common
@@ -197,7 +197,7 @@ def locate_shift(
     compared = beyond if net_style else curves
     p_style = None if style is None or compared is None else _p_beyond_style(compared, style, rng)
     test = ShiftTest(curves, control, beyond, style, net_style, p_rise, p_control, p_style, None)
-    if test.p_value is None or test.p_value > ALPHA:
+    if test.p_value is None or test.p_value > ONSET_ALPHA:
         return test
     return replace(test, shift=fit_shift(test.dated, level, rng))
 
@@ -359,10 +359,10 @@ def verdict_of(test: ShiftTest) -> tuple[Verdict, str]:
     for name, comparison in compared.items():
         if comparison is not None and p_values[name] is None:
             return "inconclusive", f"the {name} shares too few steps or questions with the curve"
-    if test.p_rise > ALPHA:
+    if test.p_rise > ONSET_ALPHA:
         return "none", f"the mean does not rise beyond its value at step {steps[0]:g} (p = {test.p_rise:.2g})"
     for name, p_value in p_values.items():
-        if p_value is not None and p_value > ALPHA:
+        if p_value is not None and p_value > ONSET_ALPHA:
             net = "beyond the control, " if name == "style null" and test.net_style else ""
             return "none", f"{net}the mean does not rise beyond that of the {name} (p = {p_value:.2g})"
     assert shift is not None

@@ -24,9 +24,9 @@ import numpy as np
 from em_interp.checks import as_list, check_known, check_level, check_type
 from em_interp.errors import InputError
 from em_interp.transition.onsets.logistic import (
-    ALPHA,
     MIN_STEPS,
     N_PERMUTATIONS,
+    ONSET_ALPHA,
     OutcomeCounts,
     RateRise,
     fit_rise,
@@ -187,7 +187,7 @@ def locate_rise(
     null = counts.permuted_over_steps(N_PERMUTATIONS, rng)
     p_rise = rise_p_value(counts.steps, counts.answers, counts.rate, null)
     p_control = None if control is None else _p_against(counts, control, rng)
-    rejected = max(p_rise, p_control or 0.0) <= ALPHA
+    rejected = max(p_rise, p_control or 0.0) <= ONSET_ALPHA
     rise = fit_rise(counts, level, rng) if rejected else None
     return RiseTest(counts, control, p_rise, p_control, _underpowered(counts), rise)
 
@@ -203,7 +203,7 @@ def verdict_of(test: RiseTest, metric: str) -> tuple[Verdict, str]:
     if rise is None and test.underpowered:
         return "inconclusive", f"too few answers: a rise by {100 * DETECTABLE_RISE:.0f} points could be missed"
     moves = "fall" if metric in FALLING else "rise"
-    if test.p_rise > ALPHA:
+    if test.p_rise > ONSET_ALPHA:
         return "none", f"the {name} does not {moves} beyond its value at step {steps[0]:g} (p = {test.p_rise:.2g})"
     if rise is None:
         return "none", f"the {name} does not {moves} beyond that of the control (p = {test.p_control:.2g})"

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from em_interp.errors import InputError
 from em_interp.transition.result import Transition, Verdict
 from em_interp.transition.signals.series import (
-    ALPHA,
     BANDWIDTHS,
+    SERIES_ALPHA,
     SKIPPED,
     BinnedSeries,
     ScanResult,
@@ -125,7 +125,7 @@ def _answer(
     evidence: dict[str, Any],
 ) -> Transition:
     p_value, height = scanned.p_value, np.expm1(scanned.height)
-    if p_value > ALPHA or height < MIN_HEIGHT:
+    if p_value > SERIES_ALPHA or height < MIN_HEIGHT:
         verdict, reason = _no_hump(scanned)
         return Transition("gradient_norm", verdict, reason, p_value=p_value, evidence=evidence)
     peaks = _peak_draws(series, noise, scanned, rng)
@@ -146,9 +146,10 @@ def _no_hump(scanned: ScanResult) -> tuple[Verdict, str]:
     """The verdict and its reason where no hump was found, each from the one null distribution of the scan."""
     height, limit, detectable = np.expm1([scanned.height, scanned.limit, scanned.detectable])
     highest = f"the highest rises {height:.0%} above the valleys beside it"
-    if scanned.p_value <= ALPHA:
+    if scanned.p_value <= SERIES_ALPHA:
         return "none", f"Not noise (p = {scanned.p_value:.2g}), but {highest}; a hump is {MIN_HEIGHT:.0%} or more."
-    seen = f"{highest} (p = {scanned.p_value:.2g}), and noise alone makes one above {limit:.0%} in {ALPHA:.0%} of runs"
+    noise = f"noise alone makes one above {limit:.0%} in {SERIES_ALPHA:.0%} of runs"
+    seen = f"{highest} (p = {scanned.p_value:.2g}), and {noise}"
     broad = f"a broad hump, over a fifth of the run, would be detected from {detectable:.0%} on"
     if detectable > MAX_DETECTABLE:
         return "inconclusive", f"Too noisy to tell: {seen}; even {broad}, and a narrow one must be higher."

@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from em_interp.errors import InputError
 from em_interp.transition.result import Transition, Verdict
 from em_interp.transition.signals.series import (
-    ALPHA,
     MAX_BINS,
+    SERIES_ALPHA,
     SKIPPED,
     ScanResult,
     SeriesNoise,
@@ -88,7 +88,7 @@ def norm_onset(
     evidence |= {"rate_steps": middles, "rate": rate, "smooth_rate": scanned.smooth}
     verdict, reason = _without_bend(scanned, float(np.mean(np.abs(rate))))
     answer = Transition("norm_onset", verdict, reason, of="delta", p_value=scanned.p_value, evidence=evidence)
-    if scanned.p_value > ALPHA:
+    if scanned.p_value > SERIES_ALPHA:
         return answer
     bends = _bend_draws(rate, noise, scanned, rng)
     begins, middle, ends = (

@@ -29,7 +29,7 @@ from scipy.linalg import cholesky, solve_triangular, toeplitz
 from scipy.ndimage import median_filter, uniform_filter1d
 from scipy.optimize import isotonic_regression
 
-ALPHA = 0.01  # a verdict of transition needs a p-value this small
+SERIES_ALPHA = 0.01  # a verdict of transition needs a p-value this small
 SKIPPED = 0.05  # share of the run at its start that is left out: warm-up, B near zero and without direction
 MAX_BINS = 200
 TREND_BANDWIDTH = 0.04  # of the run
@@ -178,8 +178,8 @@ class ScanResult(NamedTuple):
     p_value: float
     bin: int  # of the largest statistic
     height: float  # the statistic there
-    limit: float  # the largest height with p_value > ALPHA
-    detectable: float  # the statistic that noise alone exceeds with probability ALPHA at the widest bandwidth
+    limit: float  # the largest height with p_value > SERIES_ALPHA
+    detectable: float  # the statistic that noise alone exceeds with probability SERIES_ALPHA at the widest bandwidth
     smooth: Float[np.ndarray, " bin"]
 
 
@@ -205,13 +205,13 @@ def scan_test(
         by_bandwidth.append((statistic(smooth), unit, smooth))
     height, unit, smooth = max(by_bandwidth, key=lambda scanned: scanned[0].max() / scanned[1])
     exceeding = int(np.sum(largest >= height.max() / unit))
-    allowed = int(ALPHA * (1 + n_draws) + 1e-9) - 1  # draws that may exceed a significant height
+    allowed = int(SERIES_ALPHA * (1 + n_draws) + 1e-9) - 1  # draws that may exceed a significant height
     return ScanResult(
         p_value=(1 + exceeding) / (1 + n_draws),
         bin=int(np.argmax(height)),
         height=float(height.max()),
         limit=float(np.sort(largest)[-allowed - 1]) * unit,
-        detectable=float(np.quantile(largest, 1 - ALPHA)) * by_bandwidth[-1][1],
+        detectable=float(np.quantile(largest, 1 - SERIES_ALPHA)) * by_bandwidth[-1][1],
         smooth=smooth,
     )
 
