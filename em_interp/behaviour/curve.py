@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -26,12 +26,74 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-KIND = ["scale", "questions"]  # what tells the curves of one run apart
+KINDS = ["scale", "questions"]  # what tells the curves of one run apart
+
+
+class CurveBySet(Result):
+    """A curve for each adapter scale and question set, in one table with columns `step`, `scale` and `questions`."""
+
+    TABLE: ClassVar[str]  # the attribute that is the table
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Steps with a value, increasing."""
+        return np.unique(self._rows["step"])
+
+    @property
+    def scale(self) -> float | None:
+        """The adapter multiplier, where there is just one."""
+        return self._single("scale")
+
+    @property
+    def questions(self) -> str | None:
+        """The question set, where there is just one."""
+        return self._single("questions")
+
+    @property
+    def _rows(self) -> pd.DataFrame:
+        rows: pd.DataFrame = getattr(self, self.TABLE)
+        return rows
+
+    def _single(self, column: str) -> Any:
+        values = self._rows[column].unique().tolist()
+        return values[0] if len(values) == 1 else None
+
+    def select(
+        self, scale: float | Sequence[float] | None = None, questions: str | Sequence[str] | None = None
+    ) -> Self:
+        """The curve of these scales and question sets. Raises InputError for one that the curve does not have."""
+        rows = self._rows
+        for column, wanted in (("scale", scale), ("questions", questions)):
+            if wanted is None:
+                continue
+            known = sorted(rows[column].unique())
+            for value in as_list(wanted):
+                if not isinstance(value, (Real, str)) or value not in known:
+                    has = ", ".join(map(str, known))
+                    raise InputError(f"no {self.TABLE} with {column} {described(value)} (it has: {has})")
+            rows = rows[rows[column].isin(as_list(wanted))]
+        return self._with(rows, scale, questions)
+
+    def _with(self, rows: pd.DataFrame, scale: Any, questions: Any) -> Self:
+        """The curve of these rows, which were selected by scale and question set."""
+        raise NotImplementedError
+
+    def split(self) -> list[Self]:
+        """The curves of each scale and question set."""
+        kinds = self._rows[KINDS].drop_duplicates().sort_values(KINDS)
+        return [self.select(scale, questions) for scale, questions in kinds.itertuples(index=False)]
+
+    def outside(self) -> Self | None:
+        """The curve at scale 1 on the first question set outside the training domain, of OUTSIDE_SETS; else None."""
+        by_set = {curve.questions: curve for curve in self.split() if curve.scale == 1.0}
+        return next((by_set[name] for name in OUTSIDE_SETS if name in by_set), None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BehaviourCurve(Result):
+class BehaviourCurve(CurveBySet):
     """Judged answers by step, adapter scale and question set."""
+
+    TABLE: ClassVar[str] = "answers"
 
     NEXT: ClassVar[tuple[str, ...]] = (
         ".plot()",
@@ -47,54 +109,12 @@ class BehaviourCurve(Result):
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict, init=False)
 
     @property
-    def steps(self) -> np.ndarray:
-        """Sampled steps, increasing."""
-        return np.unique(self.answers["step"])
-
-    @property
-    def scale(self) -> float | None:
-        """The adapter multiplier, where there is just one."""
-        return self._single("scale")
-
-    @property
-    def questions(self) -> str | None:
-        """The question set, where there is just one."""
-        return self._single("questions")
-
-    @property
     def has_scores(self) -> bool:
         """Whether the answers have scores, so that thresholds can be varied; those of ready-made rates have none."""
         return EM_MARK not in self.answers
 
-    def _single(self, column: str) -> Any:
-        values = self.answers[column].unique().tolist()
-        return values[0] if len(values) == 1 else None
-
-    def select(
-        self, scale: float | Sequence[float] | None = None, questions: str | Sequence[str] | None = None
-    ) -> BehaviourCurve:
-        """The curve of these scales and question sets. Raises InputError for one that the curve does not have."""
-        answers = self.answers
-        for column, wanted in (("scale", scale), ("questions", questions)):
-            if wanted is None:
-                continue
-            known = sorted(answers[column].unique())
-            for value in as_list(wanted):
-                if not isinstance(value, (Real, str)) or value not in known:
-                    has = ", ".join(map(str, known))
-                    raise InputError(f"no answers with {column} {described(value)} (it has: {has})")
-            answers = answers[answers[column].isin(as_list(wanted))]
-        return BehaviourCurve(answers, self.domain, self.level)
-
-    def split(self) -> list[BehaviourCurve]:
-        """The curves of each scale and question set."""
-        kinds = self.answers[KIND].drop_duplicates().sort_values(KIND)
-        return [self.select(scale, questions) for scale, questions in kinds.itertuples(index=False)]
-
-    def outside(self) -> BehaviourCurve | None:
-        """The curve at scale 1 on the first question set outside the training domain, of OUTSIDE_SETS; else None."""
-        by_set = {curve.questions: curve for curve in self.split() if curve.scale == 1.0}
-        return next((by_set[name] for name in OUTSIDE_SETS if name in by_set), None)
+    def _with(self, rows: pd.DataFrame, scale: Any, questions: Any) -> Self:
+        return replace(self, answers=rows)
 
     def at(self, step: int) -> ScoredResponses:
         """The answers of one step, counted. Raises InputError naming the nearest sampled step."""
@@ -161,7 +181,7 @@ class BehaviourCurve(Result):
 
     def _counted(self) -> Iterator[tuple[dict[str, Any], ScoredResponses]]:
         """The answers of each step, scale and question set, counted, after these three."""
-        for (scale, questions, step), answers in self.answers.groupby([*KIND, "step"], sort=True):
+        for (scale, questions, step), answers in self.answers.groupby([*KINDS, "step"], sort=True):
             yield {"step": step, "scale": scale, "questions": questions}, ScoredResponses(answers, self.level)
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float
 
+from em_interp.behaviour.curve import KINDS, CurveBySet
 from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.rates import LEVEL, rate_of
 from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.values import numbers_of, steps_of
-from em_interp.checks import as_list
 from em_interp.errors import InputError
-from em_interp.results import Line, Result, interval_columns, picture
-from em_interp.run import OUTSIDE_SETS, Run
+from em_interp.results import Line, interval_columns, picture
+from em_interp.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-KINDS = ["scale", "questions"]
 COUNTS = [f"{name}_{kind}" for kind in ("aligned", "misaligned") for name in ("log_likelihood", "tokens")]
 COLUMNS = ["step", *KINDS, "question_id", "pair", *COUNTS]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PreferenceCurve(Result):
+class PreferenceCurve(CurveBySet):
     """How much likelier misaligned answers are than aligned ones, by step, adapter scale and question set.
 
     All intervals are for other questions of the kind: Student's t over questions, whose pairs are averaged first.
@@ -44,30 +43,13 @@ class PreferenceCurve(Result):
 
     NEXT: ClassVar[tuple[str, ...]] = (".plot()", ".frame()", ".per_question()", "em.find_transition(this)")
 
+    TABLE: ClassVar[str] = "readings"
+
     readings: pd.DataFrame
     domain: str | None = None
     level: float = LEVEL
     control: PreferenceCurve | None = None
     style: pd.DataFrame | None = field(default=None)
-
-    @property
-    def steps(self) -> np.ndarray:
-        """Steps read, increasing."""
-        return np.unique(self.readings["step"])
-
-    @property
-    def scale(self) -> float | None:
-        """The adapter scale, where there is just one."""
-        return self._only("scale")
-
-    @property
-    def questions(self) -> str | None:
-        """The question set, where there is just one."""
-        return self._only("questions")
-
-    def _only(self, column: str) -> Any:
-        values = self.readings[column].unique().tolist()
-        return values[0] if len(values) == 1 else None
 
     @property
     def style_null(self) -> PreferenceCurve | None:
@@ -84,31 +66,9 @@ class PreferenceCurve(Result):
         rows = self.readings[self.readings["questions"] == STYLE]
         return rows if len(rows) else None
 
-    def select(
-        self, scale: float | Sequence[float] | None = None, questions: str | Sequence[str] | None = None
-    ) -> PreferenceCurve:
-        """The curve of these scales and question sets. Raises InputError with what there is."""
-        chosen = self.readings
-        for column, wanted in (("scale", scale), ("questions", questions)):
-            if wanted is None:
-                continue
-            for value in as_list(wanted):
-                if value not in set(chosen[column]):
-                    found = ", ".join(map(str, sorted(chosen[column].unique())))
-                    raise InputError(f"no preference with {column} {value!r}; there is {found}")
-            chosen = chosen[chosen[column].isin(as_list(wanted))]
+    def _with(self, rows: pd.DataFrame, scale: Any, questions: Any) -> Self:
         control = None if self.control is None else self.control.select(scale, questions)
-        return PreferenceCurve(chosen, self.domain, self.level, control, self._style())
-
-    def split(self) -> list[PreferenceCurve]:
-        """The curves of each scale and question set."""
-        kinds = self.readings[KINDS].drop_duplicates().sort_values(KINDS)
-        return [self.select(scale, questions) for scale, questions in kinds.itertuples(index=False)]
-
-    def outside(self) -> PreferenceCurve | None:
-        """The curve of the adapter as trained on questions outside the training domain."""
-        curves = {curve.questions: curve for curve in self.split() if curve.scale == 1.0}
-        return next((curves[name] for name in OUTSIDE_SETS if name in curves), None)
+        return replace(self, readings=rows, control=control, style=self._style())
 
     def values(self) -> pd.DataFrame:
         """A row a step and question: `value`, the preference in nats a token, averaged over the question's pairs."""

@@ -145,7 +145,7 @@ def test_selecting_keeps_the_style_null_and_the_control():
     assert broad.style_null is not None and broad.style_null.questions == "style"
     assert broad.control.questions == "broad"
     assert curve.select(questions="style").style_null is None
-    with pytest.raises(InputError, match="no preference with questions 'board'; there is broad, style"):
+    with pytest.raises(InputError, match=r"no readings with questions 'board' \(it has: broad, style\)"):
         curve.select(questions="board")
 
 
