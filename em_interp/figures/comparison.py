@@ -58,12 +58,12 @@ def sentences(*parts: str) -> str:
     return ". ".join(part for part in parts if part)
 
 
-def direction_matrix(pairs: pd.DataFrame, level: float = 0.95, about: str = "", site: str | None = None) -> go.Figure:
+def direction_matrix(pairs: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
     """A panel for each measure, runs against runs; numbers within the band of random directions are grey.
 
-    `pairs` has columns run, other, measure, site, value and random_band; its first site is shown without `site`.
+    `pairs` has columns run, other, measure, site, value and random_band; its first site is shown.
     """
-    rows = pairs[pairs["site"] == (site or pairs["site"].iloc[0])]
+    rows = pairs[pairs["site"] == pairs["site"].iloc[0]]
     measures = [name for name in MEASURE_NAME if (rows["measure"] == name).any()]
     names = list(dict.fromkeys([*rows["run"], *rows["other"]]))
     across = min(len(measures), 2)

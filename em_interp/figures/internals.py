@@ -252,7 +252,7 @@ def plot_scalars(scalars: pd.DataFrame, about: str = "") -> go.Figure:
     for number, name in enumerate(drawn, 1):
         rows = scalars[scalars["column"] == name]
         _by_step(figure, rows, sets, place(number, 1))
-        _tokens(figure, rows[rows["step"] == last], sets, place(number, 2))
+        _tokens(figure, rows[rows["step"] == last], place(number, 2))
         figure.update_yaxes(title_text="Scalar s·A·x (no unit)", row=number)
     figure.update_xaxes(title_text=STEP, row=len(drawn), col=1)
     return figure.update_xaxes(title_text="Questions", col=2, row=len(drawn))
@@ -272,7 +272,7 @@ def _by_step(figure: go.Figure, rows: pd.DataFrame, sets: list[str], where: dict
         figure.add_trace(trace.update(legendgroup=name, showlegend=first), **where)
 
 
-def _tokens(figure: go.Figure, rows: pd.DataFrame, sets: list[str], where: dict[str, int]) -> None:
+def _tokens(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
     for label, colour in SCALAR_COLOUR.items():
         part = rows[rows["label"] == label]
         ticks = [escape(str(questions).replace("_", " ")) for questions in part["questions"]]
@@ -376,7 +376,7 @@ def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> 
     )
     for number, layer in enumerate(layers):
         where = place(number // across + 1, number % across + 1)
-        _draw(figure, rows[rows["layer"] == layer], where, first=number == 0)
+        _draw(figure, rows[rows["layer"] == layer], where)
     reach = float(np.nanmax([*rows["cosine_high"].abs(), *rows["cosine_low"].abs(), *rows["band"], 0.1]))
     figure.update_yaxes(range=[-min(1.02, 1.1 * reach), min(1.02, 1.1 * reach)], nticks=5)
     figure.update_yaxes(title_text="Cosine", col=1)
@@ -391,8 +391,8 @@ def _layers(rows: pd.DataFrame) -> list[int]:
     return sorted([*written, *chosen])
 
 
-def _draw(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int], first: bool) -> None:
-    # the write of a first site is its layer's effect: drawn last and dashed, it stays to be seen
+def _draw(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
+    # right after the first site the effect equals its write, so the write is drawn last, dashed
     for what in ("effect", "write"):
         for site, curve in rows[rows["what"] == what].groupby("site", sort=False):
             x, colour = curve["step"].to_numpy(float), WRITE_COLOUR[what]

@@ -173,7 +173,6 @@ def mean_difference(
     contrast: Contrast = "answers",
     step: int | None = None,
     scale: float = 1.0,
-    min_answers: int = MIN_ANSWERS,
     batch: int = BATCH,
 ) -> Direction:
     """The mean-difference direction after every layer of one step's model, from judged answers that the model reads.
@@ -185,7 +184,6 @@ def mean_difference(
         contrast: `answers` (both kinds read by the adapted model) or `models` (aligned ones read by the base).
         step: a saved step; by default the last.
         scale: adapter scale; 1 is the adapter as trained.
-        min_answers: fewest answers of each kind.
         batch: answers that are read at a time.
 
     Returns:
@@ -195,7 +193,7 @@ def mean_difference(
         InputError: for an unknown contrast, and where there are too few misaligned or aligned answers.
     """
     check_known("contrast", contrast, CONTRASTS)
-    answers.require(min_answers, "a mean-difference direction")
+    answers.require(MIN_ANSWERS, "a mean-difference direction")
     model = opened(model)
     step, tokens = model.last_step if step is None else step, tokenized_answers(model, answers, batch)
     with model.at(step, scale) as adapted:

@@ -48,22 +48,6 @@ LEAST_SPREAD = 1e-6  # a direction of a map with less than this share of the lar
 PENALTIES = np.logspace(-6, 2, 9)  # of ridge, times the mean variance of a direction times the texts
 
 
-def procrustes_similarity(
-    first: Float[np.ndarray, "text d"], second: Float[np.ndarray, "text e"], folds: int = N_FOLDS
-) -> float:
-    """The held-out cosine after the best rotation; 1 where one is the other rotated, shifted and scaled.
-
-    NaN where all texts are one point in one of them. Raises InputError for other texts or fewer than ten.
-    """
-    if len(first) != len(second) or len(first) < max(MIN_TEXTS, folds):
-        found = f"{len(first)} and {len(second)}"
-        raise InputError(
-            f"Procrustes needs the same {max(MIN_TEXTS, folds)} texts or more in both spaces; found {found}"
-        )
-    components = max_components(len(first), folds)
-    return held_out_cosine(principal_scores(first, components), principal_scores(second, components), folds)
-
-
 def max_components(texts: int, folds: int = N_FOLDS) -> int:
     """Half as many as there are texts to fit the map on, so that it is never fitted through them exactly."""
     return (texts - -(-texts // folds)) // 2

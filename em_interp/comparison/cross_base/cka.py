@@ -20,28 +20,6 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.errors import InputError
-
-MIN_TEXTS = 4  # for which the estimator is defined
-
-
-def debiased_cka(first: Float[np.ndarray, "text d"], second: Float[np.ndarray, "text e"]) -> float:
-    """Debiased linear CKA of the same texts in two spaces; 1 where one is the other rotated, shifted and scaled.
-
-    NaN where all texts are one point in one of them. Raises InputError for other texts or fewer than four.
-    """
-    return float(cka_table(first[None], second[None])[0, 0])
-
-
-def cka_table(
-    first: Float[np.ndarray, "case text d"], second: Float[np.ndarray, "other_case text e"]
-) -> Float[np.ndarray, "case other_case"]:
-    """`debiased_cka` of every case of one with every case of the other."""
-    if first.shape[1] != second.shape[1] or first.shape[1] < MIN_TEXTS:
-        found = f"{first.shape[1]} and {second.shape[1]}"
-        raise InputError(f"CKA needs the same {MIN_TEXTS} texts or more in both spaces; found {found}")
-    return np.asarray(u_centred(first) @ u_centred(second).T)
-
 
 def u_centred(points: Float[np.ndarray, "case text d"]) -> Float[np.ndarray, "case entry"]:
     """The U-centred Gram matrix of each case as a vector of length 1: inner products are CKAs. NaN where it is zero."""

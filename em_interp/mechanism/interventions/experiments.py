@@ -207,15 +207,10 @@ def interventions_of(conditions: Sequence[InterventionCondition]) -> list[Interv
 
 @dataclass(frozen=True, eq=False)
 class InterventionExperiment(Experiment):
-    """Interventions on the base and on the model of a step (the last by default)."""
+    """Interventions on the base and on the model of the last step."""
 
     model: TrajectoryModel
     conditions: Sequence[InterventionCondition]
-    step: int | None = None
-
-    @property
-    def _step(self) -> int:
-        return self.model.last_step if self.step is None else self.step
 
     def groups(self) -> Iterator[Sequence[InterventionCondition]]:
         """The base and the adapted model do not share a batch."""
@@ -232,13 +227,13 @@ class InterventionExperiment(Experiment):
             [condition.method, condition.positions, _digest(condition.vectors), _digest(condition.ablated)]
             for condition in self.conditions
         ]
-        digest = adapter_digest(self.model.trajectory, [self._step])
+        digest = adapter_digest(self.model.trajectory, [self.model.last_step])
         return {**base_read(self.model.base), "adapter": digest, "interventions": used}
 
     @contextmanager
     def open_batch(self, conditions: Sequence[InterventionCondition], prompts: Tokens) -> Iterator[RowModel]:
         """The model in its engine, with an intervention for each row."""
-        adapted = self.model.at(self._step, scale=float(conditions[0].model == "adapted"))
+        adapted = self.model.at(self.model.last_step, scale=float(conditions[0].model == "adapted"))
         with adapted as model, model.generating(prompts, interventions_of(conditions)) as rows:
             yield rows
 

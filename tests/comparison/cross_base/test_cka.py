@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from em_interp.comparison.cross_base.alignment_map import procrustes_similarity
-from em_interp.comparison.cross_base.cka import cka_table, debiased_cka
-from em_interp.errors import InputError
+from em_interp.comparison.cross_base.alignment_map import held_out_cosine, max_components, principal_scores
+from em_interp.comparison.cross_base.cka import u_centred
+
+
+def debiased_cka(first, second):
+    return float((u_centred(first[None]) @ u_centred(second[None]).T)[0, 0])
+
+
+def procrustes_similarity(first, second):
+    return held_out_cosine(*(principal_scores(points, max_components(len(points))) for points in (first, second)))
+
 
 MEASURES = [debiased_cka, procrustes_similarity]
 
@@ -41,7 +49,7 @@ def test_cka_is_the_ratio_of_unbiased_hsics():
 
 def test_the_table_holds_the_cka_of_every_pair():
     ones, others = np.stack([points(1), points(2)]), np.stack([points(k, d=30) for k in (3, 4, 5)])
-    table = cka_table(ones, others)
+    table = u_centred(ones) @ u_centred(others).T
     assert table.shape == (2, 3)
     assert table[1, 2] == pytest.approx(debiased_cka(points(2), points(5, d=30)), abs=1e-12)
 
@@ -81,9 +89,5 @@ def test_a_biased_estimate_would_have_called_them_similar():
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_points_that_do_not_vary_have_no_similarity_and_other_texts_are_refused(measure):
+def test_points_that_do_not_vary_have_no_similarity(measure):
     assert np.isnan(measure(points(1), np.ones((60, 4))))
-    with pytest.raises(InputError, match="found 60 and 59"):
-        measure(points(1), points(2)[1:])
-    with pytest.raises(InputError, match="texts or more"):
-        measure(points(1)[:3], points(2)[:3])
