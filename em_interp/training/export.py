@@ -5,7 +5,6 @@ Every export is whole or not there, and replaces nothing but an earlier one of i
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +87,7 @@ def export_peft(
         with write_beside(folder) as part:
             part.mkdir()
             for file in files:
-                shutil.copyfile(file, part / file.name)
+                (part / file.name).write_bytes(file.read_bytes())  # whose error on a full disk names the export
     elif not _is_copy(folder, folders[step]):
         kept = next((other for other in folders if _is_copy(folder, folders[other])), None)
         found = "another adapter" if kept is None else f"step {kept} of {source}"
