@@ -286,9 +286,17 @@ def run_questions(run: RunLike, question_set: str | None = None) -> list[dict[st
 
 @checked
 def main_questions(run: RunLike) -> list[dict[str, str]]:
-    """The questions outside the training domain: those of the first of OUTSIDE_SETS that a run was asked, else all.
+    """The questions outside the training domain that the analyses ask unless they are given others.
 
-    Raises InputError where there are none.
+    Args:
+        run: a run, or its folder.
+
+    Returns:
+        The questions of the run's set `out_of_domain`, else of `broad`, else of `all`; all its questions where it has
+        none of these sets. Each with `question_id`, `question` and `questions`, its set.
+
+    Raises:
+        InputError: where the run has no questions.
     """
     questions = run_questions(run)
     sets = {question["questions"] for question in questions}

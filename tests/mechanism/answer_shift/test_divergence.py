@@ -55,5 +55,5 @@ def test_a_posterior_mixes_the_checkpoints_of_a_side_evenly_and_survives_tiny_li
 
 
 def test_an_unknown_form_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match="it is 'lineal'; did you mean 'linear'"):
+    with pytest.raises(InputError, match="form 'lineal' is not known; did you mean 'linear'"):
         pointwise_divergence(np.array([0.5]), "lineal")
