@@ -301,10 +301,14 @@ def rounded(value):
     return float(f"{value:.6g}") if isinstance(value, (float, np.floating)) else value
 
 
-def measure(cases, only=""):
+def wanted_kinds(only):
+    """The experiments and their kinds that have `only` in 'experiment, kind'."""
+    kinds = ((name, kind) for name, true, null, _ in experiments() for kind in (*true, *null))
+    return [(name, kind) for name, kind in kinds if only in f"{name}, {kind}"]
+
+
+def measure(cases, wanted):
     """Compute what is not finished, a case of every kind before the next, and keep each at once."""
-    wanted = [(name, kind) for name, true, null, _ in experiments() for kind in (*true, *null)]
-    wanted = [(name, kind) for name, kind in wanted if only in f"{name}, {kind}"]
     done = {tuple(row["case"]) for row in read()}
     left = [(name, kind, case) for case in range(cases) for name, kind in wanted if (name, kind, case) not in done]
     begun = time.monotonic()
@@ -357,8 +361,10 @@ def main():
     for name, run in (each.split("=", 1) for each in given.run):
         RUNS[name] = Path(run)
     if not given.tables:
-        train_organisms(given.out)
-        measure(given.cases, given.only)
+        wanted = wanted_kinds(given.only)
+        if any("of the tiny organisms" in name for name, _ in wanted):
+            train_organisms(given.out)
+        measure(given.cases, wanted)
     write(read(), given.note)
 
 

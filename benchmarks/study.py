@@ -25,6 +25,7 @@ from em_interp.organisms.presets import recipe
 from em_interp.run import Run
 from em_interp.sweeps.jobs import run_path
 from em_interp.trajectory import geometry
+from em_interp.transition.align import MAX_CHANCE, chance_of
 from em_interp.transition.result import Transition
 
 HERE = Path(__file__).resolve().parent
@@ -195,29 +196,26 @@ def count_text(rows, found):
 
 
 def has(row, name):
-    return name in row["signals"] and row["signals"][name]["verdict"] == "transition"
+    return verdicts_of([row], "signals", name) == ["transition"]
 
 
-def has_onset(row, questions="out_of_domain"):
-    return questions in row["onsets"] and row["onsets"][questions]["verdict"] == "transition"
+def has_onset(row):
+    return verdicts_of([row], "onsets", "out_of_domain") == ["transition"]
 
 
 def found_table(organisms, controls):
     """How often each signal is found, and what is said where it is not."""
-    body = [(name, verdicts_of(organisms, name), verdicts_of(controls, name)) for name in SIGNALS]
-    for questions in ("in_domain", "out_of_domain"):
-        verdicts = (
-            [row["onsets"].get(questions, {"verdict": "inconclusive"})["verdict"] for row in group]
-            for group in (organisms, controls)
-        )
-        body.append((f"onset of EM, {questions.replace('_', ' ')}", *verdicts))
+    rows_of = {name: ("signals", name) for name in SIGNALS}
+    rows_of |= {f"onset of EM, {name.replace('_', ' ')}": ("onsets", name) for name in ("in_domain", "out_of_domain")}
+    body = [(title, *(verdicts_of(group, *at) for group in (organisms, controls))) for title, at in rows_of.items()]
     cells = [(name, *(cell for verdicts in groups for cell in verdict_cells(verdicts))) for name, *groups in body]
     head = [f"{group}: {what}" for group in ("organisms", "controls") for what in ("found %", "none", "inconclusive")]
     return table(["signal", *head], cells)
 
 
-def verdicts_of(rows, name):
-    return [row["signals"].get(name, {"verdict": "inconclusive"})["verdict"] for row in rows]
+def verdicts_of(rows, which, name):
+    """The verdict on one of the `signals` or `onsets` of each row; nothing to test is inconclusive."""
+    return [row[which].get(name, {"verdict": "inconclusive"})["verdict"] for row in rows]
 
 
 def verdict_cells(verdicts):
@@ -258,15 +256,14 @@ def offset_cells(organisms, name):
         f"{middle:.0f} ({low:.0f} to {high:.0f})",
         rate_text(sum(step > 0 for step in steps), len(steps)),
         rate_text(sum(offset.coincides for offset in known), len(known)),
-        rate_text(sum(chance_of(row, offset) <= 0.05 for row, offset in both), len(both)),
+        rate_text(sum(random_share(row, offset) <= MAX_CHANCE for row, offset in both), len(both)),
         correlation_text([row for row, _ in both], name),
     )
 
 
-def chance_of(row, offset):
+def random_share(row, offset):
     """The share of the run's steps that are as near to the onset as the signal is."""
-    distance = np.abs(np.arange(row["last"] + 1) - row["onsets"]["out_of_domain"]["step"])
-    return np.mean(distance <= abs(offset.steps) + 0.5)
+    return chance_of(row["onsets"]["out_of_domain"]["step"], abs(offset.steps), 0, row["last"])
 
 
 def correlation_text(rows, name):

@@ -276,7 +276,7 @@ def _offset(index: int, mechanistic: Transition, behavioural: Transition, path: 
         interval,
         None if interval is None else mechanistic.level,
         float(lr) if np.isfinite(lr) else None,
-        None if steps is None else _chance(b, abs(b - m), float(steps[0]), float(steps[-1])),
+        None if steps is None else chance_of(b, abs(b - m), float(steps[0]), float(steps[-1])),
     )
 
 
@@ -341,7 +341,7 @@ def _difference(
     return float(later - first - below), float(later - first + above)
 
 
-def _chance(step: float, distance: float, first: float, last: float) -> float:
+def chance_of(step: float, distance: float, first: float, last: float) -> float:
     """Share of the whole steps first … last within `distance`, and half a step, of `step`."""
     steps = np.arange(first, last + 1)
     return float(np.mean(np.abs(steps - step) <= distance + 0.5))

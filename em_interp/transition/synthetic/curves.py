@@ -27,6 +27,7 @@ RISES = (
     "controlled",
     "at_once",
 )
+FROM_START = ("at_once", "read_early")  # rises without a level before them; the second is a kind of shifts alone
 NULLS = ("zero", "flat", "uneven_flat", "falling", "glitch", "as_control", "both_flat")
 
 
@@ -148,7 +149,7 @@ def share_done(kind: str, steps: Float[np.ndarray, " step"], half: float, width:
     """Share of a rise done by step, with its half at `half`: a Gompertz curve, an exponential or a logistic."""
     if kind == "lopsided":
         return np.exp(-np.log(2) * np.exp(-np.clip((steps - half) / width * 3.08, -50, 50)))
-    if kind in ("at_once", "read_early"):
+    if kind in FROM_START:
         return 1 - np.exp2(-steps / half)
     return logistic(steps, half, width)
 

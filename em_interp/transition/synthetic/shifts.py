@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from em_interp.transition.onsets.mean_shift import QuestionCurves
 from em_interp.transition.synthetic import check_kind, generator_of
-from em_interp.transition.synthetic.curves import share_done, step_where_done
+from em_interp.transition.synthetic.curves import FROM_START, share_done, step_where_done
 
 RISES = (
     "plain",
@@ -25,7 +25,6 @@ RISES = (
     "read_early",
 )
 NULLS = ("flat", "drifts", "as_control", "as_style", "own_style", "falling", "trifle")
-FROM_START = ("at_once", "read_early")
 EARLY = (0, 0.01, 0.05, 0.09, 0.13, 0.17, 0.2, 0.26, 0.34, 0.44, 0.6, 0.8, 1)  # shares of the run
 
 
