@@ -56,21 +56,24 @@ EXTRAS = {  # what an install without extras lacks, and the extra that brings it
 
 
 def missing_extra(error: ModuleNotFoundError, needed_by: str = "this") -> str | None:
-    """What to install where a package of an extra was not found; None for any other module."""
-    package = (error.name or "").split(".")[0]
-    extra = EXTRAS.get(package)
-    return extra and f"{needed_by} needs {package}, which is not installed: pip install 'em-interp[{extra}]'"
+    """What to install where a package of an extra was not found; None for any other module, such as a part of one."""
+    extra = EXTRAS.get(error.name or "")
+    return extra and f"{needed_by} needs {error.name}, which is not installed: pip install 'em-interp[{extra}]'"
 
 
 @contextmanager
-def extra_for(needed_by: str) -> Iterator[None]:
-    """A package of an extra that is not installed is an InputError; one that is there and broken fails as it does."""
+def extra_for(needed_by: str, otherwise: str = "") -> Iterator[None]:
+    """A package of an extra that is not installed is an InputError; one that is there and broken fails as it does.
+
+    The message ends with `otherwise`: what can be done without the package.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        missing = missing_extra(error, needed_by)
+        if missing is None:
             raise
-        raise InputError(missing_extra(error, needed_by)) from None
+        raise InputError(missing + otherwise) from None
 
 
 REDACTED = "[key]"

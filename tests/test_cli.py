@@ -464,11 +464,14 @@ def test_public_layouts_are_located_and_reported(root, tiny, tmp_path):
     assert (tmp_path / "page" / "report.html").exists()
 
 
-@pytest.mark.parametrize("module", ["torch", "torch.nn"])
-def test_what_needs_an_extra_says_how_to_install_it(module, monkeypatch, tmp_path):
-    def without_torch(*_, **__):
+def test_what_needs_an_extra_says_how_to_install_it_and_a_broken_one_what_is_broken(monkeypatch, tmp_path):
+    def without(module):
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
-    monkeypatch.setattr("em_interp.training.train.train", without_torch)
-    told = refused("train", "configs/tiny.yaml", "--out", tmp_path / "run")
+    words = ("train", "configs/tiny.yaml", "--out", tmp_path / "run")
+    monkeypatch.setattr("em_interp.training.train.train", lambda *_, **__: without("torch"))
+    told = refused(*words)
     assert told == "em-interp: this needs torch, which is not installed: pip install 'em-interp[train]'\n"
+    monkeypatch.setattr("em_interp.training.train.train", lambda *_, **__: without("torch._C"))
+    with pytest.raises(ModuleNotFoundError, match=r"torch\._C"):
+        em_interp(*words)

@@ -3,12 +3,16 @@
 import ast
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from em_interp.cli import _in_shell
-from em_interp.errors import MAX_LINE, InputError, printable, shortened
+from em_interp.behaviour.judging.client import Endpoint
+from em_interp.errors import MAX_LINE, InputError, extra_for, printable, shortened
+from em_interp.figures.export_files import check
+from em_interp.hub.download import fetch
 
 STEERING = {
     "a line end": "a\nb", "a return": "a\rb", "an escape": "a\x1b[31mb", "a bell": "a\x07b", "a null byte": "a\0b",
@@ -52,3 +56,33 @@ def test_of_a_long_message_the_beginning_and_the_end_are_left():
     assert len(message) <= MAX_LINE and message.startswith("FILE is wrong: xxx") and message.endswith("xxx; give --out")
     assert shortened("short") == "short"
     assert str(pickle.loads(pickle.dumps(InputError("from a worker")))) == "from a worker"
+
+
+USES = {  # a package of an extra, what needs it, and what is said where it is not there
+    "huggingface_hub": (lambda: fetch("a/b"), "'em-interp[hub]', or clone https://huggingface.co/a/b and give the"),
+    "openai": (lambda: Endpoint("http://127.0.0.1:1/v1", None, 1.0), "'em-interp[judge]'"),
+    "kaleido": (lambda: check(["png"]), "'em-interp[export]', or ask for html"),
+}
+
+
+@pytest.mark.parametrize("package", USES)
+def test_a_package_that_is_there_and_broken_is_not_called_missing(package, tmp_path, monkeypatch):
+    use, said = USES[package]
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, package, None)
+        with pytest.raises(InputError, match=re.escape(f"needs {package}, which is not installed: pip install {said}")):
+            use()
+    (tmp_path / f"{package}.py").write_text("raise ImportError('libfoo.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"libfoo\.so\.1"):
+        use()
+    (tmp_path / f"{package}.py").write_text(f"import {package}.gone")
+    with pytest.raises(ModuleNotFoundError, match=rf"{package}\.gone"):
+        use()
+
+
+def test_a_missing_part_of_an_extra_is_no_missing_extra():
+    with pytest.raises(ModuleNotFoundError, match=r"json\.gone"), extra_for("this"):
+        import json.gone  # noqa: F401

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 
 from em_interp.checks import checked
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError, extra_for, nearest
 from em_interp.figures.style import without_title
 from em_interp.files import check_free, refuse_links, safe_name, write_csv, write_text
 
@@ -36,7 +36,6 @@ NO_BROWSER = (
     "{formats} need Chrome or Chromium, and none is installed: install one (Debian: `apt install chromium`; anywhere: "
     "`plotly_get_chrome`) or ask for html"
 )
-NO_KALEIDO = "{formats} need the package kaleido: `pip install 'em-interp[export]'`, or ask for html"
 
 
 class Picture(NamedTuple):
@@ -159,11 +158,10 @@ def check(formats: Iterable[str], columns: int = 2) -> tuple[str, ...]:
 
 
 def _need_browser(formats: str) -> None:
-    try:
+    with extra_for(f"a figure as {formats}", ", or ask for html"):
         import kaleido  # noqa: F401
-        from choreographer.browsers.chromium import Chromium
-    except ImportError:
-        raise InputError(NO_KALEIDO.format(formats=formats)) from None
+    from choreographer.browsers.chromium import Chromium
+
     if Chromium.find_browser(skip_local=False) is None:
         raise InputError(NO_BROWSER.format(formats=formats))
 

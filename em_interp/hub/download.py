@@ -18,7 +18,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from em_interp.errors import InputError, listed, one_line, redact
+from em_interp.errors import InputError, extra_for, listed, one_line, redact
 from em_interp.layouts import (
     CHANGE_CONFIG_FILE,
     CONFIG_FILE,
@@ -266,13 +266,9 @@ def in_one_line(repo: str, revision: str, fetching: bool) -> Iterator[None]:
 
     One block runs at a time: what the block silences is silenced for the whole process.
     """
-    try:
+    otherwise = f", or clone {endpoint()}/{repo} and give the folder" if fetching else ""
+    with extra_for(f"the Hub ({repo})", otherwise):
         import huggingface_hub  # noqa: F401
-    except ImportError:
-        raise InputError(
-            f"{repo} is on the Hub, which needs huggingface_hub: pip install 'em-interp[hub]' "
-            f"(or clone {endpoint()}/{repo} and give the folder)"
-        ) from None
     try:
         with _ONE_AT_A_TIME, _quiet():
             yield

@@ -40,7 +40,9 @@ def _tracker(name: str) -> TrainerCallback:
 
     try:
         tracker: TrainerCallback = get_reporting_integration_callbacks([name])[0]()
-    except (RuntimeError, ImportError):
+    except (RuntimeError, ImportError) as error:
+        if "installed" not in str(error):  # it is, and fails when it is imported
+            raise
         raise InputError(f"training.report_to names {name}, which is not installed (pip install {name})") from None
     return tracker
 

@@ -229,7 +229,7 @@ def test_without_kaleido_the_message_says_what_to_install():
         "try: check(['png'])\nexcept ValueError as error: print(error)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "PNG need the package kaleido: `pip install 'em-interp[export]'`" in said
+    assert "a figure as PNG needs kaleido, which is not installed: pip install 'em-interp[export]'" in said
 
 
 def test_a_figure_too_wide_for_one_column_is_refused_where_one_was_asked_for(organism, tmp_path):

@@ -362,7 +362,7 @@ def test_without_huggingface_hub_all_imports_and_one_line_says_what_to_install()
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('huggingface_hub', 'torch'): raise ImportError(name)\n"
+        "        if name.split('.')[0] in ('huggingface_hub', 'torch'): raise ModuleNotFoundError(name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "import em_interp as em\n"
         "try: em.load_trajectory('organisms/medical')\n"

@@ -93,6 +93,15 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(s
         train(settings(training={"report_to": ["mlflow"]}), tmp_path / "run")
 
 
+def test_a_tracker_that_is_installed_and_broken_is_not_called_missing(monkeypatch):
+    def broken():
+        raise ImportError("libfoo.so.1: cannot open shared object file")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", broken)
+    with pytest.raises(ImportError, match=r"libfoo\.so\.1"):
+        trackers.open_trackers(["wandb"], Run(Path("any")))
+
+
 def test_tensorboard_writes_into_the_run(tmp_path, monkeypatch):
     class Board(Recorder):
         logging_dir = None

@@ -29,7 +29,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from em_interp.behaviour.judging.replies import NotAReply, NotWhole, Reply, parse
 from em_interp.config.run_config import EndpointConfig, ServerConfig
-from em_interp.errors import InputError, one_line, redact
+from em_interp.errors import InputError, extra_for, one_line, redact
 
 T = TypeVar("T")
 TOP_LOGPROBS = 20  # log-probabilities requested: the most that servers give
@@ -392,11 +392,9 @@ def _openai_client(base_url: str, key: str | None) -> Any:
 
     It has no time-outs of its own: a try as a whole has one.
     """
-    try:
-        import httpx2
+    with extra_for("a model's server"):
         import openai
-    except ImportError:
-        raise InputError("a model's server needs openai: pip install 'em-interp[judge]'") from None
+    import httpx2  # openai's own
 
     class BoundedTransport(httpx2.AsyncHTTPTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

@@ -238,14 +238,14 @@ def test_without_openai_one_line_says_what_to_install(tmp_path):
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('openai', 'httpx2'): raise ImportError(name)\n"
+        "        if name.split('.')[0] in ('openai', 'httpx2'): raise ModuleNotFoundError(name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from em_interp.cli import main\n"
         "sets = ['--set', 'behaviour.judge.base_url=http://127.0.0.1:1/v1', '--set', 'behaviour.judge.model=m']\n"
         f"print(main(['judge', {str(tmp_path)!r}, '--dry-run', *sets]), main(['judge', {str(tmp_path)!r}, *sets]))"
     )
     process = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout.endswith("0 2\n") and "needs openai: pip install 'em-interp[judge]'" in process.stderr
+    assert process.stdout.endswith("0 2\n") and "needs openai, which is not installed: pip install 'em-interp[judge]'" in process.stderr
 
 
 def test_a_wrong_key_address_or_model_stops_at_the_first_request(tmp_path, monkeypatch):
