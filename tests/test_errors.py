@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from em_interp.cli import _in_shell
 from em_interp.behaviour.judging.client import Endpoint
+from em_interp.cli import _in_shell
 from em_interp.errors import MAX_LINE, InputError, extra_for, printable, shortened
 from em_interp.figures.export_files import check
 from em_interp.hub.download import fetch

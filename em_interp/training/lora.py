@@ -65,11 +65,6 @@ def no_layers(model: Any) -> InputError:
     )
 
 
-def site_name(module: str) -> str:
-    """The site of a module in a decoder layer: its full name from `layers.` on."""
-    return module[module.index("layers.") :]
-
-
 def _is(name: str, module: str) -> bool:
     return name == module or name.endswith("." + module)
 

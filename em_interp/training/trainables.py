@@ -17,8 +17,9 @@ from em_interp.layouts import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEE
 from em_interp.organisms.bases import Base, skeleton
 from em_interp.run import CHECKPOINT
 from em_interp.training.checkpoints import AdapterWriter, Packer
-from em_interp.training.lora import Weights, adapter_weights, add_adapter, choose_sites, no_layers, site_name
+from em_interp.training.lora import Weights, adapter_weights, add_adapter, choose_sites, no_layers
 from em_interp.training.projection import GROUPS, Projection, relative_error
+from em_interp.trajectory.checkpoint import site_name
 
 
 class Trainable(Protocol):

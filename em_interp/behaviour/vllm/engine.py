@@ -55,8 +55,8 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A server with its adapters."""
+class _Replica:
+    """One of the servers that serve the same base, with the adapters that it has loaded."""
 
     server: VLLMServer
     adapters: LoadedAdapters
@@ -95,13 +95,13 @@ class VLLMEngine:
     ) -> None:
         self.config, self.base, self.trajectory, self.sampler, self.log = config, base, trajectory, sampler, log
         self.files = AdapterFiles(trajectory, base.model, base.name, folder)
-        self.stack, self.places = ExitStack(), list[_Place]()
+        self.stack, self.replicas = ExitStack(), list[_Replica]()
 
     def __enter__(self) -> VLLMEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.places = []
+        self.replicas = []
         self.stack.close()
 
     def sample(self, rows: Sequence[Row], samples: int, numbers: Sequence[int], keep: Keep) -> None:
@@ -115,11 +115,11 @@ class VLLMEngine:
         prompts, sampler = prompts_of(rows, self.base.tokenizer, self.base.model.device), self.sampler
         keys, ids = [self._key(row.columns["step"], row.columns["scale"]) for row in rows], _unpadded(prompts)
 
-        def ask(place: _Place, job: Job) -> list[int]:
+        def ask(replica: _Replica, job: Job) -> list[int]:
             row, sample = divmod(job.number, samples)
             seed = _seed(stream_of(sampler.seed, Answer(row, sample), rows[row].name))
             limits = (sampler.max_new_tokens, sampler.temperature, sampler.ends, seed)
-            return place.send(job.key, lambda server, name: server.generate(name, ids[row], *limits))
+            return replica.send(job.key, lambda server, name: server.generate(name, ids[row], *limits))
 
         def keep_texts(finished: list[tuple[Job, list[int]]]) -> None:
             texts = texts_of(self.base.tokenizer, [tokens for _, tokens in finished])
@@ -141,9 +141,9 @@ class VLLMEngine:
         """The log-likelihood of each answer at each of some steps and scales, after `open`. Raises what that raises."""
         cells, values = [self._key(*cell) for cell in cells], np.zeros(len(cells) * len(answers))
 
-        def ask(place: _Place, job: Job) -> float:
+        def ask(replica: _Replica, job: Job) -> float:
             row = answers[job.number % len(answers)]
-            read = place.send(job.key, lambda server, name: server.log_probabilities(name, row.prompt + row.answer))
+            read = replica.send(job.key, lambda server, name: server.log_probabilities(name, row.prompt + row.answer))
             return float(sum(read[len(row.prompt) - 1 :]))
 
         def keep(finished: list[tuple[Job, float]]) -> None:
@@ -160,18 +160,18 @@ class VLLMEngine:
     def _do(
         self,
         jobs: Sequence[Job],
-        ask: Callable[[_Place, Job], Any],
+        ask: Callable[[_Replica, Job], Any],
         keep: Callable[[list[tuple[Job, Any]]], None],
-        places: Sequence[_Place] | None = None,
+        replicas: Sequence[_Replica] | None = None,
     ) -> None:
         """Do the jobs, those of one adapter after those of another."""
-        places, workers = places or self.places, min(self.config.workers, len(jobs))
+        replicas, workers = replicas or self.replicas, min(self.config.workers, len(jobs))
 
         def stop() -> None:
-            for place in places:
-                place.server.endpoint.stop()
+            for replica in replicas:
+                replica.server.endpoint.stop()
 
-        spread(_stretches(jobs, self.config.workers), places, workers, ask, keep, stop)
+        spread(_chunks(jobs, self.config.workers), replicas, workers, ask, keep, stop)
 
     def _open(self, prompts: Sequence[list[int]], keys: Sequence[AdapterKey], length: int) -> None:
         """Connect with the servers and compare them with this process on some of the rows."""
@@ -193,10 +193,10 @@ class VLLMEngine:
             adapters = LoadedAdapters(server, self.files, folder, self.config.max_loras, check)
             adapters.unload_leftovers(models.adapters)
             self.stack.callback(adapters.unload_all)
-            self.places.append(place := _Place(server, adapters))
+            self.replicas.append(replica := _Replica(server, adapters))
             if probe is not None:
                 read = lambda server, name: server.log_probabilities(name, probe.ids)  # noqa: E731
-                probe.of_base[server.url] = place.send(self._key(0, 0.0), read)
+                probe.of_base[server.url] = replica.send(self._key(0, 0.0), read)
         if rows:
             self._compare([prompts[row] for row in rows], [keys[row] for row in rows])
 
@@ -214,19 +214,19 @@ class VLLMEngine:
         count = min(self.sampler.max_new_tokens, MAX_COMPARED_TOKENS)
         ours = greedy_answers(self.base, self.trajectory, _padded(prompts, self.base), keys, count)
 
-        def ask(place: _Place, job: Job) -> list[int]:
+        def ask(replica: _Replica, job: Job) -> list[int]:
             limits = (count, 0.0, self.sampler.ends, 0)
-            return place.send(job.key, lambda server, name: server.generate(name, prompts[job.number], *limits))
+            return replica.send(job.key, lambda server, name: server.generate(name, prompts[job.number], *limits))
 
-        for place in self.places:
+        for replica in self.replicas:
             theirs: dict[int, list[int]] = {}
-            self._do([Job(*pair) for pair in enumerate(keys)], ask, lambda done: _put(theirs, done), [place])  # noqa: B023
+            self._do([Job(*pair) for pair in enumerate(keys)], ask, lambda done: _put(theirs, done), [replica])  # noqa: B023
             comparison = Comparison.of(ours, [theirs[row] for row in range(len(keys))])
-            check_same(comparison, place.server.url)
-            self.log(f"{place.server.url}: {comparison.sentence()}")
+            check_same(comparison, replica.server.url)
+            self.log(f"{replica.server.url}: {comparison.sentence()}")
 
 
-def _stretches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+def _chunks(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
     """Neighbouring jobs of one adapter, `size` of them at most."""
     for _, group in groupby(jobs, lambda job: job.key):
         of_key = list(group)

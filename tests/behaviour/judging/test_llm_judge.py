@@ -245,7 +245,10 @@ def test_without_openai_one_line_says_what_to_install(tmp_path):
         f"print(main(['judge', {str(tmp_path)!r}, '--dry-run', *sets]), main(['judge', {str(tmp_path)!r}, *sets]))"
     )
     process = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout.endswith("0 2\n") and "needs openai, which is not installed: pip install 'em-interp[judge]'" in process.stderr
+    assert (
+        process.stdout.endswith("0 2\n")
+        and "needs openai, which is not installed: pip install 'em-interp[judge]'" in process.stderr
+    )
 
 
 def test_a_wrong_key_address_or_model_stops_at_the_first_request(tmp_path, monkeypatch):
