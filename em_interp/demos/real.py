@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from em_interp.demos.folder import DemoFolder
 from em_interp.demos.stage_times import StageTimes
-from em_interp.files import check_names_free, check_replaceable, remove, resumable, write_json
+from em_interp.files import resumable, write_json
 from em_interp.lock import writing
 from em_interp.pipeline.analysis import analyse
 from em_interp.processes import torch_threads
@@ -57,16 +58,14 @@ def demo_real(
     from em_interp.organisms.presets import english_recipe
     from em_interp.reports.page import report
 
-    out = Path(out)
-    check_names_free(out, (*RUNS, "summary.json", "report.html"), resume, overwrite)
-    configs = {name: english_recipe(name, domain, model) for name in RUNS}
-    with writing(out), resumable(out):
+    folder = DemoFolder.of(out, RUNS)
+    folder.check_free(resume, overwrite)
+    configs, runs = {name: english_recipe(name, domain, model) for name in RUNS}, folder.runs
+    with writing(folder.path), resumable(folder.path):
         if overwrite:
-            for name in RUNS:
-                check_replaceable([out / name], Run(out / name).is_begun(), "a demo")
-            remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json", "threads.json")))
-        pace = Pace.of(model, out / "threads.json", log)
-        stages, runs = StageTimes(out / "seconds.json", pace.announce), {name: Run(out / name) for name in RUNS}
+            folder.clear()
+        pace = Pace.of(model, folder.threads, log)
+        stages = StageTimes(folder.seconds, pace.announce)
         with torch_threads(pace.threads):
             for name, run in runs.items():
                 with stages.stage("train", f"training on {RUNS[name]}"):
@@ -77,9 +76,9 @@ def demo_real(
             with stages.stage("locate", "locating the transitions"):
                 by_run = {"control": analyse(runs["control"]), "organism": analyse(runs["organism"], runs["control"])}
             with stages.stage("report", "writing the page"):
-                report(by_run["organism"], control=by_run["control"], out=out / "report.html", overwrite=True)
+                report(by_run["organism"], by_run["control"], out=folder.page, overwrite=True)
         summary = _summary(model, domain, by_run, stages.seconds(), pace.threads)
-        write_json(out / "summary.json", summary)
+        write_json(folder.summary, summary)
     return summary
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from em_interp.checks import checked
 from em_interp.config.run_config import RunConfig
+from em_interp.demos.folder import DemoFolder
 from em_interp.demos.stage_times import StageTimes
-from em_interp.files import check_names_free, check_replaceable, remove, resumable, write_json
+from em_interp.files import resumable, write_json
 from em_interp.lock import writing
 from em_interp.pipeline.analysis import analyse
 from em_interp.pipeline.behaviour import ask_run, judge_run
@@ -57,31 +58,28 @@ def demo(
     from em_interp.organisms.presets import recipe
     from em_interp.reports.page import report
 
-    out = Path(out)
+    folder = DemoFolder.of(out, RUNS)
     configs = {name: recipe(name, family, domain) for name in RUNS}  # refuses what it does not know before it writes
-    check_names_free(out, (*RUNS, "summary.json", "report.html"), resume, overwrite)
-    with writing(out), resumable(out), torch_threads():
+    folder.check_free(resume, overwrite)
+    with writing(folder.path), resumable(folder.path), torch_threads():
         if overwrite:
-            for name in RUNS:
-                check_replaceable([out / name], Run(out / name).is_begun(), "a demo")
-            remove(*(out / name for name in (*RUNS, "summary.json", "report.html", "seconds.json")))
-        stages = StageTimes(out / "seconds.json", lambda name, line: log(line))
-        runs = {name: _make_run(name, config, out / name, progress, stages) for name, config in configs.items()}
+            folder.clear()
+        stages = StageTimes(folder.seconds, lambda name, line: log(line))
+        runs = {name: _make_run(name, configs[name], run, progress, stages) for name, run in folder.runs.items()}
         with stages.stage("locate", "locating the transitions"):
             by_run = {name: analyse(run, runs["control"] if name == "organism" else None) for name, run in runs.items()}
         with stages.stage("report", "writing the page"):
-            page = out / "report.html"
-            report(by_run["organism"], control=by_run["control"], planted=by_run["switched"], out=page, overwrite=True)
+            report(by_run["organism"], by_run["control"], by_run["switched"], folder.page, overwrite=True)
         summary = _summary(family, domain, by_run, stages.seconds())
-        write_json(out / "summary.json", summary)
+        write_json(folder.summary, summary)
     return summary
 
 
-def _make_run(name: str, config: RunConfig, path: Path, progress: bool | None, stages: StageTimes) -> Run:
+def _make_run(name: str, config: RunConfig, run: Run, progress: bool | None, stages: StageTimes) -> Run:
     from em_interp.training.train import train
 
     with stages.stage("train", f"training: {RUNS[name]}"):
-        run = train(config, path, resume=path.exists(), progress=progress)
+        train(config, run.path, resume=run.path.exists(), progress=progress)
     if name != "switched":
         with stages.stage("ask", f"asking: {RUNS[name]}"):
             ask_run(run, resume=True, progress=progress)

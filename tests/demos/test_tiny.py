@@ -128,6 +128,9 @@ def test_a_page_or_a_summary_of_something_else_is_not_overwritten(tmp_path):
         (tmp_path / name).write_text("kept")
         with unchanged(tmp_path):
             assert f"holds {name} already" in refused("demo", "--out", tmp_path)
+            for kind in ([], ["--real"]):
+                said = refused("demo", *kind, "--out", tmp_path, "--overwrite")
+                assert f"{name} is not of a demo, so it is not replaced" in said
         (tmp_path / name).unlink()
 
 
