@@ -21,11 +21,14 @@ SHOWN = [name for name, exhibit in GALLERY.EXHIBITS.items() if exhibit.draw is n
 
 def figure_functions():
     """Names of the functions of em_interp.figures that draw a figure."""
-    modules = [file.stem for file in (ROOT / "em_interp" / "figures").glob("[a-z]*.py")]
+    files = [
+        file
+        for file in (ROOT / "em_interp" / "figures").rglob("[a-z]*.py")
+        if file.stem not in ("style", "export_files")
+    ]
     names = []
-    for module in (
-        import_module(f"em_interp.figures.{name}") for name in modules if name not in ("style", "export_files")
-    ):
+    for file in files:
+        module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
         for name, found in inspect.getmembers(module, inspect.isfunction):
             if found.__module__ == module.__name__ and found.__annotations__.get("return") == "go.Figure":
                 names.append(name.removeprefix("plot_"))

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from em_interp.figures.style import (
     BLUE,
+    DIVERGING,
     GREEN,
     INK,
     MUTED,
@@ -37,7 +38,6 @@ from em_interp.results import interval_columns
 from em_interp.transition.result import Transition
 
 MEASURE_NAME = {"B": "|cos B|", "A": "|cos A|", "delta": "cos ΔW", "composition": "composition score"}
-DIVERGING = ("#2166ac", "#92c5de", "#f7f7f7", "#fdb863", "#b35806")  # blue below zero, orange above
 RUN_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 RUN_DASHES = ("solid", "dash", "dot")
 CELL, MATRIX_GAP = 64, 60  # pixels: a cell of a matrix, and the gap between two matrices without the names in it

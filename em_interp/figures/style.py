@@ -34,6 +34,7 @@ if pio.renderers.default == "plotly_mimetype" and "PLOTLY_RENDERER" not in os.en
 INK, MUTED, FAINT, GRID = "#1f1f1f", "#666666", "#b3b3b3", "#ececec"
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY = "#CC79A7", "#56B4E9"
+DIVERGING = ("#2166ac", "#92c5de", "#f7f7f7", "#fdb863", "#b35806")  # blue below zero, orange above
 
 PART_NAME = {"A": "A", "B": "B", "delta": "ΔW"}
 PART_COLOUR = {"A": GREEN, "B": BLUE, "delta": INK}

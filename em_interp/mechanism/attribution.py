@@ -216,7 +216,7 @@ class DirectionAttribution(Result):
 
     def plot(self, table: Table = "cosines") -> go.Figure:
         """Cosines of writes and effects by step with their bands; directions of every two steps; layers."""
-        from em_interp.figures import internals as draw
+        from em_interp.figures.mechanism import directions as draw
 
         about = self.reference.answers.sentence() if self.reference.answers is not None else ""
         if table == "layers":

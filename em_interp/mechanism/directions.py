@@ -158,7 +158,7 @@ class Direction(Result):
 
     def plot(self) -> go.Figure:
         """Its size and its reliability by layer."""
-        from em_interp.figures.internals import plot_mean_difference
+        from em_interp.figures.mechanism.directions import plot_mean_difference
 
         return plot_mean_difference(self.frame(), self.sentence())
 

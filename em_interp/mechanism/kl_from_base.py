@@ -95,7 +95,7 @@ class KLFromBase(Result):
 
     def plot(self) -> go.Figure:
         """KL by step with intervals, a line for each question set."""
-        from em_interp.figures.internals import plot_kl_from_base
+        from em_interp.figures.mechanism.kl_from_base import plot_kl_from_base
 
         return plot_kl_from_base(self.frame(), self.level)
 

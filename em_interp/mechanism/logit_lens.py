@@ -140,7 +140,7 @@ class LogitLens(Result):
 
     def plot(self) -> go.Figure:
         """The effect on the last step's tokens by step, and the Jaccard of the tokens with the last step's."""
-        from em_interp.figures.internals import plot_logit_lens
+        from em_interp.figures.mechanism.logit_lens import plot_logit_lens
 
         return plot_logit_lens(self.followed, self.frame("settling"), self.steps, self.site, MIN_JACCARD, self.k)
 

@@ -82,7 +82,7 @@ class Probes(Result):
 
     def plot(self) -> go.Figure:
         """AUC by step with its interval, chance and the AUC of the length."""
-        from em_interp.figures.internals import plot_probes
+        from em_interp.figures.mechanism.scalars import plot_probes
 
         return plot_probes(self.frame(), self.level, self.sentence())
 

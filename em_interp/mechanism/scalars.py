@@ -173,7 +173,7 @@ class Scalars(Result):
 
     def plot(self) -> go.Figure:
         """The scalars of misaligned and aligned answers, by step and at the last step."""
-        from em_interp.figures.internals import plot_scalars
+        from em_interp.figures.mechanism.scalars import plot_scalars
 
         return plot_scalars(self.frame(), self.answers.sentence())
 

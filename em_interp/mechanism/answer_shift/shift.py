@@ -233,7 +233,7 @@ class AnswerShift(Result):
 
     def plot(self) -> go.Figure:
         """The divergence along the run with its null, and the shares of the properties at its peak."""
-        from em_interp.figures.internals import plot_answer_shift
+        from em_interp.figures.mechanism.answer_shift import plot_answer_shift
 
         return plot_answer_shift(self.frame(), self.peak, self.order_parameters(), UNITS[self.form], self.level)
 

@@ -216,7 +216,7 @@ class Ablation(Result):
 
     def plot(self) -> go.Figure:
         """EM and coherent rates by layers, of the direction and of both controls."""
-        from em_interp.figures.interventions import plot_ablation
+        from em_interp.figures.mechanism.interventions import plot_ablation
 
         return plot_ablation(self.frame(), self.direction.contrast_in_words, self.level)
 

@@ -235,7 +235,7 @@ class PatchingGrid(Result):
 
     def plot(self) -> go.Figure:
         """EM and coherent rates as heat maps with the sufficient cells; the last column, last row and diagonal."""
-        from em_interp.figures.interventions import plot_patching
+        from em_interp.figures.mechanism.interventions import plot_patching
 
         cells = self.frame().query("kind == @GRID")
         limit = self.baselines()[self.control].interval[1]

@@ -198,7 +198,7 @@ class SteeringCurve(Result):
 
     def plot(self) -> go.Figure:
         """EM and coherent rates by coefficient, on the base and on the adapted model, the usable window marked."""
-        from em_interp.figures.interventions import plot_steering
+        from em_interp.figures.mechanism.interventions import plot_steering
 
         return plot_steering(self.frame(), self.layer, self.direction.contrast_in_words, self.length, self.level)
 

@@ -159,15 +159,6 @@ def test_a_shift_shows_itself_and_its_numbers():
     assert "accounted for" in texts(figure)
 
 
-def test_names_of_properties_cannot_pass_for_markup():
-    from em_interp.figures.internals import plot_answer_shift
-
-    shift = planted(logistic(200, 12))
-    shares = shift.order_parameters({"<b onclick=alert(1)>": lambda answers: answers["outcome"]})
-    figure = plot_answer_shift(shift.frame(), shift.peak, shares)
-    assert "<b onclick" not in figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
-
-
 def test_the_answer_does_not_depend_on_the_order_of_the_answers():
     shift = planted(logistic(200, 12))
     order = np.random.default_rng(0).permutation(len(shift.answers))
