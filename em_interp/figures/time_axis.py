@@ -98,11 +98,10 @@ def timeline(
         The figure; a second axis at the top is the cumulative learning rate.
     """
     trajectory, transitions = None if path is None else as_trajectory(path), as_list(transitions)
-    changes, lanes = known_changes or {}, _lanes(transitions, offsets or {}, known_changes or {})
-    curves = _curves(transitions)
-    logged = trajectory is not None and any(name in trajectory.metrics for name, _, _ in LOGGED)
-    rows = ["log"] * logged + ["behaviour"] * bool(curves) + ["lanes"]
-    heights = [PANEL_HEIGHTS.get(row, LANE_HEIGHT * len(lanes) + 20) for row in rows]
+    changes, curves = known_changes or {}, _curves(transitions)
+    lanes = _lanes(transitions, offsets or {}, changes)
+    panels = _panels(trajectory, curves)
+    heights = [PANEL_HEIGHTS.get(panel, LANE_HEIGHT * len(lanes) + 20) for panel in panels]
     learned = None if trajectory is None else _learned(trajectory)
     figure = new_figure(
         "Adapter and behaviour on one time axis" if curves else "Transitions on one time axis",
@@ -111,29 +110,39 @@ def timeline(
         headroom=0 if learned is None else 52,
         least_width=560,
         numbers=signal_table({}, transitions) if transitions else None,
-        rows=len(rows),
+        rows=len(panels),
         shared_xaxes=True,
         row_heights=heights,
         vertical_spacing=0.03,
-        specs=[[{"secondary_y": row == "log"}] for row in rows],
+        specs=[[{"secondary_y": panel == "log"}] for panel in panels],
     )
-    for number, row in enumerate(rows, 1):
-        if row == "log" and trajectory is not None:
-            _draw_log(figure, trajectory, number)
-        elif row == "behaviour":
-            _draw_behaviour(figure, curves, number)
+    for row, panel in enumerate(panels, 1):
+        if panel == "log" and trajectory is not None:
+            _draw_log(figure, trajectory, row)
+        elif panel == "behaviour":
+            _draw_behaviour(figure, curves, row)
         else:
-            _draw_lanes(figure, lanes, mechanistic, place(number, 1))
-        mark_known_changes(figure, changes, place(number, 1))
-        if mechanistic is not None and mechanistic.interval is not None:
-            colour = fade(PART_COLOUR.get(mechanistic.of or "", INK), 0.15)
-            figure.add_vrect(*mechanistic.interval, fillcolor=colour, line_width=0, layer="below", **place(number, 1))
+            _draw_lanes(figure, lanes, mechanistic, place(row, 1))
+        mark_known_changes(figure, changes, place(row, 1))
+        _shade_interval(figure, mechanistic, place(row, 1))
     if (ends := _step_range(transitions, trajectory)) is not None:
         figure.update_xaxes(range=list(ends))
-    figure.update_xaxes(title_text=STEP, row=len(rows))
+    figure.update_xaxes(title_text=STEP, row=len(panels))
     if learned is not None:
-        _add_learned_axis(figure, *learned, number=len(rows) + 1)
+        _add_learned_axis(figure, *learned, number=len(panels) + 1)
     return figure
+
+
+def _panels(trajectory: AdapterTrajectory | None, curves: Sequence[Transition]) -> list[str]:
+    """What there is to show, from the top: the log and the behaviour where they are known, then the lanes."""
+    logged = trajectory is not None and any(name in trajectory.metrics for name, _, _ in LOGGED)
+    return ["log"] * logged + ["behaviour"] * bool(curves) + ["lanes"]
+
+
+def _shade_interval(figure: go.Figure, mechanistic: Transition | None, where: dict[str, int]) -> None:
+    if mechanistic is not None and mechanistic.interval is not None:
+        colour = fade(PART_COLOUR.get(mechanistic.of or "", INK), 0.15)
+        figure.add_vrect(*mechanistic.interval, fillcolor=colour, line_width=0, layer="below", **where)
 
 
 @dataclass(frozen=True)
