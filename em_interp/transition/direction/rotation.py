@@ -34,7 +34,7 @@ Invariant to the speed and sign of the path and to rotations of its space; for Î
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -298,7 +298,6 @@ def _answer(
         return Transition("rotation", "none", reason, p_value=p_value, width=width, angle_deg=angle, evidence=evidence)
     ramps = _median_first([ramp for ramp in ramps if ramp.bracketed] or ramps)
     ramp = ramps[0]
-    shares, too_short = _sides(ramp.step, increments, noise, cumulative_lr)
     reason = "The path turns by more than 20Â° beyond its own curvature."
     first, last = min(ramp.step for ramp in ramps), max(ramp.step for ramp in ramps)
     if first < np.floor(ramp.interval[0]) or last > np.ceil(ramp.interval[1]):
@@ -306,19 +305,19 @@ def _answer(
     bends = np.array([[other.step, *other.interval] for other in ramps])  # that of the answer first
     low, high = bends[:, 1].min(), bends[:, 2].max()
     seen = {"heading": ramp.heading, "bends": bends, "window": _window(candidate, increments)}
-    return Transition(
+    turn = Transition(
         "rotation",
-        "inconclusive" if too_short else "transition",
-        too_short or reason,
+        "transition",
+        reason,
         step=ramp.step,
         interval=(float(np.floor(low)), float(np.ceil(high))),
         level=ramp.level,
         p_value=p_value,
         width=ramp.width,
         angle_deg=angle,
-        length_share=shares,
         evidence={**evidence, "ramp": np.array([low, high]), **seen},
     )
+    return _with_length_shares(turn, increments, noise, cumulative_lr)
 
 
 def _window(candidate: _Candidate, increments: Increments) -> Float[np.ndarray, " 5"]:
@@ -339,7 +338,6 @@ def _noisy_answer(
     turn: NoisyTurn, increments: Increments, noise: Noise, cumulative_lr: np.ndarray | None, level: float
 ) -> Transition:
     """The answer for a turn that only long averages show."""
-    shares, too_short = _sides(turn.step, increments, noise, cumulative_lr)
     low, high = (float(end) for end in (np.floor(turn.interval[0]), np.ceil(turn.interval[1])))
     known = (high - low) / float(increments.edges[-1] - increments.edges[0])
     reason = (
@@ -347,45 +345,44 @@ def _noisy_answer(
         f"on each side, and the step is known to within {known:.0%} of the run."
     )
     turns = {"step": increments.edges.astype(float), "turn_deg": turn.angles[:, 0], "error_deg": turn.angles[:, 1]}
-    return Transition(
+    answer = Transition(
         "rotation",
-        "inconclusive" if too_short else "transition",
-        too_short or reason,
+        "transition",
+        reason,
         step=turn.step,
         interval=(low, high),
         level=level,
         p_value=turn.p_value,
         width=turn.width,
         angle_deg=turn.angle_deg,
-        length_share=shares,
         evidence={**turns, "ramp": np.array([low, high])},
     )
+    return _with_length_shares(answer, increments, noise, cumulative_lr)
 
 
-def _sides(
-    step: float, increments: Increments, noise: Noise, cumulative_lr: np.ndarray | None
-) -> tuple[tuple[float, float], str | None]:
-    """The shares of the path's length before and after a turn, and why one is too short for a transition, or None.
+def _with_length_shares(
+    turn: Transition, increments: Increments, noise: Noise, cumulative_lr: np.ndarray | None
+) -> Transition:
+    """The turn with the shares of the path's length before and after it; `inconclusive` where one is too short.
 
     A side has at least 10 % of the path's length, unless it has 15 % of the steps and moves as fast as the schedule
     lets it: under linear decay to zero the last third of a run is 11 % of its cumulative learning rate.
     """
-    edges = increments.edges
+    edges, step = increments.edges, turn.step or 0.0
     travelled = np.concatenate([[0.0], np.cumsum(drift_length(increments, noise))])
-    before = float(np.interp(step, edges, travelled) / travelled[-1])
+    length = float(np.interp(step, edges, travelled) / travelled[-1])
     elapsed = float((step - edges[0]) / (edges[-1] - edges[0]))
     scheduled = 1 - (1 - elapsed) ** 2  # linear decay, the usual schedule
     if cumulative_lr is not None and cumulative_lr[-1] > cumulative_lr[0]:
         learned = cumulative_lr - cumulative_lr[0]
         scheduled = float(np.interp(step, edges, learned) / learned[-1])
-    too_short = None
-    for length, of_steps, of_schedule, side in (
-        (before, elapsed, scheduled, "before"),
-        (1 - before, 1 - elapsed, 1 - scheduled, "after"),
-    ):
-        if length < MIN_LENGTH_SHARE and not (of_steps > 0.15 and length > of_schedule / 2):
-            too_short = f"The path turns, but only {length:.1%} of its length lies {side} the turn; 10 % are needed."
-    return (before, 1 - before), too_short
+    turn = replace(turn, length_share=(length, 1 - length))
+    before, after = (length, elapsed, scheduled), (1 - length, 1 - elapsed, 1 - scheduled)
+    for side, (share, of_steps, of_schedule) in (("before", before), ("after", after)):
+        if share < MIN_LENGTH_SHARE and not (of_steps > 0.15 and share > of_schedule / 2):
+            reason = f"The path turns, but only {share:.1%} of its length lies {side} the turn; 10 % are needed."
+            turn = replace(turn, verdict="inconclusive", reason=reason)
+    return turn
 
 
 def _no_turn(
@@ -428,10 +425,11 @@ def _bend(increments: Increments, noise: Noise, evidence: dict[str, np.ndarray])
     if before.stop - before.start < 2 or after.stop - after.start < 2 or after.start - before.stop < 4:
         return None, None
     drift = increments.gram - noise.covariance
-    size = drift[before, before].sum() * drift[after, after].sum()
-    if drift[before, before].sum() <= 0 or size <= 0:
+    first_size, last_size = (drift[end, end].sum() for end in (before, after))
+    if min(first_size, last_size) <= 0:
         return None, None
-    angle = float(np.degrees(np.arccos(np.clip(drift[before, after].sum() / np.sqrt(size), -1, 1))))
+    cosine = np.clip(drift[before, after].sum() / np.sqrt(first_size * last_size), -1, 1)
+    angle = float(np.degrees(np.arccos(cosine)))
     if angle < MIN_TURN:
         return angle, None
     window = slice(before.start, after.stop)
