@@ -23,11 +23,12 @@ SCREEN = {1: (428, 1.4), 2: (897, 1.0)}  # columns of a paper: width of the layo
 HEAD = """\
 # Gallery
 Every figure of the package, drawn from the runs of `make demo`: an organism, its control on careful advice, and a run
-whose data changes at step 150; composition is of a run with nine adapters, and the figures of several bases are of the
-organism and the same on Llama. Each call returns a plotly Figure and writes nothing. Colours are those of Okabe and
-Ito, which common colour blindness leaves apart; steps are coloured by viridis.
+whose data change at step 150. The figure `composition` shows a run with nine adapters, and the figures of several bases
+compare the organism with the same organism on Llama. Each call returns a plotly Figure and writes nothing. The palette
+is that of Okabe and Ito, whose colours remain distinct under common colour blindness; steps are coloured by viridis.
 
-As files, at the width of a paper's column (85 mm) or page (178 mm), with the caption as text and the numbers as CSV:
+To write a figure to files, at the width of a paper's column (85 mm) or page (178 mm), with its caption as text and its
+numbers as CSV:
 
 ```python
 import em_interp as em
@@ -38,8 +39,8 @@ em.figures.caption(figure)
 em.figures.numbers(figure)
 ```
 
-PDF, SVG and PNG are written like HTML where Chrome or Chromium is installed. Every figure of a run, to its folder
-`figures/` (in Python: `em.export_run`). **Needs Chrome or Chromium**:
+PDF, SVG and PNG are written in the same way if Chrome or Chromium is installed. `em-interp report --figures`, or
+`em.export_run` in Python, writes every figure of a run to its folder `figures/`. **Needs Chrome or Chromium**:
 
 ```bash
 em-interp report checkpoints/demo/organism --figures pdf --overwrite
@@ -224,14 +225,14 @@ EXHIBITS = {
     ),
     "pca": Exhibit(
         PATH,
-        "The path of B in the plane of its two largest components, the turns that were found ringed.",
+        "The path of B in the plane of its first two principal components, with rings around the turns found.",
         _figure("pca", _path, transitions=_found),
         "em.figures.pca(path, transitions=found)",
     ),
     "turning_angle": Exhibit(
         PATH,
-        "The published turning angles at several spacings beside what a straight path of this noise would show; above, "
-        "the test that decides, and the change that was planted.",
+        "The published turning angles at several spacings, with what a straight path with this noise would show; above "
+        "them the rotation test, and the known change of the data.",
         _figure(
             "turning_angle",
             lambda demo: demo.switched.trajectory,
@@ -243,8 +244,8 @@ EXHIBITS = {
     ),
     "local_cosine": Exhibit(
         PATH,
-        "The published local cosine and the step its arg-max names, beside the step, interval and verdict of the "
-        "rotation test.",
+        "The published local cosine and the step of its maximum, with the step, interval and verdict of the rotation "
+        "test.",
         _figure("local_cosine", _path, transition=lambda demo: demo.organism.rotation),
         "em.figures.local_cosine(path, k=[5, 10, 15])",
     ),
@@ -256,47 +257,47 @@ EXHIBITS = {
     ),
     "rotation": Exhibit(
         TRANSITIONS,
-        "How far the path turns at each step beyond its own curvature, with intervals, against the 20° of the null.",
+        "How far the path turns at each step beyond its own curvature, with intervals, and the null hypothesis of 20°.",
         _figure("rotation", _rotations),
         "em.figures.rotation(rotations)",
         "switched",
     ),
     "monitor": Exhibit(
         TRANSITIONS,
-        "A live monitor of a planted run: the p-value of each look for the whole run, the level, and the alarm.",
+        "The live monitor on a planted run: the run-wise p-value of each look, the level, and the alarm.",
         _figure("monitor", lambda demo: _watched()),
         "em.figures.monitor(em.watch(run))",
         None,
     ),
     "gradient_norm": Exhibit(
         TRANSITIONS,
-        "The hump of the logged gradient norm, its peak with the interval, and the nearest trend without a hump.",
+        "The hump of the logged gradient norm, its peak with an interval, and the nearest trend without a hump.",
         _figure("gradient_norm", lambda demo: demo.of("gradient_norm")),
         "em.figures.gradient_norm(transition)",
     ),
     "norm_onset": Exhibit(
         TRANSITIONS,
-        "Where ‖ΔW‖ starts to grow faster, against growth that never speeds up.",
+        "The step at which ‖ΔW‖ starts to grow faster, compared with growth that never speeds up.",
         _figure("norm_onset", lambda demo: demo.of("norm_onset")),
         "em.figures.norm_onset(transition)",
     ),
     "lock_in": Exhibit(
         TRANSITIONS,
-        "From which step on ΔW points where it ends; a description, not a test.",
+        "The step from which on ΔW has nearly its final direction; a description, not a test.",
         _figure("lock_in", lambda demo: demo.of("lock_in")),
         "em.figures.lock_in(transition)",
     ),
     "composition": Exhibit(
         TRANSITIONS,
-        "From which step on several adapters write together what they write at the end (a score of 0.95); a "
-        "description, here of nine adapters of one run.",
+        "The step from which on several adapters together write nearly what they write at the end (a score of 0.95); "
+        "a description, here for the nine adapters of one run.",
         lambda demo: demo.several.plot(),
         'em.find_transition(path, "composition").plot()',
         None,
     ),
     "transition": Exhibit(
         TRANSITIONS,
-        "The figure of any one transition, by its signal; here the rotation of ΔW.",
+        "The figure for any transition, which depends on its signal; here the rotation of ΔW.",
         _figure(
             "transition",
             lambda demo: next(t for t in demo.switched.transitions if (t.signal, t.of) == ("rotation", "delta")),
@@ -306,7 +307,7 @@ EXHIBITS = {
     ),
     "behaviour": Exhibit(
         BEHAVIOUR,
-        "EM and coherent rates by step and question set, with intervals, at each adapter scale, beside the control.",
+        "EM and coherent rates by step and question set at each adapter scale, with intervals and the control.",
         _figure(
             "behaviour",
             lambda demo: demo.organism.curve,
@@ -317,7 +318,7 @@ EXHIBITS = {
     ),
     "onset": Exhibit(
         BEHAVIOUR,
-        "The rise of one rate: answers counted at each step, the fitted rise, the control, and the step half-way up.",
+        "The rise of one rate: the observed rate at each step, the fitted rise, the control, and the half-rise.",
         _figure(
             "onset",
             lambda demo: next(
@@ -335,7 +336,7 @@ EXHIBITS = {
     "preference": Exhibit(
         BEHAVIOUR,
         "The change of the preference for misaligned over aligned answers by step, the share of pairs, the control "
-        "and the style null; no answer is generated or judged for it.",
+        "and the style null, measured without sampling or a judge.",
         None,
     ),
     "shift_onset": Exhibit(
@@ -345,8 +346,8 @@ EXHIBITS = {
     ),
     "timeline": Exhibit(
         BEHAVIOUR,
-        "Every transition with its interval, by step and by cumulative learning rate; here of the run whose data "
-        "changes at step 150 (dashed).",
+        "Every transition with its interval, by step and by cumulative learning rate; here for the run whose data "
+        "change at step 150 (dashed).",
         _figure(
             "timeline",
             lambda demo: demo.switched.transitions,
@@ -358,7 +359,7 @@ EXHIBITS = {
     ),
     "alignment": Exhibit(
         BEHAVIOUR,
-        "The rotation and the onsets of EM on one axis, their offsets as arrows.",
+        "The rotation and the onsets of EM on one axis, with their offsets as arrows.",
         _figure("alignment", lambda demo: demo.organism.alignment, _path, _found),
         "em.figures.alignment(alignment, path, found)",
     ),
@@ -371,14 +372,14 @@ EXHIBITS = {
     ),
     "direction_onset": Exhibit(
         SEVERAL,
-        "From which step the direction of one run is similar to the final direction of another, above the random band.",
+        "The step from which on one run's direction is similar to another's final direction, above the random band.",
         lambda demo: demo.comparison.plot("direction_onset"),
         'em.compare(runs).plot("direction_onset")',
         None,
     ),
     "step_cosines": Exhibit(
         SEVERAL,
-        "Where along training two runs point the same way: every step of one against every step of the other.",
+        "When during training two runs have the same direction: every step of one against every step of the other.",
         lambda demo: demo.comparison.plot("steps"),
         'em.compare(runs).plot("steps")',
         None,
@@ -392,7 +393,7 @@ EXHIBITS = {
     ),
     "agreement": Exhibit(
         SEVERAL,
-        "Whether several runs change at the same step: each with its interval, and the pooled step.",
+        "Whether several runs change at the same step: the step of each with its interval, and the pooled step.",
         lambda demo: demo.comparison.plot("agreement", signal="gradient_norm"),
         'em.compare(runs).plot("agreement", signal="gradient_norm")',
         None,
@@ -427,52 +428,52 @@ EXHIBITS = {
     ),
     "turning_profiles": Exhibit(
         BASES,
-        "When, on a common clock, the paths on different bases turn, beside the spread over seeds.",
+        "When the paths on different bases turn, on a common time axis, with the spread over seeds.",
         lambda demo: demo.across.plot("profiles"),
         'em.compare_across_bases(runs).plot("profiles")',
         None,
     ),
     "mean_difference": Exhibit(
         INSIDE,
-        "The difference between misaligned and aligned answers in the residual stream: how large, and how well known, "
-        "after each layer.",
+        "The difference between misaligned and aligned answers in the residual stream after each layer: its size and "
+        "its reliability.",
         lambda demo: demo.direction.plot(),
         "mean_difference(model, answers).plot()",
     ),
     "writes": Exhibit(
         INSIDE,
-        "Whether the adapter's write, or what it causes downstream, points along that difference, with the null band.",
+        "Whether the adapter's write, or its effect in later layers, points along that difference, with the null band.",
         lambda demo: demo.attribution.plot(),
         "attribute_direction(model, answers).plot()",
     ),
     "direction_steps": Exhibit(
         INSIDE,
-        "How alike that difference is in the models of different steps.",
+        "How similar that difference is in the models of different steps.",
         lambda demo: demo.attribution.plot("steps"),
         'attribute_direction(model, answers).plot("steps")',
     ),
     "scalars": Exhibit(
         INSIDE,
-        "What the adapter computes over the tokens of misaligned and of aligned answers, by step.",
+        "The adapter's scalars over the tokens of misaligned and of aligned answers, by step.",
         lambda demo: demo.scalars.plot(),
         "read_scalars(model, answers).plot()",
     ),
     "probes": Exhibit(
         INSIDE,
-        "How well these scalars tell misaligned answers from aligned ones, by step, beside the answer's length.",
+        "How well these scalars separate misaligned from aligned answers, by step, compared with the answer's length.",
         lambda demo: demo.probes.plot(),
         "read_scalars(model, answers).probe().plot()",
     ),
     "patching": Exhibit(
         INSIDE,
-        "EM of every direction of ΔW with every norm of it: is the final direction sufficient, or the norm?",
+        "EM of every direction of ΔW with every norm on the path: is the final direction sufficient, or the norm?",
         lambda demo: demo.mechanism["patching"],
         "patch_direction_and_norm(model, judge, control).plot()",
         "organism",
     ),
     "steering": Exhibit(
         INSIDE,
-        "EM and coherent rates by the coefficient of a direction added, and the coefficients that are usable.",
+        "EM and coherent rates by steering coefficient, and the usable coefficients.",
         lambda demo: demo.mechanism["steering_models"],
         'em.run_mechanism(run, analyses=["steering"])',
         "organism",
@@ -500,7 +501,7 @@ EXHIBITS = {
     ),
     "answer_shift": Exhibit(
         INSIDE,
-        "How far the answers of checkpoints left and right of each step are apart by their own likelihoods.",
+        "The divergence between the answers of the checkpoints before and after each step, from their own likelihoods.",
         lambda demo: demo.mechanism["answer_shift"],
         "detect_answer_shift(model).plot()",
         "organism",
