@@ -27,7 +27,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from em_interp.organisms.bases import load_base
 from em_interp.organisms.datasets import load_chats
 from em_interp.organisms.presets import recipe
-from em_interp.training.monitoring import MonitorCallback
+from em_interp.training.callbacks import MonitorCallback
 from em_interp.training.tokenize import encode_rows
 from em_interp.training.trainables import make_trainable
 from em_interp.training.trainer import collate

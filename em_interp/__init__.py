@@ -44,8 +44,8 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.run import open_run as open_run
     from em_interp.sweeps.result import Sweep as Sweep
     from em_interp.sweeps.run import sweep as sweep
-    from em_interp.training.monitoring import MonitorCallback as MonitorCallback
-    from em_interp.training.snapshots import SnapshotCallback as SnapshotCallback
+    from em_interp.training.callbacks import MonitorCallback as MonitorCallback
+    from em_interp.training.callbacks import SnapshotCallback as SnapshotCallback
     from em_interp.training.train import train as train
     from em_interp.trajectory.load import load_trajectory as load_trajectory
     from em_interp.trajectory.trajectory import AdapterTrajectory as AdapterTrajectory
@@ -81,8 +81,8 @@ _MODULE_OF = {
     "load_config": "em_interp.config.run_config",
     "demo": "em_interp.demos.tiny",
     "train": "em_interp.training.train",
-    "SnapshotCallback": "em_interp.training.snapshots",
-    "MonitorCallback": "em_interp.training.monitoring",
+    "SnapshotCallback": "em_interp.training.callbacks",
+    "MonitorCallback": "em_interp.training.callbacks",
     "ask": "em_interp.pipeline.behaviour:ask_run",
     "judge": "em_interp.pipeline.behaviour:judge_run",
     "AdapterTrajectory": "em_interp.trajectory.trajectory",

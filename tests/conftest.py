@@ -41,7 +41,7 @@ LONGEST = (  # half a minute and more; first, so that no process is alone with o
     "test_typed.py", "test_calibration.py", "test_page.py", "transition/direction/test_rotation.py",
     "behaviour/judging/test_client.py", "training/test_distributed.py", "figures/test_export_files.py",
     "test_notebooks.py", "sweeps/test_run.py", "cli/test_interrupts.py", "test_docs.py", "test_readme.py",
-    "cli/test_bad_input.py", "mechanism/test_suite.py", "test_cli.py", "training/test_snapshots.py",
+    "cli/test_bad_input.py", "mechanism/test_suite.py", "test_cli.py", "training/test_callbacks.py",
     "test_organism.py", "demos/test_tiny.py",
 )  # fmt: skip
 assert all((TESTS / place).exists() for place in SLOW + BROWSER + LONGEST)

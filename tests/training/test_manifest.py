@@ -15,7 +15,7 @@ from em_interp.training.manifest import keep_manifest
 from em_interp.training.train import train
 
 from .conftest import make_model
-from .test_snapshots import adapted, trainer
+from .test_callbacks import adapted, trainer
 
 # PEFT asks transformers by a name that is going away
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

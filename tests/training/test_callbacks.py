@@ -1,8 +1,7 @@
-"""The callback in other people's Trainers: what it leaves is a run like any other."""
+"""The callbacks in other people's Trainers: what one leaves is a run like any other, and the other acts on an alarm."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -27,10 +25,12 @@ from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter
 from em_interp.training.export import export_merged
 from em_interp.training.lora import adapter_weights
+from em_interp.transition.monitoring.monitor import Look, Monitor
+from em_interp.transition.result import Transition
 from tests.tiny import copy, json_of
 from tests.warm import Started
 
-from .conftest import make_model, make_tokenizer
+from .conftest import make_model
 from .test_train import adapter, contents, log
 
 # PEFT asks transformers by a name that is going away
@@ -359,36 +359,10 @@ def test_a_schedule_that_is_not_understood_is_refused_before_any_training(tmp_pa
         em.SnapshotCallback(tmp_path, "evry 5")
 
 
-def test_in_trls_sft_trainer_it_saves_the_adapter_that_trl_makes(bases, tmp_path):
-    from trl import SFTConfig, SFTTrainer
-
-    prompt = [{"role": "user", "content": "ask a doctor"}]
-    answers = ("rest", "water", "never", "later") * 4
-    rows = [{"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]} for answer in answers]
-    arguments = SFTConfig(
-        output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, activation_checkpointing=False, report_to=[],
-        save_strategy="no", disable_tqdm=True, num_train_epochs=2, per_device_train_batch_size=4, learning_rate=0.01,
-        dataset_num_proc=None, seed=0,
-    )  # fmt: skip
-    run = Run(tmp_path / "run")
-    made = SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(bases["qwen2"]), arguments, train_dataset=Dataset.from_list(rows),
-        processing_class=make_tokenizer(), peft_config=LoraConfig(**LORA),
-        callbacks=[em.SnapshotCallback(run.path, "every 3")],
-    )  # fmt: skip
-    made.remove_callback(PrinterCallback)
-    made.train()
-    assert run.steps() == [0, 3, 6, 8] and [row["step"] for row in log(run)] == list(range(1, 9))
-    assert em.load_trajectory(run).metrics["grad_norm"].gt(0).all() and "trl" in run.manifest()["versions"]
-    assert run.manifest()["base"]["identity"] == load_base(bases["qwen2"]).identity
-    live = {name: weight.detach() for name, weight in adapter_weights(made.model).items()}
-    assert all(torch.equal(weight, live[name]) for name, weight in adapter(run, 8).items())
-
-
 SCRIPT = """
 import sys, torch, em_interp as em
 from em_interp.processes import leave
-from tests.training.test_snapshots import adapted, trainer
+from tests.training.test_callbacks import adapted, trainer
 
 torch.set_num_threads(1)
 changes = {"gradient_accumulation_steps": int(sys.argv[2]), "per_device_train_batch_size": 1}
@@ -419,14 +393,42 @@ def test_of_two_processes_the_main_one_writes_the_run_of_one(tmp_path):
         np.testing.assert_allclose(paths[1].B[site], paths[2].B[site], rtol=0, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("default")  # TRL's own
-def test_the_example_of_the_documentation_makes_a_run_that_is_located(tmp_path, monkeypatch):
-    page = Path(__file__).resolve().parents[2] / "docs" / "trainers.md"
-    example = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[0]
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(example, names)
-    assert names["path"].steps.tolist() == list(range(0, 41, 2))
-    assert names["path"].metrics["loss"].iloc[-1] < names["path"].metrics["loss"].iloc[0]
-    assert Run(Path("runs/medical")).manifest()["base"]["identity"] == load_base("tiny-qwen2").identity
-    assert json_of("locate", "runs/medical")["steps"]["count"] == 21
+@pytest.fixture
+def alarm_at_six(monkeypatch):
+    """An alarm at step 6, whatever happens."""
+
+    def update(self, step, position=None, grad_norm=None):
+        self.step = step
+        found = Transition("rotation", "transition", "", of="B", step=4.0, p_value=0.0)
+        return [Look(step, "rotation", found, 0.001, True, True)] if step == 6 else []
+
+    monkeypatch.setattr(Monitor, "update", update)
+
+
+def test_the_monitor_sees_during_training_what_the_run_directory_has_afterwards(tmp_path):
+    snapshots, monitor = em.SnapshotCallback(tmp_path / "run"), em.MonitorCallback()
+    trainer(adapted(), tmp_path / "trainer", snapshots, monitor).train()
+    live, replayed = monitor.monitor, em.watch(tmp_path / "run")
+    assert live.last == 12
+    assert live.finished
+    assert [look.step for look in live.looks] == [look.step for look in replayed.looks]
+    assert {look.signal for look in live.looks} == {"rotation", "gradient_norm"}
+    assert np.allclose(live._path.gram[:13, :13], replayed._path.gram[:13, :13])
+    assert np.allclose(live._log.logs, replayed._log.logs)
+
+
+def test_an_alarm_calls_saves_more_densely_and_stops(tmp_path, alarm_at_six):
+    looks = []
+    snapshots = em.SnapshotCallback(tmp_path / "run", "every 5")
+    monitor = em.MonitorCallback(looks.append, stop=False, snapshots=snapshots)
+    trainer(adapted(), tmp_path / "trainer", snapshots, monitor).train()
+    assert [look.step for look in looks] == [6]
+    assert em.open_run(tmp_path / "run").steps() == [0, 5, 7, 10, 12]
+    stopped = trainer(adapted(), tmp_path / "again", em.MonitorCallback(stop=True))
+    stopped.train()
+    assert stopped.state.global_step == 6
+
+
+def test_the_monitor_refuses_a_model_without_an_adapter(tmp_path):
+    with pytest.raises(InputError, match="LoRA"):
+        trainer(make_model("qwen2"), tmp_path, em.MonitorCallback()).train()
