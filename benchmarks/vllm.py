@@ -38,8 +38,8 @@ from em_interp.organisms.presets import recipe
 from em_interp.pipeline.behaviour import ask_run, judge_run
 from em_interp.pipeline.prefer import preference_curve
 from em_interp.pipeline.serving import serve_command
+from em_interp.progress import announce
 from em_interp.run import copy_run, open_run
-from em_interp.stages import announce
 from em_interp.training.train import train
 from em_interp.trajectory.load import load_trajectory
 

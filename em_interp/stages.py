@@ -1,4 +1,4 @@
-"""Work that continues where it was interrupted: its settings, its parts, its folder and its progress bar.
+"""Work that continues where it was interrupted: its settings, its parts and its folder.
 
 A stage writes its settings first and each part when it is done. Interrupted and resumed, it ends with the same bytes.
 """
@@ -6,8 +6,7 @@ A stage writes its settings first and each part when it is done. Interrupted and
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from em_interp.checks import described, fits
-from em_interp.errors import InputError, one_line, printable
+from em_interp.errors import InputError, one_line
 from em_interp.files import read_json, resumable, to_json, write_json
 from em_interp.lock import writing
 from em_interp.processes import SINGLE, Processes, ending_together
+from em_interp.progress import is_watched, progress_bar
 
 
 @dataclass(frozen=True)
@@ -175,64 +175,3 @@ def kept_part(part: Path) -> Any:
         return read_json(part)
     except InputError:
         return None
-
-
-def progress_bar(
-    items: Iterable[Any], name: str, unit: str, show: bool | None = None, total: int | None = None, done: int = 0
-) -> Any:
-    """The items, with a bar that shows how many are done and the time left. `show` None: where it is watched.
-
-    `total` and `done` (before the first of the items) are needed where the items have no length.
-    """
-    from tqdm import tqdm
-
-    file = CELL_LINE if _in_jupyter() else None
-    hidden = not (is_watched() if show is None else show)
-    return tqdm(items, name, total, unit=unit, disable=hidden, file=file, initial=done)
-
-
-class CellLine:
-    """A file for progress in Jupyter: one line of a cell's output, in which new text replaces the text before.
-
-    What tqdm prints otherwise is kept in a notebook once for every update; its bar of widgets is kept as nothing.
-    """
-
-    encoding = "utf-8"
-    cell: int | None = None
-    output: Any = None
-
-    def write(self, text: str) -> None:
-        """Show a line of text; blank text and movements of the cursor are nothing to show."""
-        from IPython.display import display
-
-        line, cell = text.strip(), _shell().execution_count
-        if not line or line.startswith("\x1b"):
-            return
-        if cell == self.cell:
-            self.output.update({"text/plain": line}, raw=True)
-        else:
-            self.cell, self.output = cell, display({"text/plain": line}, raw=True, display_id=True)
-
-    def flush(self) -> None:
-        """Nothing waits to be written."""
-
-
-CELL_LINE = CellLine()
-
-
-def is_watched() -> bool:
-    """Whether progress is likely to be seen: at a terminal or in Jupyter."""
-    return sys.stderr.isatty() or _in_jupyter()
-
-
-def _in_jupyter() -> bool:
-    return "IPython" in sys.modules and _shell() is not None and "IPKernelApp" in _shell().config
-
-
-def _shell() -> Any:
-    return sys.modules["IPython"].get_ipython()
-
-
-def announce(line: str) -> None:
-    """Show a line of progress."""
-    print(printable(line), file=sys.stdout if _in_jupyter() else sys.stderr, flush=True)

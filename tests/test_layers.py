@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
 FLOORS = [
     {"errors", "results"},
-    {"files", "checks", "lock", "processes"},
+    {"files", "checks", "lock", "processes", "progress"},
     {"config", "stages"},
     {"run", "layouts"},
     {"hub"},

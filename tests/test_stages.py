@@ -1,14 +1,12 @@
 """Work that continues where it was interrupted."""
 
 import json
-import sys
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.stages import Storage, as_kept, begin_stage, in_parts, is_watched, progress_bar, read_kept
+from em_interp.stages import Storage, as_kept, begin_stage, in_parts, read_kept
 
 
 def test_a_stage_is_begun_once_and_continued_with_the_same_settings_only(tmp_path):
@@ -73,36 +71,6 @@ def test_without_a_folder_nothing_is_kept(tmp_path):
     with storage.at("one", "two").open() as folder:
         assert folder == tmp_path / "kept" / "one" / "two"
     assert Storage.of(storage) is storage and Storage().at("one") == Storage()
-
-
-def test_progress_is_shown_where_it_is_watched_or_asked_for(capsys, monkeypatch):
-    assert not is_watched()  # a test's stderr is no terminal
-    assert [*progress_bar(range(2), "work", "batch")] == [0, 1]
-    assert capsys.readouterr() == ("", "")
-    assert [*progress_bar(range(2), "work", "batch", True)] == [0, 1]
-    out, err = capsys.readouterr()
-    assert out == "" and "work" in err
-
-
-def test_progress_in_jupyter_is_one_line_of_the_cell_s_output_that_is_replaced(monkeypatch):
-    shown = []
-    kernel = SimpleNamespace(config={"IPKernelApp": {}}, execution_count=1)
-
-    def display(data, raw, display_id):
-        shown.append([data["text/plain"]])
-        return SimpleNamespace(update=lambda data, raw: shown[-1].append(data["text/plain"]))
-
-    module = ModuleType("IPython")
-    module.get_ipython, module.display = lambda: kernel, SimpleNamespace(display=display)
-    monkeypatch.setitem(sys.modules, "IPython", module)
-    monkeypatch.setitem(sys.modules, "IPython.display", module.display)
-    assert is_watched()
-    for name in ("train", "ask"):
-        assert [*progress_bar(range(2), name, "step")] == [0, 1]
-    assert len(shown) == 1 and "train:   0%" in shown[0][0] and "ask: 100%" in shown[0][-1]
-    kernel.execution_count = 2
-    assert [*progress_bar(range(2), "judge", "answer")] == [0, 1]
-    assert len(shown) == 2 and {line.split(":")[0] for line in shown[1]} == {"judge"}
 
 
 FORM = {"name": str, "seed?": int, "of": {"*": {"seconds": float}}, "rows": [{"step": int}]}

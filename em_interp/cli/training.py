@@ -90,7 +90,7 @@ def pretrain(
     It is written to a new folder, by default checkpoints/tiny-FAMILY.
     """
     from em_interp.organisms.pretrain import pretrain as make_base
-    from em_interp.stages import is_watched
+    from em_interp.progress import is_watched
 
     base = make_base(family, Path(out or f"checkpoints/tiny-{family}"), seed, is_watched())
     return CommandResult({"base": str(base)}, f"the base: {base}")

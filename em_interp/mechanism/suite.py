@@ -30,8 +30,9 @@ from em_interp.mechanism.interventions.experiments import Questions, SamplingPar
 from em_interp.mechanism.interventions.steering import COEFFICIENTS, SteeringCurve, steer
 from em_interp.mechanism.model import TrajectoryModel, opened
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
+from em_interp.progress import announce
 from em_interp.run import Run, RunLike, open_run
-from em_interp.stages import Storage, announce, begin_stage, read_kept
+from em_interp.stages import Storage, begin_stage, read_kept
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource, load_trajectory
 

@@ -13,8 +13,8 @@ from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.pipeline.serving import base_device, vllm_servers
 from em_interp.processes import MAX_WAIT, join
+from em_interp.progress import is_watched
 from em_interp.run import Run, RunLike, open_run
-from em_interp.stages import is_watched
 
 if TYPE_CHECKING:
     from em_interp.behaviour.judging.judge import Judge

@@ -23,9 +23,9 @@ from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError, extra_for
 from em_interp.files import read_json, write_json, write_text
 from em_interp.lock import writing
+from em_interp.progress import progress_bar
 from em_interp.reports.findings import Findings
 from em_interp.run import Run
-from em_interp.stages import progress_bar
 from em_interp.transition.family import main_onset
 from em_interp.transition.result import Transition
 

@@ -22,9 +22,9 @@ from em_interp.files import (
 )
 from em_interp.lock import writing
 from em_interp.organisms.bases import BUILT_IN
+from em_interp.progress import is_watched
 from em_interp.reports.page import embedded, render
 from em_interp.run import OUTSIDE_SETS, claim_run
-from em_interp.stages import is_watched
 from em_interp.sweeps.grid import REPLICATE, Grid, PlannedRun, load_sweep
 from em_interp.sweeps.groups import ACROSS_FOLDER, Candidate, across_bases, within_bases
 from em_interp.sweeps.jobs import (

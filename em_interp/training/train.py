@@ -13,8 +13,8 @@ from em_interp.errors import InputError, Interrupted
 from em_interp.files import remove
 from em_interp.lock import writing
 from em_interp.processes import Processes, is_lost_process, join
+from em_interp.progress import is_watched
 from em_interp.run import Run, claim_run, create_run
-from em_interp.stages import is_watched
 from em_interp.training.distributed import check_process_count
 from em_interp.training.train_log import is_finished
 

@@ -24,8 +24,8 @@ from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_laye
 from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
 from em_interp.processes import SINGLE, Processes
+from em_interp.progress import progress_bar
 from em_interp.run import Run
-from em_interp.stages import progress_bar
 from em_interp.training.checkpoints import SaveCheckpoints, StateKeeper, TrainState, read_state
 from em_interp.training.distributed import average_gradients
 from em_interp.training.plan import Plan

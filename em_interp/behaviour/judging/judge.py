@@ -16,8 +16,8 @@ from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read
 from em_interp.errors import InputError, one_line
 from em_interp.files import read_bytes, refuse_links, remove, resumable, safe_name, write_beside
 from em_interp.lock import writing
+from em_interp.progress import progress_bar
 from em_interp.run import Run
-from em_interp.stages import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,8 +26,9 @@ from em_interp.errors import InputError
 from em_interp.files import remove, write_beside, write_json
 from em_interp.layouts import CHANGE_FILE
 from em_interp.processes import MAX_WAIT, SINGLE, Processes, join, launched
+from em_interp.progress import progress_bar
 from em_interp.run import Run
-from em_interp.stages import begin_stage, kept_part, progress_bar, writing_together
+from em_interp.stages import begin_stage, kept_part, writing_together
 
 if TYPE_CHECKING:
     from em_interp.behaviour.sampling.decode import RowModel

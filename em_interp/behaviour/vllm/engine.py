@@ -37,7 +37,7 @@ from em_interp.behaviour.vllm.server import VLLMServer
 from em_interp.behaviour.vllm.spread import spread
 from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
-from em_interp.stages import announce
+from em_interp.progress import announce
 from em_interp.trajectory.geometry import evenly_spaced
 
 if TYPE_CHECKING:
