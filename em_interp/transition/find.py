@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from em_interp.checks import check_level, check_type, described
 from em_interp.errors import InputError, nearest
@@ -33,6 +33,7 @@ TEST_LEVELS: dict[str, float] = {  # the largest p-value of a transition, by sig
     "norm_onset": SERIES_ALPHA,
     "onset": ONSET_ALPHA,
 }
+MIN_COVERED = 0.8  # share of the run that a log must cover for a `none`; as many of its values must be there
 LOG_SIGNALS: tuple[Signal, ...] = ("gradient_norm",)  # of a log alone
 
 
@@ -171,7 +172,8 @@ def _on_path(
         if "grad_norm" not in path.metrics:
             return [Transition("gradient_norm", "inconclusive", "The run has no log of the gradient norm.")]
         logged = path.metrics["grad_norm"].dropna()
-        return [gradient_norm_peak(logged.index.to_numpy(), logged.to_numpy(float), level)]
+        peak = gradient_norm_peak(logged.index.to_numpy(), logged.to_numpy(float), level)
+        return [_of_logged(peak, logged.index.to_numpy(), path.steps)]
     if signal == "composition":
         return [composition(path.steps, composition_path(path, normalised=True))]
     gram = path.gram("delta", site)
@@ -191,7 +193,15 @@ def _norm_onset(path: AdapterTrajectory, norms: Float[np.ndarray, " step"], leve
         )
         return Transition("norm_onset", "inconclusive", f"The run has no {what}.", of="delta")
     steps = path.steps[covered]
-    onset = norm_onset(steps, norms[covered], path.cumulative_lr[covered], level)
-    if covered.all():
-        return onset
-    return replace(onset, reason=f"{onset.reason} The log covers steps {steps[0]} to {steps[-1]} only.")
+    return _of_logged(norm_onset(steps, norms[covered], path.cumulative_lr[covered], level), steps, path.steps)
+
+
+def _of_logged(found: Transition, logged: Int[np.ndarray, " logged"], steps: Int[np.ndarray, " step"]) -> Transition:
+    """What was found in a log, with the steps that it covers where it lacks some; then `none` needs most of the run."""
+    first, last, interval = int(logged[0]), int(logged[-1]), float(np.median(np.diff(logged)))
+    if first - interval <= steps[0] and last + interval >= steps[-1]:
+        return found
+    reason = f"{found.reason} The log covers steps {first} to {last} only."
+    enough = min(last, steps[-1]) - max(first, steps[0]) >= MIN_COVERED * (steps[-1] - steps[0])
+    verdict = found.verdict if enough or found.verdict != "none" else "inconclusive"
+    return replace(found, reason=reason, verdict=verdict)

@@ -161,6 +161,18 @@ def test_a_log_that_ends_early_is_used_for_the_steps_it_covers():
     assert em.find_transition(cut).verdict == em.find_transition(path).verdict == "transition"
 
 
+def test_a_log_of_half_a_run_is_no_evidence_that_nothing_happens_in_the_other_half(tmp_path):
+    save_run(tmp_path, steps=range(0, 401, 4))
+    for part, verdict in ((rows(), "transition"), (rows()[:200], "inconclusive"), (rows()[260:], "inconclusive")):
+        log_file(tmp_path, part)
+        peak = em.find_transition(load_trajectory(tmp_path), "gradient_norm")  # planted at step 240
+        assert peak.verdict == verdict
+        covered = f"The log covers steps {part[0]['step']} to {part[-1]['step']} only."
+        assert (covered in peak.reason) == (len(part) < 400)
+        onset = em.find_transition(load_trajectory(tmp_path), "norm_onset")
+        assert onset.verdict != "none" or len(part) == 400
+
+
 @pytest.mark.parametrize("name", ["trainer_state.json", "log.jsonl"])
 def test_a_log_alone_has_the_peak_of_its_gradient_norm(tmp_path, name):
     lines = "\n".join(map(json.dumps, rows()))
