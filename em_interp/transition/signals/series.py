@@ -39,6 +39,7 @@ LAG_ONE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # correlati
 N_TREND_DRAWS = 60  # from which it is learned how much of the noise a trend absorbs
 BANDWIDTHS = (0.02, 0.04, 0.08)  # of the run; the widest averages over about a fifth of it
 N_NULL_DRAWS = 999
+LEAST_NOISE = 1e-6  # of a series, as a share of its range
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def momentum_spectra(count: int, memory: float) -> Float[np.ndarray, "model bin"
 
 def residual_noise(values: Float[np.ndarray, " bin"], spectra: Float[np.ndarray, "model bin"]) -> SeriesNoise:
     """The posterior of `fit_noise` without its correction: of what a monotone trend leaves of a series."""
-    return _whittle(values - monotone_trend(values), spectra)
+    return _whittle(values - monotone_trend(values), spectra, _least_power(values))
 
 
 def fit_noise(values: Float[np.ndarray, " bin"], spectra: Float[np.ndarray, "model bin"]) -> SeriesNoise:
@@ -162,14 +163,14 @@ def fit_noise(values: Float[np.ndarray, " bin"], spectra: Float[np.ndarray, "mod
     A monotone trend absorbs some of the noise. How much, by frequency, is learned from simulated noise on the same
     trend and corrected in a second fit.
     """
-    trend = monotone_trend(values)
-    first = _whittle(values - trend, spectra)
+    trend, least = monotone_trend(values), _least_power(values)
+    first = _whittle(values - trend, spectra, least)
     white = np.random.default_rng(0).normal(size=(N_TREND_DRAWS, len(values)))
     drawn = idct(np.sqrt(first.mean) * white, norm="ortho", axis=1)
     residual = np.array([noise + trend - monotone_trend(noise + trend) for noise in drawn])
     passed = np.mean(dct(residual, norm="ortho", axis=1) ** 2, axis=0) / np.mean(white**2, axis=0) / first.mean
     passed = np.exp(uniform_filter1d(np.log(np.clip(passed, 1e-3, None)), 9, mode="nearest"))
-    return _whittle(values - trend, spectra, np.minimum(passed, 1.0))
+    return _whittle(values - trend, spectra, least, np.minimum(passed, 1.0))
 
 
 class ScanResult(NamedTuple):
@@ -258,15 +259,24 @@ def fit_shapes(
 def _whittle(
     noise: Float[np.ndarray, " bin"],
     spectra: Float[np.ndarray, "model bin"],
+    least: float,
     passed: Float[np.ndarray, " bin"] | float = 1.0,
 ) -> SeriesNoise:
-    """Weights by the Whittle likelihood with the scale profiled out, where a share `passed` of the power is left."""
-    power = dct(noise, norm="ortho")[TREND_FREQUENCIES:] ** 2 + 1e-300
+    """Weights by the Whittle likelihood with the scale profiled out, where a share `passed` of the power is left.
+
+    A power below `least` counts as that.
+    """
+    power = np.maximum(dct(noise, norm="ortho")[TREND_FREQUENCIES:] ** 2, least)
     expected = (spectra * passed)[:, TREND_FREQUENCIES:]
     scale = np.mean(power / expected, axis=1)
     loglik = -0.5 * (len(power) * np.log(scale) + np.log(expected).sum(axis=1))
     weights = np.exp(loglik - loglik.max())
     return SeriesNoise(spectra * scale[:, None], weights / weights.sum())
+
+
+def _least_power(values: Float[np.ndarray, " bin"]) -> float:
+    """The power of the least noise that a series is taken to have: a trend absorbs all of a monotone one's."""
+    return max((LEAST_NOISE * float(np.ptp(values))) ** 2, 1e-300)
 
 
 def _autoregressive_spectrum(count: int, lag_one: float) -> Float[np.ndarray, " bin"]:

@@ -51,6 +51,14 @@ def test_growth_that_speeds_up_over_the_whole_run_is_none_and_its_width_is_repor
             assert answer.step is None
 
 
+@pytest.mark.parametrize("noise", [0, 0.01])
+def test_growth_that_speeds_up_exponentially_is_gradual_though_its_trend_leaves_no_noise(noise):
+    steps = np.arange(0, 401, 4)
+    rate = np.exp(steps / 100) * (1 + noise * np.random.default_rng(0).normal(size=len(steps)))
+    onset = norm_onset(steps, np.cumsum(rate), steps * 1e-5)
+    assert onset.verdict == "none" and onset.width > 0.3 * 400 and "too gradually" in onset.reason
+
+
 def test_a_learning_rate_schedule_alone_bends_the_norm_against_the_step_and_is_no_onset():
     lr = np.where(STEPS[1:] <= 200, 1.0, 3.0)
     cumulative = np.concatenate([[0], np.cumsum(lr)])
