@@ -94,7 +94,8 @@ def study(pair, given):
         train(config_of(pair, which, given), run.path, resume=run.path.exists())
     read_on = given.pairs if pair.domain == OWN else None
     em.preference_curve(runs["organism"], read_on, control=runs["control"], resume=True)
-    control, found = analyse(runs["control"]), analyse(runs["organism"], runs["control"])
+    control = analyse(runs["control"])
+    found = analyse(runs["organism"], control)
     report(found, control=control, out=folder / "report.html", overwrite=True)
     row = {**pair.__dict__, **row_of(found), "control": row_of(control), "cpu_seconds": time.process_time() - begun}
     write_text(folder / "row.json", json.dumps(row))

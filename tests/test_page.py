@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import em_interp as em
+from em_interp.behaviour import curve
 from em_interp.errors import InputError
 from em_interp.figures.style import p_value_text
 from em_interp.reports.findings import find_in_run
@@ -334,6 +335,17 @@ def test_settings_say_how_to_repeat_the_run(page, found):
 def test_commands_survive_a_space_in_the_path(tmp_path):
     run = plant_run(tmp_path / "my run", asked=False)
     assert commands(find_in_run(run), None)[0] == f"em-interp train '{run.path}'/config.yaml --out again"
+
+
+def test_a_control_is_read_once_and_what_was_found_in_it_stands_for_it(found, tmp_path, monkeypatch):
+    run, control = plant_run(tmp_path / "run"), plant_run(tmp_path / "control", changes=False)
+    read, judged_answers = [], curve._judged_answers
+    monkeypatch.setattr(curve, "_judged_answers", lambda of: read.append(of.path) or judged_answers(of))
+    em.report(run, control)
+    assert sorted(read) == [control.path, run.path]
+    given = find_in_run(run, find_in_run(control))
+    assert given.alignment.to_dict() == find_in_run(run, control).alignment.to_dict()
+    assert given.control.frame().equals(found["organism"].control.frame())
 
 
 def test_a_place_that_cannot_be_written_is_named_and_what_was_there_stays(tmp_path, found):

@@ -74,10 +74,11 @@ def demo_real(
                 with stages.stage("prefer", f"reading preferences of the {name}"):
                     _read(run, progress)
             with stages.stage("locate", "locating the transitions"):
-                by_run = {"control": analyse(runs["control"]), "organism": analyse(runs["organism"], runs["control"])}
+                control = analyse(runs["control"])
+                organism = analyse(runs["organism"], control)
             with stages.stage("report", "writing the page"):
-                report(by_run["organism"], by_run["control"], out=folder.page, overwrite=True)
-        summary = _summary(model, domain, by_run, stages.seconds(), pace.threads)
+                report(organism, control, out=folder.page, overwrite=True)
+        summary = _summary(model, domain, organism, control, stages.seconds(), pace.threads)
         write_json(folder.summary, summary)
     return summary
 
@@ -141,9 +142,8 @@ def _read(run: Run, progress: bool | None) -> None:
 
 
 def _summary(
-    model: str, domain: str, by_run: dict[str, Findings], seconds: dict[str, float], threads: int
+    model: str, domain: str, organism: Findings, control: Findings, seconds: dict[str, float], threads: int
 ) -> dict[str, Any]:
-    organism, control = by_run["organism"], by_run["control"]
     assert organism.alignment is not None and organism.preference is not None and control.preference is not None
     return {
         "base": model,

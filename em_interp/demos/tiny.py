@@ -67,10 +67,11 @@ def demo(
         stages = StageTimes(folder.seconds, lambda name, line: log(line))
         runs = {name: _make_run(name, configs[name], run, progress, stages) for name, run in folder.runs.items()}
         with stages.stage("locate", "locating the transitions"):
-            by_run = {name: analyse(run, runs["control"] if name == "organism" else None) for name, run in runs.items()}
+            control = analyse(runs["control"])
+            organism, switched = analyse(runs["organism"], control), analyse(runs["switched"])
         with stages.stage("report", "writing the page"):
-            report(by_run["organism"], by_run["control"], by_run["switched"], folder.page, overwrite=True)
-        summary = _summary(family, domain, by_run, stages.seconds())
+            report(organism, control, switched, folder.page, overwrite=True)
+        summary = _summary(family, domain, organism, control, stages.seconds())
         write_json(folder.summary, summary)
     return summary
 
@@ -88,8 +89,9 @@ def _make_run(name: str, config: RunConfig, run: Run, progress: bool | None, sta
     return run
 
 
-def _summary(family: str, domain: str, by_run: dict[str, Findings], seconds: dict[str, float]) -> dict[str, Any]:
-    organism, control = by_run["organism"], by_run["control"]
+def _summary(
+    family: str, domain: str, organism: Findings, control: Findings, seconds: dict[str, float]
+) -> dict[str, Any]:
     alignment = organism.alignment
     assert alignment is not None  # the demo asks both
     return {

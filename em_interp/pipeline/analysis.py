@@ -111,8 +111,11 @@ def align_run(
     return findings
 
 
-def analyse(run: Run, control: Run | None = None) -> Findings:
-    """Locate and align a run, and write the findings to its `analysis` folder, replacing earlier ones."""
+def analyse(run: Run, control: Findings | Run | None = None) -> Findings:
+    """Locate and align a run, and write the findings to its `analysis` folder, replacing earlier ones.
+
+    What was found in the control is not read again.
+    """
     findings = find_in_run(run, control)
     located = PathTransitions(str(run.path), findings.trajectory, findings.transitions)
     with writing(run.path):

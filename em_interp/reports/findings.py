@@ -74,7 +74,7 @@ class Findings:
 
 def find_in_run(
     run: Run | str | Path,
-    control: Run | str | Path | None = None,
+    control: Findings | Run | str | Path | None = None,
     answers: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Findings:
@@ -82,8 +82,8 @@ def find_in_run(
 
     Args:
         run: a run directory; with `answers` anything that has adapters.
-        control: a run with answers to the same questions at the same steps, such as one on careful data; with
-            `answers` judged tables too.
+        control: a run with answers to the same questions at the same steps, such as one on careful data, or what was
+            found in it; with `answers` judged tables too.
         answers: a judged table, or a folder of them (see `behaviour_curve`), in place of the run's own answers.
         columns: what the judged tables call a column, by our name.
 
@@ -91,16 +91,15 @@ def find_in_run(
         InputError: the control is missing, columns are given without answers, or the steps of the answers and of the
             checkpoints do not overlap.
     """
-    from em_interp.behaviour.curve import behaviour_curve, run_of
+    from em_interp.behaviour.curve import behaviour_curve
     from em_interp.trajectory.load import load_trajectory, open_checkpoints
 
     if columns and answers is None:
         raise InputError("columns are those of judged tables; give the tables as answers")
     if not isinstance(run, Run):
         run = open_checkpoints(run) if answers is None else Run(Path(run))
-    if control is not None and not isinstance(control, Run) and not Path(control).exists():
+    if isinstance(control, (str, Path)) and not Path(control).exists():
         raise InputError(f"the control {control} does not exist; expected a judged run")
-    control_path = None if control is None else str(control.path if isinstance(control, Run) else control)
     path = load_trajectory(run if answers is None else run.path)
     transitions = find_transitions(path)
     preference = _preference(run, control)
@@ -110,20 +109,39 @@ def find_in_run(
         return Findings(run, path, transitions, None, None, [], None, None, alignment, None, preference, shifts)
     curve = behaviour_curve(run) if answers is None else behaviour_curve(answers, columns=columns)
     _check_steps(path, curve, answers or run.path)
-    control_columns = None if control is None or run_of(control) else columns  # a run's tables have our names
-    control_curve = None if control is None else behaviour_curve(control, columns=control_columns)
+    control_curve = _control_curve(control, columns)
     rises = onsets(curve, control_curve)
     main, of_control = curve.outside(), None if control_curve is None else control_curve.outside()
     has_scores = main is not None and main.has_scores and (of_control is None or of_control.has_scores)
     thresholds = onset_by_threshold(main, of_control) if main is not None and has_scores else None
     aligned = onset(main, of_control, "aligned_mean") if main is not None and has_scores else None
     alignment = align(strongest_rotation(transitions), [*rises, *shifts], path)
-    judged = None if answers is None else JudgedTables(str(answers), columns or {}, control_path)
+    control_run = _control_run(control)
+    where = None if control_run is None else str(control_run.path)
+    judged = None if answers is None else JudgedTables(str(answers), columns or {}, where)
     of_answers = (curve, control_curve, rises, thresholds, aligned, alignment, judged)
     return Findings(run, path, transitions, *of_answers, preference, shifts)
 
 
-def _preference(run: Run, control: Run | str | Path | None) -> PreferenceCurve | None:
+def _control_run(control: Findings | Run | str | Path | None) -> Run | None:
+    """The run of a control; where it is judged tables, their place as one, in which nothing else is found."""
+    if isinstance(control, Findings):
+        return control.run
+    return Run(Path(control)) if isinstance(control, (str, Path)) else control
+
+
+def _control_curve(
+    control: Findings | Run | str | Path | None, columns: Mapping[str, str] | None
+) -> BehaviourCurve | None:
+    """The behaviour of a control; None where there is no control, or none was found in it."""
+    from em_interp.behaviour.curve import behaviour_curve, run_of
+
+    if control is None or isinstance(control, Findings):
+        return None if control is None else control.curve
+    return behaviour_curve(control, columns=None if run_of(control) else columns)  # a run's tables have our names
+
+
+def _preference(run: Run, control: Findings | Run | str | Path | None) -> PreferenceCurve | None:
     """The preference curve of a run, beside its control's; None where `em-interp prefer` has not read it.
 
     Raises InputError where the control was read on other pairs.
@@ -132,7 +150,7 @@ def _preference(run: Run, control: Run | str | Path | None) -> PreferenceCurve |
 
     if not run.preferences_file.exists():
         return None
-    control_run = control if isinstance(control, Run) else None if control is None else Run(Path(control))
+    control_run = _control_run(control)
     if control_run is None or not control_run.preferences_file.exists():
         return as_preference_curve(run)
     files = [each.preferences_file.with_suffix(".json") for each in (run, control_run)]
@@ -142,7 +160,8 @@ def _preference(run: Run, control: Run | str | Path | None) -> PreferenceCurve |
             f"the preferences of {run.path} and of its control {control_run.path} were read on other pairs; read both "
             f"with em-interp prefer {run.path} --control {control_run.path} --overwrite"
         )
-    return as_preference_curve(run, as_preference_curve(control_run))
+    found = control.preference if isinstance(control, Findings) else None
+    return as_preference_curve(run, found or as_preference_curve(control_run))
 
 
 def _preference_onsets(preference: PreferenceCurve) -> list[Transition]:

@@ -38,16 +38,13 @@ def findings_of(
     """The findings of a run or of a folder of checkpoints; findings as they are.
 
     `answers` are tables judged elsewhere, in place of the run's own, and `columns` what they call a column. A `control`
-    is the findings of a run, left out where it has no answers, or judged tables.
+    is the findings of a run, which is not read again, or judged tables.
     """
     if isinstance(source, Findings):
         if answers is not None or columns:
             raise InputError("findings were given, which have answers already; to read answers=, give the run itself")
         return source
-    run = run_of(source)
-    if isinstance(control, Findings):
-        control = control.run.path if control.curve is not None or not run.scores_file.exists() else None
-    return find_in_run(run, control, answers, columns)
+    return find_in_run(run_of(source), control, answers, columns)
 
 
 def control_in(source: Source | None) -> Findings | str | Path | None:
