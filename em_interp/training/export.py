@@ -14,9 +14,10 @@ import numpy as np
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.ask import adapter_digest
-from em_interp.behaviour.tables.inspect_logs import FILE_START
+from em_interp.behaviour.tables.inspect_logs import FILE_START, holds_logs
+from em_interp.behaviour.tables.judged import read_judged
 from em_interp.checks import checked
-from em_interp.errors import InputError
+from em_interp.errors import InputError, listed
 from em_interp.files import check_free, write_beside, write_json
 from em_interp.layouts import CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE
 from em_interp.run import CHECKPOINT, Run
@@ -35,6 +36,8 @@ from em_interp.trajectory.packed import SUFFIX, packed_source, read_packed, writ
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from em_interp.organisms.bases import Base
 
 NOTE = "em_interp_merge.json"  # beside the merged weights: what they were made from, and the rounding error
@@ -252,15 +255,26 @@ def export_inspect(
     """Write a run's judged answers, or those in tables, to a folder of logs of Inspect. Returns their files.
 
     With `resume` the logs of an earlier export stay as they are, with `overwrite` all of them are replaced. Raises
-    InputError for a folder that holds anything else, and for ready-made rates, which have no answers.
+    InputError for a folder that holds anything else, with `resume` for logs of other answers, scores or another judge,
+    and for ready-made rates, which have no answers.
     """
     place, run = _place(source, out, "-inspect", resume, overwrite, _is_of_logs), Run(Path(source))
-    if overwrite or not place.is_dir() or not _is_of_logs(place):
-        curve = behaviour_curve(source)
+    curve = behaviour_curve(source)
+    if not overwrite and _is_of_logs(place):
+        if not holds_logs(place, curve.answers):
+            kept = read_judged(place)
+            raise _other_export(place, _judged_in_words(kept), f"{_judged_in_words(curve.answers)} of {source}")
+    else:
         name = run.base().get("name") or run.path.stem
         with write_beside(place) as part:
             curve.to_inspect(part, name)
     return {"files": [str(file) for file in sorted(place.iterdir())]}
+
+
+def _judged_in_words(answers: pd.DataFrame) -> str:
+    """How many answers there are, and who judged them where that is known."""
+    judges = listed(answers["judge"].unique()) if "judge" in answers else ""
+    return f"{len(answers)} answers" + (f" judged by {judges}" if judges else "")
 
 
 def _place(

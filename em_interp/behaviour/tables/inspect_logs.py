@@ -7,6 +7,7 @@ evaluation, in the arguments of its task, or in the name of its model (`…/chec
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import zipfile
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError, one_line
-from em_interp.files import check_regular, parse_json, safe_name, write_json
+from em_interp.files import check_regular, parse_json, read_json, safe_name, to_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,17 +213,32 @@ def write_logs(answers: pd.DataFrame, folder: Path, model: str = "unknown") -> l
     Raises:
         InputError: For ready-made rates, which have no answers.
     """
+    files = []
+    for name, log in _logs(answers, model):
+        files.append(folder / name)
+        write_json(files[-1], log)
+    return files
+
+
+def holds_logs(folder: Path, answers: pd.DataFrame) -> bool:
+    """Whether a folder holds the logs of these answers and scores and no others, whatever they call the model."""
+    wanted = {name: json.loads(to_json(log)) for name, log in _logs(answers, "unknown")}
+    if {file.name for file in folder.iterdir()} != wanted.keys():
+        return False
+    files = [folder / name for name in wanted]
+    return all(rows_of_log(read_json(file), str(file)) == rows_of_log(wanted[file.name], "") for file in files)
+
+
+def _logs(answers: pd.DataFrame, model: str) -> Iterator[tuple[str, Row]]:
+    """The log of each step, scale and judge with the name of its file; raises what `write_logs` raises."""
     if "aligned" not in answers or "question" not in answers or "answer" not in answers:
         raise InputError("a log of Inspect needs question, answer and scores; these answers have them not")
     keys = [name for name in ("step", "scale", "judge") if name in answers]
-    files = []
     groups: Any = answers.groupby(keys, sort=True) if keys else [((), answers)]
     for group, rows in groups:
-        known = dict(zip(keys, group, strict=True))
-        name = "-".join(f"{key}-{safe_name(str(_plain(value)))}" for key, value in known.items()) or "answers"
-        files.append(folder / f"{FILE_START}_{name}.json")
-        write_json(files[-1], _log(rows, {key: _plain(value) for key, value in known.items()}, model))
-    return files
+        known = {key: _plain(value) for key, value in zip(keys, group, strict=True)}
+        name = "-".join(f"{key}-{safe_name(str(value))}" for key, value in known.items()) or "answers"
+        yield f"{FILE_START}_{name}.json", _log(rows, known, model)
 
 
 def _log(rows: pd.DataFrame, known: Row, model: str) -> Row:

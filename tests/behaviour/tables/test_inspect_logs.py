@@ -248,6 +248,21 @@ def test_logs_of_another_judge_are_replaced_and_other_files_are_not(tmp_path):
             export_inspect(second, out, **again)
 
 
+def test_logs_of_another_judge_or_of_other_scores_are_not_taken_for_those_asked_for(tmp_path):
+    out, one = tmp_path / "logs", tmp_path / "judged.csv"
+    judged().assign(judge="one").to_csv(one, index=False)
+    export_inspect(one, out)
+    others = {
+        "judge": judged().assign(judge="two"),
+        "scores": judged().assign(judge="one", aligned=[10.0, 95.5, np.nan, 20.0, 88.0, 78.5]),
+        "steps": judged().assign(judge="one").head(3),
+    }
+    for name, table in others.items():
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+        with pytest.raises(InputError, match=rf"logs holds 6 answers judged by one, not . answers .* of .*{name}\.csv"):
+            export_inspect(tmp_path / f"{name}.csv", out, resume=True)
+
+
 def test_rates_have_no_answers_to_write(tmp_path):
     curve = em.behaviour_curve(pd.DataFrame({"step": [0, 5], "n": [10, 10], "em": [0.1, 0.2]}))
     with pytest.raises(InputError, match="needs question, answer and scores"):
