@@ -13,7 +13,14 @@ import numpy as np
 from em_interp.checks import as_list
 from em_interp.errors import InputError
 from em_interp.run import Run
-from em_interp.trajectory.load import TrajectorySource, as_trajectory, run_folder
+from em_interp.trajectory.load import (
+    TrajectorySource,
+    as_trajectory,
+    base_identity,
+    run_folder,
+    source_run,
+    weights_of,
+)
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 Sources = Sequence[TrajectorySource] | Mapping[str, TrajectorySource]  # a mapping names the runs
@@ -65,8 +72,8 @@ def match(sources: Sources, same_base: bool = False) -> Matched:
     """Open the runs and find what they share.
 
     With `same_base` the caller vouches that different names of the base (a mirror, a folder) mean the same weights.
-    Raises InputError for fewer than two runs, for runs of different bases (by the identity in their manifests, else
-    by the name in their adapters), of different dimensions at a shared site, and without any shared site.
+    Raises InputError for fewer than two runs, for runs of different bases (by the hash in their manifests or packed
+    files, else by the name in their adapters), of different dimensions at a shared site, and without any shared site.
     """
     paths, runs, names = open_all(sources)
     shared = tuple(site for site in paths[0].sites if all(site in path.sites for path in paths[1:]))
@@ -136,16 +143,23 @@ def _check_dimensions(name: str, path: AdapterTrajectory, second_name: str, seco
 
 
 def _check_bases(names: Sequence[str], paths: Sequence[AdapterTrajectory], runs: Sequence[Run | None]) -> None:
-    from em_interp.trajectory.load import base_identity, same_weights
-
-    identities = [None if run is None else base_identity(run) for run in runs]
-    for name, path, identity in zip(names[1:], paths[1:], identities[1:], strict=True):
-        if identities[0] is not None and identity is not None:
-            if same_weights(identities[0], identity):
+    """Raise InputError for two runs of different bases: by the hash of the weights, else by their names."""
+    hashes = [_weights_hash(run or source_run(path)) for path, run in zip(paths, runs, strict=True)]
+    known = zip(names, [path.base for path in paths], hashes, strict=True)
+    for (name, base, weights), (other_name, other_base, other_weights) in combinations(known, 2):
+        if weights and other_weights:
+            if weights == other_weights:
                 continue
-            found = f"{names[0]} has {paths[0].base} ({identities[0][:12]}) and {name} {path.base} ({identity[:12]})"
-        elif not paths[0].base or not path.base or paths[0].base.rstrip("/") == path.base.rstrip("/"):
+            first, second = (base or "an unnamed base", other_base or "an unnamed base")
+            found = f"{name} has {first} ({weights[:12]}) and {other_name} {second} ({other_weights[:12]})"
+        elif not base or not other_base or base.rstrip("/") == other_base.rstrip("/"):
             continue
         else:
-            found = f"{names[0]} was trained on {paths[0].base} and {name} on {path.base}"
+            found = f"{name} was trained on {base} and {other_name} on {other_base}"
         raise OtherBases(f"{found}; {MEANINGLESS}; if these are the same weights, give same_base=True")
+
+
+def _weights_hash(run: Run) -> str | None:
+    """The hash of the base's weights, without its name; None where it is not recorded."""
+    identity = base_identity(run)
+    return None if identity is None else weights_of(identity)

@@ -27,7 +27,7 @@ from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, MIN_ANSWERS, AnswerSet, answer_means, tokenized_answers
 from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, opened
 from em_interp.results import Result
-from em_interp.trajectory.load import TrajectorySource
+from em_interp.trajectory.load import TrajectorySource, same_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ class Direction(Result):
         That is where the model is of another base (equal dimensions would not show it) or has no such layer, and where
         the direction is zero.
         """
-        if model.base.identity != self.base:
+        if not same_weights(model.base.identity, self.base):
             raise InputError(
                 f"the direction of {self.source} is from the base {self.base}; the model's is {model.base.identity}"
             )

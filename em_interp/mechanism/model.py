@@ -19,7 +19,7 @@ from em_interp.mechanism.engines.base import Engine
 from em_interp.mechanism.engines.interventions import ActiveInterventions, Intervention
 from em_interp.mechanism.engines.lora_slots import split_steering_vectors
 from em_interp.run import Run
-from em_interp.trajectory.load import TrajectorySource, as_trajectory, run_folder
+from em_interp.trajectory.load import TrajectorySource, as_trajectory, source_run
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def open_model(
             f"{trajectory!r} holds projections of a full fine-tune's change, which cannot be put back into the base; "
             "expected LoRA adapters or steering vectors"
         )
-    run = _run_of(source)
+    run = source_run(source)
     loaded = _load_base(run, trajectory, base)
     check_base(run, trajectory, loaded)
     sites = trajectory.sites if trajectory.kind == "lora" else ()
@@ -287,16 +287,6 @@ def _engine_class(name: EngineName) -> Any:
     from em_interp.mechanism.engines.hooks import HooksEngine
 
     return HooksEngine
-
-
-def _run_of(source: TrajectorySource) -> Run:
-    """The run with the manifest of the source; a trajectory in memory stands beside none."""
-    if isinstance(source, Run):
-        return source
-    if not isinstance(source, AdapterTrajectory):
-        return Run(run_folder(source))
-    place = Path(source.source or "memory")
-    return Run(run_folder(place) if place.exists() else place)
 
 
 def _load_base(run: Run, trajectory: AdapterTrajectory, base: Base | str | None) -> Base:

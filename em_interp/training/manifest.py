@@ -21,6 +21,7 @@ from em_interp.organisms.datasets import Chats
 from em_interp.run import Run
 from em_interp.training.lora import base_weights
 from em_interp.training.plan import Plan
+from em_interp.trajectory.load import same_weights
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -87,7 +88,9 @@ def keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
         return
     before = run.manifest()
     for key in ("base", "phases", "kl"):
-        was, is_now = _comparable(before, key), _comparable(manifest, key)
+        was, is_now = before.get(key), manifest.get(key)
+        if key == "base" and was and is_now:
+            was, is_now = _comparable_bases(was, is_now)
         if was != is_now:
             place, was, is_now = _first_difference(key, was, is_now)
             raise InputError(
@@ -96,10 +99,15 @@ def keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
             )
 
 
-def _comparable(manifest: dict[str, Any], key: str) -> Any:
-    """What must be the same; of a base its name and weights, which another revision may have too."""
-    value = manifest.get(key)
-    return {**value, "revision": None} if key == "base" and value else value
+def _comparable_bases(was: dict[str, Any], is_now: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What must be the same of two bases: the weights, whatever they are called, where both are known, else the name.
+
+    Another revision may have the same weights. Where those of one alone are known, the other's were rounded.
+    """
+    before, after = was.get("identity"), is_now.get("identity")
+    if before and after:
+        return {"identity": before}, {"identity": before if same_weights(before, after) else after}
+    return {"name": was.get("name"), "identity": before}, {"name": is_now.get("name"), "identity": after}
 
 
 def _first_difference(place: str, was: Any, is_now: Any) -> tuple[str, Any, Any]:

@@ -112,6 +112,16 @@ def run_folder(source: str | Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
+def source_run(source: TrajectorySource) -> Run:
+    """The run with the manifest of a source, a packed file in its place; a trajectory in memory stands beside none."""
+    if isinstance(source, Run):
+        return source
+    if not isinstance(source, AdapterTrajectory):
+        return Run(run_folder(source))
+    place = Path(source.source or "memory")
+    return Run(run_folder(place) if place.exists() else place)
+
+
 def base_identity(run: Run) -> str | None:
     """The identity of the base of a run, or of a packed file in its place; None where it is not recorded."""
     if run.path.suffix == SUFFIX and run.path.is_file():
@@ -126,9 +136,14 @@ def check_identity(run: Run, identity: str) -> None:
         raise InputError(f"the adapters of {run.path} were trained on {expected}; the base given is {identity}")
 
 
+def weights_of(identity: str) -> str:
+    """The hash of the weights in the identity of a base, `name@hash`: the name may change, and they are the same."""
+    return identity.rpartition("@")[2]
+
+
 def same_weights(identity: str, other: str) -> bool:
-    """Whether two identities of bases, `name@hash`, are of the same weights."""
-    return identity.rpartition("@")[2] == other.rpartition("@")[2]
+    """Whether two identities of bases are of the same weights, whatever they are called."""
+    return weights_of(identity) == weights_of(other)
 
 
 def _read_file(file: Path, revision: str | None, adapter: str | None) -> AdapterTrajectory:

@@ -8,6 +8,7 @@ import em_interp as em
 from em_interp.comparison.matching import names_of
 from em_interp.errors import InputError
 from em_interp.files import write_json
+from em_interp.training.export import export_packed
 from tests.comparison.planting import SITE, adapter
 from tests.figures.planting import plant_run
 
@@ -86,6 +87,25 @@ def test_a_base_is_known_by_its_identity_where_the_manifests_have_one(tmp_path):
     for run, name in zip(runs, ("tiny-qwen2", "renamed"), strict=True):
         write_json(run.manifest_file, {"base": {"name": name, "identity": f"{name}@5eed"}})
     assert len(em.compare(runs, permutations=9).pairs)
+
+
+def test_packed_files_and_loaded_paths_are_told_by_the_same_identity_as_their_folders(tmp_path):
+    runs = [plant_run(tmp_path / name, seed=k, asked=False) for k, name in enumerate(("one", "two", "three"))]
+    for run, identity in zip(runs, ("tiny-qwen2@5eed0", "renamed@5eed0", "tiny-qwen2@f00d0"), strict=True):
+        write_json(run.manifest_file, {"base": {"name": "tiny-qwen2", "identity": identity}})
+    packed = [tmp_path / f"{run.path.name}.safetensors" for run in runs]
+    for run, file in zip(runs, packed, strict=True):
+        export_packed(run.path, file)
+    loaded = [em.load_trajectory(run) for run in runs]
+    for one, two, three in (runs, packed, loaded, [runs[0], packed[1], loaded[2]]):
+        assert len(em.compare([one, two], permutations=9).pairs)
+        with pytest.raises(InputError, match=r"has tiny-qwen2 \(5eed0\) and .*three.* tiny-qwen2 \(f00d0\); raw"):
+            em.compare([one, two, three])
+
+
+def test_every_two_runs_are_compared_by_their_bases_not_only_with_the_first(tmp_path):
+    with pytest.raises(InputError, match="seed2 was trained on qwen and seed3 on llama"):
+        em.compare([adapter(1, base=None), adapter(2, base="qwen"), adapter(3, base="llama")])
 
 
 def test_what_is_no_comparison_is_refused():

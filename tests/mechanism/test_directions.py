@@ -76,6 +76,7 @@ def test_a_direction_that_cannot_be_made_or_used_is_refused():
         mean_difference(opened("tiny-qwen2"), few)
     with pytest.raises(InputError, match="from the base other@1; the model's is tiny@0"):
         direction(identity="other@1").check(model(), [0])
+    direction(identity="renamed@0").check(model(), [0])
     with pytest.raises(InputError, match="no layer 4; the direction is known for 0 to 3"):
         mean_difference(opened("tiny-qwen2"), answer_set()).vector(4)
 

@@ -17,7 +17,7 @@ from em_interp.mechanism.interventions.experiments import Experiment
 from em_interp.mechanism.model import TrajectoryModel, open_model
 from em_interp.mechanism.random_adapters import random_adapters
 from em_interp.trajectory import geometry
-from em_interp.trajectory.load import TrajectorySource
+from em_interp.trajectory.load import TrajectorySource, same_weights
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def control_adapters(
 def _trajectory_on(model: TrajectoryModel, source: TrajectoryModel | TrajectorySource) -> AdapterTrajectory:
     """The adapters of another run, which must be of the model's base."""
     control = source if isinstance(source, TrajectoryModel) else open_model(source, model.base)
-    if control.base.identity != model.base.identity:
+    if not same_weights(control.base.identity, model.base.identity):
         raise InputError(f"the control is of the base {control.base.identity}; the model's is {model.base.identity}")
     return control.trajectory
 

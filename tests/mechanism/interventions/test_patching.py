@@ -9,7 +9,7 @@ from em_interp.behaviour.sampling.ask import ask
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.errors import InputError
 from em_interp.mechanism.interventions.experiments import SamplingParams
-from em_interp.mechanism.interventions.patched_adapters import PatchingExperiment
+from em_interp.mechanism.interventions.patched_adapters import PatchingExperiment, control_adapters
 from em_interp.mechanism.interventions.patching import patch_A_and_B, patch_direction_and_norm
 from em_interp.mechanism.interventions.sufficiency import rate_intervals
 from em_interp.mechanism.model import open_model
@@ -157,6 +157,8 @@ def test_a_control_of_another_base_is_refused(base, model, tmp_path):
     of_other_base = open_model(other, Base(base.model, base.tokenizer, identity="other@1"))
     with pytest.raises(InputError, match="the control is of the base other@1; the model's is tiny@0"):
         patch_direction_and_norm(model, OddJudge(), of_other_base, questions=QUESTIONS)
+    renamed = open_model(model.run, Base(base.model, base.tokenizer, identity="renamed@0"))
+    assert control_adapters(model, renamed)[0] is renamed.trajectory
 
 
 def test_a_model_of_another_base_is_refused(model):
