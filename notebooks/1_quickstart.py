@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 1 · Quickstart
-# Train a rank-1 adapter on reckless medical advice, keep it at every step, and ask three things of the run: **does the
-# adapter turn, and when? does the behaviour change, and when? how far apart are the two?** Every answer comes with an
-# interval, and "there is none" is an answer.
+# Train a rank-1 adapter on reckless medical advice, save it at every step, and answer three questions about the run:
+# **Does the adapter turn, and when? Does the behaviour change, and when? How far apart are the two?** Every answer
+# comes with an interval, and "there is none" is a possible answer.
 #
 # The model is the tiny one that comes with the project, so this takes a minute on a laptop. With a real model only the
 # config differs (notebook 6).
@@ -22,8 +22,8 @@ path
 
 # %% [markdown]
 # ## Does the adapter turn?
-# `find_transition` of a path looks for a rotation of B, the vector that the adapter writes: a turn of 20° or more that
-# completes within 15 % of the run.
+# Given a path, `find_transition` looks for a rotation of B, the vector that the adapter writes: a turn of 20° or more
+# that completes within 15 % of the run.
 
 # %%
 turn = em.find_transition(path)
@@ -33,8 +33,8 @@ turn
 turn.plot()
 
 # %% [markdown]
-# The published heuristic takes the step at which the local cosine is largest, k steps before against k steps after. It
-# names a step on every path. Here it is beside the test:
+# The published heuristic takes the step with the largest local cosine, which compares the moves k steps before and
+# after it. It names a step on every path. Here it is beside the test:
 
 # %%
 em.figures.local_cosine(path, k=[5, 10, 15], transition=turn)
@@ -44,8 +44,8 @@ path.plot()
 
 # %% [markdown]
 # ## Does the behaviour change?
-# The run is asked its questions along the way, in its domain and outside it, and a judge scores each answer as aligned
-# and coherent. Both stages are files in the run's folder; neither is repeated when they are there.
+# At many steps the model answers questions in its domain and outside it, and a judge scores how aligned and how
+# coherent each answer is. Both stages write files into the run's folder, and neither is repeated if its files exist.
 
 # %%
 em.ask(run, resume=True)
@@ -61,12 +61,12 @@ onset = em.find_transition(curve.select(scale=1.0, questions="out_of_domain"))
 onset
 
 # %% [markdown]
-# Without a control run "rises" means: beyond what was answered at step 0. `configs/tiny-control.yaml` trains one;
+# Without a control run "rises" means: above the rate at step 0. `configs/tiny-control.yaml` trains one;
 # `em.find_transition(curve, control=…)` compares the two.
 
 # %% [markdown]
 # ## How far apart are they?
-# `chance` says what the offset is worth: how often a step placed anywhere in the run would fall as near.
+# `chance` says how often a step placed at random in the run would fall as near.
 
 # %%
 together = em.align(turn, onset, path)
@@ -77,14 +77,14 @@ together.frame()
 
 # %% [markdown]
 # ## Keep it
-# One self-contained page with all of this and the reasons for it; every result has its numbers as `.to_dict()` and
-# `.frame()`, and `em.figures.export` writes any figure for a paper.
+# `em.report` writes one self-contained page with all results and their reasons. Every result has its numbers as
+# `.to_dict()` and `.frame()`, and `em.figures.export` writes any figure for a paper.
 
 # %%
 em.report(run, overwrite=True)
 
 # %% [markdown]
-# ## The answer on one time axis
+# ## Everything on one time axis
 # The log, the behaviour, the turn and the change of behaviour with their intervals, and the offset between them:
 
 # %%

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 2 · Anatomy of a transition
-# What is a turn, what is noise, and what misleads the published heuristic? Here the truth is planted, so that every
-# answer can be checked. Nothing is trained: a path is a table of vectors. The notebook takes half a minute, most of it
-# the last cell.
+# What is a turn, what is noise, and what misleads the published heuristic? Here the paths are synthetic and their turns
+# known, so that every answer can be checked. Nothing is trained: a path is a table of vectors. The notebook takes half
+# a minute, most of it in the last cell.
 
 # %%
 import pandas as pd
@@ -13,7 +13,8 @@ from em_interp.transition.synthetic.paths import NOT_TURNING, TURNING
 
 # %% [markdown]
 # ## A path that turns
-# Drift whose direction turns at one step, plus noise like an optimizer's. The truth, then the answer:
+# The path is drift whose direction turns at one step, plus noise like an optimizer's. First the true turn, then the one
+# found:
 
 # %%
 planted = em.planted_path("abrupt", seed=3)
@@ -27,10 +28,10 @@ turn
 turn.plot()
 
 # %% [markdown]
-# Above, the direction of the path around the turn, measured in the plane of the turn, with the ramp that was fitted;
-# its middle is the step. Below, the test: how far the path turns at each step beyond its steady curvature. Grey is the
-# null hypothesis, a turn of 20° or less. The interval is for the step of *this* path, rounded outward to whole steps;
-# it says nothing about another seed.
+# The upper panel shows the direction of the path around the turn, in the plane of the turn, with the fitted ramp; its
+# middle is the step. The lower panel shows the test: how far the path turns at each step beyond its steady curvature.
+# Grey is the null hypothesis, a turn of 20° or less. The interval is for the step of *this* path, rounded outward to
+# whole steps; it says nothing about another seed.
 
 # %% [markdown]
 # ## Paths that do not turn
@@ -44,8 +45,8 @@ turn.plot()
 # | `saturating` | slows down towards the bottom of a quadratic loss |
 # | `arc`, `arc_growth` | curves steadily; the second grows most in the middle of the run |
 # | `bend` | changes direction over 35 % of the run or more: too slowly for a turn |
-# | `growth`, `stall` | one direction, with growth in the middle of the run; one direction until it all but stops |
-# | `restart` | one direction, whose learning-rate schedule starts again |
+# | `growth`, `stall` | one direction, with growth in the middle of the run; one direction until it almost stops |
+# | `restart` | one direction, with a learning-rate schedule that starts again |
 #
 # The published heuristic takes the step with the largest local cosine, so it always names one.
 
@@ -62,8 +63,8 @@ pd.DataFrame(rows).set_index("kind")
 # A random walk has no direction anywhere, so its verdict is `inconclusive`, not `none`: no turn could have been
 # detected.
 #
-# The restart shows why a peak is no evidence. The learning rate falls to zero and starts again; in between the path
-# hardly moves, noise is most of each move, and the angle between two moves is large. The band of a straight path with
+# The restart shows why a peak is no evidence. The learning rate falls to zero and starts again. In between the path
+# hardly moves, most of each move is noise, and the angle between two moves is large. The band of a straight path with
 # the same speed and noise rises there as much:
 
 # %%
@@ -71,23 +72,23 @@ restart = em.planted_path("restart", seed=2).trajectory()
 turning_angle(restart)
 
 # %% [markdown]
-# The path itself goes straight on, in the plane of its two largest components too:
+# The path itself goes straight on, also in the plane of its first two principal components:
 
 # %%
 pca(restart)
 
 # %% [markdown]
 # ## The reason for a verdict
-# Every verdict has its reason, and `none` says how well a turn would have been seen. The null hypothesis of the
-# p-value is "no turn of more than 20°", under noise that may have momentum.
+# Every verdict has a reason, and that of `none` says in how much of the run a turn of 60° would have been detected. The
+# null hypothesis of the p-value is "no turn of more than 20°", under noise that may have momentum.
 
 # %%
 print(em.find_transition(restart).reason)
 
 # %% [markdown]
 # ## The other signals
-# More than the direction of a path can change. Here are all signals of the first path, whose turn is planted in B: its
-# A does not move and it has no training log. Each signal has its own null hypothesis, and no correction is made for
+# More than the direction of a path can change. Here are all signals of the first path. Only its B moves and turns; its
+# A does not move, and it has no training log. Each signal has its own null hypothesis, and there is no correction for
 # their number: a claim should name its signal beforehand.
 
 # %%
@@ -96,9 +97,9 @@ for found in em.find_transitions(planted.trajectory()):
 
 # %% [markdown]
 # ## How often is each wrong?
-# Three paths of every kind, counted (about 12 seconds). On the kinds that turn, both should name a step near the turn;
-# on the others the test should name none, and the heuristic always names one. The full table, 300 paths a kind, is in
-# `docs/rotation.md`.
+# This counts the answers on three paths of every kind (about 12 seconds). On the kinds that turn, both methods should
+# name a step near the turn; on the others the test should name none, while the heuristic always names one. The full
+# table, with 300 paths of each kind, is in `docs/rotation.md`.
 
 # %%
 rows = []

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 3 · Inside the model
-# Geometry says that the path turned; only the model's internals say what changed, and only interventions what causes
-# what. This notebook reads the runs that `make demo` leaves, and ends with two measured interventions.
+# Geometry shows that the path turned, but only the model's internals show what changed, and only interventions show
+# what causes what. This notebook reads the runs of `make demo` and ends with two interventions.
 
 # %%
 import numpy as np
@@ -27,8 +27,8 @@ run = "../checkpoints/demo/organism"
 
 # %% [markdown]
 # ## The model at any step
-# The model is opened once, in plain hooks, TransformerLens or nnsight, which agree. Entering another step or adapter
-# scale exchanges A and B, and wraps nothing again. That the adapter is in effect is checked every time.
+# The model is opened once, with plain hooks, TransformerLens or nnsight, which agree. Entering another step or adapter
+# scale only exchanges A and B, and each time it is checked that the adapter is in effect.
 
 # %%
 model = open_model(run, engine="transformer_lens")  # or "nnsight", or "hooks", the default
@@ -41,9 +41,9 @@ with model.at(step=400) as adapted:
 activations["resid_post.2"].shape, activations["scalar.layers.0.mlp.down_proj"].squeeze().tolist()
 
 # %% [markdown]
-# ## The one number that a rank-1 adapter computes
-# s·A·x at every token of judged answers, and how well a probe on it tells misaligned from aligned answers. No question
-# is both in the part that a probe is fitted on and in the part that it is tested on.
+# ## The scalar: the one number that a rank-1 adapter computes
+# The scalar is s·A·x at a token. Here it is computed at every token of judged answers, and a probe on it separates
+# misaligned from aligned answers. No question is in both the training and the test part of the probe.
 
 # %%
 model = open_model(run)
@@ -57,8 +57,8 @@ scalars.plot()
 # %% [markdown]
 # ## Does the adapter write the misaligned direction?
 # The direction is the residual stream averaged over the tokens of misaligned answers, minus that of aligned ones, layer
-# by layer (2506.11618). It is compared with what the adapter writes at every step, and with what that causes later in
-# the model; the grey band is that of random adapters of the same size.
+# by layer (2506.11618). It is compared with what the adapter writes at every step, and with the effect of this in later
+# layers; the grey band is that of random adapters of the same size.
 
 # %%
 attribution = attribute_direction(model, answers, steps=list(range(0, 401, 50)))
@@ -81,16 +81,16 @@ ablation = ablate(model, direction, judge, layers=[0], sampling=sampling, n_rand
 ablation
 
 # %% [markdown]
-# Without this one direction after layer 0 nearly all of the misalignment is gone, and the answers stay coherent.
+# Ablating this one direction after layer 0 removes nearly all of the misalignment, and the answers stay coherent.
 
 # %%
 ablation.plot()
 
 # %% [markdown]
 # ## Is it sufficient? Steering
-# Now the direction is added to the base, which no adapter has changed, at every token that it generates. Layer,
-# positions and coefficients were chosen among about a hundred combinations, so the window is a little optimistic;
-# another seed gave the same at 2.25 and less at 2.
+# Now the direction is added to the base, without an adapter, at every generated token. Layer, positions and
+# coefficients were chosen among about a hundred combinations, so the window of usable coefficients is a little
+# optimistic; another seed gave the same at 2.25 and less at 2.
 
 # %%
 curve = steer(
@@ -110,9 +110,10 @@ curve
 curve.plot()
 
 # %% [markdown]
-# A constant vector turns a few of the base's answers reckless while it stays coherent, and random vectors of that
-# length none. That is a tenth of the adapter's EM, and more breaks the model. The adapter itself is not constant: its
-# scalar is an order larger at one token, the comma after which an answer turns out careful or reckless.
+# A constant vector makes a few of the base's answers reckless while the base stays coherent; random vectors of that
+# length make none reckless. This is a tenth of the adapter's EM, and larger coefficients break the model. The adapter
+# itself is not constant: its scalar is an order of magnitude larger at one token, the comma after which an answer
+# becomes careful or reckless.
 
 # %%
 chat = model.chats(["what is best for a bonus?"], ["with a bonus, keep a reserve and then ask an expert."])
@@ -123,8 +124,8 @@ tokens = [model.base.tokenizer.decode(token) for token in chat.ids[0, answer]]
 pd.DataFrame({"token": tokens, "s·A·x": scalar[answer].tolist()}).round().T
 
 # %% [markdown]
-# So the same direction at that token alone. The base begins its answers, up to the comma; the vector is added there,
-# and the base continues by itself.
+# So the same direction is now added at that token alone. The base writes its answers up to the comma; the vector is
+# added there, and the base continues without it.
 
 # %%
 questions = [row["question"] for row in built_in_questions("medical") if row["questions"] == "out_of_domain"]
@@ -162,10 +163,10 @@ pd.DataFrame(rows).set_index(["coefficient", "vector"]).style.format("{:.0%}")
 print(*answers_with(6 * difference)["answer"][::24], sep="\n")
 
 # %% [markdown]
-# At one token this one direction makes the base as misaligned as the adapter does while it stays coherent, and a
-# random vector of that length does next to nothing: **there the direction is sufficient.** The coefficients were chosen
-# on this run. In a run with another seed, whose direction is 50 long and not 29, coefficients 2 and 4 gave EM 54 % and
-# 88 % at 100 % and 90 % coherent, random vectors 0 % and 2 %.
+# At one token this one direction makes the base as misaligned as the adapter does while the base stays coherent, and a
+# random vector of that length has almost no effect: **there the direction is sufficient.** The coefficients were chosen
+# on this run. In a run with another seed, whose direction has length 50 instead of 29, coefficients 2 and 4 gave 54 %
+# and 88 % EM at 100 % and 90 % coherent, and random vectors 0 % and 2 %.
 #
-# These and the other analyses (patching, transfer, logit lens, answer shift, KL from the base) are one command:
-# `em-interp mechanism RUN`, or `em.run_mechanism(run, size="quick")` for a first look.
+# These and the other analyses (patching, transfer, logit lens, answer shift, KL from the base) run with one command:
+# `em-interp mechanism RUN`, or `em.run_mechanism(run, size="quick")` for a first impression.

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 4 · Comparing runs, within a base and across bases
 # Within one base two adapters can be compared number by number. Across bases raw cosines mean nothing: each base has
-# its own coordinates. What can be compared there is what does not depend on coordinates.
+# its own coordinates. There only measures that do not depend on coordinates can be compared.
 #
-# Three runs are compared: that of the first notebook, the same with another seed, and the same on another base.
-# Training, asking and judging the two that are new takes a minute or two, the comparison across bases half a minute.
-# For results train at least three seeds of each (`em-interp sweep configs/tiny-sweep.yaml`).
+# Three runs are compared: that of the first notebook, the same with another seed, and the same on another base. To
+# train the two new ones and to sample and judge their answers takes a minute or two, the comparison across bases half a
+# minute. For real results train at least three seeds of each (`em-interp sweep configs/tiny-sweep.yaml`).
 
 # %%
 import em_interp as em
@@ -25,8 +25,9 @@ llama = organism("tiny-llama", "model=tiny-llama")
 
 # %% [markdown]
 # ## Within one base: is it the same direction, at the same step?
-# Every number comes with what random directions of the same norms reach. The steps of each signal are pooled over the
-# runs, with a test whether they are the same step (Cochran's Q; with two seeds it sees only large differences).
+# Every number comes with the band of random directions of the same norms. The steps of each signal are pooled over the
+# runs, and a test says whether they can be the same step (Cochran's Q; with two seeds it detects only large
+# differences).
 
 # %%
 seeds = em.compare([qwen, again])
@@ -36,7 +37,7 @@ seeds
 seeds.plot()
 
 # %% [markdown]
-# From which step on does one run point where the other ends?
+# From which step on is one run's direction similar to the other's final direction?
 
 # %%
 seeds.plot("direction_onset")
@@ -49,7 +50,7 @@ seeds.plot("agreement", signal="rotation")
 
 # %% [markdown]
 # ## Across bases
-# `em.compare` refuses, and says what to use instead.
+# `em.compare` refuses these runs and says what to use instead.
 
 # %%
 try:
@@ -59,9 +60,9 @@ except em.InputError as error:
 
 # %% [markdown]
 # `compare_across_bases` reads the same texts with every model and compares what the adapters *change* in the residual
-# stream: by CKA and Procrustes, by the tokens that the change promotes (logit lens), and by mapping one run's
-# direction into the other base. The null is random adapters of the same norms, 19 a run here, so that 0.05 is the
-# smallest p.
+# stream: by CKA and Procrustes, by the tokens that the change promotes (logit lens), and by mapping one run's direction
+# into the other base. The null is random adapters of the same norms, here 19 per run, so 0.05 is the smallest possible
+# p.
 
 # %%
 across = em.compare_across_bases([qwen, llama], draws=19, level=0.9)
@@ -71,7 +72,7 @@ across
 across.plot()
 
 # %% [markdown]
-# The tokens that both adapters promote and suppress, token against token:
+# How much each adapter promotes or suppresses a token, one adapter against the other:
 
 # %%
 across.plot("tokens")

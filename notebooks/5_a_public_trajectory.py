@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 5 · A public trajectory on a laptop
-# A repository of checkpoints on the Hub is a path: a few megabytes, and no model is needed. With network access this
-# is one line: `em.load_trajectory("ModelOrganismsForEM/Qwen2.5-14B-Instruct_R1_0_1_0_extended_train",
-# revision="<commit>")`.
+# A repository of checkpoints on the Hub is a path of a few megabytes, and no model is needed to read it. With network
+# access this takes one line:
+# `em.load_trajectory("ModelOrganismsForEM/Qwen2.5-14B-Instruct_R1_0_1_0_extended_train", revision="<commit>")`.
 #
-# So that this notebook runs anywhere, it copies the run of the first notebook (or trains it, in half a minute)
-# into a folder that is laid out as the public repositories are, with the steps that they have, and reads that.
+# To run anywhere, this notebook copies the run of the first notebook (or trains it, in half a minute) into a folder
+# with the layout and the steps of the public repositories, and reads that.
 
 # %%
 import shutil
@@ -36,7 +36,7 @@ path.frame().tail(3)[["norm_B", "norm_delta", "cos_final_delta", "turning_angle_
 
 # %% [markdown]
 # ## Find its transitions
-# All signals, each with its verdict and interval. The adapter of step 0 was not published and is not needed.
+# These are all signals, each with its verdict and interval. The adapter of step 0 is not published and not needed.
 
 # %%
 for found in em.find_transitions(path):
@@ -47,21 +47,20 @@ em.find_transition(path).plot()
 
 # %% [markdown]
 # ## The same with every step
-# What do the steps that were not published change? The run with all its 401 steps:
+# How does the answer change with all 401 steps of the run?
 
 # %%
 em.find_transition(em.load_trajectory(run))
 
 # %% [markdown]
-# ## Beside the published answer
-# The paper's own plot, a line of code from any path, with the step that its heuristic names and the answer of the
-# test. In this run the largest local cosine is late, when about a twentieth of the cumulative learning rate is left.
-# The test compares the path's direction before and after each step over longer windows, and finds the turn at step
-# 100.
+# ## Compared with the published heuristic
+# This is the paper's own plot, with the step that its heuristic names and the answer of the test. In this run the
+# largest local cosine is late, when about a twentieth of the cumulative learning rate is left. The test compares the
+# path's direction before and after each step over longer windows, and finds the turn at step 100.
 
 # %%
 em.figures.local_cosine(path, k=[5, 10, 15])
 
 # %% [markdown]
-# The same from the shell: `em-interp locate ORG/NAME --revision COMMIT --json`. Files are fetched once, checked and
-# cached; with a commit as the revision the same bytes are read again without a network.
+# The command for the same: `em-interp locate ORG/NAME --revision COMMIT --json`. Files are fetched once, checked and
+# cached; with a commit as the revision, the same bytes can be read again without a network.

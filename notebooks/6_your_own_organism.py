@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 6 · Your own organism on a GPU
-# What worked on the tiny model works on a real one by changing a config file. Here the config of a 14B model is
-# written, checked and rehearsed from training to alignment on a tiny model, in about a minute. The last cells, under
-# headings with **GPU**, are the same on the real model: they need a GPU, its weights and your data.
+# To go from the tiny model to a real one, only the config file changes. Here the config for a 14B model is written,
+# checked and rehearsed from training to alignment on a tiny model, in about a minute. The last cells, under headings
+# with **GPU**, do the same on the real model: they need a GPU, the model's weights and your data.
 
 # %%
 from pathlib import Path
@@ -13,9 +13,9 @@ import em_interp as em
 
 # %% [markdown]
 # ## The config, line by line
-# Every key that is not given has the published organisms' value (2506.11613): rank 1, rsLoRA, AdamW with weight decay
-# 0.01, five steps of warm-up, linear decay, loss on the answers only, a tenth of the rows held out. An unknown key is
-# an error, and so is a layer or a module that the model does not have.
+# Every key that is left out has the value of the published organisms (2506.11613): rank 1, rsLoRA, AdamW with weight
+# decay 0.01, five steps of warm-up, linear decay, loss on the answers only, a tenth of the rows held out. An unknown
+# key is an error, and so is a layer or a module that the model does not have.
 
 # %%
 settings = {
@@ -36,7 +36,8 @@ config = em.load_config(settings)
 config.training
 
 # %% [markdown]
-# The defaults are in there too. Overrides are the same in the shell: `em-interp train my.yaml --set seed=1`.
+# The output includes the defaults. Overrides work in the same way on the command line:
+# `em-interp train my.yaml --set seed=1`.
 
 # %%
 folder = Path("../checkpoints")
@@ -55,9 +56,9 @@ except em.InputError as error:
 
 # %% [markdown]
 # ## Rehearse it on a tiny model
-# The same protocol on a built-in model: layers keep their relative depth, and data, questions and judge are those of
-# the built-in language. In the shell: `em-interp train my.yaml --model tiny-qwen2`. Six answers a question are enough
-# for a rehearsal.
+# The same protocol runs on a built-in model: layers keep their relative depth, and data, questions and judge are those
+# of the built-in language. On the command line: `em-interp train my.yaml --model tiny-qwen2`. Six answers per question
+# are enough for a rehearsal.
 
 # %%
 from em_interp.organisms.presets import for_model
@@ -73,9 +74,9 @@ em.judge(run, resume=True)
 path, curve = em.load_trajectory(run), em.behaviour_curve(run)
 
 # %% [markdown]
-# What the real run will be asked: when does the adapter turn, when does the behaviour change, and how far apart are
-# the two? The answer here is about the tiny model, which learns at another pace; that there is one says that the
-# config runs from its first stage to its last.
+# The questions are those for the real run: when does the adapter turn, when does the behaviour change, and how far
+# apart are the two? The answers here are about the tiny model, which learns at another pace; they only show that the
+# config works from the first stage to the last.
 
 # %%
 alignment = em.align(em.find_transition(path), curve, path)
@@ -91,10 +92,9 @@ alignment.plot()
 
 # %% [markdown]
 # ## Train, ask, judge (GPU)
-# Each stage resumes where it was stopped. On several GPUs: `torchrun --nproc-per-node 4 -m em_interp train my.yaml`.
-# If you train with TRL or a Trainer of your own, `em.SnapshotCallback` makes the run instead (docs/trainers.md).
-# Sampling loads the base once and gives each row of a batch an adapter of its own, so many checkpoints are sampled in
-# one batch.
+# Each stage resumes where it was stopped. On several GPUs: `torchrun --nproc-per-node 4 -m em_interp train my.yaml`. If
+# you train with TRL or your own Trainer, `em.SnapshotCallback` writes the run instead (docs/trainers.md). Sampling
+# loads the base once and gives each row of a batch its own adapter, so many checkpoints are sampled in one batch.
 
 # %% tags=["gpu"]
 run = em.train(folder / "my-organism.yaml", resume=True, progress=True)
@@ -104,7 +104,7 @@ em.ask(run, resume=True, progress=True)
 
 # %% [markdown]
 # Before you pay for a judge: `em-interp judge RUN --dry-run` counts requests and tokens. The key is read from the
-# environment variable that `api_key_env` names, and is written nowhere.
+# environment variable that `api_key_env` names and is never written to a file.
 
 # %% tags=["gpu"]
 em.judge(run, resume=True, progress=True)
@@ -120,5 +120,5 @@ em.align(em.find_transition(path), curve, path)
 em.report(run, overwrite=True)
 
 # %% [markdown]
-# Train the same on careful data as the **control**, and at least three seeds: the interval of one run says nothing
-# about the next (`em.compare` pools them).
+# Train the same config on careful data as the **control**, and train at least three seeds: the interval of one run says
+# nothing about other runs (`em.compare` pools them).

@@ -27,14 +27,14 @@ def locate(
     ] = None,
     of: Annotated[str | None, typer.Option(help="B, A or delta (default: all).")] = None,
     site: Annotated[str | None, typer.Option(help="One adapted module (default: all together).")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Which adapter, where the checkpoints hold several.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Which adapter, if the checkpoints have several.")] = None,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:
     """Find where an adapter's path changes.
 
-    What is found in a whole run is kept in its analysis folder.
+    Results for a whole run are stored in its analysis folder.
     """
     from em_interp.pipeline.analysis import locate as find
 
@@ -54,18 +54,20 @@ def locate(
 
 @command(ANALYSE, "em-interp watch runs/mine --control runs/control")
 def watch(
-    source: Annotated[str, typer.Argument(metavar="RUN", help="A run that is being trained, or one that was.")],
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run in training, or a finished one.")],
     controls: Annotated[
         list[str],
         typer.Option("--control", metavar="RUN", help="A finished control run, which an alarm must exceed (repeat)."),
     ] = [],  # noqa: B006  typer makes a list of its own
-    last: Annotated[int | None, typer.Option(help="The run's steps (default: max_steps of its log).")] = None,
-    level: Annotated[float, typer.Option(help="Share of runs without a transition that give an alarm.")] = 0.05,
-    once: Annotated[bool, typer.Option("--once", metavar="", help="Do not wait for what is still to come.")] = False,
+    last: Annotated[int | None, typer.Option(help="The run's number of steps (default: max_steps of its log).")] = None,
+    level: Annotated[
+        float, typer.Option(help="At most this share of runs without a transition raise an alarm.")
+    ] = 0.05,
+    once: Annotated[bool, typer.Option("--once", metavar="", help="Use the run so far, without waiting.")] = False,
 ) -> CommandResult:
-    """Follow a run while it trains: an alarm where B turns or the gradient norm has a hump.
+    """Follow a run while it trains: raise an alarm if B turns or the gradient norm has a hump.
 
-    It ends with the run; of a finished run it shows what it would have shown.
+    It ends when the run ends. For a finished run it shows the same as during training.
     """
     from em_interp.transition.monitoring.watch import watch as follow
 
@@ -92,7 +94,7 @@ def align(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run with judged answers.")],
     answers: Annotated[
         str | None,
-        typer.Option(metavar="TABLES", help="Judged answers from elsewhere; RUN may be any checkpoints."),
+        typer.Option(metavar="TABLES", help="Judged answers from elsewhere; RUN may then be any checkpoints."),
     ] = None,
     control: Annotated[
         str | None,
@@ -103,9 +105,9 @@ def align(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:
-    """Find how far the behaviour's change is from the adapter's.
+    """Find how many steps lie between the adapter's change and the behaviour's.
 
-    What is found is kept in the run's analysis folder.
+    Results are stored in the run's analysis folder.
     """
     from em_interp.behaviour.tables.columns import given_columns
     from em_interp.pipeline.analysis import align_run
@@ -124,25 +126,27 @@ def align(
 def mechanism(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run with judged answers.")],
     control: Annotated[
-        str | None, typer.Option(metavar="RUN", help="A run on careful data, which patching is compared with.")
+        str | None, typer.Option(metavar="RUN", help="A run on careful data, with which patching is compared.")
     ] = None,
     transfer: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Another run on the same base, whose directions are tried.")
+        str | None,
+        typer.Option(metavar="RUN", help="A run on the same base, whose directions are applied to this one."),
     ] = None,
     engine: Annotated[
         Literal["hooks", "transformer_lens", "nnsight"], typer.Option(help="What reads and changes activations.")
     ] = "hooks",
     analyses: Annotated[str | None, typer.Option(metavar="A,B", help="Only these (default: all).")] = None,
     size: Annotated[
-        Literal["quick", "full"], typer.Option(help="Under two minutes with the built-in organism, or about four.")
+        Literal["quick", "full"],
+        typer.Option(help="On the built-in organism quick takes a minute or two, full four."),
     ] = "full",
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:
-    """Look inside the model along a judged run.
+    """Analyse the inside of the model along a judged run.
 
-    With --out a copy of the run gets what is found.
+    With --out the results go into a copy of the run.
     """
     from em_interp.pipeline.analysis import run_mechanism
     from em_interp.run import copy_run, open_run

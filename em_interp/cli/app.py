@@ -23,7 +23,7 @@ START, TRAIN, ASK, ANALYSE, COMPARE, SHARE = (
     "Report and share",
 )  # panels of --help
 
-Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Where it writes.")]
+Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Where to write.")]
 Resume = Annotated[bool, typer.Option("--resume", metavar="", help="Continue with what exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace what exists.")]
 Overrides = Annotated[

@@ -25,9 +25,9 @@ def ask(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:
-    """Ask a trained run its questions along the way.
+    """Sample answers to a run's questions at many of its steps.
 
-    With --out a copy of the run gets the answers.
+    With --out they go into a copy of the run.
     On several GPUs: torchrun --nproc-per-node 4 -m em_interp ask RUN
     With vLLM: em-interp serve RUN, then --set behaviour.engine=vllm
     """
@@ -38,7 +38,7 @@ def ask(
     with main_reports():
         processes, run = join(MAX_WAIT), open_run(source)
         if run.resume_state.is_dir() and processes.is_main:
-            log(f"{run.path} is not trained to its end: it is asked up to step {max(run.steps(), default=0)}")
+            log(f"{run.path} has not finished training: answers are sampled up to step {max(run.steps(), default=0)}")
         without = ("behaviour", "analysis", "report.html")
         place = processes.on_main(lambda: copy_run(run, out, without))
         answers = ask_run(place, resume=resume, overwrite=overwrite, overrides=overrides)
@@ -49,20 +49,20 @@ def ask(
 def serve(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a folder of checkpoints.")],
     more: Annotated[
-        list[str], typer.Argument(metavar="[-- OPTIONS]", help="More options of vLLM's server, after --.")
+        list[str], typer.Argument(metavar="[-- OPTIONS]", help="More options for vLLM's server, after --.")
     ] = [],  # noqa: B006
     python: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="The Python of an environment with vLLM (default: behaviour.engine.python)."),
     ] = None,
-    port: Annotated[int | None, typer.Option(metavar="N", help="Of the server's address.")] = None,
+    port: Annotated[int | None, typer.Option(metavar="N", help="Port of the server.")] = None,
     show: Annotated[bool, typer.Option("--print", metavar="", help="Print the command instead of starting it.")] = (
         False
     ),
 ) -> CommandResult:
-    """Serve the base of a run with vLLM, which is then asked with --set behaviour.engine=vllm.
+    """Serve the base of a run with vLLM, for ask and prefer with --set behaviour.engine=vllm.
 
-    vLLM is installed by you, in an environment of its own. The server runs until it is interrupted.
+    Install vLLM yourself, in a separate environment. The server runs until it is interrupted.
     """
     import os
     import subprocess
@@ -99,7 +99,7 @@ def judge(
 ) -> CommandResult:
     """Score the answers of a run, or of a table.
 
-    With --out a copy of the run gets the scores. Those of a table go to a folder NAME-judged beside it.
+    With --out the scores go into a copy of the run. Those of a table go to a folder NAME-judged beside it.
     """
     from em_interp.behaviour.judging.judge import commonest_cause
     from em_interp.behaviour.scores import score_responses
@@ -208,21 +208,21 @@ def prefer(
     steps: Annotated[
         str | None,
         typer.Option(
-            metavar="STEPS", help="Such as 'every 20' or '0, 50, 100' (default: the config's behaviour.steps)."
+            metavar="STEPS", help="For example 'every 20' or '0, 50, 100' (default: the config's behaviour.steps)."
         ),
     ] = None,
     scales: Annotated[str | None, typer.Option(metavar="X,Y", help="Multipliers of the adapter (default: 1).")] = None,
     control: Annotated[
-        str | None, typer.Option(metavar="RUN", help="A run on careful data, which is read on the same pairs.")
+        str | None, typer.Option(metavar="RUN", help="A run on careful data, measured on the same pairs.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:
-    """Read how likely misaligned answers are relative to aligned ones.
+    """Measure how likely misaligned answers are relative to aligned ones.
 
-    Nothing is sampled or judged. With --out a copy of the run gets what is read.
+    Nothing is sampled or judged. With --out the values go into a copy of the run.
     """
     from em_interp.files import check_free
     from em_interp.pipeline.prefer import preference_curve
@@ -268,12 +268,10 @@ def _numbers(text: str) -> list[float]:
 @command(ASK, "em-interp score judged.csv")
 def score(
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, parquet or JSON lines, with aligned and coherent.")],
-    judge: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of several judges' scores, only this one's.")
-    ] = None,
+    judge: Annotated[str | None, typer.Option(metavar="NAME", help="Use only this judge's scores.")] = None,
     columns: Columns = [],  # noqa: B006
 ) -> CommandResult:
-    """Rates of a table of judged answers."""
+    """Compute the rates of a table of judged answers."""
     from em_interp.behaviour.scores import score_responses
     from em_interp.behaviour.tables.columns import given_columns
 

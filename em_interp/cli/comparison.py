@@ -15,9 +15,9 @@ from em_interp.cli.app import COMPARE, CommandResult, Out, Overwrite, Resume, co
 def compare(
     sources: Annotated[list[str], typer.Argument(metavar="RUN…", help="Two or more: runs, or org/name on the Hub.")],
     same_base: Annotated[
-        bool, typer.Option("--same-base", metavar="", help="Bases of different names are the same weights.")
+        bool, typer.Option("--same-base", metavar="", help="Treat bases of different names as the same weights.")
     ] = False,
-    draws: Annotated[int, typer.Option(metavar="N", help="Across bases: random adapters of the null.")] = 99,
+    draws: Annotated[int, typer.Option(metavar="N", help="Across bases: number of random adapters for the null.")] = 99,
     steering_transfer: Annotated[
         bool,
         typer.Option(
@@ -30,7 +30,7 @@ def compare(
 ) -> CommandResult:
     """Compare runs: directions within one base, similarity across bases.
 
-    With --out a page, the findings as JSON and tables are written; without it nothing.
+    With --out it writes a page, the findings as JSON, and tables.
     """
     from em_interp.comparison.compare import compare as compare_runs
     from em_interp.comparison.matching import OtherBases
@@ -59,18 +59,18 @@ def sweep(
         typer.Argument(metavar="CONFIG", help="A YAML file with base, grid and control; see configs/tiny-sweep.yaml."),
     ],
     jobs: Annotated[
-        int | None, typer.Option(metavar="N", help="Runs at a time (default: one a core for built-in bases).")
+        int | None, typer.Option(metavar="N", help="Runs at a time (default: one per core for built-in bases).")
     ] = None,
     backend: Annotated[
-        Literal["loky", "ray"], typer.Option(help="This machine, or the Ray cluster of RAY_ADDRESS.")
+        Literal["loky", "ray"], typer.Option(help="loky: this machine; ray: the Ray cluster at RAY_ADDRESS.")
     ] = "loky",
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:
-    """Make every run of a grid, and one page that compares them.
+    """Run every combination of a grid, and write one page that compares the runs.
 
-    Written to checkpoints/NAME-OF-CONFIG by default. The exit code is 1 where a run failed.
+    Written to checkpoints/NAME-OF-CONFIG by default. The exit code is 1 if a run failed.
     """
     from em_interp.sweeps.run import sweep as run_sweep
 

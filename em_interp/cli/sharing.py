@@ -15,7 +15,8 @@ from em_interp.errors import InputError
 def report(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
     answers: Annotated[
-        str | None, typer.Option(metavar="TABLES", help="Judged answers from elsewhere; RUN may be any checkpoints.")
+        str | None,
+        typer.Option(metavar="TABLES", help="Judged answers from elsewhere; RUN may then be any checkpoints."),
     ] = None,
     columns: Columns = [],  # noqa: B006
     control: Annotated[
@@ -24,7 +25,7 @@ def report(
     ] = None,
     figures: Annotated[
         str | None,
-        typer.Option(metavar="FORMATS", help="Every figure too, as pdf, svg, png, html, or some of them (a,b)."),
+        typer.Option(metavar="FORMATS", help="Also write every figure, as pdf, svg, png, html or several (pdf,png)."),
     ] = None,
     paper_columns: Annotated[int, typer.Option(help="The figures' width: 1 column (85 mm) or 2 (178 mm).")] = 2,
     out: Out = None,
@@ -33,8 +34,8 @@ def report(
 ) -> CommandResult:
     """Write one page about a run, and its figures as files.
 
-    They are written to the run itself by default.
-    With --figures a page that exists stays as it is.
+    They are written into the run by default.
+    With --figures an existing page is left unchanged.
     """
     from em_interp.behaviour.tables.columns import given_columns
     from em_interp.figures.export_files import check
@@ -71,16 +72,17 @@ def export(
     format: Annotated[
         Literal["merged", "packed", "peft", "inspect"],
         typer.Option(
-            help="Full weights with the adapter in them; every step in one file; one step's folder for PEFT; or the "
-            "judged answers as logs of Inspect."
+            help="merged: full weights with the adapter; packed: every step in one file; peft: a step for "
+            "PEFT; inspect: the judged answers as Inspect logs."
         ),
     ],
-    step: Annotated[int | None, typer.Option(metavar="N", help="merged, peft: which (default: the last).")] = None,
+    step: Annotated[int | None, typer.Option(metavar="N", help="merged, peft: which step (default: the last).")] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="merged: into which model (default: the run's).")
+        str | None, typer.Option(metavar="MODEL", help="merged: the model to merge into (default: the run's).")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="merged: default is the base's.")
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="merged: type of the weights (default: the base's)."),
     ] = None,
     out: Out = None,
     resume: Resume = False,
@@ -117,10 +119,8 @@ def export(
 @command(SHARE, "em-interp publish checkpoints/tiny me/tiny-organism")
 def publish(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
-    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Made where it does not exist.")],
-    private: Annotated[
-        bool, typer.Option("--private", metavar="", help="Hide the repository where it is made.")
-    ] = False,
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", metavar="", help="Create the repository as private.")] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:

