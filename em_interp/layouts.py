@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,12 @@ STEERING_FILE = "steering_vector.pt"
 CHANGE_FILE, CHANGE_CONFIG_FILE = "weight_change.safetensors", "weight_change.json"
 LOG_FILE = "trainer_state.json"
 STEP_FILES = (WEIGHTS_FILE, PICKLED_FILE, STEERING_FILE, CHANGE_FILE)  # one of them in the folder of each step
+READ_FILES = (CONFIG_FILE, *STEP_FILES, CHANGE_CONFIG_FILE, LOG_FILE)  # what else lies there is for other programs
+TRAINING_STATE = (  # names, in the folder of a step, of what training alone resumes from
+    *("optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args.bin"),  # transformers
+    *("pytorch_model_fsdp*", "sampler*", "random_states*", "dl_state_dict*", "custom_checkpoint_*"),  # FSDP, accelerate
+    *("global_step*", "zero_*", "bf16_zero_*", "mp_rank_*", "latest"),  # DeepSpeed
+)
 MAX_STEP = 2**53  # beyond it neighbouring steps are one number in float64
 FOLDERS_BELOW = 2  # how deep the steps are looked for where the folder given has none, as in runs/<run>/step_10
 
@@ -61,6 +68,16 @@ class SavedStep:
     def name(self) -> str:
         """The name that has the number."""
         return self.path.rpartition("/")[2]
+
+
+def is_in_step(path: str) -> bool:
+    """Whether a path, from the root of a run, is that of something in the folder of a step."""
+    return any(layout.pattern.fullmatch(folder) for folder in path.split("/")[:-1] for layout in LAYOUTS)
+
+
+def is_training_state(path: str) -> bool:
+    """Whether training alone reads what has this path, from the root of a run, to resume."""
+    return is_in_step(path) and any(fnmatch(path.rpartition("/")[2], pattern) for pattern in TRAINING_STATE)
 
 
 def listing_of(root: Path) -> Listing:

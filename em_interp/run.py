@@ -22,6 +22,7 @@ from em_interp.files import (
     write_beside,
     write_text,
 )
+from em_interp.layouts import CHANGE_FILE, READ_FILES, is_in_step
 from em_interp.lock import writing
 from em_interp.stages import read_kept
 
@@ -216,6 +217,7 @@ NEVER_COPIED = (".*", "resume")  # what is being written, and what training over
 def copy_run(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) -> Run:
     """A copy of the run in `out`, to which a stage writes so that the run itself is left alone; without `out` the run.
 
+    Of a step's folder only what is read is copied, not the optimizer and the tokenizer that a Trainer saves beside it.
     Adapters are hard links where possible; links out of the run are not followed, but for those to checkpoints.
     `without` are names and patterns of files and folders that are not copied: what the stage is about to make. Raises
     InputError where `out` holds another run, lies inside the run, or cannot be written.
@@ -240,7 +242,7 @@ def _content(file: Path) -> bytes | None:
 
 
 def _files(root: Path, without: tuple[str, ...]) -> Iterator[Path]:
-    """The regular files of a run; links are followed to checkpoints and to targets inside the run or its Hub cache."""
+    """The regular files of a run that are read; links are followed as `_is_followed` says."""
     inside = [root.resolve(), *([(root.parent.parent / "blobs").resolve()] if root.parent.name == "snapshots" else [])]
     folders = [root]
     while folders:
@@ -249,12 +251,21 @@ def _files(root: Path, without: tuple[str, ...]) -> Iterator[Path]:
                 continue
             if entry.is_dir():
                 folders.append(entry)
-            elif entry.is_file():
+            elif entry.is_file() and _is_read(entry, root):
                 yield entry
 
 
+def _is_read(file: Path, root: Path) -> bool:
+    """Whether a file of a run is read by any stage: all but what lies beside the adapter of a step."""
+    of_full_weights = (file.parent / CHANGE_FILE).exists()
+    return file.name in READ_FILES or of_full_weights or not is_in_step(file.relative_to(root).as_posix())
+
+
 def _is_followed(entry: Path, root: Path, inside: list[Path]) -> bool:
-    """Whether an entry of a run is copied: a link of another kind may lead anywhere, or round in a circle."""
+    """Whether an entry of a run is no link, or one to a checkpoint or to a target inside the run or its Hub cache.
+
+    A link of another kind may lead anywhere, or round in a circle.
+    """
     if not entry.is_symlink():
         return True
     if entry.is_dir():

@@ -18,6 +18,7 @@ from em_interp.files import (
     write_json,
     write_text,
 )
+from em_interp.hub.publishing import _files_to_publish
 from em_interp.run import Run, copy_run
 from em_interp.trajectory.load import load_trajectory
 from tests.trajectory.saving import save_adapter, save_run
@@ -170,6 +171,43 @@ def test_a_copy_of_a_run_follows_links_to_checkpoints_only(tmp_path):
     names = {entry.name for entry in copy.path.iterdir()}
     assert names == {"checkpoints", "config.yaml", "inside.yaml"}
     assert not any(entry.is_symlink() for entry in copy.path.rglob("*"))
+
+
+BESIDE_AN_ADAPTER = (  # as Trainers of transformers save it, with FSDP and with DeepSpeed, and accelerate's save_state
+    *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_1.pth", "training_args.bin"),
+    *("optimizer_0/__0_0.distcp", "pytorch_model_fsdp_0/__0_0.distcp", "optimizer.bin", "pytorch_model_fsdp.bin"),
+    *("global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt", "latest", "zero_to_fp32.py"),
+    *("scheduler.bin", "sampler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"),
+)
+
+
+@pytest.mark.parametrize("place", ["checkpoint-{}", "checkpoints/checkpoint-{}", "runs/mine/global_step{}"])
+def test_of_a_trainers_folder_only_what_is_read_is_copied_and_no_state_of_training_is_published(tmp_path, place):
+    run = Run(tmp_path / "run")
+    for step in (0, 5):
+        folder = save_adapter(run.path / place.format(step))
+        save_adapter(folder / "reference")
+        for name in (*BESIDE_AN_ADAPTER, "tokenizer.json", "README.md", "trainer_state.json"):
+            write_text(folder / name, '{"log_history": []}')
+    write_text(run.path / "notes.md", "mine")
+    copy = copy_run(run, tmp_path / "copy")
+    for step in (0, 5):
+        folder = copy.path / place.format(step)
+        kept = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        adapter = {"adapter_model.safetensors", "adapter_config.json"}
+        assert kept == {*adapter, *(f"reference/{name}" for name in adapter), "trainer_state.json"}
+    assert load_trajectory(copy).steps.tolist() == [0, 5] and (copy.path / "notes.md").exists()
+    published = {path for path, _ in _files_to_publish(run)}
+    assert not [path for path in published if any(path.endswith(f"/{name}") for name in BESIDE_AN_ADAPTER)]
+    assert {f"{place.format(5)}/{name}" for name in ("tokenizer.json", "README.md")} < published
+
+
+def test_full_weights_that_answers_are_sampled_from_are_copied(tmp_path):
+    weights = {"weight_change.safetensors", "weight_change.json", "config.json", "model.safetensors", "tokenizer.json"}
+    for name in weights:
+        write_text(tmp_path / "run/checkpoints/checkpoint-0" / name, "{}")
+    copy = copy_run(Run(tmp_path / "run"), tmp_path / "copy")
+    assert {file.name for file in copy.checkpoint(0).iterdir()} == weights
 
 
 def test_a_run_in_the_hub_cache_is_copied_with_what_its_links_point_to(tmp_path):

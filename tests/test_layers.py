@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
 FLOORS = [
     {"errors", "results"},
     {"files", "checks", "lock", "processes", "progress"},
-    {"config", "stages"},
-    {"run", "layouts"},
+    {"config", "stages", "layouts"},
+    {"run"},
     {"hub"},
     {"trajectory"},
     {"organisms", "behaviour", "transition"},

@@ -25,7 +25,7 @@ from em_interp.hub.download import (
     seconds_for,
     token,
 )
-from em_interp.layouts import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEERING_FILE
+from em_interp.layouts import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEERING_FILE, is_training_state
 from em_interp.run import Run, open_run
 
 CARD = "README.md"
@@ -96,7 +96,8 @@ def _files_to_publish(run: Run) -> Iterator[tuple[str, Path]]:
     folders = [run.path]
     while folders:
         for entry in sorted(folders.pop().iterdir()):
-            if NEVER_PUBLISHED.fullmatch(entry.name) or entry == run.resume_state:
+            path = entry.relative_to(run.path).as_posix()
+            if NEVER_PUBLISHED.fullmatch(entry.name) or entry == run.resume_state or is_training_state(path):
                 continue
             if entry.is_symlink():
                 raise InputError(
@@ -105,7 +106,7 @@ def _files_to_publish(run: Run) -> Iterator[tuple[str, Path]]:
             if entry.is_dir():
                 folders.append(entry)
             elif entry.is_file():
-                yield entry.relative_to(run.path).as_posix(), entry
+                yield path, entry
             else:
                 raise InputError(f"{entry} is neither a file nor a folder; remove it from the run")
 
