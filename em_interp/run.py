@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from filecmp import cmp
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from em_interp.files import (
     write_beside,
     write_text,
 )
-from em_interp.layouts import CHANGE_FILE, READ_FILES, is_in_step
+from em_interp.layouts import CHANGE_FILE, READ_FILES, STEP_FILES, is_in_step
 from em_interp.lock import writing
 from em_interp.stages import read_kept
 
@@ -232,8 +233,12 @@ def copy_run(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) ->
             if _content(own) != _content(copied):
                 raise InputError(f"{out} holds another run than {run.path}: its {own.name} differs; give another out=…")
     with writing(copy.path), resumable(copy.path):
-        for file in _files(run.path, (*without, *NEVER_COPIED)):
-            _copy(file, copy.path / file.relative_to(run.path))
+        files = {file: copy.path / file.relative_to(run.path) for file in _files(run.path, (*without, *NEVER_COPIED))}
+        for file, target in files.items():
+            if file.name in STEP_FILES and target.exists() and not cmp(file, target):
+                raise InputError(f"{target} is not that of {run.path}, so {out} holds another run; give another out=…")
+        for file, target in files.items():
+            _copy(file, target)
     return copy
 
 

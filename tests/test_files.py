@@ -21,6 +21,7 @@ from em_interp.files import (
 from em_interp.hub.publishing import _files_to_publish
 from em_interp.run import Run, copy_run
 from em_interp.trajectory.load import load_trajectory
+from tests.tiny import contents
 from tests.trajectory.saving import save_adapter, save_run
 
 
@@ -200,6 +201,22 @@ def test_of_a_trainers_folder_only_what_is_read_is_copied_and_no_state_of_traini
     published = {path for path, _ in _files_to_publish(run)}
     assert not [path for path in published if any(path.endswith(f"/{name}") for name in BESIDE_AN_ADAPTER)]
     assert {f"{place.format(5)}/{name}" for name in ("tokenizer.json", "README.md")} < published
+
+
+@pytest.mark.parametrize("place", ["checkpoint-{}", "checkpoints/checkpoint-{}"])
+def test_a_copy_of_another_run_without_config_and_manifest_is_told_by_its_adapters(tmp_path, place):
+    one, other, out = (Run(tmp_path / name) for name in ("one", "other", "out"))
+    for step in (0, 5):
+        save_adapter(one.path / place.format(step), value=1.0)
+        save_adapter(other.path / place.format(step), value=float(step > 0) + 1.0)
+    before = contents(copy_run(one, out.path).path)
+    save_adapter(one.path / place.format(10))
+    assert len(contents(copy_run(one, out.path).path)) == len(before) + 2  # a run that went on is the same run
+    with pytest.raises(
+        InputError, match=r"checkpoint-5/adapter_model\.safetensors is not that of .*other, so .*out hold"
+    ):
+        copy_run(other, out.path)
+    assert {name: held for name, held in contents(out.path).items() if name in before} == before
 
 
 def test_full_weights_that_answers_are_sampled_from_are_copied(tmp_path):

@@ -17,6 +17,7 @@ from em_interp.files import check_words, read_json, read_text
 from em_interp.hub.download import (
     CHECKPOINT_FILE,
     CONFIG,
+    MANIFEST,
     endpoint,
     hub_api,
     in_one_line,
@@ -54,7 +55,8 @@ def publish(
 
     Raises:
         InputError: there is no token, the run has no checkpoints or holds a link, the Hub cannot be reached or refuses,
-            the repository holds files (without `resume` or `overwrite`), or another run: other steps or another config.
+            the repository holds files (without `resume` or `overwrite`), or another run: other steps, another config
+            or, with `resume` and without a config, another manifest.
     """
     run = open_run(run)
     check_words(resume, overwrite)
@@ -130,13 +132,14 @@ def _parent_commit(
             f"{page} holds {len(published)} files ({some}); give resume=True to add those that it lacks, or "
             "overwrite=True to replace them"
         )
-    steps = [path for path in published if CHECKPOINT_FILE.fullmatch(path) and path not in files]
-    if steps:
+    lacking = (path for path in published if path not in files and not is_training_state(path))
+    if steps := [path for path in lacking if CHECKPOINT_FILE.fullmatch(path)]:
         raise InputError(f"{page} holds {steps[0]}, which this run has not: it is another run; name a new one")
-    if CONFIG in published:
-        config = Path(api.hf_hub_download(repo, CONFIG, revision=info.sha)).read_bytes()
-        if CONFIG not in files or config != files[CONFIG].read_bytes():
-            raise InputError(f"{page} holds a run with another {CONFIG}; give the name of a new repository")
+    tells = CONFIG if CONFIG in published or not resume else MANIFEST  # of a run of any Trainer there is no config
+    if tells in published:
+        told = Path(api.hf_hub_download(repo, tells, revision=info.sha)).read_bytes()
+        if tells not in files or told != files[tells].read_bytes():
+            raise InputError(f"{page} holds a run with another {tells}; give the name of a new repository")
     return str(info.sha), published
 
 

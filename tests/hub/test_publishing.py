@@ -166,6 +166,25 @@ def test_another_run_is_not_mixed_into_a_repository(word, hub, token, run, tmp_p
     assert "holds a run with another config.yaml" in said_by(publish, run, "organisms/sport", **{word: True})
 
 
+def test_of_runs_without_a_config_the_manifest_tells_whether_a_repository_is_added_to(hub, token, tmp_path):
+    for name in ("one", "other"):
+        save_run(tmp_path / name)
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"seed": name}))
+    publish(tmp_path / "one", NAME)
+    (tmp_path / "one/report.html").write_text("<p>new</p>")
+    publish(tmp_path / "one", NAME, resume=True)
+    assert "holds a run with another manifest.json" in said_by(publish, tmp_path / "other", NAME, resume=True)
+
+
+def test_a_repository_that_a_trainer_filled_is_added_to(hub, token, tmp_path):
+    save_run(tmp_path / "trained")
+    (tmp_path / "trained/checkpoints/checkpoint-5/optimizer.pt").write_bytes(b"state")
+    hub.put(NAME, tmp_path / "trained")
+    (tmp_path / "trained/report.html").write_text("<p>new</p>")
+    publish(tmp_path / "trained", NAME, resume=True)
+    assert "report.html" in hub.repos[NAME].commits[hub.repos[NAME].refs["main"]]
+
+
 def test_an_empty_repository_is_filled_and_a_private_one_is_made_private(hub, token, tmp_path):
     run = save_run(tmp_path / "bare")
     (tmp_path / "empty").mkdir()
