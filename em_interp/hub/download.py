@@ -36,7 +36,6 @@ T = TypeVar("T")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _SHORT = re.compile(r"Consistency check failed: file should be of size (\d+) but has size (\d+) \((?:\(…\))?(.*)\)\.")
-CHECKPOINT_FILE = re.compile(r"(?:checkpoints/)?checkpoint-([0-9]+)/([^/]+)")  # both public layouts
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 ROOT_FILES = (CONFIG, MANIFEST, CONFIG_FILE, LOG_FILE)
 DOWNLOADS_AT_ONCE = 8

@@ -15,7 +15,6 @@ from em_interp.checks import checked
 from em_interp.errors import InputError, listed
 from em_interp.files import check_words, read_json, read_text
 from em_interp.hub.download import (
-    CHECKPOINT_FILE,
     CONFIG,
     MANIFEST,
     endpoint,
@@ -26,7 +25,17 @@ from em_interp.hub.download import (
     seconds_for,
     token,
 )
-from em_interp.layouts import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEERING_FILE, is_training_state
+from em_interp.layouts import (
+    CHANGE_CONFIG_FILE,
+    CHANGE_FILE,
+    CONFIG_FILE,
+    STEERING_FILE,
+    SavedStep,
+    is_in_step,
+    is_training_state,
+    listing_of,
+    saved_steps,
+)
 from em_interp.run import Run, open_run
 
 CARD = "README.md"
@@ -70,7 +79,7 @@ def publish(
         parent, published = _parent_commit(api, repo, files, resume, overwrite)
         if parent is None:
             api.create_repo(repo, private=private or None)
-        message = f"The run {run.path.resolve().name}, {len(run.steps())} checkpoints"
+        message = f"The run {run.path.resolve().name}, {len(_saved(run))} checkpoints"
         every: dict[str, Path | bytes] = {CARD: card.encode(), **files}
         new = {path: file for path, file in every.items() if overwrite or path not in published}
         if parent and not new:
@@ -132,9 +141,9 @@ def _parent_commit(
             f"{page} holds {len(published)} files ({some}); give resume=True to add those that it lacks, or "
             "overwrite=True to replace them"
         )
-    lacking = (path for path in published if path not in files and not is_training_state(path))
-    if steps := [path for path in lacking if CHECKPOINT_FILE.fullmatch(path)]:
-        raise InputError(f"{page} holds {steps[0]}, which this run has not: it is another run; name a new one")
+    lacking = [path for path in published if path not in files and is_in_step(path) and not is_training_state(path)]
+    if lacking:
+        raise InputError(f"{page} holds {lacking[0]}, which this run has not: it is another run; name a new one")
     tells = CONFIG if CONFIG in published or not resume else MANIFEST  # of a run of any Trainer there is no config
     if tells in published:
         told = Path(api.hf_hub_download(repo, tells, revision=info.sha)).read_bytes()
@@ -194,26 +203,31 @@ def model_card(run: Run, repo: str) -> str:
     `analysis/*.json`, with their intervals. What a run lacks is said, not guessed. Raises InputError where nothing is
     saved.
     """
-    steps, manifest = run.steps(), _mapping_in(run.manifest_file)
-    if not steps:
+    saved, manifest = _saved(run), _mapping_in(run.manifest_file)
+    if not saved:
         raise InputError(f"{run.path} has no checkpoints; train the run before it is published")
-    kind = _kind_of(run.checkpoint(steps[0]))
-    trained = _mapping_in(run.checkpoint(steps[0]) / kind.config)
+    first = run.path / saved[0].place
+    kind = _kind_of(first)
+    trained = _mapping_in(first / kind.config)
     base = str(_mapping(manifest.get("base")).get("name") or trained.get(kind.base_key) or "unknown")
     settings = f"```yaml\n{read_text(run.config_file)}```" if run.config_file.is_file() else "There is no config.yaml."
     return _CARD.format(
         metadata=yaml.safe_dump(_metadata(base, kind), sort_keys=False),
         title=repo.partition("/")[2],
         what=kind.words,
-        count=len(steps),
-        first=steps[0],
-        last=steps[-1],
+        count=len(saved),
+        first=saved[0].number,
+        last=saved[-1].number,
         repo=repo,
         facts=_table(("", ""), _facts(base, manifest, trained, kind)),
         results=_results(run.analysis),
         risk=_RISK + (_TOY if base.startswith(_TINY) else ""),
         settings=settings,
     )
+
+
+def _saved(run: Run) -> list[SavedStep]:
+    return saved_steps(listing_of(run.path), str(run.path))
 
 
 def _kind_of(checkpoint: Path) -> _Kind:

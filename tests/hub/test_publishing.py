@@ -176,6 +176,20 @@ def test_of_runs_without_a_config_the_manifest_tells_whether_a_repository_is_add
     assert "holds a run with another manifest.json" in said_by(publish, tmp_path / "other", NAME, resume=True)
 
 
+@pytest.mark.parametrize("name", ["checkpoint-0005", "step_5"])
+def test_checkpoints_of_other_names_are_published_with_what_they_are(name, hub, token, tmp_path):
+    save_run(tmp_path / "run", steps=(5, 10))
+    for step in (5, 10):
+        place = tmp_path / "run/checkpoints" / f"checkpoint-{step}"
+        place.rename(place.with_name(name.replace("5", str(step))))
+    publish(tmp_path / "run", NAME)
+    card = hub.repos[NAME].commits[hub.repos[NAME].refs["main"]]["README.md"].decode()
+    assert "a checkpoint at 2 steps (5 to 10)" in card and "| base | base-14b |" in card
+    assert em.load_trajectory(NAME).steps.tolist() == [5, 10]
+    shutil.rmtree(tmp_path / "run/checkpoints" / name.replace("5", "10"))
+    assert "which this run has not: it is another run" in said_by(publish, tmp_path / "run", NAME, overwrite=True)
+
+
 def test_a_repository_that_a_trainer_filled_is_added_to(hub, token, tmp_path):
     save_run(tmp_path / "trained")
     (tmp_path / "trained/checkpoints/checkpoint-5/optimizer.pt").write_bytes(b"state")
