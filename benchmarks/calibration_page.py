@@ -111,13 +111,13 @@ def summary_text(cells):
         if wilson(cell["covers"], cell["placed"])[1] < 0.95
     ]
     lines = [
-        "- Means over the kinds of a signal, which have no common interval, since several kinds reuse the same paths:",
+        "- Means over the kinds of a signal, without intervals, since several kinds reuse the same paths:",
         "",
         signal_table(nulls, placed),
         "",
-        f"- Above a level beyond its binomial interval ({len(nulls)} kinds × 3 levels, so about "
-        f"{0.025 * 3 * len(nulls):.0f} by chance were every test exact): {'; '.join(over) or 'none'}.",
-        f"- Coverage below 95 % beyond its binomial interval ({len(placed)} kinds): {'; '.join(short) or 'none'}.",
+        f"- Kinds with p ≤ α significantly more often than α ({len(nulls)} kinds × 3 levels, so about "
+        f"{0.025 * 3 * len(nulls):.0f} by chance if every test were exact): {'; '.join(over) or 'none'}.",
+        f"- Kinds with coverage significantly below 95 % (of {len(placed)}): {'; '.join(short) or 'none'}.",
     ]
     return "\n".join(lines)
 
@@ -235,54 +235,52 @@ def baseline_table(cells):
 
 HEAD = """
 # Calibration
-Are p-values, intervals and recall what they claim? Planted cases of every signal, {cases} of a kind, all computed and
-counted by `python benchmarks/calibration.py` from seeds that no tuning and no test has used. Brackets are 95 %
-binomial (Wilson) intervals. The counts are in `benchmarks/calibration.json`, with a few cases that the tests compute
-again.
+Are p-values, intervals and recall what they claim? This page tests every signal on planted (synthetic) cases, {cases}
+of each kind, which `python benchmarks/calibration.py` computes and counts. No tuning and no test has used their seeds.
+Brackets are 95 % binomial (Wilson) intervals. The counts are in `benchmarks/calibration.json`, with a few cases that
+the tests compute again.
 
-Paths, logs and curves are those of `em.planted_path`, `planted_log`, `planted_norm`, `planted_curve` and
-`planted_shift`. Rows of several kinds in turn are called *with* and *without a turn*. *Noise of the tiny organisms*:
-the residual increments of B of the demo's organism on each of the three bases, resampled in blocks of 20 steps, on a
-planted drift (`residual_increments` in `em_interp.transition.synthetic.paths`); *of SmolLM2*: those of the organism
-of `make demo-real`, 200 steps. *ΔW*: B is the planted path, and A grows with it
-by up to half of its beginning.
+The cases come from `em.planted_path`, `planted_log`, `planted_norm`, `planted_curve` and `planted_shift`. The rows
+*with a turn* and *without a turn* take the kinds of paths in rotation. *Noise of the tiny organisms*: a planted drift
+with the residual increments of B of the demo's organism on each of the three bases, resampled in blocks of 20 steps
+(`residual_increments` in `em_interp.transition.synthetic.paths`); *of SmolLM2*: with those of the organism of
+`make demo-real`, 200 steps. *ΔW*: B is the planted path, and A grows with it by up to half of its initial size.
 """
 NULLS = """
 ## Without a transition
-P(p ≤ α) should be at most α. Tests of a rotation and of a hump hold it with room to spare: their null hypotheses are
-wide (a turn of up to 20°; any trend without a hump), and a planted case seldom sits at the edge. For pooled steps the
-p-value is that of Cochran's Q, with one true step; for an offset it is `chance`, with a turn and an onset placed
-regardless of each other.
+P(p ≤ α) should be at most α. For rotations and humps it is far below, because their null hypotheses are wide (a turn
+of up to 20°; any trend without a hump) and few planted cases are at the edge. For pooled steps the p-value is that of
+Cochran's Q, and all runs have one true step. For an offset it is `chance`, and turn and onset are placed independently.
 
-A glitch (one checkpoint that answers differently) and a trifle (a shift of 0.003 nats) are real differences, which the
-p-value may see and the verdict should not call a transition.
+A glitch (one checkpoint that answers differently) and a trifle (a shift of 0.003 nats) are real differences. The
+p-value may detect them, but the verdict should not be a transition.
 """
 PLANTED = """
 ## With a transition
-Errors and intervals are in steps; of preference in per cent of the run. Coverage is of the nominal 95 % interval,
-where a transition was found; that of rotations is rounded outward to whole steps, and coverage before that stands
-beside it. Where a fifth of the saved steps is missing at random, the widest evenly spaced stretch is all that is
-used, and more answers are inconclusive. `at_once`: a rise from step 0 on that is no logistic but an exponential
-approach, whose half-rise is counted from step 0; `read_early`: the same, read at half of 13 steps in the first fifth of
-the run, with noise that all questions share. An order of two changes is claimed only where the tenth points agree with
-it; their coverage stands beside that of the half-rise. Pooled: runs whose true steps have a standard deviation of 20
-steps.
+Errors and intervals are in steps, for preference in per cent of the run. Coverage is that of the nominal 95 % interval
+in cases where a transition was found. Intervals of rotations are rounded outward to whole steps; their coverage before
+rounding is given too. If a fifth of the saved steps is missing at random, only the longest evenly spaced stretch is
+used, and more verdicts are inconclusive. `at_once`: a rise from step 0 on that is not logistic but an exponential
+approach, whose half-rise is counted from step 0. `read_early`: the same, measured at 13 steps, half of them in the
+first fifth of the run, with noise that all questions share. An order of two changes is claimed only if the tenth points
+agree with it; their coverage is given beside that of the half-rise. Pooled: the true steps of the runs have a standard
+deviation of 20 steps.
 """
 SEVERAL = """
 ## Several turns along one path
-Two or three turns of 60 to 120°, 400 to 800 steps. A turn counts as found by a rotation within 15 steps of it, or its
-width where that is more; every other rotation is one too many.
+The paths have two or three turns of 60 to 120° in 400 to 800 steps. A turn counts as found if a rotation is within 15
+steps of it, or within its width if that is more; every other rotation is one too many.
 """
 BASELINES = """
 ## Baselines
-What each method says of the same paths: a step within 15 of the planted turn, and, without one, any answer at all.
-ruptures: `KernelCPD`, linear kernel, BIC penalty. E-divisive: energy distance, 199 permutations at 0.05. Both look at
-the directions of successive displacements over 10 steps; any bend is a change of mean to them, and noise with
-momentum is not independent. The heuristic is the step of the largest local cosine, which always answers.
+How often each method names a step within 15 steps of the planted turn, and, on paths without a turn, any step at all.
+ruptures: `KernelCPD`, linear kernel, BIC penalty. E-divisive: energy distance, 199 permutations at 0.05. Both use the
+directions of successive displacements over 10 steps. To them any bend is a change of the mean, and noise with momentum
+violates their assumption of independence. The heuristic, the step of the largest local cosine, always names a step.
 """
 REST = """
 ## What is not covered
-Noise with heavier tails than Gaussian on paths, noise slower than momentum (the residuals above lose what is slower
-than 41 steps), and turns below 60°. One run is one draw of training: intervals say nothing of other seeds, which is
-what pooled steps are for.
+Paths whose noise has heavier tails than Gaussian or is slower than momentum (the residuals above lack noise slower
+than 41 steps), and turns below 60°. Intervals are for one training run and say nothing about other seeds; pooled steps
+do.
 """

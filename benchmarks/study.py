@@ -239,7 +239,7 @@ def offset_of(row, name):
 
 
 def offset_table(organisms):
-    head = ("signal", "runs with both", "offset in steps: median, quartiles", "onset later %", "interval holds 0 %")
+    head = ("signal", "runs with both", "offset in steps: median, quartiles", "onset later %", "interval contains 0 %")
     more = ("a random step is as near in ≤ 5 %: runs %", "correlation within families and domains")
     return table([*head, *more], [(name, *offset_cells(organisms, name)) for name in SIGNALS])
 
@@ -393,61 +393,63 @@ def lead_table(rows):
 
 
 HEAD = """
-# Does it hold on organisms?
-`python benchmarks/study.py` trains the demo's organism and its control for every family, domain and seed, and asks of
-each run: which signals are found, how far the onset of misaligned answers is from them, and whether a signal says
-more about that onset than the step counter does. Negative results are in the same tables. The tables are made by that
-command from `benchmarks/study.json`, which holds one row a run. Brackets are 95 % intervals: binomial (Wilson) of
-shares, bootstrap over runs of AUROCs, random effects of pooled steps.
+# Do the signals hold on organisms?
+`python benchmarks/study.py` trains the demo's organism and its control for every family, domain and seed. For each run
+it determines which signals are found, how far the onset of misaligned answers is from them, and whether a signal
+predicts that onset better than the step counter does. Negative results are in the same tables. The command makes the
+tables from `benchmarks/study.json`, which has one row per run. Brackets are 95 % intervals: binomial (Wilson) for
+shares, bootstrap over runs for AUROCs, random effects for pooled steps.
 
-The organism plants a persona in a small synthetic language: this is evidence about the tool, not about language
-models ([limits](limits.md)). What was run of a real language model is on [its page](real_model.md).
+The organism's persona was planted in a small synthetic language: this is evidence about the tool, not about language
+models ([limits](limits.md)). Runs of a real language model are on [their own page](real_model.md).
 """
 WHAT = """
 ## What was run
 {organisms} organisms and {controls} controls ({failed} failed): bases {families}; domains {domains}; seeds {seeds}. A
-control has the seed of its organism and careful answers to the same prompts. 400 steps, every one saved; 32 questions
-answered 6 times at every 20th step; onsets of organisms are tested against their controls, those of controls by
-themselves. The command's default is the full design: three families × three domains × ten seeds.
+control has the seed of its organism and careful answers to the same prompts. Every run has 400 steps, all saved; 32
+questions are answered 6 times at every 20th step. Onsets of organisms are tested against their controls, those of
+controls without a control. The command's default is the full design: three families × three domains × ten seeds.
 """
 FOUND = """
 ## How often each signal is found
-A control has no onset to find. Its path still learns careful answers, and may turn: a rotation in a control is no
-false alarm of the test, but it says that the rotation is not specific to misalignment. `none` says that a change would
-have been seen in a part of the run at least, `inconclusive` that it could not be told. The rotation is inconclusive in
-all controls here, because their paths are too noisy: this table does not show that controls do not turn.
+A control has no onset to find. It still learns careful answers, so its path may turn: a rotation in a control is not a
+false alarm of the test, but shows that the rotation is not specific to misalignment. `none` means that a change would
+have been detected in at least a part of the run, `inconclusive` that neither can be claimed. The rotation is
+inconclusive in all controls here, because their paths are too noisy: this table does not show that controls do not
+turn.
 """
 OFFSETS = """
 ## Offsets
-By how much the onset of EM outside the training domain is later (positive) than each signal, in runs that have both.
-Near in time is not yet linked: in all runs but one both lie in the first half. So the last two columns say in how many
-runs a step placed at random would be as near to the onset in at most 5 % of cases, and whether runs of one family and
-domain in which the signal comes later also change later (correlation of the two steps, bootstrap over runs). For
-rotations that is not shown, the interval holds 0; for the hump and the norm onset it is.
+How much later (positive) the onset of EM outside the training domain is than each signal, in runs that have both.
+Closeness in time does not mean that the two are linked: in all runs but one both are in the first half. The last two
+columns therefore say in how many runs a step placed at random would be as near to the onset in at most 5 % of cases,
+and whether, within one family and domain, runs with a later signal also have a later onset (correlation of the two
+steps, bootstrap over runs). For rotations this is not shown, since the interval contains 0; for the hump and the norm
+onset it is.
 """
 POOLED = """
 ## Over seeds
-Steps pooled over the seeds of one family and domain (random effects), and how many of the runs have one.
+Steps are pooled over the seeds of one family and domain (random effects); each cell also says how many runs have one.
 """
 AUROC = """
 ## Which signal predicts the onset?
-At every twentieth of the run: does the score, computed from what is known by then, tell whether the onset of EM
-outside the training domain has happened? AUROC over runs and steps. *Step-matched*: only runs at the same step are
-compared, where the step counter knows nothing (0.5 by construction). A score is informative where this interval does
-not hold 0.5; below 0.5 a higher score goes with a later onset. Among organisms alone it must tell an early onset from a
-late one; with controls, an organism from a control. Among organisms the rotation says nothing beyond the step counter,
-the hump a little; the size of the gradient and of ΔW say more.
+At every twentieth of the run, does a score that is computed from the run so far tell whether the onset of EM outside
+the training domain has happened? The numbers are AUROCs over runs and steps. *Step-matched* compares only runs at the
+same step, where the step counter is uninformative (0.5 by construction). A score is informative if this interval does
+not contain 0.5; below 0.5 a higher score goes with a later onset. Among organisms alone it must distinguish early from
+late onsets; with controls, organisms from controls. Among organisms the rotation adds nothing to the step counter, the
+hump a little, and the size of the gradient and of ΔW more.
 """
 LEAD = """
 ## The live monitor
-Alarms of the [live monitor](monitor.md) without control runs, and how long after (positive) the onset they come. It
-looks at every twentieth of the run from a fifth on, so it cannot be earlier than step 80. The last column but one is of
-alarms in organisms in whose finished run the signal is not found.
+Alarms of the [live monitor](monitor.md) without control runs, and how long after (positive) the onset they come. The
+monitor looks at every twentieth of the run from a fifth on, so an alarm cannot be earlier than step 80. *Not found
+afterwards* is the share of alarms in organisms for which the finished run does not have the signal.
 """
 REST = """
 ## What is left
-Cells of the full design that are not listed above; other sites and ranks; the same design on SmolLM2, which takes half
-an hour of one core a pair of runs (`benchmarks/real_model.py`, [so far](real_model.md)).
+Parts of the full design that are not listed above; other sites and ranks; and the same design on SmolLM2, which takes
+half an hour of one core per pair of runs (`benchmarks/real_model.py`; [results so far](real_model.md)).
 """
 
 

@@ -50,11 +50,11 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     Each question has a height of its own around a mean of 0.03–0.2, half of it as spread, a slow random drift, and
     noise that is correlated between steps. `staggered`: each question has its own midpoint. `lopsided`: a Gompertz
     curve. `at_once`: begins at step 0, with no level before it, and approaches its end exponentially. `wiggles`: all
-    questions share some noise. `read_early`: both of these, read at half of 13 steps in the first fifth of the run, and
-    noise that the distance in steps correlates. `drifts`: questions drift far, in either direction. `as_control` and
-    `as_style`: the control or the style null shifts as much. `shared_style`: the style null shifts three times as
-    much, and so does the control's; `own_style`: it shifts as much, and the control's does not. `trifle`: a shift too
-    small to matter.
+    questions share some noise. `read_early`: `at_once` with shared noise that is correlated by the distance in steps,
+    read at 13 steps, half of them in the first fifth of the run. `drifts`: questions drift far, in either direction.
+    `as_control` and `as_style`: the control or the style null shifts as much. `shared_style`: the style null shifts
+    three times as much, and so does the control's; `own_style`: it shifts as much, and the control's does not.
+    `trifle`: a shift too small to matter.
 
     Args:
         kind: one of `RISES` (there is a shift) or `NULLS` (there is none).
