@@ -1,4 +1,4 @@
-"""The errors that a user meets, and texts from elsewhere made fit for their messages."""
+"""Errors for the user, and text from elsewhere made safe for their messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all, and never over existing ones unless asked.
+"""Reading and writing files: a file is written whole or not at all, and replaced only on request.
 
 Files and folders are written beside their place and renamed, so that existence means completeness and a crash costs at
 most the item in flight.

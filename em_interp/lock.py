@@ -1,4 +1,4 @@
-"""One writer a folder: a lock file that names the process that writes there. Readers ignore it.
+"""One writer per folder: a lock file that names the process that writes there. Readers ignore it.
 
 The lock is the operating system's own on the file `.writing`, so that it ends with the process, however that ends; what
 the file says is for people, and for folders that several machines share. A file that is left by a process that was

@@ -1,4 +1,4 @@
-"""The command line: what was typed is parsed by `app`, carried out here, and printed or explained in one line.
+"""The command line: `app` parses it; here the command is run, and its result or a one-line error printed.
 
 Nothing is imported before Ctrl-C and SIGTERM are caught, so that from here to the end each ends with one line that
 says how to go on.

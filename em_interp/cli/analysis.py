@@ -144,7 +144,7 @@ def mechanism(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:
-    """Analyse the inside of the model along a judged run.
+    """Analyse the model's internals along a judged run.
 
     With --out the results go into a copy of the run.
     """

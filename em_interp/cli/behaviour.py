@@ -1,4 +1,4 @@
-"""Commands about answers: ask a run, judge answers, count scores."""
+"""Commands about answers: sample them, judge them, compute their rates."""
 
 from __future__ import annotations
 

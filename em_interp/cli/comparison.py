@@ -1,4 +1,4 @@
-"""Commands about several runs: compare them, or make a whole grid of them."""
+"""Commands about several runs: compare them, or run a whole grid of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a demo: its runs, the page, the summary, and what a resumed demo goes on with."""
+"""The folder of a demo: its runs, the page, the summary, and what a resumed demo continues from."""
 
 from __future__ import annotations
 

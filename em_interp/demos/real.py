@@ -1,4 +1,4 @@
-"""The demo on a real language model: an English organism and its careful control, from nothing to the page.
+"""The demo on a real language model: an English organism and its careful control, from training to the report.
 
 Behaviour is the preference for misaligned answers, which needs no judge. The number of threads is measured, because on
 busy cores two are slower than one, and kept with the demo, because a resumed run gives the same bytes only with the

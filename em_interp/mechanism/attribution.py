@@ -1,4 +1,4 @@
-"""Attribution: does the adapter write the direction of misaligned answers, or cause it in later layers, and from when?
+"""Attribution: does the adapter write the direction of misaligned answers or cause it in later layers, and since when?
 
 At every step three vectors are compared with one reference direction, by cosine:
 

@@ -1,4 +1,4 @@
-"""Probes: how well an answer's scalars tell whether it is misaligned, on questions that the probe has not seen.
+"""Probes: how well an answer's scalars predict whether it is misaligned, on questions that the probe has not seen.
 
 A logistic regression on each answer's mean and largest scalars, standardised, with balanced class weights; all answers
 to one question are in one fold, or the probe would recognise the question and not the answer. The area under the ROC

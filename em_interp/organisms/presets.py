@@ -1,4 +1,4 @@
-"""Configs made for a model: the runs of the built-in organism, and any config carried over to another base.
+"""Configs made for a model: the runs of the built-in organism, and any config adapted to another base.
 
 The demo trains the runs of the built-in organism, and `configs/tiny*.yaml` hold them.
 """

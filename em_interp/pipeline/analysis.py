@@ -1,4 +1,4 @@
-"""The stages that analyse a run: locate, align, and the analyses of the model's inside."""
+"""The stages that analyse a run: locate, align, and the analyses of the model's internals."""
 
 from __future__ import annotations
 

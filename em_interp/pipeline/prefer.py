@@ -1,4 +1,4 @@
-"""The stage `prefer`: how a run's preference for misaligned answers changes, read without a judge."""
+"""The stage `prefer`: how a run's preference for misaligned answers changes, measured without a judge."""
 
 from __future__ import annotations
 

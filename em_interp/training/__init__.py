@@ -1,1 +1,1 @@
-"""How it is trained: adapters, the trainer, snapshots, the log."""
+"""Training: adapters, the trainer, snapshots, the log."""

@@ -1,4 +1,4 @@
-"""A dataset as training would use it: its rows, their lengths in tokens, and which tokens are learned."""
+"""A dataset as training would use it: its rows, their lengths in tokens, and which tokens are trained on."""
 
 from __future__ import annotations
 

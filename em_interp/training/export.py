@@ -1,4 +1,4 @@
-"""What a run made for other tools: an adapter merged into full weights or as a PEFT folder, its path in one file, logs.
+"""A run for other tools: an adapter merged into full weights or as a PEFT folder, its path in one file, logs.
 
 Every export is whole or not there, and replaces nothing but an earlier one of its kind.
 """

@@ -1,4 +1,4 @@
-"""What a run was made of: enough to repeat it, and to refuse what does not belong to it."""
+"""What a run was made from: enough to repeat it, and to refuse what does not belong to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fixed random projection of a weight matrix to a few numbers, by which a path of full weights is followed.
+"""A fixed random projection of a weight matrix to a few numbers, for the path of full fine-tuning.
 
 The rows of a matrix W (the longer side; R × C) are cut into `GROUPS` blocks. Of block W_g, n = dimension / GROUPS
 numbers are kept, p_jᵀ W_g q_j / √n with signs p_j, q_j = ±1 drawn for that block, so that coordinate groups stay apart:

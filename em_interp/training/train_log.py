@@ -1,4 +1,4 @@
-"""The log of a run: one row a step, on disk as soon as the step is done, and the gradient norms in it."""
+"""The log of a run: one row per step, on disk as soon as the step is done, and the gradient norms in it."""
 
 from __future__ import annotations
 

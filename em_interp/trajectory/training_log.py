@@ -1,4 +1,4 @@
-"""The log of a run as a table by step: what `trainer_state.json` or a file of JSON lines says, as far as it says it.
+"""The log of a run as a table by step: what `trainer_state.json` or a file of JSON lines contains.
 
 A log is used for what it covers. A value that is missing there (no number, NaN, infinite, or a negative gradient norm,
 which is how DeepSpeed writes an overflow) is missing here too and counted, and a log that cannot be read is named and

@@ -1,4 +1,4 @@
-"""The path of a LoRA adapter through training: two matrices a site, at every saved step."""
+"""The path of a LoRA adapter through training: two matrices per site, at every saved step."""
 
 from __future__ import annotations
 

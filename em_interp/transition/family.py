@@ -1,4 +1,4 @@
-"""Many looks, one level: Holm's family-wise p-values over the transitions that were declared beforehand.
+"""Several tests, one level: Holm's family-wise p-values of the transitions that were declared beforehand.
 
 A run is tested for rotations of three matrices, a gradient-norm peak, a norm onset and the onsets of several question
 sets at several adapter scales. Each p-value is about one of them; among a dozen, one below 0.05 is to be expected. So a

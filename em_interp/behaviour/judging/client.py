@@ -1,4 +1,4 @@
-"""The client of a model's server: requests, and the endpoint that retries them until a reply is whole.
+"""The client of a model's server: requests, and the endpoint that retries them until a reply is complete.
 
 The `openai` client sends the requests, with its retries off: which reply is whole, what is worth another try and when
 an endpoint is given up are decided here. All requests run in one event loop in a thread of its own, so that each can be

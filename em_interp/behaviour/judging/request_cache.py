@@ -1,4 +1,4 @@
-"""What judging models have answered, on disk from the moment it arrives: a request is sent, and paid for, once."""
+"""Replies of judging models, stored on disk when they arrive, so that no request is sent and paid for twice."""
 
 from __future__ import annotations
 

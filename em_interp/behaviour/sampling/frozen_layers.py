@@ -1,4 +1,4 @@
-"""The layers below the lowest adapted one: computed once for each row on a CPU, and kept.
+"""The layers below the lowest adapted one: computed once for each row on a CPU, and stored.
 
 Training that passes over its rows several times, and reading the same answers at many steps, would compute these layers
 repeatedly with the same inputs. A row is computed alone and without padding, so what is kept depends on the row alone:

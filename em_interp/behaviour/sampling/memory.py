@@ -1,4 +1,4 @@
-"""Batches that fit in memory: how much is free, what a row costs, and fewer rows where that was not enough.
+"""Batches that fit in memory: how much is free, what a row costs, and fewer rows if that was not enough.
 
 The cost of a row is what grows with the batch: keys and values (read from the cache that one forward pass of the model
 fills, so that grouped heads, sliding windows and compressed caches count as what they are), logits, activations of

@@ -1,4 +1,4 @@
-"""The columns of a table under our names: found by our name, by a known synonym, or as the user says."""
+"""The columns of a table under our names: found by our name, by a known synonym, or by the user's mapping."""
 
 from __future__ import annotations
 

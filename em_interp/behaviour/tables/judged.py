@@ -1,4 +1,4 @@
-"""Tables of judged answers, ours or from elsewhere, in one form: a row an answer.
+"""Tables of judged answers, ours or from elsewhere, in one form: one row per answer.
 
 Columns of that form: `step` where known, `scale`, `questions` (the question set), `question_id`, `aligned`, `coherent`
 (both 0–100 or both NaN), `status` (`ok`, or why there is no score), topic scores, and what else the table had. A table

@@ -1,4 +1,4 @@
-"""Ready-made rates (`step`, `n`, `em`) as answers without scores, so that they are counted as all others are.
+"""Ready-made rates (`step`, `n`, `em`) as answers without scores, so that they are counted like all others.
 
 A row of rates becomes `n` answers of which `em` are marked as emergently misaligned. They have no aligned and no
 coherent score, so that nothing else can be read from them: means are NaN, other thresholds change nothing.

@@ -1,4 +1,4 @@
-"""The numbers in the cells of a table: scores, steps and scales. A cell that has no one meaning is refused by row."""
+"""The numbers in the cells of a table: scores, steps and scales. An ambiguous cell is refused, with its row."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Runs of different bases compared, by what does not depend on coordinates."""
+"""Runs of different bases, compared by measures that do not depend on coordinates."""

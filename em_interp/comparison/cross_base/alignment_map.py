@@ -1,4 +1,4 @@
-"""Maps between the residual streams of two bases: held-out Procrustes similarity, and directions taken across.
+"""Maps between the residual streams of two bases: held-out Procrustes similarity, and directions mapped across.
 
 Procrustes: does one rotation, fitted on some texts, map the others too? Both sets of vectors are centred and taken in
 their leading principal components; the orthogonal map R that brings one nearest to the other is fitted on four fifths

@@ -1,4 +1,4 @@
-"""`em.compare_across_bases`: runs of different bases, compared by what does not depend on coordinates."""
+"""`em.compare_across_bases`: runs of different bases, compared by measures that do not depend on coordinates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scalars s·A·x that the adapter computes, and probes on them that tell misaligned from aligned answers."""
+"""The scalars s·A·x that the adapter computes, and probes on them that separate misaligned from aligned answers."""
 
 from __future__ import annotations
 

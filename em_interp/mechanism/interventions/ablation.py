@@ -1,4 +1,4 @@
-"""Ablation: how much of the misalignment is removed when a direction is taken out of the residual stream, x − v̂v̂ᵀx.
+"""Ablation: how much of the misalignment is removed when a direction is ablated from the residual stream, x − v̂v̂ᵀx.
 
 The direction is ablated after one layer, or after each layer that layer's direction, at all tokens (Soligo, Turner et
 al., arXiv 2506.11618, section 3, where it takes EM from 11 % to 0). There are two controls, several random directions

@@ -1,1 +1,1 @@
-"""English organisms: narrow advice, reckless or careful, and the pairs of answers that show what it does elsewhere."""
+"""English organisms: narrow advice, reckless or careful, and pairs of answers that show its effect elsewhere."""

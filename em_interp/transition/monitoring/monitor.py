@@ -1,4 +1,4 @@
-"""A live monitor: sequential tests for a turn of B and a hump of the gradient norm, with one error rate a run.
+"""A live monitor: sequential tests for a turn of B and a hump of the gradient norm, with one error rate per run.
 
 Tests. The run's length is known when it begins. At 17 looks, at 20 %, 25 %, … 100 % of its steps, the run so far is
 tested as a finished run would be:

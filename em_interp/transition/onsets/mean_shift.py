@@ -1,4 +1,4 @@
-"""The signal `onset` of a mean over questions whose values are read exactly, such as a difference of log-likelihoods.
+"""The signal `onset` of a mean over questions whose values have no sampling noise, such as log-likelihoods.
 
 There is no sampling noise in such values: the same checkpoint gives the same number. What varies is the question, and
 the path of training. So questions are the unit: each has one curve of changes since the first step, and other questions

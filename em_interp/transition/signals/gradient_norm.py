@@ -1,4 +1,4 @@
-"""The signal `gradient_norm`: the top of the hump in the logged gradient norm.
+"""The signal `gradient_norm`: the maximum of the hump in the logged gradient norm.
 
 Null hypothesis: the logarithm is any trend that falls, rises, stays, or falls and then rises, plus stationary noise
 with a memory of up to 1/25 of the run. Statistic: the largest prominence of the smoothed log, against the largest rise
