@@ -246,10 +246,10 @@ def behaviour_curve(
     Args:
         source: A judged run or its directory; or a folder with one judged table a step, a file, or a frame with a
             column `step` (see `tables.read_judged` for the columns).
-        judge: Whose scores are used, where several judges scored the answers; by default the judge of the run's config.
+        judge: The judge whose scores are used, if several scored the answers; by default that of the run's config.
         domain: What the fine-tune was about, for `domain_share`; by default that of the run's manifest.
         level: Probability with which the intervals contain the rates.
-        columns: What the table calls a column, by our name: `{"aligned": "my_score"}`.
+        columns: The table's name for a column, by our name: `{"aligned": "my_score"}`.
 
     Returns:
         The curve; `frame()` has rates and means with their intervals by step, scale and question set.

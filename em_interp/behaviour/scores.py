@@ -190,8 +190,8 @@ def score_responses(
         source: A table, its file (CSV, parquet, JSON lines …), a folder of them, or the folder that judging a table
             has made; see `tables.read_judged` for the columns.
         level: Probability with which the intervals contain the rates.
-        judge: Whose scores are counted, where several judges scored the answers; they are not pooled.
-        columns: What the table calls a column, by our name: `{"aligned": "my_score"}`.
+        judge: The judge whose scores are counted, if several scored the answers; they are not pooled.
+        columns: The table's name for a column, by our name: `{"aligned": "my_score"}`.
 
     Returns:
         The counts, rates and means, over all answers and by question.

@@ -30,7 +30,7 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the config (repeat).")
 ]
 Columns = Annotated[
-    list[str], typer.Option("--columns", metavar="COLUMN=NAME", help="What the table calls a column (repeat).")
+    list[str], typer.Option("--columns", metavar="COLUMN=NAME", help="The table's name for a column (repeat).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object and nothing else on stdout.")]
 

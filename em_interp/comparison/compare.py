@@ -58,7 +58,7 @@ def compare(
     Args:
         runs: run directories, folders of checkpoints, Hub ids, `Run` objects or trajectories; two or more. A mapping
             gives their names; by default they are named after their folders.
-        same_base: vouch that different names of the base are the same weights.
+        same_base: treat different names of the base as the same weights.
         level: confidence level of the bands of chance and of the intervals.
         points: how many saved steps of each run to compare, spread evenly with the last among them; by default 101 at
             rank 1 and 41 above.

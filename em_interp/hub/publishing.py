@@ -49,8 +49,8 @@ def publish(
     """Upload a run directory to the Hub unchanged, in one commit.
 
     A model card is added as README.md, unless the run has one. Left out are what training resumes from, caches, and
-    files that are not finished. Nothing is visible before all of it is: an interrupted upload leaves the repository
-    unchanged, and is started again. Needs a token that may write, from HF_TOKEN or stored by `hf auth login`.
+    files that are not finished. Nothing is visible until everything is uploaded: an interruption leaves the repository
+    unchanged, and the upload starts again. Needs a token that may write, from HF_TOKEN or stored by `hf auth login`.
 
     Args:
         run: a run, or its folder.

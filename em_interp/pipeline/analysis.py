@@ -87,7 +87,7 @@ def align_run(
         run: a judged run; with `answers` any folder of checkpoints.
         control: a run on careful data with the same questions.
         answers: judged tables in place of the run's own answers.
-        columns: what these tables call a column, by our name: `{"aligned": "my_score"}`.
+        columns: these tables' name for a column, by our name: `{"aligned": "my_score"}`.
         out: the folder whose `analysis/align.json` is written; by default the run.
         resume: check the findings that are there: they stay, and other ones are an error.
         overwrite: replace them.

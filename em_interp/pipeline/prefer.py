@@ -59,7 +59,7 @@ def preference_curve(
         The curve, by step, scale and question set, with intervals over questions.
 
     Raises:
-        InputError: where a run on data of one's own is read without pairs, where the control lacks the first step, and
+        InputError: where a run on other than built-in data has no pairs, where the control lacks the first step, and
             as `read_preferences` says.
     """
     import pandas as pd

@@ -85,10 +85,10 @@ def report(
     Args:
         run: a run directory, a folder of checkpoints, a `Run`, or its findings.
         control: a run on careful data with the same questions, to compare with; with `answers` judged tables too.
-        planted: a run whose training data changed at a known step, to show what the locator makes of it.
+        planted: a run whose training data changed at a known step, as a test with a known truth.
         out: where to write it; by default the run's `report.html`.
         answers: answers judged elsewhere, a table or a folder of them, in place of the run's own.
-        columns: what these tables call a column, by our name: `{"aligned": "my_score"}`.
+        columns: these tables' name for a column, by our name: `{"aligned": "my_score"}`.
         resume: leave a page that exists as it is.
         overwrite: replace a page that exists.
 

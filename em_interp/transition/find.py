@@ -45,7 +45,7 @@ def find_transition(
     control: AnyCurve | None = None,
     level: float = 0.95,
 ) -> Transition:
-    """One transition: of a path its `rotation` in B, of a behaviour curve the `onset` of EM.
+    """Find one transition: the `rotation` of B for a path, the `onset` of EM for a behaviour curve.
 
     Args:
         source: A trajectory, a run or its path, or a behaviour curve of one scale and question set.

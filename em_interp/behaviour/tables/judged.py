@@ -50,7 +50,7 @@ def read_judged(source: str | Path | pd.DataFrame, columns: Mapping[str, str] | 
             (`columns.OTHER_NAMES`); all others are optional. A score that is a word, such as REFUSAL, becomes the
             status. In a folder the step is in the name of the file or of its folder (`checkpoint-120.csv`,
             `step_120/answers.csv`) or in a column. Rates (`step`, `n`, `em`) are read too.
-        columns: What the table calls a column, by our name: `{"aligned": "my_score"}`.
+        columns: The table's name for a column, by our name: `{"aligned": "my_score"}`.
 
     Raises:
         InputError: Where columns are missing or twice there, a score lies outside 0–100, none is above 1, a cell has no

@@ -66,7 +66,7 @@ def planted_curve(kind: str, seed: int | np.random.Generator) -> PlantedCurve:
     Args:
         kind: One of RISES or NULLS. `staggered`: each question has its own onset; `lopsided`: a Gompertz curve; `dips`:
             up to three checkpoints, a third of the plateau at most, fall back; `glitch`: one checkpoint alone is high;
-            `as_control`: the control rises just so.
+            `as_control`: the control rises as much.
         seed: Random seed, or a generator to draw from.
 
     Returns:
