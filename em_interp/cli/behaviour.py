@@ -235,32 +235,24 @@ def prefer(
         without = ("preferences*", "analysis", "report.html")
         run = processes.on_main(lambda: copy_run(run, out, without))
         processes.on_main(lambda: check_free(run.preferences_file, resume, overwrite))
-        curve = preference_curve(
-            run,
-            pairs,
-            None if steps is None else _saved_steps(run, steps),
-            None if scales is None else _numbers(scales),
-            control,
-            resume=resume,
-            overwrite=overwrite,
-            overrides=overrides,
-        )
+        models = _saved_steps(run, steps), _numbers(scales)
+        curve = preference_curve(run, pairs, *models, control, resume=resume, overwrite=overwrite, overrides=overrides)
     values = {"run": str(run.path), "preferences": str(run.preferences_file), **curve.to_dict()}
     return CommandResult(values, f"{curve.sentence()}\nthe preferences: {run.preferences_file}")
 
 
-def _saved_steps(run: Run, schedule: str) -> list[int]:
-    """The saved steps that are nearest to those of a schedule."""
+def _saved_steps(run: Run, schedule: str | None) -> list[int] | None:
+    """The saved steps that are nearest to those of a schedule, where one is given."""
     from em_interp.behaviour.sampling.ask import steps_with_models
     from em_interp.config.schedule import Schedule
 
-    return Schedule(schedule).nearest(steps_with_models(run))
+    return None if schedule is None else Schedule(schedule).nearest(steps_with_models(run))
 
 
-def _numbers(text: str) -> list[float]:
-    """The numbers of a list such as 1,2."""
+def _numbers(text: str | None) -> list[float] | None:
+    """The numbers of a list such as 1,2, where one is given."""
     try:
-        return [float(part) for part in text.split(",")]
+        return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--scales expects numbers such as 1,2; found {text!r}") from None
 

@@ -245,8 +245,6 @@ def ask(
         InputError: For adapters of another base, a step that was not saved, a question that is incomplete or repeated,
             answers that exist already (without `resume` or `overwrite`) or were begun with other settings.
     """
-    from em_interp.behaviour.sampling.generate import Sampler, row_model
-    from em_interp.behaviour.vllm.engine import VLLMEngine
     from em_interp.trajectory.load import load_trajectory
 
     processes = join(MAX_WAIT)
@@ -268,20 +266,34 @@ def ask(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    models = CheckpointModels(run, base, trajectory)
-    sampler = Sampler(base.model, base.tokenizer, temperature, max_new_tokens, seed, batch, models.row_bytes)
-
-    def open_batch(rows: list[Row], _: Tokens) -> AbstractContextManager[RowModel]:
-        return row_model(*models.of([row.columns["step"] for row in rows], [row.columns["scale"] for row in rows]))
-
-    engine: Engine = LocalEngine(sampler, open_batch)
-    if servers is not None:
-        engine = VLLMEngine(servers, base, trajectory, sampler, run.answers_file.with_name("answers.adapters"))
+    engine = _engine(run, base, trajectory, (temperature, max_new_tokens, seed, batch), servers)
     with writing_together(run.path, run.answers_file.parent, processes):
         if overwrite:
             processes.on_main(lambda: discard_answers(run))
         sample_answers(run.answers_file, settings, rows, engine, resume, progress, processes)
     return run.answers_file
+
+
+def _engine(
+    run: Run,
+    base: Base,
+    trajectory: AdapterTrajectory,
+    sampling: tuple[float, int, int, int | None],
+    servers: VLLMConfig | None,
+) -> Engine:
+    """The checkpoints in this process, or on the servers where there are some."""
+    from em_interp.behaviour.sampling.generate import Sampler, row_model
+    from em_interp.behaviour.vllm.engine import VLLMEngine
+
+    models = CheckpointModels(run, base, trajectory)
+    sampler = Sampler(base.model, base.tokenizer, *sampling, row_bytes=models.row_bytes)
+    if servers is not None:
+        return VLLMEngine(servers, base, trajectory, sampler, run.answers_file.with_name("answers.adapters"))
+
+    def open_batch(rows: list[Row], _: Tokens) -> AbstractContextManager[RowModel]:
+        return row_model(*models.of([row.columns["step"] for row in rows], [row.columns["scale"] for row in rows]))
+
+    return LocalEngine(sampler, open_batch)
 
 
 ASKED = {
