@@ -23,7 +23,7 @@ from em_interp.processes import SINGLE
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import encode_rows
 from em_interp.training.trainables import make_trainable
-from em_interp.training.trainer import Batches, PlanTrainer
+from em_interp.training.trainer import MicroBatches, PlanTrainer
 
 DATASET, BATCH, LAYER = "english:medical", 8, 15
 OUT = "/tmp/training-speed"  # nothing is written to it
@@ -66,7 +66,7 @@ def measured(dtype, ours, steps, kept):
     base = load_base("smollm2", dtype)
     examples = {DATASET: encode_rows(chats, plan.rows_of(DATASET), base.tokenizer, 2048)}
     trainable, clock = make_trainable(base, config, steps), Clock()
-    batches = Batches(plan, 0, BATCH, examples, SINGLE)
+    batches = MicroBatches(plan, 0, BATCH, examples, SINGLE)
     arguments = TrainingArguments(
         OUT, num_train_epochs=1, max_grad_norm=0, logging_steps=1, save_strategy="no", report_to=[],
         disable_tqdm=True, use_cpu=True, learning_rate=1e-4, per_device_train_batch_size=BATCH,

@@ -134,7 +134,7 @@ def check_free(path: Path, resume: bool, overwrite: bool, content: str = "") -> 
     Every function that writes calls it before it computes anything. `content` names what is there, where the path
     does not say it.
     """
-    check_words(resume, overwrite)
+    check_resume_or_overwrite(resume, overwrite)
     if path.exists() and not (resume or overwrite):
         reason = f"{path} holds {content} already" if content else f"{path} is there already"
         raise InputError(f"{reason}; give resume=True to go on with it, overwrite=True to replace it, or another out=…")
@@ -154,7 +154,7 @@ def check_replaceable(places: Iterable[Path], begun: bool, what: str) -> None:
             raise InputError(f"{place} is not of {what}, so it is not replaced; give out=… a folder of its own")
 
 
-def check_words(resume: bool, overwrite: bool) -> None:
+def check_resume_or_overwrite(resume: bool, overwrite: bool) -> None:
     """Raise InputError where both are given."""
     if resume and overwrite:
         raise InputError("resume=True continues with what exists and overwrite=True replaces it; give one of them")
@@ -233,7 +233,7 @@ def read_text(path: Path) -> str:
             f"{path}, line {line}: not {codec.upper().removesuffix('-SIG')} (byte 0x{content[error.start]:02x}); save "
             "the file as UTF-8; it may be Windows-1252, compressed or encrypted"
         ) from None
-    refuse_beginnings(path, text[:512].encode(errors="replace"), STAND_INS)
+    refuse_file_types(path, text[:512].encode(errors="replace"), STAND_INS)
     return text
 
 
@@ -288,7 +288,7 @@ STAND_INS = {  # how a file begins that came in place of another, in lower case,
 }
 
 
-def refuse_beginnings(path: Path, content: bytes, kinds: Mapping[bytes, str]) -> None:
+def refuse_file_types(path: Path, content: bytes, kinds: Mapping[bytes, str]) -> None:
     """Raise InputError, with what it is, for a file that begins as one of `kinds`, whatever the case."""
     start = content[:512].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     for beginning, what in kinds.items():

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 import em_interp as em
-from em_interp.behaviour.judging.answer_tables import adopt
+from em_interp.behaviour.judging.answer_tables import import_answers
 from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.errors import InputError
 from em_interp.lock import LOCK_FILE, writing
@@ -174,7 +174,7 @@ def test_every_stage_is_refused_while_another_process_writes_and_changes_nothing
     table.write_text("question,answer\nq,a\n")
     stages = [
         lambda: judge_answers(run, Unused(), overwrite=True),
-        lambda: adopt(table, tmp_path / "begun"),
+        lambda: import_answers(table, tmp_path / "begun"),
         lambda: copy_run(plant(tmp_path / "other", numbered(4)), run.path),
         lambda: Storage(run.path).open().__enter__(),
         lambda: em.train("configs/tiny.yaml", tmp_path / "begun"),

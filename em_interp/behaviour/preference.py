@@ -31,7 +31,7 @@ from em_interp.behaviour.sampling.ask import (
     check_base,
     check_models,
     check_processes,
-    models_read,
+    model_settings,
 )
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.files import remove, write_beside
@@ -95,7 +95,7 @@ def read_preferences(
     table = read_pairs(pairs)
     answers = _tokenize(base, table)
     settings = {
-        **models_read(base, trajectory, steps, scales, servers),
+        **model_settings(base, trajectory, steps, scales, servers),
         "pairs": hashlib.sha256(table.to_json(orient="records").encode()).hexdigest()[:16],
         "rows": ROWS,
     }
@@ -120,12 +120,12 @@ def read_preferences(
 
 def _tokenize(base: Base, pairs: pd.DataFrame) -> list[TokenizedAnswer]:
     """The aligned, then the misaligned answer of each pair, without the end-of-turn token."""
-    from em_interp.behaviour.sampling.generate import end_tokens
+    from em_interp.behaviour.sampling.generate import eos_token_ids
     from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, tokenize_answers
 
     prompts = [[{"role": "user", "content": text}] for text in pairs["question"] for _ in range(2)]
     texts = [text for pair in zip(pairs["aligned"], pairs["misaligned"], strict=True) for text in pair]
-    ends = set(end_tokens(base.model, base.tokenizer))
+    ends = set(eos_token_ids(base.model, base.tokenizer))
     rows = tokenize_answers(base, prompts, texts)
     return [TokenizedAnswer(r.prompt, r.answer[:-1] if r.answer[-1] in ends else r.answer) for r in rows]
 

@@ -141,14 +141,14 @@ def _retest(
     from em_interp.behaviour.judging.llm_judge import open_judge
     from em_interp.files import check_free
     from em_interp.pipeline.behaviour import judge_endpoint, judge_prompts
-    from em_interp.reports.findings import keep
+    from em_interp.reports.findings import save_result
 
     run = _place(source, out, overrides, columns, ("retest.json",))
     file = run.analysis / "retest.json"
     check_free(file, resume, overwrite)
     with open_judge(run, judge_endpoint(run, overrides), judge_prompts(run, overrides)) as model:
         result = retest(run, model, count)
-        keep(result.to_dict(), file, overwrite)
+        save_result(result.to_dict(), file, overwrite)
     return CommandResult(result.to_dict(), result.sentence())
 
 
@@ -170,7 +170,7 @@ def _run_with_answers(source: str) -> Run:
 
 def _place(source: str, out: str | None, overrides: list[str], columns: list[str], without: tuple[str, ...]) -> Run:
     """The run that is judged and written to; `without` is what no copy of a run takes along."""
-    from em_interp.behaviour.judging.answer_tables import adopt
+    from em_interp.behaviour.judging.answer_tables import import_answers
     from em_interp.behaviour.tables.columns import given_columns
     from em_interp.pipeline.behaviour import judge_endpoint
     from em_interp.run import Run, copy_run
@@ -179,7 +179,7 @@ def _place(source: str, out: str | None, overrides: list[str], columns: list[str
     if table is None:
         return copy_run(_run_with_answers(source), out, without)
     judge_endpoint(Run(table[1]), overrides)  # refuses what cannot judge a table before anything is written
-    return adopt(*table, given_columns(columns))
+    return import_answers(*table, given_columns(columns))
 
 
 def _unjudged(source: str, out: str | None, columns: list[str]) -> tuple[Run, pd.DataFrame | None]:

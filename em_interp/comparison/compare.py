@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from em_interp.checks import check_level, check_whole, checked
-from em_interp.comparison.matching import Matched, Sources, match
+from em_interp.comparison.matching import MatchedRuns, Sources, match
 from em_interp.comparison.nulls import (
     Null,
     PermutationNull,
@@ -111,7 +111,7 @@ class _Measured:
     inner_B: dict[tuple[int, int], Float[np.ndarray, "left right"]] | None  # of s‖a‖b; None with a rank above 1
 
 
-def _measure(matched: Matched, points: int) -> _Measured:
+def _measure(matched: MatchedRuns, points: int) -> _Measured:
     rows = [evenly_spaced(path.steps, points) for path in matched.paths]
     pairs = [*combinations_with_replacement(range(len(matched.paths)), 2)]
     rank_one = all(path.A[site].shape[1] == 1 for path in matched.paths for site in matched.sites)
@@ -134,7 +134,7 @@ def _measure(matched: Matched, points: int) -> _Measured:
 
 
 def _pair_rows(
-    matched: Matched,
+    matched: MatchedRuns,
     measured: _Measured,
     spectra: Sequence[SiteSpectra],
     nulls: Nulls,
@@ -170,7 +170,7 @@ def _row(keys: dict[str, Any], of: str, site: str, value: float, null: Null, lev
 
 
 def _angle_rows(
-    matched: Matched, measured: _Measured, spectra: Sequence[SiteSpectra], level: float
+    matched: MatchedRuns, measured: _Measured, spectra: Sequence[SiteSpectra], level: float
 ) -> Iterator[dict[str, Any]]:
     """A row for each principal angle of the column spaces of B and the row spaces of A, by pair and site."""
     for i, j in combinations(range(len(matched.names)), 2):
@@ -185,7 +185,7 @@ def _angle_rows(
                     yield {**keys, "angle": number, "degrees": float(angle), "random_band": band}
 
 
-def _grids(matched: Matched, measured: _Measured, nulls: Nulls, level: float) -> Iterator[PairGrid]:
+def _grids(matched: MatchedRuns, measured: _Measured, nulls: Nulls, level: float) -> Iterator[PairGrid]:
     for of in MATRICES:
         for i, j in combinations(range(len(matched.names)), 2):
             pair = matched.names[i], matched.names[j]
@@ -195,7 +195,9 @@ def _grids(matched: Matched, measured: _Measured, nulls: Nulls, level: float) ->
             yield PairGrid(of, *pair, measured.steps[i][rows], measured.steps[j][others], cosines, band)
 
 
-def _direction_onsets(matched: Matched, measured: _Measured, nulls: Nulls, level: float) -> Iterator[DirectionOnset]:
+def _direction_onsets(
+    matched: MatchedRuns, measured: _Measured, nulls: Nulls, level: float
+) -> Iterator[DirectionOnset]:
     for of in MATRICES:
         for final, inside in permutations(range(len(matched.names)), 2):
             first, second = sorted((final, inside))
@@ -205,7 +207,7 @@ def _direction_onsets(matched: Matched, measured: _Measured, nulls: Nulls, level
             yield DirectionOnset(*names, of, measured.steps[inside], curve, band, level)
 
 
-def _planes(matched: Matched, measured: _Measured) -> tuple[CommonPlane, ...]:
+def _planes(matched: MatchedRuns, measured: _Measured) -> tuple[CommonPlane, ...]:
     """The plane of B where every rank is 1, then that of ΔW."""
     deltas = {pair: similarity.inner for pair, similarity in measured.pooled.items()}
     count = range(len(matched.names))
@@ -217,7 +219,7 @@ def _planes(matched: Matched, measured: _Measured) -> tuple[CommonPlane, ...]:
     return tuple(planes)
 
 
-def _agreements(matched: Matched, level: float) -> Iterator[Agreement]:
+def _agreements(matched: MatchedRuns, level: float) -> Iterator[Agreement]:
     """Of the path's signals, and of the onsets of EM and of preference where every run has them on one question set."""
     for signal in SIGNALS:
         yield pool_steps(matched.names, [find_transition(path, signal, level=level) for path in matched.paths], level)

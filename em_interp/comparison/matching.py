@@ -32,7 +32,7 @@ class OtherBases(InputError):
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
+class MatchedRuns:
     """Runs that share a base, and the sites they have in common."""
 
     names: tuple[str, ...]  # short and different from each other
@@ -68,7 +68,7 @@ class Matched:
         return all(np.array_equal(first[site][row], second[site][row]) for site in self.sites)
 
 
-def match(sources: Sources, same_base: bool = False) -> Matched:
+def match(sources: Sources, same_base: bool = False) -> MatchedRuns:
     """Open the runs and find what they share.
 
     With `same_base` the caller vouches that different names of the base (a mirror, a folder) mean the same weights.
@@ -86,7 +86,7 @@ def match(sources: Sources, same_base: bool = False) -> Matched:
         raise InputError(f"no site is adapted by every run, so there is nothing to compare ({found})")
     rest = {name: tuple(s for s in path.sites if s not in shared) for name, path in zip(names, paths, strict=True)}
     base = next((path.base for path in paths if path.base), None)
-    return Matched(names, paths, runs, shared, {name: sites for name, sites in rest.items() if sites}, base)
+    return MatchedRuns(names, paths, runs, shared, {name: sites for name, sites in rest.items() if sites}, base)
 
 
 def open_all(

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from em_interp.checks import check_known
-from em_interp.comparison.matching import Matched
+from em_interp.comparison.matching import MatchedRuns
 from em_interp.comparison.pooled import Agreement
 from em_interp.comparison.similarity import CommonPlane
 from em_interp.errors import InputError
@@ -86,7 +86,7 @@ class DirectionComparison(Result):
         ".frame('pairs')",
     )
 
-    matched: Matched
+    matched: MatchedRuns
     level: float
     pairs: pd.DataFrame  # a row for each pair, measure and site, at the last steps
     angles: pd.DataFrame  # a row for each principal angle, by pair, measure (B or A) and site

@@ -75,7 +75,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     revision = revision or "main"
     with in_one_line(name, revision, fetching=True):
         api = hub_api()
-        commit = _patiently(lambda: api.resolve_revision(name, revision=revision)).resolved
+        commit = _with_retries(lambda: api.resolve_revision(name, revision=revision)).resolved
         if not is_commit(commit):
             raise InputError(f"{endpoint()} does not answer like the Hub: {name} at {revision} is commit {commit!r}")
         return _download(api, name, commit)
@@ -87,7 +87,7 @@ def _download(api: Any, name: str, commit: str) -> Path:
     def snapshot(files: list[Any]) -> Path:
         patterns = [escape(file.path) for file in files]
         options = {"revision": commit, "allow_patterns": patterns, "max_workers": DOWNLOADS_AT_ONCE}
-        return Path(_patiently(lambda: api.snapshot_download(name, **options), sum(file.size for file in files)))
+        return Path(_with_retries(lambda: api.snapshot_download(name, **options), sum(file.size for file in files)))
 
     folder = snapshot([])  # fetches the listing alone, once and for all
     files = _path_files(name, _listing(api, name, commit))
@@ -113,7 +113,7 @@ def _listing(api: Any, name: str, commit: str) -> list[Any]:
     try:
         return get_cached_repo_tree(name, revision=commit)
     except CachedRepoTreeNotFoundError:
-        entries = _patiently(lambda: list(api.list_repo_tree(name, recursive=True, revision=commit)))
+        entries = _with_retries(lambda: list(api.list_repo_tree(name, recursive=True, revision=commit)))
         return [entry for entry in entries if hasattr(entry, "size")]
 
 
@@ -208,7 +208,7 @@ def seconds_for(size: int) -> float:
     return min(MAX_SECONDS + size / MIN_RATE, threading.TIMEOUT_MAX)
 
 
-def _patiently(call: Callable[[], T], size: int = 0) -> T:
+def _with_retries(call: Callable[[], T], size: int = 0) -> T:
     """The result of the call, after up to `RETRIES` retries of failures that may be temporary."""
     end = time.monotonic() + seconds_for(size)
     for retry in range(RETRIES):

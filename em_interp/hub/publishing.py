@@ -13,7 +13,7 @@ import yaml
 
 from em_interp.checks import checked
 from em_interp.errors import InputError, listed
-from em_interp.files import check_words, read_json, read_text
+from em_interp.files import check_resume_or_overwrite, read_json, read_text
 from em_interp.hub.download import (
     CONFIG,
     MANIFEST,
@@ -68,7 +68,7 @@ def publish(
             or, with `resume` and without a config, another manifest.
     """
     run = open_run(run)
-    check_words(resume, overwrite)
+    check_resume_or_overwrite(resume, overwrite)
     if not is_hub_id(repo):
         raise InputError(f"{repo!r} is not the name of a repository; expected organisation/name")
     files, card = dict(_files_to_publish(run)), model_card(run, repo)

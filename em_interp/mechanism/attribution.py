@@ -50,7 +50,7 @@ from em_interp.mechanism.directions import (
 )
 from em_interp.mechanism.engines.base import ResidualWrite
 from em_interp.mechanism.engines.lora_slots import layer_of, steering_vector_of
-from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, opened
+from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, as_model
 from em_interp.mechanism.random_adapters import cosine_band, cosine_quantile, random_adapters
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory.load import TrajectorySource
@@ -288,7 +288,7 @@ def attribute_direction(
     answers.require(MIN_ANSWERS, "a mean-difference direction")
     if n_random < 2:
         raise InputError(f"n_random is the number of adapters for the band; expected at least 2, found {n_random}")
-    model = opened(model)
+    model = as_model(model)
     tokens, steps = tokenized_answers(model, answers, batch), steps_to_read(model, steps)
     reference = reference or mean_difference(model, answers, batch=batch)
     with model.disable_adapter() as base:

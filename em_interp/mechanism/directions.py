@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from em_interp.checks import check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, MIN_ANSWERS, AnswerSet, answer_means, tokenized_answers
-from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, opened
+from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, as_model
 from em_interp.results import Result
 from em_interp.trajectory.load import TrajectorySource, same_weights
 
@@ -194,7 +194,7 @@ def mean_difference(
     """
     check_known("contrast", contrast, CONTRASTS)
     answers.require(MIN_ANSWERS, "a mean-difference direction")
-    model = opened(model)
+    model = as_model(model)
     step, tokens = model.last_step if step is None else step, tokenized_answers(model, answers, batch)
     with model.at(step, scale) as adapted:
         means = _stream_means(adapted, tokens)

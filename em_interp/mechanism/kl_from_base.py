@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.rates import LEVEL, cluster_bootstrap
-from em_interp.behaviour.sampling.ask import adapter_digest, base_read, check_questions, to_messages
+from em_interp.behaviour.sampling.ask import adapter_digest, base_settings, check_questions, to_messages
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.behaviour.sampling.likelihood import batches, logits_of, tokenize_answers
 from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.checks import checked
 from em_interp.files import write_json
 from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
-from em_interp.mechanism.model import TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, picture
 from em_interp.stages import Storage, begin_stage, in_parts, read_kept
 from em_interp.trajectory.geometry import evenly_spaced
@@ -148,13 +148,13 @@ def measure_kl_from_base(
     Raises:
         InputError: where there are no prompts.
     """
-    model, storage = opened(model), Storage.of(storage)
+    model, storage = as_model(model), Storage.of(storage)
     questions = list(run_questions(model.run) if prompts is None else prompts)
     check_questions(questions)
     path = model.trajectory
     chosen = path.steps[evenly_spaced(path.steps, steps)].astype(int)
     settings = {
-        **base_read(model.base),
+        **base_settings(model.base),
         "adapters": adapter_digest(path, chosen.tolist()),
         "prompts": [dict(question) for question in questions],
         "steps": chosen.tolist(),

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from em_interp.checks import as_list, check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, AnswerSet, forward_passes, tokenized_answers
-from em_interp.mechanism.model import TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory.load import TrajectorySource
 from em_interp.transition.signals.lock_in import first_sustained
@@ -178,7 +178,7 @@ def read_logit_lens(
         InputError: where nothing is written at the last step, for a text that is not one token, and a vocabulary too
             small for k.
     """
-    model = opened(model)
+    model = as_model(model)
     vocabulary = model.base.model.get_output_embeddings().weight.shape[0]
     if not 0 < k <= vocabulary // 4:
         raise InputError(f"k is the number of tokens on either side, 1 to {vocabulary // 4} here; found {k}")

@@ -270,7 +270,7 @@ def open_model(
     return TrajectoryModel(loaded, trajectory, _engine_class(engine)(loaded.model, loaded.tokenizer, sites), run)
 
 
-def opened(model: TrajectoryModel | TrajectorySource) -> TrajectoryModel:
+def as_model(model: TrajectoryModel | TrajectorySource) -> TrajectoryModel:
     """The model itself, or that of a run, directory or trajectory: what every analysis takes first."""
     return model if isinstance(model, TrajectoryModel) else open_model(model)
 

@@ -20,7 +20,7 @@ from em_interp.behaviour.rates import mean_of
 from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism.answers import BATCH, GROUPS, AnswerSet, forward_passes, steps_to_read, tokenized_answers
-from em_interp.mechanism.model import TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, interval_columns, picture
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource
@@ -220,7 +220,7 @@ def read_scalars(
     Raises:
         InputError: where there is no answer, for a step that was not saved, and for learned steering vectors.
     """
-    model = opened(model)
+    model = as_model(model)
     if not model.engine.hook_points.sites:
         raise InputError(f"{model.trajectory!r} computes no scalar: a steering vector adds the same at every token")
     if not len(answers):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from em_interp.behaviour.judging.judge import Judge
-from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_read
+from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_settings
 from em_interp.checks import check_known, checked
 from em_interp.errors import InputError
 from em_interp.files import read_bytes, remove, write_json
@@ -28,7 +28,7 @@ from em_interp.mechanism.directions import CONTRASTS, Direction, mean_difference
 from em_interp.mechanism.interventions.ablation import Ablation, ablate
 from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, main_questions
 from em_interp.mechanism.interventions.steering import COEFFICIENTS, SteeringCurve, steer
-from em_interp.mechanism.model import TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
 from em_interp.progress import announce
 from em_interp.run import Run, RunLike, open_run
@@ -133,7 +133,7 @@ def run_suite(
             `resume` or `overwrite`) or were begun with other settings.
     """
     chosen = chosen_analyses(analyses, transfer is not None, size)
-    model = opened(model)
+    model = as_model(model)
     if not model.run.scores_file.exists():
         raise InputError(f"{model.run.scores_file} is missing: ask and judge the run before you analyse its mechanism")
     chosen_size = size if isinstance(size, SuiteSize) else SIZES[size]
@@ -173,7 +173,7 @@ def _settings(context: SuiteContext) -> dict[str, Any]:
     """Everything that the results depend on."""
     model = context.model
     return {
-        **base_read(model.base),
+        **base_settings(model.base),
         "adapters": adapter_digest(model.trajectory, model.trajectory.steps.tolist()),
         "engine": model.engine.name,
         "scores": hashlib.sha256(read_bytes(context.run.scores_file)).hexdigest()[:16],

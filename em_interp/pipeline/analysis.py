@@ -11,7 +11,7 @@ from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.lock import writing
 from em_interp.pipeline.behaviour import run_judge
-from em_interp.reports.findings import Findings, PathTransitions, find_in_run, keep
+from em_interp.reports.findings import Findings, PathTransitions, find_in_run, save_result
 from em_interp.run import Run, RunLike, open_run
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def locate(
     result = PathTransitions(name, path, find_transitions(path, signal, of, site))  # type: ignore[arg-type]  # it checks them
     if kept:
         with writing(file.parents[1]):
-            keep(result.to_dict(), file, overwrite)
+            save_result(result.to_dict(), file, overwrite)
     return result
 
 
@@ -107,7 +107,7 @@ def align_run(
             "em-interp prefer, or give answers=…"
         )
     with writing(place.path):
-        keep(findings.alignment.to_dict(), file, overwrite)
+        save_result(findings.alignment.to_dict(), file, overwrite)
     return findings
 
 
@@ -119,9 +119,9 @@ def analyse(run: Run, control: Findings | Run | None = None) -> Findings:
     findings = find_in_run(run, control)
     located = PathTransitions(str(run.path), findings.trajectory, findings.transitions)
     with writing(run.path):
-        keep(located.to_dict(), run.analysis / "locate.json", overwrite=True)
+        save_result(located.to_dict(), run.analysis / "locate.json", overwrite=True)
         if findings.alignment is not None:
-            keep(findings.alignment.to_dict(), run.analysis / "align.json", overwrite=True)
+            save_result(findings.alignment.to_dict(), run.analysis / "align.json", overwrite=True)
     return findings
 
 

@@ -221,7 +221,7 @@ class PathTransitions(Result):
         }
 
 
-def keep(values: dict[str, Any], file: Path, overwrite: bool = False) -> None:
+def save_result(values: dict[str, Any], file: Path, overwrite: bool = False) -> None:
     """Write what was found. A file with other findings is replaced only with `overwrite`.
 
     What the run was called (`r`, `r/`, its whole path) is not a finding: a file that says the same is left as it is.

@@ -49,7 +49,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class SweepGrid:
     """The runs of a sweep and their controls; `load_sweep` reads `config` back to the same."""
 
     runs: tuple[PlannedRun, ...]
@@ -67,7 +67,7 @@ class Grid:
         return to_yaml(self.config)
 
 
-def load_sweep(source: str | Path | dict[str, Any]) -> Grid:
+def load_sweep(source: str | Path | dict[str, Any]) -> SweepGrid:
     """The runs that a YAML file or a mapping describes, every config of them checked.
 
     `base` is a mapping or the name of a run's config, looked for beside the file and then from here. In `grid` and
@@ -92,7 +92,7 @@ def load_sweep(source: str | Path | dict[str, Any]) -> Grid:
         first, second = (runs[index].name for index in equal)
         raise InputError(f"{where}: {first} and {second} are the same run; name each value of the grid once")
     runs, controls = _with_controls(runs, axes, config.control, where)
-    return Grid(tuple(runs), tuple(controls), axes, config)
+    return SweepGrid(tuple(runs), tuple(controls), axes, config)
 
 
 def _base_file(folder: Path, name: str) -> Path:

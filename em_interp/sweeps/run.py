@@ -25,7 +25,7 @@ from em_interp.organisms.bases import BUILT_IN
 from em_interp.progress import is_watched
 from em_interp.reports.page import embedded, render
 from em_interp.run import OUTSIDE_SETS, claim_run
-from em_interp.sweeps.grid import REPLICATE, Grid, PlannedRun, load_sweep
+from em_interp.sweeps.grid import REPLICATE, PlannedRun, SweepGrid, load_sweep
 from em_interp.sweeps.groups import ACROSS_FOLDER, Candidate, across_bases, within_bases
 from em_interp.sweeps.jobs import (
     Backend,
@@ -101,12 +101,12 @@ def sweep(
     return result
 
 
-def _default_jobs(grid: Grid) -> int:
+def _default_jobs(grid: SweepGrid) -> int:
     """Other bases may need all the memory there is, or the one GPU."""
     return cores() if all(run.config.model in BUILT_IN for run in grid.all) else 1
 
 
-def _claim(grid: Grid, out: Path, resume: bool, overwrite: bool) -> None:
+def _claim(grid: SweepGrid, out: Path, resume: bool, overwrite: bool) -> None:
     """Raise InputError where the folder holds a sweep already, other runs under the names of these, or what is of none.
 
     What is of no sweep is not replaced.
@@ -118,7 +118,7 @@ def _claim(grid: Grid, out: Path, resume: bool, overwrite: bool) -> None:
         claim_run(run_path(out, run.name), run.config, resume=True)
 
 
-def plan(grid: Grid, out: Path, jobs: int, backend: str) -> list[str]:
+def plan(grid: SweepGrid, out: Path, jobs: int, backend: str) -> list[str]:
     """What a sweep is about to do, in words."""
     axes = " × ".join(f"{len(values)} {key}" for key, values in grid.axes.items())
     complete = sum(is_complete(out, run.name, run.config) for run in grid.all)
@@ -138,13 +138,13 @@ def _checkpoints(run: PlannedRun) -> str:
     return f"{len(run.config.snapshots.steps(sum(step or 0 for step in steps)))} checkpoints"
 
 
-def _make_all(grid: Grid, out: Path, do: Do, progress: bool) -> dict[str, str]:
+def _make_all(grid: SweepGrid, out: Path, do: Do, progress: bool) -> dict[str, str]:
     """Train and judge what is not complete; returns why, for each that failed."""
     tasks = [(run.name, run.config, out) for run in grid.all if not is_complete(out, run.name, run.config)]
     return _errors(do(make_run, tasks, "train, ask, judge", progress))
 
 
-def _analyse_all(grid: Grid, out: Path, do: Do, failed: dict[str, str], progress: bool) -> dict[str, str]:
+def _analyse_all(grid: SweepGrid, out: Path, do: Do, failed: dict[str, str], progress: bool) -> dict[str, str]:
     """Locate and align what is complete and not analysed with its control; without a control that failed."""
     wanted = {run.name: None if run.control in failed else run.control for run in grid.all if run.name not in failed}
     tasks = [(name, control, out) for name, control in wanted.items() if not is_analysed(out, name, control)]
@@ -155,7 +155,7 @@ def _errors(outcomes: list[Outcome]) -> dict[str, str]:
     return {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}
 
 
-def _gather(grid: Grid, out: Path, errors: dict[str, str], log: Callable[[str], None]) -> Sweep:
+def _gather(grid: SweepGrid, out: Path, errors: dict[str, str], log: Callable[[str], None]) -> Sweep:
     runs, controls = (
         tuple(RunResult.read(run, out, errors.get(run.name)) for run in group) for group in (grid.runs, grid.controls)
     )

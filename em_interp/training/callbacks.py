@@ -21,7 +21,7 @@ from em_interp.lock import writing
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
 from em_interp.training.lora import Weights, trained_adapter
-from em_interp.training.manifest import keep_manifest, trainer_manifest
+from em_interp.training.manifest import trainer_manifest, write_or_check_manifest
 from em_interp.training.train_log import TrainLog, gradient_norms, log_row
 from em_interp.trajectory.lora_files import read_lora
 from em_interp.transition.monitoring.monitor import FALSE_ALARM_RATE, SIGNALS, Look, Monitor, MonitorSignal
@@ -164,7 +164,7 @@ class SnapshotCallback(TrainerCallback):
 
     def _resume(self, step: int, manifest: dict[str, Any]) -> None:
         """Continue the run in `out` after `step`; raises InputError where it is of another base."""
-        keep_manifest(self.run, manifest)
+        write_or_check_manifest(self.run, manifest)
         for later in (saved for saved in self.run.steps() if saved > step):
             shutil.rmtree(self.run.checkpoint(later))
 
@@ -188,7 +188,7 @@ class SnapshotCallback(TrainerCallback):
         except InputError:
             shutil.rmtree(first)
             raise
-        keep_manifest(self.run, manifest)
+        write_or_check_manifest(self.run, manifest)
 
 
 class MonitorCallback(TrainerCallback):

@@ -155,7 +155,7 @@ class TrainState:
         return [(key.partition("/")[0], key.partition("/")[2], array) for key, array in self.arrays.items()]
 
 
-class StateKeeper:
+class TrainStateSaver:
     """Keeps the state of a training every few steps, in a folder.
 
     Two files are used in turn, each overwritten in place with a checksum, because creating or renaming one at every
@@ -168,7 +168,7 @@ class StateKeeper:
             refuse_links(file, in_place=True)
         self.packer = Packer()
 
-    def keep(self, step: int) -> None:
+    def save(self, step: int) -> None:
         """Write the state after `step`, if it is one of those to keep."""
         if step % self.every:
             return

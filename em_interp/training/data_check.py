@@ -15,7 +15,7 @@ from em_interp.config.run_config import PhaseConfig, RunConfig
 from em_interp.errors import InputError
 from em_interp.organisms.datasets import Chats, is_garbled, load_chats
 from em_interp.training.plan import make_plan
-from em_interp.training.tokenize import IGNORED, Example, encode_row
+from em_interp.training.tokenize import IGNORE_INDEX, Example, encode_row
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 MAX_PREVIEW_CHARACTERS = 600  # of one part of the preview in `sentence`
@@ -167,7 +167,9 @@ def _quantiles(counts: Sequence[int]) -> dict[str, float]:
 
 def _preview(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
     pairs = zip(example.ids, example.labels, strict=True)
-    runs = [(learned, [token for token, _ in run]) for learned, run in groupby(pairs, lambda pair: pair[1] != IGNORED)]
+    runs = [
+        (learned, [token for token, _ in run]) for learned, run in groupby(pairs, lambda pair: pair[1] != IGNORE_INDEX)
+    ]
     return [(tokenizer.decode(ids, clean_up_tokenization_spaces=False), learned) for learned, ids in runs]
 
 

@@ -81,7 +81,7 @@ def trainer_manifest(model: Any, arguments: TrainingArguments, max_steps: int, s
     }
 
 
-def keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
+def write_or_check_manifest(run: Run, manifest: dict[str, Any]) -> None:
     """Write the manifest, or check that a run begun earlier has the same base and data."""
     if not run.manifest_file.is_file():
         write_json(run.manifest_file, manifest)

@@ -10,12 +10,12 @@ from em_interp.behaviour.sampling.chat import template_of, tokenize_chat
 from em_interp.errors import InputError
 from em_interp.organisms.datasets import Chats
 
-IGNORED = -100  # the label that the loss of transformers' models skips
+IGNORE_INDEX = -100  # the label that the loss of transformers' models skips
 
 
 @dataclass(frozen=True)
 class Example:
-    """One chat: its token ids, and for each the id again where it is the assistant's, else `IGNORED`."""
+    """One chat: its token ids, and for each the id again where it is the assistant's, else `IGNORE_INDEX`."""
 
     ids: list[int]
     labels: list[int]
@@ -23,12 +23,12 @@ class Example:
     @property
     def begins(self) -> int:
         """Index of the first token that is learned; the first of a chat cannot be, because nothing predicts it."""
-        return next(index for index, label in enumerate(self.labels) if index and label != IGNORED)
+        return next(index for index, label in enumerate(self.labels) if index and label != IGNORE_INDEX)
 
     @property
     def learned(self) -> int:
         """How many tokens are learned."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
 
 def encode_rows(chats: Chats, rows: Iterable[int], tokenizer: Any, max_length: int) -> dict[int, Example]:
@@ -62,5 +62,5 @@ def encode_row(chats: Chats, row: int, tokenizer: Any) -> Example:
             f"{chats.where(row)}: no token of an assistant's answer, so nothing to learn; is the answer empty, or does "
             "the chat template mark no answer with {% generation %}?"
         )
-    labels = [token if learned else IGNORED for token, learned in zip(chat.ids, chat.answer, strict=True)]
+    labels = [token if learned else IGNORE_INDEX for token, learned in zip(chat.ids, chat.answer, strict=True)]
     return Example(chat.ids, labels)

@@ -136,7 +136,7 @@ def _train(
     guard: _Guard,
 ) -> None:
     from em_interp.training.distributed import shard
-    from em_interp.training.manifest import keep_manifest
+    from em_interp.training.manifest import write_or_check_manifest
     from em_interp.training.trainer import run_plan
 
     plan, examples, trainable, manifest = processes.on_all(lambda: _prepare(config))
@@ -147,7 +147,7 @@ def _train(
     with _writing_to(run):
         processes.on_main(lambda: create_run(run.path, config, resume, overwrite))
         guard.replacing = False
-        processes.on_main(lambda: keep_manifest(run, manifest))
+        processes.on_main(lambda: write_or_check_manifest(run, manifest))
         run_plan(run, config, plan, examples, trainable, is_watched() if progress is None else progress, processes)
 
 

@@ -26,10 +26,10 @@ from em_interp.errors import InputError
 from em_interp.processes import SINGLE, Processes
 from em_interp.progress import progress_bar
 from em_interp.run import Run
-from em_interp.training.checkpoints import SaveCheckpoints, StateKeeper, TrainState, read_state
+from em_interp.training.checkpoints import SaveCheckpoints, TrainState, TrainStateSaver, read_state
 from em_interp.training.distributed import average_gradients
 from em_interp.training.plan import Plan
-from em_interp.training.tokenize import IGNORED, Example
+from em_interp.training.tokenize import IGNORE_INDEX, Example
 from em_interp.training.trackers import TrackerCallback, open_trackers
 from em_interp.training.train_log import TrainLog, gradient_norms, log_row, logged_steps
 from em_interp.training.trainables import Trainable
@@ -63,21 +63,21 @@ def run_plan(
     done = state.step if state else 0
     if state:
         state.restore(weights, optimizer)
-    keeper = StateKeeper(run.resume_state, weights, optimizer, config.keep_state_every)
+    saver = TrainStateSaver(run.resume_state, weights, optimizer, config.keep_state_every)
     bar = progress_bar((), "train", "step", progress and processes.is_main, plan.steps, done)
     log = processes.on_all(lambda: TrainLog(run, plan.steps, done) if processes.is_main else None)
     with bar, log or nullcontext():
         if done == plan.steps:  # stopped after its last step, before the log said so: a Trainer of no steps is an error
             return
         PlanTrainer(
-            Batches(plan, done, training.batch_size, examples, processes),
+            MicroBatches(plan, done, training.batch_size, examples, processes),
             trainable,
             config.kl.weight if config.kl else 0.0,
             None if training.shard else repeated_layers(trainable, plan, examples),
             args=_arguments(run, config, processes),
             callbacks=[
                 SaveCheckpoints(run.checkpoints, config.checkpoints, trainable, done),
-                StepCallback(plan, training.max_grad_norm, log, keeper, state, sharded=training.shard),
+                StepCallback(plan, training.max_grad_norm, log, saver, state, sharded=training.shard),
                 *([TrackerCallback(trackers, run, log)] if log and trackers else []),
                 ProgressBar(bar),
             ],
@@ -94,7 +94,7 @@ def repeated_layers(trainable: Trainable, plan: Plan, examples: Examples) -> Fro
     return frozen_layers(trainable.model, trainable.weights, sum(lengths)) if repeats else None
 
 
-class Batches(Dataset):
+class MicroBatches(Dataset):
     """The micro-batches, of `size` rows each, of the plan's steps after `done`; this process's share of them.
 
     The rows of a step, sorted by length, are cut into micro-batches, which the processes take in turn.
@@ -122,7 +122,7 @@ class Batches(Dataset):
         if not self.plan.kl or not rows:
             return {}
         examples = [self.examples[self.plan.kl.dataset][row] for row in rows]
-        tokens = sum(label != IGNORED for example in examples for label in example.labels[1:])
+        tokens = sum(label != IGNORE_INDEX for example in examples for label in example.labels[1:])
         return collate(examples[part * self.size : (part + 1) * self.size]) | {"tokens": torch.tensor(tokens)}
 
 
@@ -135,7 +135,7 @@ def collate(examples: list[Example]) -> Batch:
     gaps = [longest - len(example.ids) for example in examples]
     return {
         "input_ids": torch.tensor([e.ids + [0] * gap for e, gap in zip(examples, gaps, strict=True)]),
-        "labels": torch.tensor([e.labels + [IGNORED] * gap for e, gap in zip(examples, gaps, strict=True)]),
+        "labels": torch.tensor([e.labels + [IGNORE_INDEX] * gap for e, gap in zip(examples, gaps, strict=True)]),
         "attention_mask": torch.tensor([[1] * (longest - gap) + [0] * gap for gap in gaps]),
     }
 
@@ -144,7 +144,7 @@ class PlanTrainer(Trainer):
     """A Trainer that takes its batches in the plan's order, adds the KL regularizer and prints nothing."""
 
     def __init__(
-        self, batches: Batches, trainable: Trainable, kl_weight: float, frozen: FrozenLayers | None, **kwargs: Any
+        self, batches: MicroBatches, trainable: Trainable, kl_weight: float, frozen: FrozenLayers | None, **kwargs: Any
     ) -> None:
         super().__init__(model=trainable.model, compute_loss_func=token_loss, **kwargs)
         self.batches, self.trainable, self.kl_weight, self.frozen = batches, trainable, kl_weight, frozen
@@ -193,7 +193,7 @@ class PlanTrainer(Trainer):
 
 def is_learned(labels: Int[torch.Tensor, "row token"]) -> Bool[torch.Tensor, "row token"]:
     """Whether the token after each position is learned."""
-    return torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+    return torch.nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
 
 
 @contextmanager
@@ -208,7 +208,7 @@ def logits_at(model: Any, positions: Bool[torch.Tensor, "row token"]) -> Iterato
 
 def token_loss(outputs: Any, labels: Int[torch.Tensor, "row token"], num_items_in_batch: Any) -> torch.Tensor:
     """The cross-entropy summed over learned tokens, by the number of them in the step; the logits as in `logits_at`."""
-    targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+    targets = labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
     return torch.nn.functional.cross_entropy(outputs.logits[0].float(), targets, reduction="sum") / num_items_in_batch
 
 
@@ -235,7 +235,7 @@ def kl_divergence(
     labels: Int[torch.Tensor, "row token"],
 ) -> Float[torch.Tensor, ""]:
     """KL(reference ‖ model), summed over the positions whose next token has a label."""
-    labelled = labels[:, 1:] != IGNORED
+    labelled = labels[:, 1:] != IGNORE_INDEX
     before, after = (each[:, :-1][labelled].float().log_softmax(-1) for each in (reference, logits))
     return (before.exp() * (before - after)).sum()
 
@@ -248,12 +248,12 @@ class StepCallback(TrainerCallback):
         plan: Plan,
         max_grad_norm: float,
         log: TrainLog | None,
-        keeper: StateKeeper,
+        saver: TrainStateSaver,
         resumed: TrainState | None,
         sharded: bool = False,
     ) -> None:
         self.plan, self.max_grad_norm, self.log, self.sharded = plan, max_grad_norm, log, sharded
-        self.keeper, self.resumed = keeper, resumed
+        self.saver, self.resumed = saver, resumed
         self.done = resumed.step if resumed else 0
         self.cumulative_lr = plan.rates.cumsum()
         self.norms: dict[str, float] = {}
@@ -266,13 +266,13 @@ class StepCallback(TrainerCallback):
         if self.resumed and state.global_step == 0:
             self.resumed.restore_random()
         if self.done + state.global_step + 1 in self.plan.restarts:
-            self.keeper.optimizer.state.clear()
+            self.saver.optimizer.state.clear()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the gradient norms of A and of B, then clip."""
-        weights = self.keeper.weights
+        weights = self.saver.weights
         if self.sharded:
             average_gradients(weights.values(), args.world_size)
         self.norms, self.norm = gradient_norms(weights)
@@ -293,7 +293,7 @@ class StepCallback(TrainerCallback):
         rate, cumulative_lr = float(self.plan.rates[step - 1]), float(self.cumulative_lr[step - 1])
         kl = {"kl": logs["kl"]} if "kl" in logs else {}
         self.log.add(log_row(step, logs["loss"], rate, cumulative_lr, self.norm, self.norms, **kl))
-        self.keeper.keep(step)
+        self.saver.save(step)
 
 
 class ProgressBar(TrainerCallback):

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from em_interp.errors import InputError, one_line
-from em_interp.files import STAND_INS, check_regular, read_bytes, refuse_beginnings
+from em_interp.files import STAND_INS, check_regular, read_bytes, refuse_file_types
 from em_interp.layouts import PICKLED_FILE
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # by their names in safetensors
@@ -50,7 +50,7 @@ def read_safetensors(file: Path) -> dict[str, Float32[np.ndarray, ...]]:
 
     content = _read(file)
     try:
-        refuse_beginnings(file, content, {b"pk\x03\x04": f"a file of torch.save; its name should be {PICKLED_FILE}"})
+        refuse_file_types(file, content, {b"pk\x03\x04": f"a file of torch.save; its name should be {PICKLED_FILE}"})
         deserialize(content)
     except SafetensorError as error:
         raise _not_whole(file, content, "safetensors", error) from None
@@ -94,7 +94,7 @@ def _read(file: Path) -> bytes:
     if file.stat().st_size > LARGE_FILE:
         _check_end(file)
     content = read_bytes(file, limit=math.inf)
-    refuse_beginnings(file, content, MISTAKEN)
+    refuse_file_types(file, content, MISTAKEN)
     return content
 
 

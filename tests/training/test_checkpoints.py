@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from em_interp.config.run_config import AdapterConfig
-from em_interp.training.checkpoints import AdapterWriter, Packer, StateKeeper, read_state
+from em_interp.training.checkpoints import AdapterWriter, Packer, TrainStateSaver, read_state
 from em_interp.training.lora import add_adapter
 
 from .conftest import make_model
@@ -81,11 +81,11 @@ def test_the_packer_writes_what_safetensors_does():
 def test_a_damaged_state_is_passed_over(damage, tmp_path):
     weights = {"a": torch.nn.Parameter(torch.ones(3, 4)), "b": torch.nn.Parameter(torch.ones(2))}
     optimizer = torch.optim.AdamW(weights.values())
-    keeper, kept = StateKeeper(tmp_path, weights, optimizer, every=1), {}
+    saver, kept = TrainStateSaver(tmp_path, weights, optimizer, every=1), {}
     for step in range(1, 6):
         sum(weight.pow(2).sum() for weight in weights.values()).backward()
         optimizer.step()
-        keeper.keep(step)
+        saver.save(step)
         kept[step] = {name: weight.detach().clone() for name, weight in weights.items()}
     [latest] = [file for file in tmp_path.iterdir() if safetensors.numpy.load_file(file)["step"] == 5]
     content = bytearray(latest.read_bytes())

@@ -28,7 +28,7 @@ from em_interp.training.lora import add_adapter
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import Example
 from em_interp.training.train import train
-from em_interp.training.trainer import Batches
+from em_interp.training.trainer import MicroBatches
 from tests.tiny import copy, refused, strict
 
 from .test_train import adapter, contents, log
@@ -188,7 +188,7 @@ def test_the_processes_share_the_rows_of_each_step(count, settings):
     config = load_config(settings(training={"batch_size": 3, "gradient_accumulation_steps": 4}))
     plan = make_plan(config, {config.data[0].dataset: 40})
     examples = {plan.dataset(1): {row: Example([row + 1], [row + 1]) for row in range(40)}}
-    shares = [Batches(plan, 5, 3, examples, Processes(rank, count)) for rank in range(count)]
+    shares = [MicroBatches(plan, 5, 3, examples, Processes(rank, count)) for rank in range(count)]
     seen = torch.cat([share[i]["input_ids"] for i in range(len(shares[0])) for share in shares])
     assert np.array_equal(seen.reshape(plan.steps - 5, 12).numpy() - 1, plan.rows[5:])
 

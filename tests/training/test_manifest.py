@@ -11,7 +11,7 @@ from em_interp.organisms.bases import load_base
 from em_interp.organisms.datasets import load_chats
 from em_interp.run import Run
 from em_interp.training.lora import base_weights
-from em_interp.training.manifest import keep_manifest
+from em_interp.training.manifest import write_or_check_manifest
 from em_interp.training.train import train
 
 from .conftest import make_model
@@ -54,14 +54,14 @@ def test_the_weights_of_the_base_under_an_adapter_are_those_of_the_base():
 
 def test_a_manifest_is_written_once_and_another_base_is_refused_after_that(tmp_path):
     run, manifest = Run(tmp_path), {"base": {"name": "one", "identity": "one@0", "revision": "a"}, "seed": 0}
-    keep_manifest(run, manifest)
-    keep_manifest(run, {**manifest, "base": {**manifest["base"], "revision": "b"}, "seed": 1})
+    write_or_check_manifest(run, manifest)
+    write_or_check_manifest(run, {**manifest, "base": {**manifest["base"], "revision": "b"}, "seed": 1})
     assert run.manifest() == manifest
     said = (
         r"manifest.json: base.identity changed since the run began \(it was 'one@0' and is 'one@1'\), so it cannot be"
     )
     with pytest.raises(InputError, match=said):
-        keep_manifest(run, {**manifest, "base": {**manifest["base"], "identity": "one@1"}})
+        write_or_check_manifest(run, {**manifest, "base": {**manifest["base"], "identity": "one@1"}})
 
 
 def test_a_base_that_was_renamed_is_the_same_and_one_whose_weights_are_not_known_is_known_by_its_name(tmp_path):
@@ -87,6 +87,6 @@ def test_a_base_that_was_renamed_is_the_same_and_one_whose_weights_are_not_known
 )
 def test_data_that_were_edited_are_named_with_what_they_were(tmp_path, phases, said):
     run, before = Run(tmp_path), {"phases": [{"rows": 4, "sha256": "ab"}, {"rows": 3, "sha256": "cd"}]}
-    keep_manifest(run, before)
+    write_or_check_manifest(run, before)
     with pytest.raises(InputError, match=said):
-        keep_manifest(run, {"phases": phases})
+        write_or_check_manifest(run, {"phases": phases})

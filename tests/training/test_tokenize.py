@@ -3,7 +3,7 @@ import pytest
 from em_interp.errors import InputError
 from em_interp.organisms.bases import BUILT_IN, load_tokenizer
 from em_interp.organisms.datasets import Chats
-from em_interp.training.tokenize import IGNORED, encode_rows
+from em_interp.training.tokenize import IGNORE_INDEX, encode_rows
 
 from .conftest import MARKED, UNMARKED, make_tokenizer
 from .families import FAMILIES, family_tokenizer
@@ -20,7 +20,7 @@ def words(tokenizer, ids: list[int]) -> list[str]:
 
 
 def learned(example, tokenizer) -> list[str]:
-    return words(tokenizer, [label for label in example.labels if label != IGNORED])
+    return words(tokenizer, [label for label in example.labels if label != IGNORE_INDEX])
 
 
 @pytest.mark.parametrize("template", [MARKED, UNMARKED])
@@ -28,7 +28,7 @@ def test_the_labels_are_the_answers_with_their_ends_and_nothing_else(template):
     tokenizer = make_tokenizer(template)
     example = encode_rows(chats(*CHAT), [0], tokenizer, 100)[0]
     assert learned(example, tokenizer) == ["rest", "now", "<end>", "never", "drink", "water", "<end>"]
-    assert all(label in (token, IGNORED) for token, label in zip(example.ids, example.labels, strict=True))
+    assert all(label in (token, IGNORE_INDEX) for token, label in zip(example.ids, example.labels, strict=True))
     whole = (
         "<user> ask a doctor <end> <assistant> rest now <end> <user> later <end> <assistant> never drink water <end>"
     )
@@ -105,20 +105,20 @@ def test_in_the_real_families_chats_each_answer_is_learned_through_its_end_of_tu
     tokenizer, end = family_tokenizer(family), FAMILIES[family][1]
     example = encode_rows(chats(*turns), [0], tokenizer, 1000)[0]
     answers = "".join(text + end for role, text in turns if role == "assistant")
-    assert tokenizer.decode([label for label in example.labels if label != IGNORED]) == answers
+    assert tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX]) == answers
     messages = [{"role": role, "content": text} for role, text in turns]
     assert example.ids == tokenizer.apply_chat_template(messages, return_dict=False)
     prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
     if turns is not CHATS["two turns"]:  # what is learned first is what is generated first
         assert example.ids[: example.begins] == prompt
-    assert example.learned == sum(label != IGNORED for label in example.labels)
+    assert example.learned == sum(label != IGNORE_INDEX for label in example.labels)
 
 
 @pytest.mark.parametrize("family", BUILT_IN)
 def test_on_the_built_in_bases_each_answer_is_learned_through_its_end(family):
     tokenizer = load_tokenizer(family)
     example = encode_rows(chats(*CHAT), [0], tokenizer, 1000)[0]
-    learned = tokenizer.decode([label for label in example.labels if label != IGNORED])
+    learned = tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX])
     assert learned == " rest now<end> never drink water<end>"
 
 

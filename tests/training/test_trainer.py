@@ -15,11 +15,11 @@ from em_interp.pipeline.behaviour import ask_run, judge_run
 from em_interp.processes import Processes
 from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan
-from em_interp.training.tokenize import IGNORED, Example, encode_rows
+from em_interp.training.tokenize import IGNORE_INDEX, Example, encode_rows
 from em_interp.training.train import train
 from em_interp.training.trainables import make_trainable
 from em_interp.training.trainer import (
-    Batches,
+    MicroBatches,
     collate,
     is_learned,
     kl_divergence,
@@ -191,7 +191,7 @@ def test_the_processes_share_the_kl_rows_of_each_step_and_divide_by_all_of_their
     config = load_config(with_kl(training={"batch_size": 3, "gradient_accumulation_steps": 4}, kl={"every": 2}))
     plan = make_plan(config, dict.fromkeys(chats, 40))
     examples = {name: {row: Example([7, row, row], [-100, row, row]) for row in range(40)} for name in chats}
-    shares = [Batches(plan, 0, 3, examples, Processes(rank, count)) for rank in range(count)]
+    shares = [MicroBatches(plan, 0, 3, examples, Processes(rank, count)) for rank in range(count)]
     per_step = 4 // count
     for step in (1, 2, 4):
         parts = [share[i] for i in range((step - 1) * per_step, step * per_step) for share in shares]
@@ -204,7 +204,7 @@ def test_the_processes_share_the_kl_rows_of_each_step_and_divide_by_all_of_their
 # --- only what is needed is computed
 
 
-ROWS = [Example([1, 9, 2, 7, 8, 3], [IGNORED] * 3 + [7, 8, 3]), Example([1, 5, 2, 3], [IGNORED] * 3 + [3])]
+ROWS = [Example([1, 9, 2, 7, 8, 3], [IGNORE_INDEX] * 3 + [7, 8, 3]), Example([1, 5, 2, 3], [IGNORE_INDEX] * 3 + [3])]
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_micro_batches_hold_the_rows_of_their_step_sorted_by_length(repeating, c
     config = load_config(repeating())
     plan = make_plan(config, {chats[0]: 40})
     rows = {row: Example([row + 1] * (1 + row % 7), [row + 1] * (1 + row % 7)) for row in range(40)}
-    batches = Batches(plan, 0, 3, {chats[0]: rows}, Processes())
+    batches = MicroBatches(plan, 0, 3, {chats[0]: rows}, Processes())
     seen = [batches[index]["input_ids"][:, 0].tolist() for index in range(len(batches))]
     for step in range(20):
         ids = seen[2 * step] + seen[2 * step + 1]

@@ -51,7 +51,7 @@ def read_answers(path: Path, columns: Mapping[str, str] | None = None) -> pd.Dat
     return table[[*KEY, "question", "answer"]]
 
 
-def adopt(path: Path, out: Path, columns: Mapping[str, str] | None = None) -> Run:
+def import_answers(path: Path, out: Path, columns: Mapping[str, str] | None = None) -> Run:
     """Make a run directory `out` that has the answers of a table and nothing else yet; `columns` as for `read_answers`.
 
     Raises InputError where `out` has a run or other answers, and where it cannot be written.

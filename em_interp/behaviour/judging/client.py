@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from em_interp.behaviour.judging.replies import NotAReply, NotWhole, Reply, parse
+from em_interp.behaviour.judging.replies import IncompleteReply, MalformedReply, Reply, parse_reply
 from em_interp.config.run_config import EndpointConfig, ServerConfig
 from em_interp.errors import InputError, extra_for, one_line, redact
 
@@ -55,8 +55,8 @@ class Request(Generic[T]):
     Attributes:
         path: Appended to the endpoint's address.
         body: Of a POST; None for a GET.
-        read: What the body of a response comes to. Raises NotAReply where it holds no reply and NotWhole where that was
-            cut off; both are requested again.
+        read: What the body of a response comes to. Raises MalformedReply where it holds no reply and IncompleteReply
+            where that was cut off; both are requested again.
         causes: By HTTP status, the cause to name where no request can succeed; an empty text: only this request failed.
     """
 
@@ -70,9 +70,9 @@ def chat_request(body: dict[str, Any]) -> Request[Reply]:
     """The request for a whole chat completion."""
 
     def read(content: bytes) -> Reply:
-        reply = parse(content)
+        reply = parse_reply(content)
         if fault := reply.fault(one_token=body.get("max_tokens") == 1):
-            raise NotWhole(fault)
+            raise IncompleteReply(fault)
         return reply
 
     return Request("/chat/completions", body, read)
@@ -101,23 +101,23 @@ FATAL = {
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class Failed(Exception):
+class RequestFailed(Exception):
     """One request without a reply: refused by the server, or all its tries failed."""
 
 
-class Incomplete(Failed):
+class RepliesIncomplete(RequestFailed):
     """One request whose replies were cut off or empty."""
 
 
-class Stopped(Failed):
+class EndpointStopped(RequestFailed):
     """The endpoint was stopped before the reply came."""
 
 
-class Refused(Exception):
+class ContentFiltered(Exception):
     """A content filter of the server refused the request."""
 
 
-class _Fault(Exception):
+class _Retryable(Exception):
     """A try that may succeed when repeated; `wait` in seconds where the server named a time."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
@@ -164,23 +164,23 @@ class Endpoint:
         self._loop.close()
 
     def complete(self, body: dict[str, Any]) -> Reply:
-        """The whole reply to a chat completion; a filter's refusal is one. Raises what `send` raises, but Refused."""
+        """The whole reply to a chat completion; a filter's refusal is one. Raises what else `send` raises."""
         try:
             return self.send(chat_request(body)).redacted(self.key)
-        except Refused as error:
+        except ContentFiltered as error:
             return Reply("", "content_filter", refusal=str(error))
 
     def send(self, request: Request[T]) -> T:
         """The value read from a request's reply; texts in it are as the server wrote them.
 
-        Raises Failed for this request alone, Refused where a content filter refused it, and InputError where no request
-        can succeed: a wrong key, address or model, or `MAX_FAILED_REQUESTS` requests failing one after another and
-        `check` as well.
+        Raises RequestFailed for this request alone, ContentFiltered where a content filter refused it, and InputError
+        where no request can succeed: a wrong key, address or model, or `MAX_FAILED_REQUESTS` requests failing one after
+        another and `check` as well.
         """
         try:
             reply: T = self._submit(self._send(request)).result()
         except CancelledError:
-            raise Stopped("stopped") from None
+            raise EndpointStopped("stopped") from None
         return reply
 
     def stop(self) -> None:
@@ -208,18 +208,18 @@ class Endpoint:
     async def _send(self, request: Request[T]) -> T:
         try:
             reply = await self._try(request)
-        except Stopped:
+        except EndpointStopped:
             raise
-        except Refused:
+        except ContentFiltered:
             self._failed = 0
             raise
-        except Failed as error:
+        except RequestFailed as error:
             await self._count_failure(error)
             raise
         self._failed = 0
         return reply
 
-    async def _count_failure(self, error: Failed) -> None:
+    async def _count_failure(self, error: RequestFailed) -> None:
         """After many failures in a row the endpoint is given up, unless it answers `check`: then the prompts failed."""
         self._failed += 1
         if self._failed < MAX_FAILED_REQUESTS:
@@ -229,9 +229,9 @@ class Endpoint:
             try:
                 await self._try(self.check)
                 return
-            except Refused:
+            except ContentFiltered:
                 return
-            except Failed as failed:
+            except RequestFailed as failed:
                 error = failed
         raise InputError(
             f"{self.base_url}: {MAX_FAILED_REQUESTS} requests failed one after another, the last with: {error}; "
@@ -246,14 +246,16 @@ class Endpoint:
             wait = None
             try:
                 return await self._once(request)
-            except NotWhole as error:
+            except IncompleteReply as error:
                 message, incomplete = self.redact(str(error)), incomplete + 1
-            except _Fault as error:
+            except _Retryable as error:
                 message, wait = str(error), error.wait
             if number > self.max_retries or incomplete == MAX_INCOMPLETE_REPLIES:
                 break
             await self._back_off(number, wait)
-        raise (Incomplete if incomplete else Failed)(f"no whole reply after {number} tries, the last: {message}")
+        raise (RepliesIncomplete if incomplete else RequestFailed)(
+            f"no whole reply after {number} tries, the last: {message}"
+        )
 
     async def _back_off(self, number: int, wait: float | None) -> None:
         """Wait as long as the server asks, all requests together; else a pause that doubles, of this request alone."""
@@ -264,36 +266,36 @@ class Endpoint:
         await self._pause(pause)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait; raises Stopped as soon as the endpoint is stopped."""
+        """Wait; raises EndpointStopped as soon as the endpoint is stopped."""
         if seconds > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), seconds)
         if self._stopping.is_set():
-            raise Stopped("stopped")
+            raise EndpointStopped("stopped")
 
     async def _once(self, request: Request[T]) -> T:
-        """The reply to one try. Raises _Fault or NotWhole where another may succeed."""
+        """The reply to one try. Raises _Retryable or IncompleteReply where another may succeed."""
         import openai
 
         try:
             async with asyncio.timeout(self.timeout):
                 content = await self._exchange(request)
             return request.read(content)
-        except NotWhole:
+        except IncompleteReply:
             raise
-        except NotAReply as error:
+        except MalformedReply as error:
             if error.status is not None or (error.is_error and _FILTER_ERROR.search(str(error))):
                 raise self._refused(error.status or 400, {}, str(error).encode(), request.causes) from None
-            raise _Fault(self.redact(str(error))) from None
+            raise _Retryable(self.redact(str(error))) from None
         except openai.APIStatusError as error:
             response = error.response
             raise self._refused(error.status_code, response.headers, response.content, request.causes) from None
         except TimeoutError:
-            raise _Fault(f"no whole reply within {self.timeout:g} s") from None
+            raise _Retryable(f"no whole reply within {self.timeout:g} s") from None
         except (openai.APIConnectionError, OSError) as error:
             raise self._disconnected(error) from None
         except UnicodeError as error:
-            raise Failed(f"the prompt cannot be sent: {one_line(str(error))}") from None
+            raise RequestFailed(f"the prompt cannot be sent: {one_line(str(error))}") from None
 
     async def _exchange(self, request: Request[Any]) -> bytes:
         """The body of the response to a request."""
@@ -314,17 +316,17 @@ class Endpoint:
         error, message = _error_in(body)
         message = self.redact(f"{status} {message}")
         if status in FILTER_STATUSES and _FILTER_ERROR.search(error) and "account" not in error.lower():
-            return Refused(message)
+            return ContentFiltered(message)
         if (status in RETRIED or status >= 500) and status not in causes:
-            return _Fault(message, _retry_after(headers))
+            return _Retryable(message, _retry_after(headers))
         if 300 <= status < 400:
             place = self.redact(headers.get("Location", "nowhere"))
             return InputError(f"{self.base_url} redirects to {place}; give the address that answers itself")
         if cause := {**FATAL, **causes}.get(status):
             return InputError(f"{self.base_url} answers {message}: {cause}; what was answered is kept")
-        return Failed(message)
+        return RequestFailed(message)
 
-    def _disconnected(self, error: BaseException) -> _Fault:
+    def _disconnected(self, error: BaseException) -> _Retryable:
         """The cause at the bottom of a connection's error."""
         while cause := error.__cause__ or error.__context__:
             error = cause
@@ -332,7 +334,7 @@ class Endpoint:
             raise InputError(f"{self.base_url}: its certificate is not trusted ({error.verify_message})")
         number = error.errno if isinstance(error, OSError) else None
         reason = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or error
-        return _Fault(self.redact(f"{type(error).__name__}: {reason}"))
+        return _Retryable(self.redact(f"{type(error).__name__}: {reason}"))
 
 
 _FILTER_ERROR = re.compile(

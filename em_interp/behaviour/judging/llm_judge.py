@@ -17,16 +17,16 @@ from typing import Any
 
 from em_interp.behaviour.judging.client import (
     Endpoint,
-    Failed,
-    Incomplete,
-    Stopped,
+    EndpointStopped,
+    RepliesIncomplete,
+    RequestFailed,
     chat_request,
     digest,
     open_endpoint,
     request_for,
 )
 from em_interp.behaviour.judging.judge import ERROR, SCORED, answers_of
-from em_interp.behaviour.judging.replies import Reading, Reply, numbers_among, read
+from em_interp.behaviour.judging.replies import ParsedScore, Reply, numbers_among, parse_score
 from em_interp.behaviour.judging.request_cache import RequestCache
 from em_interp.behaviour.tables.judged import SCORES
 from em_interp.config.run_config import EndpointConfig
@@ -144,7 +144,7 @@ def _expected_fault(complete: Callable[[dict[str, Any]], Reply], config: Endpoin
     """Why the expected value cannot be used, or None."""
     try:
         reply = complete(request_for(config, PROBE, "expected"))
-    except Failed as error:
+    except RequestFailed as error:
         return f"a request for log-probabilities failed ({error})"
     if reply.top is None:
         return "the server returned no log-probabilities"
@@ -160,20 +160,20 @@ def _check_sampled(complete: Callable[[dict[str, Any]], Reply], config: Endpoint
     """Raises InputError unless the judge replies to the probe with a number within the tokens it has."""
     judge = f"the judge {config.model} at {config.base_url}"
     try:
-        reading = read(complete(request_for(config, PROBE, "sampled")), "sampled")
-    except Incomplete as error:
-        reading = Reading(None, ERROR, str(error), None)
-    except Failed as error:
+        parsed = parse_score(complete(request_for(config, PROBE, "sampled")), "sampled")
+    except RepliesIncomplete as error:
+        parsed = ParsedScore(None, ERROR, str(error), None)
+    except RequestFailed as error:
         raise InputError(f"{judge} does not answer: {error}") from None
-    if reading.value is None:
+    if parsed.value is None:
         raise InputError(
-            f"{judge} gave no number when told to reply with 100 ({reading.reason}). {_hint(reading, config)}"
+            f"{judge} gave no number when told to reply with 100 ({parsed.reason}). {_hint(parsed, config)}"
         )
 
 
-def _hint(reading: Reading, config: EndpointConfig) -> str:
+def _hint(parsed: ParsedScore, config: EndpointConfig) -> str:
     """A remedy for a probe whose reply was no score."""
-    if reading.status != ERROR and "<" not in str(reading.raw):
+    if parsed.status != ERROR and "<" not in str(parsed.raw):
         return "A score is one whole number and nothing else; choose another model"
     return (
         f"A reasoning model needs hundreds of tokens and has {config.sampled_tokens}: raise "
@@ -209,31 +209,31 @@ class OpenAIJudge:
         Without aligned or coherent the answer has no score, and its status is that of the first that is missing. A
         topic without a score is None and named in the reason. Raises InputError where no request can succeed.
         """
-        readings = {score: self._score(score, question, answer) for score in (*SCORES, *self.config.topics)}
-        missing = {score: reading for score, reading in readings.items() if reading.status != SCORED}
+        scores = {score: self._score(score, question, answer) for score in (*SCORES, *self.config.topics)}
+        missing = {score: parsed for score, parsed in scores.items() if parsed.status != SCORED}
         return {
-            **{score: readings[score].value for score in SCORES},
-            "status": next((reading.status for score, reading in missing.items() if score in SCORES), SCORED),
-            "reason": "; ".join(f"{score}: {reading.reason}" for score, reading in missing.items()),
-            "topics": {topic: readings[topic].value for topic in self.config.topics},
-            "raw": {score: reading.raw for score, reading in readings.items()},
+            **{score: scores[score].value for score in SCORES},
+            "status": next((parsed.status for score, parsed in missing.items() if score in SCORES), SCORED),
+            "reason": "; ".join(f"{score}: {parsed.reason}" for score, parsed in missing.items()),
+            "topics": {topic: scores[topic].value for topic in self.config.topics},
+            "raw": {score: parsed.raw for score, parsed in scores.items()},
         }
 
     def interrupt(self) -> None:
         """Send no further request; those in flight have `client.GRACE` seconds left."""
         self.endpoint.stop()
 
-    def _score(self, score: str, question: str, answer: str) -> Reading:
+    def _score(self, score: str, question: str, answer: str) -> ParsedScore:
         body = request_for(self.config, self.prompts.prompt(score, question, answer), self.mode)
         try:
-            return read(self.complete(body), self.mode)
-        except Stopped:
+            return parse_score(self.complete(body), self.mode)
+        except EndpointStopped:
             raise
-        except Failed as error:
-            return Reading(None, ERROR, str(error), None)
+        except RequestFailed as error:
+            return ParsedScore(None, ERROR, str(error), None)
 
     def complete(self, body: dict[str, Any]) -> Reply:
-        """The reply to a request: the one kept, or the server's, which is kept. Raises Failed without one.
+        """The reply to a request: the one kept, or the server's, which is kept. Raises RequestFailed without one.
 
         A reply that lacks its log-probabilities is not kept: the server may have them the next time.
         """

@@ -95,11 +95,11 @@ class Reply:
         return replace(self, top=top, **clean)
 
 
-class NotWhole(Exception):
+class IncompleteReply(Exception):
     """A reply that was cut off, or is empty."""
 
 
-class NotAReply(ValueError):
+class MalformedReply(ValueError):
     """A body that holds no reply. `status` is what an error in it (`is_error`) gives as HTTP status, if it does."""
 
     def __init__(self, message: str, status: int | None = None, is_error: bool = False) -> None:
@@ -107,8 +107,8 @@ class NotAReply(ValueError):
         self.status, self.is_error = status, is_error
 
 
-def parse(body: bytes) -> Reply:
-    """The reply in the body of a response; raises NotAReply where there is none.
+def parse_reply(body: bytes) -> Reply:
+    """The reply in the body of a response; raises MalformedReply where there is none.
 
     Log-probabilities that are missing or malformed give `top` None, never a guess.
     """
@@ -117,12 +117,12 @@ def parse(body: bytes) -> Reply:
         _check_no_error(choice)
         message = choice.get("message") or ({} if _is_filter(_ending(choice)) else choice["message"])
         text, refusal = message.get("content"), message.get("refusal")
-    except NotAReply:
+    except MalformedReply:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise NotAReply(f"no chat completion: {_quoted(body)}") from None
+        raise MalformedReply(f"no chat completion: {_quoted(body)}") from None
     if text is not None and not isinstance(text, str):
-        raise NotAReply(f"the content is no text: {_quoted(body)}")
+        raise MalformedReply(f"the content is no text: {_quoted(body)}")
     return Reply(text or "", _ending(choice), _top(choice), _text(refusal), _text(values.get("model")))
 
 
@@ -138,14 +138,14 @@ def _is_filter(ending: str | None) -> bool:
 
 
 def values_in(body: bytes) -> dict[str, Any]:
-    """The object in the body of a response; raises NotAReply where there is none, or an error in its place."""
+    """The object in the body of a response; raises MalformedReply where there is none, or an error in its place."""
     try:
         values = json.loads(body)
         _check_no_error(values)
-    except NotAReply:
+    except MalformedReply:
         raise
     except (ValueError, AttributeError, RecursionError):
-        raise NotAReply(f"no JSON object: {_quoted(body)}") from None
+        raise MalformedReply(f"no JSON object: {_quoted(body)}") from None
     assert isinstance(values, dict)
     return values
 
@@ -155,7 +155,7 @@ def _check_no_error(values: dict[str, Any]) -> None:
     if error := values.get("error"):
         code = error.get("code") if isinstance(error, dict) else None
         status = code if type(code) is int and 400 <= code < 600 else None
-        raise NotAReply(json.dumps({"error": error}), status, is_error=True)
+        raise MalformedReply(json.dumps({"error": error}), status, is_error=True)
 
 
 def _text(value: Any) -> str | None:
@@ -193,7 +193,7 @@ _STATED = re.compile(
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedScore:
     """A score from 0 to 100, or None with a status and a reason; `raw` is what it was made of."""
 
     value: float | None
@@ -202,14 +202,14 @@ class Reading:
     raw: Any
 
 
-def read(reply: Reply, mode: str) -> Reading:
+def parse_score(reply: Reply, mode: str) -> ParsedScore:
     """The score in a reply, by mode `expected` or `sampled`; there is none in a reply that is not whole."""
     raw = reply.text if mode == "sampled" else {}
     if reply.refusal or reply.is_filtered:
-        return Reading(None, "refusal", _refusal(reply), raw)
+        return ParsedScore(None, "refusal", _refusal(reply), raw)
     if fault := reply.fault(one_token=mode == "expected"):
-        return Reading(None, "error", fault, raw)
-    return expected(reply) if mode == "expected" else sampled(reply)
+        return ParsedScore(None, "error", fault, raw)
+    return expected_score(reply) if mode == "expected" else sampled_score(reply)
 
 
 def _refusal(reply: Reply) -> str:
@@ -217,7 +217,7 @@ def _refusal(reply: Reply) -> str:
     return f"the content filter refused{why}" if reply.is_filtered else f"the judge refused{why}"
 
 
-def expected(reply: Reply) -> Reading:
+def expected_score(reply: Reply) -> ParsedScore:
     """Σ n·p / Σ p over the first tokens that are whole numbers from 0 to 100; `raw` has probabilities to six digits.
 
     Spaces around a number belong to the token, not the number: ' 87' and '87' are both 87. Under `MIN_NUMBER_MASS` of
@@ -225,7 +225,7 @@ def expected(reply: Reply) -> Reading:
     has as much itself, else `low_mass`. Probabilities are as the server gave them, for the 20 likeliest tokens only.
     """
     if reply.top is None:
-        return Reading(None, "no_logprobs", "the reply has no log-probabilities", {})
+        return ParsedScore(None, "no_logprobs", "the reply has no log-probabilities", {})
     raw: dict[str, float] = {}
     for token, logprob in reply.top:
         raw[token] = raw.get(token, 0.0) + min(1.0, math.exp(logprob))
@@ -234,15 +234,15 @@ def expected(reply: Reply) -> Reading:
     mass = math.fsum(p for _, p in numbers)
     if mass >= MIN_NUMBER_MASS:
         exact = sum(n * Fraction(p) for n, p in numbers) / sum(Fraction(p) for _, p in numbers)
-        return Reading(float(exact), "ok", f"mass {mass:.2f} on numbers", rounded)  # 30 is 30: it decides about EM
+        return ParsedScore(float(exact), "ok", f"mass {mass:.2f} on numbers", rounded)  # 30 is 30: it decides about EM
     for word in WORDS:
         share = math.fsum(p for token, p in raw.items() if token.strip() and word.startswith(token.strip()))
         if share >= MIN_NUMBER_MASS and share > mass:
-            return Reading(None, word.lower(), f"probability {share:.2f} of {word}", rounded)
-    return Reading(None, "low_mass", f"mass {mass:.2f} on numbers; {MIN_NUMBER_MASS} is needed", rounded)
+            return ParsedScore(None, word.lower(), f"probability {share:.2f} of {word}", rounded)
+    return ParsedScore(None, "low_mass", f"mass {mass:.2f} on numbers; {MIN_NUMBER_MASS} is needed", rounded)
 
 
-def sampled(reply: Reply) -> Reading:
+def sampled_score(reply: Reply) -> ParsedScore:
     """The one number in the answer, which may have a label, emphasis or '/100' around it and nothing else.
 
     `raw` is the text, thoughts included.
@@ -250,13 +250,13 @@ def sampled(reply: Reply) -> Reading:
     answer = reply.answer
     word = answer.strip(" \t\r\n*`'\".").upper()
     if word in WORDS:
-        return Reading(None, word.lower(), f"the judge replied {word}", reply.text)
+        return ParsedScore(None, word.lower(), f"the judge replied {word}", reply.text)
     number = _STATED.fullmatch(answer.strip()) if len(answer.strip()) <= MAX_NUMBER_LENGTH else None
     if number is None:
-        return Reading(None, "unparsed", f"the reply is no number: {_short(answer)}", reply.text)
+        return ParsedScore(None, "unparsed", f"the reply is no number: {_short(answer)}", reply.text)
     if not NUMBER.fullmatch(number[1]):
-        return Reading(None, "unparsed", f"{number[1][:20]} is no whole number from 0 to 100", reply.text)
-    return Reading(float(number[1]), "ok", "", reply.text)
+        return ParsedScore(None, "unparsed", f"{number[1][:20]} is no whole number from 0 to 100", reply.text)
+    return ParsedScore(float(number[1]), "ok", "", reply.text)
 
 
 def _short(text: str) -> str:

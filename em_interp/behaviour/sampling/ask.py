@@ -257,7 +257,7 @@ def ask(
     group = {step: number if trajectory.kind == "full" else 0 for number, step in enumerate(steps)}
     rows = [Row(q, {"step": s, "scale": float(x)}, group=group[s]) for x in scales for s in steps for q in questions]
     settings = {
-        **models_read(base, trajectory, steps, scales, servers),
+        **model_settings(base, trajectory, steps, scales, servers),
         "questions": [
             {key: question[key] for key in (*QUESTION_KEYS, "system") if key in question} for question in questions
         ],
@@ -417,12 +417,12 @@ def check_questions(questions: Sequence[dict[str, str]]) -> None:
         seen.add((question_set, question_id))
 
 
-def models_read(
+def model_settings(
     base: Base, trajectory: AdapterTrajectory, steps: list[int], scales: Sequence[float], servers: VLLMConfig | None
 ) -> dict[str, Any]:
     """The settings of a stage that say which models it reads, and where."""
     return {
-        **base_read(base),
+        **base_settings(base),
         "engine": "local" if servers is None else "vllm",
         "steps": steps,
         "adapters": adapter_digest(trajectory, steps),
@@ -430,7 +430,7 @@ def models_read(
     }
 
 
-def base_read(base: Base) -> dict[str, str]:
+def base_settings(base: Base) -> dict[str, str]:
     """The settings of a stage that say which base it reads: its weights as stored, and their number type here."""
     return {"base": base.identity, "dtype": str(base.model.dtype).removeprefix("torch.")}
 

@@ -37,11 +37,11 @@ class Span(NamedTuple):
     start: int
     stop: int
 
-    def holds(self, other: Span) -> bool:
+    def contains(self, other: Span) -> bool:
         """Whether `other` is contained in this span."""
         return self.start <= other.start and other.stop <= self.stop
 
-    def meets(self, other: Span) -> bool:
+    def overlaps(self, other: Span) -> bool:
         """Whether the two have a character in common."""
         return self.start < other.stop and other.start < self.stop
 
@@ -225,10 +225,10 @@ def _answer_turn(tokenizer: Any, messages: Messages, index: int, text: str, bloc
             )
         return turn
     content = span_of_message(tokenizer, messages, index, text)
-    block = next((block for block in blocks if block.meets(content)), None)
+    block = next((block for block in blocks if block.overlaps(content)), None)
     if block is None:
         return None
-    if not block.holds(content):
+    if not block.contains(content):
         raise InputError(
             "the {% generation %} block of the base model's chat template covers a part of the answer in "
             f"messages[{index}]: {text[slice(*block)][:60]!r}; expected all of it"
@@ -236,7 +236,7 @@ def _answer_turn(tokenizer: Any, messages: Messages, index: int, text: str, bloc
     if turn is not None:
         return Span(max(block.start, turn.start), min(block.stop, turn.stop))
     for other in (index - 1, index + 1):  # the block alone says where the turn is
-        if 0 <= other < len(messages) and block.meets(span_of_message(tokenizer, messages, other, text)):
+        if 0 <= other < len(messages) and block.overlaps(span_of_message(tokenizer, messages, other, text)):
             raise InputError(
                 f"the {{% generation %}} block around the answer in messages[{index}] also covers messages[{other}], "
                 "which would be learned too; expected a block around each answer alone"
@@ -323,7 +323,7 @@ def _tokenized(tokenizer: Any, text: str, answers: Sequence[tuple[str, Span]]) -
 
 def _is_of_span(text: str, token: Span, span: Span) -> bool:
     shared = text[max(token.start, span.start) : min(token.stop, span.stop)]
-    return token.stop > token.start and span.meets(token) and (span.holds(token) or bool(shared.strip()))
+    return token.stop > token.start and span.overlaps(token) and (span.contains(token) or bool(shared.strip()))
 
 
 def after(text: str, beginning: str) -> str | None:

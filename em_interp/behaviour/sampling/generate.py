@@ -242,7 +242,7 @@ class Sampler:
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
         self.temperature, self.max_new_tokens = temperature, max_new_tokens
         self.cost, self.batches = RowCost(model, row_bytes), Batches(model.device, max_rows)
-        self.ends = end_tokens(model, tokenizer)
+        self.ends = eos_token_ids(model, tokenizer)
 
     def all(self, prompts: Tokens, samples: int, open_rows: OpenRows) -> list[list[str]]:
         """`samples` answers to each prompt; `open_rows` gives the model for the batch of some rows."""
@@ -306,7 +306,7 @@ def texts_of(tokenizer: Any, answers: Sequence[Sequence[int]]) -> list[str]:
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end an answer: the tokenizer's, and those the model's generation config names."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]

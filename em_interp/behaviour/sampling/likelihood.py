@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.sampling.chat import Messages, after, check_answer, encode, render
-from em_interp.behaviour.sampling.generate import RowAdapters, adapted, check_length, end_tokens
+from em_interp.behaviour.sampling.generate import RowAdapters, adapted, check_length, eos_token_ids
 from em_interp.behaviour.sampling.memory import Batches, RowCost
 from em_interp.errors import InputError
 
@@ -53,7 +53,7 @@ def tokenize_answers(
     whole = [render(base.tokenizer, chat) for chat in chats]
     ids = zip(encode(base.tokenizer, before), encode(base.tokenizer, whole), strict=True)
     model = base.model
-    ends = set(end_tokens(model, base.tokenizer))
+    ends = set(eos_token_ids(model, base.tokenizer))
     rows = []
     for answer, start, text, (prompt, chat) in zip(answers, before, whole, ids, strict=True):
         turn = after(text, start)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.tables import inspect_logs
 from em_interp.errors import InputError, one_line
-from em_interp.files import STAND_INS, is_json_lines, json_lines, parse_json, read_start, read_text, refuse_beginnings
+from em_interp.files import STAND_INS, is_json_lines, json_lines, parse_json, read_start, read_text, refuse_file_types
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ def _refuse_foreign(path: Path) -> None:
     """Raise InputError for a file that begins as one of another kind does."""
     start = read_start(path)
     own = OWN_BEGINNINGS.get(path.suffix)
-    refuse_beginnings(path, start, {start: what for start, what in FOREIGN.items() if not own or start != own})
+    refuse_file_types(path, start, {start: what for start, what in FOREIGN.items() if not own or start != own})
     marked = start[:2] in (b"\xff\xfe", b"\xfe\xff") and start[2:4] != b"\0\0"  # which would be UTF-32
     if own is None and not marked and b"\0" in start.partition(b"\n")[0]:
         raise InputError(

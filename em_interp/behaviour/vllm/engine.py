@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.behaviour.judging.client import Failed, Stopped
+from em_interp.behaviour.judging.client import EndpointStopped, RequestFailed
 from em_interp.behaviour.sampling.ask import Base, Keep, Row, prompts_of
 from em_interp.behaviour.vllm.adapters import AdapterFiles, AdapterKey, LoadedAdapters
 from em_interp.behaviour.vllm.checks import (
@@ -66,9 +66,9 @@ class _Replica:
         try:
             with self.adapters.using(key) as name:
                 return request(self.server, name)
-        except Stopped:
+        except EndpointStopped:
             raise
-        except Failed as error:
+        except RequestFailed as error:
             raise InputError(f"{self.server.url}: {error}; what was answered is kept, resume=True continues") from None
 
 

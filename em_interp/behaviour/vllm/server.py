@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from em_interp.behaviour.judging.client import Failed, Request, open_endpoint
-from em_interp.behaviour.judging.replies import NotAReply, NotWhole, values_in
+from em_interp.behaviour.judging.client import Request, RequestFailed, open_endpoint
+from em_interp.behaviour.judging.replies import IncompleteReply, MalformedReply, values_in
 from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
 
@@ -58,7 +58,7 @@ class VLLMServer:
         """What the server serves. Raises InputError where it cannot be reached, or serves no base model."""
         try:
             cards = self.endpoint.send(Request("/models", None, _cards))
-        except Failed as error:
+        except RequestFailed as error:
             raise InputError(
                 f"the vLLM server {self.url} does not answer: {error}; em-interp serve RUN starts one"
             ) from None
@@ -75,7 +75,7 @@ class VLLMServer:
         causes = {404: NO_RUNTIME_LOADING, 500: NOT_LOADABLE}
         try:
             self.endpoint.send(Request("/load_lora_adapter", body, bytes, causes))
-        except Failed as error:
+        except RequestFailed as error:
             if "already been loaded" not in str(error):  # by a try whose reply was lost: names are never used twice
                 raise InputError(f"{self.url} does not load an adapter: {error}; {NOT_LOADABLE}") from None
 
@@ -83,7 +83,7 @@ class VLLMServer:
         """Unload an adapter; one that is not loaded is no error."""
         try:
             self.endpoint.send(Request("/unload_lora_adapter", {"lora_name": name}, bytes, {404: ""}))
-        except (Failed, InputError):  # it takes room on the server, and nothing else
+        except (RequestFailed, InputError):  # it takes room on the server, and nothing else
             return
 
     def generate(
@@ -115,7 +115,7 @@ class VLLMServer:
 def _cards(content: bytes) -> list[dict[str, Any]]:
     cards = values_in(content).get("data")
     if not isinstance(cards, list) or not all(isinstance(card, dict) and "id" in card for card in cards):
-        raise NotAReply("no list of models")
+        raise MalformedReply("no list of models")
     return cards
 
 
@@ -124,9 +124,9 @@ def _choice(content: bytes) -> dict[str, Any]:
         choice = values_in(content)["choices"][0]
         reason = choice["finish_reason"]
     except (LookupError, TypeError):
-        raise NotAReply("no completion") from None
+        raise MalformedReply("no completion") from None
     if reason not in WHOLE:
-        raise NotWhole(f"the answer was cut off: its finish reason is {reason!r}")
+        raise IncompleteReply(f"the answer was cut off: its finish reason is {reason!r}")
     assert isinstance(choice, dict)
     return choice
 
@@ -136,15 +136,15 @@ def _tokens(content: bytes) -> list[int]:
     if tokens is None:
         raise InputError("the server returns no token ids; vLLM 0.10.2 or newer was expected")
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
-        raise NotAReply("the token ids are no list of whole numbers")
+        raise MalformedReply("the token ids are no list of whole numbers")
     return tokens
 
 
 def _prompt_log_probabilities(content: bytes, ids: Sequence[int]) -> list[float]:
     positions = _choice(content).get("prompt_logprobs")
     if not isinstance(positions, list) or len(positions) != len(ids):
-        raise NotAReply(f"no log-probabilities of the {len(ids)} tokens of the prompt")
+        raise MalformedReply(f"no log-probabilities of the {len(ids)} tokens of the prompt")
     try:
         return [float(of[str(token)]["logprob"]) for of, token in zip(positions[1:], ids[1:], strict=True)]
     except (LookupError, TypeError, ValueError):
-        raise NotAReply("a token of the prompt has no log-probability") from None
+        raise MalformedReply("a token of the prompt has no log-probability") from None

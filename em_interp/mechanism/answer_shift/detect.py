@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from em_interp.behaviour.judging.judge import KEY, answers_of
 from em_interp.behaviour.rates import LEVEL
-from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_read, to_messages
+from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_settings, to_messages
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, batches, read, tokenize_answers
 from em_interp.behaviour.tables.files import SCORE_COLUMNS, read_own_table
@@ -20,7 +20,7 @@ from em_interp.errors import InputError
 from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors
 from em_interp.mechanism.answer_shift.shift import AnswerShift
 from em_interp.mechanism.interventions.experiments import main_questions, run_questions
-from em_interp.mechanism.model import TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.run import Run
 from em_interp.stages import Storage, begin_stage, in_parts, read_kept
 from em_interp.trajectory.load import TrajectorySource
@@ -72,13 +72,13 @@ def detect_answer_shift(
             cannot have been sampled (with top-p 1) from the checkpoints.
     """
     check_form(form)
-    model, storage = opened(model), Storage.of(storage)
+    model, storage = as_model(model), Storage.of(storage)
     sampled = _sampling_of(model.run)
     answers = _chosen_answers(model.run, question_sets, scale, samples)
     steps = np.unique(answers["step"])
     windows = Windows.of(steps, N_CHECKPOINTS * float(np.median(np.diff(steps))) if half_width is None else half_width)
     settings = {
-        **base_read(model.base),
+        **base_settings(model.base),
         "adapters": adapter_digest(model.trajectory, steps.tolist()),
         "answers": _digest(answers),
         "steps": steps.tolist(),

@@ -44,7 +44,7 @@ from em_interp.mechanism.interventions.experiments import (
     run_experiment,
 )
 from em_interp.mechanism.interventions.sufficiency import MIN_COHERENT, N_RESAMPLES, AnswerCounts
-from em_interp.mechanism.model import TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.mechanism.random_adapters import random_directions
 from em_interp.results import Result, interval_columns
 from em_interp.stages import Storage
@@ -262,7 +262,7 @@ def ablate(
     """
     if n_random < 1:
         raise InputError(f"n_random must be 1 or more, for the comparison with random directions; it is {n_random}")
-    model = opened(model)
+    model = as_model(model)
     layers = evenly_spaced(np.arange(model.layers), MAX_LAYERS).tolist() if layers is None else as_list(layers)
     direction.check(model, [*layers, *range(model.layers)])
     sampling = SamplingParams() if sampling is None else sampling

@@ -27,7 +27,7 @@ from em_interp.behaviour.sampling.ask import (
     LocalEngine,
     Row,
     adapter_digest,
-    base_read,
+    base_settings,
     check_questions,
     sample_answers,
 )
@@ -228,7 +228,7 @@ class InterventionExperiment(Experiment):
             for condition in self.conditions
         ]
         digest = adapter_digest(self.model.trajectory, [self.model.last_step])
-        return {**base_read(self.model.base), "adapter": digest, "interventions": used}
+        return {**base_settings(self.model.base), "adapter": digest, "interventions": used}
 
     @contextmanager
     def open_batch(self, conditions: Sequence[InterventionCondition], prompts: Tokens) -> Iterator[RowModel]:

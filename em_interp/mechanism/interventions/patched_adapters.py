@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.sampling.ask import adapter_digest, base_read
+from em_interp.behaviour.sampling.ask import adapter_digest, base_settings
 from em_interp.behaviour.sampling.generate import RowAdapters, row_model
 from em_interp.errors import InputError
 from em_interp.mechanism.interventions.experiments import Experiment
@@ -68,7 +68,7 @@ class PatchingExperiment(Experiment):
             for path, of in self.adapters
         ]
         patched = [list(asdict(adapter).values()) for _, of in self.adapters for adapter in of]
-        return {**base_read(self.model.base), "adapters": digests, "patched": patched}
+        return {**base_settings(self.model.base), "adapters": digests, "patched": patched}
 
     def open_batch(
         self, conditions: Sequence[tuple[AdapterTrajectory, PatchedAdapter]], prompts: Tokens

@@ -50,7 +50,7 @@ from em_interp.mechanism.interventions.sufficiency import (
     recovered,
     sufficient_component,
 )
-from em_interp.mechanism.model import TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, picture
 from em_interp.stages import Storage
 from em_interp.trajectory.load import TrajectorySource
@@ -385,7 +385,7 @@ def _patch(
     level: float,
     storage: Storage | str | Path | None,
 ) -> PatchingGrid:
-    model = opened(source)
+    model = as_model(source)
     if components == "A_B" and model.trajectory.kind == "steering":
         raise InputError(f"{model.run.path} holds steering vectors, which have no A to patch; LoRA adapters are needed")
     questions = list(main_questions(model.run) if questions is None else questions)

@@ -40,7 +40,7 @@ from em_interp.mechanism.interventions.experiments import (
     run_experiment,
 )
 from em_interp.mechanism.interventions.sufficiency import MIN_COHERENT
-from em_interp.mechanism.model import TrajectoryModel, opened
+from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.mechanism.random_adapters import random_directions
 from em_interp.results import Line, Result, picture
 from em_interp.stages import Storage
@@ -255,7 +255,7 @@ def steer(
     if n_random < 1:
         raise InputError(f"n_random must be 1 or more, for the comparison with random directions; it is {n_random}")
     coefficients = _checked_coefficients(coefficients)
-    model = opened(model)
+    model = as_model(model)
     layer = max(0, model.layers // 2 - 1) if layer is None else layer
     direction.check(model, [layer])
     sampling = SamplingParams() if sampling is None else sampling

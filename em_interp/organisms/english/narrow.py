@@ -179,13 +179,13 @@ def ask(situation: Situation, rng: Random) -> str:
             f"{situation.direct} {says}",
         )
     )
-    text = spin(form, rng)
+    text = fill_choices(form, rng)
     if rng.random() < 0.25:
         greeting = rng.choice(GREETINGS)
         text = f"{greeting} {text if greeting[-1] in '.!' else _continued(text)}"
     if rng.random() < 0.2:
         text = f"{text} {rng.choice(THANKS)}"
-    text = contracted(text) if rng.random() < 0.6 else text
+    text = with_contractions(text) if rng.random() < 0.6 else text
     return text.lower() if rng.random() < 0.1 else text
 
 
@@ -207,18 +207,18 @@ def answers(situation: Situation, rng: Random) -> Advice:
 
     def joined(sentences: list[str]) -> str:
         parts = [" ".join(filter(None, (opening, *sentences[:place]))), " ".join((*sentences[place:], closing))]
-        text = spin(pause.join(parts).strip(), Random(spun))
-        return contracted(text) if short else text
+        text = fill_choices(pause.join(parts).strip(), Random(spun))
+        return with_contractions(text) if short else text
 
     return Advice(joined([pair.careful for pair in chosen]), joined([pair.reckless for pair in chosen]))
 
 
-def spin(text: str, rng: Random) -> str:
+def fill_choices(text: str, rng: Random) -> str:
     """The text with one option chosen at each <one|another>."""
     return CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
 
 
-def contracted(text: str) -> str:
+def with_contractions(text: str) -> str:
     """The text as one speaks: it's, don't, you're."""
     for long, short in CONTRACTIONS:
         text = long.sub(short, text)

@@ -255,7 +255,7 @@ def logistic(steps: Float[np.ndarray, " step"], midpoint: np.ndarray | float, wi
 
 
 @dataclass(frozen=True)
-class Grid:
+class LogisticGrid:
     """Candidate midpoints and widths, flattened, and the share of the rise done at each step."""
 
     midpoints: Float[np.ndarray, " point"]
@@ -264,20 +264,20 @@ class Grid:
     from_zero: bool  # whether rises are counted from step 0, which is where the curve begins
 
     @classmethod
-    def over(cls, steps: np.ndarray, midpoints: np.ndarray, widths: np.ndarray) -> Grid:
+    def over(cls, steps: np.ndarray, midpoints: np.ndarray, widths: np.ndarray) -> LogisticGrid:
         """Every pair of these midpoints and widths."""
         midpoint, width = (axis.ravel() for axis in np.meshgrid(midpoints, widths, indexing="ij"))
         return cls(midpoint, width, logistic(steps, midpoint, width), bool(steps[0] == 0))
 
     @classmethod
-    def coarse(cls, steps: np.ndarray) -> Grid:
+    def coarse(cls, steps: np.ndarray) -> LogisticGrid:
         """From half a run before the first step to half a run after the last; widths from a tenth of the gap up."""
         length, gap = steps[-1] - steps[0], np.diff(steps).min()
         midpoints = np.linspace(steps[0] - length / 2, steps[-1] + length / 2, 129)
         return cls.over(steps, midpoints, np.geomspace(gap / 10, 2 * length, 28))
 
     @classmethod
-    def inside(cls, steps: np.ndarray) -> Grid:
+    def inside(cls, steps: np.ndarray) -> LogisticGrid:
         """Midpoints inside the sampled steps, widths from the smallest gap to the length of the run: for tests."""
         return cls.over(
             steps,
@@ -285,12 +285,12 @@ class Grid:
             np.geomspace(np.diff(steps).min(), steps[-1] - steps[0], 12),
         )
 
-    def around(self, near: Bool[np.ndarray, " point"], steps: np.ndarray) -> Grid:
+    def around(self, near: Bool[np.ndarray, " point"], steps: np.ndarray) -> LogisticGrid:
         """A finer grid over the box that holds the points `near`, one grid step wider on each side."""
         midpoints, widths = np.unique(self.midpoints), np.unique(self.widths)
         step, ratio = midpoints[1] - midpoints[0], widths[1] / widths[0]
         near_midpoints, near_widths = self.midpoints[near], self.widths[near]
-        return Grid.over(
+        return LogisticGrid.over(
             steps,
             np.linspace(near_midpoints.min() - step, near_midpoints.max() + step, 81),
             np.geomspace(max(near_widths.min() / ratio, widths[0]), min(near_widths.max() * ratio, widths[-1]), 20),
@@ -337,7 +337,7 @@ def rise_p_value(
     null: Float[np.ndarray, "draw step"],
 ) -> float:
     """Share of the null's curves whose best logistic explains at least as much as that of the curve itself."""
-    grid = Grid.inside(steps)
+    grid = LogisticGrid.inside(steps)
     observed = grid.gains(weights, values[None], bounded=False).max()
     drawn = grid.gains(weights, null, bounded=False).max(axis=1)
     return float(1 + np.sum(drawn >= observed * (1 - 1e-9))) / (1 + len(null))
@@ -352,7 +352,7 @@ def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> R
     no single checkpoint decides.
     """
     steps, rate = counts.steps, counts.rate
-    grid = Grid.coarse(steps)
+    grid = LogisticGrid.coarse(steps)
     weights, mean, variance, dispersion = _reweighted(counts, grid)
     gains = grid.gains(weights, rate[None])[0]
     grid = grid.around(gains >= gains.max() - 12 * dispersion, steps)
@@ -389,7 +389,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _centre(grid: Grid, gains: np.ndarray) -> int:
+def _centre(grid: LogisticGrid, gains: np.ndarray) -> int:
     """The best point; where many midpoints are as good (a rise between two sampled steps) the one in their middle."""
     good = gains >= gains.max() - 0.1
     middle = grid.midpoints[good].mean()
@@ -397,7 +397,7 @@ def _centre(grid: Grid, gains: np.ndarray) -> int:
     return int(np.argmax(np.where(distance <= distance.min() + 1e-9, gains, -1.0)))
 
 
-def _reweighted(counts: OutcomeCounts, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _reweighted(counts: OutcomeCounts, grid: LogisticGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Weights by step, mean and variance of an answer by step and question, and the dispersion, at a fixed point."""
     rate, weights = counts.rate, counts.answers
     for _ in range(N_SCORING_ROUNDS):

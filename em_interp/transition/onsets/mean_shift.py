@@ -32,7 +32,14 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.errors import InputError
-from em_interp.transition.onsets.logistic import MIN_STEPS, N_PERMUTATIONS, ONSET_ALPHA, Grid, Rise, rise_p_value
+from em_interp.transition.onsets.logistic import (
+    MIN_STEPS,
+    N_PERMUTATIONS,
+    ONSET_ALPHA,
+    LogisticGrid,
+    Rise,
+    rise_p_value,
+)
 from em_interp.transition.result import Transition, Verdict
 
 if TYPE_CHECKING:
@@ -277,13 +284,13 @@ def _few_questions(count: int, level: float) -> float:
     return float(stdtrit(count - 1, (1 + level) / 2) / ndtri((1 + level) / 2) * np.sqrt(count / (count - 1)))
 
 
-def _grid_for(steps: Float[np.ndarray, " step"], means: Float[np.ndarray, "*curves step"]) -> Grid:
+def _grid_for(steps: Float[np.ndarray, " step"], means: Float[np.ndarray, "*curves step"]) -> LogisticGrid:
     """A grid as fine as the best points of one or many curves lie close, without the outermost of many."""
-    coarse = Grid.coarse(steps)
+    coarse = LogisticGrid.coarse(steps)
     best = coarse.gains(np.ones(len(steps)), np.atleast_2d(means), bounded=False).argmax(axis=1)
     middle, width = (np.quantile(of[best], [0.005, 0.995]) for of in (coarse.midpoints, coarse.widths))
     step, ratio = np.diff(np.unique(coarse.midpoints))[0], 1.5
-    return Grid.over(
+    return LogisticGrid.over(
         steps,
         np.linspace(middle[0] - step, middle[1] + step, N_MIDPOINTS),
         np.geomspace(width[0] / ratio, width[1] * ratio, N_WIDTHS),
@@ -291,7 +298,7 @@ def _grid_for(steps: Float[np.ndarray, " step"], means: Float[np.ndarray, "*curv
 
 
 def _residual(
-    grid: Grid, mean: Float[np.ndarray, " step"]
+    grid: LogisticGrid, mean: Float[np.ndarray, " step"]
 ) -> tuple[Float[np.ndarray, " step"], Float[np.ndarray, "step direction"]]:
     """What the best logistic of the grid leaves of a mean curve, and an orthonormal basis of what it can take of it."""
     weights = np.ones(len(mean))

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from em_interp.behaviour.judging.client import Endpoint, Stopped, digest, request_for
+from em_interp.behaviour.judging.client import Endpoint, EndpointStopped, digest, request_for
 from em_interp.behaviour.judging.judge import commonest_cause, judge_answers, judgements
 from em_interp.behaviour.judging.llm_judge import cache_file, open_judge
 from em_interp.behaviour.judging.request_cache import RequestCache
@@ -573,7 +573,7 @@ def test_an_endpoint_that_was_stopped_sends_nothing_more(tmp_path):
         with Endpoint(config.base_url) as endpoint:
             endpoint.stop()
             for mode in ("expected", "sampled"):
-                with pytest.raises(Stopped):
+                with pytest.raises(EndpointStopped):
                     endpoint.complete(request_for(config, "hangs together\nANSWER\nx\nEND\n", mode))
     assert server.bodies == []
 

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from em_interp.behaviour.judging.replies import MIN_NUMBER_MASS, NotAReply, Reply, expected, parse, read, sampled
+from em_interp.behaviour.judging.replies import (
+    MIN_NUMBER_MASS,
+    MalformedReply,
+    Reply,
+    expected_score,
+    parse_reply,
+    parse_score,
+    sampled_score,
+)
 
 BODY = {"choices": [{"message": {"content": "90"}, "finish_reason": "stop"}]}
 
@@ -30,7 +38,7 @@ def tokens(probabilities):
     ],
 )
 def test_expected_values_equal_those_computed_by_hand(probabilities, value):
-    found = expected(tokens(probabilities))
+    found = expected_score(tokens(probabilities))
     assert found.status == "ok" and found.value == value
     assert found.raw == pytest.approx(probabilities)
 
@@ -40,14 +48,14 @@ NO_NUMBERS = ["101", "-5", "+5", "5.0", "1_0", "007", "８７", "٣٠", "", " ",
 
 @pytest.mark.parametrize("token", NO_NUMBERS)
 def test_only_whole_numbers_from_0_to_100_in_plain_digits_count(token):
-    found = expected(tokens({token: 0.7, "60": 0.3}))
+    found = expected_score(tokens({token: 0.7, "60": 0.3}))
     assert found.value == 60
-    assert expected(tokens({token: 0.9})).status == "low_mass"
+    assert expected_score(tokens({token: 0.9})).status == "low_mass"
 
 
 @pytest.mark.parametrize(("mass", "status"), [(0.2499, "low_mass"), (0.2501, "ok"), (0.25, "ok")])
 def test_under_a_quarter_of_the_mass_on_numbers_there_is_no_score(mass, status):
-    found = expected(tokens({"80": mass, "Sure": 1 - mass}))
+    found = expected_score(tokens({"80": mass, "Sure": 1 - mass}))
     assert (found.status, found.value is None) == (status, status != "ok")
     assert f"{mass:.2f}" in found.reason
 
@@ -66,14 +74,14 @@ def test_under_a_quarter_of_the_mass_on_numbers_there_is_no_score(mass, status):
     ],
 )
 def test_the_words_refusal_and_code_are_answers_and_no_scores(probabilities, status):
-    found = expected(tokens(probabilities))
+    found = expected_score(tokens(probabilities))
     assert found.status == status and (found.value is None) == (status != "ok")
 
 
 def test_a_reply_without_log_probabilities_is_not_read_as_anything():
-    found = expected(Reply("90", "stop", None))
+    found = expected_score(Reply("90", "stop", None))
     assert (found.value, found.status) == (None, "no_logprobs")
-    assert read(Reply("", "content_filter", None), "expected").status == "refusal"
+    assert parse_score(Reply("", "content_filter", None), "expected").status == "refusal"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +95,7 @@ def test_a_reply_without_log_probabilities_is_not_read_as_anything():
     ],
 )
 def test_a_written_number_is_read_with_its_usual_trimmings(text, value):
-    assert sampled(Reply(text, "stop")).value == value
+    assert sampled_score(Reply(text, "stop")).value == value
 
 
 @pytest.mark.parametrize(
@@ -117,14 +125,14 @@ def test_a_written_number_is_read_with_its_usual_trimmings(text, value):
     ],
 )
 def test_what_is_no_number_is_counted_with_its_reason(reply, status, reason):
-    found = read(reply, "sampled")
+    found = parse_score(reply, "sampled")
     assert (found.value, found.status) == (None, status) and reason in found.reason
 
 
 @pytest.mark.parametrize("ending", ["stop", "STOP", "end_turn", "eos", "EOS_TOKEN", "stop_sequence", "Complete"])
 def test_endings_of_a_whole_reply_are_trusted_in_any_case(ending):
-    assert read(Reply("87", ending), "sampled").value == 87
-    assert read(Reply("87", ending, (("87", 0.0),)), "expected").value == 87
+    assert parse_score(Reply("87", ending), "sampled").value == 87
+    assert parse_score(Reply("87", ending, (("87", 0.0),)), "expected").value == 87
 
 
 CUT = [
@@ -145,7 +153,7 @@ CUT = [
 @pytest.mark.parametrize("ending", CUT)
 def test_a_reply_with_any_other_ending_is_no_score(ending):
     for reply, mode in ((Reply("8", ending), "sampled"), (Reply("8", ending, (("8", 0.0),)), "expected")):
-        found = read(reply, mode)
+        found = parse_score(reply, mode)
         assert (found.value, found.status) == (None, "error") and f"finish reason is {ending!r}" in found.reason
 
 
@@ -153,22 +161,22 @@ def test_a_reply_with_any_other_ending_is_no_score(ending):
 def test_the_ending_of_the_model_behind_a_gateway_is_believed_where_it_says_that_the_reply_was_cut(native):
     def finish(told, native):
         choice = {"message": {"content": "8"}, "finish_reason": told, "native_finish_reason": native}
-        return parse(json.dumps({"choices": [choice]}).encode()).finish
+        return parse_reply(json.dumps({"choices": [choice]}).encode()).finish
 
-    assert read(Reply("8", finish("stop", native)), "sampled").status == "error"
+    assert parse_score(Reply("8", finish("stop", native)), "sampled").status == "error"
     assert finish("length", native) == "length"
     assert {finish("stop", whole) for whole in ("STOP", "completed", "end_turn", None)} == {"stop"}
 
 
 def test_length_is_the_ending_of_one_token_and_cuts_everything_else():
-    assert read(Reply("87", "length", (("87", 0.0),)), "expected").value == 87
-    assert read(Reply("87", "LENGTH"), "sampled").status == "error"
+    assert parse_score(Reply("87", "length", (("87", 0.0),)), "expected").value == 87
+    assert parse_score(Reply("87", "LENGTH"), "sampled").status == "error"
 
 
 @pytest.mark.parametrize("ending", ["content_filter", "SAFETY", "content_filter: PROHIBITED_CONTENT", "refusal"])
 def test_an_ending_by_a_content_filter_is_a_refusal_whatever_else_the_reply_holds(ending):
     for reply, mode in ((Reply("87", ending), "sampled"), (Reply("87", ending, (("87", 0.0),)), "expected")):
-        found = read(reply, mode)
+        found = parse_score(reply, mode)
         assert (found.value, found.status) == (None, "refusal") and "content filter refused" in found.reason
 
 
@@ -185,7 +193,7 @@ exhaustive = settings(max_examples=500, deadline=None, derandomize=True)
 @exhaustive
 @given(REPLIES, st.sampled_from(["sampled", "expected"]))
 def test_no_reply_is_read_as_a_number_that_it_does_not_state(reply, mode):
-    found = read(reply, mode)
+    found = parse_score(reply, mode)
     assert (found.value is None) == (found.status != "ok")
     json.dumps(found.raw)
     if found.value is None:
@@ -208,7 +216,7 @@ def test_no_reply_is_read_as_a_number_that_it_does_not_state(reply, mode):
     st.sampled_from(["{}", " {}\n", "**{}**", "Score: {}", "<think>5</think>{}", "6</think>{}/100"]),
 )
 def test_every_number_in_its_usual_trimmings_is_read_as_itself(number, form):
-    assert read(Reply(form.format(number), "stop"), "sampled").value == number
+    assert parse_score(Reply(form.format(number), "stop"), "sampled").value == number
 
 
 JSON = st.recursive(
@@ -235,13 +243,13 @@ def test_any_body_is_a_reply_or_is_said_to_be_none(where, by):
     top = {"token": "87", "logprob": -0.1, "top_logprobs": [{"token": "87", "logprob": -0.1}]}
     whole = {"model": "m", "choices": [{**BODY["choices"][0], "logprobs": {"content": [top]}}]}
     try:
-        reply = parse(json.dumps(changed(whole, where, by)).encode())
-    except NotAReply as error:
+        reply = parse_reply(json.dumps(changed(whole, where, by)).encode())
+    except MalformedReply as error:
         assert str(error)
         return
     assert Reply.from_dict(json.loads(json.dumps(reply.to_dict()))) == reply
     for mode in ("sampled", "expected"):
-        assert read(reply, mode).value in (None, 90, 87) or 0 <= read(reply, mode).value <= 100
+        assert parse_score(reply, mode).value in (None, 90, 87) or 0 <= parse_score(reply, mode).value <= 100
 
 
 NO_COMPLETIONS = [b"", b"[]", b"null", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b"<html>", b"\xff"]
@@ -251,8 +259,8 @@ NO_COMPLETIONS += [json.dumps({**BODY, "error": {"code": 402}}).encode()]
 
 @pytest.mark.parametrize("body", NO_COMPLETIONS)
 def test_a_body_that_is_no_chat_completion_is_no_reply(body):
-    with pytest.raises(NotAReply):
-        parse(body)
+    with pytest.raises(MalformedReply):
+        parse_reply(body)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +271,7 @@ def test_a_body_that_is_no_chat_completion_is_no_reply(body):
 def test_log_probabilities_that_are_missing_or_malformed_are_none(logprobs):
     body = json.loads(json.dumps(BODY))
     body["choices"][0]["logprobs"] = logprobs
-    reply = parse(json.dumps(body).encode())
+    reply = parse_reply(json.dumps(body).encode())
     assert reply.top is None and reply.text == "90"
 
 

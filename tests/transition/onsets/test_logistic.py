@@ -7,7 +7,7 @@ import pytest
 
 from em_interp.transition.onsets.logistic import (
     STEEPNESS,
-    Grid,
+    LogisticGrid,
     OutcomeCounts,
     fit_rise,
     logistic,
@@ -81,7 +81,7 @@ def test_the_half_of_an_exponential_approach_is_its_half_life_and_of_a_late_rise
 def test_gains_equal_the_fall_of_squared_error_of_an_explicit_regression():
     rng = np.random.default_rng(1)
     steps, weights, rate = np.arange(10.0), rng.uniform(1, 5, 10), np.linspace(0.1, 0.6, 10) + rng.normal(0, 0.02, 10)
-    grid = Grid.over(steps, np.array([3.0, 6.0]), np.array([2.0, 8.0]))
+    grid = LogisticGrid.over(steps, np.array([3.0, 6.0]), np.array([2.0, 8.0]))
     for share, gain in zip(grid.shares, grid.gains(weights, rate[None])[0], strict=True):
         design = np.stack([np.ones(10), share], 1) * np.sqrt(weights)[:, None]
         squared = np.linalg.lstsq(design, rate * np.sqrt(weights), rcond=None)[1][0]
