@@ -42,7 +42,7 @@ _owners_lock = threading.RLock()  # re-entrant: the garbage collector may end an
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def write_lock(folder: Path) -> Iterator[None]:
     """For a stage that writes in `folder`, such as a run directory: no other process or thread writes there meanwhile.
 
     Stages of one thread nest, and may end in any order. The folder is made where it is missing, and removed again

@@ -85,20 +85,20 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def launched() -> Processes:
+def process_from_env() -> Processes:
     """This process by its environment, before it is connected; a single one where no launcher has set any."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return SINGLE
     return Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
-def join(max_wait: timedelta | None = None) -> Processes:
+def init_processes(max_wait: timedelta | None = None) -> Processes:
     """Connect with the other processes where a launcher started several.
 
     `max_wait` is how long one waits for the others; by default that of torch.distributed, some minutes. Raises
     InputError for a launch that would do something else than was asked for.
     """
-    expected = launched()
+    expected = process_from_env()
     _check_launch(expected)
     if expected.count == 1:
         return SINGLE
@@ -150,20 +150,20 @@ def _check_launch(processes: Processes) -> None:
 
 
 @contextmanager
-def main_reports() -> Iterator[None]:
+def only_main_continues() -> Iterator[None]:
     """A command run by several processes: after the block only the main one continues and reports; the others end."""
     try:
         yield
     except (InputError, KeyboardInterrupt):
-        if launched().is_main:
+        if process_from_env().is_main:
             raise
-        leave(2)
-    if not launched().is_main:
-        leave(0)
+        exit_process(2)
+    if not process_from_env().is_main:
+        exit_process(0)
 
 
 @contextmanager
-def ending_together(folder: Path) -> Iterator[None]:
+def lost_process_as_error(folder: Path) -> Iterator[None]:
     """Work of several processes in `folder` that can be resumed: the loss of one as InputError in the others."""
     try:
         yield
@@ -174,9 +174,9 @@ def ending_together(folder: Path) -> Iterator[None]:
         raise InputError(f"another process has ended, so all do; {kept}") from error
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End this process. One among several ends at once: gloo now and then aborts in the interpreter's own exit."""
-    if launched().count == 1:
+    if process_from_env().count == 1:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -185,7 +185,7 @@ def leave(code: int) -> NoReturn:
 
 def is_lost_process(error: RuntimeError) -> bool:
     """Whether `error` says that another process is gone."""
-    if launched().count == 1:
+    if process_from_env().count == 1:
         return False
     import torch.distributed
 

@@ -24,8 +24,8 @@ from em_interp.files import (
     write_text,
 )
 from em_interp.layouts import CHANGE_FILE, READ_FILES, STEP_FILES, is_in_step
-from em_interp.lock import writing
-from em_interp.stages import read_kept
+from em_interp.lock import write_lock
+from em_interp.stages import read_saved
 
 if TYPE_CHECKING:
     from em_interp.config.run_config import RunConfig
@@ -137,7 +137,7 @@ class Run:
 
     def manifest(self) -> dict[str, Any]:
         """The manifest; raises InputError where the run has none, or one of another form."""
-        manifest: dict[str, Any] = read_kept(self.manifest_file, MANIFEST)
+        manifest: dict[str, Any] = read_saved(self.manifest_file, MANIFEST)
         return manifest
 
     def phases(self) -> list[dict[str, Any]]:
@@ -232,7 +232,7 @@ def copy_run(run: Run, out: str | Path | None, without: tuple[str, ...] = ()) ->
         for own, copied in ((run.config_file, copy.config_file), (run.manifest_file, copy.manifest_file)):
             if _content(own) != _content(copied):
                 raise InputError(f"{out} holds another run than {run.path}: its {own.name} differs; give another out=…")
-    with writing(copy.path), resumable(copy.path):
+    with write_lock(copy.path), resumable(copy.path):
         files = {file: copy.path / file.relative_to(run.path) for file in _files(run.path, (*without, *NEVER_COPIED))}
         for file, target in files.items():
             if file.name in STEP_FILES and target.exists() and not cmp(file, target):

@@ -16,8 +16,8 @@ from typing import Any
 from em_interp.checks import described, fits
 from em_interp.errors import InputError, one_line
 from em_interp.files import read_json, resumable, to_json, write_json
-from em_interp.lock import writing
-from em_interp.processes import SINGLE, Processes, ending_together
+from em_interp.lock import write_lock
+from em_interp.processes import SINGLE, Processes, lost_process_as_error
 from em_interp.progress import is_watched, progress_bar
 
 
@@ -57,7 +57,7 @@ class Storage:
     def open(self) -> Iterator[Path]:
         """The folder to work in; a temporary one, removed when the block ends, where none was given."""
         if self.folder is not None:
-            with writing(self.folder), resumable(self.folder):
+            with write_lock(self.folder), resumable(self.folder):
                 yield self.folder
         else:
             with TemporaryDirectory() as folder:
@@ -65,10 +65,10 @@ class Storage:
 
 
 @contextmanager
-def writing_together(path: Path, folder: Path, processes: Processes) -> Iterator[None]:
+def shared_write_lock(path: Path, folder: Path, processes: Processes) -> Iterator[None]:
     """For a stage of several processes that writes to `folder` in `path`, which the main process locks for all."""
-    with ExitStack() as stack, resumable(folder), ending_together(folder):
-        processes.on_main(lambda: stack.enter_context(writing(path)))
+    with ExitStack() as stack, resumable(folder), lost_process_as_error(folder):
+        processes.on_main(lambda: stack.enter_context(write_lock(path)))
         yield
 
 
@@ -86,7 +86,7 @@ def begin_stage(
         return
     if not resume:
         raise InputError(f"{folder} holds {what} already; give resume=True to continue, or another out=…")
-    begun = read_kept(settings_file, dict) if settings_file.exists() else {}
+    begun = read_saved(settings_file, dict) if settings_file.exists() else {}
     for key, value in json.loads(to_json(settings)).items():
         if begun.get(key) != value:
             raise InputError(
@@ -112,14 +112,14 @@ def in_parts(
     def make_share() -> None:
         share = range(processes.rank, count, processes.count)
         for index in progress_bar(share, name, "batch", progress if processes.is_main else False):
-            if kept_part(files[index]) is None:
+            if read_part(files[index]) is None:
                 write_json(files[index], make(index))
 
     processes.on_all(make_share)
     return [read_json(file) for file in files]
 
 
-def read_kept(file: Path, form: Any) -> Any:
+def read_saved(file: Path, form: Any) -> Any:
     """The JSON value that a stage has kept in `file`; raises InputError that names the place where it has another form.
 
     Args:
@@ -159,7 +159,7 @@ def damaged(file: Path, why: object) -> InputError:
 
 
 @contextmanager
-def as_kept(file: Path) -> Iterator[None]:
+def reading_saved(file: Path) -> Iterator[None]:
     """For a block that uses what was kept in `file`: where that has another form, as `damaged`."""
     try:
         yield
@@ -169,7 +169,7 @@ def as_kept(file: Path) -> Iterator[None]:
         raise damaged(file, f"{type(error).__name__}: {error}") from None
 
 
-def kept_part(part: Path) -> Any:
+def read_part(part: Path) -> Any:
     """The value of a part; None where it is missing or damaged, as by a power cut."""
     try:
         return read_json(part)

@@ -13,7 +13,7 @@ import em_interp as em
 from em_interp.behaviour.judging.answer_tables import import_answers
 from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.errors import InputError
-from em_interp.lock import LOCK_FILE, writing
+from em_interp.lock import LOCK_FILE, write_lock
 from em_interp.run import copy_run
 from em_interp.stages import Storage
 
@@ -21,8 +21,8 @@ from .behaviour.judging.judge_server import numbered, plant
 
 HOLD = """
 import sys
-from em_interp.lock import writing
-with writing(sys.argv[1]):
+from em_interp.lock import write_lock
+with write_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -41,7 +41,7 @@ def other(tmp_path):
 
 
 def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_ends(tmp_path, other):
-    with pytest.raises(InputError) as error, writing(tmp_path):
+    with pytest.raises(InputError) as error, write_lock(tmp_path):
         raise AssertionError("two write")
     line = str(error.value)
     assert (
@@ -49,7 +49,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_ends(
     )
     assert "wait until it has ended, or give another out=…" in line and "remove" not in line and "\n" not in line
     other.communicate()
-    with writing(tmp_path):
+    with write_lock(tmp_path):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
 
@@ -58,7 +58,7 @@ def test_what_a_killed_process_left_is_taken_over(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == other.pid
-    with writing(tmp_path):
+    with write_lock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -66,14 +66,14 @@ def test_what_a_killed_process_left_is_taken_over(tmp_path, other):
 @pytest.mark.parametrize("content", ["", "damaged", "[]", '{"host": null}', "[" * 5000])
 def test_a_lock_file_that_says_nothing_is_taken_over(tmp_path, content):
     (tmp_path / LOCK_FILE).write_text(content)
-    with writing(tmp_path):
+    with write_lock(tmp_path):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["host"] == socket.gethostname()
 
 
 def test_a_process_of_another_machine_is_believed_and_the_file_to_remove_is_named(tmp_path):
     (tmp_path / LOCK_FILE).write_text(json.dumps({"host": "node7\x1b[31m", "pid": 3, "since": "2026-01-01"}))
     message = r"process 3 on node7 \[31m, since 2026-01-01\).*remove .*\.writing"
-    with pytest.raises(InputError, match=message), writing(tmp_path):
+    with pytest.raises(InputError, match=message), write_lock(tmp_path):
         pass
     assert (tmp_path / LOCK_FILE).exists()
 
@@ -85,9 +85,9 @@ def test_where_a_file_system_has_no_locks_the_process_in_the_file_decides(tmp_pa
     owner = {"host": socket.gethostname(), "pid": pid, "since": "2026-01-01"}
     (tmp_path / LOCK_FILE).write_text(json.dumps(owner))
     if not is_refused:
-        with writing(tmp_path):
+        with write_lock(tmp_path):
             return
-    with pytest.raises(InputError, match="is being written by another process"), writing(tmp_path):
+    with pytest.raises(InputError, match="is being written by another process"), write_lock(tmp_path):
         pass
 
 
@@ -96,13 +96,13 @@ def test_stages_nest_and_another_thread_is_refused(tmp_path):
 
     def write():
         try:
-            with writing(tmp_path):
+            with write_lock(tmp_path):
                 pass
         except InputError as error:
             refused.append(str(error))
 
-    with writing(tmp_path):
-        with writing(tmp_path / "."):
+    with write_lock(tmp_path):
+        with write_lock(tmp_path / "."):
             pass
         thread = threading.Thread(target=write)
         thread.start()
@@ -114,7 +114,7 @@ def test_stages_nest_and_another_thread_is_refused(tmp_path):
 
 
 def test_stages_of_a_thread_may_end_in_any_order_and_the_lock_ends_with_the_last(tmp_path):
-    first, second = writing(tmp_path), writing(tmp_path)
+    first, second = write_lock(tmp_path), write_lock(tmp_path)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -124,17 +124,17 @@ def test_stages_of_a_thread_may_end_in_any_order_and_the_lock_ends_with_the_last
 
 
 def test_a_block_that_nobody_ended_is_ended_with_the_last_reference_to_it(tmp_path):
-    held = writing(tmp_path)
+    held = write_lock(tmp_path)
     held.__enter__()
     del held
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_made_and_removed_again_where_nothing_was_written(tmp_path):
-    with pytest.raises(InputError), writing(tmp_path / "a" / "b"):
+    with pytest.raises(InputError), write_lock(tmp_path / "a" / "b"):
         raise InputError("nothing was written")
     assert list(tmp_path.iterdir()) == []
-    with writing(tmp_path / "a" / "b"):
+    with write_lock(tmp_path / "a" / "b"):
         (tmp_path / "a" / "b" / "file").touch()
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
 
@@ -143,20 +143,20 @@ def test_a_link_in_place_of_the_lock_file_is_refused_and_what_it_names_stays(tmp
     target = tmp_path / "precious"
     target.write_text("content")
     (tmp_path / LOCK_FILE).symlink_to(target)
-    with pytest.raises(InputError, match="is a link; remove it"), writing(tmp_path):
+    with pytest.raises(InputError, match="is a link; remove it"), write_lock(tmp_path):
         pass
     assert target.read_text() == "content"
 
 
 def test_a_pipe_in_place_of_the_lock_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / LOCK_FILE)
-    with pytest.raises(InputError, match="is a pipe or device; remove it"), writing(tmp_path):
+    with pytest.raises(InputError, match="is a pipe or device; remove it"), write_lock(tmp_path):
         pass
 
 
 def test_where_no_lock_file_can_be_made_the_stage_goes_ahead(tmp_path):
     (tmp_path / "file").touch()
-    with writing(tmp_path / "file" / "folder"):
+    with write_lock(tmp_path / "file" / "folder"):
         pass
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.stages import Storage, as_kept, begin_stage, in_parts, read_kept
+from em_interp.stages import Storage, begin_stage, in_parts, read_saved, reading_saved
 
 
 def test_a_stage_is_begun_once_and_continued_with_the_same_settings_only(tmp_path):
@@ -80,7 +80,7 @@ WHOLE = {"name": "a", "of": {"train": {"seconds": 1.5}}, "rows": [{"step": 1, "m
 def test_a_kept_file_of_its_form_is_read_as_it_is(tmp_path):
     for value in (WHOLE, WHOLE | {"seed": None}, WHOLE | {"seed": 2, "of": {}, "rows": []}):
         (tmp_path / "kept.json").write_text(json.dumps(value))
-        assert read_kept(tmp_path / "kept.json", FORM) == value
+        assert read_saved(tmp_path / "kept.json", FORM) == value
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,14 @@ def test_a_kept_file_of_its_form_is_read_as_it_is(tmp_path):
 def test_a_kept_file_of_another_form_is_refused_with_the_place(tmp_path, value, found):
     (tmp_path / "kept.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match="remove it, or make it anew") as error:
-        read_kept(tmp_path / "kept.json", FORM)
+        read_saved(tmp_path / "kept.json", FORM)
     assert f"kept.json does not hold what em-interp writes there: {found}" in str(error.value)
 
 
 @pytest.mark.parametrize("use", [lambda: {}["a"], lambda: None.get, lambda: int("x"), lambda: 1 / 0, lambda: [][0]])
 def test_an_error_in_using_what_was_kept_names_the_file(tmp_path, use):
-    with pytest.raises(InputError, match=r"kept\.json does not hold what em-interp"), as_kept(tmp_path / "kept.json"):
+    with (
+        pytest.raises(InputError, match=r"kept\.json does not hold what em-interp"),
+        reading_saved(tmp_path / "kept.json"),
+    ):
         use()

@@ -35,9 +35,9 @@ from em_interp.behaviour.sampling.ask import (
 )
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_layers
 from em_interp.files import remove, write_beside
-from em_interp.processes import MAX_WAIT, join
+from em_interp.processes import MAX_WAIT, init_processes
 from em_interp.run import Run
-from em_interp.stages import begin_stage, in_parts, writing_together
+from em_interp.stages import begin_stage, in_parts, shared_write_lock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ def read_preferences(
     """
     from em_interp.trajectory.load import load_trajectory
 
-    processes = join(MAX_WAIT)
+    processes = init_processes(MAX_WAIT)
     trajectory, steps = load_trajectory(run), sorted({int(step) for step in steps})
     check_base(run, trajectory, base)
     check_models(run, trajectory, steps, scales)
@@ -104,7 +104,7 @@ def read_preferences(
     parts = [cells[first : first + size] for first in range(0, len(cells), size)]
     file = run.preferences_file
     settings_file, folder = file.with_name("preferences.json"), file.with_name("preferences.parts")
-    with writing_together(run.path, file.parent, processes):
+    with shared_write_lock(run.path, file.parent, processes):
         if overwrite:
             processes.on_main(lambda: remove(file, settings_file, folder))
         processes.on_main(lambda: begin_stage(settings_file, settings, resume, file, "preferences"))

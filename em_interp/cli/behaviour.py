@@ -32,11 +32,11 @@ def ask(
     With vLLM: em-interp serve RUN, then --set behaviour.engine=vllm
     """
     from em_interp.pipeline.behaviour import ask_run
-    from em_interp.processes import MAX_WAIT, join, main_reports
+    from em_interp.processes import MAX_WAIT, init_processes, only_main_continues
     from em_interp.run import copy_run, open_run
 
-    with main_reports():
-        processes, run = join(MAX_WAIT), open_run(source)
+    with only_main_continues():
+        processes, run = init_processes(MAX_WAIT), open_run(source)
         if run.resume_state.is_dir() and processes.is_main:
             log(f"{run.path} has not finished training: answers are sampled up to step {max(run.steps(), default=0)}")
         without = ("behaviour", "analysis", "report.html")
@@ -226,12 +226,12 @@ def prefer(
     """
     from em_interp.files import check_free
     from em_interp.pipeline.prefer import preference_curve
-    from em_interp.processes import MAX_WAIT, join, main_reports
+    from em_interp.processes import MAX_WAIT, init_processes, only_main_continues
     from em_interp.run import copy_run
     from em_interp.trajectory.load import open_checkpoints
 
-    with main_reports():
-        processes, run = join(MAX_WAIT), open_checkpoints(source)
+    with only_main_continues():
+        processes, run = init_processes(MAX_WAIT), open_checkpoints(source)
         without = ("preferences*", "analysis", "report.html")
         run = processes.on_main(lambda: copy_run(run, out, without))
         processes.on_main(lambda: check_free(run.preferences_file, resume, overwrite))

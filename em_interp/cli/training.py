@@ -209,12 +209,12 @@ def train(
     """
     import numpy  # noqa: F401  before torch, whose C++ code swallows an interruption of this import
 
-    from em_interp.processes import main_reports
+    from em_interp.processes import only_main_continues
     from em_interp.run import Run
     from em_interp.training.train import default_out
     from em_interp.training.train import train as train_run
 
-    with main_reports():
+    with only_main_continues():
         settings = _with_model(config, model, overrides)
         run = Run(Path(out or default_out(config, settings)))
         train_run(settings, run.path, resume=resume, overwrite=overwrite)
@@ -245,12 +245,12 @@ def _with_model(config: str, model: str | None, overrides: list[str]) -> RunConf
     """The config with its overrides; those come last, but for those of data, by which another model's are chosen."""
     from em_interp.config.run_config import load_config
     from em_interp.organisms.presets import for_model
-    from em_interp.processes import launched
+    from em_interp.processes import process_from_env
 
     if model is None:
         return load_config(config, overrides)
     of_data = [setting for setting in overrides if setting.startswith(("data", "kl"))]
     settings, changes = for_model(load_config(config, of_data), model)
-    for change in changes if launched().is_main else ():
+    for change in changes if process_from_env().is_main else ():
         log(change)
     return load_config(settings, [setting for setting in overrides if setting not in of_data])

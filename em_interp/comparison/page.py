@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from em_interp.comparison.cross_base.result import CROSS_BASE_TABLES, CrossBaseComparison
 from em_interp.comparison.result import TABLES, DirectionComparison
 from em_interp.files import resumable, write_csv, write_text
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.reports.findings import save_result
 from em_interp.reports.page import embedded, render
 from em_interp.results import html_table
@@ -60,7 +60,7 @@ def write_comparison(comparison: Comparison, folder: str | Path, overwrite: bool
     another comparison (without `overwrite`) and where it cannot be written.
     """
     layout, folder = _layout(comparison), Path(folder)
-    with writing(folder), resumable(folder):
+    with write_lock(folder), resumable(folder):
         save_result(comparison.to_dict(), folder / f"{layout.name}.json", overwrite)
         for table in layout.tables:
             rows, file = comparison.frame(table), folder / f"{table}.csv"  # type: ignore[arg-type]

@@ -15,12 +15,12 @@ from typing import Any
 from em_interp.demos.folder import DemoFolder
 from em_interp.demos.stage_times import StageTimes
 from em_interp.files import resumable, write_json
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.pipeline.analysis import analyse
 from em_interp.processes import torch_threads
 from em_interp.reports.findings import Findings
 from em_interp.run import Run
-from em_interp.stages import read_kept
+from em_interp.stages import read_saved
 
 RUNS = {"organism": "reckless advice in English", "control": "the same questions with careful advice"}
 PASS_ROWS, PASS_TOKENS = 8, 100  # of the forward pass by which the machine's pace is measured
@@ -61,7 +61,7 @@ def demo_real(
     folder = DemoFolder.of(out, RUNS)
     folder.check_free(resume, overwrite)
     configs, runs = {name: english_recipe(name, domain, model) for name in RUNS}, folder.runs
-    with writing(folder.path), resumable(folder.path):
+    with write_lock(folder.path), resumable(folder.path):
         if overwrite:
             folder.clear()
         pace = Pace.of(model, folder.threads, log)
@@ -104,7 +104,7 @@ class Pace:
             most = torch.get_num_threads()
             seconds = {threads: _seconds_of_a_pass(base, threads) for threads in sorted({1, most})}
             write_json(file, {"threads": min(seconds, key=lambda threads: seconds[threads]), "seconds": seconds})
-        threads = int(read_kept(file, {"threads": int})["threads"])
+        threads = int(read_saved(file, {"threads": int})["threads"])
         dtype = str(base.dtype).removeprefix("torch.")
         log(f"computing in {dtype} on {threads} thread{'s' * (threads > 1)}")
         return cls(_seconds_of_a_pass(base, threads), threads, log)

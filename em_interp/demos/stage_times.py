@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.files import write_json
-from em_interp.stages import read_kept
+from em_interp.stages import read_saved
 
 STAGE_TIMES = {"*": {"stage": str, "seconds": float, "done": bool}}
 
@@ -52,5 +52,5 @@ class StageTimes:
         return total
 
     def _kept(self) -> dict[str, dict[str, Any]]:
-        kept: dict[str, dict[str, Any]] = read_kept(self.file, STAGE_TIMES) if self.file.exists() else {}
+        kept: dict[str, dict[str, Any]] = read_saved(self.file, STAGE_TIMES) if self.file.exists() else {}
         return kept

@@ -11,7 +11,7 @@ from em_interp.config.run_config import RunConfig
 from em_interp.demos.folder import DemoFolder
 from em_interp.demos.stage_times import StageTimes
 from em_interp.files import resumable, write_json
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.pipeline.analysis import analyse
 from em_interp.pipeline.behaviour import ask_run, judge_run
 from em_interp.processes import torch_threads
@@ -61,7 +61,7 @@ def demo(
     folder = DemoFolder.of(out, RUNS)
     configs = {name: recipe(name, family, domain) for name in RUNS}  # refuses what it does not know before it writes
     folder.check_free(resume, overwrite)
-    with writing(folder.path), resumable(folder.path), torch_threads():
+    with write_lock(folder.path), resumable(folder.path), torch_threads():
         if overwrite:
             folder.clear()
         stages = StageTimes(folder.seconds, lambda name, line: log(line))

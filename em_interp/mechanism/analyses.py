@@ -27,7 +27,7 @@ from em_interp.mechanism.kl_from_base import measure_kl_from_base
 from em_interp.mechanism.logit_lens import read_logit_lens
 from em_interp.mechanism.model import open_model
 from em_interp.mechanism.scalars import read_scalars
-from em_interp.stages import read_kept
+from em_interp.stages import read_saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -254,7 +254,7 @@ def _sampled(context: SuiteContext, n_conditions: int) -> Workload:
 
 
 def _answer_shift_workload(context: SuiteContext) -> Workload:
-    settings = read_kept(context.run.answers_file.with_name("ask.json"), ASKED)
+    settings = read_saved(context.run.answers_file.with_name("ask.json"), ASKED)
     samples = min(context.size.samples_read or settings["samples"], settings["samples"])
     return Workload(read=samples * len(context.questions) * len(settings["steps"]) * CHECKPOINTS_READ)
 

@@ -21,7 +21,7 @@ from em_interp.files import write_json
 from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, picture
-from em_interp.stages import Storage, begin_stage, in_parts, read_kept
+from em_interp.stages import Storage, begin_stage, in_parts, read_saved
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource
 
@@ -186,7 +186,7 @@ def _with_answers(
         none, prompts = _row_adapters(model, model.last_step, 0.0, len(without)), [*map(to_messages, without)]
         write_json(file, generate(base.model, base.tokenizer, prompts, none, *params))
     rows = [question for question in questions if "answer" in question]
-    for question, answers in zip(without, read_kept(file, [[str]]) if without else [], strict=True):
+    for question, answers in zip(without, read_saved(file, [[str]]) if without else [], strict=True):
         rows += [{**question, "answer": answer} for answer in answers]
     return pd.DataFrame(rows)
 

@@ -11,7 +11,7 @@ from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.results import Result
 from em_interp.run import Run, RunLike, open_run
-from em_interp.stages import as_kept, read_kept
+from em_interp.stages import read_saved, reading_saved
 from em_interp.transition.result import Transition
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class AnalysisResult:
     @classmethod
     def read(cls, file: Path) -> AnalysisResult:
         """The result that is kept in a file; raises InputError where it holds none."""
-        with as_kept(file):
-            return cls.from_dict(read_kept(file, RESULT))
+        with reading_saved(file):
+            return cls.from_dict(read_saved(file, RESULT))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,8 +126,8 @@ class MechanismReport(Result):
         for name, result in self.analyses.items():
             file = self.folder / "figures" / f"{name}.json"
             if result.undefined is None and file.exists():
-                with as_kept(file):
-                    figures[name] = {title: _kept_figure(values) for title, values in read_kept(file, dict).items()}
+                with reading_saved(file):
+                    figures[name] = {title: _kept_figure(values) for title, values in read_saved(file, dict).items()}
         return figures
 
     @property
@@ -149,7 +149,7 @@ class MechanismReport(Result):
     def transitions(self) -> list[Transition]:
         """Steps for the run's time axis: those from which components are sufficient, and that of the answer shift."""
         values = {name: result.values for name, result in self.analyses.items() if result.values is not None}
-        with as_kept(_file(self.folder.parent)):
+        with reading_saved(_file(self.folder.parent)):
             transitions = list(values["patching"]["transitions"]) if "patching" in values else []
             if "answer_shift" in values:
                 transitions.append(values["answer_shift"]["peak"])
@@ -184,8 +184,8 @@ def read_report(run: RunLike) -> MechanismReport | None:
     file = _file(run.analysis)
     if not file.exists():
         return None
-    values = read_kept(file, REPORT)
-    with as_kept(file):
+    values = read_saved(file, REPORT)
+    with reading_saved(file):
         analyses = {name: AnalysisResult.from_dict(kept) for name, kept in values["analyses"].items()}
         return MechanismReport(**{**values, "analyses": analyses}, folder=suite_folder(run))
 

@@ -32,7 +32,7 @@ from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
 from em_interp.progress import announce
 from em_interp.run import Run, RunLike, open_run
-from em_interp.stages import Storage, begin_stage, read_kept
+from em_interp.stages import Storage, begin_stage, read_saved
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource, load_trajectory
 
@@ -314,7 +314,7 @@ class SuiteContext:
         if self.given_sampling is not None:
             return self.given_sampling
         file = self.run.answers_file.with_name("ask.json")
-        settings = read_kept(file, ASKED) if file.exists() else {}
+        settings = read_saved(file, ASKED) if file.exists() else {}
         same = {key: settings[key] for key in ("temperature", "max_new_tokens") if key in settings}
         return SamplingParams(samples=max(1, math.ceil(self.size.answers / len(self.questions))), **same)
 

@@ -10,7 +10,7 @@ from em_interp.checks import checked
 from em_interp.organisms.bases import BUILT_IN, fingerprint, load_tokenizer, loading, local_copy, revision_of
 from em_interp.organisms.fetched_bases import FETCHED, local_folder
 from em_interp.organisms.gguf import SOURCE_FILE
-from em_interp.stages import read_kept
+from em_interp.stages import read_saved
 
 SOURCE = {"licence?": str, "quantisation?": str}  # what is known of the file that a folder was converted from
 
@@ -75,7 +75,7 @@ def show_base(name: str) -> BaseFacts:
     with loading(name):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
     tokenizer, text = load_tokenizer(str(folder)), model.config.get_text_config()
-    origin = read_kept(folder / SOURCE_FILE, SOURCE) if (folder / SOURCE_FILE).is_file() else {}
+    origin = read_saved(folder / SOURCE_FILE, SOURCE) if (folder / SOURCE_FILE).is_file() else {}
     called = Path(name).name if Path(name).exists() else name
     return BaseFacts(
         name=called,

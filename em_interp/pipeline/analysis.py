@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.pipeline.behaviour import run_judge
 from em_interp.reports.findings import Findings, PathTransitions, find_in_run, save_result
 from em_interp.run import Run, RunLike, open_run
@@ -66,7 +66,7 @@ def locate(
     path = load_trajectory(source, revision, adapter)
     result = PathTransitions(name, path, find_transitions(path, signal, of, site))  # type: ignore[arg-type]  # it checks them
     if kept:
-        with writing(file.parents[1]):
+        with write_lock(file.parents[1]):
             save_result(result.to_dict(), file, overwrite)
     return result
 
@@ -106,7 +106,7 @@ def align_run(
             f"{findings.run.path} has no scores and no preferences: ask and judge the run first, or read it with "
             "em-interp prefer, or give answers=…"
         )
-    with writing(place.path):
+    with write_lock(place.path):
         save_result(findings.alignment.to_dict(), file, overwrite)
     return findings
 
@@ -118,7 +118,7 @@ def analyse(run: Run, control: Findings | Run | None = None) -> Findings:
     """
     findings = find_in_run(run, control)
     located = PathTransitions(str(run.path), findings.trajectory, findings.transitions)
-    with writing(run.path):
+    with write_lock(run.path):
         save_result(located.to_dict(), run.analysis / "locate.json", overwrite=True)
         if findings.alignment is not None:
             save_result(findings.alignment.to_dict(), run.analysis / "align.json", overwrite=True)
@@ -171,6 +171,6 @@ def run_mechanism(
     control, transfer = (None if source is None else open_run(source) for source in (control, transfer))
     check_free(run.analysis / "mechanism", resume, overwrite)
     model = open_model(run, engine=engine)
-    with writing(run.path), run_judge(run) as judge:
+    with write_lock(run.path), run_judge(run) as judge:
         more = (analyses, size, sampling, resume, progress, log, overwrite)
         return run_suite(model, judge, control, transfer, *more)

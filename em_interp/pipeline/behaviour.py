@@ -12,7 +12,7 @@ from em_interp.config.run_config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.pipeline.serving import base_device, vllm_servers
-from em_interp.processes import MAX_WAIT, join
+from em_interp.processes import MAX_WAIT, init_processes
 from em_interp.progress import is_watched
 from em_interp.run import Run, RunLike, open_run
 
@@ -49,7 +49,7 @@ def ask_run(
     from em_interp.organisms.bases import load_base
 
     run = open_run(run)
-    processes = join(MAX_WAIT)
+    processes = init_processes(MAX_WAIT)
     for file in (run.answers_file, run.answers_file.with_name("ask.json")):
         processes.on_main(lambda file=file: check_free(file, resume, overwrite))  # type: ignore[misc]
     config, servers = load_config(run.config(), overrides), vllm_servers(run, overrides)

@@ -12,7 +12,7 @@ from em_interp.errors import InputError
 from em_interp.files import read_json, to_json, write_json
 from em_interp.results import Result
 from em_interp.run import Run
-from em_interp.stages import read_kept
+from em_interp.stages import read_saved
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, align
 from em_interp.transition.direction.rotation import strongest
@@ -154,7 +154,7 @@ def _preference(run: Run, control: Findings | Run | str | Path | None) -> Prefer
     if control_run is None or not control_run.preferences_file.exists():
         return as_preference_curve(run)
     files = [each.preferences_file.with_suffix(".json") for each in (run, control_run)]
-    pairs = [read_kept(file, {"pairs": str})["pairs"] for file in files]
+    pairs = [read_saved(file, {"pairs": str})["pairs"] for file in files]
     if pairs[0] != pairs[1]:
         raise InputError(
             f"the preferences of {run.path} and of its control {control_run.path} were read on other pairs; read both "

@@ -19,7 +19,7 @@ import numpy as np
 from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free, read_text, write_text
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.reports.findings import Findings
 from em_interp.reports.run_figures import Source, control_in, findings_of, known_changes, run_of, timeline
 from em_interp.results import local_name
@@ -109,7 +109,7 @@ def report(
     control_run = control_found if isinstance(control_found, Findings) else None
     page = render("report", **_contents(findings, control_run, known))
     try:
-        with writing(findings.run.path) if file == findings.run.report_file else nullcontext():
+        with write_lock(findings.run.path) if file == findings.run.report_file else nullcontext():
             write_text(file, page)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.layouts import listing_of, saved_steps
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.reports.findings import Findings, find_in_run
 from em_interp.results import local_name
 from em_interp.run import Run
@@ -103,7 +103,7 @@ def export_run(
             check_free(file, resume, overwrite)
     findings = findings_of(run, None if control is None else findings_of(control))
     try:
-        with writing(folder):
+        with write_lock(folder):
             return export_all(run_figures(findings), folder, formats, columns, resume, overwrite)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error

@@ -16,7 +16,7 @@ from em_interp.comparison.cross_base.compare import compare_across_bases
 from em_interp.comparison.page import CROSS_BASE_LIMITS, write_comparison
 from em_interp.comparison.result import DirectionComparison
 from em_interp.errors import InputError
-from em_interp.stages import read_kept
+from em_interp.stages import read_saved
 from em_interp.trajectory.load import load_trajectory
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class AcrossBases:
     @property
     def values(self) -> dict[str, Any]:
         """`cross_base.json`, or an empty mapping."""
-        return {} if self.reason else dict(read_kept(self.folder / "cross_base.json", {"sentence": str}))
+        return {} if self.reason else dict(read_saved(self.folder / "cross_base.json", {"sentence": str}))
 
     @property
     def lines(self) -> list[str]:
@@ -167,5 +167,5 @@ def _is_compared(folder: Path, runs: Sequence[Candidate], draws: int) -> bool:
     """Whether the folder holds the comparison of these runs; its page is the last of it that is written."""
     if not (folder / "cross_base.html").exists():
         return False
-    kept = read_kept(folder / "cross_base.json", {"runs": [{"name": str}], "random_adapters": int})
+    kept = read_saved(folder / "cross_base.json", {"runs": [{"name": str}], "random_adapters": int})
     return [run["name"] for run in kept["runs"]] == [run.name for run in runs] and kept["random_adapters"] == draws

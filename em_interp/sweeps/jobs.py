@@ -22,7 +22,7 @@ from em_interp.checks import check_known
 from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError, extra_for
 from em_interp.files import read_json, write_json, write_text
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.progress import progress_bar
 from em_interp.reports.findings import Findings
 from em_interp.run import Run
@@ -180,7 +180,7 @@ def analyse_run(name: str, control: str | None, out: Path) -> Outcome:
 
         run = Run(run_path(out, name))
         findings = analyse(run, None if control is None else Run(run_path(out, control)))
-        with writing(run.path):
+        with write_lock(run.path):
             write_json(run.analysis / SUMMARY_FILE, {"control": control, **summary(findings)})
 
     return _guarded(name, out, work)

@@ -20,7 +20,7 @@ from em_interp.files import (
     write_json,
     write_text,
 )
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.progress import is_watched
 from em_interp.reports.page import embedded, render
@@ -86,7 +86,7 @@ def sweep(
         raise InputError(f"jobs must be 1 or more; it is {jobs}")
     jobs = min(jobs or _default_jobs(grid), len(grid.all))
     progress = is_watched() if progress is None else progress
-    with writing(out), resumable(out):
+    with write_lock(out), resumable(out):
         _claim(grid, out, resume, overwrite)
         with workers(backend, jobs) as do:
             for line in plan(grid, out, jobs, backend):

@@ -17,7 +17,7 @@ from em_interp.checks import as_list, check_type, check_whole, checked
 from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
 from em_interp.files import remove
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
 from em_interp.training.lora import Weights, trained_adapter
@@ -87,7 +87,7 @@ class SnapshotCallback(TrainerCallback):
         self._check_place(Path(args.output_dir))
         self._lock.close()  # of a training that broke off
         with ExitStack() as lock:
-            lock.enter_context(writing(self.run.path))
+            lock.enter_context(write_lock(self.run.path))
             self._begin(args, state, control, model, writer)
             self._lock = lock.pop_all()
 

@@ -21,7 +21,7 @@ from em_interp.errors import InputError, listed
 from em_interp.files import check_free, write_beside, write_json
 from em_interp.layouts import CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE
 from em_interp.run import CHECKPOINT, Run
-from em_interp.stages import read_kept
+from em_interp.stages import read_saved
 from em_interp.trajectory.checkpoint_formats import LORA, format_of
 from em_interp.trajectory.load import (
     base_identity,
@@ -186,7 +186,7 @@ def export_merged(
 def _kept_note(folder: Path, source: str | Path, step: int, digest: str, dtype: str | None) -> dict[str, Any]:
     """The note of an earlier export; raises InputError for one of another adapter, base or number type."""
     form = {"source": str, "step": int, "adapter": str, "base": str, "dtype": str}
-    note: dict[str, Any] = read_kept(folder / NOTE, form)
+    note: dict[str, Any] = read_saved(folder / NOTE, form)
     identity = base_identity(Run(run_folder(source))) or note["base"]
     if note["adapter"] != digest or not same_weights(identity, note["base"]) or dtype not in (None, note["dtype"]):
         found = f"step {note['step']} of {note['source']} in {note['dtype']}"

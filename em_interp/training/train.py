@@ -11,8 +11,8 @@ from em_interp.checks import checked
 from em_interp.config.run_config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError, Interrupted
 from em_interp.files import remove
-from em_interp.lock import writing
-from em_interp.processes import Processes, is_lost_process, join
+from em_interp.lock import write_lock
+from em_interp.processes import Processes, init_processes, is_lost_process
 from em_interp.progress import is_watched
 from em_interp.run import Run, claim_run, create_run
 from em_interp.training.distributed import check_process_count
@@ -65,10 +65,10 @@ def train(
         settings = load_config(config)
         guard.replacing = overwrite
         run = guard.run = Run(Path(out) if out is not None else default_out(config, settings))
-        processes = join()
+        processes = init_processes()
         processes.on_all(lambda: check_process_count(settings, processes.count))
         with _writing_to(run):
-            processes.on_main(lambda: stack.enter_context(writing(run.path)))
+            processes.on_main(lambda: stack.enter_context(write_lock(run.path)))
             processes.on_main(lambda: claim_run(run.path, settings, resume, overwrite))
         if overwrite or not processes.on_main(lambda: run.config_file.exists() and is_finished(run)):
             from em_interp.organisms.bases import quiet

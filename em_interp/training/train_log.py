@@ -16,7 +16,7 @@ import torch
 from em_interp.errors import InputError
 from em_interp.files import read_bytes, to_json, write_json, write_text
 from em_interp.run import Run
-from em_interp.stages import read_kept
+from em_interp.stages import read_saved
 from em_interp.training.lora import Weights
 
 Row = dict[str, Any]
@@ -84,7 +84,7 @@ def is_finished(run: Run) -> bool:
     """Whether training has been through its last step. Raises InputError where it has, and nothing is saved."""
     if not run.trainer_state_file.is_file():
         return False
-    state = read_kept(run.trainer_state_file, {"global_step": int, "max_steps": int})
+    state = read_saved(run.trainer_state_file, {"global_step": int, "max_steps": int})
     finished = bool(state["global_step"] == state["max_steps"])
     if finished and not run.steps():
         raise InputError(
@@ -121,7 +121,7 @@ def _read_rows(run: Run) -> list[Row]:
         rows = map(_row, read_bytes(_file(run)).decode(errors="replace").split("\n")[:-1])
         return list(takewhile(bool, rows))
     if run.trainer_state_file.is_file():
-        state = read_kept(run.trainer_state_file, {"log_history": [{"step": int}]})
+        state = read_saved(run.trainer_state_file, {"log_history": [{"step": int}]})
         return [row for row in state["log_history"] if "loss" in row and _is_row(row)]
     return []
 

@@ -361,7 +361,7 @@ def test_a_schedule_that_is_not_understood_is_refused_before_any_training(tmp_pa
 
 SCRIPT = """
 import sys, torch, em_interp as em
-from em_interp.processes import leave
+from em_interp.processes import exit_process
 from tests.training.test_callbacks import adapted, trainer
 
 torch.set_num_threads(1)
@@ -369,7 +369,7 @@ changes = {"gradient_accumulation_steps": int(sys.argv[2]), "per_device_train_ba
 trainer(adapted(), sys.argv[1] + "-trainer", em.SnapshotCallback(sys.argv[1], "every 3"), **changes).train()
 if torch.distributed.is_initialized():
     torch.distributed.barrier()
-leave(0)
+exit_process(0)
 """
 
 

@@ -20,7 +20,7 @@ from em_interp.config.run_config import load_config
 from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
-from em_interp.processes import Processes, join, launched
+from em_interp.processes import Processes, init_processes, process_from_env
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
 from em_interp.training.distributed import check_process_count
@@ -250,14 +250,14 @@ def test_a_launch_that_would_do_something_else_is_refused(environment, message, 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
-        join()
+        init_processes()
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):
-    assert join() == launched() == Processes(0, 1)
+    assert init_processes() == process_from_env() == Processes(0, 1)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert launched() == Processes(1, 3)
+    assert process_from_env() == Processes(1, 3)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])

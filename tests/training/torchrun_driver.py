@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from em_interp.cli import main
-from em_interp.processes import leave
+from em_interp.processes import exit_process
 from em_interp.training import distributed as sharding
 from em_interp.training.train import train
 
@@ -38,4 +38,4 @@ if __name__ == "__main__":
     train(config, out)
     if os.environ["RANK"] == "1":
         Path(out + ".json").write_text(json.dumps(held))
-    leave(main(words))
+    exit_process(main(words))

@@ -13,7 +13,7 @@ from em_interp.behaviour.tables.judged import scales_of, with_whole_steps
 from em_interp.behaviour.tables.values import texts_of
 from em_interp.errors import InputError
 from em_interp.files import resumable, write_beside
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.run import Run
 
 if TYPE_CHECKING:
@@ -64,6 +64,6 @@ def import_answers(path: Path, out: Path, columns: Mapping[str, str] | None = No
         if not kept.equals(answers):
             raise InputError(f"{out} holds {len(kept)} answers that are not those of {path}; give another out=…")
         return run
-    with writing(out), resumable(out), write_beside(run.answers_file) as part:
+    with write_lock(out), resumable(out), write_beside(run.answers_file) as part:
         answers.to_parquet(part, index=False)
     return run

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read_own_table
 from em_interp.errors import InputError, one_line
 from em_interp.files import read_bytes, refuse_links, remove, resumable, safe_name, write_beside
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.progress import progress_bar
 from em_interp.run import Run
 
@@ -78,7 +78,7 @@ def judge_answers(
     import pandas as pd
 
     answers = answers_of(run)
-    with writing(run.path), resumable(run.scores_file.parent):
+    with write_lock(run.path), resumable(run.scores_file.parent):
         if overwrite:
             _discard_scores(run, judge.name)
         if _is_finished(run, answers, judge, resume):

@@ -32,7 +32,7 @@ from em_interp.behaviour.tables.judged import SCORES
 from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError, nearest, one_line
 from em_interp.files import read_json, safe_name, write_json
-from em_interp.lock import writing
+from em_interp.lock import write_lock
 from em_interp.run import Run
 
 MAX_SHOWN = 80  # characters of a setting in a message
@@ -262,7 +262,11 @@ def open_judge(
     answers_of(run)
     prompts = prompts or Prompts()
     prompts.check(config.topics)
-    with writing(run.path), RequestCache(cache_file(run)) as cache, open_endpoint(config, config.base_url) as endpoint:
+    with (
+        write_lock(run.path),
+        RequestCache(cache_file(run)) as cache,
+        open_endpoint(config, config.base_url) as endpoint,
+    ):
         judge = OpenAIJudge(config.called, config.mode, config, endpoint, cache, prompts)
         mode, why = (None if overwrite else kept_mode(run, config)) or choose_mode(judge.complete, config)
         endpoint.check = chat_request(request_for(config, PROBE, mode))

@@ -25,10 +25,10 @@ from em_interp.config.run_config import MAX_SCALE
 from em_interp.errors import InputError
 from em_interp.files import remove, write_beside, write_json
 from em_interp.layouts import CHANGE_FILE
-from em_interp.processes import MAX_WAIT, SINGLE, Processes, join, launched
+from em_interp.processes import MAX_WAIT, SINGLE, Processes, init_processes, process_from_env
 from em_interp.progress import progress_bar
 from em_interp.run import Run
-from em_interp.stages import begin_stage, kept_part, writing_together
+from em_interp.stages import begin_stage, read_part, shared_write_lock
 
 if TYPE_CHECKING:
     from em_interp.behaviour.sampling.decode import RowModel
@@ -158,7 +158,7 @@ OpenBatch = Callable[[list[Row], Tokens], AbstractContextManager["RowModel"]]
 Keep = Callable[[dict[int, str]], None]  # called with finished answers by their numbers
 
 
-class Engine(Protocol):
+class SamplingEngine(Protocol):
     """What samples answers: models of this process, or servers."""
 
     def sample(self, rows: Sequence[Row], samples: int, numbers: Sequence[int], keep: Keep) -> None:
@@ -247,7 +247,7 @@ def ask(
     """
     from em_interp.trajectory.load import load_trajectory
 
-    processes = join(MAX_WAIT)
+    processes = init_processes(MAX_WAIT)
     trajectory, scales = load_trajectory(run), as_list(scales)
     steps = sorted({int(step) for step in as_list(steps)})
     check_base(run, trajectory, base)
@@ -267,7 +267,7 @@ def ask(
         "seed": seed,
     }
     engine = _engine(run, base, trajectory, (temperature, max_new_tokens, seed, batch), servers)
-    with writing_together(run.path, run.answers_file.parent, processes):
+    with shared_write_lock(run.path, run.answers_file.parent, processes):
         if overwrite:
             processes.on_main(lambda: discard_answers(run))
         sample_answers(run.answers_file, settings, rows, engine, resume, progress, processes)
@@ -280,7 +280,7 @@ def _engine(
     trajectory: AdapterTrajectory,
     sampling: tuple[float, int, int, int | None],
     servers: VLLMConfig | None,
-) -> Engine:
+) -> SamplingEngine:
     """The checkpoints in this process, or on the servers where there are some."""
     from em_interp.behaviour.sampling.generate import Sampler, row_model
     from em_interp.behaviour.vllm.engine import VLLMEngine
@@ -315,7 +315,7 @@ def sample_answers(
     file: Path,
     settings: dict[str, Any],
     rows: Sequence[Row],
-    engine: Engine,
+    engine: SamplingEngine,
     resume: bool = False,
     progress: bool | None = None,
     processes: Processes = SINGLE,
@@ -346,10 +346,15 @@ def sample_answers(
 
 
 def _sample_share(
-    numbers: Sequence[int], rows: Sequence[Row], samples: int, engine: Engine, parts: Path, progress: bool | None
+    numbers: Sequence[int],
+    rows: Sequence[Row],
+    samples: int,
+    engine: SamplingEngine,
+    parts: Path,
+    progress: bool | None,
 ) -> None:
     """Sample the answers of these numbers and keep them as they are finished."""
-    bar = progress_bar(numbers, "ask", "answer", progress if launched().is_main else False)
+    bar = progress_bar(numbers, "ask", "answer", progress if process_from_env().is_main else False)
 
     def keep(finished: dict[int, str]) -> None:
         write_json(parts / f"{min(finished):08}.json", finished)
@@ -366,7 +371,7 @@ def _finished(parts: Path) -> dict[int, str]:
     """The answers in the files of finished batches, by their numbers."""
     finished: dict[int, str] = {}
     for part in parts.glob("*.json"):
-        finished |= {int(number): text for number, text in (kept_part(part) or {}).items()}
+        finished |= {int(number): text for number, text in (read_part(part) or {}).items()}
     return finished
 
 

@@ -33,8 +33,8 @@ from em_interp.behaviour.vllm.checks import (
     delta_norm,
     greedy_answers,
 )
+from em_interp.behaviour.vllm.dispatch import dispatch_jobs
 from em_interp.behaviour.vllm.server import VLLMServer
-from em_interp.behaviour.vllm.spread import spread
 from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
 from em_interp.progress import announce
@@ -171,7 +171,7 @@ class VLLMEngine:
             for replica in replicas:
                 replica.server.endpoint.stop()
 
-        spread(_chunks(jobs, self.config.workers), replicas, workers, ask, keep, stop)
+        dispatch_jobs(_chunks(jobs, self.config.workers), replicas, workers, ask, keep, stop)
 
     def _open(self, prompts: Sequence[list[int]], keys: Sequence[AdapterKey], length: int) -> None:
         """Connect with the servers and compare them with this process on some of the rows."""

@@ -22,7 +22,7 @@ from em_interp.mechanism.answer_shift.shift import AnswerShift
 from em_interp.mechanism.interventions.experiments import main_questions, run_questions
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.run import Run
-from em_interp.stages import Storage, begin_stage, in_parts, read_kept
+from em_interp.stages import Storage, begin_stage, in_parts, read_saved
 from em_interp.trajectory.load import TrajectorySource
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def detect_answer_shift(
 def _sampling_of(run: Run) -> dict[str, Any]:
     """The temperature and length limit of the run's answers; the defaults of `ask` where it does not say."""
     file = run.answers_file.with_name("ask.json")
-    settings = {"temperature": 1.0, "max_new_tokens": None, **(read_kept(file, ASKED) if file.exists() else {})}
+    settings = {"temperature": 1.0, "max_new_tokens": None, **(read_saved(file, ASKED) if file.exists() else {})}
     if settings["temperature"] == 0:
         raise InputError(
             f"the answers of {run.path} are the likeliest ones (temperature 0); sampled ones were expected"

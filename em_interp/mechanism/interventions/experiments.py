@@ -46,7 +46,7 @@ from em_interp.mechanism.engines.interventions import (
 )
 from em_interp.results import interval_columns
 from em_interp.run import OUTSIDE_SETS, Run, RunLike, open_run
-from em_interp.stages import Storage, read_kept
+from em_interp.stages import Storage, read_saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -268,7 +268,7 @@ def run_questions(run: RunLike, question_set: str | None = None) -> list[dict[st
     run = open_run(run)
     settings = run.answers_file.with_name("ask.json")
     if settings.exists():
-        questions = [dict(question) for question in read_kept(settings, ASKED)["questions"]]
+        questions = [dict(question) for question in read_saved(settings, ASKED)["questions"]]
     elif run.answers_file.exists():
         answers = read_own_table(run.answers_file, ANSWER_COLUMNS)
         rows = answers[list(QUESTION_KEYS)].drop_duplicates().to_dict("records")

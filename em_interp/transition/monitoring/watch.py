@@ -11,7 +11,7 @@ import pandas as pd
 from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.run import Run, open_run
-from em_interp.stages import read_kept
+from em_interp.stages import read_saved
 from em_interp.trajectory.load import TrajectorySource, as_trajectory, read_position
 from em_interp.trajectory.training_log import find_log
 from em_interp.trajectory.trajectory import AdapterTrajectory
@@ -126,5 +126,5 @@ def _length(run: Run | None) -> int | None:
     """The run's number of steps, where its log says it."""
     if run is None or not run.trainer_state_file.is_file():
         return None
-    steps = read_kept(run.trainer_state_file, {"max_steps?": int}).get("max_steps")
+    steps = read_saved(run.trainer_state_file, {"max_steps?": int}).get("max_steps")
     return int(steps) if steps else None

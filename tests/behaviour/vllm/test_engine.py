@@ -234,7 +234,7 @@ def test_answers_of_this_process_are_not_continued_by_servers(run, base, vllm):
 
 def test_several_processes_do_not_share_the_work_of_servers(run, base, monkeypatch):
     for module in (ask_module, preference_module):
-        monkeypatch.setattr(module, "join", lambda wait: Processes(1, 2))
+        monkeypatch.setattr(module, "init_processes", lambda wait: Processes(1, 2))
     said = "vLLM servers are given their work by one process"
     with pytest.raises(InputError, match=said):
         ask(run, base, QUESTIONS, **SETTINGS, servers=VLLMConfig())

@@ -38,7 +38,7 @@ class _Ended:
         self.error = error
 
 
-def spread(
+def dispatch_jobs(
     chunks: Iterable[Sequence[J]],
     servers: Sequence[P],
     workers: int,
