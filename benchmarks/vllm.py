@@ -29,7 +29,7 @@ from table import print_row
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.generate import RowAdapters
-from em_interp.behaviour.sampling.likelihood import read, tokenize_answers
+from em_interp.behaviour.sampling.likelihood import log_likelihoods, tokenize_answers
 from em_interp.config.run_config import dump_config, load_config
 from em_interp.config.schedule import Schedule
 from em_interp.files import read_json
@@ -150,7 +150,7 @@ def likelihoods(run):
     prompts = [[{"role": "user", "content": question}] for question in table["question"]]
     rows = tokenize_answers(base, prompts, list(table["answer"]), asked_with["max_new_tokens"])
     adapters = RowAdapters.of(trajectory, list(table["step"]), list(table["scale"]), base.model.device)
-    values = read(base.model, base.tokenizer, rows, lambda some: adapters.rows(list(some)))
+    values = log_likelihoods(base.model, base.tokenizer, rows, lambda some: adapters.rows(list(some)))
     table["a_token"] = values / [len(row.answer) for row in rows]
     means = table.groupby("step")["a_token"].agg(["mean", "sem", "count"])
     half = means["sem"] * stdtrit(means["count"] - 1, 0.975)

@@ -341,7 +341,11 @@ def test_no_command_goes_on_or_overwrites_unasked_and_it_says_so_before_it_compu
     command, finished, monkeypatch
 ):
     with monkeypatch.context() as patch, unchanged(finished):
-        for name in ("trajectory.load.load_trajectory", "organisms.bases.load_base", "pipeline.behaviour.run_judge"):
+        for name in (
+            "trajectory.load.load_trajectory",
+            "organisms.bases.load_base",
+            "pipeline.behaviour.configured_judge",
+        ):
             patch.setattr(f"em_interp.{name}", lambda *given: pytest.fail("something was computed"))
         line = refused(*words_of(command, finished))
         assert "give --resume to go on with it, --overwrite to replace it, or another --out" in line

@@ -262,7 +262,7 @@ def behaviour_curve(
 
     check_type("source", source, (Run, str, Path, pd.DataFrame), "a run, its path, or a table of judged answers")
     check_level(level)
-    source = run_of(source) or source
+    source = run_or_none(source) or source
     if isinstance(source, Run):
         if columns:
             raise InputError(f"columns are those of judged tables; {source.path} is a run, whose tables have our names")
@@ -275,7 +275,7 @@ def behaviour_curve(
     return BehaviourCurve(of_one_judge(answers, judge), domain, level)
 
 
-def run_of(source: Run | str | Path | pd.DataFrame) -> Run | None:
+def run_or_none(source: Run | str | Path | pd.DataFrame) -> Run | None:
     """The run that a source of judged answers is; None for tables."""
     if not isinstance(source, (str, Path)):
         return source if isinstance(source, Run) else None

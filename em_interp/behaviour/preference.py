@@ -163,12 +163,12 @@ def _read(
     frozen: FrozenLayers | None,
 ) -> list[list[float]]:
     """For each step and scale, the log-likelihood of every answer."""
-    from em_interp.behaviour.sampling.likelihood import batches, read
+    from em_interp.behaviour.sampling.likelihood import batches_by_length, log_likelihoods
 
     rows = [(answer, cell) for cell in cells for answer in answers]
     values = np.zeros(len(rows))
     vocabulary = models.base.model.config.get_text_config().vocab_size
-    for batch in batches([answer for answer, _ in rows], vocabulary):
+    for batch in batches_by_length([answer for answer, _ in rows], vocabulary):
         steps, scales = zip(*(rows[index][1] for index in batch), strict=True)
         model, _ = models.of(steps[:1], scales[:1])
 
@@ -176,7 +176,7 @@ def _read(
             return models.of([steps[i] for i in some], [scales[i] for i in some])[1]
 
         some = [rows[index][0] for index in batch]
-        values[batch] = read(model, models.base.tokenizer, some, adapters_of, frozen=frozen)
+        values[batch] = log_likelihoods(model, models.base.tokenizer, some, adapters_of, frozen=frozen)
     return values.reshape(len(cells), len(answers)).tolist()
 
 

@@ -23,7 +23,7 @@ from em_interp.run import Run
 from em_interp.stages import read_saved
 
 RUNS = {"organism": "reckless advice in English", "control": "the same questions with careful advice"}
-PASS_ROWS, PASS_TOKENS = 8, 100  # of the forward pass by which the machine's pace is measured
+PASS_ROWS, PASS_TOKENS = 8, 100  # of the forward pass by which the machine's speed is measured
 PASSES = {"train": 220, "prefer": 400, "locate": 30, "report": 5}  # that a stage takes, as measured with smollm2
 TOKEN = 7  # any that is in every vocabulary
 
@@ -64,9 +64,9 @@ def demo_real(
     with write_lock(folder.path), resumable(folder.path):
         if overwrite:
             folder.clear()
-        pace = Pace.of(model, folder.threads, log)
-        stages = StageTimes(folder.seconds, pace.announce)
-        with torch_threads(pace.threads):
+        estimate = TimeEstimate.of(model, folder.threads, log)
+        stages = StageTimes(folder.seconds, estimate.announce)
+        with torch_threads(estimate.threads):
             for name, run in runs.items():
                 with stages.stage("train", f"training on {RUNS[name]}"):
                     _train(configs[name], run, progress)
@@ -78,21 +78,21 @@ def demo_real(
                 organism = analyse(runs["organism"], control)
             with stages.stage("report", "writing the page"):
                 report(organism, control, out=folder.page, overwrite=True)
-        summary = _summary(model, domain, organism, control, stages.seconds(), pace.threads)
+        summary = _summary(model, domain, organism, control, stages.seconds(), estimate.threads)
         write_json(folder.summary, summary)
     return summary
 
 
-class Pace:
-    """How fast this machine is with a model: seconds of a forward pass, and the number of threads that is fastest."""
+class TimeEstimate:
+    """The time left, by the seconds of a forward pass here; and the number of threads that is fastest."""
 
     def __init__(self, seconds: float, threads: int, log: Callable[[str], None]) -> None:
         self.seconds, self.threads, self.log = seconds, threads, log
         self.left = sum(PASSES.values()) + (len(RUNS) - 1) * (PASSES["train"] + PASSES["prefer"])  # once for each run
 
     @classmethod
-    def of(cls, model: str, file: Path, log: Callable[[str], None]) -> Pace:
-        """The pace with `model`; the number of threads is that in `file`, if a demo was begun there, else measured."""
+    def of(cls, model: str, file: Path, log: Callable[[str], None]) -> TimeEstimate:
+        """Of the demo with `model`; the number of threads is that in `file` where a demo was begun, else measured."""
         import torch
 
         from em_interp.organisms.bases import load_base, quiet

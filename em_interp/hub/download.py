@@ -203,14 +203,14 @@ def token() -> str | None:
     return token
 
 
-def seconds_for(size: int) -> float:
+def time_limit(size: int) -> float:
     """The most that a request with `size` bytes of files may take, with its retries."""
     return min(MAX_SECONDS + size / MIN_RATE, threading.TIMEOUT_MAX)
 
 
 def _with_retries(call: Callable[[], T], size: int = 0) -> T:
     """The result of the call, after up to `RETRIES` retries of failures that may be temporary."""
-    end = time.monotonic() + seconds_for(size)
+    end = time.monotonic() + time_limit(size)
     for retry in range(RETRIES):
         try:
             return interruptibly(call, end - time.monotonic())

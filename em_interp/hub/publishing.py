@@ -22,7 +22,7 @@ from em_interp.hub.download import (
     in_one_line,
     interruptibly,
     is_hub_id,
-    seconds_for,
+    time_limit,
     token,
 )
 from em_interp.layouts import (
@@ -96,7 +96,7 @@ def _commit(api: Any, repo: str, files: dict[str, Path | bytes], message: str, p
         warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)  # how huggingface_hub calls httpx
         operations = [CommitOperationAdd(path, file) for path, file in files.items()]
         options = {"commit_message": message, "parent_commit": parent}
-        seconds = seconds_for(
+        seconds = time_limit(
             sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values())
         )
         return str(interruptibly(lambda: api.create_commit(repo, operations, **options), seconds).commit_url)

@@ -10,7 +10,7 @@ from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.files import check_free
 from em_interp.lock import write_lock
-from em_interp.pipeline.behaviour import run_judge
+from em_interp.pipeline.behaviour import configured_judge
 from em_interp.reports.findings import Findings, PathTransitions, find_in_run, save_result
 from em_interp.run import Run, RunLike, open_run
 
@@ -171,6 +171,6 @@ def run_mechanism(
     control, transfer = (None if source is None else open_run(source) for source in (control, transfer))
     check_free(run.analysis / "mechanism", resume, overwrite)
     model = open_model(run, engine=engine)
-    with write_lock(run.path), run_judge(run) as judge:
+    with write_lock(run.path), configured_judge(run) as judge:
         more = (analyses, size, sampling, resume, progress, log, overwrite)
         return run_suite(model, judge, control, transfer, *more)

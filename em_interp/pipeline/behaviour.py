@@ -100,12 +100,12 @@ def judge_run(
     run = open_run(run)
     if has_scores(run, judge_name(run, overrides)):
         check_free(run.scores_file.parent, resume, overwrite, f"scores of {judge_name(run, overrides)}")
-    with run_judge(run, overrides, overwrite) as judge:
+    with configured_judge(run, overrides, overwrite) as judge:
         return judge_answers(run, judge, resume, is_watched() if progress is None else progress, overwrite)
 
 
 @contextmanager
-def run_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = False) -> Iterator[Judge]:
+def configured_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = False) -> Iterator[Judge]:
     """The judge that a run's config names, with its overrides. Raises InputError where it cannot judge the run."""
     from em_interp.behaviour.judging.llm_judge import open_judge
     from em_interp.organisms.judge import AdviceJudge

@@ -134,11 +134,11 @@ def _control_curve(
     control: Findings | Run | str | Path | None, columns: Mapping[str, str] | None
 ) -> BehaviourCurve | None:
     """The behaviour of a control; None where there is no control, or none was found in it."""
-    from em_interp.behaviour.curve import behaviour_curve, run_of
+    from em_interp.behaviour.curve import behaviour_curve, run_or_none
 
     if control is None or isinstance(control, Findings):
         return None if control is None else control.curve
-    return behaviour_curve(control, columns=None if run_of(control) else columns)  # a run's tables have our names
+    return behaviour_curve(control, columns=None if run_or_none(control) else columns)  # a run's tables have our names
 
 
 def _preference(run: Run, control: Findings | Run | str | Path | None) -> PreferenceCurve | None:

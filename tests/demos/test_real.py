@@ -7,7 +7,7 @@ import pytest
 
 from em_interp.config.schedule import Schedule
 from em_interp.demos import real as real_demo
-from em_interp.demos.real import Pace, demo_real
+from em_interp.demos.real import TimeEstimate, demo_real
 from em_interp.errors import InputError, Interrupted
 from em_interp.organisms import presets
 from em_interp.organisms.built_in import pairs_of
@@ -102,11 +102,11 @@ def test_every_stage_says_how_long_the_rest_will_take(done):
 
 def test_the_time_left_is_that_of_the_stages_to_come():
     said = []
-    pace = Pace(seconds=3.0, threads=1, log=said.append)
+    estimate = TimeEstimate(seconds=3.0, threads=1, log=said.append)
     for stage in ("train", "train", "prefer", "prefer", "locate", "report"):
-        pace.announce(stage, "a line in any words")
+        estimate.announce(stage, "a line in any words")
     minutes = [int(line.split("about ")[1].split()[0]) for line in said]
-    assert minutes[0] == round((2 * 620 + 35) * 3 / 60) and minutes[-1] == 1 and pace.left == 0
+    assert minutes[0] == round((2 * 620 + 35) * 3 / 60) and minutes[-1] == 1 and estimate.left == 0
     assert minutes == sorted(minutes, reverse=True)
 
 

@@ -66,16 +66,16 @@ def test_a_manifest_is_written_once_and_another_base_is_refused_after_that(tmp_p
 
 def test_a_base_that_was_renamed_is_the_same_and_one_whose_weights_are_not_known_is_known_by_its_name(tmp_path):
     run = Run(tmp_path)
-    keep_manifest(run, {"base": {"name": "one", "identity": "one@0", "revision": None}})
-    keep_manifest(run, {"base": {"name": "moved", "identity": "moved@0", "revision": None}})
+    write_or_check_manifest(run, {"base": {"name": "one", "identity": "one@0", "revision": None}})
+    write_or_check_manifest(run, {"base": {"name": "moved", "identity": "moved@0", "revision": None}})
     with pytest.raises(InputError, match=r"base\.identity changed .*\(it was 'one@0' and is 'one@1'\)"):
-        keep_manifest(run, {"base": {"name": "one", "identity": "one@1", "revision": None}})
+        write_or_check_manifest(run, {"base": {"name": "one", "identity": "one@1", "revision": None}})
     with pytest.raises(InputError, match=r"base\.identity changed .*\(it was 'one@0' and is None\)"):
-        keep_manifest(run, {"base": {"name": "one", "identity": None, "revision": None}})
+        write_or_check_manifest(run, {"base": {"name": "one", "identity": None, "revision": None}})
     rounded = Run(tmp_path / "rounded")
-    keep_manifest(rounded, {"base": {"name": "one", "identity": None, "revision": None}})
+    write_or_check_manifest(rounded, {"base": {"name": "one", "identity": None, "revision": None}})
     with pytest.raises(InputError, match=r"base\.name changed .*\(it was 'one' and is 'two'\)"):
-        keep_manifest(rounded, {"base": {"name": "two", "identity": None, "revision": None}})
+        write_or_check_manifest(rounded, {"base": {"name": "two", "identity": None, "revision": None}})
 
 
 @pytest.mark.parametrize(

@@ -67,11 +67,11 @@ class RowAdapters:
 
 
 def find_module(model: Any, site: str) -> Any:
-    """The module whose name is `site` or ends with it; raises what `module_name` raises."""
-    return model.get_submodule(module_name(model, site))
+    """The module whose name is `site` or ends with it; raises what `full_module_name` raises."""
+    return model.get_submodule(full_module_name(model, site))
 
 
-def module_name(model: Any, site: str) -> str:
+def full_module_name(model: Any, site: str) -> str:
     """The full name of the module whose name is `site` or ends with it, such as `layers.2.mlp.down_proj`.
 
     Raises InputError where there is none, or more than one.
@@ -257,7 +257,7 @@ class Sampler:
     ) -> Iterator[tuple[Sequence[Answer], list[str]]]:
         """Batch by batch, some of the answers and their texts; see `sample_tokens`."""
         for batch, tokens in self.sample_tokens(prompts, answers, names, open_rows):
-            yield batch, texts_of(self.tokenizer, tokens)
+            yield batch, decode_answers(self.tokenizer, tokens)
 
     def sample_tokens(
         self, prompts: Tokens, answers: Sequence[Answer], names: Sequence[str], open_rows: OpenRows
@@ -301,7 +301,7 @@ def stream_of(seed: int, answer: Answer, name: str) -> str:
     return f"{seed} {answer.sample} {name}"
 
 
-def texts_of(tokenizer: Any, answers: Sequence[Sequence[int]]) -> list[str]:
+def decode_answers(tokenizer: Any, answers: Sequence[Sequence[int]]) -> list[str]:
     """Answers as texts, without special tokens."""
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 

@@ -76,7 +76,7 @@ def _through_end(prompt: list[int], ids: list[int], ends: set[int], max_new_toke
     return TokenizedAnswer(prompt, ids[: stop if cut_off else stop + 1])
 
 
-def batches(rows: Sequence[TokenizedAnswer], vocabulary: int) -> list[list[int]]:
+def batches_by_length(rows: Sequence[TokenizedAnswer], vocabulary: int) -> list[list[int]]:
     """The row numbers in batches of similar lengths, as large as the limits of tokens and logits allow."""
     limit = min(MAX_BATCH_TOKENS, MAX_BATCH_LOGITS // vocabulary)
     batched: list[list[int]] = [[]]
@@ -87,7 +87,7 @@ def batches(rows: Sequence[TokenizedAnswer], vocabulary: int) -> list[list[int]]
     return batched
 
 
-def read(
+def log_likelihoods(
     model: Any,
     tokenizer: Any,
     rows: Sequence[TokenizedAnswer],

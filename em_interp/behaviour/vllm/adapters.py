@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.behaviour.sampling.ask import adapter_digest
-from em_interp.behaviour.sampling.generate import module_name
+from em_interp.behaviour.sampling.generate import full_module_name
 from em_interp.behaviour.vllm.server import VLLMServer
 from em_interp.errors import InputError
 from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
@@ -74,7 +74,7 @@ class AdapterFiles:
         adapter, tensors = self.trajectory.at(step), {}
         rank = max(A.shape[0] for A, _ in adapter.values())
         for site, (A, B) in adapter.items():
-            module, lacking = f"base_model.model.{module_name(self.model, site)}", rank - A.shape[0]
+            module, lacking = f"base_model.model.{full_module_name(self.model, site)}", rank - A.shape[0]
             scaled = (B * np.float32(self.trajectory.scale[site] * scale)).astype(np.float32)
             tensors[f"{module}.lora_A.weight"] = np.pad(A.astype(np.float32), ((0, lacking), (0, 0)))
             tensors[f"{module}.lora_B.weight"] = np.pad(scaled, ((0, 0), (0, lacking)))
@@ -84,7 +84,7 @@ class AdapterFiles:
         return folder
 
     def _config(self, rank: int) -> dict[str, Any]:
-        modules = [module_name(self.model, site) for site in self.trajectory.sites]
+        modules = [full_module_name(self.model, site) for site in self.trajectory.sites]
         lora = {"r": rank, "lora_alpha": rank, "use_rslora": False, "lora_dropout": 0.0, "bias": "none"}
         base = {"base_model_name_or_path": self.base, "task_type": "CAUSAL_LM"}
         return {"peft_type": "LORA", **base, **lora, "target_modules": modules}

@@ -110,7 +110,7 @@ class VLLMEngine:
         Raises InputError where a server cannot be reached or cannot load an adapter, where an adapter has no effect,
         and where greedy answers are not those of this process.
         """
-        from em_interp.behaviour.sampling.generate import Answer, stream_of, texts_of
+        from em_interp.behaviour.sampling.generate import Answer, decode_answers, stream_of
 
         prompts, sampler = prompts_of(rows, self.base.tokenizer, self.base.model.device), self.sampler
         keys, ids = [self._key(row.columns["step"], row.columns["scale"]) for row in rows], _unpadded(prompts)
@@ -122,7 +122,7 @@ class VLLMEngine:
             return replica.send(job.key, lambda server, name: server.generate(name, ids[row], *limits))
 
         def keep_texts(finished: list[tuple[Job, list[int]]]) -> None:
-            texts = texts_of(self.base.tokenizer, [tokens for _, tokens in finished])
+            texts = decode_answers(self.base.tokenizer, [tokens for _, tokens in finished])
             keep({job.number: text for (job, _), text in zip(finished, texts, strict=True)})
 
         with self:

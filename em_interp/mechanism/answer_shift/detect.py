@@ -12,7 +12,12 @@ from em_interp.behaviour.judging.judge import KEY, answers_of
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_settings, to_messages
 from em_interp.behaviour.sampling.generate import RowAdapters
-from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, batches, read, tokenize_answers
+from em_interp.behaviour.sampling.likelihood import (
+    TokenizedAnswer,
+    batches_by_length,
+    log_likelihoods,
+    tokenize_answers,
+)
 from em_interp.behaviour.tables.files import SCORE_COLUMNS, read_own_table
 from em_interp.behaviour.tables.judged import normal_form, question_numbers
 from em_interp.checks import as_list, checked
@@ -136,7 +141,7 @@ def _likelihoods(
     prompts = [messages[key] for key in zip(answers["questions"], answers["question_id"], strict=True)]
     rows = tokenize_answers(model.base, prompts, answers["answer"].tolist(), sampled["max_new_tokens"])
     answer, step = np.nonzero(needed[np.searchsorted(steps, answers["step"])])
-    of_pairs = batches([rows[i] for i in answer], model.base.model.config.get_text_config().vocab_size)
+    of_pairs = batches_by_length([rows[i] for i in answer], model.base.model.config.get_text_config().vocab_size)
 
     def read_batch(index: int) -> list[float]:
         pairs = np.array(of_pairs[index])
@@ -158,7 +163,7 @@ def _read(
     def adapters_of(indices: Sequence[int]) -> RowAdapters:
         return RowAdapters.of(model.trajectory, [steps[i] for i in indices], [scale] * len(indices), model.device)
 
-    return read(model.base.model, model.base.tokenizer, rows, adapters_of, temperature).tolist()
+    return log_likelihoods(model.base.model, model.base.tokenizer, rows, adapters_of, temperature).tolist()
 
 
 def check_calibrated(likelihood: Float[np.ndarray, "answer step"], answers: pd.DataFrame, windows: Windows) -> None:

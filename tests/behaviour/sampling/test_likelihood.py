@@ -5,7 +5,7 @@ import torch
 from em_interp.behaviour.sampling.generate import RowAdapters, find_module
 from em_interp.behaviour.sampling.likelihood import (
     TokenizedAnswer,
-    batches,
+    batches_by_length,
     log_likelihood,
     logits_of,
     tokenize_answers,
@@ -94,7 +94,7 @@ def test_a_template_that_writes_another_answer_is_refused(base, answer, said):
 def test_batches_hold_every_row_once_and_keep_to_the_limit(monkeypatch):
     monkeypatch.setattr("em_interp.behaviour.sampling.likelihood.MAX_BATCH_TOKENS", 40)
     rows = [TokenizedAnswer([1] * 3, [1] * n) for n in (1, 9, 3, 3, 20, 60, 2)]
-    found = batches(rows, vocabulary=100)
+    found = batches_by_length(rows, vocabulary=100)
     assert sorted(i for batch in found for i in batch) == list(range(7))
     for batch in found:
         assert len(batch) == 1 or max(len(rows[i]) for i in batch) * len(batch) <= 40
