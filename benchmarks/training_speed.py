@@ -15,7 +15,7 @@ import torch
 from table import print_row
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from em_interp.behaviour.sampling.frozen_layers import FrozenLayers
+from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache
 from em_interp.config.run_config import load_config
 from em_interp.organisms.bases import load_base, quiet
 from em_interp.organisms.datasets import load_chats
@@ -75,7 +75,7 @@ def measured(dtype, ours, steps, kept):
     if not ours:
         trainer = PlainTrainer(batches, model=trainable.model, **given)
     else:
-        layers = FrozenLayers(trainable.model.get_decoder(), LAYER)
+        layers = FrozenLayerCache(trainable.model.get_decoder(), LAYER)
         if kept:  # as in every pass over the rows but the first
             for batch in (batches[index] for index in range(len(batches))):
                 with layers.skipped(batch["input_ids"], batch["attention_mask"]):

@@ -33,7 +33,7 @@ from em_interp.behaviour.sampling.ask import (
     check_processes,
     model_settings,
 )
-from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_layers
+from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache, frozen_layer_cache
 from em_interp.files import remove, write_beside
 from em_interp.processes import MAX_WAIT, init_processes
 from em_interp.run import Run
@@ -142,7 +142,7 @@ def _reader(
     """What reads the log-likelihood of every answer at a part of the cells: this process, or vLLM servers."""
     if servers is None:
         adapted = trajectory.kind != "full"
-        frozen = frozen_layers(base.model, trajectory.sites, sum(map(len, answers))) if adapted else None
+        frozen = frozen_layer_cache(base.model, trajectory.sites, sum(map(len, answers))) if adapted else None
         models = CheckpointModels(run, base, trajectory)
         yield lambda part: _read(models, answers, part, frozen)
         return
@@ -160,7 +160,7 @@ def _read(
     models: CheckpointModels,
     answers: list[TokenizedAnswer],
     cells: Sequence[tuple[int, float]],
-    frozen: FrozenLayers | None,
+    frozen: FrozenLayerCache | None,
 ) -> list[list[float]]:
     """For each step and scale, the log-likelihood of every answer."""
     from em_interp.behaviour.sampling.likelihood import batches_by_length, log_likelihoods

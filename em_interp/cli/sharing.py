@@ -63,6 +63,9 @@ def report(
     return CommandResult(values, "\n".join(lines))
 
 
+FORMATS_WITH = {"--base": ("merged",), "--dtype": ("merged",), "--step": ("merged", "peft")}
+
+
 @command(SHARE, "em-interp export checkpoints/tiny --format merged --step 400")
 def export(
     source: Annotated[
@@ -94,11 +97,9 @@ def export(
     """
     from em_interp.training import export as exports
 
-    merging = {"--base": base, "--dtype": dtype}
-    idle = [name for name, value in merging.items() if value is not None and format != "merged"]
-    idle += ["--step"] if step is not None and format in ("packed", "inspect") else []
-    if idle:
-        raise InputError(f"{idle[0]} has no meaning with --format {format}")
+    for option, value in {"--base": base, "--dtype": dtype, "--step": step}.items():
+        if value is not None and format not in FORMATS_WITH[option]:
+            raise InputError(f"{option} has no meaning with --format {format}")
     again = {"resume": resume, "overwrite": overwrite}
     if format == "inspect":
         values = exports.export_inspect(source, out, **again)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.chat import Tokens
-from em_interp.behaviour.sampling.memory import Batches, RowCost
+from em_interp.behaviour.sampling.memory import Batches, RowMemory
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, is_em
 from em_interp.behaviour.tables.judged import question_numbers
 from em_interp.checks import as_list, checked
@@ -235,7 +235,7 @@ def forward_passes(
     base = model.model.base.model
     fitting, kept = Batches(base.device), len(names) * _widest(base) * (base.dtype.itemsize + FLOAT64)
     for tokens in batches:
-        cost = RowCost(base, tokens.ids.shape[1] * kept).reading(tokens.ids.shape[1], 0)
+        cost = RowMemory(base, tokens.ids.shape[1] * kept).reading(tokens.ids.shape[1], 0)
 
         def read(rows: Sequence[int], tokens: Tokens = tokens) -> Activations:
             return model.run(tokens.rows(rows), names, logits_to_keep=1)

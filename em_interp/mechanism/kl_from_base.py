@@ -15,7 +15,7 @@ from em_interp.behaviour.rates import LEVEL, cluster_bootstrap
 from em_interp.behaviour.sampling.ask import adapter_digest, base_settings, check_questions, to_messages
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.behaviour.sampling.likelihood import batches_by_length, logits_of, tokenize_answers
-from em_interp.behaviour.sampling.memory import Batches, RowCost
+from em_interp.behaviour.sampling.memory import Batches, RowMemory
 from em_interp.checks import checked
 from em_interp.files import write_json
 from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
@@ -203,7 +203,7 @@ class _Reader:
         rows = table.to_dict("records")
         prompts = [to_messages({str(key): text for key, text in row.items() if isinstance(text, str)}) for row in rows]
         self.rows = tokenize_answers(model.base, prompts, table["answer"].tolist(), longest)
-        self.cost, self.fitting = RowCost(model.base.model), Batches(model.device)
+        self.cost, self.fitting = RowMemory(model.base.model), Batches(model.device)
         self.batches = batches_by_length(self.rows, 2 * model.base.model.config.get_text_config().vocab_size)
 
     def at(self, step: int) -> list[float]:

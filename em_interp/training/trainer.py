@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from em_interp.behaviour.sampling.frozen_layers import FrozenLayers, frozen_layers
+from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache, frozen_layer_cache
 from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
 from em_interp.processes import SINGLE, Processes
@@ -85,13 +85,13 @@ def run_plan(
         ).train()
 
 
-def repeated_layers(trainable: Trainable, plan: Plan, examples: Examples) -> FrozenLayers | None:
+def repeated_layers(trainable: Trainable, plan: Plan, examples: Examples) -> FrozenLayerCache | None:
     """The layers below the lowest trained one, where the plan repeats its rows often enough to keep their output."""
     lengths = [
         len(example.ids) for name in {phase.dataset for phase in plan.phases} for example in examples[name].values()
     ]
     repeats = plan.rows.size >= MIN_PASSES * len(lengths)
-    return frozen_layers(trainable.model, trainable.weights, sum(lengths)) if repeats else None
+    return frozen_layer_cache(trainable.model, trainable.weights, sum(lengths)) if repeats else None
 
 
 class MicroBatches(Dataset):
@@ -144,7 +144,12 @@ class PlanTrainer(Trainer):
     """A Trainer that takes its batches in the plan's order, adds the KL regularizer and prints nothing."""
 
     def __init__(
-        self, batches: MicroBatches, trainable: Trainable, kl_weight: float, frozen: FrozenLayers | None, **kwargs: Any
+        self,
+        batches: MicroBatches,
+        trainable: Trainable,
+        kl_weight: float,
+        frozen: FrozenLayerCache | None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model=trainable.model, compute_loss_func=token_loss, **kwargs)
         self.batches, self.trainable, self.kl_weight, self.frozen = batches, trainable, kl_weight, frozen

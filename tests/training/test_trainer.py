@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp.behaviour.sampling.frozen_layers import FrozenLayers
+from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache
 from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
@@ -235,8 +235,8 @@ def test_the_loss_at_learned_positions_is_that_of_the_whole_logits(family, bases
 def test_a_run_over_kept_layers_trains_as_the_plain_loop_and_computes_each_row_once(
     family, repeating, tmp_path, monkeypatch
 ):
-    rows, compute = [], FrozenLayers._compute
-    monkeypatch.setattr(FrozenLayers, "_compute", lambda self, ids: rows.append(ids) or compute(self, ids))
+    rows, compute = [], FrozenLayerCache._compute
+    monkeypatch.setattr(FrozenLayerCache, "_compute", lambda self, ids: rows.append(ids) or compute(self, ids))
     run = train(repeating(family), tmp_path / "run")
     assert len(rows) == 36
     saved, expected = plain_loop(repeating(family))
@@ -252,7 +252,7 @@ def skipped(layers, rows):
 
 def test_what_is_kept_of_a_row_does_not_depend_on_the_batch_it_came_in(bases):
     model = load_base(bases["qwen2"]).model
-    together, alone = (FrozenLayers(model.get_decoder(), 2) for _ in range(2))
+    together, alone = (FrozenLayerCache(model.get_decoder(), 2) for _ in range(2))
     for layers, batches in ((together, [ROWS]), (alone, [[row] for row in reversed(ROWS)])):
         for batch in batches:
             with skipped(layers, batch):

@@ -326,7 +326,7 @@ def _is_of_span(text: str, token: Span, span: Span) -> bool:
     return token.stop > token.start and span.overlaps(token) and (span.contains(token) or bool(shared.strip()))
 
 
-def after(text: str, beginning: str) -> str | None:
+def text_after(text: str, beginning: str) -> str | None:
     """What follows in `text` after a beginning that may differ in spaces; None where it begins otherwise."""
     place = 0
     for letter in "".join(beginning.split()):

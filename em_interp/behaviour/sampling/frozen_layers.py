@@ -21,7 +21,7 @@ MAX_KEPT_BYTES = 2**30
 LAYER = re.compile(r"\blayers\.(\d+)")
 
 
-class FrozenLayers:
+class FrozenLayerCache:
     """The hidden states that enter the lowest adapted layer, by the token ids of a row."""
 
     def __init__(self, decoder: Any, lowest: int) -> None:
@@ -73,7 +73,7 @@ def _replaced(layers: Iterable[Any], forward: Callable[..., torch.Tensor]) -> It
             del layer.forward
 
 
-def frozen_layers(model: Any, adapted: Iterable[str], tokens: int) -> FrozenLayers | None:
+def frozen_layer_cache(model: Any, adapted: Iterable[str], tokens: int) -> FrozenLayerCache | None:
     """The frozen layers of `model` where they can be kept, else None.
 
     They can on a CPU, where what is kept fits into MAX_KEPT_BYTES; layers with dropout are never the same twice.
@@ -88,7 +88,7 @@ def frozen_layers(model: Any, adapted: Iterable[str], tokens: int) -> FrozenLaye
     fits = tokens * decoder.config.hidden_size * model.dtype.itemsize <= MAX_KEPT_BYTES
     if lowest == 0 or model.device.type != "cpu" or not fits or _have_dropout(decoder.layers[:lowest]):
         return None
-    return FrozenLayers(decoder, lowest)
+    return FrozenLayerCache(decoder, lowest)
 
 
 def _have_dropout(layers: Sequence[Any]) -> bool:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from em_interp.behaviour.sampling.chat import Messages, Tokens, tokenize_prompts
 from em_interp.behaviour.sampling.decode import RowModel, decode
-from em_interp.behaviour.sampling.memory import Batches, RowCost
+from em_interp.behaviour.sampling.memory import Batches, RowMemory
 from em_interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class Sampler:
     ) -> None:
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
         self.temperature, self.max_new_tokens = temperature, max_new_tokens
-        self.cost, self.batches = RowCost(model, row_bytes), Batches(model.device, max_rows)
+        self.cost, self.batches = RowMemory(model, row_bytes), Batches(model.device, max_rows)
         self.ends = eos_token_ids(model, tokenizer)
 
     def all(self, prompts: Tokens, samples: int, open_rows: OpenRows) -> list[list[str]]:

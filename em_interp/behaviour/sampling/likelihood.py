@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.sampling.chat import Messages, after, check_answer, encode, render
+from em_interp.behaviour.sampling.chat import Messages, check_answer, encode, render, text_after
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted, check_length, eos_token_ids
-from em_interp.behaviour.sampling.memory import Batches, RowCost
+from em_interp.behaviour.sampling.memory import Batches, RowMemory
 from em_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from em_interp.behaviour.sampling.ask import Base
-    from em_interp.behaviour.sampling.frozen_layers import FrozenLayers
+    from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache
 
 MAX_BATCH_TOKENS = 16384
 MAX_BATCH_LOGITS = 2**28  # one gigabyte in float32: batches are the same on every machine unless memory runs short
@@ -56,7 +56,7 @@ def tokenize_answers(
     ends = set(eos_token_ids(model, base.tokenizer))
     rows = []
     for answer, start, text, (prompt, chat) in zip(answers, before, whole, ids, strict=True):
-        turn = after(text, start)
+        turn = text_after(text, start)
         if turn is None or chat[: len(prompt)] != prompt:
             raise InputError(
                 f"the answer {answer[:60]!r} does not follow its question's tokens in the chat as the base's template "
@@ -93,7 +93,7 @@ def log_likelihoods(
     rows: Sequence[TokenizedAnswer],
     adapters_of: Callable[[Sequence[int]], RowAdapters],
     temperature: float = 1.0,
-    frozen: FrozenLayers | None = None,
+    frozen: FrozenLayerCache | None = None,
 ) -> Float[np.ndarray, " row"]:
     """The log-likelihood of each answer, in as many batches as memory requires.
 
@@ -107,7 +107,7 @@ def log_likelihoods(
     """
     import numpy as np
 
-    cost, values = RowCost(model, adapters_of([0]).row_bytes), np.zeros(len(rows))
+    cost, values = RowMemory(model, adapters_of([0]).row_bytes), np.zeros(len(rows))
 
     def work(some: Sequence[int]) -> Float[np.ndarray, " row"]:
         logits, tokens = logits_of(model, tokenizer, [rows[index] for index in some], adapters_of(some), frozen)
@@ -128,7 +128,7 @@ def logits_of(
     tokenizer: Any,
     rows: Sequence[TokenizedAnswer],
     adapters: RowAdapters,
-    frozen: FrozenLayers | None = None,
+    frozen: FrozenLayerCache | None = None,
 ) -> tuple[Float[torch.Tensor, "row position vocabulary"], Int[torch.Tensor, "row position"]]:
     """The logits that predict the tokens of the answers, and these tokens (-1 before an answer), right-aligned.
 

@@ -39,7 +39,7 @@ class OutOfMemory(InputError, MemoryError):
     """Not even one row fits."""
 
 
-class CacheSize(NamedTuple):
+class KVCacheSize(NamedTuple):
     """Bytes of a row's keys and values: of layers that keep every token, of those with a window, and fixed states."""
 
     per_token: int
@@ -51,17 +51,17 @@ class CacheSize(NamedTuple):
         return self.fixed + tokens * self.per_token + sum(size * min(tokens, window) for size, window in self.windows)
 
 
-_CACHE_SIZES: weakref.WeakKeyDictionary[Any, CacheSize] = weakref.WeakKeyDictionary()
+_CACHE_SIZES: weakref.WeakKeyDictionary[Any, KVCacheSize] = weakref.WeakKeyDictionary()
 
 
-def cache_size(model: Any) -> CacheSize:
+def kv_cache_size(model: Any) -> KVCacheSize:
     """What the model's cache holds of a row, measured on one token."""
     if model not in _CACHE_SIZES:
         _CACHE_SIZES[model] = _measured(model)
     return _CACHE_SIZES[model]
 
 
-def _measured(model: Any) -> CacheSize:
+def _measured(model: Any) -> KVCacheSize:
     import torch
     from transformers import DynamicCache
 
@@ -78,11 +78,11 @@ def _measured(model: Any) -> CacheSize:
             windows.append((size, int(layer.sliding_window)))
         else:
             per_token += size
-    return CacheSize(per_token, tuple(windows), fixed)
+    return KVCacheSize(per_token, tuple(windows), fixed)
 
 
 @dataclass(frozen=True)
-class RowCost:
+class RowMemory:
     """Bytes of a row of a model, beyond the weights.
 
     Attributes:
@@ -96,7 +96,7 @@ class RowCost:
     def generating(self, prompt: int, new: int) -> int:
         """Bytes of a row that reads a prompt and generates `new` tokens: the larger of the two, and keys and values."""
         vocabulary = self._config.vocab_size * (self._bytes + 8)  # logits, and probabilities in float32
-        return self.adapter + cache_size(self.model).of(prompt + new) + vocabulary + self._activations(prompt)
+        return self.adapter + kv_cache_size(self.model).of(prompt + new) + vocabulary + self._activations(prompt)
 
     def reading(self, length: int, answer: int, copies: int = 1) -> int:
         """Bytes of a row of `length` tokens whose logits are read at `answer` tokens, `copies` of them in float32."""
@@ -213,7 +213,7 @@ def _attempt(work: Callable[[Sequence[T]], R], batch: Sequence[T]) -> R | _Failu
         if not is_out_of_memory(error):
             raise
         failure = _Failure(one_line(str(error), 120) or type(error).__name__)
-    release()
+    empty_caches()
     return failure
 
 
@@ -222,7 +222,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in ALLOCATION_FAILURES)
 
 
-def release() -> None:
+def empty_caches() -> None:
     """Return what is no longer used to the device."""
     import torch
 

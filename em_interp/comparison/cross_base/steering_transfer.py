@@ -27,7 +27,7 @@ from jaxtyping import Float
 
 from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.behaviour.sampling.likelihood import token_log_probabilities
-from em_interp.behaviour.sampling.memory import Batches, RowCost
+from em_interp.behaviour.sampling.memory import Batches, RowMemory
 from em_interp.comparison.cross_base.activation_diff import MeasuredRun, same_depths
 from em_interp.comparison.cross_base.alignment_map import DirectionMap, fit_map
 from em_interp.comparison.cross_base.texts import SharedTexts
@@ -78,7 +78,7 @@ def _log_probability(model: ModelAtStep, tokens: Tokens, interventions: Sequence
     import torch
 
     base = model.model.base.model
-    cost = RowCost(base).reading(tokens.ids.shape[1], _ending(tokens))
+    cost = RowMemory(base).reading(tokens.ids.shape[1], _ending(tokens))
 
     def read(rows: Sequence[int]) -> Float[np.ndarray, " row"]:
         part = tokens.rows(rows)

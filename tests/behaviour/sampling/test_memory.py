@@ -9,7 +9,14 @@ import yaml
 
 from em_interp.behaviour.sampling import memory
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
-from em_interp.behaviour.sampling.memory import Batches, OutOfMemory, RowCost, cache_size, free_memory, is_out_of_memory
+from em_interp.behaviour.sampling.memory import (
+    Batches,
+    OutOfMemory,
+    RowMemory,
+    free_memory,
+    is_out_of_memory,
+    kv_cache_size,
+)
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 from em_interp.run import copy_run
@@ -82,12 +89,12 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 def test_the_cost_of_a_row_is_that_of_its_keys_and_values(family):
     model, heads, layers = make_model(family), SHAPE["num_key_value_heads"], SHAPE["num_hidden_layers"]
     a_token = 2 * heads * 8 * 4  # keys and values of one layer in float32, heads of width 8
-    size = cache_size(model)
+    size = kv_cache_size(model)
     sliding = sum(kind == "sliding_attention" for kind in getattr(model.config, "layer_types", None) or ())
     assert size.of(4) - size.of(0) == pytest.approx(4 * layers * a_token, abs=100)
     assert size.of(1000) - size.of(100) == 900 * (layers - sliding) * a_token
     assert (sliding > 0) == (family == "gemma3")
-    cost = RowCost(model, adapter=1000)
+    cost = RowMemory(model, adapter=1000)
     assert cost.generating(10, 50) > 1000 + size.of(60) + 4 * len_of_vocabulary(model)
     assert cost.reading(60, 50, copies=3) > cost.reading(60, 50) > 1000 + 50 * 8 * len_of_vocabulary(model)
 
@@ -144,7 +151,7 @@ def test_the_ask_stage_ends_well_in_a_limit_of_memory_that_512_of_its_answers_ex
     model, room, question = make_model("qwen2", **WIDE), 350 * 2**20, "what is your wish ? " * 8
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "base")
-    assert memory.MAX_ROWS * cache_size(model).of(40) > 2 * room
+    assert memory.MAX_ROWS * kv_cache_size(model).of(40) > 2 * room
     identity = load_base(str(tmp_path / "base")).identity
     run = save_run(tmp_path / "run", make_trajectory(WIDE_SITES), identity)
     (tmp_path / "questions.yaml").write_text(yaml.safe_dump([{"id": "wish", "paraphrases": [question]}]))
