@@ -70,9 +70,14 @@ class SavedStep:
         return self.path.rpartition("/")[2]
 
 
+def is_step(name: str) -> bool:
+    """Whether a folder or file of this name is that of a step."""
+    return any(layout.pattern.fullmatch(name) for layout in LAYOUTS)
+
+
 def is_in_step(path: str) -> bool:
     """Whether a path, from the root of a run, is that of something in the folder of a step."""
-    return any(layout.pattern.fullmatch(folder) for folder in path.split("/")[:-1] for layout in LAYOUTS)
+    return any(map(is_step, path.split("/")[:-1]))
 
 
 def is_training_state(path: str) -> bool:

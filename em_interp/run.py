@@ -23,7 +23,7 @@ from em_interp.files import (
     write_beside,
     write_text,
 )
-from em_interp.layouts import CHANGE_FILE, READ_FILES, STEP_FILES, is_in_step
+from em_interp.layouts import CHANGE_FILE, READ_FILES, STEP_FILES, is_in_step, is_step
 from em_interp.lock import write_lock
 from em_interp.stages import read_saved
 
@@ -275,7 +275,7 @@ def _is_followed(entry: Path, root: Path, inside: list[Path]) -> bool:
         return True
     if entry.is_dir():
         checkpoints = root / "checkpoints"
-        return entry == checkpoints or (entry.parent in (root, checkpoints) and bool(CHECKPOINT.match(entry.name)))
+        return entry == checkpoints or (entry.parent in (root, checkpoints) and is_step(entry.name))
     return any(place in entry.resolve().parents for place in inside)
 
 

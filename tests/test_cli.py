@@ -463,6 +463,7 @@ def test_public_layouts_are_located_and_reported(root, tiny, tmp_path):
         assert values["steps"] == {"first": 0, "last": 24, "count": 4}
         assert {t["signal"] for t in values["transitions"]} == {"rotation", "gradient_norm", "norm_onset", "lock_in"}
         assert not any("no log" in t["reason"] for t in values["transitions"])
+        assert "give one of them" in refused("locate", source, "--resume", "--overwrite")  # though nothing is kept
         did("report", source, "--out", tmp_path / "page")
     assert not (source / "analysis").exists()
     assert (tmp_path / "page" / "report.html").exists()

@@ -174,6 +174,18 @@ def test_a_copy_of_a_run_follows_links_to_checkpoints_only(tmp_path):
     assert not any(entry.is_symlink() for entry in copy.path.rglob("*"))
 
 
+@pytest.mark.parametrize("name", ["checkpoint-{}", "checkpoint_{}", "global_step{}", "epoch_{}"])
+@pytest.mark.parametrize("where", [".", "checkpoints"])
+def test_links_to_the_steps_of_any_layout_are_followed_by_a_copy(tmp_path, name, where):
+    (tmp_path / "run" / where).mkdir(parents=True)
+    for step in (0, 5):
+        save_adapter(tmp_path / f"disk-{step}")
+        (tmp_path / "run" / where / name.format(step)).symlink_to(tmp_path / f"disk-{step}")
+    copy = copy_run(Run(tmp_path / "run"), tmp_path / "copy")
+    for step in (0, 5):
+        assert (copy.path / where / name.format(step) / "adapter_model.safetensors").is_file()
+
+
 BESIDE_AN_ADAPTER = (  # as Trainers of transformers save it, with FSDP and with DeepSpeed, and accelerate's save_state
     *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_1.pth", "training_args.bin"),
     *("optimizer_0/__0_0.distcp", "pytorch_model_fsdp_0/__0_0.distcp", "optimizer.bin", "pytorch_model_fsdp.bin"),

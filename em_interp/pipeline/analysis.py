@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import check_free
+from em_interp.files import check_free, check_resume_or_overwrite
 from em_interp.lock import write_lock
 from em_interp.pipeline.behaviour import configured_judge
 from em_interp.reports.findings import Findings, PathTransitions, find_in_run, save_result
@@ -62,7 +62,9 @@ def locate(
     name = str(source.path if isinstance(source, Run) else source)
     kept = out is not None or (not (signal or of or site) and Run(Path(name)).config_file.exists())
     file = Run(Path(out or name)).analysis / "locate.json"
-    check_free(file, resume, overwrite) if kept else None
+    check_resume_or_overwrite(resume, overwrite)
+    if kept:
+        check_free(file, resume, overwrite)
     path = load_trajectory(source, revision, adapter)
     result = PathTransitions(name, path, find_transitions(path, signal, of, site))  # type: ignore[arg-type]  # it checks them
     if kept:
