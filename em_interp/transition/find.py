@@ -198,7 +198,8 @@ def _norm_onset(path: AdapterTrajectory, norms: Float[np.ndarray, " step"], leve
 
 def _of_logged(found: Transition, logged: Int[np.ndarray, " logged"], steps: Int[np.ndarray, " step"]) -> Transition:
     """What was found in a log, with the steps that it covers where it lacks some; then `none` needs most of the run."""
-    first, last, interval = int(logged[0]), int(logged[-1]), float(np.median(np.diff(logged)))
+    first, last = int(logged[0]), int(logged[-1])
+    interval = float(np.median(np.diff(logged, prepend=0)))
     if first - interval <= steps[0] and last + interval >= steps[-1]:
         return found
     reason = f"{found.reason} The log covers steps {first} to {last} only."

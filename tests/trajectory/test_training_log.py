@@ -173,6 +173,16 @@ def test_a_log_of_half_a_run_is_no_evidence_that_nothing_happens_in_the_other_ha
         assert onset.verdict != "none" or len(part) == 400
 
 
+def test_a_log_of_one_row_says_too_little_and_stops_nothing(tmp_path):
+    """transformers logs every 500 steps unless told otherwise."""
+    save_run(tmp_path, steps=(0, 200, 400))
+    log_file(tmp_path, rows()[299:300])
+    found = {found.signal: found for found in em.find_transitions(load_trajectory(tmp_path))}
+    assert found["gradient_norm"].verdict == "inconclusive"
+    assert found["gradient_norm"].reason.startswith("Too little was logged: 0 usable values")
+    assert found["rotation"].verdict == "inconclusive" and "increments were saved" in found["rotation"].reason
+
+
 @pytest.mark.parametrize("name", ["trainer_state.json", "log.jsonl"])
 def test_a_log_alone_has_the_peak_of_its_gradient_norm(tmp_path, name):
     lines = "\n".join(map(json.dumps, rows()))

@@ -204,8 +204,8 @@ def _hump(
 
 def _checked(steps: np.ndarray, grad_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     steps, grad_norm = np.asarray(steps), np.asarray(grad_norm, dtype=float)
-    if steps.ndim != 1 or steps.shape != grad_norm.shape or len(steps) < 2:
-        raise InputError(f"expected one gradient norm a step, two or more; found {grad_norm.shape} for {steps.shape}")
+    if steps.ndim != 1 or steps.shape != grad_norm.shape or not len(steps):
+        raise InputError(f"expected one gradient norm a step, one or more; found {grad_norm.shape} for {steps.shape}")
     if np.any(np.diff(steps) <= 0):
         raise InputError("the steps of the gradient norm must be increasing; is the log of two runs in one file?")
     if np.any(grad_norm < 0):

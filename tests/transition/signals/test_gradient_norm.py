@@ -133,7 +133,7 @@ def test_the_evidence_holds_what_the_figure_draws():
     ("steps", "norm", "said"),
     [
         (STEPS, np.ones(399), "one gradient norm a step"),
-        (STEPS[:1], np.ones(1), "two or more"),
+        (STEPS[:0], np.ones(0), "one or more"),
         (STEPS[::-1], np.ones(400), "must be increasing"),
         (STEPS, -np.ones(400), "cannot be negative"),
     ],
