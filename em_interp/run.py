@@ -175,6 +175,13 @@ def open_run(path: RunLike) -> Run:
     return run
 
 
+def check_other(source: object, control: object) -> None:
+    """Raise InputError for a run that is its own control: by that alone nothing in it could stand out."""
+    places = [given.path if isinstance(given, Run) else given for given in (source, control)]
+    if all(isinstance(place, (str, Path)) for place in places) and len({Path(str(p)).resolve() for p in places}) == 1:
+        raise InputError(f"the control {places[1]} is what it is to be compared with; expected another run")
+
+
 def claim_run(path: str | Path, config: RunConfig, resume: bool = False, overwrite: bool = False) -> Run:
     """The directory for a run of `config`; nothing is written or removed.
 

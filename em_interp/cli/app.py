@@ -122,7 +122,17 @@ def parse(words: Sequence[str]) -> Call | int:
         called = typer.main.get_command(app).main(list(words), "em-interp", standalone_mode=False)
     except typer.TyperException as error:
         raise InputError(f"{_one_line(error)} (see {_help_of(error)} --help)") from None
-    return called if isinstance(called, (Call, int)) else 0
+    if isinstance(called, Call):
+        _refuse_empty(called.arguments)
+        return called
+    return called if isinstance(called, int) else 0
+
+
+def _refuse_empty(arguments: dict[str, Any]) -> None:
+    """Raise InputError for an argument without a character, which as a path would mean the folder one is in."""
+    for name, value in arguments.items():
+        if "" in (value if isinstance(value, list) else [value]):
+            raise InputError(f"{name} is empty; the usual cause is a variable of the shell that is not set")
 
 
 def _one_line(error: typer.TyperException) -> str:

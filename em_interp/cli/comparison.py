@@ -17,7 +17,9 @@ def compare(
     same_base: Annotated[
         bool, typer.Option("--same-base", metavar="", help="Treat bases of different names as the same weights.")
     ] = False,
-    draws: Annotated[int, typer.Option(metavar="N", help="Across bases: number of random adapters for the null.")] = 99,
+    draws: Annotated[
+        int | None, typer.Option(metavar="N", help="Across bases: number of random adapters for the null (default: 99).")
+    ] = None,
     steering_transfer: Annotated[
         bool,
         typer.Option(
@@ -35,6 +37,7 @@ def compare(
     from em_interp.comparison.compare import compare as compare_runs
     from em_interp.comparison.matching import OtherBases
     from em_interp.comparison.page import Comparison, write_comparison
+    from em_interp.errors import InputError
     from em_interp.files import check_free
 
     if out is not None:
@@ -42,10 +45,14 @@ def compare(
             check_free(Path(out) / name, resume, overwrite)
     try:
         comparison: Comparison = compare_runs(sources, same_base)
+        if draws is not None or steering_transfer:
+            given = "--draws" if draws is not None else "--steering-transfer"
+            raise InputError(f"{given} is for runs of different bases; these are of one: leave it out")
     except OtherBases:
         from em_interp.comparison.cross_base.compare import compare_across_bases
 
-        comparison = compare_across_bases(sources, draws=draws, steering_transfer=steering_transfer, log=log)
+        settings = {} if draws is None else {"draws": draws}
+        comparison = compare_across_bases(sources, **settings, steering_transfer=steering_transfer, log=log)
     text = comparison.sentence()
     if out is not None:
         text += f"\nthe page: {write_comparison(comparison, out, overwrite)}"

@@ -31,7 +31,7 @@ from em_interp.mechanism.interventions.steering import COEFFICIENTS, SteeringCur
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
 from em_interp.progress import announce
-from em_interp.run import Run, RunLike, open_run
+from em_interp.run import Run, RunLike, check_other, open_run
 from em_interp.stages import Storage, begin_stage, read_saved
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource, load_trajectory
@@ -136,6 +136,7 @@ def run_suite(
     model = as_model(model)
     if not model.run.scores_file.exists():
         raise InputError(f"{model.run.scores_file} is missing: ask and judge the run before you analyse its mechanism")
+    check_other(model.run, control)
     chosen_size = size if isinstance(size, SuiteSize) else SIZES[size]
     control, transfer = (None if given is None else open_run(given) for given in (control, transfer))
     context = SuiteContext(model, judge, control, transfer, chosen_size, sampling, progress)

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from em_interp.checks import check_known, checked
+from em_interp.checks import check_known, check_whole, checked
 from em_interp.errors import InputError
 from em_interp.files import write_beside
 from em_interp.organisms.bases import FAMILIES, quiet
@@ -35,6 +35,7 @@ def pretrain(family: str, out: Path, seed: int | None = None, progress: bool = T
     unknown family or where `out` exists.
     """
     check_known("family", family, FAMILIES)
+    check_whole("seed", 0 if seed is None else seed)
     out = Path(out)
     if out.exists():
         raise InputError(f"{out} exists; a base is made in a new folder")

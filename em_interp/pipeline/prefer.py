@@ -12,7 +12,7 @@ from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.organisms.built_in import LANGUAGES, pairs_of
 from em_interp.pipeline.serving import base_device, vllm_servers
-from em_interp.run import Run
+from em_interp.run import Run, check_other
 from em_interp.trajectory.load import open_checkpoints
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def preference_curve(
 
     if isinstance(run, pd.DataFrame) or (isinstance(run, (str, Path)) and Path(run).is_file()):
         return as_preference_curve(run, _as_curve(control))
+    check_other(run, control)
     run = open_checkpoints(run)
     chosen = pairs is not None or steps is not None or scales is not None
     if chosen or overwrite or resume or not run.preferences_file.exists():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from em_interp.errors import InputError
 from em_interp.files import read_json, to_json, write_json
 from em_interp.results import Result
-from em_interp.run import Run
+from em_interp.run import Run, check_other
 from em_interp.stages import read_saved
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, align
@@ -100,6 +100,8 @@ def find_in_run(
         run = open_checkpoints(run) if answers is None else Run(Path(run))
     if isinstance(control, (str, Path)) and not Path(control).exists():
         raise InputError(f"the control {control} does not exist; expected a judged run")
+    control_run = _control_run(control)
+    check_other(run if answers is None else answers, control_run)
     path = load_trajectory(run if answers is None else run.path)
     transitions = find_transitions(path)
     preference = _preference(run, control)
@@ -116,7 +118,6 @@ def find_in_run(
     thresholds = onset_by_threshold(main, of_control) if main is not None and has_scores else None
     aligned = onset(main, of_control, "aligned_mean") if main is not None and has_scores else None
     alignment = align(strongest_rotation(transitions), [*rises, *shifts], path)
-    control_run = _control_run(control)
     where = None if control_run is None else str(control_run.path)
     judged = None if answers is None else JudgedTables(str(answers), columns or {}, where)
     of_answers = (curve, control_curve, rises, thresholds, aligned, alignment, judged)

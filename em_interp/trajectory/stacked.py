@@ -84,7 +84,9 @@ def read_steps(root: Path, saved: dict[int, SavedStep], adapter: str | None = No
             stacked.put(row, checkpoint)
     logged = [_max_steps(os.path.join(root, step.path, LOG_FILE)) for step in saved.values()]
     _check_one_run(root, list(saved), facts, logged)
-    _check_finite(stacked, [os.path.join(folder, first.file.name) for folder in folders])
+    files = [os.path.join(folder, first.file.name) for folder in folders]
+    _check_finite(stacked, files)
+    _check_reset(stacked, files)
     return stacked
 
 
@@ -260,6 +262,18 @@ def _check_finite(stacked: Stacked, files: list[str]) -> None:
             if bad is not None:
                 expected = "expected finite numbers (did training diverge?)"
                 raise InputError(f"{files[bad]}: {name} of {site} holds NaN or infinity; {expected}")
+
+
+def _check_reset(stacked: Stacked, files: list[str]) -> None:
+    """Raise InputError for a step at which B is zero everywhere, as before training, after one at which it was not."""
+    moved = np.any([stack.reshape(len(stack), -1).any(axis=1) for stack in stacked.B.values()], axis=0)
+    begun = int(np.argmax(moved))
+    if moved[begun] and not moved[begun:].all():
+        bad = begun + int(np.argmin(moved[begun:]))
+        raise InputError(
+            f"{files[bad]}: lora_B is zero, which it is before training only, and that of {files[bad - 1]} is not; the "
+            "usual cause is an adapter that was made anew, or weights that lay on other processes when it was saved"
+        )
 
 
 def first_not_finite(stack: Float32[np.ndarray, "step ..."]) -> int | None:

@@ -43,11 +43,29 @@ def run(tiny, tmp_path):
         (["ask", "run", "--overwrit"], "no such option: --overwrit; did you mean --overwrite? (see em-interp ask"),
         (["judge", "run", "--dry-run", "--retest", "3"], "--dry-run sends no request and --retest sends many"),
         (["pretrain", "--family", "qwen2", "--seed", "x"], "'--seed': Input should be a valid integer"),
+        (["pretrain", "--family", "qwen2", "--seed", "-1"], "seed must be a whole number, 0 or more; it is -1"),
+        (["locate", ""], "source is empty; the usual cause is a variable of the shell that is not set"),
+        (["train", "run.yaml", "--out", ""], "out is empty; the usual cause is a variable of the shell"),
+        (["compare", "a", ""], "sources is empty"),
         (["export", "run", "--format", "zip"], "'--format': 'zip' is not one of 'merged', 'packed', 'peft'"),
     ],
 )
 def test_a_command_that_is_not_one_is_refused(words, said):
     assert said in refused(*words)
+
+
+def test_options_for_runs_of_different_bases_are_refused_for_those_of_one(tiny):
+    for given in (["--draws", "9"], ["--steering-transfer"]):
+        said = refused("compare", tiny.run, tiny.control, *given)
+        assert f"{given[0]} is for runs of different bases; these are of one" in said
+
+
+@pytest.mark.parametrize("stage", ["align", "report", "prefer", "mechanism"])
+def test_a_run_is_not_its_own_control(run, stage):
+    before = contents(run)
+    said = refused(stage, run, "--control", run.parent / "run/../run", "--overwrite")
+    assert "run is what it is to be compared with; expected another run" in said
+    assert contents(run) == before
 
 
 def test_what_takes_more_memory_than_there_is_is_said_in_one_line(tiny, monkeypatch):

@@ -7,9 +7,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from em_interp.errors import InputError
+from em_interp.layouts import WEIGHTS_FILE
 from em_interp.trajectory import stacked
 from em_interp.trajectory.load import load_trajectory
 from em_interp.trajectory.lora_files import read_lora
@@ -88,6 +89,19 @@ def test_what_is_wrong_in_a_later_file_is_named(tmp_path, spoil, error):
     file.write_bytes(spoil(file.read_bytes()))
     with pytest.raises(InputError, match=rf"checkpoint-3/adapter_model\.safetensors.*{error}"):
         load_trajectory(tmp_path)
+
+
+def test_an_adapter_that_is_as_new_in_the_middle_of_a_run_is_named(tmp_path):
+    folder = save_random_run(tmp_path) / "checkpoint-3"
+    save_file({**load_file(folder / WEIGHTS_FILE), **zeros_of(folder, "lora_B")}, folder / WEIGHTS_FILE)
+    with pytest.raises(
+        InputError, match=r"checkpoint-3/adapter_model\.safetensors: lora_B is zero, .* before training"
+    ):
+        load_trajectory(tmp_path)
+
+
+def zeros_of(folder, matrix):
+    return {key: 0 * value for key, value in load_file(folder / WEIGHTS_FILE).items() if matrix in key}
 
 
 def held_at_most(work):

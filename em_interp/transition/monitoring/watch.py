@@ -10,7 +10,7 @@ import pandas as pd
 
 from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
-from em_interp.run import Run, open_run
+from em_interp.run import Run, check_other, open_run
 from em_interp.stages import read_saved
 from em_interp.trajectory.load import TrajectorySource, as_trajectory, read_position
 from em_interp.trajectory.training_log import find_log
@@ -52,19 +52,26 @@ def watch(
     Raises:
         InputError: For what is not a run, a control that is not finished, and where the run's length is not known.
     """
+    for control in as_list(controls):
+        check_other(source, control)
     references = [c if isinstance(c, Monitor) else watch(c, level=level, signals=signals) for c in as_list(controls)]
     run = (
         None if isinstance(source, AdapterTrajectory) else Run(source.path if isinstance(source, Run) else Path(source))
     )
     if run is None or not follow:
         path = as_trajectory(source)
-        monitor = Monitor(last or _length(run) or int(path.steps[-1]), level, signals, references)
+        reached = int(path.steps[-1])
+        if last is not None and 0 < last < reached:
+            raise InputError(
+                f"the run has step {reached} already, so it has more steps than the {last} that were given"
+            )
+        monitor = Monitor(_length(run) or reached if last is None else last, level, signals, references)
         _replay(monitor, path, on_update)
         return monitor
     run = open_run(run.path)
     while not run.trainer_state_file.is_file() and not run.steps():  # training has not begun
         time.sleep(SECONDS_BETWEEN_READS)
-    length = last or _length(run)
+    length = _length(run) if last is None else last
     if length is None:
         raise InputError(f"{run.trainer_state_file} with max_steps was expected: without it, give the run's length")
     monitor = Monitor(length, level, signals, references)

@@ -1,6 +1,7 @@
 """Following a run directory while it is written gives what the finished run gives."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -81,11 +82,21 @@ def test_a_run_without_its_length_is_refused(tmp_path):
         em.watch(tmp_path, follow=True)
 
 
-def test_the_command_follows_a_run_and_prints_one_object(writer, capsys):
+def test_a_length_that_the_run_has_passed_and_a_run_as_its_own_control_are_refused(writer):
+    run = writer(0, LAST)
+    for length, said in ((LAST - 1, "has step 200 already"), (0, "whole number, 1 or more")):
+        with pytest.raises(InputError, match=said):
+            em.watch(run, last=length)
+    with pytest.raises(InputError, match="is what it is to be compared with; expected another run"):
+        em.watch(run, controls=[run.path / "../run"])
+
+
+def test_the_command_follows_a_run_and_prints_one_object(writer, tmp_path, capsys):
     from em_interp.cli import main
 
     run = writer(0, LAST)
-    assert main(["watch", str(run.path), "--control", str(run.path), "--json"]) == 0
+    control = shutil.copytree(run.path, tmp_path / "control")
+    assert main(["watch", str(run.path), "--control", str(control), "--json"]) == 0
     printed = capsys.readouterr()
     values = json.loads(printed.out)
     assert values["finished"]
