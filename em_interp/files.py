@@ -195,16 +195,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def to_json(value: Any, indent: int | None = 2) -> str:
     """`value` as strict JSON: NaN and infinities become null, numpy numbers and arrays become plain ones."""
-    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as what JSON has: None for NaN and infinities, lists for arrays, plain numbers for numpy's."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Path):

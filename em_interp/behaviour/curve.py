@@ -19,6 +19,7 @@ from em_interp.behaviour.tables.judged import normal_form, of_one_judge, read_ju
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.checks import as_list, check_level, check_type, described
 from em_interp.errors import InputError, one_line
+from em_interp.files import plain
 from em_interp.results import Line, Result, interval_columns, picture
 from em_interp.run import OUTSIDE_SETS, Run
 
@@ -187,7 +188,10 @@ class BehaviourCurve(CurveBySet):
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain values: `domain`, `level`, `unscored` and the rows of `frame()`."""
         rows = self.frame().to_dict("records")
-        return {"domain": self.domain, "level": self.level, "unscored": self.unscored(), "rows": rows}
+        values: dict[str, Any] = plain(
+            {"domain": self.domain, "level": self.level, "unscored": self.unscored(), "rows": rows}
+        )
+        return values
 
     def to_inspect(self, folder: str | Path, model: str = "unknown") -> list[Path]:
         """Write the answers and their scores as logs of Inspect, one JSON file for each step and scale.

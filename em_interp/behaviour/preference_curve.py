@@ -16,6 +16,7 @@ from em_interp.behaviour.rates import LEVEL, rate_of
 from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.values import numbers_of, steps_of
 from em_interp.errors import InputError
+from em_interp.files import plain
 from em_interp.results import Line, interval_columns, picture
 from em_interp.run import Run
 
@@ -156,7 +157,9 @@ class PreferenceCurve(CurveBySet):
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain values: `domain`, `level` and the rows of `frame()`."""
-        return {"domain": self.domain, "level": self.level, "rows": self.frame().to_dict("records")}
+        rows = self.frame().to_dict("records")
+        values: dict[str, Any] = plain({"domain": self.domain, "level": self.level, "rows": rows})
+        return values
 
     def plot(self) -> go.Figure:
         """The change of preference and the share by step, with intervals, beside the control and the style null."""

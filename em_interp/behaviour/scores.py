@@ -16,6 +16,7 @@ from em_interp.behaviour.tables.judged import of_one_judge, question_numbers, re
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.checks import check_level
 from em_interp.errors import InputError
+from em_interp.files import plain
 from em_interp.results import Result, interval_columns
 from em_interp.run import Run
 
@@ -110,7 +111,7 @@ class ScoredResponses(Result):
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, in the form of `em-interp score --json`."""
         questions = self.frame()[["question", "n", "em", "coherent"]]
-        return {
+        values = {
             "n": self.n,
             "scored": len(self.scored),
             "unscored": self.unscored,
@@ -120,6 +121,8 @@ class ScoredResponses(Result):
             "coherent_mean": self.coherent_mean.mean,
             "per_question": questions.to_dict("records"),
         }
+        result: dict[str, Any] = plain(values)
+        return result
 
     def to_inspect(self, folder: str | Path, model: str = "unknown") -> list[Path]:
         """Write the answers and their scores as logs of Inspect, one JSON file for each step and scale.

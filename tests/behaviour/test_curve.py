@@ -198,3 +198,10 @@ def test_wrong_arguments_are_refused_in_one_line(call):
     with pytest.raises(InputError) as refused:
         call(behaviour_curve(table()))
     assert "\n" not in str(refused.value)
+
+
+def test_the_dictionary_holds_what_json_has():
+    table = pd.DataFrame({"step": [0, 5], "question": ["q", "q"], "aligned": [10, None], "coherent": [90, None]})
+    values = behaviour_curve(table).to_dict()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert values["rows"][1]["em"] is None and values["rows"][0]["em"] == 1

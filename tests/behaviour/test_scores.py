@@ -63,6 +63,7 @@ def test_with_nothing_scored_rates_are_missing_and_not_zero():
     assert np.isnan(scored.em.rate) and np.isnan(scored.aligned_mean.mean)
     values = json.loads(to_json(scored.to_dict()))
     assert values["em"] == {"rate": None, "interval": None, "level": 0.95} and values["scored"] == 0
+    assert values == scored.to_dict() and values["per_question"][0]["em"] is None
     assert scored.sentence() == "none of 1 answers could be scored: 1 no score"
 
 
