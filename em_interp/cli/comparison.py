@@ -18,7 +18,8 @@ def compare(
         bool, typer.Option("--same-base", metavar="", help="Treat bases of different names as the same weights.")
     ] = False,
     draws: Annotated[
-        int | None, typer.Option(metavar="N", help="Across bases: number of random adapters for the null (default: 99).")
+        int | None,
+        typer.Option(metavar="N", help="Across bases: number of random adapters for the null (default: 99)."),
     ] = None,
     steering_transfer: Annotated[
         bool,
@@ -51,8 +52,8 @@ def compare(
     except OtherBases:
         from em_interp.comparison.cross_base.compare import compare_across_bases
 
-        settings = {} if draws is None else {"draws": draws}
-        comparison = compare_across_bases(sources, **settings, steering_transfer=steering_transfer, log=log)
+        n_random = 99 if draws is None else draws
+        comparison = compare_across_bases(sources, draws=n_random, steering_transfer=steering_transfer, log=log)
     text = comparison.sentence()
     if out is not None:
         text += f"\nthe page: {write_comparison(comparison, out, overwrite)}"
