@@ -1,1 +1,1 @@
-"""Training: adapters, the trainer, snapshots, the log."""
+"""Training: adapters, the trainer, callbacks, the log."""
