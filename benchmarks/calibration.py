@@ -58,6 +58,18 @@ def kind_of(kind, case):
     return pool[case % len(pool)]
 
 
+def beyond_a_control(kind, case):
+    """A planted turn against a control: one without a turn, or a run with the same drift in other noise."""
+    turning = kind_of(TURN, case)
+    if kind == "the same turn":
+        path, other = (planted_path(turning, SEED + case, noise_seed=seed) for seed in (1, 2))
+    else:
+        path = planted_path(turning, SEED + case)
+        other = planted_path(kind_of(NO_TURN, case // len(TURNING)), SEED + case + 1, last=int(path.steps[-1]))
+    found = em.find_transition(path.trajectory(), control=other.trajectory())
+    return rotation_benchmark.compared(found, path.turn)
+
+
 def some_missing(path, case):
     """A fifth of the saved steps lost at random, the ends kept."""
     return at_rows(path, kept_rows(len(path.steps), case))
@@ -268,6 +280,7 @@ def experiments():
     for name in RUNS:
         if name not in FAMILIES:
             yield f"rotation of B: noise of {name}", *both, partial(resampled, run=name, ratio=(0.1, 2.0))
+    yield "rotation of B beyond a control", ("a control without a turn",), ("the same turn",), beyond_a_control
     yield "rotation of B: learning rate in steps", (), STEPPED, rotation_of_b
     yield "rotation of B: learning rate in steps, noise 1 to 5 times the drift", (), STEPPED, NOISY
     yield "rotation of A", *both, partial(rotation_of, of="A")

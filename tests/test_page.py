@@ -101,10 +101,12 @@ def test_the_verdicts_come_first_in_words(page):
 
 
 def test_a_turn_that_the_control_has_as_well_is_no_sign_of_the_data(found, page, tmp_path):
-    said = "Rotation of B: the control has it at the same step, so it is no sign of what sets this run's data apart."
-    assert "at the same step" not in page.words
+    said = "Rotation of B, against the control: It does not turn significantly further than its control."
+    apart = "So it is no sign of what sets this run's data apart."
+    assert said not in page.words and apart not in page.words
+    assert "Rotation of B, against the control: The path turns by more than 20°" in page.words
     same = Page(report(found["organism"], control=found["organism"], out=tmp_path / "report.html"))
-    assert said in same.words and "onset (out of domain): the control has it" not in same.words
+    assert said in same.words and apart in same.words and "onset (out of domain): the control has it" not in same.words
 
 
 def test_verdicts_of_run_and_control_stand_beside_each_other(page):

@@ -27,6 +27,10 @@ def locate(
     ] = None,
     of: Annotated[str | None, typer.Option(help="B, A or delta (default: all).")] = None,
     site: Annotated[str | None, typer.Option(help="One adapted module (default: all together).")] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="A run on careful data: the run must turn further than it does."),
+    ] = None,
     adapter: Annotated[str | None, typer.Option(help="Which adapter, if the checkpoints have several.")] = None,
     out: Out = None,
     resume: Resume = False,
@@ -40,6 +44,7 @@ def locate(
 
     result = find(
         source,
+        control,
         signal=signal,
         of=of,
         site=site,

@@ -257,8 +257,8 @@ def _draw_test(figure: go.Figure, turns: Sequence[Transition], where: dict[str, 
 
 def _draw_windows(figure: go.Figure, turns: Sequence[Transition], where: dict[str, int]) -> Float[np.ndarray, " turn"]:
     """The window in which each turn was tested, and the turn through it; the upper ends of their intervals."""
-    windows = np.array([turn.evidence["window"] for turn in turns if "window" in turn.evidence]).reshape(-1, 5)
-    centre, first, last, turn, error = windows.T
+    windows = np.array([turn.evidence["window"] for turn in turns if "window" in turn.evidence]).reshape(-1, 6)
+    centre, first, last, turn, error, _ = windows.T
     if not len(windows):
         return np.empty(0)
     hover = "tested window: steps %{customdata[0]:.0f} to %{customdata[1]:.0f}<br>turn %{y:.0f}°<extra></extra>"

@@ -26,6 +26,7 @@ Log = Callable[[str], None]
 @checked
 def locate(
     source: RunLike,
+    control: RunLike | None = None,
     *,
     signal: str | None = None,
     of: str | None = None,
@@ -40,12 +41,14 @@ def locate(
 
     Args:
         source: a run, a folder of checkpoints, or a repository of the Hub.
+        control: a run on careful data: rotations that go no further than its own are `none`.
         signal: one signal; by default all.
         of: one matrix of the adapter, A, B or delta (ΔW); by default all.
         site: one adapted module; by default all together.
         revision: a branch, tag or commit of the repository.
         adapter: the adapter to read where the checkpoints hold several.
-        out: the folder in whose `analysis/locate.json` the transitions are kept, also those of one signal or site.
+        out: the folder in whose `analysis/locate.json` the transitions are kept, also those of one signal or site and
+            those against a control.
         resume: keep the findings that exist; it is an error if they differ.
         overwrite: replace them.
 
@@ -60,13 +63,14 @@ def locate(
     from em_interp.transition.find import find_transitions
 
     name = str(source.path if isinstance(source, Run) else source)
-    kept = out is not None or (not (signal or of or site) and Run(Path(name)).config_file.exists())
+    kept = out is not None or (not (signal or of or site or control) and Run(Path(name)).config_file.exists())
     file = Run(Path(out or name)).analysis / "locate.json"
     check_resume_or_overwrite(resume, overwrite)
     if kept:
         check_free(file, resume, overwrite)
     path = load_trajectory(source, revision, adapter)
-    result = PathTransitions(name, path, find_transitions(path, signal, of, site))  # type: ignore[arg-type]  # it checks them
+    found = find_transitions(path, signal, of, site, control)  # type: ignore[arg-type]  # it checks them
+    result = PathTransitions(name, path, found)
     if kept:
         with write_lock(file.parents[1]):
             save_result(result.to_dict(), file, overwrite)

@@ -24,7 +24,7 @@ from em_interp.reports.findings import Findings
 from em_interp.reports.run_figures import Source, control_in, findings_of, known_changes, run_of, timeline
 from em_interp.results import local_name
 from em_interp.transition.family import FAMILY_LEVEL
-from em_interp.transition.find import TEST_LEVELS
+from em_interp.transition.find import TEST_LEVELS, against_control
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,6 +129,7 @@ def _contents(findings: Findings, control: Findings | None, planted: Findings | 
         "runs": {name: run for name, run in runs.items() if run is not None},
         "verdicts": verdicts,
         "in_both": _in_both(verdicts),
+        "against_control": [] if control is None else _against_control(findings, control),
         "rates": _final_rates({name: run.curve for name, run in runs.items() if run is not None}, findings),
         "hits": known,
         "hit_within": HIT_WITHIN,
@@ -174,12 +175,21 @@ def _verdicts(findings: Findings, control: Findings | None) -> list[tuple[str, l
     return [(name, group, of_control.get(name, [])) for name, group in main.items()]
 
 
+def _against_control(findings: Findings, control: Findings) -> list[Transition]:
+    """The run's rotations, each tested against the control's path."""
+    return [
+        against_control(turn, findings.trajectory, control.trajectory)
+        for turn in findings.transitions
+        if turn.signal == "rotation" and turn.found and control.trajectory.kind != "log"
+    ]
+
+
 def _in_both(verdicts: list[tuple[str, list[Transition], list[Transition]]]) -> list[str]:
-    """The mechanistic signals whose transition the control has at the same step; an onset is beyond the control's."""
+    """Signals of the log whose transition the control has at the same step; the others are tested against it."""
     return [
         name
         for name, of_run, of_control in verdicts
-        if of_run[0].signal != "onset"
+        if of_run[0].signal not in ("onset", "rotation")
         and any(own.found and other.found and own.coincides_with(other) for own in of_run for other in of_control)
     ]
 

@@ -16,7 +16,8 @@ from em_interp.trajectory import geometry
 from em_interp.trajectory.composition import composition_path, no_composition
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix, as_matrix
-from em_interp.transition.direction.rotation import ROTATION_ALPHA, locate_rotations, strongest
+from em_interp.transition.direction.beyond_control import beyond_control
+from em_interp.transition.direction.rotation import ROTATION_ALPHA, locate_rotations, path_increments, strongest
 from em_interp.transition.onsets.logistic import ONSET_ALPHA
 from em_interp.transition.onsets.onset import AnyCurve, onset, onsets
 from em_interp.transition.result import Transition
@@ -42,7 +43,7 @@ def find_transition(
     signal: Signal | None = None,
     of: Matrix | None = None,
     site: str | None = None,
-    control: AnyCurve | None = None,
+    control: TrajectorySource | AnyCurve | None = None,
     level: float = 0.95,
 ) -> Transition:
     """Find one transition: the `rotation` of B for a path, the `onset` of EM for a behaviour curve.
@@ -52,7 +53,8 @@ def find_transition(
         signal: One of `rotation`, `gradient_norm`, `norm_onset`, `lock_in`, `composition`; of a curve `onset`.
         of: The matrix whose path is tested for rotations: "B" (the default), "A" or "delta" (ΔW).
         site: One adapted module instead of the pooled path of all.
-        control: The control run's curve, against which a curve's rise is tested.
+        control: The control run's curve, against which a curve's rise is tested; or its path, against which a path's
+            rotations are: a turn that the control has as well is `none`.
         level: Probability with which `interval` contains the step.
 
     Returns:
@@ -64,7 +66,7 @@ def find_transition(
     _check(source, signal, level)
     if isinstance(source, AnyCurve):
         _check_curve(of, site)
-        return onset(source, control, level=level)
+        return onset(source, _as_curve(control), level=level)
     source = as_trajectory(source)
     signal = signal or ("gradient_norm" if source.kind == "log" else "rotation")
     of = of or ("B" if signal == "rotation" else None)
@@ -76,7 +78,7 @@ def find_transitions(
     signal: Signal | None = None,
     of: Matrix | None = None,
     site: str | None = None,
-    control: AnyCurve | None = None,
+    control: TrajectorySource | AnyCurve | None = None,
     level: float = 0.95,
 ) -> list[Transition]:
     """Every transition of every signal, or of the one named, each with its verdict.
@@ -88,7 +90,8 @@ def find_transitions(
         signal: One signal, see `find_transition`; by default all that the source has.
         of: The matrix whose path is tested for rotations; by default B, A and ΔW, each by itself.
         site: One adapted module instead of the pooled path of all.
-        control: The control run's curve, against which a curve's rise is tested.
+        control: The control run's curve, against which a curve's rise is tested; or its path, against which a path's
+            rotations are: a turn that the control has as well is `none`.
         level: Probability with which each `interval` contains the step.
 
     Returns:
@@ -103,10 +106,9 @@ def find_transitions(
     _check(source, signal, level)
     if isinstance(source, AnyCurve):
         _check_curve(of, site)
-        return onsets(source, control, level=level)
-    if control is not None:
-        raise InputError("a control is for behaviour curves; an adapter's path was given")
+        return onsets(source, _as_curve(control), level=level)
     path, matrices = as_trajectory(source), MATRICES if of is None else (as_matrix(of),)
+    of_control = None if control is None else _as_path(control, path, signal)
     if path.kind == "log":
         _check_log(path, signal, of, site)
         signal = "gradient_norm"
@@ -116,7 +118,7 @@ def find_transitions(
     if signal in missing:
         raise InputError(f"the path has no signal {signal!r}: {missing[signal]}")
     signals = [name for name in PATH_SIGNALS if name not in missing] if signal is None else [signal]
-    return [replace(t, site=site) for name in signals for t in _on_path(path, name, matrices, site, level)]
+    return [replace(t, site=site) for name in signals for t in _on_path(path, name, matrices, site, level, of_control)]
 
 
 def _check(source: TrajectorySource | AnyCurve, signal: str | None, level: float) -> None:
@@ -138,6 +140,27 @@ def _check_curve(of: str | None, site: str | None) -> None:
         raise InputError(f"a behaviour curve has no matrices and no sites; found {given}, which is for adapters' paths")
 
 
+def _as_curve(control: TrajectorySource | AnyCurve | None) -> AnyCurve | None:
+    """The control of a curve. Raises InputError for a path."""
+    if control is None or isinstance(control, AnyCurve):
+        return control
+    expected = "a behaviour curve, as em.behaviour_curve(run)"
+    raise InputError(f"control must be {expected}, where the source is one; found {described(control)}")
+
+
+def _as_path(control: TrajectorySource | AnyCurve, path: AdapterTrajectory, signal: str | None) -> AdapterTrajectory:
+    """The control of a path. Raises InputError for a curve, a log alone, and a signal that has no use for one."""
+    if isinstance(control, AnyCurve):
+        raise InputError(f"the control of a path is another run or its path; found {described(control)}")
+    if signal not in (None, "rotation"):
+        raise InputError(f"a path's rotations are tested against a control, and {signal} is not: leave control out")
+    control = as_trajectory(control)
+    for each in (path, control):
+        if each.kind == "log":
+            raise InputError(f"{each.source} is a log alone, without adapters whose rotations could be compared")
+    return control
+
+
 def _missing_signals(path: AdapterTrajectory, site: str | None) -> dict[str, str]:
     """The signals that the path, or one site of it, does not have, each with the reason."""
     if site is None:
@@ -155,19 +178,17 @@ def _check_log(path: AdapterTrajectory, signal: str | None, of: str | None, site
 
 
 def _on_path(
-    path: AdapterTrajectory, signal: str, matrices: tuple[Matrix, ...], site: str | None, level: float
+    path: AdapterTrajectory,
+    signal: str,
+    matrices: tuple[Matrix, ...],
+    site: str | None,
+    level: float,
+    control: AdapterTrajectory | None,
 ) -> list[Transition]:
-    lr = path.cumulative_lr if np.isfinite(path.cumulative_lr).all() else None
     if signal == "rotation":
         if len(matrices) > 1:
             path.gram("delta", site)  # at rank 1 those of A and B come with it
-        return [
-            replace(transition, of=matrix)
-            for matrix in matrices
-            for transition in locate_rotations(
-                path.gram(matrix, site), path.steps, lr, level, path.rounding(matrix, site)
-            )
-        ]
+        return [t for matrix in matrices for t in _rotations(path, matrix, site, level, control)]
     if signal == "gradient_norm":
         if "grad_norm" not in path.metrics:
             return [Transition("gradient_norm", "inconclusive", "The run has no log of the gradient norm.")]
@@ -180,6 +201,30 @@ def _on_path(
     if signal == "lock_in":
         return [lock_in(path.steps, geometry.cosine_to_step(gram, path.steps, int(path.steps[-1])))]
     return [_norm_onset(path, geometry.norms(gram), level)]
+
+
+def _rotations(
+    path: AdapterTrajectory, of: Matrix, site: str | None, level: float, control: AdapterTrajectory | None
+) -> list[Transition]:
+    """The rotations of one matrix; with a control those that go beyond its own, or one answer that says why not."""
+    lr = path.cumulative_lr if np.isfinite(path.cumulative_lr).all() else None
+    found = locate_rotations(path.gram(of, site), path.steps, lr, level, path.rounding(of, site))
+    found = [replace(transition, of=of, site=site) for transition in found]
+    if control is None:
+        return found
+    tested = [against_control(t, path, control, level) if t.found else t for t in found]
+    open_ones = [t for t in tested if t.verdict == "inconclusive"]
+    return [t for t in tested if t.found] or open_ones[:1] or [strongest(tested)]
+
+
+def against_control(
+    turn: Transition, path: AdapterTrajectory, control: AdapterTrajectory, level: float = 0.95
+) -> Transition:
+    """A rotation that was found in a path, tested against the control's path (`beyond_control`)."""
+    of, site = as_matrix(turn.of or "B"), turn.site
+    own, other = (path_increments(each.gram(of, site), each.steps, each.rounding(of, site)) for each in (path, control))
+    assert not isinstance(own, str)  # a turn was found in them
+    return beyond_control(turn, own, other, level)
 
 
 def _norm_onset(path: AdapterTrajectory, norms: Float[np.ndarray, " step"], level: float) -> Transition:

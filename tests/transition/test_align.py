@@ -8,7 +8,6 @@ import pytest
 from em_interp.errors import InputError
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import WORDS, align
-from em_interp.transition.find import find_transition
 from em_interp.transition.result import Transition
 
 
@@ -166,11 +165,6 @@ def test_a_path_given_for_the_behaviour_is_refused():
         InputError, match="transition, several, or a behaviour curve; found a value of type AdapterTrajectory"
     ):
         align(rotation(), run())
-
-
-def test_a_control_for_a_path_is_refused_not_ignored():
-    with pytest.raises(InputError, match="a control is for behaviour curves; an adapter's path was given"):
-        find_transition(run(), control=run())
 
 
 def rise(step, low, high, tenth, tenth_low, tenth_high, last=400):

@@ -73,9 +73,15 @@ def test_a_level_that_is_no_probability_is_refused(path, curve, level):
         (lambda path, curve: em.find_transition(path, site=3), "there is no site 3"),
         (
             lambda path, curve: em.find_transition(curve, control=3),
-            r"control must be a behaviour curve, as em\.behaviour_curve\(run\); found 3",
+            r"control must be a behaviour curve, as em\.behaviour_curve\(run\), where the source is one; found 3",
         ),
-        (lambda path, curve: em.find_transition(path, control=curve), "a control is for behaviour curves"),
+        (lambda path, curve: em.find_transition(curve, control=path), "where the source is one; found a value of type"),
+        (lambda path, curve: em.find_transition(path, control=curve), "the control of a path is another run or its"),
+        (lambda path, curve: em.find_transition(path, control=3), "source must be|a run, the path of one"),
+        (
+            lambda path, curve: em.find_transition(path, "lock_in", control=path),
+            "a path's rotations are tested against a control, and lock_in is not: leave control out",
+        ),
         (lambda path, curve: em.find_transition(curve, of="A"), "no matrices and no sites; found of='A'"),
         (lambda path, curve: em.find_transitions(curve, site="up"), "no matrices and no sites; found site='up'"),
         (lambda path, curve: em.find_transition(path, "lock_in", of="A"), "the signal is 'lock_in': leave it out"),

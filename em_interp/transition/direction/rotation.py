@@ -50,17 +50,22 @@ from em_interp.transition.direction.path_noise import (
     resolved_increments,
 )
 from em_interp.transition.direction.ramp import Ramp, fit_ramp
-from em_interp.transition.direction.turn_test import TurnScan, drift_length, scan_turns, simulated_turns
+from em_interp.transition.direction.turn_test import (
+    MIN_TURN,
+    TurnScan,
+    clearness,
+    drift_length,
+    scan_turns,
+    simulated_error,
+)
 from em_interp.transition.result import Transition, Verdict, p_text
 
-MIN_TURN = 20.0  # degrees
 ROTATION_ALPHA = 0.05
 MULTIPLICITY = 2.0  # windows are many but overlap, and the null gives 20° away: calibrated on planted paths
 MIN_P = 1e-6  # beyond it the normal tail is not reliable
 MAX_Z = float(norm.isf(MIN_P / MULTIPLICITY))  # windows with a larger z are equally certain
 Z_TOLERANCE = 1.0  # a window whose z is lower by no more than this sees the turn about as clearly
 RESOLVED_ERROR = 5.0  # degrees; the block grows until a turn is known this well
-MIN_SNR = 3.0  # below it the first-order standard error is used where it is the larger
 MIN_INCREMENTS = 20
 MIN_RESOLVED = 0.7  # of the run; the rest may be lost to rounding
 ROUNDED = (
@@ -121,7 +126,7 @@ def locate_rotations(
         The rotations in the order of their steps, or one answer whose verdict is `none` or `inconclusive`.
     """
     check_level(level)
-    increments = _increments(gram, steps, rounding)
+    increments = path_increments(gram, steps, rounding)
     if isinstance(increments, str):
         return [Transition("rotation", "inconclusive", increments)]
     noise = estimate_noise(increments)
@@ -167,12 +172,12 @@ def significant_rotation(
     Returns:
         A `transition`, or `none` where the clearest turn may be a broad bend, or else `inconclusive`.
     """
-    increments = _increments(gram, steps, rounding)
+    increments = path_increments(gram, steps, rounding)
     if isinstance(increments, str):
         return Transition("rotation", "inconclusive", increments)
     noise = estimate_noise(increments)
     scans = scan_turns(increments, noise)
-    score = max((float(_rough_z(scan).max()) for scan in scans if len(scan.centre)), default=-np.inf)
+    score = max((float(clearness(scan).max()) for scan in scans if len(scan.centre)), default=-np.inf)
     best = _search(scans, noise)[0] if score >= norm.isf(alpha / MULTIPLICITY) - Z_TOLERANCE else None
     if best is not None and best.p_value <= alpha:
         return _answer(best, [_ramp(best, increments, noise, 0.95)], increments, noise, None, {}, alpha)
@@ -187,7 +192,9 @@ def strongest(transitions: Sequence[Transition]) -> Transition:
     return min(transitions, key=lambda t: (t.p_value if t.p_value is not None else 2.0, -(t.angle_deg or 0.0)))
 
 
-def _increments(gram: np.ndarray, steps: np.ndarray, rounding: np.ndarray | None) -> Increments | str:
+def path_increments(
+    gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray, " step"], rounding: Float[np.ndarray, " step"] | None
+) -> Increments | str:
     """The increments that can be tested for turns, or why there are none."""
     increments = even_increments(gram, steps)
     if increments.count < MIN_INCREMENTS:
@@ -211,7 +218,7 @@ def _search(scans: list[TurnScan], noise: Noise) -> list[_Candidate]:
     while not candidates or candidates[-1].p_value <= ROTATION_ALPHA:
         peaks = []
         for scan, use in zip(scans, usable, strict=True):
-            score = np.where(use & _unmasked(scan.centre, candidates), _rough_z(scan), -np.inf)
+            score = np.where(use & _unmasked(scan.centre, candidates), clearness(scan), -np.inf)
             if np.isfinite(score).any():
                 peaks.append((float(score.max()), scan, int(score.argmax())))
         peaks.sort(key=lambda peak: -peak[0])
@@ -239,17 +246,9 @@ def _unmasked(centre: Int[np.ndarray, " place"], candidates: list[_Candidate]) -
     return np.logical_and.reduce([np.ones(len(centre), bool), *masks])
 
 
-def _rough_z(scan: TurnScan) -> Float[np.ndarray, " place"]:
-    return (scan.turn - MIN_TURN) / np.maximum(scan.error, 1.0)
-
-
 def _z(scan: TurnScan, row: int, noise: Noise) -> float:
-    """Standard errors by which the turn exceeds 20°, the error that of simulated copies, from their longer tail."""
-    low, lower, middle, upper = np.quantile(simulated_turns(scan, row, noise), [0.023, 0.16, 0.5, 0.84])
-    error = max(middle - lower, (middle - low) / 2, (upper - lower) / 2, 0.5)
-    if scan.snr[row] < MIN_SNR:
-        error = max(error, scan.error[row])
-    return float((scan.turn[row] - MIN_TURN) / error)
+    """Standard errors by which the turn exceeds 20°, the error that of simulated copies."""
+    return float((scan.turn[row] - MIN_TURN) / simulated_error(scan, row, noise))
 
 
 def _ramps(
@@ -265,7 +264,7 @@ def _ramps(
         near = np.abs(scan.centre - candidate.centre) <= candidate.slack
         if scan is candidate.scan or not near.any():
             continue
-        row = int(np.where(near, _rough_z(scan), -np.inf).argmax())
+        row = int(np.where(near, clearness(scan), -np.inf).argmax())
         seen = _Candidate(scan, row, _z(scan, row, noise))
         if seen.z >= min(candidate.z, MAX_Z) - Z_TOLERANCE:
             ramps.append(_ramp(seen, increments, noise, level))
@@ -320,11 +319,12 @@ def _answer(
     return _with_length_shares(turn, increments, noise, cumulative_lr)
 
 
-def _window(candidate: _Candidate, increments: Increments) -> Float[np.ndarray, " 5"]:
-    """The tested window: the steps of its centre and of its ends, the turn through it and the simulated error of it."""
+def _window(candidate: _Candidate, increments: Increments) -> Float[np.ndarray, " 6"]:
+    """The tested window: steps of its centre and ends, the turn through it, its simulated error, steps of its gap."""
     ends = (increments.edges[candidate.centre + side * candidate.reach] for side in (0, -1, 1))
     turn = float(candidate.scan.turn[candidate.row])
-    return np.array([*ends, turn, (turn - MIN_TURN) / candidate.z])
+    gap = 2 * candidate.scan.half_gap * increments.spacing
+    return np.array([*ends, turn, (turn - MIN_TURN) / candidate.z, gap])
 
 
 def _median_first(ramps: list[Ramp]) -> list[Ramp]:

@@ -27,6 +27,8 @@ from jaxtyping import Bool, Float, Int
 
 from em_interp.transition.direction.path_noise import Increments, Noise, between_blocks, prefix_sums
 
+MIN_TURN = 20.0  # degrees
+MIN_SNR = 3.0  # below it the first-order standard error is used where it is the larger
 # Windows as shares of the run. Longer blocks serve where noise is large, gaps where the turn takes its time; longer
 # gaps would take a bend over 35 % of the run for a turn.
 BLOCKS = (0.10, 0.15, 0.20, 0.25)
@@ -100,6 +102,11 @@ def _windows(count: int) -> list[tuple[int, int]]:
     return [(block, gap) for block, gap in dict.fromkeys(halves) if 2 * (2 * block + gap) <= count]
 
 
+def clearness(scan: TurnScan) -> Float[np.ndarray, " place"]:
+    """First-order z of D at every place: the standard errors by which it exceeds MIN_TURN."""
+    return (scan.turn - MIN_TURN) / np.maximum(scan.error, 1.0)
+
+
 def turn_of(
     inner: Float[np.ndarray, "*place 4 4"], levers: Float[np.ndarray, "*place 2 2"]
 ) -> Float[np.ndarray, "*place"]:
@@ -139,6 +146,13 @@ def simulated_turns(scan: TurnScan, row: int, noise: Noise) -> Float[np.ndarray,
     off_span = in_time @ rng.standard_normal((N_SIMULATED, 4, dimensions)) * np.sqrt(max(outside, 0) / dimensions)
     draws = np.concatenate([in_span, off_span], -1)
     return turn_of(draws @ np.swapaxes(draws, -1, -2) - scan.noise[row], scan.levers[row])
+
+
+def simulated_error(scan: TurnScan, row: int, noise: Noise) -> float:
+    """Standard error of D in degrees: that of simulated copies, from their longer tail."""
+    low, lower, middle, upper = np.quantile(simulated_turns(scan, row, noise), [0.023, 0.16, 0.5, 0.84])
+    error = max(middle - lower, (middle - low) / 2, (upper - lower) / 2, 0.5)
+    return float(error if scan.snr[row] >= MIN_SNR else max(error, scan.error[row]))
 
 
 def positive(matrix: Float[np.ndarray, "*place 4 4"]) -> Float[np.ndarray, "*place 4 4"]:

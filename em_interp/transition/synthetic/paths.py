@@ -101,6 +101,7 @@ def planted_path(
     storage: Storage = "float32",
     turns: int = 1,
     residuals: Float[np.ndarray, "increment d"] | None = None,
+    noise_seed: int | None = None,
 ) -> PlantedPath:
     """One path of a named kind, drawn at random; the same arguments give the same path.
 
@@ -115,6 +116,7 @@ def planted_path(
         turns: How many turns a path of one of SEVERAL has, at about even distances.
         residuals: Noise of a trained run, from `residual_increments`, which is resampled in blocks of 20 steps; the
             path then has as many dimensions as that. Drawn noise by default.
+        noise_seed: Random seed of the noise alone: paths that differ in it are runs with the same drift.
 
     Returns:
         The path with its truth; `trajectory()` makes an `AdapterTrajectory` of it.
@@ -145,6 +147,9 @@ def planted_path(
     time = np.arange(last) + 0.5
     rate = _learning_rate(kind, last, rng)
     planted, drift = _drift(kind, rng, time, rate, settings, turns)
+    if noise_seed is not None:
+        check_whole("noise_seed", noise_seed)
+        rng = np.random.default_rng([seed, noise_seed])
     noise = _noise(rng, time, rate, settings, residuals)
     reference = _ten_step_size(drift) if kind != "random_walk" else 1.0
     noise *= settings["noise_ratio"] * reference / _ten_step_size(noise)
