@@ -245,8 +245,8 @@ The cases come from `em.planted_path`, `planted_log`, `planted_norm`, `planted_c
 *with a turn* and *without a turn* take the kinds of paths in rotation. *Noise of the tiny organisms*: a planted drift
 with the residual increments of B of the demo's organism on each of the three bases, resampled in blocks of 20 steps
 (`residual_increments` in `em_interp.transition.synthetic.paths`); *of SmolLM2*: with those of the organism of
-`make demo-real`, 200 steps. *ΔW*: B is the planted path, and A grows with it by up to half of its initial size. *Beyond a
-control*: the turn is tested against a control's path, which either has no turn, or has the same drift with the same turn
+`make demo-real`, 200 steps. *ΔW*: B is the planted path, and A grows with it by up to half of its initial size.
+*Beyond a control*: the turn is tested against a control's path, which has no turn, or the same drift with the same turn
 in different noise.
 """
 NULLS = """
