@@ -45,6 +45,14 @@ def test_links_lead_somewhere(page):
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_an_empty_line_comes_before_every_list(page):
+    """Without it GitHub shows a list and the site does not."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    item = r"(?:- |\d+\. )"
+    assert not re.findall(rf"^(?!\s|#|{item})(.+)\n{item}", text, re.MULTILINE)
+
+
 SETTING = re.compile(
     r"--set (?:'(?P<quoted>[^']+)'|(?P<bare>[^\s`'\"]+))"
     rf"|`(?P<named>(?:{'|'.join(RunConfig.model_fields)})[\w.\[\]]*=[^`]+)`"
