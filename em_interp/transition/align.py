@@ -41,7 +41,7 @@ AlignmentVerdict = Literal[
     "neither",
     "inconclusive",
 ]
-OrderWord = Literal["before", "after", "together", "not told apart", "no closer than chance"]
+OrderWord = Literal["before", "after", "together", "undecided", "no closer than chance"]
 MAX_CHANCE = 0.05  # the largest `chance` with which two transitions are still called together
 WORDS = {
     "together": "the midpoints of the two changes coincide, as far as the intervals can tell",
@@ -285,7 +285,7 @@ def _order_of(mechanistic: Transition, behavioural: Transition, offset: Offset) 
     middle, start = offset.interval, _start_offset(mechanistic, behavioural)
     near = "" if offset.chance is None else f"; a step placed at random in the run is as near in {offset.chance:.0%}"
     if middle is None:
-        return Order("not told apart", "one of the two steps has no interval")
+        return Order("undecided", "one of the two steps has no interval")
     between = f"the midpoints are {_apart(offset.steps, middle)} apart"
     between += ", the starts are not known" if start is None else f", the starts {_apart(*start)}"
     signs = {_sign(middle)} if start is None else {_sign(middle), _sign(start[1])}
@@ -294,9 +294,9 @@ def _order_of(mechanistic: Transition, behavioural: Transition, offset: Offset) 
     if signs == {-1}:
         return Order("after", between + near)
     if signs != {0}:
-        return Order("not told apart", f"{between}, which do not agree on an order")
+        return Order("undecided", f"{between}, which do not agree on an order")
     if offset.chance is None:
-        return Order("not told apart", f"{between}; with run=… it would be known how near a random step would be")
+        return Order("undecided", f"{between}; with run=… it would be known how near a random step would be")
     return Order("together" if offset.chance <= MAX_CHANCE else "no closer than chance", between + near)
 
 
@@ -305,7 +305,7 @@ HEADLINES = {
     "before": "{first} comes before {last}",
     "after": "{first} comes after {last}",
     "together": "{first} and {last} cannot be told apart in time",
-    "not told apart": "{first} and {last} overlap, and which comes first cannot be told",
+    "undecided": "{first} and {last} overlap, and which comes first cannot be told",
     "no closer than chance": "{first} and {last} are no closer in time than chance would have them",
 }
 

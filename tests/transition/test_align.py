@@ -177,7 +177,7 @@ VERDICT_OF = {
     "after": "behavioural_first",
     "together": "together",
     "no closer than chance": "together",
-    "not told apart": "inconclusive",
+    "undecided": "inconclusive",
 }
 TURN = replace(rotation(100, 96, 104), width=8.0, p_value=0.001)
 
@@ -189,7 +189,7 @@ TURN = replace(rotation(100, 96, 104), width=8.0, p_value=0.001)
         (rise(50, 45, 55, 30, 25, 35), "after", r"the midpoints are -50 steps .* the starts -66 steps"),
         (rise(104, 96, 112, 97, 90, 104), "together", "as near in 2%"),
         (rise(160, 90, 230, 98, 80, 116), "no closer than chance", "as near in 30%"),
-        (rise(150, 140, 160, 90, 60, 120), "not told apart", "do not agree on an order"),
+        (rise(150, 140, 160, 90, 60, 120), "undecided", "do not agree on an order"),
     ],
 )
 def test_an_order_is_claimed_only_where_midpoints_and_starts_agree(curve, word, reason):
@@ -205,7 +205,7 @@ def test_steps_that_coincide_are_not_told_apart_where_the_run_is_not_known():
     read = Transition.from_dict(rise(104, 96, 112, 97, 90, 104).to_dict())
     found = align(TURN, read)
     assert found.offsets[0].chance is None and found.verdict == "together"
-    assert found.order.word == "not told apart" and "with run=" in found.order.reason
+    assert found.order.word == "undecided" and "with run=" in found.order.reason
     assert align(TURN, read, run()).order.word == "together"
     late = Transition.from_dict(rise(200, 190, 210, 150, 140, 160).to_dict())
     assert align(TURN, late).order.word == "before"  # which rests on the intervals alone
@@ -250,7 +250,7 @@ def test_the_claim_never_contradicts_the_verdict():
             tenth = {"tenth": step - width / 2, "tenth_interval": (step - width, step + width / 4)}
             found = align(TURN, replace(later, evidence={**later.evidence, **tenth}), run())
             words.add(found.order.word)
-            holds_zero = found.order.word == "not told apart" and found.offsets[0].coincides
+            holds_zero = found.order.word == "undecided" and found.offsets[0].coincides
             assert found.verdict == ("together" if holds_zero else VERDICT_OF[found.order.word])
             assert found.claim in found.sentence() and found.order.reason in found.headline()
-    assert words >= {"before", "after", "together", "not told apart"}
+    assert words >= {"before", "after", "together", "undecided"}
