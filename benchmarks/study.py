@@ -448,7 +448,8 @@ afterwards* is the share of alarms in organisms for which the finished run does 
 """
 REST = """
 ## What is left
-Other sites and ranks; and the same design on SmolLM2, which takes half an hour of one core per pair of runs (`benchmarks/real_model.py`; [results so far](real_model.md)).
+Other sites and ranks; and the same design on SmolLM2, which takes half an hour of one core per pair of runs
+(`benchmarks/real_model.py`; [results so far](real_model.md)).
 """
 
 

@@ -29,7 +29,7 @@ from scipy.stats import norm
 from em_interp.transition.direction.path_noise import Increments, Noise, estimate_noise
 from em_interp.transition.direction.rotation import DETECTABLE_TURN
 from em_interp.transition.direction.turn_test import TurnScan, scan_turns, simulated_turns
-from em_interp.transition.result import Transition, Verdict, p_text
+from em_interp.transition.result import Transition, p_text
 
 BEYOND_ALPHA = 0.05
 MAX_OTHER_LENGTH = 0.5  # by which the lengths of the control's block and gap may differ from the run's, as a share
@@ -63,12 +63,12 @@ def beyond_control(turn: Transition, run: Increments, control: Increments | str,
         and the ends of the difference's interval, in degrees.
     """
     if isinstance(control, str):
-        return _without_step(turn, "inconclusive", f"{turn.reason} Of its control: {control}")
+        return replace(turn, verdict="inconclusive", reason=f"{turn.reason} Of its control: {control}", p_value=None)
     if "window" not in turn.evidence:
-        return _without_step(turn, "inconclusive", f"{turn.reason} {NO_WINDOW}")
+        return replace(turn, verdict="inconclusive", reason=f"{turn.reason} {NO_WINDOW}", p_value=None)
     own, other = (_largest(increments, turn.evidence["window"]) for increments in (run, control))
     if own is None or other is None:
-        return _without_step(turn, "inconclusive", f"{turn.reason} {HIDDEN}")
+        return replace(turn, verdict="inconclusive", reason=f"{turn.reason} {HIDDEN}", p_value=None)
     angle, of_control = own.angle, max(other.angle, 0.0)
     difference, spread = angle - of_control, float(np.hypot(own.error_down, other.error_up))
     low, high = difference + spread * norm.ppf([(1 - level) / 2, (1 + level) / 2])
@@ -83,12 +83,9 @@ def beyond_control(turn: Transition, run: Increments, control: Increments | str,
         return replace(turn, p_value=max(turn.p_value or 0.0, p_value), reason=f"{turn.reason} {words}")
     if spread * norm.isf(BEYOND_ALPHA) > DETECTABLE_TURN:
         words = f"Too noisy to tell whether it turns further than its control. {words}"
-        return _without_step(turn, "inconclusive", words, p_value)
-    return _without_step(turn, "none", f"It does not turn significantly further than its control. {words}", p_value)
-
-
-def _without_step(turn: Transition, verdict: Verdict, reason: str, p_value: float | None = None) -> Transition:
-    return replace(turn, verdict=verdict, reason=reason, p_value=p_value, step=None, interval=None, level=None)
+        return replace(turn, verdict="inconclusive", reason=words, p_value=p_value)
+    words = f"It does not turn significantly further than its control. {words}"
+    return replace(turn, verdict="none", reason=words, p_value=p_value, step=None, interval=None, level=None)
 
 
 def _largest(increments: Increments, window: Float[np.ndarray, " 6"]) -> _Seen | None:

@@ -85,6 +85,7 @@ def test_a_control_without_a_direction_leaves_it_open():
     walk = planted_path("random_walk", 9, last=400)
     answer = against(path, walk)
     assert answer.verdict == "inconclusive" and "control's noise" in answer.reason and answer.p_value is None
+    assert answer.step == found_in(path).step  # where the run turns is known all the same
     short = against(path, replace(walk, steps=walk.steps[:5], vectors=walk.vectors[:5]))
     assert short.verdict == "inconclusive" and "Of its control: Only 4" in short.reason
 
