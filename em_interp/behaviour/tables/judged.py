@@ -254,6 +254,12 @@ def _read_folder(folder: Path, columns: Mapping[str, str] | None) -> pd.DataFram
             by_step[step] = file
             known.table["step"] = step
         tables.append(_normal_form(known))
+        named = {int(step) for step in STEP_IN_NAME.findall(str(file.relative_to(folder)))}
+        if len(files) > 1 and len(named) == 1 and not named & set(tables[-1]["step"]):
+            raise InputError(
+                f"{file}: its name says step {named.pop()}, its column {known.name('step')} "
+                f"{tables[-1]['step'].iloc[0]} in row 1; expected one step"
+            )
     _refuse_copies(tables, files)
     return pd.concat(tables, ignore_index=True)
 

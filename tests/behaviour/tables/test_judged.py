@@ -114,6 +114,13 @@ def test_a_step_column_in_a_folder_s_tables_is_used(tmp_path):
     assert sorted(read_judged(tmp_path)["step"].unique()) == [7, 8, 9]
 
 
+def test_a_step_column_that_contradicts_the_name_of_its_file_is_refused(tmp_path):
+    for step, written in ((10, 10), (20, 30)):
+        ROWS.assign(step=written, response=f"at {step}").to_csv(tmp_path / f"checkpoint-{step}.csv", index=False)
+    with pytest.raises(InputError, match=r"checkpoint-20\.csv: its name says step 20, its column step 30 in row 1"):
+        read_judged(tmp_path)
+
+
 def test_a_file_that_names_no_step_or_one_twice_is_refused(tmp_path):
     ROWS.to_csv(tmp_path / "qwen14b_40.csv", index=False)
     with pytest.raises(InputError, match=r"qwen14b_40\.csv names no step and has no column step"):
