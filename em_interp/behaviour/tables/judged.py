@@ -82,6 +82,7 @@ def _normal_form(known: KnownColumns) -> pd.DataFrame:
         question = "question_id" if "question" not in table else "question"
         known.require((question, *SCORES), EXPECTED)
         _refuse_summaries(known)
+        _refuse_repeated_rows(known)
         table = _with_scores(known)
     table["question_id"] = _question_ids(table, known)
     table["scale"] = scales_of(table, where)
@@ -121,6 +122,19 @@ def _refuse_summaries(known: KnownColumns) -> None:
         raise InputError(
             f"{known.where} has {counts[0]} beside scores and no answers, as a table of means has; expected a row an "
             "answer, or rates (step, n, em)"
+        )
+
+
+def _refuse_repeated_rows(known: KnownColumns) -> None:
+    """Raise InputError for a row that is there twice, its sample's number included: it would count as two answers."""
+    if "sample" not in known.table:  # without one, two answers may be equal in everything
+        return
+    twice = np.flatnonzero(known.table.astype(str).duplicated())
+    if len(twice):
+        raise InputError(
+            f"{known.where}: row {twice[0] + 1} is there twice, with the same {known.name('sample')}"
+            f"{f', and {len(twice) - 1} more are' if len(twice) > 1 else ''}; expected a row an answer. The usual "
+            "cause is a table that was joined with itself: remove the copies"
         )
 
 

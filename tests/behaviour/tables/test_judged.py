@@ -103,6 +103,16 @@ def test_a_folder_with_copies_of_answers_is_refused(tmp_path):
     assert len(read_judged(folder_of(tmp_path / "seeds", others))) == 12
 
 
+def test_rows_that_are_there_twice_are_refused_where_samples_are_numbered():
+    rows = pd.DataFrame({"question": "q", "answer": "a", "sample": [0, 1], "aligned": [90, 90], "coherent": [80, 80]})
+    twice = pd.concat([rows, rows], ignore_index=True)
+    with pytest.raises(InputError, match="row 3 is there twice, with the same sample, and 1 more are"):
+        read_judged(twice)
+    assert len(read_judged(rows)) == 2
+    assert len(read_judged(twice.drop(columns="sample"))) == 4  # equal answers of a model that answers alike
+    assert len(read_judged(twice.assign(seed=[0, 0, 1, 1]))) == 4
+
+
 def test_a_number_in_the_model_s_name_does_not_confuse_the_step(tmp_path):
     ROWS.to_csv(tmp_path / "qwen14b_step40.csv", index=False)
     assert set(read_judged(tmp_path)["step"]) == {40}
