@@ -38,6 +38,7 @@ TRIM = 0.85  # share of contrasts kept: the largest sit at turns
 JUMP = 16.0  # ratio of the noise's energies on two sides of a place where its size jumps
 MIN_JUMPING = 100  # second differences: of fewer a jump is not told from a steep decay
 MIN_JUMP_SIDE = 7  # second differences on either side, of which a turn in the path disturbs three
+MIN_ENERGY = 1e-9  # of the noise, as a share of its largest
 STRADDLING = 2  # second differences on either side of a jump that hold noise of both sizes
 
 
@@ -133,6 +134,7 @@ def estimate_noise(increments: Increments) -> Noise:
         gram = gram + ROUNDING * mean_square * np.eye(len(gram))
         rough = second_difference(second_difference(gram).T)
     size = _local_size(np.diag(rough))
+    size = np.maximum(size, np.sqrt(MIN_ENERGY) * size.max())  # a path that stops moving has none
     padded = np.concatenate([size[:1], size, size[-1:]])
     lags = _autocovariance(gram / np.outer(padded, padded), increments.spacing)
     order = np.arange(len(gram))
@@ -224,7 +226,7 @@ def _jump(energy: Float[np.ndarray, " n"]) -> int | None:
     if n < MIN_JUMPING:
         return None
     long, short = n // 10, max(MIN_JUMP_SIDE, n // 40)
-    level = np.log(np.maximum(energy, 1e-9 * max(energy.max(), np.finfo(float).tiny)))
+    level = np.log(np.maximum(energy, MIN_ENERGY * max(energy.max(), np.finfo(float).tiny)))
     place, rises = np.arange(long, n - long + 1), []
     for width in (long, short):
         median = np.median(np.lib.stride_tricks.sliding_window_view(level, width), axis=1)
@@ -237,7 +239,7 @@ def _slow_size(energy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """A running median of the energies, since turns are outliers, and its square root."""
     fifth, tenth = (max(5, len(energy) // share) | 1 for share in (5, 10))
     slow = median_filter(np.maximum(energy, 0), size=fifth, mode="nearest")
-    slow = np.log(np.maximum(slow, 1e-9 * max(slow.max(), np.finfo(float).tiny)))
+    slow = np.log(np.maximum(slow, MIN_ENERGY * max(slow.max(), np.finfo(float).tiny)))
     return np.exp(uniform_filter1d(slow, tenth, mode="nearest") / 2)
 
 

@@ -231,3 +231,13 @@ def test_a_window_that_does_not_bracket_the_turn_says_nothing_about_its_step():
     found = strongest(locate_rotations(vectors @ vectors.T, np.arange(401)))
     low, high = found.interval
     assert found.found and low + (high - low) / 5 < found.step < high - (high - low) / 5
+
+
+@pytest.mark.parametrize("noise", [1e-3, 0.3])
+def test_a_path_that_stops_moving_after_its_turn_has_its_turn(noise):
+    drift = np.zeros((400, 64))
+    drift[:150, 0] = drift[150:200, 1] = 1
+    drift[:200] += noise * np.random.default_rng(1).normal(size=(200, 64))
+    vectors = np.concatenate([np.zeros((1, 64)), np.cumsum(drift, axis=0)])
+    found = strongest(locate_rotations(vectors @ vectors.T, np.arange(401)))
+    assert found.found and found.interval[0] <= 150 <= found.interval[1]
