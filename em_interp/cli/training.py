@@ -158,14 +158,16 @@ def check_data(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="Chats as JSON lines, or a built-in dataset such as tiny:medical.")
     ],
-    model: Annotated[str, typer.Option(help="Count tokens with this base's tokenizer; its weights are not read.")] = "",
+    model: Annotated[
+        str | None, typer.Option(help="Count tokens with this base's tokenizer; its weights are not read.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006  typer makes a list of its own
 ) -> CommandResult:
     """Count a dataset's rows, their lengths, and the tokens that are trained on."""
     from em_interp.config.run_config import load_config
     from em_interp.training.data_check import check_data as check
 
-    result = check(load_config({"model": model, "data": [{"dataset": file}]}, overrides))
+    result = check(load_config({"model": model or "", "data": [{"dataset": file}]}, overrides))
     return CommandResult(result.to_dict(), result.sentence())
 
 
