@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from em_interp.checks import check_level, check_type, described
 from em_interp.errors import InputError, nearest
-from em_interp.run import Run
+from em_interp.run import Run, check_other
 from em_interp.trajectory import geometry
 from em_interp.trajectory.composition import composition_path, no_composition
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
@@ -63,7 +63,7 @@ def find_transition(
     Raises:
         InputError: For a signal, matrix or site that the source does not have.
     """
-    _check(source, signal, level)
+    _check(source, signal, level, control)
     if isinstance(source, AnyCurve):
         _check_curve(of, site)
         return onset(source, _as_curve(control), level=level)
@@ -103,7 +103,7 @@ def find_transitions(
     Raises:
         InputError: For a signal, matrix or site that the source does not have.
     """
-    _check(source, signal, level)
+    _check(source, signal, level, control)
     if isinstance(source, AnyCurve):
         _check_curve(of, site)
         return onsets(source, _as_curve(control), level=level)
@@ -121,8 +121,9 @@ def find_transitions(
     return [replace(t, site=site) for name in signals for t in _on_path(path, name, matrices, site, level, of_control)]
 
 
-def _check(source: TrajectorySource | AnyCurve, signal: str | None, level: float) -> None:
-    """Raise InputError for what is neither a path nor a curve, a signal that it does not have, and a wrong level."""
+def _check(source: TrajectorySource | AnyCurve, signal: str | None, level: float, control: object) -> None:
+    """Raise InputError for no path or curve, a signal that it lacks, a wrong level, and a run as its own control."""
+    check_other(source, control)
     expected = "a trajectory, a run or its path, or a behaviour curve"
     check_type("source", source, (AdapterTrajectory, Run, str, Path, *get_args(AnyCurve)), expected)
     check_level(level)

@@ -77,6 +77,10 @@ def test_a_level_that_is_no_probability_is_refused(path, curve, level):
         ),
         (lambda path, curve: em.find_transition(curve, control=path), "where the source is one; found a value of type"),
         (lambda path, curve: em.find_transition(path, control=curve), "the control of a path is another run or its"),
+        (
+            lambda path, curve: em.find_transition("run", control="./run"),
+            "what it is to be compared with; expected anot",
+        ),
         (lambda path, curve: em.find_transition(path, control=3), "source must be|a run, the path of one"),
         (
             lambda path, curve: em.find_transition(path, "lock_in", control=path),
