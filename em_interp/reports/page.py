@@ -175,13 +175,13 @@ def _verdicts(findings: Findings, control: Findings | None) -> list[tuple[str, l
     return [(name, group, of_control.get(name, [])) for name, group in main.items()]
 
 
-def _against_control(findings: Findings, control: Findings) -> list[Transition]:
-    """The run's rotations, each tested against the control's path."""
-    return [
-        against_control(turn, findings.trajectory, control.trajectory)
-        for turn in findings.transitions
-        if turn.signal == "rotation" and turn.found and control.trajectory.kind != "log"
-    ]
+def _against_control(findings: Findings, control: Findings) -> list[tuple[Transition, str]]:
+    """The run's rotations of B, each tested against the control's path, and what that test says."""
+    rotations = [t for t in findings.transitions if (t.signal, t.of) == ("rotation", "B") and t.found]
+    if control.trajectory.kind == "log":
+        return []
+    tested = [against_control(turn, findings.trajectory, control.trajectory) for turn in rotations]
+    return [(t, t.reason.removeprefix(turn.reason).strip()) for t, turn in zip(tested, rotations, strict=True)]
 
 
 def _in_both(verdicts: list[tuple[str, list[Transition], list[Transition]]]) -> list[str]:
