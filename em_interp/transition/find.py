@@ -66,7 +66,7 @@ def find_transition(
     _check(source, signal, level, control)
     if isinstance(source, AnyCurve):
         _check_curve(of, site)
-        return onset(source, _as_curve(control), level=level)
+        return onset(source, control, level=level)  # type: ignore[arg-type]  # it checks it
     source = as_trajectory(source)
     signal = signal or ("gradient_norm" if source.kind == "log" else "rotation")
     of = of or ("B" if signal == "rotation" else None)
@@ -106,7 +106,7 @@ def find_transitions(
     _check(source, signal, level, control)
     if isinstance(source, AnyCurve):
         _check_curve(of, site)
-        return onsets(source, _as_curve(control), level=level)
+        return onsets(source, control, level=level)  # type: ignore[arg-type]  # it checks it
     path, matrices = as_trajectory(source), MATRICES if of is None else (as_matrix(of),)
     of_control = None if control is None else _as_path(control, path, signal)
     if path.kind == "log":
@@ -139,14 +139,6 @@ def _check_curve(of: str | None, site: str | None) -> None:
     if of is not None or site is not None:
         given = f"of={of!r}" if of is not None else f"site={site!r}"
         raise InputError(f"a behaviour curve has no matrices and no sites; found {given}, which is for adapters' paths")
-
-
-def _as_curve(control: TrajectorySource | AnyCurve | None) -> AnyCurve | None:
-    """The control of a curve. Raises InputError for a path."""
-    if control is None or isinstance(control, AnyCurve):
-        return control
-    expected = "a behaviour curve, as em.behaviour_curve(run)"
-    raise InputError(f"control must be {expected}, where the source is one; found {described(control)}")
 
 
 def _as_path(control: TrajectorySource | AnyCurve, path: AdapterTrajectory, signal: str | None) -> AdapterTrajectory:

@@ -28,7 +28,7 @@ from scipy.stats import norm
 
 from em_interp.transition.direction.path_noise import Increments, Noise, estimate_noise
 from em_interp.transition.direction.rotation import DETECTABLE_TURN
-from em_interp.transition.direction.turn_test import TurnScan, scan_turns, simulated_turns
+from em_interp.transition.direction.turn_test import TurnScan, scan_turns, simulated_errors
 from em_interp.transition.result import Transition, p_text
 
 BEYOND_ALPHA = 0.05
@@ -107,12 +107,11 @@ def _largest(increments: Increments, window: Float[np.ndarray, " 6"]) -> _Seen |
 
 
 def _seen(scan: TurnScan, row: int, increments: Increments, noise: Noise) -> _Seen:
-    low, lower, middle, upper, high = np.quantile(simulated_turns(scan, row, noise), [0.023, 0.16, 0.5, 0.84, 0.977])
-    down, up = max(middle - lower, (middle - low) / 2), max(upper - middle, (high - middle) / 2)
+    down, _, up = simulated_errors(scan, row, noise)
     first_order = float(scan.error[row])
     return _Seen(
         step=float(increments.edges[scan.centre[row]]),
         angle=float(scan.turn[row]),
-        error_down=max(float(down), first_order),
-        error_up=max(float(up), first_order),
+        error_down=max(down, first_order),
+        error_up=max(up, first_order),
     )

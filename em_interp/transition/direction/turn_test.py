@@ -148,10 +148,20 @@ def simulated_turns(scan: TurnScan, row: int, noise: Noise) -> Float[np.ndarray,
     return turn_of(draws @ np.swapaxes(draws, -1, -2) - scan.noise[row], scan.levers[row])
 
 
+def simulated_errors(scan: TurnScan, row: int, noise: Noise) -> tuple[float, float, float]:
+    """One standard error of D in degrees, of simulated copies: from the lower tail, from both sides, from the upper.
+
+    Of a tail, the larger of its one and half its two standard deviations.
+    """
+    low, lower, middle, upper, high = np.quantile(simulated_turns(scan, row, noise), [0.023, 0.16, 0.5, 0.84, 0.977])
+    down, up = max(middle - lower, (middle - low) / 2), max(upper - middle, (high - middle) / 2)
+    return float(down), float((upper - lower) / 2), float(up)
+
+
 def simulated_error(scan: TurnScan, row: int, noise: Noise) -> float:
     """Standard error of D in degrees: that of simulated copies, from their longer tail."""
-    low, lower, middle, upper = np.quantile(simulated_turns(scan, row, noise), [0.023, 0.16, 0.5, 0.84])
-    error = max(middle - lower, (middle - low) / 2, (upper - lower) / 2, 0.5)
+    down, both, _ = simulated_errors(scan, row, noise)
+    error = max(down, both, 0.5)
     return float(error if scan.snr[row] >= MIN_SNR else max(error, scan.error[row]))
 
 
