@@ -154,8 +154,9 @@ def mechanism(
     With --out the results go into a copy of the run.
     """
     from em_interp.pipeline.analysis import run_mechanism
-    from em_interp.run import copy_run, open_run
+    from em_interp.run import check_other, copy_run, open_run
 
+    check_other(source, control)
     others = [None if path is None else open_run(path) for path in (control, transfer)]
     place = copy_run(open_run(source), out, ("mechanism", "mechanism.json", "report.html"))
     chosen = None if analyses is None else analyses.split(",")

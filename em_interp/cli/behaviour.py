@@ -227,11 +227,12 @@ def prefer(
     from em_interp.files import check_free
     from em_interp.pipeline.prefer import preference_curve
     from em_interp.processes import MAX_WAIT, init_processes, only_main_continues
-    from em_interp.run import copy_run
+    from em_interp.run import check_other, copy_run
     from em_interp.trajectory.load import open_checkpoints
 
     with only_main_continues():
         processes, run = init_processes(MAX_WAIT), open_checkpoints(source)
+        check_other(run, control)
         without = ("preferences*", "analysis", "report.html")
         run = processes.on_main(lambda: copy_run(run, out, without))
         processes.on_main(lambda: check_free(run.preferences_file, resume, overwrite))

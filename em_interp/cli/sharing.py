@@ -35,7 +35,7 @@ def report(
     """Write one page about a run, and its figures as files.
 
     They are written into the run by default.
-    With --figures an existing page is left unchanged.
+    With --figures or --resume an existing page is left unchanged.
     """
     from em_interp.behaviour.tables.columns import given_columns
     from em_interp.figures.export_files import check
@@ -53,7 +53,8 @@ def report(
     control_found = control_in(control)
     findings = findings_of(source, control_found, answers, given_columns(columns)) if write or formats else None
     values: dict[str, Any] = {"report": str(place.report_file)}
-    lines = [f"the page: {place.report_file}"] if write or formats is None else []
+    unchanged = "" if write else " (unchanged; --overwrite writes it anew)"
+    lines = [f"the page: {place.report_file}{unchanged}"]
     if write and findings is not None:
         write_page(findings, control=control_found, out=place.report_file, overwrite=overwrite)
     if formats and findings is not None:

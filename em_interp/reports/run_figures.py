@@ -83,7 +83,7 @@ def export_run(
         run: a run directory, a folder of checkpoints, a `Run`, or its findings.
         formats: some of pdf, svg, png (300 dots an inch) and html.
         columns: of a paper: 1 (85 mm wide; figures that need more have two) or 2 (178 mm).
-        control: a run on careful data with the same questions, to compare with.
+        control: a run on careful data with the same questions, to compare with, or judged tables of one.
         out: the folder to write to; by default the run's `figures/`.
         resume: draw the figures that are missing.
         overwrite: replace figures that exist.
@@ -101,7 +101,7 @@ def export_run(
     for wanted in check(formats, columns):  # before the seconds of looking for transitions
         for file in sorted(folder.glob(f"*.{wanted}"))[:1]:
             check_free(file, resume, overwrite)
-    findings = findings_of(run, None if control is None else findings_of(control))
+    findings = findings_of(run, control_in(control))
     try:
         with write_lock(folder):
             return export_all(run_figures(findings), folder, formats, columns, resume, overwrite)

@@ -68,6 +68,13 @@ def test_a_run_is_not_its_own_control(run, stage):
     assert contents(run) == before
 
 
+@pytest.mark.parametrize("stage", ["prefer", "mechanism"])
+def test_nor_is_it_that_of_its_own_copy(run, stage, tmp_path):
+    said = refused(stage, run, "--control", run, "--out", tmp_path / "copy")
+    assert "run is what it is to be compared with; expected another run" in said
+    assert not (tmp_path / "copy").exists()
+
+
 def test_what_takes_more_memory_than_there_is_is_said_in_one_line(tiny, monkeypatch):
     def fail(*given, **named):
         raise np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("f8"))

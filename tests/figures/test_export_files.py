@@ -199,6 +199,14 @@ def test_figures_that_are_there_are_not_replaced_unasked(bare, tmp_path):
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
 
+def test_judged_tables_alone_are_a_control_too(organism, control, tmp_path):
+    control.curve.answers.to_csv(tmp_path / "judged.csv", index=False)
+    for name, given in (("tables", tmp_path / "judged.csv"), ("run", control.run)):
+        export_run(organism.run, ("html",), control=given, out=tmp_path / name)
+    drawn = [(tmp_path / name / "behaviour.csv").read_text() for name in ("tables", "run")]
+    assert drawn[0] == drawn[1] and "control" in drawn[0]
+
+
 @pytest.mark.parametrize(
     ("formats", "columns", "said"),
     [
