@@ -225,7 +225,8 @@ def test_without_json_a_person_reads_sentences(run, tmp_path):
     aligned = did("align", run)
     assert "EM onset (out of domain)" in aligned
     assert did("report", run) == f"the page: {run / 'report.html'}\n"
-    assert did("report", run, "--resume") == f"the page: {run / 'report.html'} (unchanged; --overwrite writes it anew)\n"
+    again = did("report", run, "--resume")
+    assert again == f"the page: {run / 'report.html'} (unchanged; --overwrite writes it anew)\n"
     assert did("score", Run(run).scores_file).startswith("EM ")
     assert did("train", run / "config.yaml", "--out", run, "--resume") == (
         f"25 checkpoints, the last at step 24: {run}\n"

@@ -144,47 +144,80 @@ def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice,
 
 
 def _misfits(plane: _Plane, steps: np.ndarray, widths: np.ndarray) -> Float[np.ndarray, "step width"]:
-    return np.stack([_fit(plane, steps, width)[0] for width in widths], 1)
+    """Penalised squared error of ramps of all middles and widths, in units of the noise."""
+    ramps = [_share_and_heading(plane, steps, width) for width in widths]
+    share, angle = (np.concatenate(part, 1) for part in zip(*ramps, strict=True))
+    misfit, _ = _fit(plane, share, angle, np.tile(steps, len(widths)))
+    return misfit.reshape(len(widths), -1).T
 
 
 def _heading(plane: _Plane, step: Float[np.ndarray, " 1"], width: float) -> Float[np.ndarray, "3 point"]:
     """The heading that is seen, averaged over five points, and the fitted ramp; from the first block's direction."""
     across, along = (np.convolve(np.pad(x, 2, mode="edge"), np.ones(5), "valid") for x in (plane.across, plane.along))
-    seen, fitted = np.arctan2(across, along), _fit(plane, step, width)[1][0]
+    seen, fitted = np.arctan2(across, along), _fit(plane, *_share_and_heading(plane, step, width), step)[1][:, 0]
     middle = (plane.edges[1:] + plane.edges[:-1]) / 2
     return np.stack([middle, *(np.degrees(angle + plane.half_angle) for angle in (seen, fitted))])
 
 
-def _fit(
-    plane: _Plane, steps: Float[np.ndarray, " step"], width: float
-) -> tuple[Float[np.ndarray, " step"], Float[np.ndarray, "step point"]]:
-    """Penalised squared error of ramps with middles at `steps`, in units of the noise, and the fitted headings.
-
-    The heading's constant, size and slope are fitted to first order about the blocks' directions.
-    """
+def _share_and_heading(
+    plane: _Plane, steps: Float[np.ndarray, " ramp"], width: float
+) -> tuple[Float[np.ndarray, "point ramp"], Float[np.ndarray, "point ramp"]]:
+    """The share that is done and the heading at every point, of ramps of one width with middles at `steps`."""
     edges, half = plane.edges, plane.half_angle
     if width == 0:
         share = np.clip((edges[1:, None] - steps) / np.diff(edges)[:, None], 0, 1)
-        heading = np.arctan2(np.sin(half) * (2 * share - 1), np.cos(half))
-    else:
-        inside = edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(SUBSTEPS) + 0.5) / SUBSTEPS
-        ramp = np.clip((inside[..., None] - steps) / width + 0.5, 0, 1)
-        share, angle = ramp.mean(1), half * (2 * ramp - 1)
-        heading = np.arctan2(np.sin(angle).mean(1), np.cos(angle).mean(1))
-    middle = (edges[1:] + edges[:-1]) / 2
-    slope = (middle[:, None] - steps) / (edges[-1] - edges[0])
-    cosine, sine = np.cos(heading), np.sin(heading)
-    off = plane.across[:, None] * cosine - plane.along[:, None] * sine
-    columns = np.stack([np.ones_like(share), share - 0.5, slope]) * plane.speed[:, None]
-    design = np.concatenate([off[None], columns]).transpose(2, 1, 0)
-    # noise is seen across the heading of its increment: between headings ψ and φ it shares cos(ψ - φ)
-    unit = np.stack([cosine.T, sine.T], -1)
-    covariance = unit @ np.swapaxes(unit, 1, 2)
-    covariance *= plane.noise
-    covariance.reshape(len(steps), -1)[:, :: len(plane.along) + 1] += plane.model_variance  # on the diagonals
-    inner = np.swapaxes(design, 1, 2) @ np.linalg.solve(covariance, design)
+        return share, np.arctan2(np.sin(half) * (2 * share - 1), np.cos(half))
+    inside = edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(SUBSTEPS) + 0.5) / SUBSTEPS
+    ramp = np.clip((inside[..., None] - steps) / width + 0.5, 0, 1)
+    angle = half * (2 * ramp - 1)
+    return ramp.mean(1), np.arctan2(np.sin(angle).mean(1), np.cos(angle).mean(1))
+
+
+def _fit(
+    plane: _Plane,
+    share: Float[np.ndarray, "point ramp"],
+    heading: Float[np.ndarray, "point ramp"],
+    steps: Float[np.ndarray, " ramp"],
+) -> tuple[Float[np.ndarray, " ramp"], Float[np.ndarray, "point ramp"]]:
+    """Penalised squared error of ramps in units of the noise, and the fitted headings.
+
+    The heading's constant, size and slope are fitted to first order about the blocks' directions.
+    """
+    middle = (plane.edges[1:] + plane.edges[:-1]) / 2
+    slope = (middle[:, None] - steps) / (plane.edges[-1] - plane.edges[0])
+    bend = np.stack([np.ones_like(share), share - 0.5, slope], 1)  # point, correction, ramp
+    unit = np.stack([np.cos(heading), np.sin(heading)], 1)  # point, coordinate, ramp
+    off = plane.across[:, None] * unit[:, 0] - plane.along[:, None] * unit[:, 1]
+    seen = np.concatenate([off[:, None], bend * plane.speed[:, None, None]], 1)
+    inner = np.moveaxis(_weighted_products(plane, unit, seen), -1, 0)
     moment, normal = inner[:, 1:, 0], inner[:, 1:, 1:]
-    prior = np.diag(1 / (2 * half * np.array(PRIOR_SD)) ** 2)
+    prior = np.diag(1 / (2 * plane.half_angle * np.array(PRIOR_SD)) ** 2)
     fitted = np.linalg.solve(normal + prior, moment[..., None])[..., 0]
-    bend = np.stack([np.ones_like(share), share - 0.5, slope], -1)  # point, step, correction
-    return inner[:, 0, 0] - (moment * fitted).sum(1), heading.T + np.einsum("psc,sc->sp", bend, fitted)
+    return inner[:, 0, 0] - (moment * fitted).sum(1), heading + np.einsum("pcr,rc->pr", bend, fitted)
+
+
+def _weighted_products(
+    plane: _Plane, unit: Float[np.ndarray, "point 2 ramp"], seen: Float[np.ndarray, "point column ramp"]
+) -> Float[np.ndarray, "column column ramp"]:
+    """seenᵀ C⁻¹ seen for every ramp, C the covariance of the noise that is seen across the ramp's headings.
+
+    C_ij = N_ij cos(ψ_i - ψ_j) + model variance on the diagonal, N the noise along one direction. Of white and
+    momentum-smoothed noise N_ij for i < j is N_{i,i+1} times a decay for each point in between, so that the Cholesky
+    factor needs a memory of two coordinates, those of the plane, and all ramps are eliminated point by point at once.
+    """
+    next_to, after_next = np.diag(plane.noise, 1), np.diag(plane.noise, 2)
+    shared = np.append(next_to, 0.0)  # with the next point
+    decay = np.pad(np.divide(after_next, next_to[:-1], out=np.zeros_like(after_next), where=next_to[:-1] != 0), 1)
+    diagonal = np.diag(plane.noise) + plane.model_variance
+    columns, ramps = seen.shape[1:]
+    spread, expected = np.zeros((2, 2, ramps)), np.zeros((2, columns, ramps))
+    inner = np.zeros((columns, columns, ramps))
+    for point, direction in enumerate(unit):
+        known = (spread * direction).sum(1)
+        variance = diagonal[point] - (direction * known).sum(0)
+        gain = (shared[point] * direction - decay[point] * known) / variance
+        error = seen[point] - (direction[:, None] * expected).sum(0)
+        inner += error[:, None] * (error / variance)
+        expected = decay[point] * expected + gain[:, None] * error
+        spread = decay[point] ** 2 * spread + gain[:, None] * gain * variance
+    return inner

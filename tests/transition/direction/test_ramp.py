@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from em_interp.transition.direction.path_noise import estimate_noise
-from em_interp.transition.direction.ramp import fit_ramp
+from em_interp.transition.direction.path_noise import estimate_noise, even_increments
+from em_interp.transition.direction.ramp import _in_plane, _weighted_products, fit_ramp
+from em_interp.transition.synthetic.paths import planted_path
 from tests.transition.moves import increments_of
 
 
@@ -31,3 +32,22 @@ def test_a_ramp_is_not_bracketed_where_its_interval_runs_into_the_end_of_the_sea
     assert fit_ramp(increments, noise, *blocks, (110, 250)).bracketed
     for middle in ((110, 175), (185, 250)):
         assert not fit_ramp(increments, noise, *blocks, middle).bracketed
+
+
+@pytest.mark.parametrize("every", [1, 7, 150])  # steps between checkpoints; over 150 momentum has decayed
+@pytest.mark.parametrize("seed", range(4))  # of white noise and of momentum's
+def test_the_elimination_point_by_point_is_the_solution_with_the_whole_covariance(seed, every):
+    path = planted_path("abrupt", seed, last=300)
+    increments = even_increments(path.gram, path.steps * every)
+    n = increments.count
+    third = n // 3
+    plane = _in_plane(increments, estimate_noise(increments), slice(0, third), slice(n - third, n), slice(0, n))
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(-2, 2, (len(plane.along), 5))
+    unit = np.stack([np.cos(angle), np.sin(angle)], 1)
+    seen = rng.standard_normal((len(plane.along), 4, 5))
+    fast = _weighted_products(plane, unit, seen)
+    for ramp in range(5):
+        covariance = plane.noise * (unit[..., ramp] @ unit[..., ramp].T) + np.diag(plane.model_variance)
+        slow = seen[..., ramp].T @ np.linalg.solve(covariance, seen[..., ramp])
+        np.testing.assert_allclose(fast[..., ramp], slow, rtol=1e-9, atol=1e-9 * np.abs(slow).max())
