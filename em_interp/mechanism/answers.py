@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxtyping import Float
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.chat import Tokens
+from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache
 from em_interp.behaviour.sampling.memory import Batches, RowMemory
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, is_em
 from em_interp.behaviour.tables.judged import question_numbers
@@ -229,16 +231,21 @@ def steps_to_read(model: TrajectoryModel, steps: int | Sequence[int] | None = No
 
 
 def forward_passes(
-    model: ModelAtStep, batches: Sequence[Tokens], names: Sequence[str]
+    model: ModelAtStep, batches: Sequence[Tokens], names: Sequence[str], frozen: FrozenLayerCache | None = None
 ) -> Iterator[tuple[Tokens, Activations]]:
-    """The activations of each batch, read in as many parts as memory requires; of the logits the last alone."""
+    """The activations of each batch, read in as many parts as memory requires; of the logits the last alone.
+
+    With `frozen` the layers below the adapter are computed once for each row; their own activations are undefined.
+    """
     base = model.model.base.model
     fitting, kept = Batches(base.device), len(names) * _widest(base) * (base.dtype.itemsize + FLOAT64)
     for tokens in batches:
         cost = RowMemory(base, tokens.ids.shape[1] * kept).reading(tokens.ids.shape[1], 0)
 
         def read(rows: Sequence[int], tokens: Tokens = tokens) -> Activations:
-            return model.run(tokens.rows(rows), names, logits_to_keep=1)
+            part = tokens.rows(rows)
+            with nullcontext() if frozen is None else frozen.skipped(part.ids, part.mask):
+                return model.run(part, names, logits_to_keep=1)
 
         for rows, activations in fitting.run(range(len(tokens)), lambda _, cost=cost: cost, read):  # type: ignore[misc]
             yield tokens.rows(rows), activations
@@ -251,11 +258,11 @@ def _widest(model: Any) -> int:
 
 
 def answer_means(
-    model: ModelAtStep, batches: Sequence[Tokens], names: Sequence[str]
+    model: ModelAtStep, batches: Sequence[Tokens], names: Sequence[str], frozen: FrozenLayerCache | None = None
 ) -> dict[str, Float[np.ndarray, "answer d"]]:
-    """Each activation averaged over each answer's tokens, in float64."""
+    """Each activation averaged over each answer's tokens, in float64; `frozen` as in `forward_passes`."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for tokens, activations in forward_passes(model, batches, names):
+    for tokens, activations in forward_passes(model, batches, names, frozen):
         for name in names:
             parts[name].append(mean_over_answer(activations[name], tokens))
     return {name: np.concatenate(part) for name, part in parts.items()}

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.sampling.ask import Base
+from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache, frozen_layer_cache
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.comparison.cross_base.alignment_map import max_components, principal_scores
 from em_interp.comparison.cross_base.cka import u_centred
@@ -61,7 +62,8 @@ def activation_diff(
 ) -> ActivationDiff:
     """What each of these adapters changes after these layers, the model's last among them.
 
-    The time is that of a pass over the texts for each adapter.
+    The time is that of a pass over the texts for each adapter; on a CPU the layers below the adapters, which change
+    nothing there, are passed once.
     """
     tokens = model.chats(texts.questions, texts.answers)
     write = _last_adapted(model)
@@ -69,10 +71,12 @@ def activation_diff(
     rows, components = np.searchsorted(wanted, layers), max_components(len(texts))
     with model.disable_adapter() as base_model:
         base = pooled_streams(base_model, tokens, wanted)
+        frozen = frozen_layer_cache(model.base.model, model.trajectory.sites, int(tokens.mask.sum()))
+        start = base if frozen is None else pooled_streams(base_model, tokens, wanted, frozen)
     means, grams, scores = [], [], []
     for adapter in adapters:
         with model.with_adapter(adapter) as adapted:
-            difference = pooled_streams(adapted, tokens, wanted) - base
+            difference = pooled_streams(adapted, tokens, wanted, frozen) - start
         means.append(difference.mean(axis=1))
         grams.append(u_centred(difference[rows]))
         scores.append(tuple(principal_scores(difference[row], components) for row in rows))
@@ -101,11 +105,13 @@ def own_and_random(model: TrajectoryModel, draws: int, key: Sequence[int] = ()) 
 
 
 def pooled_streams(
-    model: ModelAtStep, tokens: Tokens, layers: Int[np.ndarray, " layer"]
+    model: ModelAtStep, tokens: Tokens, layers: Int[np.ndarray, " layer"], frozen: FrozenLayerCache | None = None
 ) -> Float[np.ndarray, "layer text d"]:
-    """The residual stream after these layers, averaged over the tokens of each answer."""
-    means = answer_means(model, list(tokens.batches(BATCH)), [f"resid_post.{layer}" for layer in layers])
-    return np.stack(list(means.values()))
+    """The residual stream after these layers, averaged over the tokens of each answer; 0 after those in `frozen`."""
+    lowest = 0 if frozen is None else len(frozen.frozen)
+    names = [f"resid_post.{layer}" for layer in layers if layer >= lowest]
+    means = np.stack(list(answer_means(model, list(tokens.batches(BATCH)), names, frozen).values()))
+    return np.pad(means, ((len(layers) - len(means), 0), (0, 0), (0, 0)))
 
 
 def _last_adapted(model: TrajectoryModel) -> int:
