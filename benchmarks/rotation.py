@@ -57,6 +57,7 @@ def compared(found, turn):
         row["covers"] = found.interval[0] <= turn.step <= found.interval[1]
         row["covers_unrounded"] = found.evidence["ramp"][0] <= turn.step <= found.evidence["ramp"][1]
         row["half"] = (found.interval[1] - found.interval[0]) / 2
+        row["angle"] = found.angle_deg - turn.angle_deg
     return row
 
 
@@ -80,6 +81,7 @@ def print_turning(kind, rows):
         share([row["covers_unrounded"] for row in found]),
         share([row["covers"] for row in found]),
         f"{np.median([row['half'] for row in found]):.1f}" if found else "",
+        "{:.0f}, {:.0f} to {:.0f}".format(*np.quantile([row["angle"] for row in found], [0.5, 0, 1])) if found else "",
         *(share([row["near"][name] for row in rows]) for name in BASELINES),
     )
 
@@ -106,6 +108,7 @@ def print_tables(pool, cases, **how):
         "covered before rounding %",
         "covered %",
         "± interval",
+        "angle less the planted one: median, range",
         *heads,
         head=True,
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
@@ -52,13 +54,24 @@ def test_no_notebook_is_without_its_script():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {path.stem for path in SOURCES}
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """The kernel of all notebooks one after another: each would import torch anew."""
+    manager = AsyncKernelManager(kernel_name="python3")
+    yield manager
+    run_sync(manager.shutdown_kernel)(now=True)
+
+
 @pytest.mark.timeout(10 * SECONDS)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_it_runs(source, desk):
+def test_it_runs(source, desk, kernel):
     notebook = nbformat.reads(make.notebook(source), as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "gpu" not in cell.metadata.get("tags", [])]
-    client = NotebookClient(notebook, timeout=5 * SECONDS, resources={"metadata": {"path": str(desk / "notebooks")}})
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # no names of the notebook before
+    place = {"metadata": {"path": str(desk / "notebooks")}}
+    client = NotebookClient(notebook, km=kernel, timeout=5 * SECONDS, resources=place)
     client.execute()  # raises at the first cell that does
+    client.kc.stop_channels()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert [out for out in outputs if out.get("name") == "stderr"] == []
     assert not any("\r" in out.get("text", "") for out in outputs), "a bar's updates are kept"
