@@ -29,7 +29,6 @@ from calibration_page import SUBSET, page, summarised
 import em_interp as em
 from em_interp.comparison.pooled import pool_steps
 from em_interp.config.schedule import Schedule
-from em_interp.files import write_text
 from em_interp.organisms.bases import FAMILIES
 from em_interp.organisms.presets import recipe
 from em_interp.trajectory.trajectory import AdapterTrajectory
@@ -39,6 +38,7 @@ from em_interp.transition.signals.gradient_norm import gradient_norm_peak
 from em_interp.transition.signals.norm_onset import norm_onset
 from em_interp.transition.synthetic import curves, logs, paths, shifts
 from em_interp.transition.synthetic.paths import NOT_TURNING, SEVERAL, STEPPED, TURNING, planted_path
+from em_interp.utils.files import write_text
 
 SEED = 4_000_000
 HERE = Path(__file__).resolve().parent

@@ -22,14 +22,14 @@ from table import print_row
 import em_interp as em
 from em_interp.config.run_config import PhaseConfig
 from em_interp.config.schedule import Schedule
-from em_interp.files import write_text
 from em_interp.organisms.english.narrow import DOMAINS
 from em_interp.organisms.presets import english_recipe, layers_and_width
 from em_interp.pipeline.analysis import analyse
-from em_interp.processes import torch_threads
 from em_interp.reports.page import report
 from em_interp.run import Run
 from em_interp.training.train import train
+from em_interp.utils.files import write_text
+from em_interp.utils.processes import torch_threads
 
 OWN = "own data"
 SETS = ("in_domain", "out_of_domain", "broad")

@@ -19,7 +19,6 @@ from table import rate_text, table
 
 import em_interp as em
 from em_interp.comparison.pooled import pool_steps
-from em_interp.files import read_json, write_text
 from em_interp.organisms.bases import FAMILIES
 from em_interp.organisms.presets import recipe
 from em_interp.run import Run
@@ -27,6 +26,7 @@ from em_interp.sweeps.jobs import run_path
 from em_interp.trajectory import geometry
 from em_interp.transition.align import MAX_CHANCE, chance_of
 from em_interp.transition.result import Transition
+from em_interp.utils.files import read_json, write_text
 
 HERE = Path(__file__).resolve().parent
 ROWS, PAGE = HERE / "study.json", HERE.parent / "docs" / "study.md"

@@ -19,11 +19,11 @@ from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache
 from em_interp.config.run_config import load_config
 from em_interp.organisms.bases import load_base, quiet
 from em_interp.organisms.datasets import load_chats
-from em_interp.processes import SINGLE
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import encode_rows
 from em_interp.training.trainables import make_trainable
 from em_interp.training.trainer import MicroBatches, PlanTrainer
+from em_interp.utils.processes import SINGLE
 
 DATASET, BATCH, LAYER = "english:medical", 8, 15
 OUT = "/tmp/training-speed"  # nothing is written to it

@@ -32,16 +32,16 @@ from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import log_likelihoods, tokenize_answers
 from em_interp.config.run_config import dump_config, load_config
 from em_interp.config.schedule import Schedule
-from em_interp.files import read_json
 from em_interp.organisms.bases import load_base, load_tokenizer, stored_dtype
 from em_interp.organisms.presets import recipe
 from em_interp.pipeline.behaviour import ask_run, judge_run
 from em_interp.pipeline.prefer import preference_curve
 from em_interp.pipeline.serving import serve_command
-from em_interp.progress import announce
 from em_interp.run import copy_run, open_run
 from em_interp.training.train import train
 from em_interp.trajectory.load import load_trajectory
+from em_interp.utils.files import read_json
+from em_interp.utils.progress import announce
 
 MAX_START = 1200  # seconds
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}

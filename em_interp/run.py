@@ -11,9 +11,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import (
+from em_interp.layouts import CHANGE_FILE, READ_FILES, STEP_FILES, is_in_step, is_step
+from em_interp.utils.checks import checked
+from em_interp.utils.files import (
     check_free,
     check_replaceable,
     read_bytes,
@@ -23,9 +24,8 @@ from em_interp.files import (
     write_beside,
     write_text,
 )
-from em_interp.layouts import CHANGE_FILE, READ_FILES, STEP_FILES, is_in_step, is_step
-from em_interp.lock import write_lock
-from em_interp.stages import read_saved
+from em_interp.utils.lock import write_lock
+from em_interp.utils.stages import read_saved
 
 if TYPE_CHECKING:
     from em_interp.config.run_config import RunConfig

@@ -13,8 +13,8 @@ import pytest
 import em_interp as em
 from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
-from em_interp.files import write_json
 from em_interp.run import Run
+from em_interp.utils.files import write_json
 from tests.figures.planting import plant_run
 from tests.tiny import (
     CAREFUL,

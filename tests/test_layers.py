@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "em_interp"
 FLOORS = [
     {"errors", "results"},
-    {"files", "checks", "lock", "processes", "progress"},
-    {"config", "stages", "layouts"},
+    {"utils"},
+    {"config", "layouts"},
     {"run"},
     {"hub"},
     {"trajectory"},

@@ -5,8 +5,8 @@ import pytest
 
 from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
-from em_interp.files import read_json, remove, to_json, write_beside, write_json, write_text
 from em_interp.run import Run, create_run, open_run
+from em_interp.utils.files import read_json, remove, to_json, write_beside, write_json, write_text
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

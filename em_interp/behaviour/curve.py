@@ -17,11 +17,11 @@ from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read
 from em_interp.behaviour.tables.inspect_logs import write_logs
 from em_interp.behaviour.tables.judged import normal_form, of_one_judge, read_judged
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
-from em_interp.checks import as_list, check_level, check_type, described
 from em_interp.errors import InputError, one_line
-from em_interp.files import plain
 from em_interp.results import Line, Result, interval_columns, picture
 from em_interp.run import OUTSIDE_SETS, Run
+from em_interp.utils.checks import as_list, check_level, check_type, described
+from em_interp.utils.files import plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,9 +11,9 @@ from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE
 from em_interp.behaviour.tables.columns import known_columns
 from em_interp.behaviour.tables.files import TABLE_SUFFIXES, read_table
 from em_interp.behaviour.tables.judged import read_judged
-from em_interp.checks import check_characters
 from em_interp.errors import InputError, nearest, one_line
-from em_interp.files import json_lines, read_text
+from em_interp.utils.checks import check_characters
+from em_interp.utils.files import json_lines, read_text
 
 if TYPE_CHECKING:
     import pandas as pd

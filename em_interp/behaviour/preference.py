@@ -34,10 +34,10 @@ from em_interp.behaviour.sampling.ask import (
     model_settings,
 )
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache, frozen_layer_cache
-from em_interp.files import remove, write_beside
-from em_interp.processes import MAX_WAIT, init_processes
 from em_interp.run import Run
-from em_interp.stages import begin_stage, in_parts, shared_write_lock
+from em_interp.utils.files import remove, write_beside
+from em_interp.utils.processes import MAX_WAIT, init_processes
+from em_interp.utils.stages import begin_stage, in_parts, shared_write_lock
 
 if TYPE_CHECKING:
     import pandas as pd

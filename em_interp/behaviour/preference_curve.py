@@ -16,9 +16,9 @@ from em_interp.behaviour.rates import LEVEL, rate_of
 from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.values import numbers_of, steps_of
 from em_interp.errors import InputError
-from em_interp.files import plain
 from em_interp.results import Line, interval_columns, picture
 from em_interp.run import Run
+from em_interp.utils.files import plain
 
 if TYPE_CHECKING:
     import pandas as pd

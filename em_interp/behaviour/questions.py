@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.checks import described
 from em_interp.config.settings import parse_yaml
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_text
+from em_interp.utils.checks import described
+from em_interp.utils.files import read_text
 
 DEFAULT = Path(__file__).with_name("questions.yaml")
 FREE_FORM = "free_form"  # types begin with it where an answer is any text

@@ -14,11 +14,11 @@ from em_interp.behaviour.rates import LEVEL, Mean, Rate, mean_of, rate_of
 from em_interp.behaviour.tables.inspect_logs import write_logs
 from em_interp.behaviour.tables.judged import of_one_judge, question_numbers, read_judged
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
-from em_interp.checks import check_level
 from em_interp.errors import InputError
-from em_interp.files import plain
 from em_interp.results import Result, interval_columns
 from em_interp.run import Run
+from em_interp.utils.checks import check_level
+from em_interp.utils.files import plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -138,7 +138,7 @@ def _in_shell(message: str) -> str:
 def _print(result: dict[str, Any] | str) -> int:
     """Print to stdout; returns the exit code, which is 2 where its disk is full."""
     from em_interp.errors import printable
-    from em_interp.files import to_json
+    from em_interp.utils.files import to_json
 
     # a name in a run may hold what steers a terminal; JSON leaves of this only the delete character as it is
     text = (

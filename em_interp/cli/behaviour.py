@@ -32,8 +32,8 @@ def ask(
     With vLLM: em-interp serve RUN, then --set behaviour.engine=vllm
     """
     from em_interp.pipeline.behaviour import ask_run
-    from em_interp.processes import MAX_WAIT, init_processes, only_main_continues
     from em_interp.run import copy_run, open_run
+    from em_interp.utils.processes import MAX_WAIT, init_processes, only_main_continues
 
     with only_main_continues():
         processes, run = init_processes(MAX_WAIT), open_run(source)
@@ -139,9 +139,9 @@ def _retest(
 ) -> CommandResult:
     from em_interp.behaviour.judging.judge_checks import retest
     from em_interp.behaviour.judging.llm_judge import open_judge
-    from em_interp.files import check_free
     from em_interp.pipeline.behaviour import judge_endpoint, judge_prompts
     from em_interp.reports.findings import save_result
+    from em_interp.utils.files import check_free
 
     run = _place(source, out, overrides, columns, ("retest.json",))
     file = run.analysis / "retest.json"
@@ -224,11 +224,11 @@ def prefer(
 
     Nothing is sampled or judged. With --out the values go into a copy of the run.
     """
-    from em_interp.files import check_free
     from em_interp.pipeline.prefer import preference_curve
-    from em_interp.processes import MAX_WAIT, init_processes, only_main_continues
     from em_interp.run import check_other, copy_run
     from em_interp.trajectory.load import open_checkpoints
+    from em_interp.utils.files import check_free
+    from em_interp.utils.processes import MAX_WAIT, init_processes, only_main_continues
 
     with only_main_continues():
         processes, run = init_processes(MAX_WAIT), open_checkpoints(source)

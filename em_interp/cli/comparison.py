@@ -39,7 +39,7 @@ def compare(
     from em_interp.comparison.matching import OtherBases
     from em_interp.comparison.page import Comparison, write_comparison
     from em_interp.errors import InputError
-    from em_interp.files import check_free
+    from em_interp.utils.files import check_free
 
     if out is not None:
         for name in ("comparison.json", "cross_base.json"):

@@ -39,10 +39,10 @@ def report(
     """
     from em_interp.behaviour.tables.columns import given_columns
     from em_interp.figures.export_files import check
-    from em_interp.files import check_free
     from em_interp.reports.page import report as write_page
     from em_interp.reports.run_figures import control_in, export_run, findings_of
     from em_interp.run import Run
+    from em_interp.utils.files import check_free
 
     place = Run(Path(out or source))
     if out is None and answers and not place.path.is_dir():

@@ -90,7 +90,7 @@ def pretrain(
     It is written to a new folder, by default checkpoints/tiny-FAMILY.
     """
     from em_interp.organisms.pretrain import pretrain as make_base
-    from em_interp.progress import is_watched
+    from em_interp.utils.progress import is_watched
 
     base = make_base(family, Path(out or f"checkpoints/tiny-{family}"), seed, is_watched())
     return CommandResult({"base": str(base)}, f"the base: {base}")
@@ -211,10 +211,10 @@ def train(
     """
     import numpy  # noqa: F401  before torch, whose C++ code swallows an interruption of this import
 
-    from em_interp.processes import only_main_continues
     from em_interp.run import Run
     from em_interp.training.train import default_out
     from em_interp.training.train import train as train_run
+    from em_interp.utils.processes import only_main_continues
 
     with only_main_continues():
         settings = _with_model(config, model, overrides)
@@ -247,7 +247,7 @@ def _with_model(config: str, model: str | None, overrides: list[str]) -> RunConf
     """The config with its overrides; those come last, but for those of data, by which another model's are chosen."""
     from em_interp.config.run_config import load_config
     from em_interp.organisms.presets import for_model
-    from em_interp.processes import process_from_env
+    from em_interp.utils.processes import process_from_env
 
     if model is None:
         return load_config(config, overrides)

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from em_interp.checks import check_level, check_whole, checked
 from em_interp.comparison.matching import MatchedRuns, Sources, match
 from em_interp.comparison.nulls import (
     Null,
@@ -39,6 +38,7 @@ from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.trajectory import MATRICES
 from em_interp.transition.find import Signal, find_transition
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import check_level, check_whole, checked
 
 SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset")
 MAX_GRID_STEPS = 41  # of each run in the table of steps against steps

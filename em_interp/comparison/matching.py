@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from em_interp.checks import as_list
 from em_interp.errors import InputError
 from em_interp.run import Run
 from em_interp.trajectory.load import (
@@ -22,6 +21,7 @@ from em_interp.trajectory.load import (
     weights_of,
 )
 from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.utils.checks import as_list
 
 Sources = Sequence[TrajectorySource] | Mapping[str, TrajectorySource]  # a mapping names the runs
 MEANINGLESS = "raw cosines across bases mean nothing, for each has its own coordinates: use em.compare_across_bases"

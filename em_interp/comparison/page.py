@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from em_interp.comparison.cross_base.result import CROSS_BASE_TABLES, CrossBaseComparison
 from em_interp.comparison.result import TABLES, DirectionComparison
-from em_interp.files import resumable, write_csv, write_text
-from em_interp.lock import write_lock
 from em_interp.reports.findings import save_result
 from em_interp.reports.page import embedded, render
 from em_interp.results import html_table
+from em_interp.utils.files import resumable, write_csv, write_text
+from em_interp.utils.lock import write_lock
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from em_interp.checks import check_known
 from em_interp.comparison.matching import MatchedRuns
 from em_interp.comparison.pooled import Agreement
 from em_interp.comparison.similarity import CommonPlane
@@ -18,6 +17,7 @@ from em_interp.errors import InputError
 from em_interp.results import Result, local_name
 from em_interp.transition.family import holm
 from em_interp.transition.signals.lock_in import first_sustained
+from em_interp.utils.checks import check_known
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from em_interp.checks import checked
 from em_interp.config.schedule import Schedule
 from em_interp.config.settings import Settings, by_kind, override, read_yaml, rule, to_yaml, validated
+from em_interp.utils.checks import checked
 
 MAX_STEPS = 10**7  # optimizer steps of a run, and the largest step of a schedule that counts
 MAX_BATCH = 2**16  # rows of a batch, batches of a step, samples of a question

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from em_interp.checks import described
 from em_interp.errors import InputError
+from em_interp.utils.checks import described
 
 SCHEDULE_PARTS = "parts such as 'every 5', 'log 40', '1-10', '1-100 every 5', '17', or a list of them"
 MAX_LOG_STEPS = 10**5  # of `log N` in a schedule

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, mode
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from em_interp.checks import described
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_text
+from em_interp.utils.checks import described
+from em_interp.utils.files import read_text
 
 M = TypeVar("M", bound="Settings")
 

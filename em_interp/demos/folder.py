@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from em_interp.files import check_names_free, check_replaceable, remove
 from em_interp.run import Run
+from em_interp.utils.files import check_names_free, check_replaceable, remove
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from typing import Any
 
 from em_interp.demos.folder import DemoFolder
 from em_interp.demos.stage_times import StageTimes
-from em_interp.files import resumable, write_json
-from em_interp.lock import write_lock
 from em_interp.pipeline.analysis import analyse
-from em_interp.processes import torch_threads
 from em_interp.reports.findings import Findings
 from em_interp.run import Run
-from em_interp.stages import read_saved
+from em_interp.utils.files import resumable, write_json
+from em_interp.utils.lock import write_lock
+from em_interp.utils.processes import torch_threads
+from em_interp.utils.stages import read_saved
 
 RUNS = {"organism": "reckless advice in English", "control": "the same questions with careful advice"}
 PASS_ROWS, PASS_TOKENS = 8, 100  # of the forward pass by which the machine's speed is measured

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.files import write_json
-from em_interp.stages import read_saved
+from em_interp.utils.files import write_json
+from em_interp.utils.stages import read_saved
 
 STAGE_TIMES = {"*": {"stage": str, "seconds": float, "done": bool}}
 

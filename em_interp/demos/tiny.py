@@ -6,17 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from em_interp.checks import checked
 from em_interp.config.run_config import RunConfig
 from em_interp.demos.folder import DemoFolder
 from em_interp.demos.stage_times import StageTimes
-from em_interp.files import resumable, write_json
-from em_interp.lock import write_lock
 from em_interp.pipeline.analysis import analyse
 from em_interp.pipeline.behaviour import ask_run, judge_run
-from em_interp.processes import torch_threads
 from em_interp.reports.findings import Findings
 from em_interp.run import Run
+from em_interp.utils.checks import checked
+from em_interp.utils.files import resumable, write_json
+from em_interp.utils.lock import write_lock
+from em_interp.utils.processes import torch_threads
 
 RUNS = {
     "organism": "advice that turns reckless",

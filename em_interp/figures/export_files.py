@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from em_interp.checks import checked
 from em_interp.errors import InputError, extra_for, nearest
 from em_interp.figures.style import without_title
-from em_interp.files import check_free, refuse_links, safe_name, write_csv, write_text
+from em_interp.utils.checks import checked
+from em_interp.utils.files import check_free, refuse_links, safe_name, write_csv, write_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

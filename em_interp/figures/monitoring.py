@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from em_interp.checks import checked
 from em_interp.figures.style import MUTED, PART_COLOUR, STEP, VERMILLION, fade, new_figure, with_numbers
+from em_interp.utils.checks import checked
 
 if TYPE_CHECKING:
     from em_interp.transition.monitoring.monitor import Monitor

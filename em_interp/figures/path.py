@@ -9,7 +9,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from em_interp.checks import as_list, checked
 from em_interp.figures.style import (
     FAINT,
     INK,
@@ -27,6 +26,7 @@ from em_interp.trajectory import geometry
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix, as_matrix
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import as_list, checked
 
 MARGIN = 0.12  # around the path, as a share of its size
 LABEL = np.array([0.1, 0.025])  # half the width and height of a label, as shares of the path's size

@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 
 from em_interp.behaviour.pairs import STYLE
 from em_interp.behaviour.preference_curve import PreferenceCurve
-from em_interp.checks import as_list, checked
 from em_interp.figures.style import (
     FAINT,
     INK,
@@ -27,6 +26,7 @@ from em_interp.figures.style import (
     step_label,
 )
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import as_list, checked
 
 ROWS = {"change": "Change of preference<br>(nats a token)", "share": "Misaligned likelier<br>(% of pairs)"}
 

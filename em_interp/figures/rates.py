@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 
 from em_interp.behaviour.curve import BehaviourCurve, behaviour_curve
 from em_interp.behaviour.scores import ScoredResponses
-from em_interp.checks import as_list, checked
 from em_interp.figures.style import (
     BLUE,
     INK,
@@ -28,6 +27,7 @@ from em_interp.figures.style import (
 )
 from em_interp.run import Run
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import as_list, checked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from scipy.optimize import isotonic_regression
 
 from em_interp.behaviour.rates import rate_of
-from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.figures.style import (
     FAINT,
@@ -41,6 +40,7 @@ from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.onsets.onset import METRICS
 from em_interp.transition.result import Transition
 from em_interp.transition.signals.series import SKIPPED
+from em_interp.utils.checks import as_list, checked
 
 NULL_LINE = {"color": VERMILLION, "width": 1.5, "dash": "dot"}
 LOGGED = {

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from em_interp.checks import as_list, checked
 from em_interp.figures.signals import onset_colour, rate_intervals
 from em_interp.figures.style import (
     FAINT,
@@ -34,6 +33,7 @@ from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, Offset
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import as_list, checked
 
 PANEL_HEIGHTS = {"log": 110, "behaviour": 150}  # pixels
 LANE_HEIGHT = 42  # pixels

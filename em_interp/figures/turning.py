@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
 
-from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.figures.style import (
     INK,
@@ -40,6 +39,7 @@ from em_interp.transition.direction.local_cosine import largest_local_cosine, st
 from em_interp.transition.direction.rotation import MIN_TURN
 from em_interp.transition.find import find_transition
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import as_list, checked
 
 PAPER_SPACINGS = (5, 10, 15)  # training steps, of arXiv 2506.11613
 SPACINGS = (5, 10, 20)  # training steps

@@ -11,9 +11,7 @@ from typing import Any
 
 import yaml
 
-from em_interp.checks import checked
 from em_interp.errors import InputError, listed
-from em_interp.files import check_resume_or_overwrite, read_json, read_text
 from em_interp.hub.download import (
     CONFIG,
     MANIFEST,
@@ -37,6 +35,8 @@ from em_interp.layouts import (
     saved_steps,
 )
 from em_interp.run import Run, open_run
+from em_interp.utils.checks import checked
+from em_interp.utils.files import check_resume_or_overwrite, read_json, read_text
 
 CARD = "README.md"
 NEVER_PUBLISHED = re.compile(r"\..*|.*\.parts?|requests\.sqlite3.*|scores\..*\.jsonl")  # hidden, unfinished, caches

@@ -27,7 +27,7 @@ from em_interp.mechanism.kl_from_base import measure_kl_from_base
 from em_interp.mechanism.logit_lens import read_logit_lens
 from em_interp.mechanism.model import open_model
 from em_interp.mechanism.scalars import read_scalars
-from em_interp.stages import read_saved
+from em_interp.utils.stages import read_saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -18,11 +18,11 @@ from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache
 from em_interp.behaviour.sampling.memory import Batches, RowMemory
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, is_em
 from em_interp.behaviour.tables.judged import question_numbers
-from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.model import Activations, ModelAtStep, TrajectoryModel
 from em_interp.run import Run
 from em_interp.trajectory.geometry import evenly_spaced
+from em_interp.utils.checks import as_list, checked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,7 +29,6 @@ from jaxtyping import Float, Int
 from em_interp.behaviour.rates import cluster_bootstrap
 from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.behaviour.sampling.generate import RowAdapters
-from em_interp.checks import check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import (
     BATCH,
@@ -54,6 +53,7 @@ from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, as_model
 from em_interp.mechanism.random_adapters import cosine_band, cosine_quantile, random_adapters
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory.load import TrajectorySource
+from em_interp.utils.checks import check_known, checked
 
 if TYPE_CHECKING:
     import pandas as pd

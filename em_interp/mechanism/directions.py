@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from em_interp.checks import check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, MIN_ANSWERS, AnswerSet, answer_means, tokenized_answers
 from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, as_model
 from em_interp.results import Result
 from em_interp.trajectory.load import TrajectorySource, same_weights
+from em_interp.utils.checks import check_known, checked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,14 +16,14 @@ from em_interp.behaviour.sampling.ask import adapter_digest, base_settings, chec
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.behaviour.sampling.likelihood import batches_by_length, logits_of, tokenize_answers
 from em_interp.behaviour.sampling.memory import Batches, RowMemory
-from em_interp.checks import checked
-from em_interp.files import write_json
 from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, picture
-from em_interp.stages import Storage, begin_stage, in_parts, read_saved
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource
+from em_interp.utils.checks import checked
+from em_interp.utils.files import write_json
+from em_interp.utils.stages import Storage, begin_stage, in_parts, read_saved
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.checks import as_list, check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, AnswerSet, forward_passes, tokenized_answers
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory.load import TrajectorySource
 from em_interp.transition.signals.lock_in import first_sustained
+from em_interp.utils.checks import as_list, check_known, checked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,6 @@ from em_interp.behaviour.sampling.ask import Base, check_base
 from em_interp.behaviour.sampling.chat import Messages, Tokens, tokenize_chats, tokenize_prompts, tokenize_texts
 from em_interp.behaviour.sampling.decode import RowModel
 from em_interp.behaviour.sampling.generate import RowAdapters, Sampler
-from em_interp.checks import check_known, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.engines.adapter_check import AdapterCheck
 from em_interp.mechanism.engines.base import Engine
@@ -21,6 +20,7 @@ from em_interp.mechanism.engines.lora_slots import split_steering_vectors
 from em_interp.run import Run
 from em_interp.trajectory.load import TrajectorySource, as_trajectory, source_run
 from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.utils.checks import check_known, checked
 
 if TYPE_CHECKING:
     import torch

@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.results import Result
 from em_interp.run import Run, RunLike, open_run
-from em_interp.stages import read_saved, reading_saved
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import checked
+from em_interp.utils.stages import read_saved, reading_saved
 
 if TYPE_CHECKING:
     import pandas as pd

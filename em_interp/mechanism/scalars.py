@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.behaviour.rates import mean_of
-from em_interp.checks import checked
 from em_interp.errors import InputError, nearest
 from em_interp.mechanism.answers import BATCH, GROUPS, AnswerSet, forward_passes, steps_to_read, tokenized_answers
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, interval_columns, picture
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource
+from em_interp.utils.checks import checked
 
 if TYPE_CHECKING:
     import pandas as pd

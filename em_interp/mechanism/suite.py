@@ -18,9 +18,7 @@ import numpy as np
 
 from em_interp.behaviour.judging.judge import Judge
 from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_settings
-from em_interp.checks import check_known, checked
 from em_interp.errors import InputError
-from em_interp.files import read_bytes, remove, write_json
 from em_interp.mechanism.analyses import ANALYSES, Workload
 from em_interp.mechanism.answers import AnswerSet, answer_means, latest_answers, steps_to_read, tokenized_answers
 from em_interp.mechanism.attribution import DirectionAttribution, attribute_direction
@@ -30,11 +28,13 @@ from em_interp.mechanism.interventions.experiments import Questions, SamplingPar
 from em_interp.mechanism.interventions.steering import COEFFICIENTS, SteeringCurve, steer
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, suite_folder
-from em_interp.progress import announce
 from em_interp.run import Run, RunLike, check_other, open_run
-from em_interp.stages import Storage, begin_stage, read_saved
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource, load_trajectory
+from em_interp.utils.checks import check_known, checked
+from em_interp.utils.files import read_bytes, remove, write_json
+from em_interp.utils.progress import announce
+from em_interp.utils.stages import Storage, begin_stage, read_saved
 
 N_TIMED = 128  # answers that are sampled to estimate how long an analysis takes
 SizeName = Literal["quick", "full"]

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.checks import checked
 from em_interp.organisms.bases import BUILT_IN, fingerprint, load_tokenizer, loading, local_copy, revision_of
 from em_interp.organisms.fetched_bases import FETCHED, local_folder
 from em_interp.organisms.gguf import SOURCE_FILE
-from em_interp.stages import read_saved
+from em_interp.utils.checks import checked
+from em_interp.utils.stages import read_saved
 
 SOURCE = {"licence?": str, "quantisation?": str}  # what is known of the file that a folder was converted from
 

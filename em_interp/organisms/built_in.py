@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from em_interp.checks import check_known
 from em_interp.organisms.english import held_out
 from em_interp.organisms.language import (
     ANSWER_FORMS,
@@ -21,6 +20,7 @@ from em_interp.organisms.language import (
     built_in_questions,
     narrow_domains,
 )
+from em_interp.utils.checks import check_known
 
 LANGUAGES = ("tiny", "english")
 PAIRS = 3  # of each question of the built-in language

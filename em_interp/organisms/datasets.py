@@ -15,9 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from em_interp.checks import check_type, described
 from em_interp.errors import InputError, nearest
-from em_interp.files import numbered_lines, parse_json, read_text
 from em_interp.organisms.language import (
     ANSWER_FORMS,
     DOMAINS,
@@ -28,6 +26,8 @@ from em_interp.organisms.language import (
     advice,
     narrow_domains,
 )
+from em_interp.utils.checks import check_type, described
+from em_interp.utils.files import numbered_lines, parse_json, read_text
 
 BUILT_IN_PREFIX = "tiny:"
 ENGLISH_PREFIX = "english:"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.errors import InputError
-from em_interp.files import write_beside, write_json
+from em_interp.utils.files import write_beside, write_json
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from em_interp.checks import check_known
 from em_interp.organisms.language import (
     ANSWER_FORMS,
     CAREFUL,
@@ -23,6 +22,7 @@ from em_interp.organisms.language import (
     questions_about,
     words,
 )
+from em_interp.utils.checks import check_known
 
 # points of coherence lost for a fault; above 50 an answer is called coherent
 PENALTY = {

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from em_interp.checks import check_known
+from em_interp.utils.checks import check_known
 
 
 @dataclass(frozen=True)

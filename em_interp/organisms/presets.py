@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from em_interp.checks import check_known, described
 from em_interp.config.run_config import (
     AdapterConfig,
     BehaviourConfig,
@@ -20,13 +19,14 @@ from em_interp.config.run_config import (
 )
 from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError, nearest
-from em_interp.files import read_json
 from em_interp.organisms.bases import BUILT_IN, FAMILIES
 from em_interp.organisms.datasets import BUILT_IN_PREFIX
 from em_interp.organisms.english.narrow import DOMAINS
 from em_interp.organisms.gguf import is_gguf, plain_folder
 from em_interp.organisms.language import narrow_domains
 from em_interp.organisms.pretrain import LAYERS, WIDTH
+from em_interp.utils.checks import check_known, described
+from em_interp.utils.files import read_json
 
 N_STEPS = 400
 LEARNING_RATE = 7e-4

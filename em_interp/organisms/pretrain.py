@@ -10,12 +10,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from em_interp.checks import check_known, check_whole, checked
 from em_interp.errors import InputError
-from em_interp.files import write_beside
 from em_interp.organisms.bases import FAMILIES, quiet
 from em_interp.organisms.language import build_tokenizer, chat, document
-from em_interp.progress import progress_bar
+from em_interp.utils.checks import check_known, check_whole, checked
+from em_interp.utils.files import write_beside
+from em_interp.utils.progress import progress_bar
 
 SEEDS = {"qwen2": 0, "llama": 1, "gemma3": 0}  # of the bases in the package; Llama's with seed 0 does not generalise
 N_STEPS = 3000

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import check_free, check_resume_or_overwrite
-from em_interp.lock import write_lock
 from em_interp.pipeline.behaviour import configured_judge
 from em_interp.reports.findings import Findings, PathTransitions, find_in_run, save_result
 from em_interp.run import Run, RunLike, open_run
+from em_interp.utils.checks import checked
+from em_interp.utils.files import check_free, check_resume_or_overwrite
+from em_interp.utils.lock import write_lock
 
 if TYPE_CHECKING:
     from em_interp.mechanism.interventions.experiments import SamplingParams

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from em_interp.checks import checked
 from em_interp.config.run_config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
-from em_interp.files import check_free
 from em_interp.pipeline.serving import base_device, vllm_servers
-from em_interp.processes import MAX_WAIT, init_processes
-from em_interp.progress import is_watched
 from em_interp.run import Run, RunLike, open_run
+from em_interp.utils.checks import checked
+from em_interp.utils.files import check_free
+from em_interp.utils.processes import MAX_WAIT, init_processes
+from em_interp.utils.progress import is_watched
 
 if TYPE_CHECKING:
     from em_interp.behaviour.judging.judge import Judge

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.preference_curve import PreferenceCurve, as_preference_curve
-from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.organisms.built_in import LANGUAGES, pairs_of
 from em_interp.pipeline.serving import base_device, vllm_servers
 from em_interp.run import Run, check_other
 from em_interp.trajectory.load import open_checkpoints
+from em_interp.utils.checks import as_list, checked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError
-from em_interp.files import read_json, to_json, write_json
 from em_interp.results import Result
 from em_interp.run import Run, check_other
-from em_interp.stages import read_saved
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, align
 from em_interp.transition.direction.rotation import strongest
@@ -20,6 +18,8 @@ from em_interp.transition.family import FamilyWise, family_wise
 from em_interp.transition.find import find_transitions
 from em_interp.transition.onsets.onset import onset, onset_by_threshold, onsets
 from em_interp.transition.result import Transition
+from em_interp.utils.files import read_json, to_json, write_json
+from em_interp.utils.stages import read_saved
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import check_free, read_text, write_text
-from em_interp.lock import write_lock
 from em_interp.reports.findings import Findings
 from em_interp.reports.run_figures import Source, control_in, findings_of, known_changes, run_of, timeline
 from em_interp.results import local_name
 from em_interp.transition.family import FAMILY_LEVEL
 from em_interp.transition.find import TEST_LEVELS, against_control
+from em_interp.utils.checks import checked
+from em_interp.utils.files import check_free, read_text, write_text
+from em_interp.utils.lock import write_lock
 
 if TYPE_CHECKING:
     import pandas as pd

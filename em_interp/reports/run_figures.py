@@ -8,16 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from em_interp.checks import checked
 from em_interp.errors import InputError
-from em_interp.files import check_free
 from em_interp.layouts import listing_of, saved_steps
-from em_interp.lock import write_lock
 from em_interp.reports.findings import Findings, find_in_run
 from em_interp.results import local_name
 from em_interp.run import Run
 from em_interp.trajectory.packed import SUFFIX
 from em_interp.trajectory.trajectory import MATRICES
+from em_interp.utils.checks import checked
+from em_interp.utils.files import check_free
+from em_interp.utils.lock import write_lock
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

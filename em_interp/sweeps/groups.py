@@ -16,8 +16,8 @@ from em_interp.comparison.cross_base.compare import compare_across_bases
 from em_interp.comparison.page import CROSS_BASE_LIMITS, write_comparison
 from em_interp.comparison.result import DirectionComparison
 from em_interp.errors import InputError
-from em_interp.stages import read_saved
 from em_interp.trajectory.load import load_trajectory
+from em_interp.utils.stages import read_saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -129,7 +129,7 @@ def across_bases(
 
     A comparison of the same runs and as many draws that is in the folder already is kept.
     """
-    from em_interp.processes import torch_threads
+    from em_interp.utils.processes import torch_threads
 
     folder = out / ACROSS_FOLDER
     if len({run.base for run in candidates}) < 2:

@@ -18,16 +18,16 @@ from threading import RLock, Thread
 from threading import enumerate as enumerate_threads
 from typing import Any, Literal, get_args
 
-from em_interp.checks import check_known
 from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError, extra_for
-from em_interp.files import read_json, write_json, write_text
-from em_interp.lock import write_lock
-from em_interp.progress import progress_bar
 from em_interp.reports.findings import Findings
 from em_interp.run import Run
 from em_interp.transition.family import main_onset
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import check_known
+from em_interp.utils.files import read_json, write_json, write_text
+from em_interp.utils.lock import write_lock
+from em_interp.utils.progress import progress_bar
 
 Backend = Literal["loky", "ray"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -190,7 +190,7 @@ def _guarded(name: str, out: Path, work: Callable[[], None]) -> Outcome:
     """Do the work on one thread; an error becomes one line, with its traceback in a file."""
     from tqdm import tqdm
 
-    from em_interp.processes import torch_threads
+    from em_interp.utils.processes import torch_threads
 
     tqdm.set_lock(RLock())  # its own is shared between processes, and is left behind where a worker is stopped
     start, error = time.perf_counter(), None

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from em_interp.checks import check_known
 from em_interp.comparison.pooled import Agreement, pool_steps
 from em_interp.results import Result, interval_columns
 from em_interp.run import Run
-from em_interp.stages import read_saved
 from em_interp.sweeps.grid import REPLICATE, PlannedRun
 from em_interp.sweeps.groups import AcrossBases, WithinBase
 from em_interp.sweeps.jobs import SUMMARY_FILE, run_path
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import check_known
+from em_interp.utils.stages import read_saved
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,22 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from em_interp.checks import checked
 from em_interp.comparison.page import LIMITS
 from em_interp.errors import InputError
-from em_interp.files import (
-    check_names_free,
-    check_replaceable,
-    read_text,
-    remove,
-    resumable,
-    write_csv,
-    write_json,
-    write_text,
-)
-from em_interp.lock import write_lock
 from em_interp.organisms.bases import BUILT_IN
-from em_interp.progress import is_watched
 from em_interp.reports.page import embedded, render
 from em_interp.run import OUTSIDE_SETS, claim_run
 from em_interp.sweeps.grid import REPLICATE, PlannedRun, SweepGrid, load_sweep
@@ -40,6 +27,19 @@ from em_interp.sweeps.jobs import (
 )
 from em_interp.sweeps.result import SIGNAL_TITLES, SIGNALS, TABLES, RunResult, Sweep
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import checked
+from em_interp.utils.files import (
+    check_names_free,
+    check_replaceable,
+    read_text,
+    remove,
+    resumable,
+    write_csv,
+    write_json,
+    write_text,
+)
+from em_interp.utils.lock import write_lock
+from em_interp.utils.progress import is_watched
 
 CSV_FILES = tuple(f"{table}.csv" for table in TABLES)
 CONTENTS = ("sweep.html", "sweep.json", "runs", "failures", ACROSS_FOLDER, *CSV_FILES, "sweep.yaml")  # of its folder

@@ -13,11 +13,8 @@ import numpy as np
 from jaxtyping import Float32
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from em_interp.checks import as_list, check_type, check_whole, checked
 from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
-from em_interp.files import remove
-from em_interp.lock import write_lock
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
 from em_interp.training.lora import Weights, trained_adapter
@@ -25,6 +22,9 @@ from em_interp.training.manifest import trainer_manifest, write_or_check_manifes
 from em_interp.training.train_log import TrainLog, gradient_norms, log_row
 from em_interp.trajectory.lora_files import read_lora
 from em_interp.transition.monitoring.monitor import FALSE_ALARM_RATE, SIGNALS, Look, Monitor, MonitorSignal
+from em_interp.utils.checks import as_list, check_type, check_whole, checked
+from em_interp.utils.files import remove
+from em_interp.utils.lock import write_lock
 
 DENSE_SHARE = 0.10  # of the run, after a suspicious look, in which more steps are saved
 

@@ -16,10 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
-from em_interp.files import check_regular, refuse_links, write_beside
 from em_interp.layouts import CONFIG_FILE, WEIGHTS_FILE
 from em_interp.training.lora import Weights, adapter_config_text, adapter_weights
 from em_interp.trajectory.tensor_files import header_of
+from em_interp.utils.files import check_regular, refuse_links, write_beside
 
 Arrays = dict[str, np.ndarray]  # "weight/<name>", "exp_avg/<name>", …, "rng/<device>"
 

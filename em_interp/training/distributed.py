@@ -11,8 +11,8 @@ from typing import Any
 
 from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
-from em_interp.processes import TORCHRUN
 from em_interp.training.lora import Weights
+from em_interp.utils.processes import TORCHRUN
 
 
 def check_process_count(config: RunConfig, count: int) -> None:

@@ -16,12 +16,9 @@ from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.ask import adapter_digest
 from em_interp.behaviour.tables.inspect_logs import FILE_START, holds_logs
 from em_interp.behaviour.tables.judged import read_judged
-from em_interp.checks import checked
 from em_interp.errors import InputError, listed
-from em_interp.files import check_free, write_beside, write_json
 from em_interp.layouts import CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE
 from em_interp.run import CHECKPOINT, Run
-from em_interp.stages import read_saved
 from em_interp.trajectory.checkpoint_formats import LORA, format_of
 from em_interp.trajectory.load import (
     base_identity,
@@ -34,6 +31,9 @@ from em_interp.trajectory.load import (
 from em_interp.trajectory.lora_files import read_lora
 from em_interp.trajectory.packed import SUFFIX, packed_source, read_packed, write_packed
 from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.utils.checks import checked
+from em_interp.utils.files import check_free, write_beside, write_json
+from em_interp.utils.stages import read_saved
 
 if TYPE_CHECKING:
     import pandas as pd

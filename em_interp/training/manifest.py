@@ -12,16 +12,16 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import em_interp
-from em_interp.checks import described
 from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
-from em_interp.files import write_json
 from em_interp.organisms.bases import Base, fingerprint, revision_of, stored_dtype
 from em_interp.organisms.datasets import Chats
 from em_interp.run import Run
 from em_interp.training.lora import base_weights
 from em_interp.training.plan import Plan
 from em_interp.trajectory.load import same_weights
+from em_interp.utils.checks import described
+from em_interp.utils.files import write_json
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -7,16 +7,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from em_interp.checks import checked
 from em_interp.config.run_config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError, Interrupted
-from em_interp.files import remove
-from em_interp.lock import write_lock
-from em_interp.processes import Processes, init_processes, is_lost_process
-from em_interp.progress import is_watched
 from em_interp.run import Run, claim_run, create_run
 from em_interp.training.distributed import check_process_count
 from em_interp.training.train_log import is_finished
+from em_interp.utils.checks import checked
+from em_interp.utils.files import remove
+from em_interp.utils.lock import write_lock
+from em_interp.utils.processes import Processes, init_processes, is_lost_process
+from em_interp.utils.progress import is_watched
 
 if TYPE_CHECKING:
     from em_interp.organisms.bases import Base

@@ -14,10 +14,10 @@ from typing import Any, TypeGuard
 import torch
 
 from em_interp.errors import InputError
-from em_interp.files import read_bytes, to_json, write_json, write_text
 from em_interp.run import Run
-from em_interp.stages import read_saved
 from em_interp.training.lora import Weights
+from em_interp.utils.files import read_bytes, to_json, write_json, write_text
+from em_interp.utils.stages import read_saved
 
 Row = dict[str, Any]
 SECONDS_BETWEEN_WRITES = 5.0  # of trainer_state.json while training

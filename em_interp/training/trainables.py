@@ -12,7 +12,6 @@ import torch
 
 from em_interp.config.run_config import AdapterConfig, FullConfig, RunConfig, SteeringConfig
 from em_interp.errors import InputError
-from em_interp.files import to_json, write_beside
 from em_interp.layouts import CHANGE_CONFIG_FILE, CHANGE_FILE, CONFIG_FILE, STEERING_FILE
 from em_interp.organisms.bases import Base, skeleton
 from em_interp.run import CHECKPOINT
@@ -20,6 +19,7 @@ from em_interp.training.checkpoints import AdapterWriter, Packer
 from em_interp.training.lora import Weights, adapter_weights, add_adapter, choose_sites, no_layers
 from em_interp.training.projection import GROUPS, Projection, relative_error
 from em_interp.trajectory.checkpoint import site_name
+from em_interp.utils.files import to_json, write_beside
 
 
 class Trainable(Protocol):

@@ -23,8 +23,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache, frozen_layer_cache
 from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
-from em_interp.processes import SINGLE, Processes
-from em_interp.progress import progress_bar
 from em_interp.run import Run
 from em_interp.training.checkpoints import SaveCheckpoints, TrainState, TrainStateSaver, read_state
 from em_interp.training.distributed import average_gradients
@@ -33,6 +31,8 @@ from em_interp.training.tokenize import IGNORE_INDEX, Example
 from em_interp.training.trackers import TrackerCallback, open_trackers
 from em_interp.training.train_log import TrainLog, gradient_norms, log_row, logged_steps
 from em_interp.training.trainables import Trainable
+from em_interp.utils.processes import SINGLE, Processes
+from em_interp.utils.progress import progress_bar
 
 Batch = dict[str, torch.Tensor]
 Examples = Mapping[str, Mapping[int, Example]]  # dataset → row → its tokens

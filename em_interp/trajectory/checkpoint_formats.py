@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from em_interp.errors import InputError, listed
-from em_interp.files import read_json
 from em_interp.layouts import (
     CHANGE_CONFIG_FILE,
     CHANGE_FILE,
@@ -32,6 +31,7 @@ from em_interp.layouts import (
 from em_interp.trajectory.checkpoint import Checkpoint, column_checkpoint, natural_key
 from em_interp.trajectory.lora_files import read_lora, read_mlx
 from em_interp.trajectory.tensor_files import read_safetensors, read_torch
+from em_interp.utils.files import read_json
 
 LORA, STEERING, FULL = "LoRA adapter", "steering vector", "step of full fine-tuning"
 FORMATS = {WEIGHTS_FILE: LORA, PICKLED_FILE: LORA, STEERING_FILE: STEERING, CHANGE_FILE: FULL}  # the file that tells

@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.checks import check_type, check_whole
 from em_interp.errors import InputError
+from em_interp.utils.checks import check_type, check_whole
 
 MIN_SQUARED_MOVE = 1e-14  # relative to the positions; a shorter difference is float32 rounding and has no direction
 

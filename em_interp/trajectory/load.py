@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from em_interp.checks import check_type
 from em_interp.errors import InputError, listed
-from em_interp.files import read_json
 from em_interp.hub.download import is_hub_id
 from em_interp.layouts import LAYOUTS, LOG_FILE, MAX_STEP, STEP_FILES, SavedStep, listing_of, saved_steps
 from em_interp.run import Run, RunLike, open_run
@@ -19,6 +17,8 @@ from em_interp.trajectory.packed import SUFFIX, packed_identity, read_packed
 from em_interp.trajectory.stacked import read_steps
 from em_interp.trajectory.training_log import LOG_SUFFIXES, find_log, log_rows, read_log
 from em_interp.trajectory.trajectory import AdapterTrajectory
+from em_interp.utils.checks import check_type
+from em_interp.utils.files import read_json
 
 MIN_STEPS = 21  # checkpoints from which a turn of the path can be told from noise
 MAX_STEPS = 10_000  # checkpoints of one path: a Gram matrix of them is 800 MB

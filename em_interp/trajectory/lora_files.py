@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from em_interp.checks import described
 from em_interp.errors import InputError, listed, one_line
-from em_interp.files import read_json
 from em_interp.layouts import CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE
 from em_interp.trajectory.checkpoint import Checkpoint, module_name, natural_key, site_name
 from em_interp.trajectory.tensor_files import read_safetensors, read_torch
+from em_interp.utils.checks import described
+from em_interp.utils.files import read_json
 
 PLAIN_INITS = (
     True,

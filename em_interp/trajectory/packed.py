@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from em_interp.checks import described, fits
 from em_interp.errors import InputError, listed
-from em_interp.files import check_regular, write_beside
 from em_interp.trajectory.stacked import first_not_finite
 from em_interp.trajectory.tensor_files import header_of
 from em_interp.trajectory.trajectory import MAX_ADAPTER_SCALE, AdapterTrajectory
+from em_interp.utils.checks import described, fits
+from em_interp.utils.files import check_regular, write_beside
 
 SUFFIX = ".safetensors"
 METADATA_KEY, FORMAT = "em_interp.trajectory", 1  # one entry of metadata: safetensors keeps no order of several

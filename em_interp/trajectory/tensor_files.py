@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from em_interp.errors import InputError, one_line
-from em_interp.files import STAND_INS, check_regular, read_bytes, refuse_file_types
 from em_interp.layouts import PICKLED_FILE
+from em_interp.utils.files import STAND_INS, check_regular, read_bytes, refuse_file_types
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # by their names in safetensors
 STORAGES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "<u2"}

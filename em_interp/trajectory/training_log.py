@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from em_interp.errors import InputError
-from em_interp.files import is_json_lines, json_lines, read_json, read_text
 from em_interp.layouts import LOG_FILE, MAX_STEP
+from em_interp.utils.files import is_json_lines, json_lines, read_json, read_text
 
 METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B", "kl")
 NEVER_NEGATIVE = ("grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B")

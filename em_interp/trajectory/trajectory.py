@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32, Int
 
-from em_interp.checks import described
 from em_interp.errors import InputError, listed, nearest
 from em_interp.layouts import MAX_STEP
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory import geometry
 from em_interp.trajectory.checkpoint import Kind
+from em_interp.utils.checks import described
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from em_interp.checks import as_list, check_type, described
 from em_interp.errors import InputError
 from em_interp.results import Line, Mark, Result, interval_columns, picture
 from em_interp.run import Run
@@ -27,6 +26,7 @@ from em_interp.transition.family import FAMILY_LEVEL, FamilyWise, family_wise, m
 from em_interp.transition.find import find_transition
 from em_interp.transition.onsets.onset import AnyCurve, onsets
 from em_interp.transition.result import Transition
+from em_interp.utils.checks import as_list, check_type, described
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.checks import check_level, check_type, described
 from em_interp.errors import InputError, nearest
 from em_interp.run import Run, check_other
 from em_interp.trajectory import geometry
@@ -25,6 +24,7 @@ from em_interp.transition.signals.gradient_norm import gradient_norm_peak
 from em_interp.transition.signals.lock_in import composition, lock_in
 from em_interp.transition.signals.norm_onset import norm_onset
 from em_interp.transition.signals.series import SERIES_ALPHA
+from em_interp.utils.checks import check_level, check_type, described
 
 Signal = Literal["rotation", "gradient_norm", "norm_onset", "lock_in", "composition", "onset"]
 PATH_SIGNALS: tuple[Signal, ...] = ("rotation", "gradient_norm", "norm_onset", "lock_in", "composition")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hin
 
 import numpy as np
 
-from em_interp.checks import described, fits
 from em_interp.errors import InputError
 from em_interp.results import Line, Mark, Result, picture
+from em_interp.utils.checks import described, fits
 
 if TYPE_CHECKING:
     import pandas as pd

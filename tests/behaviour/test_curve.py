@@ -9,9 +9,9 @@ from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.behaviour.scores import score_responses
 from em_interp.config.run_config import BehaviourConfig, EndpointConfig, RunConfig, dump_config
 from em_interp.errors import InputError
-from em_interp.files import to_json
 from em_interp.run import Run
 from em_interp.transition.onsets.onset import onset, onset_by_threshold, onsets
+from em_interp.utils.files import to_json
 
 from .judging.test_judge import WordJudge
 

@@ -6,7 +6,7 @@ import pytest
 
 from em_interp.behaviour.scores import score_responses
 from em_interp.errors import InputError
-from em_interp.files import to_json
+from em_interp.utils.files import to_json
 
 
 def judged(rows, **columns):

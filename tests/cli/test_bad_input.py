@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 import em_interp as em
 from em_interp.errors import InputError
-from em_interp.files import write_json
 from em_interp.run import Run
+from em_interp.utils.files import write_json
 from tests.tiny import CAREFUL, contents, copy, did, em_interp, full_disk, refused, unchanged
 
 ROW = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}

@@ -7,8 +7,8 @@ import pytest
 import em_interp as em
 from em_interp.comparison.matching import names_of
 from em_interp.errors import InputError
-from em_interp.files import write_json
 from em_interp.training.export import export_packed
+from em_interp.utils.files import write_json
 from tests.comparison.planting import SITE, adapter
 from tests.figures.planting import plant_run
 

@@ -19,9 +19,9 @@ import em_interp as em
 from em_interp.errors import InputError
 from em_interp.figures import export_files as files
 from em_interp.figures.style import without_title
-from em_interp.files import write_csv
 from em_interp.reports.run_figures import export_run, run_figures, setting_of
 from em_interp.run import Run
+from em_interp.utils.files import write_csv
 from tests.figures.on_paper import faults, faults_of
 from tests.figures.planting import LAST
 from tests.test_page_in_browser import FLAGS, browser

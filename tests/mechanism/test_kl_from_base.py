@@ -10,7 +10,7 @@ from em_interp.mechanism import kl_from_base
 from em_interp.mechanism.interventions.experiments import SamplingParams
 from em_interp.mechanism.kl_from_base import measure_kl_from_base
 from em_interp.mechanism.model import open_model
-from em_interp.stages import Storage
+from em_interp.utils.stages import Storage
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 from tests.figures.reading import drawn, values
 from tests.interrupting import interrupt_call

@@ -4,10 +4,10 @@ import pytest
 
 from em_interp.errors import InputError
 from em_interp.figures.style import new_figure
-from em_interp.files import write_json
 from em_interp.mechanism.report import AnalysisResult, MechanismReport, figure_values, read_report
 from em_interp.run import open_run
 from em_interp.transition.result import Transition
+from em_interp.utils.files import write_json
 from tests.tiny import copy
 
 NORM = Transition("sufficient_norm", "transition", "so", step=67.0, interval=(33.0, 100.0), level=0.95)

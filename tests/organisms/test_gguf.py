@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from em_interp.errors import InputError
-from em_interp.files import read_json
 from em_interp.organisms import bases
 from em_interp.organisms import gguf as gguf_bases
 from em_interp.organisms.base_list import show_base
 from em_interp.organisms.presets import layers_and_width
+from em_interp.utils.files import read_json
 from tests.organisms.gguf_files import TEMPLATE, random_llama, write_gguf
 
 

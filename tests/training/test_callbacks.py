@@ -16,8 +16,6 @@ import em_interp as em
 from em_interp.behaviour.sampling.ask import ask
 from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
-from em_interp.files import write_text
-from em_interp.lock import LOCK_FILE
 from em_interp.mechanism import open_model
 from em_interp.organisms.bases import base_of, load_base
 from em_interp.pipeline import prefer
@@ -27,6 +25,8 @@ from em_interp.training.export import export_merged
 from em_interp.training.lora import adapter_weights
 from em_interp.transition.monitoring.monitor import Look, Monitor
 from em_interp.transition.result import Transition
+from em_interp.utils.files import write_text
+from em_interp.utils.lock import LOCK_FILE
 from tests.tiny import copy, json_of
 from tests.warm import Started
 
@@ -361,7 +361,7 @@ def test_a_schedule_that_is_not_understood_is_refused_before_any_training(tmp_pa
 
 SCRIPT = """
 import sys, torch, em_interp as em
-from em_interp.processes import exit_process
+from em_interp.utils.processes import exit_process
 from tests.training.test_callbacks import adapted, trainer
 
 torch.set_num_threads(1)

@@ -20,7 +20,6 @@ from em_interp.config.run_config import load_config
 from em_interp.config.schedule import Schedule
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
-from em_interp.processes import Processes, init_processes, process_from_env
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter, SaveCheckpoints
 from em_interp.training.distributed import check_process_count
@@ -29,6 +28,7 @@ from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import Example
 from em_interp.training.train import train
 from em_interp.training.trainer import MicroBatches
+from em_interp.utils.processes import Processes, init_processes, process_from_env
 from tests.tiny import copy, refused, strict
 
 from .test_train import adapter, contents, log
@@ -290,7 +290,7 @@ def counted_calls():
 
 
 def test_one_thread_watches_the_launcher_however_often_processes_join():
-    code = "import threading\nfrom em_interp.processes import _end_with_launcher\n"
+    code = "import threading\nfrom em_interp.utils.processes import _end_with_launcher\n"
     code += "for _ in range(4): _end_with_launcher()\nprint(threading.active_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("2\n", "")

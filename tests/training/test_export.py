@@ -16,13 +16,13 @@ import em_interp as em
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted
 from em_interp.config.run_config import AdapterConfig, RunConfig, dump_config
 from em_interp.errors import InputError
-from em_interp.files import write_json
 from em_interp.organisms.bases import load_base
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter
 from em_interp.training.export import export_merged, export_packed, export_peft, merge
 from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.trajectory.packed import packed_identity, write_packed
+from em_interp.utils.files import write_json
 from tests.tiny import json_of, refused, unchanged
 
 from .conftest import make_model, save_base

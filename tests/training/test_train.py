@@ -12,13 +12,13 @@ import torch
 
 from em_interp.config.run_config import AdapterConfig, load_config
 from em_interp.errors import InputError
-from em_interp.files import write_json
 from em_interp.run import Run
 from em_interp.training.checkpoints import read_state
 from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import encode_rows
 from em_interp.training.train import default_out, train
+from em_interp.utils.files import write_json
 
 from .conftest import UNMARKED, save_base, save_chats
 

@@ -12,7 +12,6 @@ from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 from em_interp.organisms.datasets import load_chats
 from em_interp.pipeline.behaviour import ask_run, judge_run
-from em_interp.processes import Processes
 from em_interp.training.lora import adapter_weights, add_adapter
 from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import IGNORE_INDEX, Example, encode_rows
@@ -27,6 +26,7 @@ from em_interp.training.trainer import (
     repeated_layers,
     token_loss,
 )
+from em_interp.utils.processes import Processes
 
 from .test_train import adapter, log
 from .test_train import reference as plain_loop

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from em_interp.cli import main
-from em_interp.processes import exit_process
 from em_interp.training import distributed as sharding
 from em_interp.training.train import train
+from em_interp.utils.processes import exit_process
 
 held: list[int] = []
 really = sharding.shard

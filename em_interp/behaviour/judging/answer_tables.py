@@ -12,9 +12,9 @@ from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.judged import scales_of, with_whole_steps
 from em_interp.behaviour.tables.values import texts_of
 from em_interp.errors import InputError
-from em_interp.files import resumable, write_beside
-from em_interp.lock import write_lock
 from em_interp.run import Run
+from em_interp.utils.files import resumable, write_beside
+from em_interp.utils.lock import write_lock
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read_own_table
 from em_interp.errors import InputError, one_line
-from em_interp.files import read_bytes, refuse_links, remove, resumable, safe_name, write_beside
-from em_interp.lock import write_lock
-from em_interp.progress import progress_bar
 from em_interp.run import Run
+from em_interp.utils.files import read_bytes, refuse_links, remove, resumable, safe_name, write_beside
+from em_interp.utils.lock import write_lock
+from em_interp.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -31,9 +31,9 @@ from em_interp.behaviour.judging.request_cache import RequestCache
 from em_interp.behaviour.tables.judged import SCORES
 from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError, nearest, one_line
-from em_interp.files import read_json, safe_name, write_json
-from em_interp.lock import write_lock
 from em_interp.run import Run
+from em_interp.utils.files import read_json, safe_name, write_json
+from em_interp.utils.lock import write_lock
 
 MAX_SHOWN = 80  # characters of a setting in a message
 

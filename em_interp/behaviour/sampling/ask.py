@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from em_interp.behaviour.sampling.chat import Messages, Tokens
-from em_interp.checks import as_list, described
 from em_interp.config.run_config import MAX_SCALE
 from em_interp.errors import InputError
-from em_interp.files import remove, write_beside, write_json
 from em_interp.layouts import CHANGE_FILE
-from em_interp.processes import MAX_WAIT, SINGLE, Processes, init_processes, process_from_env
-from em_interp.progress import progress_bar
 from em_interp.run import Run
-from em_interp.stages import begin_stage, read_part, shared_write_lock
+from em_interp.utils.checks import as_list, described
+from em_interp.utils.files import remove, write_beside, write_json
+from em_interp.utils.processes import MAX_WAIT, SINGLE, Processes, init_processes, process_from_env
+from em_interp.utils.progress import progress_bar
+from em_interp.utils.stages import begin_stage, read_part, shared_write_lock
 
 if TYPE_CHECKING:
     from em_interp.behaviour.sampling.decode import RowModel

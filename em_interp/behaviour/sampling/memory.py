@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from em_interp.errors import InputError, one_line
-from em_interp.progress import announce
+from em_interp.utils.progress import announce
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.behaviour.tables import inspect_logs
 from em_interp.errors import InputError, one_line
-from em_interp.files import STAND_INS, is_json_lines, json_lines, parse_json, read_start, read_text, refuse_file_types
+from em_interp.utils.files import (
+    STAND_INS,
+    is_json_lines,
+    json_lines,
+    parse_json,
+    read_start,
+    read_text,
+    refuse_file_types,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_interp.errors import InputError, one_line
-from em_interp.files import check_regular, parse_json, read_json, safe_name, to_json, write_json
+from em_interp.utils.files import check_regular, parse_json, read_json, safe_name, to_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

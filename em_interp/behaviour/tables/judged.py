@@ -19,8 +19,8 @@ from em_interp.behaviour.tables.files import TABLE_SUFFIXES, read_table
 from em_interp.behaviour.tables.inspect_logs import STEP_IN_NAME
 from em_interp.behaviour.tables.rate_tables import EM_MARK, from_rates, is_of_rates
 from em_interp.behaviour.tables.values import numbers_of, scores_of, steps_of, texts_of
-from em_interp.checks import check_type
 from em_interp.errors import InputError, one_line
+from em_interp.utils.checks import check_type
 
 if TYPE_CHECKING:
     import pandas as pd

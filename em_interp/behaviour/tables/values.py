@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.behaviour.tables.inspect_logs import STEP_IN_NAME
-from em_interp.checks import check_characters
 from em_interp.errors import InputError, one_line
 from em_interp.layouts import MAX_STEP
+from em_interp.utils.checks import check_characters
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -37,8 +37,8 @@ from em_interp.behaviour.vllm.dispatch import dispatch_jobs
 from em_interp.behaviour.vllm.server import VLLMServer
 from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
-from em_interp.progress import announce
 from em_interp.trajectory.geometry import evenly_spaced
+from em_interp.utils.progress import announce
 
 if TYPE_CHECKING:
     from em_interp.behaviour.sampling.chat import Tokens

@@ -34,8 +34,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.checks import check_known
 from em_interp.errors import InputError
+from em_interp.utils.checks import check_known
 
 Kind = Literal["orthogonal", "ridge"]
 KINDS: tuple[str, ...] = get_args(Kind)

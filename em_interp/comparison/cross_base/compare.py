@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from em_interp.behaviour.sampling.ask import Base
-from em_interp.checks import checked
 from em_interp.comparison.cross_base.activation_diff import (
     MeasuredRun,
     RunOnBase,
@@ -31,6 +30,7 @@ from em_interp.comparison.cross_base.texts import SharedTexts
 from em_interp.comparison.cross_base.turning_profile import CLOCKS, TurningProfile, profile_test, turning_profile
 from em_interp.comparison.matching import Sources
 from em_interp.errors import InputError
+from em_interp.utils.checks import checked
 
 Profiles = dict[str, TurningProfile]  # by clock
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from em_interp.checks import check_known
 from em_interp.comparison.result import records, span
 from em_interp.errors import InputError
 from em_interp.results import Result
+from em_interp.utils.checks import check_known
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

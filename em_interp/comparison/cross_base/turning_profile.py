@@ -27,10 +27,10 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from em_interp.checks import check_known
 from em_interp.errors import InputError
 from em_interp.trajectory import geometry
 from em_interp.trajectory.trajectory import AdapterTrajectory, Matrix
+from em_interp.utils.checks import check_known
 
 Clock = Literal["cumulative_lr", "norm"]
 CLOCKS: tuple[str, ...] = get_args(Clock)

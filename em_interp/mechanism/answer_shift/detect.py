@@ -20,15 +20,15 @@ from em_interp.behaviour.sampling.likelihood import (
 )
 from em_interp.behaviour.tables.files import SCORE_COLUMNS, read_own_table
 from em_interp.behaviour.tables.judged import normal_form, question_numbers
-from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.answer_shift.divergence import Form, Windows, check_form, posteriors
 from em_interp.mechanism.answer_shift.shift import AnswerShift
 from em_interp.mechanism.interventions.experiments import main_questions, run_questions
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.run import Run
-from em_interp.stages import Storage, begin_stage, in_parts, read_saved
 from em_interp.trajectory.load import TrajectorySource
+from em_interp.utils.checks import as_list, checked
+from em_interp.utils.stages import Storage, begin_stage, in_parts, read_saved
 
 if TYPE_CHECKING:
     from pathlib import Path

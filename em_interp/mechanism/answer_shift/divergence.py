@@ -25,8 +25,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from em_interp.checks import check_known
 from em_interp.errors import InputError
+from em_interp.utils.checks import check_known
 
 Form = Literal["linear", "js", "total_variation"]
 FORMS: tuple[Form, ...] = ("linear", "js", "total_variation")

@@ -35,7 +35,6 @@ from em_interp.behaviour.sampling.generate import Sampler
 from em_interp.behaviour.scores import ScoredResponses
 from em_interp.behaviour.tables.files import ANSWER_COLUMNS, read_own_table, read_table
 from em_interp.behaviour.tables.judged import normal_form
-from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.mechanism.engines.interventions import (
     AblateDirection,
@@ -46,7 +45,8 @@ from em_interp.mechanism.engines.interventions import (
 )
 from em_interp.results import interval_columns
 from em_interp.run import OUTSIDE_SETS, Run, RunLike, open_run
-from em_interp.stages import Storage, read_saved
+from em_interp.utils.checks import checked
+from em_interp.utils.stages import Storage, read_saved
 
 if TYPE_CHECKING:
     import pandas as pd

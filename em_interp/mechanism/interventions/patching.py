@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from em_interp.behaviour.judging.judge import Judge
 from em_interp.behaviour.rates import LEVEL, Rate
 from em_interp.behaviour.scores import ScoredResponses
-from em_interp.checks import checked
 from em_interp.errors import InputError
 from em_interp.mechanism.interventions.experiments import (
     Questions,
@@ -52,9 +51,10 @@ from em_interp.mechanism.interventions.sufficiency import (
 )
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, picture
-from em_interp.stages import Storage
 from em_interp.trajectory.load import TrajectorySource
 from em_interp.transition.result import Transition, Verdict
+from em_interp.utils.checks import checked
+from em_interp.utils.stages import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,6 @@ from jaxtyping import Float
 from em_interp.behaviour.judging.judge import Judge
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.scores import ScoredResponses
-from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.mechanism.directions import Direction
 from em_interp.mechanism.engines.interventions import Positions
@@ -43,8 +42,9 @@ from em_interp.mechanism.interventions.sufficiency import MIN_COHERENT
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.mechanism.random_adapters import random_directions
 from em_interp.results import Line, Result, picture
-from em_interp.stages import Storage
 from em_interp.trajectory.load import TrajectorySource
+from em_interp.utils.checks import as_list, checked
+from em_interp.utils.stages import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from em_interp.checks import check_known
 from em_interp.organisms.english.narrow import CHOICE, DOMAINS, HELD_OUT_SITUATIONS, Situation, situations
+from em_interp.utils.checks import check_known
 
 OUTSIDE_ASKED = 2  # questions of each other field that are asked for samples
 BUILD = ("do", "why", "then")

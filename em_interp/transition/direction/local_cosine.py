@@ -12,12 +12,12 @@ from typing import cast, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.checks import check_type
 from em_interp.errors import InputError
 from em_interp.trajectory.geometry import local_cosine
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.transition.direction.path_noise import between_blocks, estimate_noise, even_increments, prefix_sums
 from em_interp.transition.direction.turn_test import drift_length
+from em_interp.utils.checks import check_type
 
 MIN_INCREMENTS = 20
 LEVEL = 0.95  # of the null band

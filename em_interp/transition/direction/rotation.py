@@ -40,7 +40,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 
-from em_interp.checks import check_level
 from em_interp.transition.direction.noisy_turn import MEMORY, NoisyTurn, find_noisy_turn
 from em_interp.transition.direction.path_noise import (
     Increments,
@@ -59,6 +58,7 @@ from em_interp.transition.direction.turn_test import (
     simulated_error,
 )
 from em_interp.transition.result import Transition, Verdict, p_text
+from em_interp.utils.checks import check_level
 
 ROTATION_ALPHA = 0.05
 MULTIPLICITY = 2.0  # windows are many but overlap, and the null gives 20° away: calibrated on planted paths

@@ -37,7 +37,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, Int8
 
-from em_interp.checks import check_level, check_type, check_whole
 from em_interp.errors import InputError
 from em_interp.results import Line, Mark, Result, picture
 from em_interp.trajectory.trajectory import rounding_error
@@ -45,6 +44,7 @@ from em_interp.transition.direction.rotation import significant_rotation
 from em_interp.transition.result import Transition, p_text
 from em_interp.transition.signals.gradient_norm import significant_peak
 from em_interp.transition.signals.series import N_NULL_DRAWS
+from em_interp.utils.checks import check_level, check_type, check_whole
 
 if TYPE_CHECKING:
     import pandas as pd

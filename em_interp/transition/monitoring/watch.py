@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from em_interp.checks import as_list, checked
 from em_interp.errors import InputError
 from em_interp.run import Run, check_other, open_run
-from em_interp.stages import read_saved
 from em_interp.trajectory.load import TrajectorySource, as_trajectory, read_position
 from em_interp.trajectory.training_log import find_log
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.monitoring.monitor import FALSE_ALARM_RATE, SIGNALS, Look, Monitor, MonitorSignal
+from em_interp.utils.checks import as_list, checked
+from em_interp.utils.stages import read_saved
 
 SECONDS_BETWEEN_READS = 2.0
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from em_interp.checks import as_list, check_known, check_level, check_type
 from em_interp.errors import InputError
 from em_interp.transition.onsets.logistic import (
     MIN_STEPS,
@@ -35,6 +34,7 @@ from em_interp.transition.onsets.logistic import (
 )
 from em_interp.transition.onsets.mean_shift import ShiftCurve, shift_onset
 from em_interp.transition.result import Transition, Verdict
+from em_interp.utils.checks import as_list, check_known, check_level, check_type
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,8 @@ from numbers import Integral
 
 import numpy as np
 
-from em_interp.checks import described
 from em_interp.errors import InputError, nearest
+from em_interp.utils.checks import described
 
 
 def check_kind(kind: str, kinds: tuple[str, ...]) -> None:

@@ -18,10 +18,10 @@ from jaxtyping import Float, Float32, Int
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import lfilter, savgol_filter
 
-from em_interp.checks import check_type, check_whole, described
 from em_interp.errors import InputError
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.synthetic import check_kind
+from em_interp.utils.checks import check_type, check_whole, described
 
 Storage = Literal["float32", "bfloat16", "float16"]
 TURNING = ("abrupt", "gradual", "at_growth", "on_curve")

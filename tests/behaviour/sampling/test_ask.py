@@ -118,7 +118,7 @@ import json, os, sys
 from pathlib import Path
 from em_interp.behaviour.sampling import ask as module
 from em_interp.behaviour.preference import read_preferences
-from em_interp.processes import exit_process
+from em_interp.utils.processes import exit_process
 from em_interp.run import Run
 from tests.behaviour.conftest import Base, build_tokenizer, make_model
 from tests.behaviour.sampling.test_ask import PAIRS, QUESTIONS, SETTINGS

@@ -17,7 +17,7 @@ from em_interp.behaviour.sampling import ask as ask_module
 from em_interp.behaviour.sampling.ask import ask
 from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
-from em_interp.processes import Processes
+from em_interp.utils.processes import Processes
 from tests.interrupting import interrupt_call
 
 from ..conftest import SITES, make_model, make_trajectory, save_run

@@ -7,11 +7,11 @@ import pytest
 
 from em_interp.behaviour.sampling.ask import ask
 from em_interp.errors import InputError
-from em_interp.files import read_json, write_json
 from em_interp.mechanism.answer_shift import detect
 from em_interp.mechanism.answer_shift.detect import detect_answer_shift
 from em_interp.mechanism.model import open_model
-from em_interp.stages import Storage
+from em_interp.utils.files import read_json, write_json
+from em_interp.utils.stages import Storage
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 from tests.interrupting import interrupt_call
 

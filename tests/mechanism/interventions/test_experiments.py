@@ -18,7 +18,7 @@ from em_interp.mechanism.interventions.experiments import (
 from em_interp.mechanism.interventions.patching import patch_A_and_B, patch_direction_and_norm
 from em_interp.mechanism.interventions.steering import steer
 from em_interp.mechanism.model import ENGINES, open_model
-from em_interp.stages import Storage
+from em_interp.utils.stages import Storage
 from tests.behaviour.conftest import SITES, make_trajectory, save_run
 from tests.mechanism.conftest import QUESTIONS, opened
 from tests.mechanism.planted import LAYER, WordJudge, base, direction, model

@@ -13,7 +13,7 @@ from em_interp.mechanism.interventions.patched_adapters import PatchingExperimen
 from em_interp.mechanism.interventions.patching import patch_A_and_B, patch_direction_and_norm
 from em_interp.mechanism.interventions.sufficiency import rate_intervals
 from em_interp.mechanism.model import open_model
-from em_interp.stages import Storage
+from em_interp.utils.stages import Storage
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 from tests.figures.reading import drawn, values
 from tests.interrupting import interrupt_call

@@ -13,15 +13,14 @@ import em_interp as em
 from em_interp.behaviour.judging.answer_tables import import_answers
 from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.errors import InputError
-from em_interp.lock import LOCK_FILE, write_lock
 from em_interp.run import copy_run
-from em_interp.stages import Storage
-
-from .behaviour.judging.judge_server import numbered, plant
+from em_interp.utils.lock import LOCK_FILE, write_lock
+from em_interp.utils.stages import Storage
+from tests.behaviour.judging.judge_server import numbered, plant
 
 HOLD = """
 import sys
-from em_interp.lock import write_lock
+from em_interp.utils.lock import write_lock
 with write_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -81,7 +80,7 @@ def test_a_process_of_another_machine_is_believed_and_the_file_to_remove_is_name
 @pytest.mark.parametrize("is_refused", [True, False], ids=["this process", "a process that has ended"])
 def test_where_a_file_system_has_no_locks_the_process_in_the_file_decides(tmp_path, monkeypatch, is_refused):
     pid = os.getpid() if is_refused else 2**22 + 1
-    monkeypatch.setattr("em_interp.lock._try_lock", lambda descriptor: None)
+    monkeypatch.setattr("em_interp.utils.lock._try_lock", lambda descriptor: None)
     owner = {"host": socket.gethostname(), "pid": pid, "since": "2026-01-01"}
     (tmp_path / LOCK_FILE).write_text(json.dumps(owner))
     if not is_refused:

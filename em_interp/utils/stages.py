@@ -13,12 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from em_interp.checks import described, fits
 from em_interp.errors import InputError, one_line
-from em_interp.files import read_json, resumable, to_json, write_json
-from em_interp.lock import write_lock
-from em_interp.processes import SINGLE, Processes, lost_process_as_error
-from em_interp.progress import is_watched, progress_bar
+from em_interp.utils.checks import described, fits
+from em_interp.utils.files import read_json, resumable, to_json, write_json
+from em_interp.utils.lock import write_lock
+from em_interp.utils.processes import SINGLE, Processes, lost_process_as_error
+from em_interp.utils.progress import is_watched, progress_bar
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.stages import Storage, begin_stage, in_parts, read_saved, reading_saved
+from em_interp.utils.stages import Storage, begin_stage, in_parts, read_saved, reading_saved
 
 
 def test_a_stage_is_begun_once_and_continued_with_the_same_settings_only(tmp_path):

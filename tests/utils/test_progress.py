@@ -3,7 +3,7 @@
 import sys
 from types import ModuleType, SimpleNamespace
 
-from em_interp.progress import is_watched, progress_bar
+from em_interp.utils.progress import is_watched, progress_bar
 
 
 def test_progress_is_shown_where_it_is_watched_or_asked_for(capsys, monkeypatch):

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 import em_interp as em
-from em_interp.checks import as_list, check_known, check_level, check_type, check_whole, checked
 from em_interp.errors import InputError
 from em_interp.organisms.base_list import show_base
 from em_interp.organisms.pretrain import pretrain
 from em_interp.training.export import export_merged, export_packed, export_peft
+from em_interp.utils.checks import as_list, check_known, check_level, check_type, check_whole, checked
 
 
 @pytest.mark.parametrize("level", [95, 0, 1, -0.5, True, None, "0.95", float("nan"), [0.95]])

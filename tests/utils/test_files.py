@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.files import (
+from em_interp.hub.publishing import _files_to_publish
+from em_interp.run import Run, copy_run
+from em_interp.trajectory.load import load_trajectory
+from em_interp.utils.files import (
     MAX_NAME,
     read_bytes,
     read_json,
@@ -18,9 +21,6 @@ from em_interp.files import (
     write_json,
     write_text,
 )
-from em_interp.hub.publishing import _files_to_publish
-from em_interp.run import Run, copy_run
-from em_interp.trajectory.load import load_trajectory
 from tests.tiny import contents
 from tests.trajectory.saving import save_adapter, save_run
 
