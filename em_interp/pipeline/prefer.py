@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.preference_curve import PreferenceCurve, as_preference_curve
 from em_interp.errors import InputError
+from em_interp.organisms.bases import Base, base_of, load_base
 from em_interp.organisms.built_in import LANGUAGES, pairs_of
 from em_interp.pipeline.serving import base_device, vllm_servers
 from em_interp.run import Run, check_other
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from em_interp.config.run_config import VLLMConfig
-    from em_interp.organisms.bases import Base
 
 DEFAULT_STEPS = 25  # of a run whose config names none
 
@@ -78,9 +78,11 @@ def preference_curve(
         if control is not None and not isinstance(control, PreferenceCurve):
             control = open_checkpoints(control)
             saved = _steps_of_control(control, run, steps)
-        read_preferences(run, _base(run, servers), pairs, steps, scales, resume=resume, **settings)
+        base = _base(run, servers)
+        read_preferences(run, base, pairs, steps, scales, resume=resume, **settings)
         if isinstance(control, Run):
-            read_preferences(control, _base(control, servers), pairs, saved, scales, resume=not overwrite, **settings)
+            base = base if base_of(control) == base_of(run) else _base(control, servers)
+            read_preferences(control, base, pairs, saved, scales, resume=not overwrite, **settings)
     return as_preference_curve(run, _as_curve(control))
 
 
@@ -133,6 +135,4 @@ def _default_steps(run: Run) -> list[int]:
 
 def _base(run: Run, servers: VLLMConfig | None) -> Base:
     """The base of a run; beside servers it stays on the CPU."""
-    from em_interp.organisms.bases import base_of, load_base
-
     return load_base(*base_of(run), base_device(servers))

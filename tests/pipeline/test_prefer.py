@@ -51,6 +51,15 @@ def test_what_was_read_is_not_read_again(read, monkeypatch):
     assert em.preference_curve(run / "behaviour" / "preferences.parquet").steps.tolist() == STEPS
 
 
+def test_the_base_of_both_is_loaded_once(tiny, tmp_path, monkeypatch):
+    run, control, loaded = copy(tiny.run, tmp_path / "run"), copy(tiny.control, tmp_path / "control"), []
+    load_base = prefer.load_base
+    monkeypatch.setattr(prefer, "load_base", lambda *base: loaded.append(base) or load_base(*base))
+    curve = em.preference_curve(run, steps=STEPS[:2], control=control)
+    assert [name for name, *_ in loaded] == ["tiny-qwen2"]
+    assert curve.control is not None
+
+
 def test_other_pairs_need_to_be_told_to_replace_what_is_there(read):
     run, *_ = read
     with pytest.raises(InputError, match="holds preferences already"):
