@@ -3,7 +3,7 @@
     python benchmarks/answer_shift.py [cases a kind]
 
 Prints a markdown table. 12 questions, 6 answers a step, 21 steps of 20, windows of 60 steps on either side; the truth
-is the peak of the divergence between the distributions themselves, without jitter. Seeds start with 777, which no
+is the peak of the divergence between the distributions themselves, without jitter. Seeds start with 778, which no
 tuning and no test has used. 95 % binomial (Wilson) intervals in brackets.
 """
 
@@ -22,7 +22,7 @@ from em_interp.mechanism.answer_shift.synthetic import (
     planted_rise,
 )
 
-SEED = 777
+SEED = 778
 
 
 def jittered(values, rng, size):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ALPHA = 0.01  # a peak with a larger p-value is none
 MIN_PROMINENCE = 0.10  # of a peak over the higher of the valleys beside it, as a share of its height
 MIN_DIVERGENCE = {"linear": 0.01, "js": 0.01, "total_variation": 0.02}  # of a rise of something from 0 to 2 %
+JITTER_DOF = 12  # degrees of freedom of the estimated jitter, which comes from few departures: calibrated
 N_BOOTSTRAP = 500
 N_BOOTSTRAP_SHARES = 200  # for the order parameters
 UNITS = {"linear": "Le Cam distance", "js": "Jensen–Shannon divergence (bits)", "total_variation": "total variation"}
@@ -148,11 +149,15 @@ class AnswerShift(Result):
 
     @cached_property
     def _null_deviations(self) -> Float[np.ndarray, "draw window"]:
-        """Deviations from the profile of a smooth path: of other answers, and of checkpoints that jitter about it."""
+        """Deviations from the profile of a smooth path: of other answers, and of checkpoints that jitter about it.
+
+        The jitter is itself an estimate, so its size differs from draw to draw, as that of Student's t.
+        """
         rng = np.random.default_rng(self.seed + 1)
         left, right = (side.T / side.sum(axis=1) for side in (self.windows.left, self.windows.right))
         displaced = rng.normal(size=(N_BOOTSTRAP, len(self.windows.steps))) @ (left - right)
-        return displaced * self.jitter + self.bootstrap - self.bootstrap.mean(axis=0)
+        size = np.sqrt(JITTER_DOF / rng.chisquare(JITTER_DOF, (N_BOOTSTRAP, 1)))
+        return size * displaced * self.jitter + self.bootstrap - self.bootstrap.mean(axis=0)
 
     def _verdict(self, top: int, height: float, p_value: float) -> tuple[Verdict, str]:
         most, last = int(np.argmax(self.divergence)), len(self.divergence) - 1
