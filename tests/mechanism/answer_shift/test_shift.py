@@ -56,6 +56,14 @@ def test_checkpoints_that_jitter_without_going_anywhere_have_none():
     assert verdicts.count("transition") <= 1
 
 
+@pytest.mark.parametrize(("number", "case", "size"), [(9, 151, 0.05), (10, 7, 0.15)])
+def test_the_size_of_the_jitter_is_not_taken_for_known(number, case, size):
+    """Each was a peak with p = 0.006 while it was."""
+    jitter = np.random.default_rng([777, number, case]).normal(size=len(STEPS))
+    found = planted(np.clip(0.4 + size * jitter, 0.005, 0.99), seed=777 + case).peak
+    assert found.verdict == "none" and found.p_value > 0.02
+
+
 def test_a_shift_at_the_end_is_left_open():
     found = planted(0.7 * (STEPS / 400.0) ** 6).peak
     assert found.verdict == "inconclusive"
