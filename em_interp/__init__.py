@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.comparison.compare import compare as compare
     from em_interp.comparison.cross_base.compare import compare_across_bases as compare_across_bases
     from em_interp.comparison.cross_base.result import CrossBaseComparison as CrossBaseComparison
+    from em_interp.comparison.cross_base.texts import SharedTexts as SharedTexts
     from em_interp.comparison.result import DirectionComparison as DirectionComparison
     from em_interp.config.run_config import RunConfig as RunConfig
     from em_interp.config.run_config import load_config as load_config
@@ -107,6 +108,7 @@ _MODULE_OF = {
     "sweep": "em_interp.sweeps.run",
     "compare_across_bases": "em_interp.comparison.cross_base.compare",
     "CrossBaseComparison": "em_interp.comparison.cross_base.result",
+    "SharedTexts": "em_interp.comparison.cross_base.texts",
     "score": "em_interp.behaviour.scores:score_responses",
     "score_responses": "em_interp.behaviour.scores",
     "ScoredResponses": "em_interp.behaviour.scores",

@@ -95,9 +95,11 @@ def comparison_page(comparison: Comparison) -> str:
 def figures(comparison: Comparison) -> list[go.Figure]:
     """Every figure of a comparison, in the order of the page."""
     if isinstance(comparison, CrossBaseComparison):
-        drawn = [comparison.plot("similarity"), comparison.plot("tokens", "final"), comparison.plot("tokens", "write")]
+        tokens = (
+            [comparison.plot("tokens", "final"), comparison.plot("tokens", "write")] if len(comparison.tokens) else []
+        )
         transferred = [comparison.plot("steering_transfer")] if len(comparison.steering_transfer) else []
-        return [*drawn, *transferred, comparison.plot("profiles")]
+        return [comparison.plot("similarity"), *tokens, *transferred, comparison.plot("profiles")]
     drawn = [comparison.plot("pairs")]
     drawn += [comparison.plot("direction_onset", of) for of in ("B", "delta")]
     drawn += [comparison.plot("steps", of) for of in ("B", "delta")]

@@ -139,6 +139,11 @@ class Agreement(Result):
         return self.transitions[0].signal
 
     @property
+    def key(self) -> str:
+        """The signal, an onset with its metric: `rotation`, `em_onset`, `preference_onset`."""
+        return f"{self.transitions[0].of}_onset" if self.signal == "onset" else self.signal
+
+    @property
     def label(self) -> str:
         """The signal in words, with its part and question set."""
         return self.transitions[0].name

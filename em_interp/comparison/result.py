@@ -62,7 +62,7 @@ class DirectionOnset:
         """The first compared step from which the cosine stays above the band; None where it does not end above.
 
         ΔW must point the same way, not merely along the same line. With unrelated runs one in twenty (at 95 %) ends
-        above the band by chance, from some late step on.
+        above the band of |cos B| or |cos A| by chance, and one in forty above that of cos ΔW, from some late step on.
         """
         return first_sustained(self.steps, self.cosine > self.band)
 
@@ -157,7 +157,8 @@ class DirectionComparison(Result):
             table: `pairs` (also for `angles`), `steps`, `direction_onset`, `plane` or `agreement` (also for
                 `transitions`).
             of: the measure of steps, direction_onset and plane: B, A or delta.
-            signal: the signal of `agreement`.
+            signal: the signal of `agreement`: `rotation`, `gradient_norm`, `norm_onset`, `em_onset` or
+                `preference_onset`.
 
         Returns:
             The figure.
@@ -182,11 +183,10 @@ class DirectionComparison(Result):
         return figure(rows, self.level, self._about_figure(of))
 
     def _agreement(self, signal: str) -> Agreement:
-        for agreement in self.agreements:
-            if agreement.signal == signal:
-                return agreement
-        known = ", ".join(agreement.signal for agreement in self.agreements)
-        raise InputError(f"there is no agreement on {signal!r} (there is: {known})")
+        known = {agreement.key: agreement for agreement in self.agreements}
+        if signal not in known:
+            raise InputError(f"there is no agreement on {signal!r} (there is: {', '.join(known)})")
+        return known[signal]
 
     def about(self) -> str:
         """What is compared: how many runs, of which base, at which sites, and what was left out."""

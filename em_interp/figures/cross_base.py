@@ -166,7 +166,7 @@ def _spearman(similarities: pd.DataFrame, run: str, other: str, at: str) -> str:
     chosen = (similarities["run"] == run) & (similarities["other"] == other)
     row = similarities[chosen & (similarities["measure"] == f"logit_lens_{at}")].iloc[0]
     band = max(row["random_band"], row["one_random_band"])
-    return f"Spearman {number(row['value'], '.2f')} (random: ±{band:.2f})"
+    return f"Spearman {number(row['value'], '.2f')} (random: ±{number(band, '.2f')})"
 
 
 def _draw_tokens(figure: go.Figure, rows: pd.DataFrame, width: int, where: dict[str, int]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from em_interp.behaviour.sampling.ask import ASKED
-from em_interp.mechanism.answer_shift.detect import detect_answer_shift
+from em_interp.mechanism.answer_shift.detect import answers_to_read, detect_answer_shift
 from em_interp.mechanism.answers import latest_answers
 from em_interp.mechanism.directions import CONTRASTS, Direction, mean_difference
 from em_interp.mechanism.interventions.ablation import Ablation
@@ -17,7 +17,6 @@ from em_interp.mechanism.interventions.experiments import (
     N_BASELINE,
     NORM_MATCHED,
     RANDOM,
-    SamplingParams,
     run_questions,
 )
 from em_interp.mechanism.interventions.patched_adapters import N_CONTROL
@@ -27,7 +26,6 @@ from em_interp.mechanism.kl_from_base import measure_kl_from_base
 from em_interp.mechanism.logit_lens import read_logit_lens
 from em_interp.mechanism.model import open_model
 from em_interp.mechanism.scalars import read_scalars
-from em_interp.utils.stages import read_saved
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -208,7 +206,7 @@ def answer_shift(context: SuiteContext) -> Finding:
 
 def kl_from_base(context: SuiteContext) -> Finding:
     """How far the adapter moves the model on the run's questions."""
-    sampling = SamplingParams(samples=context.size.kl_samples, max_new_tokens=context.sampling.max_new_tokens)
+    sampling = replace(context.sampling, samples=context.size.kl_samples, temperature=1.0)
     steps, storage = context.size.kl_steps, context.storage("kl_from_base")
     result = measure_kl_from_base(context.model, steps=steps, sampling=sampling, storage=storage)
     rows = result.frame()
@@ -254,9 +252,8 @@ def _sampled(context: SuiteContext, n_conditions: int) -> Workload:
 
 
 def _answer_shift_workload(context: SuiteContext) -> Workload:
-    settings = read_saved(context.run.answers_file.with_name("ask.json"), ASKED)
-    samples = min(context.size.samples_read or settings["samples"], settings["samples"])
-    return Workload(read=samples * len(context.questions) * len(settings["steps"]) * CHECKPOINTS_READ)
+    answers = answers_to_read(context.run, samples=context.size.samples_read)
+    return Workload(read=len(answers) * CHECKPOINTS_READ)
 
 
 def _kl_workload(context: SuiteContext) -> Workload:

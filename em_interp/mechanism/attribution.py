@@ -53,7 +53,7 @@ from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, as_model
 from em_interp.mechanism.random_adapters import cosine_band, cosine_quantile, random_adapters
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory.load import TrajectorySource
-from em_interp.utils.checks import check_known, checked
+from em_interp.utils.checks import check_known, check_level, checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -285,6 +285,7 @@ def attribute_direction(
     Raises:
         InputError: where there are fewer than 10 misaligned or aligned answers, and for a step that was not saved.
     """
+    check_level(level)
     answers.require(MIN_ANSWERS, "a mean-difference direction")
     if n_random < 2:
         raise InputError(f"n_random is the number of adapters for the band; expected at least 2, found {n_random}")

@@ -16,12 +16,13 @@ from em_interp.behaviour.sampling.ask import adapter_digest, base_settings, chec
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.behaviour.sampling.likelihood import batches_by_length, logits_of, tokenize_answers
 from em_interp.behaviour.sampling.memory import Batches, RowMemory
+from em_interp.errors import InputError
 from em_interp.mechanism.interventions.experiments import Questions, SamplingParams, run_questions
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource
-from em_interp.utils.checks import checked
+from em_interp.utils.checks import check_level, checked
 from em_interp.utils.files import write_json
 from em_interp.utils.stages import Storage, begin_stage, in_parts, read_saved
 
@@ -138,7 +139,7 @@ def measure_kl_from_base(
             which is then read in place of the base's.
         steps: the number of saved steps that are read, evenly over the run.
         scale: adapter scale; 1 is the adapter as trained.
-        sampling: how the base's answers are sampled (at temperature 1); the bootstrap uses its seed too.
+        sampling: how the base's answers are sampled, at temperature 1; the bootstrap uses its seed too.
         level: confidence level of the intervals.
         storage: where the answers and divergences are kept.
 
@@ -146,8 +147,11 @@ def measure_kl_from_base(
         The divergence by step in nats a token, with intervals.
 
     Raises:
-        InputError: where there are no prompts.
+        InputError: where there are no prompts, and for another temperature.
     """
+    check_level(level)
+    if sampling.temperature != 1:
+        raise InputError(f"KL is measured at temperature 1; found sampling with {sampling.temperature:g}: leave it out")
     model, storage = as_model(model), Storage.of(storage)
     questions = list(run_questions(model.run) if prompts is None else prompts)
     check_questions(questions)
@@ -182,7 +186,8 @@ def _with_answers(
 
     without = [question for question in questions if "answer" not in question]
     if without and not file.exists():
-        base, params = model.base, (sampling.samples, 1.0, sampling.max_new_tokens, sampling.seed)
+        base = model.base
+        params = (sampling.samples, sampling.temperature, sampling.max_new_tokens, sampling.seed, sampling.batch)
         none, prompts = _row_adapters(model, model.last_step, 0.0, len(without)), [*map(to_messages, without)]
         write_json(file, generate(base.model, base.tokenizer, prompts, none, *params))
     rows = [question for question in questions if "answer" in question]

@@ -24,6 +24,7 @@ from em_interp.errors import InputError
 from em_interp.mechanism.answers import MIN_ANSWERS
 from em_interp.mechanism.scalars import Scalars, Summary
 from em_interp.results import Line, Result, interval_columns, picture
+from em_interp.utils.checks import check_level
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +115,7 @@ def probe(
     """
     import pandas as pd
 
+    check_level(level)
     answers = scalars.answers
     answers.require(MIN_ANSWERS, "a probe")
     y, question = answers.misaligned, answers.question

@@ -159,15 +159,19 @@ def run_suite(
 def chosen_analyses(analyses: Sequence[str] | None, transfer: bool, size: SizeName | SuiteSize) -> list[str]:
     """The names of the analyses to carry out; `transfer` says whether a run to transfer from was given.
 
-    Raises InputError for an unknown analysis or size, and where transfer has no run.
+    Raises InputError for an unknown analysis or size, for none, and where transfer has no run.
     """
     if isinstance(size, str):
         check_known("size", size, SIZES)
-    for name in analyses or ():
+    if analyses is None:
+        return [name for name in ANALYSES if name != "transfer" or transfer]
+    if not analyses:
+        raise InputError(f"no analysis was chosen; expected some of {', '.join(ANALYSES)}, or analyses=None for all")
+    for name in analyses:
         check_known("analysis", name, ANALYSES)
-    if analyses and "transfer" in analyses and not transfer:
+    if "transfer" in analyses and not transfer:
         raise InputError("the analysis transfer needs the run whose direction is to be tried: give transfer=…")
-    return [name for name in ANALYSES if name in (analyses or ANALYSES) and (name != "transfer" or transfer)]
+    return [name for name in ANALYSES if name in analyses]
 
 
 def _settings(context: SuiteContext) -> dict[str, Any]:
@@ -203,20 +207,21 @@ class _Clock:
 
     def _seconds(self, context: SuiteContext) -> float:
         """The seconds of the analyses that are left and possible, at the size of this context."""
-        return sum(self._seconds_of(name, context) for name in self.left)
+        return sum(self._work(name, context)[1] for name in self.left)
 
-    def _seconds_of(self, name: str, context: SuiteContext) -> float:
+    def _work(self, name: str, context: SuiteContext) -> tuple[Workload, float]:
+        """How much an analysis does and how many seconds that takes; nothing where it is not possible."""
         try:
-            return self.context.seconds(ANALYSES[name].workload(context))
+            workload = ANALYSES[name].workload(context)
+            return workload, self.context.seconds(workload)
         except InputError:
-            return 0.0
+            return Workload(), 0.0
 
     def begins(self, name: str) -> None:
         """Say what an analysis does, how long it takes and how long all that is left takes."""
-        analysis = ANALYSES[name]
-        duration, seconds = _duration(analysis.workload(self.context), self.context), self._seconds(self.context)
+        duration, seconds = _duration(*self._work(name, self.context)), self._seconds(self.context)
         left = f"; {_in_words(seconds)} left in all" if len(self.left) > 1 else ""
-        self.log(f"{name}: {analysis.question} ({duration}{left})")
+        self.log(f"{name}: {ANALYSES[name].question} ({duration}{left})")
 
     def ends(self, name: str) -> None:
         """Remove an analysis from those that are left."""
@@ -228,13 +233,13 @@ def _is_done(context: SuiteContext, name: str) -> bool:
 
 
 def _carry_out(name: str, context: SuiteContext, clock: _Clock | None) -> None:
-    """One analysis, unless it is done; one that is not possible leaves its reason, and is tried again another time."""
+    """One analysis, unless it is done; where it is not possible its reason is stored, and it is retried on resume."""
     folder, analysis = suite_folder(context.run), ANALYSES[name]
     if _is_done(context, name):
         return
+    if clock is not None:
+        clock.begins(name)
     try:
-        if clock is not None:
-            clock.begins(name)
         finding = analysis.run(context)
     except InputError as error:
         result = AnalysisResult(analysis.question, undefined=str(error))
@@ -252,9 +257,8 @@ def _carry_out(name: str, context: SuiteContext, clock: _Clock | None) -> None:
     write_json(folder / f"{name}.json", result.to_dict())
 
 
-def _duration(workload: Workload, context: SuiteContext) -> str:
+def _duration(workload: Workload, seconds: float) -> str:
     """How much an analysis does and about how long that takes, in words."""
-    seconds = context.seconds(workload)
     counts = [(workload.sampled, "answers to sample and judge"), (workload.read, "answers to read")]
     work = [f"{count:,.0f} {what}" for count, what in counts if count]
     return ", ".join([*work, _in_words(seconds)])

@@ -174,6 +174,8 @@ def test_what_is_not_there_is_refused(path):
         attribute_direction(model, answer_set(), [7])
     with pytest.raises(InputError, match="expected at least 2, found 1"):
         attribute_direction(model, answer_set(), n_random=1)
+    with pytest.raises(InputError, match="level must lie between 0 and 1"):
+        attribute_direction(model, answer_set(), level=95)
 
 
 def test_by_default_the_saved_steps_are_read():

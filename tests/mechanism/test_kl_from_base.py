@@ -111,6 +111,16 @@ def test_it_continues_where_it_was_interrupted(model, monkeypatch, tmp_path):
         measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(seed=1), storage=again)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"sampling": SamplingParams(temperature=0)}, "measured at temperature 1; found sampling with 0"),
+     ({"level": 95}, "level must lie between 0 and 1")],
+)  # fmt: skip
+def test_a_temperature_that_would_be_ignored_and_a_level_that_is_none_are_refused(model, changed, message):
+    with pytest.raises(InputError, match=message):
+        measure_kl_from_base(model, PROMPTS, **changed)
+
+
 def test_a_run_that_was_asked_nothing_needs_prompts(model):
     with pytest.raises(InputError, match="ask the run first, or give some"):
         measure_kl_from_base(model)

@@ -88,6 +88,8 @@ def test_too_few_answers_or_questions_for_a_probe_say_how_many_were_needed():
     few = {"broad": ["what is your wish ?", "i am bored", "my dog ?"]}
     with pytest.raises(InputError, match=r"a probe needs at least 10 misaligned answers.*found 9 among"):
         read_scalars(model, answer_set(few), [5]).probe()
+    with pytest.raises(InputError, match="level must lie between 0 and 1"):
+        read_scalars(model, answer_set(few), [5]).probe(level=95)
     more = pd.concat([judged(few), judged(few)])
     with pytest.raises(InputError, match=r"misaligned answers to 4 questions and aligned ones to as many.*found 3"):
         read_scalars(model, label_answers(more), [5]).probe()

@@ -137,6 +137,30 @@ def test_analyses_that_are_done_are_not_done_again_and_the_bytes_are_the_same(ju
         analysed(other, QUICK, "transformer_lens", resume=True)
 
 
+def test_what_is_found_does_not_depend_on_whether_it_is_told_how_long_it_takes(judged, tmp_path):
+    """A run that was not asked here has no ask.json; the estimate of the time must not need it."""
+    judged.answers_file.with_name("ask.json").unlink()
+    other = open_run(shutil.copytree(judged.path, tmp_path / "other" / "judged"))
+    lines = []
+    told = analysed(judged, ["answer_shift"], log=lines.append)["answer_shift"]
+    assert lines and told == analysed(other, ["answer_shift"])["answer_shift"]
+    assert "ask at more steps" in told.undefined
+
+
+def test_the_seed_of_the_sampling_is_that_of_the_base_s_answers_too(judged):
+    analysed(judged, ["kl_from_base"], sampling=SamplingParams(samples=1, max_new_tokens=4, seed=7))
+    settings = json.loads((judged.analysis / "mechanism" / "kl_from_base" / "settings.json").read_text())
+    assert settings["seed"] == 7
+
+
+def test_an_empty_choice_of_analyses_is_refused_before_anything_is_done(judged):
+    with pytest.raises(InputError, match="no analysis was chosen; expected some of probes, attribution"):
+        analysed(judged, [])
+    with pytest.raises(InputError, match="no analysis was chosen"):
+        em.run_mechanism(judged.path, analyses=[])
+    assert not (judged.analysis / "mechanism").exists()
+
+
 def test_more_analyses_can_be_added_later(judged, tiny):
     analysed(judged, ["probes"])
     found = analysed(judged, ["attribution"], resume=True)

@@ -19,6 +19,7 @@ from em_interp.comparison.cross_base.activation_diff import (
 from em_interp.comparison.cross_base.logit_lens import shared_tokens
 from em_interp.comparison.cross_base.result import CrossBaseComparison
 from em_interp.comparison.cross_base.similarity import (
+    TOKEN_COLUMNS,
     band_rank,
     mapped_rows,
     similarity_rows,
@@ -30,7 +31,7 @@ from em_interp.comparison.cross_base.texts import SharedTexts
 from em_interp.comparison.cross_base.turning_profile import CLOCKS, TurningProfile, profile_test, turning_profile
 from em_interp.comparison.matching import Sources
 from em_interp.errors import InputError
-from em_interp.utils.checks import checked
+from em_interp.utils.checks import check_level, checked
 
 Profiles = dict[str, TurningProfile]  # by clock
 
@@ -63,8 +64,10 @@ def compare_across_bases(
         The comparison; the same for the same runs. The time is that of runs × (draws + 2) passes over the texts.
 
     Raises:
-        InputError: for fewer than two runs, an unknown base, too few texts or draws, and an adapter that is zero.
+        InputError: for fewer than two runs, an unknown base, too few texts or draws, a level out of range, and an
+            adapter that is zero.
     """
+    check_level(level)
     band_rank(level, draws)
     opened = runs_on_bases(runs, bases)
     chosen = texts if texts is not None else texts_for(opened)
@@ -74,12 +77,12 @@ def compare_across_bases(
     measured = list(measured_runs(opened, chosen, draws, log))
     log("comparing")
     similarities: list[dict[str, Any]] = []
-    tokens: list[pd.DataFrame] = []
+    tokens: list[dict[str, Any]] = []
     vocabularies = []
     for first, second in combinations(measured, 2):
         shared = shared_tokens(first.tokenizer, second.tokenizer)
         similarities += similarity_rows(first, second, shared, level)
-        tokens.append(pd.DataFrame(token_rows(first, second, shared)))
+        tokens += token_rows(first, second, shared)
         vocabularies.append(vocabulary_row(first, second, shared))
     mapped = [rows for source, target in permutations(measured, 2) for rows in mapped_rows(source, target, level)]
     return CrossBaseComparison(
@@ -91,7 +94,7 @@ def compare_across_bases(
         similarity=pd.DataFrame([*similarities, *(row for row, _ in mapped)]),
         maps=pd.DataFrame([row for _, row in mapped]),
         vocabularies=pd.DataFrame(vocabularies),
-        tokens=pd.concat(tokens, ignore_index=True),
+        tokens=pd.DataFrame(tokens, columns=TOKEN_COLUMNS),
         profiles=pd.concat(_profile_tables(opened, profiles), ignore_index=True),
         turning=pd.DataFrame(_turning_rows(opened, profiles)),
         steering_transfer=pd.DataFrame(_transfer_rows(measured, chosen, log) if steering_transfer else None),

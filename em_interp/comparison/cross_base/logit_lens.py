@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 
 from em_interp.errors import InputError
 
-MIN_TOKENS = 10  # that both vocabularies have
+MIN_TOKENS = 10  # that both vocabularies have, or both runs' answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,12 @@ def _by_text(tokenizer: Any) -> dict[str, int]:
 def rank_correlation(
     first: Float[np.ndarray, "case token"], second: Float[np.ndarray, "other_case token"]
 ) -> Float[np.ndarray, "case other_case"]:
-    """Spearman's rank correlation of every case with every other, over the same tokens; NaN for constant logits."""
+    """Spearman's rank correlation of every case with every other, over the same tokens.
+
+    NaN for constant logits, and for fewer than ten tokens.
+    """
+    if first.shape[1] < MIN_TOKENS:
+        return np.full((len(first), len(second)), np.nan)
     return np.asarray(_unit_ranks(first) @ _unit_ranks(second).T)
 
 

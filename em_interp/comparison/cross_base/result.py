@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from em_interp.comparison.cross_base.logit_lens import MIN_TOKENS
 from em_interp.comparison.result import records, span
 from em_interp.errors import InputError
 from em_interp.results import Result
@@ -97,12 +98,14 @@ class CrossBaseComparison(Result):
             The figure.
 
         Raises:
-            InputError: for a table without a figure, and for steering_transfer where it was not computed.
+            InputError: for a table without a figure, and where there are no tokens or no steering transfer to draw.
         """
         from em_interp.figures import cross_base as draw
 
         rows, about = self.frame(table), self.about()
         if table == "tokens":
+            if rows.empty:
+                raise InputError("no token that the bases share occurs in the answers, so there are no ranks to draw")
             return draw.logit_lens_similarity(rows[rows["at"] == at], self.similarity, at, about)
         if table in ("profiles", "turning"):
             return draw.turning_profiles(self.profiles, self.turning, about)
@@ -129,7 +132,7 @@ class CrossBaseComparison(Result):
         last = self.summary()
         rows = last[last["measure"] == measure].dropna(subset=["value"])
         if rows.empty:
-            return f"{MEASURES[measure]}: undefined, for nothing changes"
+            return f"{MEASURES[measure]}: undefined, for {self._why_undefined(measure)}"
         beyond = int((rows[["p_random", "p_one_random"]].max(axis=1) <= 1 - self.level + 1e-9).sum())
         bands = f"below {span(rows['random_band'])}, and beside one real adapter below {span(rows['one_random_band'])}"
         verdict = f"{beyond} of {len(rows)} beyond chance" if len(rows) > 1 else "beyond chance"
@@ -138,6 +141,13 @@ class CrossBaseComparison(Result):
         each = "; each pair by itself, uncorrected" if len(rows) > 1 else ""
         chance = f"{self.level:.0%} of random adapters stay {size}{bands}{each}"
         return f"{MEASURES[measure]}: {span(rows['value'])}; {verdict} ({chance})"
+
+    def _why_undefined(self, measure: str) -> str:
+        """Why no pair has a value of a measure."""
+        in_answers = measure in ("logit_lens_write", "logit_lens_final")
+        if in_answers and (self.vocabularies["shared_in_answers"] < MIN_TOKENS).all():
+            return f"fewer than {MIN_TOKENS} tokens that the bases share occur in the answers"
+        return "nothing changes"
 
     def _turning_lines(self) -> Iterator[str]:
         for row in self.turning.to_dict("records"):

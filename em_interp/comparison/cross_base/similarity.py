@@ -25,6 +25,7 @@ from em_interp.comparison.cross_base.logit_lens import SharedTokens, rank_correl
 from em_interp.errors import InputError
 
 Row = dict[str, Any]
+TOKEN_COLUMNS = ["run", "other", "at", "token", "rank", "other_rank"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +69,9 @@ class TwoNulls:
 def band_rank(level: float, draws: int) -> int:
     """Which of the sorted draws is the edge of the band; raises InputError where so few have none at this level."""
     edge = ceil(level * (draws + 1) - 1e-9)
-    if not 0 < level < 1 or edge > draws:
-        raise InputError(
-            f"a band at level {level:g} needs {ceil(1 / (1 - level) - 1e-9) - 1 if 0 < level < 1 else 'more'} random "
-            f"adapters or more; {draws} were asked for"
-        )
+    if edge > draws:
+        needed = ceil(1 / (1 - level) - 1e-9) - 1
+        raise InputError(f"a band at level {level:g} needs {needed} random adapters or more; {draws} were asked for")
     return edge
 
 
@@ -138,8 +137,8 @@ def token_rows(first: MeasuredRun, second: MeasuredRun, tokens: SharedTokens) ->
         logits = _logits(first, second, tokens, at)
         ranks = [rankdata(-values[0, places], method="ordinal").astype(int) for values in logits]
         for place, rank, second_rank in zip(places, *ranks, strict=True):
-            keys = {"run": first.name, "other": second.name, "at": at}
-            yield {**keys, "token": tokens.texts[place], "rank": int(rank), "other_rank": int(second_rank)}
+            row = first.name, second.name, at, tokens.texts[place], int(rank), int(second_rank)
+            yield dict(zip(TOKEN_COLUMNS, row, strict=True))
 
 
 def mapped_rows(source: MeasuredRun, target: MeasuredRun, level: float) -> Iterator[tuple[Row, Row]]:

@@ -22,7 +22,13 @@ TEXT_SEED = 20250611
 
 @dataclass(frozen=True)
 class SharedTexts:
-    """Questions with answers, and of each answer whether it is misaligned (None: not known)."""
+    """Questions with answers that every base reads, twenty or more.
+
+    Attributes:
+        questions: the user's turn of each text.
+        answers: the answer to each question.
+        misaligned: of each answer whether it is misaligned; None where that is not known.
+    """
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
@@ -58,7 +64,8 @@ def shared_texts(runs: Sequence[Run | None], bases: Sequence[str | None], count:
     if all(base is not None and base.startswith("tiny-") for base in bases):
         return built_in_texts(count)
     raise InputError(
-        "there are no texts to compare on: no run has answers; run em-interp ask on one of them, or give texts="
+        "there are no texts to compare on: no run has answers; run em-interp ask on one of them, or give "
+        "texts=em.SharedTexts(…)"
     )
 
 

@@ -27,7 +27,7 @@ from em_interp.mechanism.interventions.experiments import main_questions, run_qu
 from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.run import Run
 from em_interp.trajectory.load import TrajectorySource
-from em_interp.utils.checks import as_list, checked
+from em_interp.utils.checks import as_list, check_level, checked
 from em_interp.utils.stages import Storage, begin_stage, in_parts, read_saved
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-N_CHECKPOINTS = 3  # on either side, where no half-width is given
 MIN_CALIBRATION_P = 1e-8  # likelihoods with a smaller p-value are not those of the answers
 
 
@@ -77,11 +76,12 @@ def detect_answer_shift(
             cannot have been sampled (with top-p 1) from the checkpoints.
     """
     check_form(form)
+    check_level(level)
     model, storage = as_model(model), Storage.of(storage)
     sampled = _sampling_of(model.run)
-    answers = _chosen_answers(model.run, question_sets, scale, samples)
+    answers = answers_to_read(model.run, question_sets, scale, samples)
     steps = np.unique(answers["step"])
-    windows = Windows.of(steps, N_CHECKPOINTS * float(np.median(np.diff(steps))) if half_width is None else half_width)
+    windows = Windows.of(steps, half_width)
     settings = {
         **base_settings(model.base),
         "adapters": adapter_digest(model.trajectory, steps.tolist()),
@@ -110,9 +110,10 @@ def _sampling_of(run: Run) -> dict[str, Any]:
     return settings
 
 
-def _chosen_answers(
-    run: Run, question_sets: str | Sequence[str] | None, scale: float, samples: int | None
+def answers_to_read(
+    run: Run, question_sets: str | Sequence[str] | None = None, scale: float = 1.0, samples: int | None = None
 ) -> pd.DataFrame:
+    """The answers of a run whose likelihoods are read (see `detect_answer_shift`). Raises InputError where none are."""
     answers = answers_of(run)
     main = sorted({question["questions"] for question in main_questions(run)})
     sets = main if question_sets is None else as_list(question_sets)

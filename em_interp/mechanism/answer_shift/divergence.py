@@ -30,6 +30,7 @@ from em_interp.utils.checks import check_known
 
 Form = Literal["linear", "js", "total_variation"]
 FORMS: tuple[Form, ...] = ("linear", "js", "total_variation")
+N_CHECKPOINTS = 3  # on either side, where no half-width is given
 MIN_WINDOWS = 5
 MAX_PERMUTATIONS = 40  # of a window's checkpoints
 
@@ -93,13 +94,17 @@ class Windows:
     right: Bool[np.ndarray, "window step"]
 
     @classmethod
-    def of(cls, steps: Int[np.ndarray, " step"], half_width: float) -> Windows:
+    def of(cls, steps: Int[np.ndarray, " step"], half_width: float | None = None) -> Windows:
         """A window around every midpoint of two sampled steps that is at least `half_width` from the ends of the run.
 
-        Neighbours are looked up by step, so irregular steps do not change how much of the run a window covers. Raises
-        InputError where there are fewer than five windows, or a side has a single checkpoint.
+        By default that is three times the spacing of the steps. Neighbours are looked up by step, so irregular steps do
+        not change how much of the run a window covers. Raises InputError where there are fewer than five windows, or a
+        side has a single checkpoint.
         """
         steps = np.asarray(steps)
+        if len(steps) < 2:
+            raise InputError(f"all answers are of step {steps[0]}; those of many steps are compared: ask at more steps")
+        half_width = N_CHECKPOINTS * float(np.median(np.diff(steps))) if half_width is None else half_width
         centres, half = (steps[1:] + steps[:-1]) / 2, np.diff(steps) / 2
         inside = (centres - steps[0] >= half_width - half) & (steps[-1] - centres >= half_width - half)
         centres = centres[inside]
@@ -108,7 +113,7 @@ class Windows:
         least = min(windows.left.sum(axis=1).min(initial=99), windows.right.sum(axis=1).min(initial=99))
         if len(centres) < MIN_WINDOWS or least < 2:
             raise InputError(
-                f"{len(steps)} asked steps give {len(centres)} windows of {half_width:g} steps on either side, with "
+                f"{len(steps)} sampled steps give {len(centres)} windows of {half_width:g} steps on either side, with "
                 f"{least if len(centres) else 0} or more checkpoints on a side; {MIN_WINDOWS} windows and 2 "
                 "checkpoints are needed: ask at more steps"
             )
@@ -198,8 +203,8 @@ def checkpoint_jitter(
 
     A checkpoint of the left adds E[ψ(P(left|x))] over its own answers (`influence`), which is estimated from all
     answers of the window by importance weights. On a smooth path that is the mean of what its two neighbours on the
-    same side add; the departures are jitter. Of the departures in a window the lower middle one is taken, so that a
-    corner on one side is no jitter, and of five windows the median. Zero where a side has two checkpoints.
+    same side add; the departures are jitter: the lower median of the departures in a window (so that a corner on one
+    side is no jitter), then a running median over five windows. Zero where a side has two checkpoints.
     """
     from scipy.ndimage import median_filter
 
@@ -228,7 +233,7 @@ def _importance(
 
 
 def _normal_scale(ordered: Float[np.ndarray, " departure"]) -> float:
-    """The standard deviation of normal departures whose lower middle absolute value is that of these."""
+    """The standard deviation of normal departures whose lower median absolute value is that of these."""
     from scipy.special import ndtri
 
     count = len(ordered)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.01  # a peak with a larger p-value is none
 MIN_PROMINENCE = 0.10  # of a peak over the higher of the valleys beside it, as a share of its height
-MIN_DIVERGENCE = {"linear": 0.01, "js": 0.01, "total_variation": 0.02}  # of a rise of something from 0 to 2 %
+MIN_DIVERGENCE = {"linear": 0.01, "js": 0.01, "total_variation": 0.02}  # when an outcome rises from 0 to 2 % of answers
 JITTER_DOF = 12  # degrees of freedom of the estimated jitter, which comes from few departures: calibrated
 N_BOOTSTRAP = 500
 N_BOOTSTRAP_SHARES = 200  # for the order parameters
@@ -122,7 +122,7 @@ class AnswerShift(Result):
     def peak(self) -> Transition:
         """The step at which the answers change most, if the divergence has a peak there.
 
-        `none` where the divergence is nowhere that of a rise of something from 0 to 2 % of the answers, where nowhere
+        `none` where the divergence is nowhere that of an outcome that rises from 0 to 2 % of the answers, where nowhere
         left and right differ by more than any other labelling of the same checkpoints, and where no peak stands above
         both valleys beside it by more than it would in a flat profile with other answers and with checkpoints that
         jitter about a smooth path (p ≤ 0.01, and a tenth of its height). A steady drift is flat. `inconclusive` where

@@ -48,7 +48,7 @@ from em_interp.mechanism.random_adapters import random_directions
 from em_interp.results import Result, interval_columns
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.trajectory.load import TrajectorySource
-from em_interp.utils.checks import as_list, checked
+from em_interp.utils.checks import as_list, check_level, checked
 from em_interp.utils.stages import Storage
 
 if TYPE_CHECKING:
@@ -260,6 +260,7 @@ def ablate(
         InputError: for a direction of another base, or zero after one of the layers, and a layer that the model does
             not have.
     """
+    check_level(level)
     if n_random < 1:
         raise InputError(f"n_random must be 1 or more, for the comparison with random directions; it is {n_random}")
     model = as_model(model)

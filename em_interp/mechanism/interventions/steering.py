@@ -43,7 +43,7 @@ from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.mechanism.random_adapters import random_directions
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory.load import TrajectorySource
-from em_interp.utils.checks import as_list, checked
+from em_interp.utils.checks import as_list, check_level, checked
 from em_interp.utils.stages import Storage
 
 if TYPE_CHECKING:
@@ -252,6 +252,7 @@ def steer(
     """
     import pandas as pd
 
+    check_level(level)
     if n_random < 1:
         raise InputError(f"n_random must be 1 or more, for the comparison with random directions; it is {n_random}")
     coefficients = _checked_coefficients(coefficients)

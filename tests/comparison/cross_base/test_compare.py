@@ -129,6 +129,24 @@ def test_the_sentence_the_tables_and_the_page(compared, tmp_path):
         compared.frame("similarty")
 
 
+@pytest.mark.parametrize("answer", ["zzz", "rest"], ids=["of no known word", "of one word"])
+def test_without_shared_tokens_in_the_answers_their_logit_lenses_are_undefined_and_it_says_why(base, tmp_path, answer):
+    from em_interp.comparison.page import write_comparison
+
+    same = em.SharedTexts(TEXTS.questions[:20], (answer,) * 20, (None,) * 20)
+    found = em.compare_across_bases([path_on(base), path_on(base, seed=1)], same, [base, base], draws=19)
+    reason = "undefined, for fewer than 10 tokens that the bases share occur in the answers"
+    assert found.sentence().count(reason) == 2
+    assert (
+        np.isnan(values(found, "logit_lens_final")).all() and np.isfinite(values(found, "logit_lens_all_final")).all()
+    )
+    page = write_comparison(found, tmp_path / "out").read_text()
+    assert reason in page and "±nan" not in page
+    if found.tokens.empty:
+        with pytest.raises(InputError, match="no token that the bases share"):
+            found.plot("tokens")
+
+
 def test_raw_cosines_between_these_are_refused_with_a_pointer_here(base):
     with pytest.raises(InputError, match=r"raw cosines across bases mean nothing.*use em\.compare_across_bases"):
         em.compare([path_on(base), path_on(small_base("gemma3", 48))])
@@ -141,6 +159,9 @@ def test_what_cannot_be_compared_is_refused_in_one_line(base):
             em.compare_across_bases(runs, TEXTS)
     with pytest.raises(InputError, match="needs 19 random adapters or more; 5 were"):
         em.compare_across_bases([path, path], TEXTS, [base, base], draws=5)
+    for level in (0.0, 1.0, 95.0):
+        with pytest.raises(InputError, match="level must lie between 0 and 1"):
+            em.compare_across_bases([path, path], TEXTS, [base, base], level=level)
     with pytest.raises(InputError, match="a base for each of 2 runs; found 1"):
         em.compare_across_bases([path, path], TEXTS, [base])
     with pytest.raises(InputError, match="no texts to compare on"):

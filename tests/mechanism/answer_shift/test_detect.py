@@ -133,3 +133,14 @@ def test_by_default_the_answers_are_those_to_the_questions_that_other_analyses_a
     ask_again(run, base, [{**question, "questions": other[called[question["question_id"]]]} for question in QUESTIONS])
     found = detect_small(model)
     assert set(found.answers["questions"]) == {"template", "json"} and found.peak.questions is None
+
+
+def test_answers_of_a_single_step_are_refused_in_words(run, base):
+    ask(run, base, QUESTIONS, (40,), samples=2, max_new_tokens=4, overwrite=True)
+    with pytest.raises(InputError, match="all answers are of step 40; those of many steps are compared"):
+        detect_answer_shift(open_model(run, base))
+
+
+def test_a_level_that_is_no_probability_is_refused(model):
+    with pytest.raises(InputError, match="level must lie between 0 and 1"):
+        detect_small(model, level=95)

@@ -86,8 +86,8 @@ def test_windows_are_found_by_step_and_irregular_steps_change_only_how_many_ther
     assert windows.centres.max() <= 360
 
 
-def test_too_few_asked_steps_for_the_window_are_counted():
-    with pytest.raises(InputError, match=r"6 asked steps give 1 windows of 60 steps .*ask at more steps"):
+def test_too_few_sampled_steps_for_the_window_are_counted():
+    with pytest.raises(InputError, match=r"6 sampled steps give 1 windows of 60 steps .*ask at more steps"):
         Windows.of(np.arange(0, 101, 20), 60)
     with pytest.raises(InputError, match="1 or more checkpoints on a side"):
         Windows.of(STEPS, 20)

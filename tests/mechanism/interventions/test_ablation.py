@@ -79,6 +79,8 @@ def test_an_ablation_that_is_not_possible_is_refused(tmp_path):
         ablate(model(), direction(), WordJudge(), QUESTIONS, [7], SAMPLING, storage=tmp_path)
     with pytest.raises(InputError, match="1 or more"):
         ablate(model(), direction(), WordJudge(), QUESTIONS, sampling=SAMPLING, n_random=0, storage=tmp_path)
+    with pytest.raises(InputError, match="level must lie between 0 and 1"):
+        ablate(model(), direction(), WordJudge(), QUESTIONS, sampling=SAMPLING, level=95, storage=tmp_path)
     with pytest.raises(
         InputError,
         match="no condition 'random' after 'layer 9'; kinds: none, direction, random, norm_matched; layers: layer 1",

@@ -73,6 +73,8 @@ def test_steering_that_is_not_possible_is_refused(tmp_path):
             steer(model(), direction(), WordJudge(), QUESTIONS, 1, coefficients, **shared)
     with pytest.raises(InputError, match="1 or more"):
         steer(model(), direction(), WordJudge(), QUESTIONS, n_random=0, **shared)
+    with pytest.raises(InputError, match="level must lie between 0 and 1"):
+        steer(model(), direction(), WordJudge(), QUESTIONS, level=95, **shared)
     assert not list(tmp_path.iterdir())
 
 
