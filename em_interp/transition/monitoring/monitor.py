@@ -168,7 +168,7 @@ class Monitor(Result):
 
     def _look(self, step: int, signal: MonitorSignal) -> Look:
         tests = len(LOOKS) * len(self.signals)
-        transition = self._path.test(self.level / tests) if signal == "rotation" else self._log.test()
+        transition = self._path.test(self.level) if signal == "rotation" else self._log.test()
         p_value = 1.0 if transition.p_value is None or not transition.found else transition.p_value
         run_p = min(1.0, p_value * tests)
         alarm = run_p <= self.level and all(run_p < of_control for of_control in self._control_p(signal))
@@ -327,7 +327,7 @@ class _Path:
             self._keep([row for row, kept in enumerate(self.steps) if self.on_grid(kept) or kept == step])
 
     def test(self, alpha: float) -> Transition:
-        """The clearest rotation so far, if it is significant at `alpha`."""
+        """The clearest rotation so far, if it is significant at `alpha` as a single test."""
         count, rounding = len(self.steps), np.array(self.rounding) if any(self.rounding) else None
         rotation = significant_rotation(self.gram[:count, :count], np.array(self.steps), alpha, rounding)
         return replace(rotation, of="B")

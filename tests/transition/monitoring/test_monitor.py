@@ -63,6 +63,17 @@ def test_looks_are_fixed_shares_of_the_run_and_share_the_level():
     assert all(look.run_p == 1.0 for look in monitor.looks)
 
 
+@pytest.mark.parametrize("signal", ["rotation", "gradient_norm"])
+def test_looks_that_are_significant_alone_are_suspicious_before_an_alarm(signal):
+    if signal == "rotation":
+        monitor = em.watch(planted_path("gradual", 602, last=400, noise_ratio=1.5).trajectory())
+    else:
+        monitor = follow_log("lopsided", 601)[1]
+    early = [look for look in monitor.looks if look.suspicious and not look.alarm]
+    assert early and all(look.signal == signal and look.step < monitor.alarms[0].step for look in early)
+    assert all(look.transition.found and 0.05 / 34 < look.transition.p_value <= 0.05 for look in early)
+
+
 def test_memory_does_not_grow_with_the_length_of_the_run():
     monitor = Monitor(5000, signals=["rotation"])
     rng = np.random.default_rng(0)
