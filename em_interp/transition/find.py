@@ -35,7 +35,6 @@ TEST_LEVELS: dict[str, float] = {  # the largest p-value of a transition, by sig
     "onset": ONSET_ALPHA,
 }
 MIN_COVERED = 0.8  # share of the run that a log must cover for a `none`; as many of its values must be there
-LOG_SIGNALS: tuple[Signal, ...] = ("gradient_norm",)  # of a log alone
 
 
 def find_transition(
@@ -65,7 +64,7 @@ def find_transition(
     """
     _check(source, signal, level, control)
     if isinstance(source, AnyCurve):
-        _check_curve(of, site)
+        _check_no_adapters("a behaviour curve", of, site)
         return onset(source, control, level=level)  # type: ignore[arg-type]  # it checks it
     source = as_trajectory(source)
     signal = signal or ("gradient_norm" if source.kind == "log" else "rotation")
@@ -105,18 +104,17 @@ def find_transitions(
     """
     _check(source, signal, level, control)
     if isinstance(source, AnyCurve):
-        _check_curve(of, site)
+        _check_no_adapters("a behaviour curve", of, site)
         return onsets(source, control, level=level)  # type: ignore[arg-type]  # it checks it
     path, matrices = as_trajectory(source), MATRICES if of is None else (as_matrix(of),)
     of_control = None if control is None else _as_path(control, path, signal)
-    if path.kind == "log":
-        _check_log(path, signal, of, site)
-        signal = "gradient_norm"
-    if of is not None and signal not in (None, "rotation"):
-        raise InputError(f"of= names the matrix whose rotation is looked for; the signal is {signal!r}: leave it out")
     missing = _missing_signals(path, site)
     if signal in missing:
         raise InputError(f"the path has no signal {signal!r}: {missing[signal]}")
+    if path.kind == "log":
+        _check_no_adapters(f"{path.source}, a log alone,", of, site)
+    if of is not None and signal not in (None, "rotation"):
+        raise InputError(f"of= names the matrix whose rotation is looked for; the signal is {signal!r}: leave it out")
     signals = [name for name in PATH_SIGNALS if name not in missing] if signal is None else [signal]
     return [replace(t, site=site) for name in signals for t in _on_path(path, name, matrices, site, level, of_control)]
 
@@ -134,11 +132,11 @@ def _check(source: TrajectorySource | AnyCurve, signal: str | None, level: float
         raise InputError(f"{what} has no signal {described(signal)}{hint} (it has: {', '.join(known)})")
 
 
-def _check_curve(of: str | None, site: str | None) -> None:
-    """Raise InputError for what a path has and a behaviour curve has not."""
+def _check_no_adapters(what: str, of: str | None, site: str | None) -> None:
+    """Raise InputError for what adapters' paths have, asked of a behaviour curve or a log alone."""
     if of is not None or site is not None:
         given = f"of={of!r}" if of is not None else f"site={site!r}"
-        raise InputError(f"a behaviour curve has no matrices and no sites; found {given}, which is for adapters' paths")
+        raise InputError(f"{what} has no matrices and no sites; found {given}, which is for adapters' paths")
 
 
 def _as_path(control: TrajectorySource | AnyCurve, path: AdapterTrajectory, signal: str | None) -> AdapterTrajectory:
@@ -156,18 +154,16 @@ def _as_path(control: TrajectorySource | AnyCurve, path: AdapterTrajectory, sign
 
 def _missing_signals(path: AdapterTrajectory, site: str | None) -> dict[str, str]:
     """The signals that the path, or one site of it, does not have, each with the reason."""
+    if path.kind == "log":
+        reason = f"{path.source} is a log alone, without adapters; it has gradient_norm"
+        return {name: reason for name in PATH_SIGNALS if name != "gradient_norm"}
     if site is None:
         reason = no_composition(path)
         return {"composition": reason} if reason else {}
-    missing: dict[str, str] = dict.fromkeys(LOG_SIGNALS, "it is logged for the whole run; one site was asked for")
-    return missing | {"composition": "it compares several adapters; one site was asked for"}
-
-
-def _check_log(path: AdapterTrajectory, signal: str | None, of: str | None, site: str | None) -> None:
-    """Raise InputError for what a log alone does not have."""
-    if signal not in (None, *LOG_SIGNALS) or of is not None or site is not None:
-        requested = next(name for name in (signal if signal not in LOG_SIGNALS else None, of, site) if name)
-        raise InputError(f"{path.source} is a log alone, without adapters: it has gradient_norm, not {requested!r}")
+    return {
+        "gradient_norm": "it is logged for the whole run; one site was asked for",
+        "composition": "it compares several adapters; one site was asked for",
+    }
 
 
 def _on_path(

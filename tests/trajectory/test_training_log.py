@@ -192,9 +192,13 @@ def test_a_log_alone_has_the_peak_of_its_gradient_norm(tmp_path, name):
     (peak,) = em.find_transitions(str(file))
     assert peak.signal == "gradient_norm" and abs(peak.step - 240) < 20
     assert em.find_transition(log) == peak
-    for asked in ({"signal": "rotation"}, {"of": "B"}, {"site": "layers.1"}):
-        with pytest.raises(InputError, match="is a log alone, without adapters: it has gradient_norm, not"):
-            em.find_transitions(log, **asked)
+    for signal in ("rotation", "composition"):
+        with pytest.raises(InputError, match="no signal .* is a log alone, without adapters; it has gradient_norm"):
+            em.find_transitions(log, signal)
+    for of_adapters in ({"of": "B"}, {"of": "B", "signal": "gradient_norm"}, {"site": "layers.1"}, {"site": ""}):
+        for find in (em.find_transitions, em.find_transition):
+            with pytest.raises(InputError, match="a log alone, has no matrices and no sites; found"):
+                find(log, **of_adapters)
     with pytest.raises(InputError, match="is a log alone"):
         log.gram("B")
     assert "no sites" in log.sentence() and "<table" in log._repr_html_()
