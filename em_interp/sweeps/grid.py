@@ -173,9 +173,10 @@ def _control_values(control: dict[str, Any], run: PlannedRun, where: str) -> Ite
     """The settings in which the control of a run differs from it."""
     for short, given in control.items():
         key = _long(short, list(given.values()) if isinstance(given, dict) else [given])
-        if not (isinstance(given, dict) and key in run.values):
-            yield key, given
-        elif (value := run.values[key]) in given:
+        value = run.values.get(key)
+        if not (isinstance(given, dict) and key in run.values) or isinstance(value, (list, dict)):
+            yield key, given  # no key of a mapping can name a list or a mapping
+        elif value in given:
             yield key, given[value]
         else:
             raise InputError(

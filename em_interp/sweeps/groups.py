@@ -164,8 +164,11 @@ def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _is_compared(folder: Path, runs: Sequence[Candidate], draws: int) -> bool:
-    """Whether the folder holds the comparison of these runs; its page is the last of it that is written."""
+    """Whether the folder holds the comparison of these runs, not damaged; its page is the last of it to be written."""
     if not (folder / "cross_base.html").exists():
         return False
-    kept = read_saved(folder / "cross_base.json", {"runs": [{"name": str}], "random_adapters": int})
+    try:
+        kept = read_saved(folder / "cross_base.json", {"runs": [{"name": str}], "random_adapters": int, "sentence": str})
+    except InputError:
+        return False
     return [run["name"] for run in kept["runs"]] == [run.name for run in runs] and kept["random_adapters"] == draws

@@ -25,15 +25,17 @@ from em_interp.run import Run
 from em_interp.transition.family import main_onset
 from em_interp.transition.result import Transition
 from em_interp.utils.checks import check_known
-from em_interp.utils.files import read_json, write_json, write_text
+from em_interp.utils.files import write_json, write_text
 from em_interp.utils.lock import write_lock
 from em_interp.utils.progress import progress_bar
+from em_interp.utils.stages import read_saved
 
 Backend = Literal["loky", "ray"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 WATCH, WATCH_SECONDS = "em_interp-watch", 0.5  # the thread of a worker that looks whether the main process has ended
 OBJECT_STORE = 100 * 2**20  # bytes; workers leave their results in files
 SUMMARY_FILE = "sweep_run.json"  # in a run's analysis folder
+SUMMARY = {"control?": str, "rotation": dict, "gradient_norm": dict, "onset": dict, "offset?": dict, "final?": dict}
 
 
 def cores() -> int:
@@ -152,9 +154,12 @@ def is_complete(out: Path, name: str, config: RunConfig) -> bool:
 
 
 def is_analysed(out: Path, name: str, control: str | None) -> bool:
-    """Whether its transitions were located with this control."""
-    file = Run(run_path(out, name)).analysis / SUMMARY_FILE
-    return file.exists() and read_json(file).get("control") == control
+    """Whether its transitions were located with this control; not where what is kept of them is damaged."""
+    try:
+        kept = read_saved(Run(run_path(out, name)).analysis / SUMMARY_FILE, SUMMARY)
+    except InputError:
+        return False
+    return bool(kept.get("control") == control)
 
 
 def make_run(name: str, config: RunConfig, out: Path) -> Outcome:

@@ -15,7 +15,7 @@ from em_interp.results import Result, interval_columns
 from em_interp.run import Run
 from em_interp.sweeps.grid import REPLICATE, PlannedRun
 from em_interp.sweeps.groups import AcrossBases, WithinBase
-from em_interp.sweeps.jobs import SUMMARY_FILE, run_path
+from em_interp.sweeps.jobs import SUMMARY, SUMMARY_FILE, run_path
 from em_interp.transition.result import Transition
 from em_interp.utils.checks import check_known
 from em_interp.utils.stages import read_saved
@@ -52,7 +52,7 @@ class RunResult:
     def read(cls, plan: PlannedRun, out: Path, error: str | None) -> RunResult:
         """The result of one run, from the files of its worker."""
         path = run_path(out, plan.name)
-        return cls(plan, path, error, {} if error else read_saved(Run(path).analysis / SUMMARY_FILE, dict))
+        return cls(plan, path, error, {} if error else read_saved(Run(path).analysis / SUMMARY_FILE, SUMMARY))
 
     @property
     def control(self) -> str | None:

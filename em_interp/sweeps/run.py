@@ -89,10 +89,10 @@ def sweep(
     with write_lock(out), resumable(out):
         _claim(grid, out, resume, overwrite)
         with workers(backend, jobs) as do:
-            for line in plan(grid, out, jobs, backend):
-                log(line)
             if overwrite:
                 remove(*(out / name for name in CONTENTS))
+            for line in plan(grid, out, jobs, backend):
+                log(line)
             write_text(out / "sweep.yaml", grid.to_yaml())
             errors = _make_all(grid, out, do, progress)
             errors |= _analyse_all(grid, out, do, errors, progress)

@@ -96,6 +96,14 @@ def test_runs_whose_controls_are_equal_share_one():
     assert [run.control for run in load_sweep(config()).runs] == [None, None]
 
 
+def test_one_mapping_is_the_control_of_runs_that_vary_in_lists_or_mappings():
+    axis = {"adapter": [{"r": 1}, {"r": 2}], "adapter.layers_to_transform": [[0], [1]]}
+    grid = load_sweep(config(grid=axis, control={"adapter": {"lora_alpha": 8}, "data": "tiny:medical-careful"}))
+    assert len(grid.runs) == 4 and {one.config.adapter.lora_alpha for one in grid.controls} == {8}
+    said = refusal(config(grid=axis, control={"adapter.layers_to_transform": {"first": [0]}}))
+    assert "control: adapter.layers_to_transform" in said
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

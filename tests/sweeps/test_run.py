@@ -143,6 +143,25 @@ def test_a_ray_cluster_of_two_workers_makes_what_one_process_makes(done, tmp_pat
     same_as_one_process(out, done[1])
 
 
+def test_the_plan_with_overwrite_counts_nothing_that_it_replaces_as_complete(done, tmp_path):
+    out, said = tmp_path / "sweep", []
+    shutil.copytree(done[1], out)
+    one = {**QWEN2, "grid": {"model": ["tiny-qwen2"], "seed": [0]}, "control": {}}
+    sweep(one, out, overwrite=True, jobs=1, log=said.append)
+    assert said[0] == "runs: 1 (1 model × 1 seed); controls: 0; complete already: 0"
+    assert {entry.name for entry in (out / "runs").iterdir()} == {RUNS[0]}
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"control": "control_tiny-qwen2_medical-careful"}'])
+def test_what_is_kept_of_a_run_is_made_anew_where_it_is_damaged(done, tmp_path, damaged):
+    out = tmp_path / "sweep"
+    shutil.copytree(done[1], out)
+    (open_run(out / "runs" / RUNS[0]).analysis / "sweep_run.json").write_text(damaged)
+    found = sweep(BOTH, out, resume=True, jobs=1)
+    without = (*SOURCE, "sweep.html")  # which says how to go on in this folder
+    assert found.failures == {} and contents(out, *without) == contents(done[1], *without)
+
+
 @pytest.fixture
 def grown(done, tmp_path):
     """A copy of the whole sweep, with one more base that is not there yet, without controls of its own."""
