@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from em_interp.transition.monitoring.monitor import Monitor
 
 COLOUR = {"rotation": PART_COLOUR["B"], "gradient_norm": MUTED}
-MIN_P = 1e-6  # smaller ones are drawn here
+MIN_P = 1e-6  # smaller ones are drawn as this
 
 
 @checked
@@ -25,7 +25,7 @@ def monitor(monitor: Monitor) -> go.Figure:
         monitor: what `em.watch` returned, or the `monitor` of an `em.MonitorCallback`.
 
     Returns:
-        The figure; p = 1 is at the foot, and p-values below 10⁻⁶ are drawn there.
+        The figure; p = 1 is at the foot, and p-values below 10⁻⁶ are drawn as 10⁻⁶, at the top.
     """
     figure = new_figure("Live monitor", monitor.sentence())
     figure.update_xaxes(title_text=STEP, range=[0, monitor.last])

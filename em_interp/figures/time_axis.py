@@ -241,18 +241,20 @@ def _draw_log(figure: go.Figure, path: AdapterTrajectory, row: int) -> None:
 
 
 def _draw_behaviour(figure: go.Figure, curves: Sequence[Transition], row: int) -> None:
+    highest = []
     for curve in curves:
         seen, colour = curve.evidence, onset_colour(curve)
         name = escape(readable(curve.questions or "this run"))
         hover = f"step %{{x}}<br>{name}: %{{y:.1f}}% of %{{customdata}} answers<extra></extra>"
         low, high = 100 * rate_intervals(seen["rate"], seen["answers"]).T
+        highest.append(high)
         band = ribbon(seen["steps"], low, high, colour, "95% interval", showlegend=False, legendgroup=name)
         figure.add_trace(band, row=row, col=1)
         trace = go.Scatter(x=seen["steps"], y=100 * seen["rate"], customdata=seen["answers"], mode="lines+markers")
         trace.update(name=name, legendgroup=name, hovertemplate=hover, cliponaxis=False)
         figure.add_trace(trace.update(line={"color": colour, "width": 1.6}, marker_size=4), row=row, col=1)
-    rates = np.concatenate([curve.evidence["rate"] for curve in curves])
-    figure.update_yaxes(title_text="EM rate (%)", range=em_axis_range(100 * rates), nticks=5, row=row, col=1)
+    axis = em_axis_range(np.concatenate(highest))
+    figure.update_yaxes(title_text="EM rate (%)", range=axis, nticks=5, row=row, col=1)
 
 
 def _step_range(transitions: Sequence[Transition], path: AdapterTrajectory | None) -> tuple[float, float] | None:

@@ -1,5 +1,7 @@
 """Transitions, behaviour and the log on one time axis."""
 
+from dataclasses import replace
+
 import numpy as np
 
 import em_interp as em
@@ -52,6 +54,16 @@ def test_the_rates_on_the_time_axis_have_their_intervals(organism):
     high, low = np.array(band.y[:half]), np.array(band.y[half : 2 * half])[::-1]
     inside = np.array(line.y)
     assert (low <= inside).all() and (inside <= high).all() and (high - low > 5).all()
+
+
+def test_the_axis_of_a_low_rate_holds_its_intervals(organism):
+    rise = next(t for t in organism.onsets if t.questions == "in_domain" and t.scale == 1)
+    low = replace(rise, evidence={**rise.evidence, "rate": np.full_like(rise.evidence["rate"], 0.05)})
+    figure = em.figures.timeline([low])
+    band = np.array(trace(figure, "95% interval").y)
+    assert np.nanmax(band) > 5.2  # beyond an axis to 5 %
+    assert trace(figure, "in domain").yaxis == "y"
+    assert figure.layout.yaxis.range[0] < np.nanmin(band) and np.nanmax(band) < figure.layout.yaxis.range[1]
 
 
 def test_one_transition_does_as_well_as_a_list_of_one(organism):
