@@ -44,12 +44,13 @@ def same(one, other):
             np.testing.assert_array_equal(mine[site].view(np.int32), theirs[site].view(np.int32))
     np.testing.assert_array_equal(one.steps, other.steps)
     pd.testing.assert_frame_equal(one.metrics, other.metrics, check_exact=True)
-    assert (one.scale, one.base, one.kind) == (other.scale, other.base, other.kind)
+    assert (one.scale, one.base, one.kind, one.notes) == (other.scale, other.base, other.kind, other.notes)
 
 
 def test_what_is_read_from_the_file_is_what_is_read_from_the_folder(folder, tmp_path):
     path = load_trajectory(folder)
     assert len(path.scale) == 2 and len(set(path.scale.values())) == 2
+    assert any("too few" in note for note in path.notes)
     file = write_packed(path, tmp_path / "packed.safetensors", identity="base-14b@0123")
     for source in (file, str(file)):
         packed = load_trajectory(source)
