@@ -36,7 +36,7 @@ def compare(
     With --out it writes a page, the findings as JSON, and tables.
     """
     from em_interp.comparison.compare import compare as compare_runs
-    from em_interp.comparison.matching import OtherBases
+    from em_interp.comparison.matching import OtherBases, match
     from em_interp.comparison.page import Comparison, write_comparison
     from em_interp.errors import InputError
     from em_interp.utils.files import check_free
@@ -45,10 +45,11 @@ def compare(
         for name in ("comparison.json", "cross_base.json"):
             check_free(Path(out) / name, resume, overwrite)
     try:
-        comparison: Comparison = compare_runs(sources, same_base)
         if draws is not None or steering_transfer:
+            match(sources, same_base)
             given = "--draws" if draws is not None else "--steering-transfer"
             raise InputError(f"{given} is for runs of different bases; these are of one: leave it out")
+        comparison: Comparison = compare_runs(sources, same_base)
     except OtherBases:
         from em_interp.comparison.cross_base.compare import compare_across_bases
 

@@ -54,7 +54,8 @@ def test_a_command_that_is_not_one_is_refused(words, said):
     assert said in refused(*words)
 
 
-def test_options_for_runs_of_different_bases_are_refused_for_those_of_one(tiny):
+def test_options_for_runs_of_different_bases_are_refused_for_those_of_one_before_they_are_compared(tiny, monkeypatch):
+    monkeypatch.setattr("em_interp.comparison.compare.compare", None)  # called, it would be a TypeError
     for given in (["--draws", "9"], ["--steering-transfer"]):
         said = refused("compare", tiny.run, tiny.control, *given)
         assert f"{given[0]} is for runs of different bases; these are of one" in said
