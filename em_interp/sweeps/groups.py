@@ -167,8 +167,9 @@ def _is_compared(folder: Path, runs: Sequence[Candidate], draws: int) -> bool:
     """Whether the folder holds the comparison of these runs, not damaged; its page is the last of it to be written."""
     if not (folder / "cross_base.html").exists():
         return False
+    form = {"runs": [{"name": str}], "random_adapters": int, "sentence": str}
     try:
-        kept = read_saved(folder / "cross_base.json", {"runs": [{"name": str}], "random_adapters": int, "sentence": str})
+        kept = read_saved(folder / "cross_base.json", form)
     except InputError:
         return False
     return [run["name"] for run in kept["runs"]] == [run.name for run in runs] and kept["random_adapters"] == draws

@@ -193,7 +193,7 @@ def test_a_log_alone_has_the_peak_of_its_gradient_norm(tmp_path, name):
     assert peak.signal == "gradient_norm" and abs(peak.step - 240) < 20
     assert em.find_transition(log) == peak
     for signal in ("rotation", "composition"):
-        with pytest.raises(InputError, match="no signal .* is a log alone, without adapters; it has gradient_norm"):
+        with pytest.raises(InputError, match=r"no signal .* is a log alone, without adapters; it has gradient_norm"):
             em.find_transitions(log, signal)
     for of_adapters in ({"of": "B"}, {"of": "B", "signal": "gradient_norm"}, {"site": "layers.1"}, {"site": ""}):
         for find in (em.find_transitions, em.find_transition):
