@@ -155,8 +155,8 @@ def _as_path(control: TrajectorySource | AnyCurve, path: AdapterTrajectory, sign
 def _missing_signals(path: AdapterTrajectory, site: str | None) -> dict[str, str]:
     """The signals that the path, or one site of it, does not have, each with the reason."""
     if path.kind == "log":
-        reason = f"{path.source} is a log alone, without adapters; it has gradient_norm"
-        return {name: reason for name in PATH_SIGNALS if name != "gradient_norm"}
+        why = f"{path.source} is a log alone, without adapters; it has gradient_norm"
+        return {name: why for name in PATH_SIGNALS if name != "gradient_norm"}
     if site is None:
         reason = no_composition(path)
         return {"composition": reason} if reason else {}
