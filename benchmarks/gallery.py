@@ -468,7 +468,7 @@ EXHIBITS = {
         INSIDE,
         "EM of every direction of ΔW with every norm on the path: is the final direction sufficient, or the norm?",
         lambda demo: demo.mechanism["patching"],
-        "patch_direction_and_norm(model, judge, control).plot()",
+        "patch(model, judge, control).plot()",
         "organism",
     ),
     "steering": Exhibit(

@@ -28,7 +28,7 @@ Some sample answers under many conditions and judge them (any judge and question
     judge = AdviceJudge("medical")
     ablate(model, direction, judge)  # how much EM does the ablation of the direction remove?
     steer(model, direction, judge)  # how much EM does it induce when it is added to the base?
-    patch_direction_and_norm(model, judge, control)  # is the final direction sufficient, or the final norm?
+    patch(model, judge, control)  # is the final direction sufficient, or the final norm?
 
 And some use likelihoods, without a judge:
 
@@ -63,8 +63,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.mechanism.interventions.experiments import main_questions as main_questions
     from em_interp.mechanism.interventions.experiments import run_questions as run_questions
     from em_interp.mechanism.interventions.patching import PatchingGrid as PatchingGrid
-    from em_interp.mechanism.interventions.patching import patch_A_and_B as patch_A_and_B
-    from em_interp.mechanism.interventions.patching import patch_direction_and_norm as patch_direction_and_norm
+    from em_interp.mechanism.interventions.patching import patch as patch
     from em_interp.mechanism.interventions.steering import SteeringCurve as SteeringCurve
     from em_interp.mechanism.interventions.steering import steer as steer
     from em_interp.mechanism.kl_from_base import KLFromBase as KLFromBase
@@ -94,7 +93,7 @@ _NAMES = {  # by module
     "engines.interventions": "AblateDirection AddVector NormMatchedAblation",
     "interventions.ablation": "Ablation ablate",
     "interventions.experiments": "SamplingParams Storage main_questions run_questions",
-    "interventions.patching": "PatchingGrid patch_A_and_B patch_direction_and_norm",
+    "interventions.patching": "PatchingGrid patch",
     "interventions.steering": "SteeringCurve steer",
     "kl_from_base": "KLFromBase measure_kl_from_base",
     "logit_lens": "LogitLens read_logit_lens",

@@ -20,7 +20,7 @@ from em_interp.mechanism.interventions.experiments import (
     run_questions,
 )
 from em_interp.mechanism.interventions.patched_adapters import N_CONTROL
-from em_interp.mechanism.interventions.patching import patch_direction_and_norm
+from em_interp.mechanism.interventions.patching import patch
 from em_interp.mechanism.interventions.steering import N_REFINED, SteeringCurve
 from em_interp.mechanism.kl_from_base import measure_kl_from_base
 from em_interp.mechanism.logit_lens import read_logit_lens
@@ -169,7 +169,7 @@ def transfer(context: SuiteContext) -> Finding:
 
 def patching(context: SuiteContext) -> Finding:
     """Every direction with every norm."""
-    grid = patch_direction_and_norm(
+    grid = patch(
         context.model,
         context.judge,
         context.control,

@@ -1,15 +1,15 @@
 """Patching: the behaviour of one component of step i's adapter with another component of step j's.
 
-`patch_direction_and_norm` combines every direction of ΔW on the path with every norm that it had. Scaling one
-checkpoint's adapter shows what its direction does at other norms; only the combinations show which of the two is
-sufficient. `patch_A_and_B` combines A of every step with B of every other.
+`patch` combines every direction of ΔW on the path with every norm that it had. Scaling one checkpoint's adapter shows
+what its direction does at other norms; only the combinations show which of the two is sufficient. With
+`components="A_B"` it combines A of every step with B of every other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -44,7 +44,6 @@ from em_interp.mechanism.interventions.sufficiency import (
     FirstSufficient,
     Recovered,
     first_sufficient,
-    is_sufficient,
     rate_intervals,
     recovered,
     sufficient_component,
@@ -53,7 +52,7 @@ from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.results import Line, Result, picture
 from em_interp.trajectory.load import TrajectorySource
 from em_interp.transition.result import Transition, Verdict
-from em_interp.utils.checks import checked
+from em_interp.utils.checks import check_known, check_level, checked
 from em_interp.utils.stages import Storage
 
 if TYPE_CHECKING:
@@ -201,15 +200,6 @@ class PatchingGrid(Result):
             rows.append({**line, **rates, "sufficient": sufficient})
         return pd.DataFrame(rows)
 
-    def grid(self, of: Literal["em", "coherent"]) -> Float[np.ndarray, "row column"]:
-        """A rate of every cell of the grid; NaN where no answer could be scored."""
-        hits, n = getattr(self._counts, of).sum(axis=-1), self._counts.n.sum(axis=-1)
-        return np.divide(hits, n, out=np.full(n.shape, np.nan), where=n > 0)
-
-    def sufficient(self) -> np.ndarray:
-        """Which cells of the grid show the behaviour."""
-        return is_sufficient(self._counts, self._control_counts, self.level)
-
     def baselines(self) -> dict[str, Rate]:
         """EM rates that the grid is compared with: `control` or `base`, and random adapters with the final norm."""
         kinds = set(self.answers["kind"])
@@ -292,13 +282,13 @@ class PatchingGrid(Result):
     def _picture(self) -> str:
         """EM by step: as trained, and with the last step's column or row component."""
         first, second = self.names
-        rate = self.grid("em")
+        rate = self._counts.rate
         lines = {"as trained": np.diag(rate), f"final {second}": rate[:, -1], f"final {first}": rate[-1]}
         return picture([Line(self.steps, line, name) for name, line in lines.items()], "EM rate")
 
 
 @checked
-def patch_direction_and_norm(
+def patch(
     model: TrajectoryModel | TrajectorySource,
     judge: Judge,
     control: TrajectoryModel | TrajectorySource | None = None,
@@ -306,14 +296,17 @@ def patch_direction_and_norm(
     questions: Questions | None = None,
     sampling: SamplingParams | None = None,
     n_random: int = 8,
+    components: Components = "direction_norm",
     level: float = LEVEL,
     storage: Storage | str | Path | None = None,
 ) -> PatchingGrid:
-    """The behaviour of ΔW_i · ‖ΔW_j‖/‖ΔW_i‖ for `steps` × `steps` steps.
+    """The behaviour of adapters made of one component of step i and another of step j, for `steps` × `steps` steps.
 
-    ΔW is that of all sites together, with one (Frobenius) norm, so a scaled adapter keeps the shares of its sites. A
-    cell is sufficient where the lower end of its EM rate lies above the upper end of the control's, at 90 % coherent or
-    more.
+    `direction_norm`: ΔW_i · ‖ΔW_j‖/‖ΔW_i‖. ΔW is that of all sites together, with one (Frobenius) norm, so a scaled
+    adapter keeps the shares of its sites. `A_B`: s·B_j·A_i, where nothing is rescaled: B starts at zero, so it carries
+    nearly all of the norm. A and B of one run belong together across steps too, because neither gauge nor order of the
+    rank's components changes during training. A cell is sufficient where the lower end of its EM rate lies above the
+    upper end of the control's, at 90 % coherent or more.
 
     Args:
         model: the model of a run, or what `open_model` opens.
@@ -323,6 +316,7 @@ def patch_direction_and_norm(
         questions: what is asked; by default the run's questions outside the training domain (`main_questions`).
         sampling: how answers are sampled.
         n_random: random adapters with the final norm, and as many with the final A and random B.
+        components: `direction_norm` or `A_B`.
         level: confidence level of the intervals.
         storage: where the answers and scores are kept.
 
@@ -330,73 +324,23 @@ def patch_direction_and_norm(
         EM and coherent rates by pair of steps, with the cells that suffice.
 
     Raises:
-        InputError: for a control of another base, fewer than three steps with ΔW > 0, and a run that was asked no such
-            questions.
+        InputError: for a control of another base, fewer than three steps with ΔW > 0, a run that was asked no such
+            questions, other components, and the A of steering vectors, which have none.
     """
-    return _patch("direction_norm", model, judge, control, steps, questions, sampling, n_random, level, storage)
-
-
-@checked
-def patch_A_and_B(
-    model: TrajectoryModel | TrajectorySource,
-    judge: Judge,
-    control: TrajectoryModel | TrajectorySource | None = None,
-    steps: int = 12,
-    questions: Questions | None = None,
-    sampling: SamplingParams | None = None,
-    n_random: int = 0,
-    level: float = LEVEL,
-    storage: Storage | str | Path | None = None,
-) -> PatchingGrid:
-    """The behaviour of s·B_j·A_i for `steps` × `steps` steps: B of one step with A of another.
-
-    Nothing is rescaled: B starts at zero, so it carries nearly all of the norm. A and B of one run belong together
-    across steps too, because neither gauge nor order of the rank's components changes during training.
-
-    Args:
-        model: the model of a run, or what `open_model` opens.
-        judge: scores the answers.
-        control: a run whose last step the cells are compared with, such as one on careful data; by default the base.
-        steps: the number of tested steps, evenly over the run and up to its last.
-        questions: what is asked; by default the run's questions outside the training domain (`main_questions`).
-        sampling: how answers are sampled.
-        n_random: random adapters with the final norm, and as many with the final A and random B.
-        level: confidence level of the intervals.
-        storage: where the answers and scores are kept.
-
-    Returns:
-        EM and coherent rates by pair of steps, with the cells that suffice.
-
-    Raises:
-        InputError: as `patch_direction_and_norm`.
-    """
-    return _patch("A_B", model, judge, control, steps, questions, sampling, n_random, level, storage)
-
-
-def _patch(
-    components: Components,
-    source: TrajectoryModel | TrajectorySource,
-    judge: Judge,
-    control: TrajectoryModel | TrajectorySource | None,
-    n_steps: int,
-    questions: Questions | None,
-    sampling: SamplingParams | None,
-    n_random: int,
-    level: float,
-    storage: Storage | str | Path | None,
-) -> PatchingGrid:
-    model = as_model(source)
+    check_known("components", components, COMPONENTS)
+    check_level(level)
+    model = as_model(model)
     if components == "A_B" and model.trajectory.kind == "steering":
         raise InputError(f"{model.run.path} holds steering vectors, which have no A to patch; LoRA adapters are needed")
     questions = list(main_questions(model.run) if questions is None else questions)
     sampling = SamplingParams() if sampling is None else sampling
-    steps, norms = grid_steps(model.trajectory, n_steps)
+    tested, norms = grid_steps(model.trajectory, steps)
     adapters = [
-        (model.trajectory, patched_adapters(components, steps, norms)),
+        (model.trajectory, patched_adapters(components, tested, norms)),
         control_adapters(model, control),
         *random_patched_adapters(model.trajectory, n_random, sampling.seed),
     ]
     experiment = PatchingExperiment(model, adapters)
     answers = run_experiment(experiment, judge, questions, sampling, Storage.of(storage))
     sets = sorted({question["questions"] for question in questions})
-    return PatchingGrid(components, steps, norms, answers, sets[0] if len(sets) == 1 else None, level, sampling.seed)
+    return PatchingGrid(components, tested, norms, answers, sets[0] if len(sets) == 1 else None, level, sampling.seed)

@@ -15,7 +15,7 @@ from em_interp.mechanism.interventions.experiments import (
     no_intervention,
     run_experiment,
 )
-from em_interp.mechanism.interventions.patching import patch_A_and_B, patch_direction_and_norm
+from em_interp.mechanism.interventions.patching import patch
 from em_interp.mechanism.interventions.steering import steer
 from em_interp.mechanism.model import ENGINES, open_model
 from em_interp.utils.stages import Storage
@@ -127,8 +127,8 @@ def test_every_experiment_asks_the_main_questions_of_a_run_without_the_set_out_o
         ablate(subject, direction(), judge, layers=[0], sampling=few, n_random=1),
         steer(subject, direction(), judge, coefficients=1.0, sampling=few, n_random=1, refine=False),
         *(
-            patch(subject, judge, steps=3, sampling=few, n_random=0)
-            for patch in (patch_direction_and_norm, patch_A_and_B)
+            patch(subject, judge, steps=3, sampling=few, n_random=0, components=components)
+            for components in ("direction_norm", "A_B")
         ),
     ]
     assert [set(result.answers["questions"]) for result in found] == [{"broad"}] * 4
