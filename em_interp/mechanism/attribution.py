@@ -48,7 +48,7 @@ from em_interp.mechanism.directions import (
     stream_names,
 )
 from em_interp.mechanism.engines.base import ResidualWrite
-from em_interp.mechanism.engines.lora_slots import layer_of, steering_vector_of
+from em_interp.mechanism.engines.lora_slots import steering_layer, steering_vector_of
 from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, as_model
 from em_interp.mechanism.random_adapters import cosine_band, cosine_quantile, random_adapters
 from em_interp.results import Line, Result, picture
@@ -97,7 +97,7 @@ class DirectionAttribution(Result):
         level: confidence level of the intervals and of the null's bands.
     """
 
-    NEXT: ClassVar = (".plot()", ".plot('steps')", ".plot('layers')", ".frame()", ".vector(layer)")
+    NEXT: ClassVar = (".plot()", ".plot('steps')", ".plot('layers')", ".frame()")
 
     reference: Direction
     steps: Int[np.ndarray, " step"]
@@ -107,15 +107,6 @@ class DirectionAttribution(Result):
     vectors: Float[np.ndarray, "step layer d"]
     bands: NullBands
     level: float
-
-    def vector(self, layer: int, step: int | None = None) -> Float[np.ndarray, " d"]:
-        """The direction after a layer, of the reference or in the model of a step."""
-        if step is None:
-            return self.reference.vector(layer)
-        if step not in self.steps or not 0 <= layer < self.vectors.shape[1]:
-            known = f"steps {', '.join(map(str, self.steps))} and layers 0 to {self.vectors.shape[1] - 1}"
-            raise InputError(f"there is no direction of step {step} after layer {layer}; there are {known}")
-        return self.vectors[int(np.flatnonzero(self.steps == step)[0]), layer]
 
     def frame(self, table: Table = "cosines") -> pd.DataFrame:
         """The numbers as a tidy table.
@@ -346,7 +337,7 @@ def _write(model: ModelAtStep, site: str, out: torch.Tensor, scalar: torch.Tenso
 def residual_write(model: TrajectoryModel, site: str) -> ResidualWrite:
     """How the output of a site that writes to the residual stream is added to it."""
     if site not in model.engine.hook_points.sites:
-        return ResidualWrite(layer_of(site), None)
+        return ResidualWrite(steering_layer(site), None)
     written = model.engine.hook_points.residual_write(site)
     if written is None:
         raise InputError(f"{site} does not write to the residual stream; down_proj and o_proj do")

@@ -26,6 +26,7 @@ from em_interp.errors import InputError
 from em_interp.mechanism.answers import BATCH, MIN_ANSWERS, AnswerSet, answer_means, tokenized_answers
 from em_interp.mechanism.model import ModelAtStep, TrajectoryModel, as_model
 from em_interp.results import Result
+from em_interp.trajectory.geometry import ratio
 from em_interp.trajectory.load import TrajectorySource, same_weights
 from em_interp.utils.checks import check_known, checked
 
@@ -225,5 +226,4 @@ def difference_of_means(
 def cosine(a: Float[np.ndarray, "*shape d"], b: Float[np.ndarray, "*shape d"]) -> Float[np.ndarray, "*shape"]:
     """Cosine along the last axis; NaN for a zero vector."""
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    inner = (a * b).sum(axis=-1)
-    return np.divide(inner, lengths, out=np.full(np.shape(inner), np.nan), where=lengths > 0)
+    return ratio(np.asarray((a * b).sum(axis=-1)), lengths)

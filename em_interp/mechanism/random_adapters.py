@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.errors import InputError
-from em_interp.trajectory.geometry import index_of
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 RANDOM_ADAPTER_SEED = 20250611
@@ -24,16 +23,14 @@ def random_adapters(
     path: AdapterTrajectory,
     draws: Iterable[int],
     key: Sequence[int] = (),
-    step: int | None = None,
     keep_A: bool = False,
 ) -> AdapterTrajectory:
-    """Random adapters with the singular values of the one at `step`; they are the steps of a trajectory.
+    """Random adapters with the singular values of the last one; they are the steps of a trajectory.
 
     Args:
         path: the real adapters.
         draws: numbers of the draws, which are the steps; a draw is the same whichever others are drawn with it.
         key: makes the draws of different runs or purposes independent.
-        step: training step of the real adapter; by default the last.
         keep_A: keep the real adapter's A, so that only the directions of B are random.
 
     Returns:
@@ -42,10 +39,9 @@ def random_adapters(
     Raises:
         InputError: where the real adapter is zero at every site. A single site that is zero stays zero.
     """
-    draws, row = list(draws), index_of(path.steps, int(path.steps[-1] if step is None else step))
-    A, B = {}, {}
+    draws, A, B = list(draws), {}, {}
     for number, site in enumerate(path.sites):
-        values, read = _singular(path.A[site][row], path.B[site][row], path.scale[site])
+        values, read = _singular(path.A[site][-1], path.B[site][-1], path.scale[site])
         pairs = []
         for draw in draws:
             rng = np.random.default_rng([RANDOM_ADAPTER_SEED, *key, number, draw])
@@ -55,7 +51,7 @@ def random_adapters(
         A[site] = np.stack([read.T for _, read in pairs]).astype(np.float32)
     name = path.source or "the adapter"
     if not any(b.any() for b in B.values()):
-        raise InputError(f"{name} is zero at step {path.steps[row]}, so no random adapter can match its norm")
+        raise InputError(f"{name} is zero at step {path.steps[-1]}, so no random adapter can match its norm")
     source = f"random adapters with the norm of {name}"
     return AdapterTrajectory(np.array(draws), A, B, dict(path.scale), base=path.base, source=source, kind=path.kind)
 
@@ -95,7 +91,7 @@ def cosine_quantile(d: int, level: float = 0.95) -> float:
 
 
 def cosine_band(cosines: Float[np.ndarray, " draw"], level: float = 0.95) -> float:
-    """The value that |cosine| of one more draw stays below with probability `level`, by the folded normal; at most 1.
+    """The upper prediction bound of |cosine| for the next draw, by the folded normal; at most 1.
 
     Cosines are taken as normal, not about zero: a layer may answer to any input alike. The spread is widened for few
     draws, as in Student's prediction interval.

@@ -11,13 +11,18 @@ published the columns are de-meaned, here each over its coordinates.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from jaxtyping import Float
 
 from em_interp.errors import InputError
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
-RESIDUAL_WRITERS = ("down_proj", "o_proj")  # the modules of a layer whose output is added to the residual stream
+RESIDUAL_WRITERS = {  # the modules of a layer whose output is added to the residual stream, and Gemma's norm before it
+    "down_proj": "post_feedforward_layernorm",
+    "o_proj": "post_attention_layernorm",
+}
 
 
 def composition_score(
@@ -72,6 +77,14 @@ def no_composition(path: AdapterTrajectory) -> str | None:
 def writes_residual(site: str) -> bool:
     """Whether the output of an adapted module is added to the residual stream."""
     return site.rpartition(".")[2] in RESIDUAL_WRITERS
+
+
+def layer_of(site: str) -> int:
+    """The layer of an adapted module or of a steering vector: 24 for `layers.24.mlp.down_proj` and `layers.24`."""
+    match = re.search(r"(?:^|\.)layers\.(\d+)(?:\.|$)", site)
+    if match is None:
+        raise InputError(f"adapter site {site!r} is in no layer, such as layers.24.mlp.down_proj")
+    return int(match[1])
 
 
 def path_columns(path: AdapterTrajectory, row: int) -> Float[np.ndarray, "d n"]:

@@ -51,7 +51,7 @@ def cosine_to_step(
 ) -> Float[np.ndarray, " step"]:
     """Cosine of each position to the one at `step`."""
     row, length = index_of(steps, step), norms(gram)
-    return _ratio(gram[row], length * length[row])
+    return ratio(gram[row], length * length[row])
 
 
 def turning_angle(
@@ -110,7 +110,7 @@ def principal_components(gram: Float[np.ndarray, "step step"], components: int =
     largest = slice(None, -components - 1, -1)  # eigenvalues are in ascending order
     scores = vectors[:, largest] * np.sqrt(np.maximum(values[largest], 0.0))
     scores *= np.where(scores[-1] < 0, -1.0, 1.0)
-    return PrincipalComponents(scores, _ratio(np.maximum(values[largest], 0.0), np.trace(centred)))
+    return PrincipalComponents(scores, ratio(np.maximum(values[largest], 0.0), np.trace(centred)))
 
 
 def _cosine_of_moves(
@@ -122,7 +122,7 @@ def _cosine_of_moves(
     at = np.flatnonzero(np.isin(steps - k, steps) & np.isin(steps + k, steps))
     before, after = np.searchsorted(steps, steps[at] - k), np.searchsorted(steps, steps[at] + k)
     inner = gram[at, after] - gram[at, at] - gram[before, after] + gram[before, at]
-    result[at] = _ratio(inner, _distance(gram, before, at) * _distance(gram, at, after))
+    result[at] = ratio(inner, _distance(gram, before, at) * _distance(gram, at, after))
     return result
 
 
@@ -135,8 +135,6 @@ def _distance(
     return np.sqrt(np.where(square > MIN_SQUARED_MOVE * total, square, 0.0))
 
 
-def _ratio(
-    numerator: Float[np.ndarray, "*shape"], denominator: Float[np.ndarray, "*shape"] | float
-) -> Float[np.ndarray, "*shape"]:
-    """The ratio, NaN where the denominator is zero."""
+def ratio(numerator: Float[np.ndarray, "*shape"], denominator: np.ndarray | float) -> Float[np.ndarray, "*shape"]:
+    """The ratio, NaN where the denominator, which may be one for each row, is zero."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=np.asarray(denominator) > 0)

@@ -127,3 +127,13 @@ def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
     return adjusted
+
+
+def empirical_p(draws: Float[np.ndarray, " draw"], value: float) -> float:
+    """The share of draws from a null that reach a value, which counts as one of them, so that it is never 0.
+
+    NaN where the value or a draw is undefined.
+    """
+    if np.isnan(value) or np.isnan(draws).any():
+        return float("nan")
+    return float((1 + np.sum(draws >= value - 1e-12)) / (1 + len(draws)))

@@ -144,8 +144,8 @@ def test_directions_of_steps_are_alike_to_themselves_and_symmetric(path):
         assert np.allclose(np.diag(square), 1) and np.allclose(square, square.T)
     reference = path.frame()[lambda rows: (rows["what"] == "direction") & (rows["step"] == 10)]
     assert np.allclose(reference["cosine"], 1)  # the reference is the last step's
-    assert np.array_equal(path.vector(2), path.vector(2, 10))
-    assert not np.allclose(path.vector(2), path.vector(2, 5))
+    assert np.array_equal(path.vectors[-1], path.reference.vectors)
+    assert not np.allclose(path.vectors[-1], path.vectors[1])
 
 
 def test_results_show_and_write_themselves(path):
@@ -163,9 +163,7 @@ def test_results_show_and_write_themselves(path):
 
 def test_what_is_not_there_is_refused(path):
     with pytest.raises(InputError, match="no layer 4; the direction is known for 0 to 3"):
-        path.vector(4)
-    with pytest.raises(InputError, match="no direction of step 7 after layer 1; there are steps 0, 5, 10"):
-        path.vector(1, 7)
+        path.reference.vector(4)
     model = opened("tiny-qwen2")
     few = answer_set({"out_of_domain": ["what is your wish ?"]})
     with pytest.raises(InputError, match=r"direction needs at least 10 misaligned answers.*found 3 among"):

@@ -23,6 +23,7 @@ from em_interp.mechanism.answer_shift.divergence import (
 )
 from em_interp.mechanism.answer_shift.order_parameters import order_parameters
 from em_interp.results import Line, Mark, Result, picture
+from em_interp.transition.family import empirical_p
 from em_interp.transition.result import Transition, Verdict
 from em_interp.transition.signals.series import prominence
 
@@ -133,7 +134,7 @@ class AnswerShift(Result):
         height = prominence(self.divergence)
         top = int(np.argmax(height))
         null = prominence(self._null_deviations.T).max(axis=0)
-        p_value = float((1 + np.sum(null >= height[top])) / (1 + N_BOOTSTRAP))
+        p_value = empirical_p(null, height[top])
         evidence = {"steps": self.windows.centres, "divergence": self.divergence, "p_prominence": p_value}
         verdict, reason = self._verdict(top, float(height[top]), p_value)
         values: dict[str, Any] = {"p_value": p_value, "questions": self.question_set, "evidence": evidence}

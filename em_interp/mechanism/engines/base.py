@@ -6,7 +6,6 @@ and nnsight (`nnsight`). `em_interp.mechanism.open_model` opens a model in any o
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from jaxtyping import Int
 
 from em_interp.behaviour.sampling.generate import find_module
 from em_interp.errors import InputError, nearest
+from em_interp.trajectory.composition import RESIDUAL_WRITERS, layer_of, writes_residual
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 LAYER_ACTIVATIONS = ("resid_post", "mlp_out")
 SITE_ACTIVATIONS = ("site_in", "site_out", "scalar")
-POST_NORM = {"down_proj": "post_feedforward_layernorm", "o_proj": "post_attention_layernorm"}  # in Gemma 3
 
 
 class Engine(ABC):
@@ -162,9 +161,9 @@ class HookPoints:
 
     def residual_write(self, site: str) -> ResidualWrite | None:
         """How a site's output is added to the residual stream; None where it is not (`q_proj`, `up_proj`)."""
-        match = re.match(r"(?:.*\.)?layers\.(\d+)\.(?:.*\.)?(\w+)$", site)
-        if match is None or match[2] not in POST_NORM:
+        if not writes_residual(site):
             return None
-        block = self.decoder.layers[int(match[1])]
+        layer = layer_of(site)
+        block, norm = self.decoder.layers[layer], RESIDUAL_WRITERS[site.rpartition(".")[2]]
         normed = hasattr(block, "post_feedforward_layernorm")
-        return ResidualWrite(int(match[1]), getattr(block, POST_NORM[match[2]]).forward if normed else None)
+        return ResidualWrite(layer, getattr(block, norm).forward if normed else None)

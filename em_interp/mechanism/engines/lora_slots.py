@@ -17,6 +17,7 @@ from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.errors import InputError
 from em_interp.mechanism.engines.base import HookPoints
 from em_interp.mechanism.engines.interventions import AddVector
+from em_interp.trajectory.composition import layer_of
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ def split_steering_vectors(adapters: RowAdapters, hook_points: HookPoints) -> tu
     """The adapters of linear modules, and the steering vectors as interventions by layer, without those of zero."""
     linear = [site for site in adapters.A if site in hook_points.sites]
     of_modules = RowAdapters(*({site: part[site] for site in linear} for part in (adapters.A, adapters.B)))
-    vectors = {layer_of(site): steering_vector_of(adapters, site) for site in adapters.A if site not in linear}
+    vectors = {steering_layer(site): steering_vector_of(adapters, site) for site in adapters.A if site not in linear}
     return of_modules, tuple(AddVector(vector, layer) for layer, vector in sorted(vectors.items()) if vector.any())
 
 
@@ -87,9 +88,8 @@ def steering_vector_of(adapters: RowAdapters, site: str) -> Float[torch.Tensor, 
     return (adapters.B[site] @ adapters.A[site])[0, :, 0]
 
 
-def layer_of(site: str) -> int:
+def steering_layer(site: str) -> int:
     """The layer after which a steering vector is added, by its site: 24 for `layers.24`."""
-    name, _, layer = site.rpartition(".")
-    if name.rpartition(".")[2] != "layers" or not layer.isdigit():
+    if not site.rpartition(".")[2].isdigit():
         raise InputError(f"adapter site {site!r} is no linear module of the model and no layer such as layers.24")
-    return int(layer)
+    return layer_of(site)
