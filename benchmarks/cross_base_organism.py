@@ -71,8 +71,8 @@ def transfer(runs):
             rows = half_depth(source, target)
             layer, own = int(target.diff.layers[rows[1]]), target.diff.mean[0, rows[1]]
             fitted = fit_map(source.diff.base[rows[0]], target.diff.base[rows[1]], "ridge")
-            transferred = fitted.map(source.diff.mean[0, rows[0]]).direction
-            others = [fitted.map(rng.normal(size=len(own))).direction for _ in range(N_RANDOM)]
+            transferred = fitted.map(source.diff.mean[0, rows[0]])
+            others = [fitted.map(rng.normal(size=len(own))) for _ in range(N_RANDOM)]
             unit = [v / np.linalg.norm(v) for v in (own, transferred, *others)]
             name = f"{source.name} → {target.name}"
             with model.disable_adapter() as base_model:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from em_interp.comparison.matching import MatchedRuns, Sources, match
 from em_interp.comparison.nulls import (
     Null,
-    PermutationNull,
+    Nulls,
     SiteSpectra,
     composition_columns,
     composition_null,
@@ -23,9 +23,8 @@ from em_interp.comparison.nulls import (
     smallest_angle_quantile,
 )
 from em_interp.comparison.pooled import Agreement, pool_steps
-from em_interp.comparison.result import POOLED, DirectionComparison, DirectionOnset, PairGrid
+from em_interp.comparison.result import POOLED, DirectionComparison, DirectionOnset
 from em_interp.comparison.similarity import (
-    CommonPlane,
     Snapshots,
     StepSimilarity,
     common_plane,
@@ -90,14 +89,11 @@ def compare(
         level=level,
         pairs=pd.DataFrame(_pair_rows(matched, measured, spectra, nulls, permuted, level)),
         angles=pd.DataFrame(_angle_rows(matched, measured, spectra, level)),
-        grids=tuple(_grids(matched, measured, nulls, level)),
+        steps=pd.concat(_step_rows(matched, measured, nulls, level), ignore_index=True),
         onsets=tuple(_direction_onsets(matched, measured, nulls, level)),
-        planes=_planes(matched, measured),
+        plane=pd.concat(_planes(matched, measured), ignore_index=True),
         agreements=tuple(_agreements(matched, level)),
     )
-
-
-Nulls = dict[tuple[str, int, int], Null]  # by measure and runs i < j
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +134,7 @@ def _pair_rows(
     measured: _Measured,
     spectra: Sequence[SiteSpectra],
     nulls: Nulls,
-    permuted: PermutationNull,
+    permuted: Nulls,
     level: float,
 ) -> Iterator[dict[str, Any]]:
     """A row for each pair, measure and site, the pooled one first."""
@@ -150,8 +146,8 @@ def _pair_rows(
             value = float(measured.pooled[i, j].cosines(of)[-1, -1])
             yield {
                 **_row(keys, of, POOLED, value, nulls[of, i, j], level),
-                "permutation_band": permuted.quantile(of, i, j, level),
-                "p_permutation": permuted.p_value(of, i, j, value),
+                "permutation_band": permuted[of, i, j].quantile(level),
+                "p_permutation": permuted[of, i, j].p_value(value),
             }
         if all(map(writes_residual, matched.sites)) and {path.kind for path in matched.paths} == {"lora"}:
             first, second = (composition_columns([site[run] for site in measured.finals]) for run in (i, j))
@@ -185,14 +181,16 @@ def _angle_rows(
                     yield {**keys, "angle": number, "degrees": float(angle), "random_band": band}
 
 
-def _grids(matched: MatchedRuns, measured: _Measured, nulls: Nulls, level: float) -> Iterator[PairGrid]:
+def _step_rows(matched: MatchedRuns, measured: _Measured, nulls: Nulls, level: float) -> Iterator[pd.DataFrame]:
+    """A row for each measure, pair and two of their steps, pooled over the shared sites."""
     for of in MATRICES:
         for i, j in combinations(range(len(matched.names)), 2):
-            pair = matched.names[i], matched.names[j]
+            keys = {"measure": of, "run": matched.names[i], "other": matched.names[j]}
             rows, others = (evenly_spaced(measured.steps[run], MAX_GRID_STEPS) for run in (i, j))
+            first, second = np.meshgrid(measured.steps[i][rows], measured.steps[j][others], indexing="ij")
             cosines = measured.pooled[i, j].cosines(of)[np.ix_(rows, others)]
-            band = nulls[of, i, j].quantile(level)
-            yield PairGrid(of, *pair, measured.steps[i][rows], measured.steps[j][others], cosines, band)
+            columns = {"step": first.ravel(), "other_step": second.ravel(), "value": cosines.ravel()}
+            yield pd.DataFrame({**keys, **columns, "random_band": nulls[of, i, j].quantile(level)})
 
 
 def _direction_onsets(
@@ -207,16 +205,12 @@ def _direction_onsets(
             yield DirectionOnset(*names, of, measured.steps[inside], curve, band, level)
 
 
-def _planes(matched: MatchedRuns, measured: _Measured) -> tuple[CommonPlane, ...]:
+def _planes(matched: MatchedRuns, measured: _Measured) -> Iterator[pd.DataFrame]:
     """The plane of B where every rank is 1, then that of ΔW."""
     deltas = {pair: similarity.inner for pair, similarity in measured.pooled.items()}
-    count = range(len(matched.names))
-    planes = []
     for of, inner in (("B", measured.inner_B), ("delta", deltas)):
         if inner is not None:
-            blocks = [[inner[min(i, j), max(i, j)] for j in count] for i in count]
-            planes.append(common_plane(of, matched.names, measured.steps, blocks))
-    return tuple(planes)
+            yield common_plane(of, matched.names, measured.steps, inner)
 
 
 def _agreements(matched: MatchedRuns, level: float) -> Iterator[Agreement]:

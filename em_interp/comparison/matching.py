@@ -110,7 +110,7 @@ def _open(source: TrajectorySource) -> tuple[AdapterTrajectory, Run | None]:
 
 
 def names_of(paths: Sequence[AdapterTrajectory]) -> tuple[str, ...]:
-    """The name of each run: the shortest end of its path that no other run shares, else the path with a number."""
+    """The name of each run: the shortest unique suffix of its path, else the path with a number."""
     parts = [
         Path(path.source).parts or (path.source,) if path.source else (f"run {n}",) for n, path in enumerate(paths, 1)
     ]

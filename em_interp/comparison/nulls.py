@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -27,6 +28,7 @@ from em_interp.comparison.similarity import LEAST_SINGULAR, Snapshots
 from em_interp.mechanism.random_adapters import cosine_quantile
 from em_interp.trajectory.composition import site_columns
 from em_interp.trajectory.trajectory import MATRICES
+from em_interp.transition.family import empirical_p
 
 N_DRAWS, FEWER_DRAWS = 20000, 4000  # the fewer where random bases have many columns
 MANY_PRODUCTS = 16  # inner products in one corner, from which on fewer are drawn
@@ -64,12 +66,12 @@ class Null:
 
     def p_value(self, value: float) -> float:
         """The probability of |measure| as large as this or larger; NaN for NaN. From draws, never 0."""
-        if np.isnan(value) or (self.draws is not None and np.isnan(self.draws).any()):
-            return float("nan")
-        if self.draws is None:
-            return _product_tail(self.dims, abs(value))
-        reached = int(np.sum(self.draws >= abs(value) - 1e-12))
-        return (1 + reached) / (1 + len(self.draws))
+        if self.draws is not None:
+            return empirical_p(self.draws, abs(value))
+        return float("nan") if np.isnan(value) else _product_tail(self.dims, abs(value))
+
+
+Nulls = dict[tuple[str, int, int], Null]  # by measure and runs i < j
 
 
 def random_null(sites: Sequence[SiteSpectra], i: int, j: int, of: str) -> Null:
@@ -189,24 +191,6 @@ def _product_quantile(dims: tuple[int, ...], level: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class PermutationNull:
-    """By measure: |cos| of every run with the permuted copy of every other, for each permutation."""
-
-    drawn: dict[str, Float[np.ndarray, "permutation run run"]]
-
-    def quantile(self, of: str, i: int, j: int, level: float) -> float:
-        """The value that |measure| of runs i and j stays below with this probability."""
-        return float(np.quantile(self.drawn[of][:, i, j], level))
-
-    def p_value(self, of: str, i: int, j: int, seen: float) -> float:
-        """(1 + permutations that reach |seen|) / (1 + permutations); NaN where the measure is undefined."""
-        drawn = self.drawn[of][:, i, j]
-        if np.isnan(seen) or np.isnan(drawn).any():
-            return float("nan")
-        return float((1 + np.sum(drawn >= abs(seen) - 1e-12)) / (1 + len(drawn)))
-
-
-@dataclass(frozen=True, eq=False)
 class _Stack:
     """The final step of every run at one site, ranks filled up with zeros; B = columns · left, Aᵀ = rows · right."""
 
@@ -216,11 +200,10 @@ class _Stack:
     right: Float[np.ndarray, "run rank rank"]
 
 
-def permutation_null(
-    finals: Sequence[Sequence[Snapshots]], count: int, seed: int = PERMUTATION_SEED
-) -> PermutationNull:
+def permutation_null(finals: Sequence[Sequence[Snapshots]], count: int, seed: int = PERMUTATION_SEED) -> Nulls:
     """The null of each measure, pooled over the sites; `finals` holds the last step of each run, by site.
 
+    Each draw is |cos| of a run with the permuted copy of another.
     Sites of one dimension are permuted alike: a coordinate that dominates at all of them stays one coordinate. The
     time is that of `count` × sites products of d × (runs · rank) matrices.
     """
@@ -241,7 +224,7 @@ def permutation_null(
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = {of: np.sqrt(sums[of] / ranks[of]) for of in ("B", "A")}
         drawn["delta"] = np.abs(sums["delta"]) / np.sqrt(np.outer(squares, squares))
-    return PermutationNull(drawn)
+    return {(of, i, j): Null(drawn[of][:, i, j]) for of in MATRICES for i, j in combinations(range(runs), 2)}
 
 
 def _stack(site: Sequence[Snapshots]) -> _Stack:

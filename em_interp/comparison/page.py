@@ -103,5 +103,5 @@ def figures(comparison: Comparison) -> list[go.Figure]:
     drawn = [comparison.plot("pairs")]
     drawn += [comparison.plot("direction_onset", of) for of in ("B", "delta")]
     drawn += [comparison.plot("steps", of) for of in ("B", "delta")]
-    drawn += [comparison.plot("plane", plane.of) for plane in comparison.planes]
+    drawn += [comparison.plot("plane", of) for of in comparison.plane["measure"].unique()]
     return [*drawn, *(agreement.plot() for agreement in comparison.agreements)]

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 LEAST_ERROR = 12**-0.5  # steps: a step is a whole number
 ERROR_DOF = 5.0  # of a run's error over its standard error, calibrated on planted steps (docs/calibration.md)
 ALPHA = 0.05  # of the test of homogeneity
@@ -161,16 +160,16 @@ class Agreement(Result):
 
     def _finding(self) -> str:
         used = [transition for transition in self.transitions if _usable(transition)]
-        count = _number(len(self.transitions))
+        count = len(self.transitions)
         if self.pooled is not None:
             half = (self.pooled.interval[1] - self.pooled.interval[0]) / 2
             where = f"the transition is at {self.pooled.mean:.0f} ± {half:.0f} ({self.level:.0%} interval)"
-            of_all = "" if len(used) == len(self.transitions) else f" of {count}"
-            return f"{where} over {_number(len(used))}{of_all} runs; {self._homogeneity(self.pooled, len(used))}"
+            of_all = "" if len(used) == count else f" of {count}"
+            return f"{where} over {len(used)}{of_all} runs; {self._homogeneity(self.pooled, len(used))}"
         if len(used) == 1:
             only = next(k for k, transition in enumerate(self.transitions) if _usable(transition))
             where = f"{self.names[only]}, at step {self.transitions[only].step:.0f}"
-            return f"one run of {count} has a transition with an interval ({where}), so nothing can be pooled"
+            return f"1 of {count} runs has a transition with an interval ({where}), so nothing can be pooled"
         having = "has a transition" if not self.counts["transition"] else "has a transition with an interval"
         return f"none of {count} runs {having}, so there is no step to agree on"
 
@@ -195,18 +194,15 @@ class Agreement(Result):
 
     def row(self) -> dict[str, Any]:
         """One row for a table: the pooled step, its intervals, the test of homogeneity, and the runs by verdict."""
-        first, pooled = self.transitions[0], self.pooled
+        values = self.to_dict()
+        same = {name: values[name] for name in ("signal", "of", "questions", "level", "pooled_runs")}
         numbers = ("mean", "tau", "q", "q_p_value", "i_squared")
         return {
             "label": self.label,
-            "signal": first.signal,
-            "of": first.of,
-            "questions": first.questions,
-            "level": self.level,
-            "pooled_runs": sum(map(_usable, self.transitions)),
-            **{name: np.nan if pooled is None else getattr(pooled, name) for name in numbers},
-            **interval_columns("mean", None if pooled is None else pooled.interval),
-            **interval_columns("prediction", None if pooled is None else pooled.prediction),
+            **same,
+            **{name: np.nan if self.pooled is None else values[name] for name in numbers},
+            **interval_columns("mean", values["interval"]),
+            **interval_columns("prediction", values["prediction"]),
             **self.counts,
         }
 
@@ -281,7 +277,3 @@ def standard_error(transition: Transition) -> float:
 def _usable(transition: Transition) -> bool:
     known = (transition.step, transition.interval, transition.level)
     return transition.found and None not in known
-
-
-def _number(count: int) -> str:
-    return NUMBERS[count] if count < len(NUMBERS) else str(count)

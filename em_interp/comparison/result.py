@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 
 from em_interp.comparison.matching import MatchedRuns
 from em_interp.comparison.pooled import Agreement
-from em_interp.comparison.similarity import CommonPlane
 from em_interp.errors import InputError
 from em_interp.results import Result, local_name
 from em_interp.transition.family import holm
@@ -30,19 +29,6 @@ SHARED_START = (
     "they start from the same A at step 0, as runs of one seed do, so their cosines of A (and of ΔW, which has A in "
     "it) are high from the start"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class PairGrid:
-    """A measure between every compared step of one run and every one of another, pooled over the shared sites."""
-
-    measure: str  # B, A or delta
-    run: str
-    other: str
-    steps: Int[np.ndarray, " left"]
-    other_steps: Int[np.ndarray, " right"]
-    values: Float[np.ndarray, "left right"]
-    random_band: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +76,9 @@ class DirectionComparison(Result):
     level: float
     pairs: pd.DataFrame  # a row for each pair, measure and site, at the last steps
     angles: pd.DataFrame  # a row for each principal angle, by pair, measure (B or A) and site
-    grids: tuple[PairGrid, ...]
+    steps: pd.DataFrame  # a row for each two steps of a pair, by measure
     onsets: tuple[DirectionOnset, ...]
-    planes: tuple[CommonPlane, ...]
+    plane: pd.DataFrame  # a row for each step of a run, by measure: its coordinates in the plane of all paths
     agreements: tuple[Agreement, ...]
 
     @property
@@ -103,28 +89,6 @@ class DirectionComparison(Result):
     def same_start(self) -> list[tuple[str, str]]:
         """Pairs of runs with the same A at step 0."""
         return self.matched.same_start()
-
-    def matrix(self, of: str, site: str = POOLED) -> pd.DataFrame:
-        """A measure of every two runs at their last steps.
-
-        Args:
-            of: B, A, delta or composition.
-            site: one adapted module; all shared sites by default.
-
-        Returns:
-            Runs against runs, with 1 on the diagonal.
-
-        Raises:
-            InputError: for a measure or a site that is not among the pairs.
-        """
-        chosen = self.pairs[(self.pairs["measure"] == of) & (self.pairs["site"] == site)]
-        if chosen.empty:
-            known = ", ".join(f"{m} at {s}" for m, s in self.pairs[["measure", "site"]].drop_duplicates().to_numpy())
-            raise InputError(f"there is no measure {of!r} at site {site!r} (there are: {known})")
-        square = pd.DataFrame(np.eye(len(self.names)), index=list(self.names), columns=list(self.names))
-        for run, other, value in chosen[["run", "other", "value"]].itertuples(index=False):
-            square.loc[run, other] = square.loc[other, run] = value
-        return square
 
     def frame(self, table: Table = "pairs") -> pd.DataFrame:
         """A tidy table.
@@ -141,9 +105,9 @@ class DirectionComparison(Result):
         makers = {
             "pairs": self.pairs.copy,
             "angles": self.angles.copy,
-            "steps": lambda: _steps_table(self.grids),
+            "steps": self.steps.copy,
             "direction_onset": lambda: _onsets_table(self.onsets),
-            "plane": lambda: _plane_table(self.planes),
+            "plane": self.plane.copy,
             "transitions": lambda: _transitions_table(self.agreements),
             "agreement": lambda: pd.DataFrame([agreement.row() for agreement in self.agreements]),
         }
@@ -284,17 +248,6 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _steps_table(grids: Sequence[PairGrid]) -> pd.DataFrame:
-    """A row for each measure, pair and two of their steps."""
-    tables = []
-    for grid in grids:
-        first, second = np.meshgrid(grid.steps, grid.other_steps, indexing="ij")
-        columns = {"step": first.ravel(), "other_step": second.ravel(), "value": grid.values.ravel()}
-        keys = {"measure": grid.measure, "run": grid.run, "other": grid.other}
-        tables.append(pd.DataFrame({**keys, **columns, "random_band": grid.random_band}))
-    return pd.concat(tables, ignore_index=True)
-
-
 def _onsets_table(onsets: Sequence[DirectionOnset]) -> pd.DataFrame:
     """A row for each measure, final direction, run it is looked for in, and step of that run."""
     tables = []
@@ -303,17 +256,6 @@ def _onsets_table(onsets: Sequence[DirectionOnset]) -> pd.DataFrame:
         first = np.nan if onset.first_step is None else onset.first_step
         numbers = {"step": onset.steps, "value": onset.cosine, "random_band": onset.band, "first_step": first}
         tables.append(pd.DataFrame({**keys, **numbers}))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _plane_table(planes: Sequence[CommonPlane]) -> pd.DataFrame:
-    """A row for each measure, run and step, with its coordinates (weight units) and the shares of variance."""
-    tables = []
-    for plane in planes:
-        shares = dict(zip(("share_x", "share_y"), plane.explained, strict=True))
-        for name, steps, scores in zip(plane.names, plane.steps, plane.scores, strict=True):
-            where = {"step": steps, "x": scores[:, 0], "y": scores[:, 1]}
-            tables.append(pd.DataFrame({"measure": plane.of, "run": name, **where, **shares}))
     return pd.concat(tables, ignore_index=True)
 
 

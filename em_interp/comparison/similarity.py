@@ -19,14 +19,15 @@ started elsewhere have ΔW at right angles even where they write the same b, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 
-from em_interp.trajectory.geometry import principal_components
+from em_interp.trajectory.geometry import principal_components, ratio
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 LEAST_SINGULAR = 1e-6  # a singular value below this share of the largest is float32 rounding
@@ -65,14 +66,10 @@ class Snapshots:
         inner = np.einsum("tdr,tdq->trq", self.B, self.B) * np.einsum("trd,tqd->trq", self.A, self.A)
         return np.maximum(self.scale**2 * inner.sum(axis=(1, 2)), 0.0)
 
-    def singular_values(self) -> Float[np.ndarray, "step rank"]:
-        """The singular values of ΔW, from the triangular factors of B and Aᵀ."""
-        left, right = (np.linalg.qr(part).R for part in (self.B, self.A.transpose(0, 2, 1)))
-        return np.asarray(abs(self.scale) * np.linalg.svd(left @ right.transpose(0, 2, 1), compute_uv=False))
-
     def spectrum(self) -> Float[np.ndarray, " rank"]:
-        """The singular values of the last ΔW that are larger than rounding."""
-        values = self.singular_values()[-1]
+        """The singular values of the last ΔW that are larger than rounding, from triangular factors of B and Aᵀ."""
+        left, right = (np.linalg.qr(part).R for part in (self.B[-1], self.A[-1].T))
+        values = abs(self.scale) * np.linalg.svd(left @ right.T, compute_uv=False)
         return values[values > LEAST_SINGULAR * max(values[0], np.finfo(float).tiny)]
 
 
@@ -118,9 +115,7 @@ class StepSimilarity:
     def cosines(self, of: str) -> Float[np.ndarray, "left right"]:
         """|cos B|, |cos A| or cos ΔW (`delta`) between every two steps."""
         if of == "delta":
-            bottom = np.sqrt(np.outer(*self.squares))
-            cosine = np.divide(self.inner, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)
-            return np.clip(cosine, -1.0, 1.0)
+            return np.clip(ratio(self.inner, np.sqrt(np.outer(*self.squares))), -1.0, 1.0)
         return np.minimum(np.sqrt(self.overlap[of] / self.rank[of]), 1.0)
 
 
@@ -152,32 +147,28 @@ def principal_angles(
     return np.sort(np.degrees(subspace_angles(*bases)))
 
 
-@dataclass(frozen=True, eq=False)
-class CommonPlane:
+def common_plane(
+    of: str,
+    names: Sequence[str],
+    steps: Sequence[Int[np.ndarray, " step"]],
+    inner: Mapping[tuple[int, int], Float[np.ndarray, "left right"]],
+) -> pd.DataFrame:
     """Coordinates of every run's path along the directions of largest variance of all steps together.
 
     Runs that have nothing in common lie in a plane too, as a star around the origin, and any smooth path bends in it.
-    The share of variance says how much of the paths lies outside.
+    The share of variance says how much of the paths lies outside. `inner` holds the inner products between the steps
+    of runs i <= j.
+
+    Returns:
+        A row for each run and step: `measure`, `run`, `step`, `x` and `y` in units of weights, and their shares of the
+        variance.
     """
-
-    of: str  # B or delta
-    names: tuple[str, ...]
-    steps: tuple[Int[np.ndarray, " step"], ...]  # by run
-    scores: tuple[Float[np.ndarray, "step 2"], ...]  # by run; in units of weights
-    explained: Float[np.ndarray, " 2"]
-
-
-def common_plane(
-    of: str,
-    names: tuple[str, ...],
-    steps: Sequence[Int[np.ndarray, " step"]],
-    inner: Sequence[Sequence[Float[np.ndarray, "left right"]]],
-) -> CommonPlane:
-    """From the inner products between every two runs' steps: `inner[i][j]` for j >= i, its transpose below."""
-    rows = [[inner[i][j] if j >= i else inner[j][i].T for j in range(len(names))] for i in range(len(names))]
-    scores, explained = principal_components(np.block(rows))
-    ends = np.cumsum([len(of_run) for of_run in steps])[:-1]
-    return CommonPlane(of, names, tuple(steps), tuple(np.split(scores, ends)), explained)
+    count = range(len(names))
+    blocks = [[inner[i, j] if i <= j else inner[j, i].T for j in count] for i in count]
+    scores, (share_x, share_y) = principal_components(np.block(blocks))
+    runs = [name for name, of_run in zip(names, steps, strict=True) for _ in of_run]
+    where = {"step": np.concatenate(steps), "x": scores[:, 0], "y": scores[:, 1]}
+    return pd.DataFrame({"measure": of, "run": runs, **where, "share_x": share_x, "share_y": share_y})
 
 
 def signed_vectors(site: Sequence[Snapshots]) -> list[Float[np.ndarray, "step d_out"]]:

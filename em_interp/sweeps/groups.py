@@ -47,7 +47,7 @@ class WithinBase:
         """The directions at the end against chance, and the paths in one plane."""
         if self.comparison is None:
             return []
-        return [self.comparison.plot("pairs"), self.comparison.plot("plane", self.comparison.planes[0].of)]
+        return [self.comparison.plot("pairs"), self.comparison.plot("plane", self.comparison.plane["measure"].iloc[0])]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the runs, the words, and every pair's cosines with their bands."""

@@ -8,7 +8,13 @@ from scipy.linalg import subspace_angles
 
 import em_interp as em
 from em_interp.errors import InputError
-from em_interp.trajectory.composition import composition_path, composition_score, no_composition, path_columns
+from em_interp.trajectory.composition import (
+    composition_path,
+    composition_score,
+    layer_of,
+    no_composition,
+    path_columns,
+)
 from tests.comparison.planting import SITE, STEPS, adapter, in_another_gauge, unit
 
 TWO = (SITE, "layers.5.mlp.down_proj")
@@ -123,12 +129,13 @@ def test_a_planted_shared_direction_is_found_from_the_step_at_which_it_enters():
 def test_the_common_plane_keeps_distances_and_starts_all_runs_at_one_point():
     wanted = unit(3)
     found = compare(*(adapter(seed, towards=wanted, share=0.8) for seed in (1, 2)))
-    plane = next(plane for plane in found.planes if plane.of == "B")
-    np.testing.assert_allclose(plane.scores[0][0], plane.scores[1][0], atol=1e-9)
+    plane = found.plane.query("measure == 'B'")
+    np.testing.assert_allclose(*plane.query("step == 0")[["x", "y"]].to_numpy(), atol=1e-9)
     vectors = [2.0 * np.linalg.norm(p.A[SITE][-1]) * p.B[SITE][:, :, 0].astype(float) for p in found.matched.paths]
     joint = np.concatenate(vectors)
     singular = np.linalg.svd(joint - joint.mean(axis=0), compute_uv=False)
-    np.testing.assert_allclose(plane.explained, singular[:2] ** 2 / np.sum(singular**2), atol=1e-6)
+    shares = plane[["share_x", "share_y"]].iloc[0]
+    np.testing.assert_allclose(shares, singular[:2] ** 2 / np.sum(singular**2), atol=1e-6)
 
 
 def test_the_composition_score_of_single_adapters_is_their_cosine_and_not_one():
@@ -200,3 +207,10 @@ def test_runs_saved_at_different_steps_are_compared_by_step():
     whole = compare(often, seldom).frame("steps")
     both = steps.merge(whole, on=["measure", "step", "other_step"])
     np.testing.assert_allclose(both["value_x"], both["value_y"])
+
+
+def test_the_layer_of_a_site_is_read_from_its_name_or_refused():
+    names = ("layers.24.mlp.down_proj", "model.layers.24.self_attn.o_proj", "layers.24")
+    assert {layer_of(name) for name in names} == {24}
+    with pytest.raises(InputError, match="'lm_head' is in no layer, such as"):
+        layer_of("lm_head")

@@ -33,7 +33,7 @@ def test_the_planted_step_is_in_the_pooled_interval_and_the_run_without_one_is_c
     low, high = turns.pooled.interval
     assert low <= TURN <= high
     assert turns.counts["none"] == 1
-    assert "over three of four runs" in compared.sentence() and "1 with none" in compared.sentence()
+    assert "over 3 of 4 runs" in compared.sentence() and "1 with none" in compared.sentence()
     assert "given twice" not in compared.sentence()
     assert [one.signal for one in compared.agreements] == ["rotation", "gradient_norm", "norm_onset", "onset"]
 

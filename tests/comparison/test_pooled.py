@@ -60,7 +60,7 @@ def test_runs_that_agree_exactly_do_not_make_an_interval_of_no_width():
 
 def test_five_seeds_are_described_in_one_sentence():
     found = pool_steps(names(5), [turn(step) for step in (180, 186, 190, 194, 200)])
-    assert found.sentence().startswith("rotation of B: the transition is at 190 ± 9 (95% interval) over five runs")
+    assert found.sentence().startswith("rotation of B: the transition is at 190 ± 9 (95% interval) over 5 runs")
     assert found.to_dict()["mean"] == pytest.approx(190)
     assert found.to_dict()["pooled_runs"] == 5
 
@@ -69,19 +69,19 @@ def test_runs_with_none_or_inconclusive_are_counted_and_not_pooled():
     found = pool_steps(names(4), [turn(188), turn(0, verdict="none"), turn(192), turn(0, verdict="inconclusive")])
     assert found.counts == {"transition": 2, "none": 1, "inconclusive": 1, "without_interval": 0}
     assert found.pooled.mean == pytest.approx(190)
-    assert "over two of four runs" in found.sentence()
+    assert "over 2 of 4 runs" in found.sentence()
     assert found.sentence().endswith("; 1 with none, 1 inconclusive")
 
 
 def test_with_one_transition_or_none_nothing_is_pooled_and_the_sentence_says_why():
     one = pool_steps(names(3), [turn(188), turn(0, verdict="none"), turn(0, verdict="none")])
     assert one.pooled is None and one.to_dict()["interval"] is None
-    assert "one run of three has a transition with an interval (seed0, at step 188), so nothing can be pooled" in (
+    assert "1 of 3 runs has a transition with an interval (seed0, at step 188), so nothing can be pooled" in (
         one.sentence()
     )
     none = pool_steps(names(2), [turn(0, verdict="none"), turn(0, verdict="none")])
     assert none.sentence() == (
-        "rotation of B: none of two runs has a transition, so there is no step to agree on; 2 with none"
+        "rotation of B: none of 2 runs has a transition, so there is no step to agree on; 2 with none"
     )
 
 
@@ -134,7 +134,7 @@ def test_the_prediction_interval_holds_one_more_run_at_about_the_stated_rate(run
 
 def test_the_sentence_says_whether_it_may_be_the_same_step():
     same = pool_steps(names(3), [turn(step) for step in (188, 190, 192)])
-    assert "over three runs; may be the same step in all (Q = 0.5 on 2 df, p = 0.8, I² 0%)" in same.sentence()
+    assert "over 3 runs; may be the same step in all (Q = 0.5 on 2 df, p = 0.8, I² 0%)" in same.sentence()
     assert "runs no further apart than their own errors; one more run: " in same.sentence()
     apart = pool_steps(names(3), [turn(step) for step in (100, 190, 300)])
     assert "; not the same step in all (Q = " in apart.sentence() and "p < 0.001, I² 100%)" in apart.sentence()

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 import em_interp as em
@@ -27,13 +26,10 @@ def test_a_table_or_measure_that_does_not_exist_is_refused_with_those_that_do():
     found = compare(adapter(1, 2), adapter(2, 2))
     with pytest.raises(InputError, match="table 'pears' is not known; did you mean 'pairs'"):
         found.frame("pears")
-    with pytest.raises(InputError, match="no measure 'C' at site"):
-        found.matrix("C")
     with pytest.raises(InputError, match="drawn at rank 1 only"):
         found.plot("plane", "B")
     with pytest.raises(InputError, match="no agreement on 'onset'"):
         found.plot("agreement", signal="onset")
-    assert np.diag(found.matrix("B")).tolist() == [1, 1]
 
 
 def test_the_onsets_of_em_and_of_preference_are_each_drawn_by_name():

@@ -54,7 +54,7 @@ def test_steps_against_steps_have_the_edge_of_the_band(compared):
     figure = compared.plot("steps", "B")
     edges = [one for one in figure.data if one.type == "contour"]
     assert len(edges) == 3
-    assert edges[0].contours.start == pytest.approx(compared.grids[0].random_band)
+    assert edges[0].contours.start == pytest.approx(compared.steps["random_band"].iloc[0])
 
 
 def test_the_plane_has_a_path_for_each_run_and_warns_that_unrelated_runs_lie_in_one_too(compared):

@@ -28,6 +28,7 @@ from em_interp.mechanism.logit_lens import unembed
 from em_interp.mechanism.model import TrajectoryModel, open_model
 from em_interp.mechanism.random_adapters import random_adapters
 from em_interp.run import Run
+from em_interp.trajectory.composition import layer_of
 from em_interp.trajectory.trajectory import AdapterTrajectory
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def activation_diff(
     nothing there, are passed once.
     """
     tokens = model.chats(texts.questions, texts.answers)
-    write = _last_adapted(model)
+    write = max(map(layer_of, model.trajectory.sites))
     wanted = np.union1d(layers, write)
     rows, components = np.searchsorted(wanted, layers), max_components(len(texts))
     with model.disable_adapter() as base_model:
@@ -112,11 +113,6 @@ def pooled_streams(
     names = [f"resid_post.{layer}" for layer in layers if layer >= lowest]
     means = np.stack(list(answer_means(model, list(tokens.batches(BATCH)), names, frozen).values()))
     return np.pad(means, ((len(layers) - len(means), 0), (0, 0), (0, 0)))
-
-
-def _last_adapted(model: TrajectoryModel) -> int:
-    """The last layer that holds a site of the adapter."""
-    return max(int(site.split("layers.")[1].split(".")[0]) for site in model.trajectory.sites)
 
 
 def depths(layers: int, count: int) -> Int[np.ndarray, " layer"]:

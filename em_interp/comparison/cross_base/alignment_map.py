@@ -19,11 +19,11 @@ Direction maps: fitted on the base models alone, from pooled residual streams of
   where two models differ by a rotation of their coordinates.
 - `ridge`: y - ȳ ≈ (x - x̄) W with ‖W‖ penalised, the penalty chosen by held-out error: any linear relation.
 
-A direction v is mapped to v R (or v W) and given length 1. Beside it stand the held-out share of variance that the map
-explains (`held_out_r2`; about 0 or below for models that have nothing in common on these texts), and of each direction
-the share of its length that the texts vary along (`kept`): the rest is lost. A cosine with a mapped direction alone
-says little, for all vectors that share a few directions of large variance come out alike; `steering_transfer` uses the
-direction. A failure may be the map's (too few texts, other kinds of text, no linear relation) and not the direction's.
+A direction v is mapped to v R (or v W) and given length 1; what the texts do not vary along is lost. Beside it stands
+the held-out share of variance that the map explains (`held_out_r2`; about 0 or below for models that have nothing in
+common on these texts). A cosine with a mapped direction alone says little, for all vectors that share a few directions
+of large variance come out alike; `steering_transfer` uses the direction. A failure may be the map's (too few texts,
+other kinds of text, no linear relation) and not the direction's.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ LEAST_SPREAD = 1e-6  # a direction of a map with less than this share of the lar
 PENALTIES = np.logspace(-6, 2, 9)  # of ridge, times the mean variance of a direction times the texts
 
 
-def max_components(texts: int, folds: int = N_FOLDS) -> int:
+def max_components(texts: int) -> int:
     """Half as many as there are texts to fit the map on, so that it is never fitted through them exactly."""
-    return (texts - -(-texts // folds)) // 2
+    return (texts - -(-texts // N_FOLDS)) // 2
 
 
 def principal_scores(points: Float[np.ndarray, "text d"], limit: int) -> Float[np.ndarray, "text k"]:
@@ -65,10 +65,10 @@ def principal_scores(points: Float[np.ndarray, "text d"], limit: int) -> Float[n
     return np.asarray(left[:, kept] * values[kept])
 
 
-def held_out_cosine(X: Float[np.ndarray, "text k"], Y: Float[np.ndarray, "text l"], folds: int = N_FOLDS) -> float:
+def held_out_cosine(X: Float[np.ndarray, "text k"], Y: Float[np.ndarray, "text l"]) -> float:
     """The cosine of mapped and true vectors over all held-out texts, from principal scores."""
     inner, squares = 0.0, np.zeros(2)
-    for rows in _held_out_rows(len(X), folds):
+    for rows in _held_out_rows(len(X)):
         rest, means = _without(X, Y, rows)
         left, right = X[rows] - means[0], Y[rows] - means[1]
         inner += float(((left @ _rotation(*rest)) * right).sum())
@@ -87,9 +87,9 @@ def _rotation(first: Float[np.ndarray, "text d"], second: Float[np.ndarray, "tex
     return np.asarray((left * kept) @ right)
 
 
-def _held_out_rows(texts: int, folds: int) -> list[Int[np.ndarray, " row"]]:
+def _held_out_rows(texts: int) -> list[Int[np.ndarray, " row"]]:
     """Row indices of each fold, from a fixed permutation, so that neighbouring texts are spread over folds."""
-    return np.array_split(np.random.default_rng(FOLD_SEED).permutation(texts), folds)
+    return np.array_split(np.random.default_rng(FOLD_SEED).permutation(texts), N_FOLDS)
 
 
 def _without(
@@ -100,13 +100,6 @@ def _without(
     rest[rows] = False
     means = X[rest].mean(axis=0), Y[rest].mean(axis=0)
     return (X[rest] - means[0], Y[rest] - means[1]), means
-
-
-class MappedDirection(NamedTuple):
-    """A direction in the other model's residual stream, and how much of it the texts vary along."""
-
-    direction: Float[np.ndarray, " e"]  # of length 1
-    kept: float  # share of the length that is in the span of the texts, 0 to 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,39 +113,40 @@ class DirectionMap:
     texts: int
     span: Float[np.ndarray, "d m"]  # an orthonormal basis of the directions that the texts vary along
 
-    def map(self, direction: Float[np.ndarray, " d"]) -> MappedDirection:
-        """The direction in the other stream. Raises InputError for other dimensions and where the texts do not vary."""
+    def map(self, direction: Float[np.ndarray, " d"]) -> Float[np.ndarray, " e"]:
+        """The direction in the other stream, of length 1.
+
+        Raises InputError for other dimensions and where the texts do not vary.
+        """
         vector = np.asarray(direction, np.float64)
         if vector.shape != (len(self.left),):
             raise InputError(f"the map takes vectors of {len(self.left)} numbers; found shape {vector.shape}")
-        length, mapped = np.linalg.norm(vector), (vector @ self.left) @ self.right
-        visible = np.linalg.norm(vector @ self.span)
-        if not length > 0 or not visible > 1e-9 * length or not np.linalg.norm(mapped) > 0:
+        mapped, visible = (vector @ self.left) @ self.right, np.linalg.norm(vector @ self.span)
+        if not visible > 1e-9 * np.linalg.norm(vector) or not np.linalg.norm(mapped) > 0:
             raise InputError("the direction is zero, or no text varies along it, so it cannot be mapped")
-        return MappedDirection(mapped / np.linalg.norm(mapped), min(float(visible / length), 1.0))
+        return np.asarray(mapped / np.linalg.norm(mapped))
 
 
 def fit_map(
     first: Float[np.ndarray, "text d"],
     second: Float[np.ndarray, "text e"],
     kind: Kind = "orthogonal",
-    folds: int = N_FOLDS,
 ) -> DirectionMap:
     """The map that takes `first` to `second`, row by row the same texts. Deterministic.
 
     Raises InputError for other texts, fewer than ten, an unknown kind, and where all texts are one point.
     """
     check_known("map", kind, KINDS)
-    if len(first) != len(second) or len(first) < max(MIN_TEXTS, folds):
+    if len(first) != len(second) or len(first) < MIN_TEXTS:
         found = f"{len(first)} and {len(second)}"
-        raise InputError(f"a map is fitted on the same {max(MIN_TEXTS, folds)} texts or more; found {found}")
+        raise InputError(f"a map is fitted on the same {MIN_TEXTS} texts or more; found {found}")
     X, Y = (points.astype(np.float64) for points in (first, second))
     spread = [float(np.sum((points - points.mean(axis=0)) ** 2)) for points in (X, Y)]
     if min(spread) == 0:
         raise InputError("all texts are one point in one of the models, so no map can be fitted")
     penalties = PENALTIES if kind == "ridge" else np.zeros(1)
     errors = np.zeros(len(penalties))
-    for rows in _held_out_rows(len(X), folds):
+    for rows in _held_out_rows(len(X)):
         rest, means = _without(X, Y, rows)
         fitted = _Factors.of(*rest)
         for number, penalty in enumerate(penalties):

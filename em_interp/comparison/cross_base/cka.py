@@ -20,6 +20,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from em_interp.trajectory.geometry import ratio
+
 
 def u_centred(points: Float[np.ndarray, "case text d"]) -> Float[np.ndarray, "case entry"]:
     """The U-centred Gram matrix of each case as a vector of length 1: inner products are CKAs. NaN where it is zero."""
@@ -30,5 +32,4 @@ def u_centred(points: Float[np.ndarray, "case text d"]) -> Float[np.ndarray, "ca
     rows = gram.sum(axis=2, keepdims=True) / (n - 2)
     gram += rows.sum(axis=1, keepdims=True) / (n - 1) - rows - rows.transpose(0, 2, 1)
     flat = gram[:, *np.triu_indices(n, 1)]  # symmetric, and zero on the diagonal
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.divide(flat, length, out=np.full_like(flat, np.nan), where=length > 0)
+    return ratio(flat, np.linalg.norm(flat, axis=1, keepdims=True))

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.errors import InputError
+from em_interp.trajectory.geometry import ratio
 
 MIN_TOKENS = 10  # that both vocabularies have, or both runs' answers
 
@@ -80,5 +81,4 @@ def _unit_ranks(values: Float[np.ndarray, "case token"]) -> Float[np.ndarray, "c
 
     ranks = rankdata(values, axis=1)
     centred = ranks - ranks.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.divide(centred, length, out=np.full_like(centred, np.nan), where=length > 0)
+    return ratio(centred, np.linalg.norm(centred, axis=1, keepdims=True))

@@ -23,6 +23,8 @@ from em_interp.comparison.cross_base.activation_diff import MeasuredRun, depth_c
 from em_interp.comparison.cross_base.alignment_map import KINDS, DirectionMap, fit_map, held_out_cosine
 from em_interp.comparison.cross_base.logit_lens import SharedTokens, rank_correlation
 from em_interp.errors import InputError
+from em_interp.trajectory.geometry import ratio
+from em_interp.transition.family import empirical_p
 
 Row = dict[str, Any]
 TOKEN_COLUMNS = ["run", "other", "at", "token", "rank", "other_rank"]
@@ -60,10 +62,7 @@ class TwoNulls:
         return float(np.sort(self._sizes(draws))[band_rank(level, len(draws)) - 1])
 
     def _p_value(self, draws: Float[np.ndarray, " draw"]) -> float:
-        if np.isnan(self.value) or np.isnan(draws).any():
-            return float("nan")
-        reached = self._sizes(draws) >= self._sizes(np.array([self.value])) - 1e-12
-        return float((1 + reached.sum()) / (1 + len(draws)))
+        return empirical_p(self._sizes(draws), abs(self.value) if self.signed else self.value)
 
 
 def band_rank(level: float, draws: int) -> int:
@@ -148,10 +147,12 @@ def mapped_rows(source: MeasuredRun, target: MeasuredRun, level: float) -> Itera
     """
     for rows in same_depths(source, target):
         where = {"run": source.name, "other": target.name, **depth_columns(source, target, rows)}
+        own = target.diff.mean[:, rows[1]]
+        own = ratio(own, np.linalg.norm(own, axis=1, keepdims=True))
         for kind in KINDS:
             fitted = fit_map(source.diff.base[rows[0]], target.diff.base[rows[1]], kind)  # type: ignore[arg-type]
             mapped = np.stack([_mapped(fitted, vector) for vector in source.diff.mean[:, rows[0]]])
-            nulls = TwoNulls.of(mapped @ _unit(target.diff.mean[:, rows[1]]).T, signed=True)
+            nulls = TwoNulls.of(mapped @ own.T, signed=True)
             fit = {"map": kind, "held_out_r2": fitted.held_out_r2, "texts": fitted.texts}
             yield {**where, "measure": f"mapped_{kind}", **nulls.row(level)}, {**where, **fit}
 
@@ -160,9 +161,4 @@ def _mapped(fitted: DirectionMap, vector: Float[np.ndarray, " d"]) -> Float[np.n
     """NaN where there is nothing to map: before the first adapted layer nothing changes."""
     if not vector.any():
         return np.full(fitted.right.shape[1], np.nan)
-    return fitted.map(vector).direction
-
-
-def _unit(vectors: Float[np.ndarray, "case e"]) -> Float[np.ndarray, "case e"]:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, length, out=np.full_like(vectors, np.nan), where=length > 0)
+    return fitted.map(vector)

@@ -34,6 +34,7 @@ from em_interp.comparison.cross_base.texts import SharedTexts
 from em_interp.errors import InputError
 from em_interp.mechanism.engines.interventions import AblateDirection, AddVector, Intervention
 from em_interp.mechanism.model import ModelAtStep, TrajectoryModel
+from em_interp.transition.family import empirical_p
 
 N_RANDOM = 19  # mapped random directions: with none above, p is 0.05
 MIN_LABELLED = 10  # answers of each label
@@ -141,7 +142,7 @@ def _directions(
 ) -> tuple[dict[str, np.ndarray], Float[np.ndarray, " e"], int]:
     """The target's own direction, the transferred one and random ones by name; its own again, and its layer."""
     fitted = fit_map(source.diff.base[rows[0]], target.diff.base[rows[1]], "ridge")
-    own, transferred = target.diff.mean[0, rows[1]], fitted.map(source.diff.mean[0, rows[0]]).direction
+    own, transferred = target.diff.mean[0, rows[1]], fitted.map(source.diff.mean[0, rows[0]])
     random = {str(number): vector for number, vector in enumerate(_random(fitted, source.name))}
     return {"own": own, "transferred": transferred, **random}, own, int(target.diff.layers[rows[1]])
 
@@ -149,19 +150,18 @@ def _directions(
 def _summary(effects: dict[str, float]) -> dict[str, float]:
     """The transferred direction's effect, the target's own, the largest of the random ones, and a two-sided p-value."""
     random = np.abs([effect for name, effect in effects.items() if name not in ("own", "transferred")])
-    reached = int((random >= abs(effects["transferred"])).sum())
     return {
         "transferred": effects["transferred"],
         "own": effects["own"],
         "random_largest": float(random.max()),
-        "p_random": (1 + reached) / (1 + len(random)),
+        "p_random": empirical_p(random, abs(effects["transferred"])),
     }
 
 
 def _random(fitted: DirectionMap, name: str) -> Iterator[Float[np.ndarray, " e"]]:
     rng = np.random.default_rng([RANDOM_SEED, *name.encode()])
     for _ in range(N_RANDOM):
-        yield fitted.map(rng.standard_normal(len(fitted.left))).direction
+        yield fitted.map(rng.standard_normal(len(fitted.left)))
 
 
 def _of_length(vector: Float[np.ndarray, " e"], length: float) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_any_mapped_direction_steers_and_ablates_as_it_does_at_home(copied):
         with model.disable_adapter() as base_model:
             streams.append(pooled_streams(base_model, tokens, np.array([0]))[0])
     v = np.random.default_rng(5).normal(size=32)
-    mapped = fit_map(*streams).map(v).direction
+    mapped = fit_map(*streams).map(v)
     assert mapped @ (v @ Q) / np.linalg.norm(v) == pytest.approx(1, abs=1e-4)
     tokens = mine.chats(TEXTS.questions[:9], TEXTS.answers[:9])
     for intervention in (AddVector, AblateDirection):
