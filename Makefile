@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# huge pages for tensors on Linux: on a CPU training and sampling spend up to a fifth less time
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 READY := $(VENV)/.ready
 
 .PHONY: setup demo demo-real test test-fast test-download style lint docs notebook build clean

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int
 
 from em_interp.behaviour.rates import LEVEL, Mean, Rate, mean_of, rate_of
 from em_interp.behaviour.tables.inspect_logs import write_logs
@@ -167,12 +168,23 @@ class ScoredResponses(Result):
 
     def _rate(self, hits: pd.Series[bool]) -> Rate:
         """The share of hits, by question; the answers are those of the index."""
-        question = question_numbers(self.answers.loc[hits.index])
+        question = self._questions_of(hits)
         return rate_of(np.bincount(question, hits.to_numpy(float)), np.bincount(question).astype(float), self.level)
 
     def _mean(self, score: str) -> Mean:
-        scored = self.scored[self.scored[score].notna()]
-        return mean_of(scored[score].to_numpy(float), question_numbers(scored), self.level)
+        known = self.scored[score].dropna()
+        return mean_of(known.to_numpy(float), self._questions_of(known), self.level)
+
+    def _questions_of(self, values: pd.Series[Any]) -> Int[np.ndarray, " answer"]:
+        """The number of each answer's question among those that have a value, from 0."""
+        return np.unique(self._question.loc[values.index].to_numpy(), return_inverse=True)[1]
+
+    @cached_property
+    def _question(self) -> pd.Series[int]:
+        """The number of the question of every answer."""
+        import pandas as pd
+
+        return pd.Series(question_numbers(self.answers), self.answers.index)
 
     def _table(self) -> pd.DataFrame:
         return self.frame()
