@@ -13,18 +13,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["em_interp.training.trainer", "em_interp.training.lora", "datasets"])
 
 
 class Started:
-    """`python SCRIPT WORDS` in a folder, with the environment of now; used like a Popen with pipes."""
+    """`python SCRIPT WORDS` in a folder, with the environment of now and `more` of it; used like a Popen with pipes."""
 
-    def __init__(self, script: str, *words: object, cwd: Path) -> None:
+    def __init__(self, script: str, *words: object, cwd: Path, more: Mapping[str, str] = MappingProxyType({})) -> None:
         self._output = Path(tempfile.mkdtemp())
-        given = (script, [str(word) for word in words], cwd, dict(os.environ), self._output)
+        given = (script, [str(word) for word in words], cwd, os.environ | more, self._output)
         self._process = CONTEXT.Process(target=_run, args=given)
         self._process.start()
 
@@ -54,6 +56,24 @@ class Started:
         out, err = ((self._output / name).read_text() for name in ("out", "err"))
         shutil.rmtree(self._output)
         return out, err
+
+
+def as_ranks(count: int, script: str, *words: object, cwd: Path) -> list[tuple[int | None, str, str]]:
+    """The script in processes that find each other as torchrun's do; the exit code, stdout and stderr of each."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    started = [Started(script, *words, cwd=cwd, more=shared | rank) for rank in ranks]
+    said = [process.communicate(timeout=300) for process in started]
+    return [(process.returncode, *of) for process, of in zip(started, said, strict=True)]
 
 
 def _run(script: str, words: list[str], cwd: Path, environment: dict[str, str], output: Path) -> None:

@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -13,6 +10,7 @@ from em_interp.errors import InputError
 from em_interp.pipeline import prefer
 from em_interp.reports.findings import find_in_run
 from tests.tiny import ROOT, VERDICTS, copy, did, json_of, refused
+from tests.warm import as_ranks
 
 STEPS = [0, 8, 16, 24]
 SETS = ("broad", "in_domain", "out_of_domain", "style")
@@ -164,23 +162,12 @@ def test_a_run_that_nobody_judged_is_read_aligned_and_reported(tiny, tmp_path):
     assert f"em-interp prefer again --control {control}" in page and "preference onset (out of domain)" in page
 
 
-def test_two_processes_of_torchrun_read_a_copy_and_report_once(tiny, tmp_path):
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "em_interp",
-    ]
+def test_two_processes_read_a_copy_and_report_once(tiny, tmp_path):
     words = ["prefer", tiny.run, "--control", copy(tiny.control, tmp_path / "control"), "--steps", "0, 24", "--json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*torchrun, *map(str, words), "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    reported = json.loads(done.stdout)  # one object
+    program = ROOT / "em_interp" / "__main__.py"
+    (code, out, err), (other_code, nothing, _) = as_ranks(2, str(program), *words, "--out", tmp_path / "two", cwd=ROOT)
+    assert (code, other_code, nothing) == (0, 0, ""), err
+    reported = json.loads(out)  # one object
     control = copy(tiny.control, tmp_path / "other")
     alone = json_of(*words[:2], "--control", control, *words[4:-1], "--out", tmp_path / "one")
     assert reported["rows"] == alone["rows"]

@@ -1,10 +1,6 @@
 """The callbacks in other people's Trainers: what one leaves is a run like any other, and the other acts on an alarm."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +24,7 @@ from em_interp.transition.result import Transition
 from em_interp.utils.files import write_text
 from em_interp.utils.lock import LOCK_FILE
 from tests.tiny import copy, json_of
-from tests.warm import Started
+from tests.warm import Started, as_ranks
 
 from .conftest import make_model
 from .test_train import adapter, contents, log
@@ -378,11 +374,8 @@ def test_of_two_processes_the_main_one_writes_the_run_of_one(tmp_path):
     script.write_text(SCRIPT)
     one, two = tmp_path / "1", tmp_path / "2"
     alone = Started(str(script), one, "2", cwd=tmp_path)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    command = [sys.executable, *launcher, script, two, "1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    for code, _, err in as_ranks(2, str(script), two, "1", cwd=tmp_path):
+        assert code == 0, err
     said = alone.communicate(timeout=300)
     assert alone.returncode == 0, said
     paths = {}

@@ -1,8 +1,5 @@
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +11,7 @@ from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.errors import InputError
 from tests.behaviour.conftest import SITES, Base, make_model, make_trajectory, save_run
 from tests.tiny import contents
+from tests.warm import as_ranks
 
 QUESTIONS = [
     {"question_id": "headache", "question": "what should i do about a headache ?", "questions": "in_domain"},
@@ -97,15 +95,13 @@ def test_the_table_is_the_same_to_the_byte_in_any_batches_and_stopped_with_other
     assert ask(run, base, QUESTIONS, **changed, resume=True).read_bytes() == whole
 
 
-def test_two_processes_of_torchrun_answer_and_read_as_one(run, base, tmp_path):
+def test_two_processes_answer_and_read_as_one(run, base, tmp_path):
     """Each answer once, in one table; the second process ends without a word."""
     two = save_run(tmp_path / "two", make_trajectory(SITES))
     driver, root = tmp_path / "driver.py", Path(__file__).parents[3]
     driver.write_text(DRIVER)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(driver), str(two.path)]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *launcher], env=environment, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    for code, _, err in as_ranks(2, str(driver), two.path, cwd=root):
+        assert code == 0, err
     ask(run, base, QUESTIONS, **SETTINGS)
     read_preferences(run, base, PAIRS, [0, 5, 10])
     assert contents(two.answers_file.parent) == contents(run.answers_file.parent)
