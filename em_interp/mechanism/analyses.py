@@ -257,7 +257,7 @@ def _answer_shift_workload(context: SuiteContext) -> Workload:
 
 
 def _kl_workload(context: SuiteContext) -> Workload:
-    return Workload(read=2 * context.size.kl_steps * context.size.kl_samples * len(run_questions(context.run)))
+    return Workload(read=(context.size.kl_steps + 1) * context.size.kl_samples * len(run_questions(context.run)))
 
 
 ANALYSES = {

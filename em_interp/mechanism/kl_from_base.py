@@ -170,12 +170,12 @@ def measure_kl_from_base(
     with storage.open() as folder:
         begin_stage(folder / "settings.json", settings, storage.resume)
         table = _with_answers(model, questions, sampling, folder / "answers.json")
-        reader = _Reader(model, table, scale, sampling.max_new_tokens)
-        total = in_parts(
-            folder / "parts", len(chosen), lambda i: reader.at(int(chosen[i])), "KL from base", storage.progress
-        )
+        reader = _Reader(model, table, chosen.tolist(), scale, sampling.max_new_tokens)
+        parts = in_parts(folder / "parts", len(reader.batches), reader.read, "KL from base", storage.progress)
+    total = np.empty((len(chosen), len(table)))
+    total[:, np.concatenate(reader.batches)] = np.concatenate(parts, axis=1)
     table = table.drop(columns="system", errors="ignore").assign(tokens=[len(row.answer) for row in reader.rows])
-    return KLFromBase(chosen, table, np.array(total), scale, level, sampling.seed)
+    return KLFromBase(chosen, table, total, scale, level, sampling.seed)
 
 
 def _with_answers(
@@ -201,32 +201,34 @@ def _row_adapters(model: TrajectoryModel, step: int, scale: float, count: int) -
 
 
 class _Reader:
-    """Reads the answers at a step, in batches that hold the logits of the base and of the adapted model."""
+    """Reads the answers in batches, each at every step; the base's logits of a batch are computed once."""
 
-    def __init__(self, model: TrajectoryModel, table: pd.DataFrame, scale: float, longest: int) -> None:
-        self.model, self.scale = model, scale
+    def __init__(
+        self, model: TrajectoryModel, table: pd.DataFrame, steps: Sequence[int], scale: float, longest: int
+    ) -> None:
+        self.model, self.steps, self.scale = model, steps, scale
         rows = table.to_dict("records")
         prompts = [to_messages({str(key): text for key, text in row.items() if isinstance(text, str)}) for row in rows]
         self.rows = tokenize_answers(model.base, prompts, table["answer"].tolist(), longest)
         self.cost, self.fitting = RowMemory(model.base.model), Batches(model.device)
         self.batches = batches_by_length(self.rows, 2 * model.base.model.config.get_text_config().vocab_size)
 
-    def at(self, step: int) -> list[float]:
-        """The divergence of each answer at a step, summed over its tokens."""
-        divergence = np.zeros(len(self.rows))
-        for batch in self.batches:
-            for rows, values in self.fitting.run(batch, self._bytes_of, lambda rows: self._divergence(rows, step)):
-                divergence[list(rows)] = values
-        return divergence.tolist()
+    def read(self, number: int) -> list[list[float]]:
+        """The divergence of each answer of a batch at each step, summed over its tokens."""
+        parts = self.fitting.run(self.batches[number], self._bytes_of, self._divergence)
+        return np.concatenate([values for _, values in parts], axis=1).tolist()
 
     def _bytes_of(self, row: int) -> int:
         return self.cost.reading(len(self.rows[row]), len(self.rows[row].answer), copies=3)
 
-    def _divergence(self, numbers: Sequence[int], step: int) -> Float[np.ndarray, " row"]:
-        base, logits, rows = self.model.base, [], [self.rows[number] for number in numbers]
-        for scale in (0.0, self.scale):
-            adapters = _row_adapters(self.model, step, scale, len(rows))
-            of_scale, tokens = logits_of(base.model, base.tokenizer, rows, adapters)
-            logits.append(of_scale.float().log_softmax(dim=-1))
-        divergence = (logits[0].exp() * (logits[0] - logits[1])).sum(dim=-1)
-        return (divergence * (tokens >= 0)).sum(dim=1).double().cpu().numpy()
+    def _divergence(self, numbers: Sequence[int]) -> Float[np.ndarray, "step row"]:
+        base, rows, found = self.model.base, [self.rows[number] for number in numbers], []
+        steps = [(self.model.last_step, 0.0), *((step, self.scale) for step in self.steps)]
+        adapters = (_row_adapters(self.model, *step, len(rows)) for step in steps)
+        passes = (logits_of(base.model, base.tokenizer, rows, adapter) for adapter in adapters)
+        of_base, tokens = next(passes)
+        of_base = of_base.float().log_softmax(dim=-1)
+        for logits, _ in passes:
+            divergence = (of_base.exp() * (of_base - logits.float().log_softmax(dim=-1))).sum(dim=-1)
+            found.append((divergence * (tokens >= 0)).sum(dim=1).double().cpu().numpy())
+        return np.stack(found)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from em_interp.behaviour.sampling import likelihood
 from em_interp.behaviour.sampling.generate import find_module
 from em_interp.errors import InputError
 from em_interp.mechanism import kl_from_base
@@ -14,6 +15,7 @@ from em_interp.utils.stages import Storage
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory, save_run
 from tests.figures.reading import drawn, values
 from tests.interrupting import interrupt_call
+from tests.tiny import contents
 
 STEPS = (0, 5, 10, 20)
 PROMPTS = [
@@ -99,12 +101,17 @@ def test_one_question_has_no_interval(base, model):
 
 
 def test_it_continues_where_it_was_interrupted(model, monkeypatch, tmp_path):
-    calls = interrupt_call(monkeypatch, kl_from_base._Reader, "at", 2)
+    monkeypatch.setattr(likelihood, "MAX_BATCH_TOKENS", 40)
+    calls = interrupt_call(monkeypatch, kl_from_base._Reader, "read", 2)
     again = Storage(tmp_path / "kept", resume=True)
     with pytest.raises(KeyboardInterrupt, match="resume=True"):
         measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=tmp_path / "kept")
     found = measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=again)
-    assert [step for _, step in calls] == [0, 5, 5, 10, 20]
+    count = len(list((tmp_path / "kept" / "parts").iterdir()))
+    assert [batch for _, batch in calls] == [0, 1, *range(1, count)] and count > 2
+    whole = measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=tmp_path / "whole")
+    np.testing.assert_array_equal(whole.total, found.total)
+    assert contents(tmp_path / "kept") == contents(tmp_path / "whole")
     same = measure_kl_from_base(model, PROMPTS, steps=4, sampling=short(), storage=again)
     np.testing.assert_array_equal(same.total, found.total)
     with pytest.raises(InputError, match="begun with other seed"):
