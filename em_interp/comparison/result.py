@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Table = Literal["pairs", "angles", "steps", "direction_onset", "plane", "transitions", "agreement"]
-TABLES: tuple[str, ...] = get_args(Table)
 POOLED = "all shared sites"
 MAX_NAMED_PAIRS = 6  # up to which a sentence names each pair
 SHARED_START = (
@@ -71,6 +70,15 @@ class DirectionComparison(Result):
         ".plot('agreement')",
         ".frame('pairs')",
     )
+    TABLES: ClassVar[tuple[Any, ...]] = get_args(Table)
+    NAME: ClassVar[str] = "comparison"  # of the files
+    HEADING: ClassVar[str] = "Comparison of runs"
+    ROWS: ClassVar[str] = "Every pair and site at the last steps"
+    LIMITS: ClassVar[str] = (
+        "Cosines belong to one base and its coordinates. Similarity beyond the band says that two adapters use the "
+        "same directions, not that they do so for the same reason. Runs that started from the same A have similar A "
+        "from the start."
+    )
 
     matched: MatchedRuns
     level: float
@@ -111,7 +119,7 @@ class DirectionComparison(Result):
             "transitions": lambda: _transitions_table(self.agreements),
             "agreement": lambda: pd.DataFrame([agreement.row() for agreement in self.agreements]),
         }
-        check_known("table", table, TABLES)
+        check_known("table", table, self.TABLES)
         return makers[table]()
 
     def plot(self, table: Table = "pairs", of: str = "B", signal: str = "rotation") -> go.Figure:
@@ -145,6 +153,14 @@ class DirectionComparison(Result):
             return draw.common_plane(rows, self._about_figure(of))
         figure = draw.direction_onset if table == "direction_onset" else draw.step_cosines
         return figure(rows, self.level, self._about_figure(of))
+
+    def figures(self) -> list[go.Figure]:
+        """Every figure, in the order of the page."""
+        drawn = [self.plot("pairs")]
+        drawn += [self.plot("direction_onset", of) for of in ("B", "delta")]
+        drawn += [self.plot("steps", of) for of in ("B", "delta")]
+        drawn += [self.plot("plane", of) for of in self.plane["measure"].unique()]
+        return [*drawn, *(agreement.plot() for agreement in self.agreements)]
 
     def _agreement(self, signal: str) -> Agreement:
         known = {agreement.key: agreement for agreement in self.agreements}

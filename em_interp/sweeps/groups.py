@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from em_interp.comparison.compare import compare
 from em_interp.comparison.cross_base.compare import compare_across_bases
-from em_interp.comparison.page import CROSS_BASE_LIMITS, write_comparison
+from em_interp.comparison.cross_base.result import CrossBaseComparison
+from em_interp.comparison.page import write_comparison
 from em_interp.comparison.result import DirectionComparison
 from em_interp.errors import InputError
 from em_interp.trajectory.load import load_trajectory
@@ -106,7 +107,7 @@ class AcrossBases:
     @property
     def lines(self) -> list[str]:
         """The comparison in words; or why there is none."""
-        return [self.reason] if self.reason else [*self.values["sentence"].splitlines(), CROSS_BASE_LIMITS]
+        return [self.reason] if self.reason else [*self.values["sentence"].splitlines(), CrossBaseComparison.LIMITS]
 
     def figures(self) -> list[go.Figure]:
         """Similarity of what the adapters change, and how they turn along normalised time."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from em_interp.comparison.page import LIMITS
+from em_interp.comparison.result import DirectionComparison
 from em_interp.errors import InputError
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.reports.page import embedded, render
@@ -191,7 +191,7 @@ def sweep_page(result: Sweep) -> str:
         without=list(_without(result)),
         within=[(group, [embedded(figure) for figure in group.figures()]) for group in result.within],
         across=[] if result.across is None else [embedded(figure) for figure in result.across.figures()],
-        limits=LIMITS,
+        limits=DirectionComparison.LIMITS,
         outside=OUTSIDE_SETS,
         built_in=any(run.plan.config.model in BUILT_IN for run in result.runs),
         config=read_text(result.out / "sweep.yaml"),

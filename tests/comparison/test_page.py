@@ -93,10 +93,10 @@ def test_out_gets_the_page_the_json_and_every_table_and_is_not_overwritten_unask
 
 
 def test_the_page_holds_every_figure_and_needs_nothing_from_outside(compared):
-    from em_interp.comparison.page import comparison_page, figures
+    from em_interp.comparison.page import comparison_page
 
     page = comparison_page(compared)
-    drawn = figures(compared)
+    drawn = compared.figures()
     assert page.count('<div class="plot"') == len(drawn) == 11
     assert "<script src" not in page and "Comparison of runs" in page
     assert all(escape(line, quote=False).replace("'", "&#39;") in page for line in compared.sentence().splitlines())

@@ -6,7 +6,7 @@ import pytest
 
 import em_interp as em
 from em_interp.comparison.pooled import pool_steps
-from em_interp.comparison.result import TABLES
+from em_interp.comparison.result import DirectionComparison
 from em_interp.errors import InputError
 from em_interp.transition.result import Transition
 from tests.comparison.planting import adapter
@@ -16,7 +16,7 @@ def compare(*paths):
     return em.compare(paths, permutations=49)
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", DirectionComparison.TABLES)
 def test_every_table_is_tidy_and_can_be_had(table):
     rows = compare(adapter(1, 2), adapter(2, 2)).frame(table)
     assert len(rows) and not rows.duplicated().any()

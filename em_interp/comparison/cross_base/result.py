@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Table = Literal["similarity", "steering_transfer", "tokens", "vocabularies", "maps", "profiles", "turning"]
-CROSS_BASE_TABLES: tuple[str, ...] = get_args(Table)
 MEASURES = {
     "cka": "CKA of what the adapters change",
     "procrustes": "held-out Procrustes of what they change",
@@ -53,6 +52,15 @@ class CrossBaseComparison(Result):
         ".plot('steering_transfer')",
         ".frame('similarity')",
     )
+    TABLES: ClassVar[tuple[Any, ...]] = get_args(Table)
+    NAME: ClassVar[str] = "cross_base"  # of the files
+    HEADING: ClassVar[str] = "Comparison across bases"
+    ROWS: ClassVar[str] = "Every pair, measure and depth"
+    LIMITS: ClassVar[str] = (
+        "Across bases only what needs no common coordinates is compared. Similarity beyond the nulls says that two "
+        "adapters change the same texts alike or favour the same words more than random adapters of their norms do, "
+        "not that they do so by the same mechanism, nor that other training data would not have done the same."
+    )
 
     names: tuple[str, ...]
     bases: tuple[str, ...]  # of each run
@@ -79,7 +87,7 @@ class CrossBaseComparison(Result):
         Raises:
             InputError: for another name.
         """
-        check_known("table", table, CROSS_BASE_TABLES)
+        check_known("table", table, self.TABLES)
         rows: pd.DataFrame = getattr(self, table)
         return rows.copy()
 
@@ -116,6 +124,12 @@ class CrossBaseComparison(Result):
         if table == "vocabularies":
             raise InputError("the vocabularies have no figure; see frame('vocabularies')")
         return draw.similarity(self.similarity, self.level, about)
+
+    def figures(self) -> list[go.Figure]:
+        """Every figure that there is, in the order of the page."""
+        tokens = [self.plot("tokens", "final"), self.plot("tokens", "write")] if len(self.tokens) else []
+        transferred = [self.plot("steering_transfer")] if len(self.steering_transfer) else []
+        return [self.plot("similarity"), *tokens, *transferred, self.plot("profiles")]
 
     def about(self) -> str:
         """What is compared: how many runs, of which bases, on how many texts."""
