@@ -230,7 +230,7 @@ def _attribution_workload(context: SuiteContext) -> Workload:
 
 
 def _ablation_workload(context: SuiteContext) -> Workload:
-    n_choices = min(context.size.layers, context.model.layers) + 1
+    n_choices = len(context.layers) + 1
     return _sampled(context, len(CONTRASTS) * (N_BASELINE + 3 * n_choices * context.size.n_random_ablation))
 
 

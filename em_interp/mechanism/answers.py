@@ -224,10 +224,16 @@ def tokenized_answers(model: TrajectoryModel, answers: AnswerSet, batch: int = B
 
 
 def steps_to_read(model: TrajectoryModel, steps: int | Sequence[int] | None = None) -> list[int]:
-    """These steps, increasing; by default all that are saved, or 41 of them evenly over the run."""
+    """These steps, increasing; by default all that are saved, or 41 of them evenly over the run.
+
+    Raises InputError for an empty list.
+    """
     if steps is None:
         steps = model.trajectory.steps[evenly_spaced(model.trajectory.steps, MAX_STEPS)].tolist()
-    return sorted({int(step) for step in as_list(steps)})
+    chosen = sorted({int(step) for step in as_list(steps)})
+    if not chosen:
+        raise InputError(f"steps is empty; expected saved steps, or None for up to {MAX_STEPS} over the run")
+    return chosen
 
 
 def forward_passes(

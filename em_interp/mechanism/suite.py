@@ -335,6 +335,11 @@ class SuiteContext:
         return steps_to_read(self.model, steps[evenly_spaced(steps, self.size.steps)].tolist())
 
     @cached_property
+    def layers(self) -> list[int]:
+        """The single layers after which directions are ablated."""
+        return evenly_spaced(np.arange(self.model.layers), self.size.layers).tolist()
+
+    @cached_property
     def attribution(self) -> DirectionAttribution:
         """The mean difference along the run."""
         return attribute_direction(self.model, self.answers, self.steps, n_random=self.size.n_random_attribution)
@@ -352,10 +357,9 @@ class SuiteContext:
 
     def ablation(self, direction: Direction, *names: str) -> Ablation:
         """The ablation of a direction, kept in this folder."""
-        layers = evenly_spaced(np.arange(self.model.layers), self.size.layers).tolist()
         n_random, storage = self.size.n_random_ablation, self.storage(*names)
         shared = (self.model, direction, self.judge, self.questions)
-        return ablate(*shared, layers, self.sampling, n_random, storage=storage)
+        return ablate(*shared, self.layers, self.sampling, n_random, storage=storage)
 
     def steering(self, direction: Direction, *names: str) -> SteeringCurve:
         """The steering with a direction, kept in this folder."""

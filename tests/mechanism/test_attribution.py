@@ -170,6 +170,8 @@ def test_what_is_not_there_is_refused(path):
         mean_difference(model, few)
     with pytest.raises(InputError, match="step 7 was not saved"):
         attribute_direction(model, answer_set(), [7])
+    with pytest.raises(InputError, match="steps is empty; expected saved steps"):
+        attribute_direction(model, answer_set(), [])
     with pytest.raises(InputError, match="expected at least 2, found 1"):
         attribute_direction(model, answer_set(), n_random=1)
     with pytest.raises(InputError, match="level must lie between 0 and 1"):

@@ -101,6 +101,17 @@ def test_every_analysis_is_carried_out_and_said_in_words(every, tmp_path):
     assert lanes.rindex("EM onset") < lanes.index("sufficient direction") < lanes.index("rotation of B")  # from below
 
 
+def test_the_estimate_of_the_work_counts_the_answers_that_are_sampled(every, tiny):
+    run, _ = every
+    given = (open_model(run), AdviceJudge("medical"), open_run(tiny.control), run, SMALL, SAMPLING)
+    context = SuiteContext(*given)
+    for name in ("ablation", "steering", "transfer", "patching"):
+        files = (run.analysis / "mechanism" / name).rglob("answers.parquet")
+        sampled, expected = sum(len(pd.read_parquet(file)) for file in files), ANALYSES[name].workload(context).sampled
+        refined = name in ("steering", "transfer")  # where the base stops being coherent, which it may not
+        assert 0.4 * expected < sampled <= expected if refined else sampled == expected, name
+
+
 def test_a_page_of_a_run_that_was_not_analysed_does_not_mention_the_mechanism(tiny, tmp_path):
     page = Page(report(tiny.run, out=tmp_path / "page.html"))
     assert "Mechanism" not in page.words
