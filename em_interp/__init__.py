@@ -12,8 +12,9 @@ Every result has `.sentence()`, `.frame()`, `.plot()` and `.to_dict()`. `em.figu
 the model. The names below are loaded on first use, so that importing the package costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from em_interp.utils.lazy import lazy
 
 if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares it with the table below
     from em_interp import figures as figures
@@ -75,79 +76,47 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
 
     ask, judge, score = ask_run, judge_run, score_responses
 
-_MODULE_OF = {
-    "InputError": "em_interp.errors",
-    "Run": "em_interp.run",
-    "open_run": "em_interp.run",
-    "load_config": "em_interp.config.run_config",
-    "demo": "em_interp.demos.tiny",
-    "train": "em_interp.training.train",
-    "SnapshotCallback": "em_interp.training.callbacks",
-    "MonitorCallback": "em_interp.training.callbacks",
-    "ask": "em_interp.pipeline.behaviour:ask_run",
-    "judge": "em_interp.pipeline.behaviour:judge_run",
-    "AdapterTrajectory": "em_interp.trajectory.trajectory",
-    "load_trajectory": "em_interp.trajectory.load",
-    "Transition": "em_interp.transition.result",
-    "locate": "em_interp.pipeline.analysis",
-    "find_transition": "em_interp.transition.find",
-    "find_transitions": "em_interp.transition.find",
-    "Monitor": "em_interp.transition.monitoring.monitor",
-    "watch": "em_interp.transition.monitoring.watch",
-    "largest_local_cosine": "em_interp.transition.direction.local_cosine",
-    "planted_path": "em_interp.transition.synthetic.paths",
-    "planted_curve": "em_interp.transition.synthetic.curves",
-    "planted_shift": "em_interp.transition.synthetic.shifts",
-    "planted_log": "em_interp.transition.synthetic.logs",
-    "planted_norm": "em_interp.transition.synthetic.logs",
-    "align": "em_interp.transition.align",
-    "Alignment": "em_interp.transition.align",
-    "run_mechanism": "em_interp.pipeline.analysis",
-    "compare": "em_interp.comparison.compare",
-    "DirectionComparison": "em_interp.comparison.result",
-    "sweep": "em_interp.sweeps.run",
-    "compare_across_bases": "em_interp.comparison.cross_base.compare",
-    "CrossBaseComparison": "em_interp.comparison.cross_base.result",
-    "SharedTexts": "em_interp.comparison.cross_base.texts",
-    "score": "em_interp.behaviour.scores:score_responses",
-    "score_responses": "em_interp.behaviour.scores",
-    "ScoredResponses": "em_interp.behaviour.scores",
-    "behaviour_curve": "em_interp.behaviour.curve",
-    "BehaviourCurve": "em_interp.behaviour.curve",
-    "preference_curve": "em_interp.pipeline.prefer",
-    "PreferenceCurve": "em_interp.behaviour.preference_curve",
-    "report": "em_interp.reports.page",
-    "export_run": "em_interp.reports.run_figures",
-    "publish": "em_interp.hub.publishing",
-    # what the functions above return, and what these hold
-    "FamilyWise": "em_interp.transition.family",
-    "Look": "em_interp.transition.monitoring.monitor",
-    "MechanismReport": "em_interp.mechanism.report",
-    "Offset": "em_interp.transition.align",
-    "Order": "em_interp.transition.align",
-    "PlantedCurve": "em_interp.transition.synthetic.curves",
-    "PlantedLog": "em_interp.transition.synthetic.logs",
-    "PlantedNorm": "em_interp.transition.synthetic.logs",
-    "PlantedPath": "em_interp.transition.synthetic.paths",
-    "PlantedShift": "em_interp.transition.synthetic.shifts",
-    "PathTransitions": "em_interp.reports.findings",
-    "RunConfig": "em_interp.config.run_config",
-    "Sweep": "em_interp.sweeps.result",
-}
-
-_SUBPACKAGES = ("figures", "mechanism")
-__all__ = [*_SUBPACKAGES, *_MODULE_OF]
+__all__, __getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "": "figures mechanism",
+        "behaviour.curve": "BehaviourCurve behaviour_curve",
+        "behaviour.preference_curve": "PreferenceCurve",
+        "behaviour.scores": "ScoredResponses score=score_responses score_responses",
+        "comparison.compare": "compare",
+        "comparison.cross_base.compare": "compare_across_bases",
+        "comparison.cross_base.result": "CrossBaseComparison",
+        "comparison.cross_base.texts": "SharedTexts",
+        "comparison.result": "DirectionComparison",
+        "config.run_config": "RunConfig load_config",
+        "demos.tiny": "demo",
+        "errors": "InputError",
+        "hub.publishing": "publish",
+        "mechanism.report": "MechanismReport",
+        "pipeline.analysis": "locate run_mechanism",
+        "pipeline.behaviour": "ask=ask_run judge=judge_run",
+        "pipeline.prefer": "preference_curve",
+        "reports.findings": "PathTransitions",
+        "reports.page": "report",
+        "reports.run_figures": "export_run",
+        "run": "Run open_run",
+        "sweeps.result": "Sweep",
+        "sweeps.run": "sweep",
+        "training.callbacks": "MonitorCallback SnapshotCallback",
+        "training.train": "train",
+        "trajectory.load": "load_trajectory",
+        "trajectory.trajectory": "AdapterTrajectory",
+        "transition.align": "Alignment Offset Order align",
+        "transition.direction.local_cosine": "largest_local_cosine",
+        "transition.family": "FamilyWise",
+        "transition.find": "find_transition find_transitions",
+        "transition.monitoring.monitor": "Look Monitor",
+        "transition.monitoring.watch": "watch",
+        "transition.result": "Transition",
+        "transition.synthetic.curves": "PlantedCurve planted_curve",
+        "transition.synthetic.logs": "PlantedLog PlantedNorm planted_log planted_norm",
+        "transition.synthetic.paths": "PlantedPath planted_path",
+        "transition.synthetic.shifts": "PlantedShift planted_shift",
+    },
+)
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
-        return import_module(f"em_interp.{name}")
-    if name in _MODULE_OF:
-        module, _, called = _MODULE_OF[name].partition(":")
-        return getattr(import_module(module), called or name)
-    raise AttributeError(f"module 'em_interp' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

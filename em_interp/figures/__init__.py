@@ -4,8 +4,9 @@ Other results draw themselves: `compare(runs).plot()`, `steer(...).plot()`. The 
 plotly with them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from em_interp.utils.lazy import lazy
 
 if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares it with the table below
     from em_interp.figures.export_files import caption as caption
@@ -32,40 +33,16 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.figures.turning import rotation as rotation
     from em_interp.figures.turning import turning_angle as turning_angle
 
-_MODULE_OF = {
-    "alignment": "time_axis",
-    "behaviour": "rates",
-    "caption": "export_files",
-    "composition": "signals",
-    "export": "export_files",
-    "export_all": "export_files",
-    "gradient_norm": "signals",
-    "local_cosine": "turning",
-    "lock_in": "signals",
-    "monitor": "monitoring",
-    "norm_onset": "signals",
-    "norms": "path",
-    "numbers": "export_files",
-    "onset": "signals",
-    "pca": "path",
-    "preference": "preferences",
-    "rotation": "turning",
-    "scores": "rates",
-    "timeline": "time_axis",
-    "training_log": "signals",
-    "trajectory": "path",
-    "transition": "signals",
-    "turning_angle": "turning",
-}
-
-__all__ = list(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f"em_interp.figures.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module 'em_interp.figures' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__, __getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "export_files": "caption export export_all numbers",
+        "monitoring": "monitor",
+        "path": "norms pca trajectory",
+        "preferences": "preference",
+        "rates": "behaviour scores",
+        "signals": "composition gradient_norm lock_in norm_onset onset training_log transition",
+        "time_axis": "alignment timeline",
+        "turning": "local_cosine rotation turning_angle",
+    },
+)

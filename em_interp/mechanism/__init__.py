@@ -39,8 +39,9 @@ And some use likelihoods, without a judge:
 all of this on a run and keeps it with the run. The names below are loaded on first use, and torch with them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from em_interp.utils.lazy import lazy
 
 if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares it with the table below
     from em_interp.mechanism.answer_shift.detect import detect_answer_shift as detect_answer_shift
@@ -84,35 +85,25 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_typed.py compares
     from em_interp.mechanism.suite import SuiteSize as SuiteSize
     from em_interp.mechanism.suite import run_suite as run_suite
 
-_NAMES = {  # by module
-    "answer_shift.detect": "detect_answer_shift",
-    "answer_shift.shift": "AnswerShift",
-    "answers": "AnswerSet judged_answers label_answers latest_answers",
-    "attribution": "DirectionAttribution attribute_direction",
-    "directions": "Direction mean_difference",
-    "engines.interventions": "AblateDirection AddVector NormMatchedAblation",
-    "interventions.ablation": "Ablation ablate",
-    "interventions.experiments": "SamplingParams Storage main_questions run_questions",
-    "interventions.patching": "PatchingGrid patch",
-    "interventions.steering": "SteeringCurve steer",
-    "kl_from_base": "KLFromBase measure_kl_from_base",
-    "logit_lens": "LogitLens read_logit_lens",
-    "model": "Activations ModelAtStep Tokens TrajectoryModel open_model",
-    "probes": "Probes",
-    "report": "AnalysisResult MechanismReport read_report",
-    "scalars": "Scalars read_scalars",
-    "suite": "SuiteSize run_suite",
-}
-_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
-
-__all__ = list(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f"em_interp.mechanism.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module 'em_interp.mechanism' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__, __getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "answer_shift.detect": "detect_answer_shift",
+        "answer_shift.shift": "AnswerShift",
+        "answers": "AnswerSet judged_answers label_answers latest_answers",
+        "attribution": "DirectionAttribution attribute_direction",
+        "directions": "Direction mean_difference",
+        "engines.interventions": "AblateDirection AddVector NormMatchedAblation",
+        "interventions.ablation": "Ablation ablate",
+        "interventions.experiments": "SamplingParams Storage main_questions run_questions",
+        "interventions.patching": "PatchingGrid patch",
+        "interventions.steering": "SteeringCurve steer",
+        "kl_from_base": "KLFromBase measure_kl_from_base",
+        "logit_lens": "LogitLens read_logit_lens",
+        "model": "Activations ModelAtStep Tokens TrajectoryModel open_model",
+        "probes": "Probes",
+        "report": "AnalysisResult MechanismReport read_report",
+        "scalars": "Scalars read_scalars",
+        "suite": "SuiteSize run_suite",
+    },
+)
