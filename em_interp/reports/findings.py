@@ -69,7 +69,7 @@ class Findings:
     @property
     def family(self) -> FamilyWise:
         """The declared transitions at one family-wise level: the rotation of B and, where judged, the onset of EM."""
-        return family_wise([], [self.rotation]) if self.alignment is None else self.alignment.family
+        return family_wise([self.rotation]) if self.alignment is None else self.alignment.family
 
 
 def find_in_run(

@@ -109,7 +109,7 @@ class Alignment(Result):
     def family(self) -> FamilyWise:
         """The mechanistic transition and the main onset of EM at one family-wise level (`transition.family`)."""
         main = main_onset(self.behavioural) or next(iter(self.behavioural), None)
-        return family_wise([], [self.mechanistic] if main is None else [self.mechanistic, main])
+        return family_wise([self.mechanistic] if main is None else [self.mechanistic, main])
 
     @property
     def orders(self) -> tuple[Order, ...]:

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from em_interp.errors import InputError
 from em_interp.results import Result
 from em_interp.run import OUTSIDE_SETS
 from em_interp.transition.result import Transition, p_text
@@ -81,32 +80,10 @@ class FamilyWise(Result):
         return "; ".join([f"{count} of {len(self.declared)} declared transitions {level}", *parts])
 
 
-def family_wise(transitions: Sequence[Transition], declared: Sequence[Transition] | None = None) -> FamilyWise:
-    """Holm's p-values of the declared transitions.
-
-    Args:
-        transitions: Everything that was looked for in one run.
-        declared: Those named before looking, members of `transitions`; by default `default_declared`.
-
-    Returns:
-        The declared transitions with their adjusted p-values.
-
-    Raises:
-        InputError: Where nothing is declared.
-    """
-    chosen = tuple(default_declared(transitions) if declared is None else declared)
-    if not chosen:
-        found = ", ".join(sorted({t.name for t in transitions})) or "nothing"
-        raise InputError(f"no transition is declared; expected a rotation of B or an onset among them; found {found}")
-    p_values = np.array([1.0 if t.p_value is None else t.p_value for t in chosen])
-    return FamilyWise(chosen, tuple(holm(p_values).tolist()))
-
-
-def default_declared(transitions: Sequence[Transition]) -> list[Transition]:
-    """The clearest rotation of B, and the onset of EM at the adapter's own scale outside the training domain."""
-    rotations = [t for t in transitions if t.signal == "rotation" and t.of == "B"]
-    first = min(rotations, key=lambda t: 1.0 if t.p_value is None else t.p_value, default=None)
-    return [t for t in (first, main_onset(transitions)) if t is not None]
+def family_wise(declared: Sequence[Transition]) -> FamilyWise:
+    """Holm's p-values of the transitions that were named before looking, one or more."""
+    p_values = np.array([1.0 if t.p_value is None else t.p_value for t in declared])
+    return FamilyWise(tuple(declared), tuple(holm(p_values).tolist()))
 
 
 def main_onset(transitions: Sequence[Transition]) -> Transition | None:

@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from em_interp.errors import InputError
 from em_interp.transition.align import align
 from em_interp.transition.direction.rotation import locate_rotations, strongest
-from em_interp.transition.family import FAMILY_LEVEL, default_declared, family_wise, holm
+from em_interp.transition.family import FAMILY_LEVEL, family_wise, holm
 from em_interp.transition.onsets.onset import locate_rise, verdict_of
 from em_interp.transition.result import Transition
 from em_interp.transition.synthetic.curves import planted_curve
@@ -27,14 +26,11 @@ def onset(p_value=0.001, questions="out_of_domain", scale=1.0, verdict="transiti
     )
 
 
-def test_the_rotation_of_b_and_the_onset_out_of_domain_are_declared_and_nothing_else():
-    rest = [rotation(of="A"), rotation(of="delta"), onset(questions="broad"), onset(scale=2.0)]
-    wanted = [rotation(), onset()]
-    assert default_declared([*rest, *wanted]) == wanted
-    assert default_declared([*rest, rotation(0.2), rotation(0.01)])[0].p_value == 0.01
-    assert [t.questions for t in default_declared([onset(questions="in_domain"), onset(questions="broad")])] == [
-        "broad"
-    ]
+def test_the_rotation_and_the_onset_out_of_domain_are_declared_and_nothing_else():
+    rest = [onset(questions="broad"), onset(scale=2.0), onset(questions="in_domain")]
+    family = align(rotation(), [*rest, onset()]).family
+    assert family.declared == (rotation(), onset())
+    assert align(rotation(), rest).family.declared == (rotation(), onset(questions="broad"))
 
 
 def test_the_adjusted_p_values_are_holms_and_an_undefined_one_counts():
@@ -51,11 +47,6 @@ def test_what_is_not_found_is_not_held_at_the_family_wise_level():
     found = family_wise([rotation(0.001, verdict="none"), onset(0.001)])
     assert [found.holds(t) for t in found.declared] == [False, True]
     assert "1 of 2 declared transitions" in found.sentence()
-
-
-def test_without_a_declared_transition_there_is_no_statement():
-    with pytest.raises(InputError, match="no transition is declared"):
-        family_wise([rotation(of="A")])
 
 
 def test_the_alignments_json_names_the_declared_and_the_family_wise_p():

@@ -186,7 +186,6 @@ class Rise:
     from_zero: bool  # whether the rise is counted from step 0
     half_interval: tuple[float, float]
     tenth_interval: tuple[float, float]
-    width_interval: tuple[float, float]
     support: float  # standard errors by which it beats a flat line without the checkpoint it rests on most
 
     @property
@@ -237,15 +236,7 @@ class Rise:
             "fit_rate": self.at(fine),
             "tenth": self.tenth,
             "tenth_interval": self.tenth_interval,
-            "width_interval": self.width_interval,
         }
-
-
-@dataclass(frozen=True)
-class RateRise(Rise):
-    """A logistic fitted to rates."""
-
-    dispersion: float  # squared residuals over what sampling explains, MIN_DISPERSION or more
 
 
 def logistic(steps: Float[np.ndarray, " step"], midpoint: np.ndarray | float, width: np.ndarray | float) -> np.ndarray:
@@ -343,8 +334,8 @@ def rise_p_value(
     return float(1 + np.sum(drawn >= observed * (1 - 1e-9))) / (1 + len(null))
 
 
-def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> RateRise:
-    """The best logistic and the intervals of its half-rise, 10 % point and width.
+def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> Rise:
+    """The best logistic and the intervals of its half-rise and 10 % point.
 
     The interval holds the candidates whose fit is not worse than the best by more than a cut: the `level` quantile of
     what the true half-rise loses in bootstrap replicates, times the dispersion. Where a rise falls between two sampled
@@ -359,14 +350,14 @@ def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> R
     gains = grid.gains(weights, rate[None])[0]
     best = _centre(grid, gains)
     replicates = grid.gains(weights, counts.bootstrap(mean, variance, N_REPLICATES, rng))
-    tenth, half, ninetieth = (grid.step_of(share) for share in (0.1, 0.5, 0.9))
+    tenth, half = grid.step_of(0.1), grid.step_of(0.5)
     at_best = np.abs(half - half[best]) <= np.diff(np.unique(grid.midpoints))[0] / 2
     lost = replicates.max(axis=1) - replicates[:, at_best].max(axis=1)
     inside = gains >= gains.max() - dispersion * np.quantile(lost, level)
     without_one = [grid.gains(kept, rate[None])[0] for kept in _one_left_out(weights)]
     inside[[_centre(grid, left) for left in without_one]] = True
     low, high = grid.asymptotes(best, weights, rate)
-    return RateRise(
+    return Rise(
         float(grid.midpoints[best]),
         float(grid.widths[best]),
         float(low),
@@ -374,9 +365,7 @@ def fit_rise(counts: OutcomeCounts, level: float, rng: np.random.Generator) -> R
         grid.from_zero,
         _range(half[inside]),
         _range(tenth[inside]),
-        _range((ninetieth - tenth)[inside]),
         float(np.sqrt(min(left.max() for left in without_one))),
-        float(dispersion),
     )
 
 

@@ -236,7 +236,7 @@ def _p_beyond_style(curves: QuestionCurves, style: QuestionCurves, rng: np.rando
 
 
 def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) -> Rise:
-    """The best logistic of the mean curve, and the intervals of its half-rise, 10 % point and width.
+    """The best logistic of the mean curve, and the intervals of its half-rise and 10 % point.
 
     The estimates without each checkpoint in turn are within the intervals, so that no single checkpoint decides, and
     so are all points that fit as well as the best, such as those between two steps that a sharp rise lies between.
@@ -257,8 +257,6 @@ def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) ->
     noise = np.sqrt(np.sum(residual**2) / max(len(steps) - 4, 1))
     few = _few_questions(change.shape[1], level)
 
-    tenth, half, ninetieth = (grid.step_of(share) for share in (0.1, 0.5, 0.9))
-
     def interval(of: Float[np.ndarray, " point"]) -> tuple[float, float]:
         ends = of[best] + few * (np.quantile(of[drawn], [(1 - level) / 2, (1 + level) / 2]) - of[best])
         low, high = min(ends[0], of[always].min()), max(ends[1], of[always].max())
@@ -270,9 +268,8 @@ def fit_shift(curves: QuestionCurves, level: float, rng: np.random.Generator) ->
         float(low),
         float(high),
         grid.from_zero,
-        interval(half),
-        interval(tenth),
-        interval(ninetieth - tenth),
+        interval(grid.step_of(0.5)),
+        interval(grid.step_of(0.1)),
         float(np.sqrt(min(left.max() for left in without_one)) / max(noise, 1e-12)),
     )
 
@@ -392,13 +389,9 @@ def _evidence(test: ShiftTest) -> dict[str, Any]:
         "steps": dated.steps,
         "rate": dated.change.mean(axis=1),
         "answers": np.full(len(dated.steps), len(dated.question_ids)),
-        "p_rise": test.p_rise,
         "net_style": test.net_style,
     }
     for name, other in (("run", test.curves), ("control", test.control), ("style", test.style)):
         if other is not None:
             evidence |= {f"{name}_steps": other.steps, f"{name}_rate": other.change.mean(axis=1)}
-    for name in ("control", "style"):
-        if getattr(test, name) is not None:
-            evidence |= {f"p_{name}": getattr(test, f"p_{name}")}
     return evidence | (shift.evidence(dated.steps) if shift is not None else {})

@@ -27,7 +27,7 @@ from em_interp.transition.onsets.logistic import (
     N_PERMUTATIONS,
     ONSET_ALPHA,
     OutcomeCounts,
-    RateRise,
+    Rise,
     fit_rise,
     matched,
     rise_p_value,
@@ -167,7 +167,7 @@ class RiseTest:
     p_rise: float | None
     p_control: float | None
     underpowered: bool  # a rise by DETECTABLE_RISE would probably be missed
-    rise: RateRise | None
+    rise: Rise | None
 
     @property
     def p_value(self) -> float | None:
@@ -293,12 +293,10 @@ def _evidence(test: RiseTest, metric: str) -> dict[str, Any]:
         "steps": counts.steps,
         "rate": _in_direction(counts.rate, metric),
         "answers": counts.answers,
-        "p_rise": test.p_rise,
     }
     if control is not None:
         evidence |= {"control_steps": control.steps, "control_rate": _in_direction(control.rate, metric)}
-        evidence |= {"p_control": test.p_control}
     if rise is not None:
         fitted = rise.evidence(counts.steps)
-        evidence |= fitted | {"fit_rate": _in_direction(fitted["fit_rate"], metric), "dispersion": rise.dispersion}
+        evidence |= fitted | {"fit_rate": _in_direction(fitted["fit_rate"], metric)}
     return evidence
