@@ -26,12 +26,14 @@ from em_interp.figures.style import (
     STEP,
     VERMILLION,
     colour_bar,
+    error_bars,
     fade,
     new_figure,
     note,
     number,
     place,
     result_text,
+    sentences,
     signal_table,
 )
 from em_interp.results import interval_columns
@@ -51,11 +53,6 @@ STAR = "Unrelated runs lie in a plane too, as a star around the start: similarit
 def run_style(names: list[str]) -> dict[str, tuple[str, str]]:
     """A colour and a dash for each run, the same in every figure of one comparison."""
     return {name: (RUN_COLOURS[k % 6], RUN_DASHES[k // 6 % 3]) for k, name in enumerate(names)}
-
-
-def sentences(*parts: str) -> str:
-    """The parts that are not empty as sentences, for a subtitle."""
-    return ". ".join(part for part in parts if part)
 
 
 def direction_matrix(pairs: pd.DataFrame, level: float = 0.95, about: str = "") -> go.Figure:
@@ -324,12 +321,12 @@ def _draw_runs(figure: go.Figure, lanes: Sequence[str], transitions: Sequence[Tr
             figure.add_annotation(text=transition.verdict, y=height, **style)
             continue
         low, high = transition.interval or (transition.step, transition.step)
-        bars = {"array": [high - transition.step], "arrayminus": [transition.step - low], "symmetric": False}
+        bars = error_bars(transition.step, low, high, thickness=2, width=4)
         marker = {"color": INK if transition.found else MUTED, "size": 9}
         marker["symbol"] = "circle" if transition.found else "circle-open"
         mark = go.Scatter(x=[transition.step], y=[height], mode="markers", marker=marker, showlegend=False, name=lane)
         hover = f"{lane}: {escape(result_text(transition))}<extra></extra>"
-        figure.add_trace(mark.update(error_x={**bars, "thickness": 2, "width": 4}, hovertemplate=hover))
+        figure.add_trace(mark.update(error_x=bars, hovertemplate=hover))
 
 
 def _draw_pooled(

@@ -12,8 +12,21 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from em_interp.figures.comparison import is_new, run_style, sentences
-from em_interp.figures.style import BLUE, FAINT, INK, MUTED, VERMILLION, fade, new_figure, note, number, place, ribbon
+from em_interp.figures.comparison import is_new, run_style
+from em_interp.figures.style import (
+    BLUE,
+    FAINT,
+    INK,
+    MUTED,
+    VERMILLION,
+    fade,
+    new_figure,
+    note,
+    number,
+    place,
+    ribbon,
+    sentences,
+)
 
 SIMILARITY_TITLES = {
     "cka": "Debiased CKA of the changes",

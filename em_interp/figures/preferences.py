@@ -19,8 +19,10 @@ from em_interp.figures.style import (
     QUESTIONS_COLOUR,
     SKY,
     STEP,
+    mark_on_curve,
     mark_step,
     new_figure,
+    place,
     ribbon,
     signal_table,
     step_label,
@@ -59,7 +61,8 @@ def preference(curve: PreferenceCurve, onsets: Transition | Sequence[Transition]
         _draw_set(figure, str(name), rows)
     for onset in as_list(onsets):
         if onset.scale == scale and onset.step is not None:
-            _mark_onset(figure, onset)
+            height = float(np.interp(onset.step, onset.evidence["run_steps"], onset.evidence["run_rate"]))
+            mark_on_curve(figure, "onset", onset, height, _colour(onset.questions), place(1, 1))
     for row, title in enumerate(ROWS.values(), 1):
         figure.update_yaxes(title_text=title, row=row, col=1)
     figure.update_yaxes(range=[-3, 103], row=2, col=1)
@@ -84,18 +87,6 @@ def _draw_set(figure: go.Figure, name: str, rows: pd.DataFrame) -> None:
         control = go.Scatter(x=steps, y=rows["control_change"], mode="lines", name="control", legendgroup=name)
         control.update(line={"color": colour, "width": 1.2, "dash": "dash"}, showlegend=False)
         figure.add_trace(control, row=1, col=1)
-
-
-def _mark_onset(figure: go.Figure, onset: Transition) -> None:
-    """A diamond half-way up the fitted rise, with the interval of its step."""
-    step = float(onset.step or 0)
-    height = float(np.interp(step, onset.evidence["run_steps"], onset.evidence["run_rate"]))
-    low, high = onset.interval or (step, step)
-    bars = {"array": [high - step], "arrayminus": [step - low], "symmetric": False, "thickness": 2}
-    mark = go.Scatter(x=[step], y=[height], mode="markers", error_x={**bars, "width": 5, "color": INK})
-    mark.update(marker={"symbol": "diamond", "size": 11, "color": _colour(onset.questions), "line": {"color": INK}})
-    hover = f"onset: {step_label(onset)}<extra></extra>"
-    figure.add_trace(mark.update(showlegend=False, name="onset", hovertemplate=hover), row=1, col=1)
 
 
 def shift_onset(transition: Transition) -> go.Figure:

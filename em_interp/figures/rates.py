@@ -14,16 +14,17 @@ from em_interp.behaviour.curve import BehaviourCurve, behaviour_curve
 from em_interp.behaviour.scores import ScoredResponses
 from em_interp.figures.style import (
     BLUE,
-    INK,
     QUESTIONS_COLOUR,
     STEP,
     VERMILLION,
     em_axis_range,
+    error_bars,
+    mark_on_curve,
     new_figure,
+    place,
     question_colours,
     readable,
     ribbon,
-    step_label,
 )
 from em_interp.run import Run
 from em_interp.transition.result import Transition
@@ -79,8 +80,10 @@ def behaviour(
         rates = drawn.frame()
         _draw_column(figure, rates[rates["scale"] == scale], colours, column)
         for onset in onsets if drawn is curve else ():
-            if onset.scale == scale and onset.of == "em" and onset.step is not None:
-                _mark_onset(figure, onset, colours.get(onset.questions or "", VERMILLION), column)
+            if onset.scale == scale and onset.of == "em" and onset.step is not None and "fit_rate" in onset.evidence:
+                height = 100 * float(np.interp(onset.step, onset.evidence["fit_steps"], onset.evidence["fit_rate"]))
+                colour = colours.get(onset.questions or "", VERMILLION)
+                mark_on_curve(figure, "onset", onset, height, colour, place(1, column))
     highest = np.concatenate([drawn.frame()["em_high"] for _, drawn, _ in columns])
     figure.update_yaxes(range=em_axis_range(100 * highest), row=1)
     figure.update_yaxes(range=[-3, 102], row=2)
@@ -129,19 +132,6 @@ def _draw_column(figure: go.Figure, rates: pd.DataFrame, colours: dict[str, str]
             figure.add_trace(line.update(showlegend=row == 1 and column == 1), row=row, col=column)
 
 
-def _mark_onset(figure: go.Figure, onset: Transition, colour: str, column: int) -> None:
-    """A diamond half-way up the fitted rise, with the interval of its step."""
-    if onset.step is None or "fit_rate" not in onset.evidence:
-        return
-    height = 100 * float(np.interp(onset.step, onset.evidence["fit_steps"], onset.evidence["fit_rate"]))
-    low, high = onset.interval or (onset.step, onset.step)
-    bars = {"array": [high - onset.step], "arrayminus": [onset.step - low], "symmetric": False, "thickness": 2}
-    mark = go.Scatter(x=[onset.step], y=[height], mode="markers", error_x={**bars, "width": 5, "color": INK})
-    mark.update(marker={"symbol": "diamond", "size": 11, "color": colour, "line": {"color": INK, "width": 1.2}})
-    mark.update(showlegend=False, name="onset", hovertemplate=f"onset: {step_label(onset)}<extra></extra>")
-    figure.add_trace(mark, row=1, col=column)
-
-
 @checked
 def scores(scored: ScoredResponses) -> go.Figure:
     """EM and coherent rates by question, and of all answers together.
@@ -170,7 +160,7 @@ def scores(scored: ScoredResponses) -> go.Figure:
         pooled = getattr(scored, metric)
         ends = (("", pooled.rate), ("_low", pooled.interval[0]), ("_high", pooled.interval[1]))
         rate, low, high = (100 * np.append(table[metric + end], value) for end, value in ends)
-        bars = {"array": high - rate, "arrayminus": rate - low, "symmetric": False, "thickness": 1.2, "width": 3}
+        bars = error_bars(rate, low, high, thickness=1.2, width=3)
         points = go.Scatter(x=rate, y=names, mode="markers", error_x=bars, showlegend=False, name=title)
         points.update(marker={"color": colour, "size": 7}, hovertemplate="%{y}<br>%{x:.1f} %<extra></extra>")
         figure.add_trace(points, row=1, col=column)

@@ -6,7 +6,6 @@ Where a figure draws a null, it is the curve of the null hypothesis that is near
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,7 @@ from em_interp.figures.style import (
     QUESTIONS_COLOUR,
     STEP,
     VERMILLION,
+    error_bars,
     mark_step,
     new_figure,
     note,
@@ -269,14 +269,9 @@ def _draw_onset(figure: go.Figure, transition: Transition) -> None:
     points = go.Scatter(x=seen["steps"], y=100 * seen["rate"], mode="markers", customdata=seen["answers"])
     points.update(marker={"color": colour, "size": 6}, hovertemplate=hover, name="this run")
     if not (transition.of or "").endswith("_mean"):
-        points.update(error_y=_bars(seen["rate"], seen["answers"], colour))
+        low, high = 100 * rate_intervals(seen["rate"], seen["answers"]).T
+        points.update(error_y=error_bars(100 * seen["rate"], low, high, color=colour, thickness=1, width=0))
     figure.add_trace(points)
-
-
-def _bars(rate: Float[np.ndarray, " step"], answers: Float[np.ndarray, " step"], colour: str) -> dict[str, Any]:
-    low, high = 100 * rate_intervals(rate, answers).T
-    bars = {"array": high - 100 * rate, "arrayminus": 100 * rate - low, "symmetric": False}
-    return {**bars, "color": colour, "thickness": 1, "width": 0}
 
 
 def rate_intervals(

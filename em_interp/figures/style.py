@@ -248,6 +248,23 @@ def _step_range(figure: go.Figure) -> tuple[float, float]:
     return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
 
 
+def error_bars(middle: Any, low: Any, high: Any, **style: Any) -> dict[str, Any]:
+    """Error bars from `low` to `high` of points, or of one point, at `middle`."""
+    low, middle, high = (np.atleast_1d(np.asarray(ends, float)) for ends in (low, middle, high))
+    return {"array": high - middle, "arrayminus": middle - low, "symmetric": False, **style}
+
+
+def mark_on_curve(
+    figure: go.Figure, what: str, transition: Transition, height: float, colour: str, where: dict[str, int]
+) -> None:
+    """A diamond on a curve at a transition's step, with the interval; `transition` has a step."""
+    assert transition.step is not None
+    bars = error_bars(transition.step, *(transition.interval or 2 * [transition.step]), thickness=2, width=5, color=INK)
+    mark = go.Scatter(x=[transition.step], y=[height], mode="markers", error_x=bars, name=what, showlegend=False)
+    mark.update(marker={"symbol": "diamond", "size": 11, "color": colour, "line": {"color": INK, "width": 1.2}})
+    figure.add_trace(mark.update(hovertemplate=f"{what}: {step_label(transition)}<extra></extra>"), **where)
+
+
 def mark_known_changes(
     figure: go.Figure, changes: Mapping[float, str], where: dict[str, int] | None = None, label: bool = False
 ) -> None:
@@ -277,6 +294,11 @@ def note(figure: go.Figure, text: str, where: dict[str, int] | None = None) -> N
     figure.add_annotation(text=lines, x=0.5, y=0.5, showarrow=False, font_color=MUTED, **refs)
     if where:  # plotly drops a mark from a panel that has no trace
         figure.add_trace(go.Scatter(x=[None], y=[None], showlegend=False), **where)
+
+
+def sentences(*parts: str) -> str:
+    """The parts that are not empty as sentences, for a subtitle."""
+    return ". ".join(part for part in parts if part)
 
 
 def readable(name: str) -> str:

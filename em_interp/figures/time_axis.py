@@ -19,6 +19,7 @@ from em_interp.figures.style import (
     PART_COLOUR,
     STEP,
     em_axis_range,
+    error_bars,
     fade,
     mark_known_changes,
     new_figure,
@@ -202,7 +203,7 @@ def _draw_marks(figure: go.Figure, lane: _Lane, height: float, where: dict[str, 
     located = [t for t in lane.transitions if t.step is not None]
     step = np.array([t.step for t in located], float)
     low, high = np.array([t.interval or (t.step, t.step) for t in located], float).reshape(-1, 2).T
-    bars = {"array": high - step, "arrayminus": step - low, "symmetric": False, "thickness": 5, "width": 0}
+    bars = error_bars(step, low, high, thickness=5, width=0)
     symbols = ["circle" if t.found else "circle-open" for t in located]
     marks = go.Scatter(x=step, y=[height] * len(located), mode="markers", error_x=bars, cliponaxis=False)
     marks.update(marker={"color": lane.colour, "size": 11, "symbol": symbols}, name=escape(lane.name), showlegend=False)

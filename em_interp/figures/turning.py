@@ -19,6 +19,7 @@ from em_interp.figures.style import (
     PART_NAME,
     STEP,
     VERMILLION,
+    error_bars,
     fade,
     interval_text,
     mark_known_changes,
@@ -216,7 +217,7 @@ def _draw_headings(figure: go.Figure, turns: Sequence[Transition], where: dict[s
     others = np.concatenate([turn.evidence["bends"][1:] for turn in turns])
     if len(others):
         middle, low, high = others.T
-        bars = {"array": high - middle, "arrayminus": middle - low, "symmetric": False, "thickness": 1, "width": 0}
+        bars = error_bars(middle, low, high, thickness=1, width=0)
         marks = go.Scatter(x=middle, y=np.full(len(others), 1.12 * top), mode="markers", name="ramps of other windows")
         marks.update(marker={"symbol": "line-ns-open", "size": 8, "color": MUTED}, error_x=bars)
         figure.add_trace(marks.update(hovertemplate="another window: step %{x:.0f}<extra></extra>"), **where)
@@ -263,15 +264,15 @@ def _draw_windows(figure: go.Figure, turns: Sequence[Transition], where: dict[st
         return np.empty(0)
     hover = "tested window: steps %{customdata[0]:.0f} to %{customdata[1]:.0f}<br>turn %{y:.0f}°<extra></extra>"
     marks = go.Scatter(x=centre, y=turn, customdata=windows[:, 1:3], mode="markers", name="tested window")
-    bars = {"color": INK, "thickness": 1, "width": 3, "symmetric": False}
+    style, half = {"color": INK, "thickness": 1, "width": 3}, NORMAL_95 * error
     marks.update(
         marker={"symbol": "diamond", "size": 7, "color": INK},
-        error_x={**bars, "array": last - centre, "arrayminus": centre - first},
-        error_y={"color": INK, "thickness": 1, "width": 3, "array": NORMAL_95 * error},
+        error_x=error_bars(centre, first, last, **style),
+        error_y={**style, "array": half},
         hovertemplate=hover,
     )
     figure.add_trace(marks, **where)
-    return np.asarray(turn + NORMAL_95 * error)
+    return np.asarray(turn + half)
 
 
 def draw_turning(

@@ -8,7 +8,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from em_interp.figures.style import BLUE, GREEN, MUTED, STEP, mark_step, new_figure, note, place, ribbon, step_label
+from em_interp.figures.style import (
+    BLUE,
+    GREEN,
+    MUTED,
+    STEP,
+    error_bars,
+    mark_step,
+    new_figure,
+    note,
+    place,
+    ribbon,
+    step_label,
+)
 from em_interp.transition.result import Transition
 
 LANE = 26  # pixels
@@ -72,8 +84,8 @@ def _draw_shares(figure: go.Figure, shares: pd.DataFrame) -> None:
         return
     names = [escape(str(name)) for name in table["property"]]
     share = 100 * table["share"].to_numpy()
-    bars = {"array": 100 * table["share_high"] - share, "arrayminus": share - 100 * table["share_low"]}
-    points = go.Scatter(x=share, y=names, mode="markers", error_x={**bars, "symmetric": False, "thickness": 1.5})
+    bars = error_bars(share, 100 * table["share_low"], 100 * table["share_high"], thickness=1.5)
+    points = go.Scatter(x=share, y=names, mode="markers", error_x=bars)
     points.update(
         marker={"color": GREEN, "size": 9}, name="share accounted for", hovertemplate="%{y}: %{x:.0f} %<extra></extra>"
     )

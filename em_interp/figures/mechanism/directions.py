@@ -17,6 +17,7 @@ from em_interp.figures.style import (
     new_figure,
     place,
     ribbon,
+    sentences,
 )
 from em_interp.trajectory.geometry import evenly_spaced
 
@@ -64,7 +65,7 @@ def plot_direction_steps(steps: pd.DataFrame, about: str = "") -> go.Figure:
     down = -(-len(chosen) // across)
     figure = new_figure(
         "The misaligned direction in the models of different steps",
-        f"{about}. {words}" if about else words,
+        sentences(about, words),
         down * (STEPS_PANEL + 40),
         least_width=480,
         numbers=steps,
@@ -108,7 +109,7 @@ def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> 
     down = -(-len(layers) // across)
     figure = new_figure(
         "Does the adapter write or cause the misaligned direction?",
-        f"{about}. {words}" if about else words,
+        sentences(about, words),
         down * WRITES_PANEL + 40,
         headroom=16,
         numbers=rows,

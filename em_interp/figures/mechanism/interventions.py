@@ -18,6 +18,8 @@ from em_interp.figures.style import (
     STEP,
     VERMILLION,
     em_axis_range,
+    error_bars,
+    mark_on_curve,
     new_figure,
     place,
     ribbon,
@@ -72,9 +74,9 @@ def _points(rows: pd.DataFrame, names: list[str], of: str, kind: str, offset: fl
     name, colour, symbol = KINDS[kind]
     of_kind = rows[rows["kind"] == kind].set_index("layers").reindex(names)
     rate, low, high = (100 * of_kind[column].to_numpy(float) for column in (of, f"{of}_low", f"{of}_high"))
-    bars = {"array": high - rate, "arrayminus": rate - low, "symmetric": False, "thickness": 1.4, "width": 4}
+    bars = error_bars(rate, low, high, thickness=1.4, width=4, color=colour)
     points = go.Scatter(x=np.arange(len(names)) + offset, y=rate, mode="markers", name=name, showlegend=in_legend)
-    points.update(error_y={**bars, "color": colour}, marker={"color": colour, "size": 8, "symbol": symbol})
+    points.update(error_y=bars, marker={"color": colour, "size": 8, "symbol": symbol})
     points.update(marker_line={"color": INK, "width": 0.5}, customdata=names)
     return points.update(hovertemplate=f"%{{customdata}}<br>{name}: %{{y:.1f}} %<extra></extra>")
 
@@ -243,21 +245,11 @@ def _draw_lines(
         line = go.Scatter(x=rates.index, y=100 * rates["em"], mode="lines+markers", name=name, hovertemplate=hover)
         figure.add_trace(line.update(line={"color": colour, "width": 1.8}, marker_size=5), **where)
     for (_, colour, rates), first_step in zip(lines, first_steps, strict=False):
-        _mark_first(figure, rates["em"], first_step, colour, where)
+        if first_step.step is not None and first_step.interval is not None:
+            mark_on_curve(
+                figure, "the first sufficient step", first_step, 100 * rates["em"][first_step.step], colour, where
+            )
     figure.update_yaxes(
         title_text="EM rate<br>(% of scored answers)", range=em_axis_range(100 * cells["em_high"].to_numpy()), **where
     )
     figure.update_xaxes(title_text=STEP, range=[0, 1.02 * last], **where)
-
-
-def _mark_first(figure: go.Figure, rate: pd.Series, first: Transition, colour: str, where: dict[str, int]) -> None:
-    """A diamond at the first sufficient step, with its interval."""
-    if first.step is None or first.interval is None:
-        return
-    low, high = first.interval
-    bars = {"array": [high - first.step], "arrayminus": [first.step - low], "symmetric": False, "thickness": 1.5}
-    mark = go.Scatter(x=[first.step], y=[100 * rate[first.step]], mode="markers", showlegend=False)
-    mark.update(error_x={**bars, "width": 4, "color": colour}, name="the first sufficient step")
-    mark.update(marker={"symbol": "diamond", "size": 10, "color": colour, "line": {"color": "white", "width": 1}})
-    hover = f"first sufficient: step {first.step:.0f} ({low:.0f} to {high:.0f})<extra></extra>"
-    figure.add_trace(mark.update(hovertemplate=hover), **where)

@@ -7,7 +7,7 @@ from html import escape
 import pandas as pd
 import plotly.graph_objects as go
 
-from em_interp.figures.style import BLUE, MUTED, STEP, VERMILLION, fade, new_figure, place, ribbon
+from em_interp.figures.style import BLUE, MUTED, STEP, VERMILLION, fade, new_figure, place, ribbon, sentences
 
 SCALAR_COLOUR = {"misaligned": VERMILLION, "aligned": BLUE}
 SCALARS_PANEL = 220  # pixels
@@ -27,7 +27,7 @@ def plot_scalars(scalars: pd.DataFrame, about: str = "") -> go.Figure:
     titles = [text for name in drawn for text in (escape(name), f"Tokens at step {last}")]
     figure = new_figure(
         "What the adapter computes, s·A·x",
-        f"{about}. {words}" if about else words,
+        sentences(about, words),
         len(drawn) * SCALARS_PANEL + 40,
         headroom=16,
         least_width=480,
