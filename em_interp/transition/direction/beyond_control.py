@@ -7,10 +7,10 @@ Null hypothesis: near the step where the run turns, the control turns by the sam
 
 Statistic. The difference of D (`turn_test`) between run and control. Both are seen through the window in which the
 run's turn is clearest, each at the place where its D is largest, of those at which the middle of the run's turn may
-lie: so neither is larger only because it was chosen. A control that turns by less than its own steady curvature turns
-by 0. The standard error is that of independent runs, from the lower tail of simulated copies of the run's window and
-the upper tail of the control's; it is at least the first-order one. The p-value is one-sided and normal, the interval
-of the difference two-sided.
+lie: both are maxima over the same places, so that taking the maximum favours neither. A control that turns by less
+than its own steady curvature turns by 0. The standard error is that of independent runs, from the lower tail of
+simulated copies of the run's window and the upper tail of the control's; it is at least the first-order one. The
+p-value is one-sided and normal, the interval of the difference two-sided.
 
 A turn beyond the control's passes both tests, its own and this one. Its p-value is the larger of the two, which needs
 no correction. docs/calibration.md has the error rates.

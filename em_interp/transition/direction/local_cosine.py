@@ -52,7 +52,7 @@ def largest_local_cosine(
     gram, steps = np.asarray(path), np.asarray(steps)
     if steps.ndim != 1 or gram.shape != (len(steps), len(steps)):
         raise InputError(f"expected a step × step Gram matrix and its steps; found {gram.shape} and {steps.shape}")
-    cosine = local_cosine(gram, steps, k, "paper")
+    cosine = local_cosine(gram, steps, k)
     if np.isnan(cosine).all():
         return None, float("nan")
     row = int(np.nanargmax(cosine))

@@ -32,19 +32,20 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.ndimage import uniform_filter1d
 from scipy.special import stdtr
 from scipy.stats import f as f_distribution
 
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.transition.direction.path_noise import Increments
+from em_interp.transition.direction.ramp import BROAD_WIDTHS, SHARP_WIDTHS, share_and_heading
 
 MEMORY = 20  # steps after which the noise of Adam with momentum 0.9 counts as independent
 WINDOWS = (0.10, 0.15, 0.20, 0.25, 0.33)  # blocks on each side of a turn, as shares of all blocks
 MIN_BLOCKS = 5  # on each side
 MIN_COSINE = float(np.cos(np.radians(20.0)))  # of a turn that the null hypothesis allows
 FIT_REACH = 0.25  # share of the run on each side to which the ramp is fitted
-SHARP = (0.0, 0.02, 0.04, 0.06, 0.08, 0.10, 0.13, 0.16, 0.20, 0.25, 0.30)  # widths of the ramp, as shares of the run
-BROAD = (0.35, 0.40, 0.50, 0.60, 0.80, 1.00, 1.50)
+BROAD = (*BROAD_WIDTHS, 1.50)  # widths of the ramp, as shares of the run
 STEADY = (0.70, 1.00, 1.50)  # of the length of the drift that is fitted: curvature that is constant along the path
 PRIOR = (0.25, 0.25, 0.5, 0.5)  # standard deviations of the constant, the size and the slopes on each side, in turns
 MODEL_ERROR = 0.02  # of the drift: no path follows a ramp exactly
@@ -259,7 +260,7 @@ def _plane(blocks: _Blocks, width: int) -> _Plane:
         onto.append((blocks.cosine[near] * used).sum(1) / used.sum(1) / np.sqrt(size))
     points, later = np.stack(onto, 1), index[near] >= left
     drift = np.where(later, points[:, 1], points[:, 0])
-    drift = np.maximum(np.convolve(np.pad(drift, 2, mode="edge"), np.full(5, 0.2), "valid"), 1e-3)
+    drift = np.maximum(uniform_filter1d(drift, 5, mode="nearest"), 1e-3)
     whiten = np.empty((len(points), 2, 2))
     for side in (later, ~later):
         covariance = _difference_covariance(points[side])
@@ -286,7 +287,7 @@ def _fit_ramp(plane: _Plane, increments: Increments, level: float) -> _Fit:
     share = run / (plane.steps[-1] - plane.steps[0])  # of the run, in units of the fitted window
     time = (plane.steps - plane.steps[0]) / (plane.steps[-1] - plane.steps[0])
     at = np.interp(middles, plane.steps, time)
-    sharp = _misfits(plane, time, at, share * np.array(SHARP))
+    sharp = _misfits(plane, time, at, share * np.array(SHARP_WIDTHS))
     broad = _misfits(plane, time, at, share * np.array(BROAD)).min()
     steady = _misfits(plane, plane.travelled, np.interp(at, time, plane.travelled), np.array(STEADY)).min()
     row, column = np.unravel_index(np.argmin(sharp), sharp.shape)
@@ -297,7 +298,7 @@ def _fit_ramp(plane: _Plane, increments: Increments, level: float) -> _Fit:
     return _Fit(
         step=float(middles[row]),
         interval=(float(inside[0] - spacing / 4), float(inside[-1] + spacing / 4)),
-        width=float(0.8 * SHARP[column] * run),
+        width=float(0.8 * SHARP_WIDTHS[column] * run),
         # one-sided, that is sf / 2, for each of the two broad families, of which the better is taken: twice that
         p_broad=float(f_distribution.sf(gap, 1, freedom)) if gap > 0 else 1.0,
     )
@@ -315,7 +316,7 @@ def _misfits(
     prior = np.diag(1 / (2 * half * np.array(PRIOR)) ** 2)
     misfits = []
     for width in widths:
-        heading, done = _ramp_headings(clock, middles, width, half)
+        done, heading = (of_ramp.T for of_ramp in share_and_heading(clock, middles, width, half))
         toward = _whitened(plane, np.cos(heading + half), np.cos(heading - half))
         turned = _whitened(plane, -np.sin(heading + half), -np.sin(heading - half))
         length = np.maximum(np.hypot(*toward), np.finfo(float).tiny)
@@ -335,17 +336,3 @@ def _misfits(
 def _whitened(plane: _Plane, first: np.ndarray, second: np.ndarray) -> Float[np.ndarray, "2 middle block"]:
     """Expected inner products with the two mean drifts, whitened as the points are."""
     return np.einsum("bij,jmb->imb", plane.whiten, np.stack([first, second]))
-
-
-def _ramp_headings(
-    clock: np.ndarray, middles: np.ndarray, width: float, half: float
-) -> tuple[Float[np.ndarray, "middle block"], Float[np.ndarray, "middle block"]]:
-    """Mean heading of each block under a ramp from -half to half, and the share of the turn that is done."""
-    first, last = clock[:-1], clock[1:]
-    if width == 0:
-        done = np.clip((last - middles[:, None]) / np.maximum(last - first, np.finfo(float).tiny), 0, 1)
-        return np.arctan2(np.sin(half) * (2 * done - 1), np.cos(half) * np.ones_like(done)), done
-    points = first[:, None] + (last - first)[:, None] * (np.arange(5) + 0.5) / 5
-    ramp = np.clip((points - middles[:, None, None]) / width + 0.5, 0, 1)
-    angle = half * (2 * ramp - 1)
-    return np.arctan2(np.sin(angle).mean(2), np.cos(angle).mean(2)), ramp.mean(2)

@@ -162,11 +162,6 @@ def prefix_sums(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n1 n1"]:
     return sums
 
 
-def block_sums(sums: Float[np.ndarray, "n1 n1"], edges: np.ndarray) -> Float[np.ndarray, "place block block"]:
-    """Sums over the rectangles between adjoining blocks of rows; `edges` (place, block + 1) where they begin."""
-    return between_blocks(sums, edges[:, :-1], edges[:, 1:])
-
-
 def between_blocks(sums: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Float[np.ndarray, "place block block"]:
     """Sums over the rectangles between blocks `start` to `stop` (place, block), which need not adjoin."""
     a, b, c, d = start[:, :, None], stop[:, :, None], start[:, None, :], stop[:, None, :]
@@ -275,7 +270,7 @@ def _momentum_lags(count: int, spacing: int) -> Float[np.ndarray, " count"]:
 def _contrast_energies(sums: Float[np.ndarray, "n1 n1"], scale: int) -> Float[np.ndarray, " place"]:
     """|S₁ - 2 S₂ + S₃|² of three neighbouring sums of `scale` increments, at every place."""
     start = np.arange(len(sums) - 3 * scale)[:, None] + scale * np.arange(4)
-    inner = block_sums(sums, start)
+    inner = between_blocks(sums, start[:, :-1], start[:, 1:])
     weight = np.array([1.0, -2.0, 1.0])
     return np.einsum("i,...ij,j->...", weight, inner, weight)
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy.ndimage import uniform_filter1d
 from scipy.stats import chi2
 
 from em_interp.transition.direction.path_noise import Increments, Noise
@@ -136,7 +137,7 @@ def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice,
     edges = increments.edges[chosen.start : chosen.stop + 1 : pool].astype(float)
     later = edges[:-1] + edges[1:] > increments.edges[before.stop] + increments.edges[after.start]
     speed = along * np.cos(half_angle) + np.where(later, across, -across) * np.sin(half_angle)
-    speed = np.convolve(np.pad(speed, 2, mode="edge"), np.full(5, 0.2), "valid")
+    speed = uniform_filter1d(speed, 5, mode="nearest")
     speed = np.maximum(speed, 0.05 * speed.max())
     in_time = noise.covariance[chosen, chosen].reshape(count, pool, count, pool).sum((1, 3)) * max(variance, 1e-6)
     model_variance = (MODEL_ERROR * speed) ** 2 + 1e-9 * np.trace(in_time) + tiny
@@ -145,7 +146,7 @@ def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice,
 
 def _misfits(plane: _Plane, steps: np.ndarray, widths: np.ndarray) -> Float[np.ndarray, "step width"]:
     """Penalised squared error of ramps of all middles and widths, in units of the noise."""
-    ramps = [_share_and_heading(plane, steps, width) for width in widths]
+    ramps = [share_and_heading(plane.edges, steps, width, plane.half_angle) for width in widths]
     share, angle = (np.concatenate(part, 1) for part in zip(*ramps, strict=True))
     misfit, _ = _fit(plane, share, angle, np.tile(steps, len(widths)))
     return misfit.reshape(len(widths), -1).T
@@ -153,22 +154,22 @@ def _misfits(plane: _Plane, steps: np.ndarray, widths: np.ndarray) -> Float[np.n
 
 def _heading(plane: _Plane, step: Float[np.ndarray, " 1"], width: float) -> Float[np.ndarray, "3 point"]:
     """The heading that is seen, averaged over five points, and the fitted ramp; from the first block's direction."""
-    across, along = (np.convolve(np.pad(x, 2, mode="edge"), np.ones(5), "valid") for x in (plane.across, plane.along))
-    seen, fitted = np.arctan2(across, along), _fit(plane, *_share_and_heading(plane, step, width), step)[1][:, 0]
+    across, along = (uniform_filter1d(x, 5, mode="nearest") for x in (plane.across, plane.along))
+    ramp = share_and_heading(plane.edges, step, width, plane.half_angle)
+    seen, fitted = np.arctan2(across, along), _fit(plane, *ramp, step)[1][:, 0]
     middle = (plane.edges[1:] + plane.edges[:-1]) / 2
     return np.stack([middle, *(np.degrees(angle + plane.half_angle) for angle in (seen, fitted))])
 
 
-def _share_and_heading(
-    plane: _Plane, steps: Float[np.ndarray, " ramp"], width: float
+def share_and_heading(
+    edges: Float[np.ndarray, " edge"], middles: Float[np.ndarray, " ramp"], width: float, half: float
 ) -> tuple[Float[np.ndarray, "point ramp"], Float[np.ndarray, "point ramp"]]:
-    """The share that is done and the heading at every point, of ramps of one width with middles at `steps`."""
-    edges, half = plane.edges, plane.half_angle
+    """The mean share that is done and the mean heading between edges, of ramps of one width from -half to half."""
     if width == 0:
-        share = np.clip((edges[1:, None] - steps) / np.diff(edges)[:, None], 0, 1)
+        share = np.clip((edges[1:, None] - middles) / np.diff(edges)[:, None], 0, 1)
         return share, np.arctan2(np.sin(half) * (2 * share - 1), np.cos(half))
     inside = edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(SUBSTEPS) + 0.5) / SUBSTEPS
-    ramp = np.clip((inside[..., None] - steps) / width + 0.5, 0, 1)
+    ramp = np.clip((inside[..., None] - middles) / width + 0.5, 0, 1)
     angle = half * (2 * ramp - 1)
     return ramp.mean(1), np.arctan2(np.sin(angle).mean(1), np.cos(angle).mean(1))
 
