@@ -157,7 +157,7 @@ def scores_of(path, monitor):
     last = int(path.steps[-1])
     at = [round(share * last) for share in SHARES]
     norms = np.interp(at, path.steps, geometry.norms(path.gram("delta")))
-    cosine = np.nan_to_num(geometry.local_cosine(path.gram("B"), path.steps, 10, "paper"), nan=-1.0)
+    cosine = np.nan_to_num(geometry.local_cosine(path.gram("B"), path.steps, 10), nan=-1.0)
     highest = np.maximum.accumulate(cosine)
     logged = path.metrics["grad_norm"].dropna()
     recent = [float(logged[(logged.index > step - last / 20) & (logged.index <= step)].mean()) for step in at]

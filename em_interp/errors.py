@@ -104,14 +104,14 @@ def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with a space for each line end, control character, sign of direction and half of a character."""
+    """The text with a space for each line end, control character, bidirectional control and lone surrogate."""
     return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def shortened(text: str, limit: int = MAX_LINE) -> str:
-    """The text; of one longer than `limit` the beginning and the end, where messages say what to do."""
-    part = (limit - 3) // 2
-    return text if len(text) <= limit else f"{text[:part]} … {text[-part:]}"
+def shortened(text: str) -> str:
+    """The text; of one longer than MAX_LINE the beginning and the end, where messages say what to do."""
+    part = (MAX_LINE - 3) // 2
+    return text if len(text) <= MAX_LINE else f"{text[:part]} … {text[-part:]}"
 
 
 def listed(names: Iterable[object], limit: int = 4) -> str:

@@ -25,10 +25,8 @@ RESIDUAL_WRITERS = {  # the modules of a layer whose output is added to the resi
 }
 
 
-def composition_score(
-    X: Float[np.ndarray, "d n"], Y: Float[np.ndarray, "d m"], centre: bool = True, normalised: bool = False
-) -> float:
-    """‖Xᵀ Y‖_F / (‖X‖_F ‖Y‖_F) of two stacks of columns; NaN where one of them is zero.
+def composition_score(X: Float[np.ndarray, "d n"], Y: Float[np.ndarray, "d m"], normalised: bool = False) -> float:
+    """‖Xᵀ Y‖_F / (‖X‖_F ‖Y‖_F) of two stacks of columns, each less its mean; NaN where one of them is zero.
 
     As published it is 1/√n for two equal stacks of n orthogonal columns of one length. `normalised` divides by
     √(‖Xᵀ X‖_F ‖Yᵀ Y‖_F) instead, which makes it 1 for equal stacks (the root of the RV coefficient of X Xᵀ and Y Yᵀ).
@@ -37,8 +35,7 @@ def composition_score(
     if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y):
         found = f"{X.shape}, {Y.shape}"
         raise InputError(f"two stacks of columns in one space were expected, d × n and d × m; found {found}")
-    if centre:
-        X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
+    X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
     if normalised:
         size = float(np.sqrt(np.linalg.norm(X.T @ X) * np.linalg.norm(Y.T @ Y)))
     else:

@@ -12,7 +12,7 @@ of positions and do not: for a LoRA A, which starts at random and moves little, 
 from __future__ import annotations
 
 from numbers import Real
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -66,20 +66,13 @@ def turning_angle(
 
 
 def local_cosine(
-    gram: Float[np.ndarray, "step step"],
-    steps: Int[np.ndarray, " step"],
-    k: int,
-    sign: Literal["paper", "teaching"],
+    gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray, " step"], k: int
 ) -> Float[np.ndarray, " step"]:
-    """Cosine between the displacements around t at spacing `k` training steps, in one of the two signs in use.
+    """cos(v[t-k] - v[t], v[t+k] - v[t]) at spacing `k` training steps (arXiv 2506.11613, section 4).
 
-    `paper` (arXiv 2506.11613, section 4): cos(v[t-k] - v[t], v[t+k] - v[t]), -1 where straight, 0 at a right angle, so
-    a turn is a maximum. `teaching`: its negative, +1 where straight, so a turn is a minimum.
+    -1 where straight and 0 at a right angle, so that a turn is a maximum.
     """
-    if sign not in ("paper", "teaching"):
-        raise InputError(f"sign must be 'paper' (straight is -1) or 'teaching' (straight is +1); it is {sign!r}")
-    forward = _cosine_of_moves(gram, steps, k)
-    return -forward if sign == "paper" else forward
+    return -_cosine_of_moves(gram, steps, k)
 
 
 def arc_length(gram: Float[np.ndarray, "step step"]) -> Float[np.ndarray, " step"]:

@@ -96,7 +96,7 @@ def test_the_local_cosine_is_the_papers_and_its_heuristic_names_the_largest(orga
     path, turn = organism.trajectory, organism.rotation
     figure = em.figures.local_cosine(path, k=[5, 10], transition=turn)
     drawn = trace(figure, "k = 10 steps")
-    np.testing.assert_allclose(drawn.y, local_cosine(path.gram("B"), path.steps, 10, "paper"), atol=1e-9)
+    np.testing.assert_allclose(drawn.y, local_cosine(path.gram("B"), path.steps, 10), atol=1e-9)
     marks = next(t for t in figure.data if t.name and t.name.startswith("arg-max"))
     assert list(marks.x) == [largest_local_cosine(path.gram("B"), path.steps, k)[0] for k in (5, 10)]
     assert lines(figure) == [turn.step] and bands(figure) == [turn.interval]

@@ -25,7 +25,7 @@ def every_measure(gram, steps):
         "norms": geometry.norms(gram),
         "to step": geometry.cosine_to_step(gram, steps, int(steps[3])),
         "turning": geometry.turning_angle(gram, steps, 5),
-        "local cosine": geometry.local_cosine(gram, steps, 5, sign="paper"),
+        "local cosine": geometry.local_cosine(gram, steps, 5),
         "length": geometry.arc_length(gram),
         "scores": components.scores,
         "explained": components.explained,
@@ -54,15 +54,12 @@ def test_turning_angles_look_neighbours_up_by_step_and_are_nan_where_one_was_not
     np.testing.assert_allclose(geometry.turning_angle(gram, PUBLIC_STEPS, k), expected)
 
 
-def test_a_straight_path_has_local_cosine_minus_one_in_the_papers_sign_and_one_in_the_teaching_sign():
+def test_a_straight_path_has_local_cosine_minus_one_and_no_angle():
     vectors = np.outer(np.arange(30.0), [3.0, 4.0])
     gram, steps = vectors @ vectors.T, np.arange(30)
     inner = slice(5, -5)
-    np.testing.assert_allclose(geometry.local_cosine(gram, steps, 5, sign="paper")[inner], -1)
-    np.testing.assert_allclose(geometry.local_cosine(gram, steps, 5, sign="teaching")[inner], 1)
+    np.testing.assert_allclose(geometry.local_cosine(gram, steps, 5)[inner], -1)
     np.testing.assert_allclose(geometry.turning_angle(gram, steps, 5)[inner], 0, atol=1e-5)
-    with pytest.raises(InputError, match="sign must be"):
-        geometry.local_cosine(gram, steps, 5, sign="other")
 
 
 def test_a_right_angled_corner_turns_by_90_degrees_at_its_step():
