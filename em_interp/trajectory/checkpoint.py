@@ -28,7 +28,7 @@ class Checkpoint:
     scaling: dict[str, float]  # alpha / rank, or alpha / sqrt(rank) with rsLoRA
     kind: Kind = "lora"
     magnitude: dict[str, Float32[np.ndarray, " d_out"]] = field(default_factory=dict)  # of DoRA
-    besides: tuple[str, ...] = ()  # trained tensors beyond A and B, without which the model is not complete
+    extra_tensors: tuple[str, ...] = ()  # trained tensors beyond A and B, without which the model is not complete
 
 
 def column_checkpoint(

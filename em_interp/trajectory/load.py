@@ -72,7 +72,7 @@ def load_trajectory(
         kind=first.kind,
         source=name,
         magnitude=stacked.magnitude,
-        besides=first.besides,
+        extra_tensors=first.extra_tensors,
         notes=(*_notes(first, steps), *log.notes),
     )
 
@@ -235,10 +235,10 @@ def _step_of_epoch(root: Path, saved: SavedStep) -> int:
 def _notes(first: Checkpoint, steps: list[int]) -> list[str]:
     """Notes about the path: what was left out, and whether it has few checkpoints."""
     notes = []
-    if first.besides:
+    if first.extra_tensors:
         notes.append(
-            f"left out of the path: {listed(first.besides)}; base and adapter alone are not the trained model, so that "
-            "it is neither asked nor merged"
+            f"left out of the path: {listed(first.extra_tensors)}; base and adapter alone are not the trained model, "
+            "so that it is neither asked nor merged"
         )
     if len(steps) < MIN_STEPS:
         every = max(1, (steps[-1] - steps[0]) // 100)

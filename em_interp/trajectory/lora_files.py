@@ -2,8 +2,8 @@
 
 The file has the matrices, and `adapter_config.json` says what they mean. A setting that changes the meaning is
 implemented here or refused by name. What was trained besides A and B (a head, biases, embeddings) is left out of the
-path and named in `Checkpoint.besides`: the path is that of the adapter, and the base with the adapter alone is not the
-trained model.
+path and named in `Checkpoint.extra_tensors`: the path is that of the adapter, and the base with the adapter alone is
+not the trained model.
 
 With DoRA (arXiv 2402.09353) A and B give the direction and a vector of magnitudes, one for each output, scales it.
 """
@@ -47,7 +47,8 @@ APART_SETTINGS = {  # settings under which the path is that of A and B, but the 
     "alora_invocation_tokens": "aLoRA (in effect after its invocation tokens only)",
     "layer_replication": "replicated layers",
 }
-KNOWN_CONFIGS = ("eva_config", "corda_config", "loftq_config", "lora_ga_config", "runtime_config")  # of the beginning
+# Settings of how training begins, without effect on what A and B mean.
+KNOWN_CONFIGS = ("eva_config", "corda_config", "loftq_config", "lora_ga_config", "runtime_config")
 PATTERN_SECONDS, MAX_PATTERN = 0.5, 1000  # for one pattern of a config to match one name; characters
 DEFAULT = "default"  # what PEFT calls an adapter that was given no name
 ZERO3 = (
@@ -90,8 +91,8 @@ def read_lora(folder: Path, adapter: str | None = None) -> Checkpoint:
             raise InputError(f"{file}: {module} {has} magnitude, but use_dora in {CONFIG_FILE} is {str(dora).lower()}")
         if dora:
             magnitude[site] = parts["magnitude_vector"].reshape(-1)
-    besides = (*(["DoRA's magnitudes"] if dora else []), *_besides(config, others))
-    return Checkpoint(file, _base(config), A, B, scaling, "lora", magnitude, besides)
+    extra_tensors = (*(["DoRA's magnitudes"] if dora else []), *_extra_tensors(config, others))
+    return Checkpoint(file, _base(config), A, B, scaling, "lora", magnitude, extra_tensors)
 
 
 def read_mlx(file: Path) -> Checkpoint:
@@ -124,7 +125,8 @@ def read_mlx(file: Path) -> Checkpoint:
                 f"{file}: {module} has rank {len(A[site_name(module)])}; {CONFIG_FILE} beside it says {described(rank)}"
             )
     base = config.get("model")
-    return Checkpoint(file, base if isinstance(base, str) else None, A, B, dict.fromkeys(A, scale), besides=(*others,))
+    name = base if isinstance(base, str) else None
+    return Checkpoint(file, name, A, B, dict.fromkeys(A, scale), extra_tensors=(*others,))
 
 
 def _mlx_scale(config: dict[str, Any], file: Path) -> tuple[float, Any]:
@@ -235,7 +237,7 @@ def _chosen(names: list[str], adapter: str | None, file: Path) -> str:
     return adapter
 
 
-def _besides(config: dict[str, Any], others: list[str]) -> list[str]:
+def _extra_tensors(config: dict[str, Any], others: list[str]) -> list[str]:
     """The names of trained tensors beyond A and B."""
     apart = [meaning for key, meaning in APART_SETTINGS.items() if config.get(key)]
     names = {module_name(key) for key in others}

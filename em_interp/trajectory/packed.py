@@ -28,7 +28,7 @@ SUFFIX = ".safetensors"
 METADATA_KEY, FORMAT = "em_interp.trajectory", 1  # one entry of metadata: safetensors keeps no order of several
 NAMES = {"<i8": "I64", "<f8": "F64", "<f4": "F32"}  # of numbers, in safetensors
 EXPECTED = {"format": int, "scale": dict, "log": list[str], "kind": str}  # in the metadata
-OPTIONAL = {"base": str, "identity": str, "magnitude": list[str], "besides": list[str], "notes": list[str]}
+OPTIONAL = {"base": str, "identity": str, "magnitude": list[str], "extra_tensors": list[str], "notes": list[str]}
 A, B, LOG, MAGNITUDE = "A/", "B/", "log/", "magnitude/"  # prefixes of tensor names: before a site, or a log's column
 
 
@@ -57,7 +57,7 @@ def write_packed(trajectory: AdapterTrajectory, file: str | Path, identity: str 
         "scale": trajectory.scale,  # by site, in the order of the sites
         "log": list(trajectory.metrics.columns),
         "magnitude": list(trajectory.magnitude),
-        "besides": list(trajectory.besides),
+        "extra_tensors": list(trajectory.extra_tensors),
         "notes": list(trajectory.notes),
     }
     with write_beside(file) as part, part.open("wb") as content:
@@ -108,7 +108,7 @@ def read_packed(file: str | Path) -> AdapterTrajectory:
         source=str(file),
         kind=metadata["kind"],
         magnitude={site: tensors[MAGNITUDE + site] for site in metadata.get("magnitude") or []},
-        besides=tuple(metadata.get("besides") or []),
+        extra_tensors=tuple(metadata.get("extra_tensors") or []),
         notes=tuple(metadata.get("notes") or []),
     )
 

@@ -219,7 +219,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Hashable]:
         "shapes of A and B": tuple((A.shape, checkpoint.B[site].shape) for site, A in checkpoint.A.items()),
         "magnitudes": tuple(magnitude.shape for magnitude in checkpoint.magnitude.values()),
         "scaling": tuple(checkpoint.scaling.values()),
-        "what is beside A and B": checkpoint.besides,
+        "trained tensors besides A and B": checkpoint.extra_tensors,
     }
 
 

@@ -62,7 +62,7 @@ class AdapterTrajectory(Result):
     source: str = ""
     kind: Kind = "lora"  # steering: B is a vector of the residual stream, A is 1; full: a projected change, A is 1
     magnitude: dict[str, Float32[np.ndarray, "step d_out"]] = field(default_factory=dict)  # of DoRA, by site
-    besides: tuple[str, ...] = ()  # trained tensors beyond A and B, without which the model is not complete
+    extra_tensors: tuple[str, ...] = ()  # trained tensors beyond A and B, without which the model is not complete
     notes: tuple[str, ...] = ()  # what was left out when it was read, and what the log lacks
     _grams: dict[tuple[str, str | None], np.ndarray] = field(default_factory=dict, init=False)
 
@@ -201,10 +201,10 @@ class AdapterTrajectory(Result):
 
     def check_complete(self) -> None:
         """Raise InputError where the base with the adapter alone is not the trained model."""
-        if self.besides:
+        if self.extra_tensors:
             raise InputError(
-                f"{self.source or 'the run'} was trained with {listed(self.besides)} besides A and B, which is not "
-                "applied here: base and adapter alone are not the trained model. Its path can be read and located"
+                f"{self.source or 'the run'} was trained with {listed(self.extra_tensors)} besides A and B, which is "
+                "not applied here: base and adapter alone are not the trained model. Its path can be read and located"
             )
 
     def plot(self) -> go.Figure:

@@ -111,4 +111,4 @@ def test_the_change_of_each_weight_is_peft_s_own(tmp_path_factory, options, name
         tolerance = 0.02 * np.abs(delta).max() if half else 1e-5
         np.testing.assert_allclose(made, delta, atol=tolerance)
     if any(options.get(key) for key in ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias")):
-        assert read.besides
+        assert read.extra_tensors

@@ -66,7 +66,7 @@ def test_the_base_with_the_adapter_is_the_model_that_peft_has(tmp_path, kind):
     merge(model, path, 1)
     found = model(torch.arange(12)[None]).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert (found - before).abs().max() > 0.01 and path.besides == ()
+    assert (found - before).abs().max() > 0.01 and path.extra_tensors == ()
 
 
 CHANGED = {
@@ -288,7 +288,7 @@ UNSLOTH = {  # the settings that Unsloth's own save_pretrained adds to PEFT's, o
 
 def test_an_adapter_as_unsloth_writes_it_is_peft_s(tmp_path):
     path = load_trajectory(save_run(tmp_path, where=".", rank=4, **UNSLOTH))
-    assert path.base == UNSLOTH["base_model_name_or_path"] and path.besides == ()
+    assert path.base == UNSLOTH["base_model_name_or_path"] and path.extra_tensors == ()
     assert path.scale == {"layers.21.mlp.down_proj": 64 / 4**0.5}
 
 

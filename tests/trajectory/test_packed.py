@@ -123,7 +123,7 @@ DAMAGE = {  # what the metadata may say, and what is said about it
     '{"format": true, "scale": {}, "log": [], "kind": "lora"}': "its metadata lacks one of",
     '{"format": 1, "scale": {}, "log": [1], "kind": "lora"}': "its metadata lacks one of",
     '{"format": 1, "scale": {}, "log": [], "kind": "lora", "base": 5}': "base in its metadata is 5",
-    '{"format": 1, "scale": {}, "log": [], "kind": "lora", "besides": "x"}': "besides in its metadata is 'x'",
+    '{"format": 1, "scale": {}, "log": [], "kind": "lora", "extra_tensors": "x"}': "extra_tensors in its metadata",
     '{"format": 1, "scale": {}, "log": [], "kind": "lora", "magnitude": [1]}': r"magnitude in its metadata is",
     '{"format": 1, "scale": {"s": 1}, "log": [], "kind": "lora"}': "lacks B/s, which its metadata names",
     '{"format": 1, "scale": {}, "log": ["loss"], "kind": "lora"}': "lacks log/loss, which its metadata names",
@@ -153,8 +153,8 @@ def test_a_scale_that_is_no_usable_number_is_refused(tmp_path, scale):
 def test_what_is_besides_and_the_magnitudes_are_kept_in_the_file(tmp_path):
     one, path = np.ones((2, 1, 1), "f4"), np.arange(6, dtype="f4").reshape(2, 3)
     made = AdapterTrajectory(
-        np.arange(2), {"s": one}, {"s": one}, {"s": 1.0}, magnitude={"s": path}, besides=("lm_head",)
+        np.arange(2), {"s": one}, {"s": one}, {"s": 1.0}, magnitude={"s": path}, extra_tensors=("lm_head",)
     )
     packed = load_trajectory(write_packed(made, tmp_path / "packed.safetensors"))
-    assert packed.besides == ("lm_head",)
+    assert packed.extra_tensors == ("lm_head",)
     np.testing.assert_array_equal(packed.magnitude["s"], path)
