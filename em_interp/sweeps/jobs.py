@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock, Thread
-from threading import enumerate as enumerate_threads
+from threading import RLock
 from typing import Any, Literal, get_args
 
 from em_interp.config.run_config import RunConfig
@@ -32,7 +31,6 @@ from em_interp.utils.stages import read_saved
 
 Backend = Literal["loky", "ray"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
-WATCH, WATCH_SECONDS = "em_interp-watch", 0.5  # the thread of a worker that looks whether the main process has ended
 OBJECT_STORE = 100 * 2**20  # bytes; workers leave their results in files
 SUMMARY_FILE = "sweep_run.json"  # in a run's analysis folder
 SUMMARY = {"control?": str, "rotation": dict, "gradient_norm": dict, "onset": dict, "offset?": dict, "final?": dict}
@@ -76,15 +74,11 @@ def workers(backend: Backend, jobs: int) -> Iterator[Callable[..., list[Outcome]
 
 def _in_worker(main: int, work: Callable[..., Outcome], *arguments: Any) -> Outcome:
     """Do the work, in a process that ends with the main one, however that ends, where it is a child of that."""
-    if os.getppid() == main and not any(thread.name == WATCH for thread in enumerate_threads()):
-        Thread(target=_end_with, args=(main,), name=WATCH, daemon=True).start()
+    from em_interp.utils.processes import end_with
+
+    if os.getppid() == main:
+        end_with(main)
     return work(*arguments)
-
-
-def _end_with(main: int) -> None:
-    while os.getppid() == main:
-        time.sleep(WATCH_SECONDS)
-    os._exit(1)
 
 
 def _joblib() -> Any:
@@ -252,8 +246,7 @@ def _final(findings: Findings, onset: Transition) -> dict[str, Any] | None:
     """EM and coherent rates with their intervals at the last step with answers, on the questions of the onset."""
     if findings.curve is None or onset.scale is None:
         return None
-    rows = findings.curve.select(onset.scale, onset.questions).frame()
-    last = rows.sort_values("step").iloc[-1]
+    last = findings.curve.select(onset.scale, onset.questions).last().iloc[0]
     names = ("em", "coherent")
     rates = {name: {"rate": last[name], "interval": [last[f"{name}_low"], last[f"{name}_high"]]} for name in names}
     return {"step": int(last["step"]), "answers": int(last["scored"]), **rates}

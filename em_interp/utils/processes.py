@@ -25,7 +25,7 @@ T = TypeVar("T")
 TORCHRUN = "torchrun --nproc-per-node N -m em_interp"
 SHARDING_LAUNCHERS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-WATCH = "em_interp-launcher"  # the thread that ends a process without its launcher
+WATCH, WATCH_SECONDS = "em_interp-watch", 0.5  # the thread that ends a process without its parent
 MAX_WAIT = timedelta(days=7)  # of a process that has done its share for the others
 
 
@@ -118,13 +118,18 @@ def _end_with_launcher() -> None:
     """Raise LostProcess when the launcher ends this process; end, as by a kill, when the launcher itself is killed."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise_lost_process)
+    end_with(os.getppid())
+
+
+def end_with(parent: int) -> None:
+    """End this process, as by a kill, once `parent` is no longer its parent: a thread looks."""
     if not any(thread.name == WATCH for thread in threading.enumerate()):
-        threading.Thread(target=_watch, args=[os.getppid()], name=WATCH, daemon=True).start()
+        threading.Thread(target=_watch, args=[parent], name=WATCH, daemon=True).start()
 
 
-def _watch(launcher: int) -> None:
-    while os.getppid() == launcher:
-        time.sleep(1)
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
     os._exit(1)
 
 

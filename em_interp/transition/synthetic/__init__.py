@@ -6,15 +6,8 @@ from numbers import Integral
 
 import numpy as np
 
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError
 from em_interp.utils.checks import described
-
-
-def check_kind(kind: str, kinds: tuple[str, ...]) -> None:
-    """Raise InputError for a kind that is not among `kinds`, naming the nearest."""
-    if kind not in kinds:
-        hint = nearest(kind, kinds) if isinstance(kind, str) else ""
-        raise InputError(f"nothing planted is called {described(kind)}{hint}; known: {', '.join(kinds)}")
 
 
 def generator_of(seed: int | np.random.Generator) -> np.random.Generator:

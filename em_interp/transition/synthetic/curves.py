@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from em_interp.errors import InputError
 from em_interp.transition.onsets.logistic import OutcomeCounts, logistic
-from em_interp.transition.synthetic import check_kind, generator_of
+from em_interp.transition.synthetic import generator_of
+from em_interp.utils.checks import check_known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +76,7 @@ def planted_curve(kind: str, seed: int | np.random.Generator) -> PlantedCurve:
     Raises:
         InputError: For another kind.
     """
-    check_kind(kind, RISES + NULLS)
+    check_known("the kind", kind, RISES + NULLS)
     rng = generator_of(seed)
     few = kind == "few_answers"
     length = int(rng.integers(200, 801))

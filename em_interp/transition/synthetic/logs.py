@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.signal import lfilter
 
-from em_interp.transition.synthetic import check_kind, generator_of
+from em_interp.transition.synthetic import generator_of
+from em_interp.utils.checks import check_known
 
 HUMPS = ("gaussian", "lopsided", "pointed", "rounded", "falling_under", "after_warm_up")
 NO_HUMPS = ("flat", "rising", "falling", "decaying", "step_down", "step_up", "warm_up_spike", "valley")
@@ -55,7 +56,7 @@ def planted_log(kind: str, seed: int | np.random.Generator) -> PlantedLog:
     Raises:
         InputError: For another kind.
     """
-    check_kind(kind, HUMPS + NO_HUMPS)
+    check_known("the kind", kind, HUMPS + NO_HUMPS)
     rng = generator_of(seed)
     last, every = int(rng.integers(150, 801)), int(rng.choice([1, 1, 2, 5]))
     every = every if last / every >= 80 else 1
@@ -87,7 +88,7 @@ def planted_norm(kind: str, seed: int | np.random.Generator) -> PlantedNorm:
     Raises:
         InputError: For another kind.
     """
-    check_kind(kind, BENDS + NO_BENDS + TOO_GRADUAL)
+    check_known("the kind", kind, BENDS + NO_BENDS + TOO_GRADUAL)
     rng = generator_of(seed)
     last = int(rng.integers(150, 801))
     lr = _learning_rates(last, kind == "restart", rng)

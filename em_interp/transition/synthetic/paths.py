@@ -20,8 +20,7 @@ from scipy.signal import lfilter, savgol_filter
 
 from em_interp.errors import InputError
 from em_interp.trajectory.trajectory import AdapterTrajectory
-from em_interp.transition.synthetic import check_kind
-from em_interp.utils.checks import check_type, check_whole, described
+from em_interp.utils.checks import check_known, check_type, check_whole, described
 
 Storage = Literal["float32", "bfloat16", "float16"]
 TURNING = ("abrupt", "gradual", "at_growth", "on_curve")
@@ -124,7 +123,7 @@ def planted_path(
     Raises:
         InputError: For another kind, and for several turns of a kind that has one.
     """
-    check_kind(kind, TURNING + NOT_TURNING + STEPPED)
+    check_known("the kind", kind, TURNING + NOT_TURNING + STEPPED)
     check_whole("seed", seed)
     if storage not in get_args(Storage):
         raise InputError(f"storage must be one of {', '.join(get_args(Storage))}; it is {described(storage)}")

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.transition.onsets.mean_shift import QuestionCurves
-from em_interp.transition.synthetic import check_kind, generator_of
+from em_interp.transition.synthetic import generator_of
 from em_interp.transition.synthetic.curves import FROM_START, share_done, step_where_done
+from em_interp.utils.checks import check_known
 
 RISES = (
     "plain",
@@ -66,7 +67,7 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     Raises:
         InputError: for another kind.
     """
-    check_kind(kind, RISES + NULLS)
+    check_known("the kind", kind, RISES + NULLS)
     rng = generator_of(seed)
     length = float(rng.integers(200, 801))
     even = np.linspace(0, length, int(rng.integers(12, 41)))
