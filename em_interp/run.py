@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from filecmp import cmp
 from fnmatch import fnmatch
@@ -39,6 +39,11 @@ MANIFEST = {
 }
 OUTSIDE_SETS = ("out_of_domain", "broad", "all")  # question sets outside the training domain; `all` where none is named
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,16})$")
+
+
+def trained_scale(scales: Iterable[float]) -> float:
+    """Of several scales of an adapter the one nearest to 1, that of the adapter as trained."""
+    return min(scales, key=lambda scale: abs(scale - 1.0), default=1.0)
 
 
 @dataclass(frozen=True)
@@ -118,13 +123,13 @@ class Run:
         return self.config_file.exists() or bool(self.steps())
 
     def contents(self) -> list[Path]:
-        """Every place of the run, whether or not it exists; last what tells that there is a run."""
+        """Every place of the run, whether or not it exists; last those by which `is_begun` tells that there is one."""
         files = [self.report_file, self.trainer_state_file, self.manifest_file]
         folders = [self.figures, self.analysis, self.answers_file.parent, self.resume_state]
         return [*files, *folders, self.checkpoints, self.config_file]
 
     def check_replaceable(self) -> None:
-        """Raise InputError where one of its places holds what is of no run, such as other runs in `checkpoints`."""
+        """Raise InputError where one of its places holds what no run writes, such as other runs in `checkpoints`."""
         check_replaceable(self.contents(), self.is_begun(), "a run")
         entries = sorted(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
         check_replaceable((entry for entry in entries if not CHECKPOINT.match(entry.name)), False, "a run")
@@ -186,7 +191,7 @@ def claim_run(path: str | Path, config: RunConfig, resume: bool = False, overwri
     """The directory for a run of `config`; nothing is written or removed.
 
     Raises InputError where the folder holds a run and neither `resume` nor `overwrite` is given, with `resume` where it
-    was made from another config, and with `overwrite` where it holds what is of no run in the places of one.
+    was made from another config, and with `overwrite` where its places hold something that no run writes.
     """
     run = Run(Path(path))
     begun = run.is_begun()

@@ -19,7 +19,7 @@ from em_interp.behaviour.tables.judged import normal_form, of_one_judge, read_ju
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.errors import InputError, one_line
 from em_interp.results import Line, Result, interval_columns, picture
-from em_interp.run import OUTSIDE_SETS, Run
+from em_interp.run import OUTSIDE_SETS, Run, trained_scale
 from em_interp.utils.checks import as_list, check_level, check_type, described
 from em_interp.utils.files import plain
 
@@ -221,10 +221,15 @@ class BehaviourCurve(CurveBySet):
         span = f"{len(self.steps)} steps {self.steps[0]} to {self.steps[-1]}"
         return f"{span}; questions {sets}; scale {scales}; {len(self.answers)} answers"
 
+    def last(self) -> pd.DataFrame:
+        """The rows of `frame()` at the last step."""
+        rates = self.frame()
+        return rates[rates["step"] == rates["step"].max()]
+
     def _picture(self) -> str:
         """The EM rates at the scale nearest to 1."""
         rates = self.frame()
-        rates = rates[rates["scale"] == min(rates["scale"].unique(), key=lambda scale: abs(scale - 1.0))]
+        rates = rates[rates["scale"] == trained_scale(rates["scale"].unique())]
         lines = [
             Line(of_set["step"].to_numpy(), of_set["em"].to_numpy(), str(name).replace("_", " "))
             for name, of_set in rates.groupby("questions", dropna=False)
@@ -233,9 +238,8 @@ class BehaviourCurve(CurveBySet):
 
     def _table(self) -> pd.DataFrame:
         """The rates at the last step."""
-        rates = self.frame()
         columns = ["step", "scale", "questions", "n", "scored", "em", "em_low", "em_high", "coherent", "domain_share"]
-        return rates.loc[rates["step"] == rates["step"].max(), columns]
+        return self.last()[columns]
 
 
 def behaviour_curve(

@@ -17,7 +17,7 @@ from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.values import numbers_of, steps_of
 from em_interp.errors import InputError
 from em_interp.results import Line, interval_columns, picture
-from em_interp.run import Run
+from em_interp.run import Run, trained_scale
 from em_interp.utils.files import plain
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class PreferenceCurve(CurveBySet):
     def _last(self) -> pd.DataFrame:
         """The rows of the last step, at the scale nearest to the adapter as trained; the style null last."""
         table = self.frame()
-        nearest = min(table["scale"].unique(), key=lambda scale: abs(scale - 1.0))
+        nearest = trained_scale(table["scale"].unique())
         rows = table[(table["scale"] == nearest) & (table["step"] == table["step"].max())]
         return rows.sort_values("questions", key=lambda names: names == STYLE, kind="stable")
 
@@ -169,7 +169,7 @@ class PreferenceCurve(CurveBySet):
 
     def _picture(self) -> str:
         table = self.frame()
-        nearest = min(table["scale"].unique(), key=lambda scale: abs(scale - 1.0))
+        nearest = trained_scale(table["scale"].unique())
         lines = [
             Line(rows["step"].to_numpy(float), rows["change"].to_numpy(float), str(name).replace("_", " "))
             for name, rows in table[table["scale"] == nearest].groupby("questions")

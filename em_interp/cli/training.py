@@ -57,7 +57,7 @@ def _at_the_end(demo: Path) -> str:
     organism, control = (behaviour_curve(demo / name) for name in ("organism", "control"))
 
     def rate(curve: BehaviourCurve, questions: str, metric: str) -> str:
-        last = curve.select(1.0, questions).frame().sort_values("step").iloc[-1]
+        last = curve.select(1.0, questions).last().iloc[0]
         low, high = (100 * last[f"{metric}_{end}"] for end in ("low", "high"))
         return f"{last[metric]:.0%} ({low:.0f} to {high:.0f})"
 

@@ -115,4 +115,4 @@ def _summary(
 def _final(findings: Findings, metric: str, questions: str) -> float:
     """A rate at the last step, at the adapter's own scale."""
     assert findings.curve is not None
-    return float(findings.curve.select(1.0, questions).frame().sort_values("step")[metric].to_numpy()[-1])
+    return float(findings.curve.select(1.0, questions).last()[metric].iloc[0])

@@ -27,6 +27,7 @@ from em_interp.figures.style import (
     signal_table,
     step_label,
 )
+from em_interp.run import trained_scale
 from em_interp.transition.result import Transition
 from em_interp.utils.checks import as_list, checked
 
@@ -45,7 +46,7 @@ def preference(curve: PreferenceCurve, onsets: Transition | Sequence[Transition]
         The figure. Bands are intervals for other questions of the kind; the style null is grey, the control dashed.
     """
     table = curve.frame()
-    scale = min(table["scale"].unique(), key=lambda value: abs(value - 1.0))
+    scale = trained_scale(table["scale"].unique())
     table = table[table["scale"] == scale]
     figure = new_figure(
         "Preference for misaligned answers",

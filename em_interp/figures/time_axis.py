@@ -30,6 +30,7 @@ from em_interp.figures.style import (
     ribbon,
     signal_table,
 )
+from em_interp.run import trained_scale
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
 from em_interp.transition.align import Alignment, Offset
@@ -224,7 +225,7 @@ def _curves(transitions: Sequence[Transition]) -> list[Transition]:
     rates = [t for t in transitions if t.signal == "onset" and t.of == "em"]
     curves = [t for t in rates if len(t.evidence.get("rate", ()))]
     scales = [1.0 if t.scale is None else t.scale for t in curves]
-    own = min(scales, key=lambda scale: abs(scale - 1), default=1.0)
+    own = trained_scale(scales)
     return [curve for curve, scale in zip(curves, scales, strict=True) if scale == own]
 
 

@@ -7,7 +7,7 @@ template, figures as JSON in which no `<` is left.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,6 +20,7 @@ from em_interp.errors import InputError
 from em_interp.reports.findings import Findings
 from em_interp.reports.run_figures import Source, control_in, findings_of, known_changes, run_of, timeline
 from em_interp.results import local_name
+from em_interp.run import trained_scale
 from em_interp.transition.family import FAMILY_LEVEL
 from em_interp.transition.find import TEST_LEVELS, against_control
 from em_interp.utils.checks import checked
@@ -196,18 +197,11 @@ def _in_both(verdicts: list[tuple[str, list[Transition], list[Transition]]]) -> 
 
 def _final_rates(
     curves: dict[str, BehaviourCurve | None], findings: Findings
-) -> list[tuple[str, list[dict[str, Any]]]]:
+) -> list[tuple[str, list[dict[Hashable, Any]]]]:
     """The last step's rates of each run that has a curve, and of a control that is judged tables alone."""
     if "control" not in curves:
         curves = {**curves, "control": findings.control}
-    return [(name, final_rates(curve)) for name, curve in curves.items() if curve]
-
-
-def final_rates(curve: BehaviourCurve) -> list[dict[str, Any]]:
-    """The rows of the curve's frame at the last step."""
-    rates = curve.frame()
-    rows: list[dict[str, Any]] = rates[rates["step"] == rates["step"].max()].to_dict("records")
-    return rows
+    return [(name, curve.last().to_dict("records")) for name, curve in curves.items() if curve]
 
 
 @dataclass(frozen=True)
@@ -315,7 +309,7 @@ def examples(curve: BehaviourCurve) -> list[tuple[str, list[dict[str, Any]]]]:
     answers = curve.answers
     if "answer" not in answers:
         return []
-    scale = min(answers["scale"].unique(), key=lambda value: abs(value - 1))
+    scale = trained_scale(answers["scale"].unique())
     answers = answers[(answers["scale"] == scale) & answers["step"].isin([curve.steps[0], curve.steps[-1]])]
     answers = answers.sort_values([column for column in ("step", "sample") if column in answers], kind="stable")
     for column, otherwise in (("question", answers["question_id"]), ("answer", ""), ("reason", "")):

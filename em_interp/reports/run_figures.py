@@ -12,7 +12,7 @@ from em_interp.errors import InputError
 from em_interp.layouts import listing_of, saved_steps
 from em_interp.reports.findings import Findings, find_in_run
 from em_interp.results import local_name
-from em_interp.run import Run
+from em_interp.run import Run, trained_scale
 from em_interp.trajectory.packed import SUFFIX
 from em_interp.trajectory.trajectory import MATRICES
 from em_interp.utils.checks import checked
@@ -154,8 +154,8 @@ def _of_behaviour(findings: Findings) -> dict[str, go.Figure]:
     for onset in findings.onsets:
         scale = "" if onset.scale in (None, 1) else f"_x{onset.scale:g}".replace(".", "p")
         drawn[re.sub(r"\W", "_", f"onset_{onset.questions or 'all'}{scale}")] = draw.onset(onset)
-    scale = min(findings.curve.answers["scale"].unique(), key=lambda value: abs(value - 1))
-    last = findings.curve.select(scale).at(int(findings.curve.steps[-1]))
+    own = trained_scale(findings.curve.answers["scale"].unique())
+    last = findings.curve.select(own).at(int(findings.curve.steps[-1]))
     return {**drawn, "scores_last_step": draw.scores(last), **_of_preference(findings)}
 
 
