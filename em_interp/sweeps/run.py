@@ -107,9 +107,9 @@ def _default_jobs(grid: SweepGrid) -> int:
 
 
 def _claim(grid: SweepGrid, out: Path, resume: bool, overwrite: bool) -> None:
-    """Raise InputError where the folder holds a sweep already, other runs under the names of these, or what is of none.
+    """Raise InputError where the folder holds a sweep already, or other runs under the names of these.
 
-    What is of no sweep is not replaced.
+    With `overwrite` where a place of the sweep holds something else: only a sweep is replaced.
     """
     check_names_free(out, ("sweep.yaml", "runs", "sweep.html"), resume, overwrite)
     if overwrite:

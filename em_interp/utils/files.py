@@ -148,7 +148,7 @@ def check_names_free(folder: Path, names: Iterable[str], resume: bool, overwrite
 
 
 def check_replaceable(places: Iterable[Path], begun: bool, what: str) -> None:
-    """Raise InputError where one of the places holds something and no `what` was begun there: it would be lost."""
+    """Raise InputError where one of the places holds something that is not of `what`, for none was `begun` there."""
     for place in places if not begun else ():
         if place.is_file() or (place.is_dir() and any(not entry.name.startswith(".") for entry in place.iterdir())):
             raise InputError(f"{place} is not of {what}, so it is not replaced; give out=… a folder of its own")

@@ -223,7 +223,7 @@ def _p_of_signs(curves: QuestionCurves, rng: np.random.Generator) -> float:
 
 
 def _p_beyond_style(curves: QuestionCurves, style: QuestionCurves, rng: np.random.Generator) -> float | None:
-    """The p-value of a larger rise than that of the style null, from questions dealt at random to the two kinds."""
+    """The p-value of a larger rise than that of the style null, from permutations of the questions between the two."""
     steps = np.intersect1d(curves.steps, style.steps)
     if len(steps) < MIN_STEPS or len(style.question_ids) < MIN_QUESTIONS:
         return None
@@ -316,10 +316,10 @@ def _replicates(
     tangent: Float[np.ndarray, "step direction"],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "replicate step"]:
-    """Mean curves of questions drawn anew, with anew drawn what all questions have in common around the fit.
+    """Mean curves of resampled questions, plus the noise around the fit that all questions share.
 
-    The latter is autoregressive noise like the residuals, its variance drawn for each replicate from what the
-    residuals leave open (scaled inverse χ²).
+    That noise is autoregressive like the residuals; its variance is drawn for each replicate from its posterior given
+    the residuals (scaled inverse χ²).
     """
     count, (steps, taken) = change.shape[1], tangent.shape
     chosen = rng.multinomial(count, np.full(count, 1 / count), N_REPLICATES) / count
