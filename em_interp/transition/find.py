@@ -68,7 +68,7 @@ def find_transition(
         return onset(source, control, level=level)  # type: ignore[arg-type]  # it checks it
     source = as_trajectory(source)
     signal = signal or ("gradient_norm" if source.kind == "log" else "rotation")
-    of = of or ("B" if signal == "rotation" else None)
+    of = "B" if of is None and signal == "rotation" else of
     return strongest(find_transitions(source, signal, of, site, control, level))
 
 

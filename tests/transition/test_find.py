@@ -92,6 +92,7 @@ def test_a_level_that_is_no_probability_is_refused(path, curve, level):
         (lambda path, curve: em.find_transition(curve, of="A"), "no matrices and no sites; found of='A'"),
         (lambda path, curve: em.find_transitions(curve, site="up"), "no matrices and no sites; found site='up'"),
         (lambda path, curve: em.find_transition(path, "lock_in", of="A"), "the signal is 'lock_in': leave it out"),
+        (lambda path, curve: em.find_transition(path, of=""), "of must be 'A', 'B' or 'delta'"),
         (
             lambda path, curve: em.find_transition(path, "gradient_norm", site=path.sites[0]),
             "has no signal 'gradient_norm': it is logged for the whole run; one site was asked for",
