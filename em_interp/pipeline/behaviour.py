@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from em_interp.config.run_config import EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
-from em_interp.pipeline.serving import base_device, vllm_servers
+from em_interp.pipeline.serving import base_device, config_of, vllm_servers
 from em_interp.run import Run, RunLike, open_run
 from em_interp.utils.checks import checked
 from em_interp.utils.files import check_free
@@ -110,7 +110,7 @@ def configured_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = 
     from em_interp.behaviour.judging.llm_judge import open_judge
     from em_interp.organisms.judge import AdviceJudge
 
-    judge = _config(run, overrides).behaviour.judge
+    judge = config_of(run, overrides).behaviour.judge
     if isinstance(judge, EndpointConfig):
         with open_judge(run, judge, judge_prompts(run, overrides), overwrite) as model:
             yield model
@@ -130,12 +130,12 @@ def _check_language(run: Run) -> None:
 
 def judge_name(run: Run, overrides: Sequence[str] = ()) -> str:
     """What the scores of a run's judge are filed under."""
-    return _config(run, overrides).behaviour.judge_name
+    return config_of(run, overrides).behaviour.judge_name
 
 
 def judge_endpoint(run: Run, overrides: Sequence[str] = ()) -> EndpointConfig:
     """The model's endpoint that judges a run; raises InputError where its config names another kind of judge."""
-    judge = _config(run, overrides).behaviour.judge
+    judge = config_of(run, overrides).behaviour.judge
     if not isinstance(judge, EndpointConfig):
         raise InputError(
             f"the judge {judge!r} sends no requests and gives the same scores every time; a model's endpoint was "
@@ -150,13 +150,8 @@ def judge_prompts(run: Run, overrides: Sequence[str] = ()) -> Prompts:
     from em_interp.behaviour.questions import read_questions
     from em_interp.organisms.built_in import LANGUAGES
 
-    questions = _config(run, overrides).behaviour.questions
+    questions = config_of(run, overrides).behaviour.questions
     return Prompts({} if questions in LANGUAGES else read_questions(questions).prompts)
-
-
-def _config(run: Run, overrides: Sequence[str]) -> RunConfig:
-    """The run's config with the overrides; answers that came as a table have the overrides alone."""
-    return load_config(run.config_file if run.config_file.exists() else {}, overrides)
 
 
 def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.preference_curve import PreferenceCurve, as_preference_curve
 from em_interp.errors import InputError
-from em_interp.organisms.bases import Base, base_of, load_base
+from em_interp.organisms.bases import base_of, load_base
 from em_interp.organisms.built_in import LANGUAGES, pairs_of
-from em_interp.pipeline.serving import base_device, vllm_servers
+from em_interp.pipeline.serving import base_device, config_of, vllm_servers
 from em_interp.run import Run, check_other
 from em_interp.trajectory.load import open_checkpoints
 from em_interp.utils.checks import as_list, checked
@@ -19,9 +19,10 @@ from em_interp.utils.checks import as_list, checked
 if TYPE_CHECKING:
     import pandas as pd
 
-    from em_interp.config.run_config import VLLMConfig
+    from em_interp.config.run_config import RunConfig
 
 DEFAULT_STEPS = 25  # of a run whose config names none
+USED = ("model", "dtype", "behaviour.engine", "behaviour.steps")  # settings of the config that a reading depends on
 
 
 @checked
@@ -39,8 +40,9 @@ def preference_curve(
 ) -> PreferenceCurve:
     """How likely misaligned answers are relative to aligned ones along a run; nothing is sampled or judged.
 
-    What was read is kept in the run (`behaviour/preferences.parquet`). Without `pairs`, `steps` and `scales` a run
-    that was read is not read again. See `em_interp.behaviour.preference` for what the number cannot tell.
+    What was read is kept in the run (`behaviour/preferences.parquet`). Without `pairs`, `steps`, `scales` and
+    `overrides` a run that was read is not read again; a control that was not is then read as the run was. See
+    `em_interp.behaviour.preference` for what the number cannot tell.
 
     Args:
         run: a run, its folder or any folder of checkpoints; or readings, as a frame or a file.
@@ -52,15 +54,15 @@ def preference_curve(
         resume: continue with what exists.
         overwrite: replace what exists.
         progress: whether a bar is shown; by default in a terminal and in Jupyter.
-        overrides: changes of the run's config (`key.path=value`) for this reading alone, such as
-            `behaviour.engine=vllm`.
+        overrides: changes of the config (`key.path=value`) for this reading alone, of `model`, `dtype`,
+            `behaviour.engine` or `behaviour.steps`, such as `behaviour.engine=vllm`.
 
     Returns:
         The curve, by step, scale and question set, with intervals over questions.
 
     Raises:
-        InputError: where a run on other than built-in data has no pairs, where the control lacks the first step, and
-            as `read_preferences` says.
+        InputError: where a run on other than built-in data has no pairs, where the control lacks the first step, for
+            an override of another setting, and as `read_preferences` says.
     """
     import pandas as pd
 
@@ -68,22 +70,71 @@ def preference_curve(
         return as_preference_curve(run, _as_curve(control))
     check_other(run, control)
     run = open_checkpoints(run)
-    chosen = pairs is not None or steps is not None or scales is not None
+    _check_overrides(overrides)
+    chosen = pairs is not None or steps is not None or scales is not None or bool(overrides)
+    if run.preferences_file.exists() and not overwrite and not _is_read(control):
+        chosen = resume = True
+        steps, scales = _as_read(run, steps, scales, overrides)
     if chosen or overwrite or resume or not run.preferences_file.exists():
-        pairs = _pairs(run, pairs)
-        steps = _default_steps(run) if steps is None else as_list(steps)
-        scales = [1.0] if scales is None else as_list(scales)
-        servers = vllm_servers(run, overrides)
-        settings: dict[str, Any] = {"overwrite": overwrite, "progress": progress, "servers": servers}
-        if control is not None and not isinstance(control, PreferenceCurve):
-            control = open_checkpoints(control)
-            saved = _steps_of_control(control, run, steps)
-        base = _base(run, servers)
-        read_preferences(run, base, pairs, steps, scales, resume=resume, **settings)
-        if isinstance(control, Run):
-            base = base if base_of(control) == base_of(run) else _base(control, servers)
-            read_preferences(control, base, pairs, saved, scales, resume=not overwrite, **settings)
+        settings = {"resume": resume, "overwrite": overwrite, "progress": progress}
+        _read(run, control, _pairs(run, pairs), steps, scales, overrides, settings)
     return as_preference_curve(run, _as_curve(control))
+
+
+def _read(
+    run: Run,
+    control: Run | str | Path | PreferenceCurve | None,
+    pairs: Any,
+    steps: Any,
+    scales: Any,
+    overrides: Sequence[str],
+    settings: dict[str, Any],
+) -> None:
+    """Read the preferences of a run, and of a control that is a run."""
+    config, servers = config_of(run, overrides), vllm_servers(run, overrides)
+    steps = _default_steps(run, config) if steps is None else as_list(steps)
+    scales = [1.0] if scales is None else as_list(scales)
+    if control is not None and not isinstance(control, PreferenceCurve):
+        control = open_checkpoints(control)
+        saved = _steps_of_control(control, run, steps)
+    named = _base_of(run, config)
+    base = load_base(*named, base_device(servers))
+    read_preferences(run, base, pairs, steps, scales, servers=servers, **settings)
+    if isinstance(control, Run):
+        of_control = _base_of(control, config_of(control, overrides))
+        base = base if of_control == named else load_base(*of_control, base_device(servers))
+        settings = settings | {"resume": not settings["overwrite"]}
+        read_preferences(control, base, pairs, saved, scales, servers=servers, **settings)
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Raise InputError for an override that changes nothing in a reading."""
+    for key in map(_key, overrides):
+        if not any(f"{key}.".startswith(f"{used}.") for used in USED):
+            raise InputError(
+                f"the setting {key} plays no part when preferences are read; expected one of {', '.join(USED)} "
+                "(the adapter's scales are given with scales=…, the answers with pairs=…)"
+            )
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
+def _is_read(control: Run | str | Path | PreferenceCurve | None) -> bool:
+    """Whether there is nothing to be read of a control."""
+    if control is None or isinstance(control, PreferenceCurve):
+        return True
+    run = control if isinstance(control, Run) else Run(Path(control))
+    return run.path.is_file() or run.preferences_file.exists()
+
+
+def _as_read(run: Run, steps: Any, scales: Any, overrides: Sequence[str]) -> tuple[Any, Any]:
+    """The steps and scales that are given; where none are, those with which the run was read."""
+    read = as_preference_curve(run).readings
+    if steps is None and "behaviour.steps" not in map(_key, overrides):
+        steps = read["step"].unique().tolist()
+    return steps, read["scale"].unique().tolist() if scales is None else scales
 
 
 def _as_curve(control: Run | str | Path | PreferenceCurve | None) -> PreferenceCurve | None:
@@ -120,7 +171,7 @@ def _steps_of_control(control: Run, run: Run, steps: Sequence[int]) -> list[int]
     return shared
 
 
-def _default_steps(run: Run) -> list[int]:
+def _default_steps(run: Run, config: RunConfig) -> list[int]:
     """Those that the config names, or evenly spaced ones."""
     import numpy as np
 
@@ -128,11 +179,12 @@ def _default_steps(run: Run) -> list[int]:
     from em_interp.trajectory.geometry import evenly_spaced
 
     steps = steps_with_models(run)
-    if run.config_file.exists():
-        return run.config().behaviour.steps.nearest(steps)
+    if run.config_file.exists() or "steps" in config.behaviour.model_fields_set:
+        return config.behaviour.steps.nearest(steps)
     return [steps[row] for row in evenly_spaced(np.array(steps), DEFAULT_STEPS)]
 
 
-def _base(run: Run, servers: VLLMConfig | None) -> Base:
-    """The base of a run; beside servers it stays on the CPU."""
-    return load_base(*base_of(run), base_device(servers))
+def _base_of(run: Run, config: RunConfig) -> tuple[str, str]:
+    """The base of a run, as `load_base` takes it: that of the config with its overrides, else that of the adapters."""
+    named = run.config_file.exists() or "model" in config.model_fields_set
+    return config.model if named else base_of(run)[0], config.base_dtype

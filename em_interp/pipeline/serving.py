@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from em_interp.config.run_config import VLLMConfig, load_config
+from em_interp.config.run_config import RunConfig, VLLMConfig, load_config
 from em_interp.errors import InputError
 from em_interp.run import Run
 
@@ -20,9 +20,14 @@ SERVER = ("-m", "vllm.entrypoints.openai.api_server")  # `vllm serve` fails in v
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank may be; an adapter of rank 1 takes the room of 8
 
 
+def config_of(run: Run, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run's config with the overrides; checkpoints or answers that came without one have the overrides alone."""
+    return load_config(run.config_file if run.config_file.exists() else {}, overrides)
+
+
 def vllm_servers(run: Run, overrides: Sequence[str] = ()) -> VLLMConfig | None:
     """The vLLM servers that a run's config names, with its overrides; None where this process is the engine."""
-    engine = load_config(run.config_file if run.config_file.exists() else {}, overrides).behaviour.engine
+    engine = config_of(run, overrides).behaviour.engine
     return engine if isinstance(engine, VLLMConfig) else None
 
 

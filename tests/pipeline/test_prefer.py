@@ -7,6 +7,7 @@ import pytest
 
 import em_interp as em
 from em_interp.errors import InputError
+from em_interp.organisms.bases import SHIPPED
 from em_interp.pipeline import prefer
 from em_interp.reports.findings import find_in_run
 from tests.tiny import ROOT, VERDICTS, copy, did, json_of, refused
@@ -56,6 +57,61 @@ def test_the_base_of_both_is_loaded_once(tiny, tmp_path, monkeypatch):
     curve = em.preference_curve(run, steps=STEPS[:2], control=control)
     assert [name for name, *_ in loaded] == ["tiny-qwen2"]
     assert curve.control is not None
+
+
+def unread(folder):
+    for file in (folder / "behaviour").glob("preferences*"):
+        file.unlink()
+    return folder
+
+
+def test_a_control_that_was_not_read_is_read_as_the_run_was(read, tmp_path):
+    run, control, curve = read
+    table = (run / "behaviour" / "preferences.parquet").read_bytes()
+    again = em.preference_curve(run, control=unread(copy(control, tmp_path / "control")))
+    pd.testing.assert_frame_equal(again.frame(), curve.frame())
+    assert (run / "behaviour" / "preferences.parquet").read_bytes() == table
+
+
+def test_a_control_is_read_on_no_other_pairs_or_steps_than_the_run_was(read, tmp_path):
+    run, control, _ = read
+    control = unread(copy(control, tmp_path / "control"))
+    with pytest.raises(InputError, match="were begun with other pairs"):
+        em.preference_curve(run, pairs="tiny:sport", control=control)
+    with pytest.raises(InputError, match="were begun with other steps"):
+        em.preference_curve(run, control=control, overrides=["behaviour.steps=0, 24"])
+    assert not (control / "behaviour" / "preferences.json").exists()
+
+
+def test_settings_of_the_config_are_changed_for_one_reading(tiny, tmp_path):
+    run, control = copy(tiny.run, tmp_path / "run"), copy(tiny.control, tmp_path / "control")
+    base = shutil.copytree(SHIPPED / "tiny-qwen2", tmp_path / "tiny-qwen2")
+    overrides = ["behaviour.steps=0, 24", "dtype=bfloat16", f"model={base}"]
+    curve = em.preference_curve(run, control=control, overrides=overrides)
+    assert curve.steps.tolist() == [0, 24]
+    for folder in (run, control):
+        kept = json.loads((folder / "behaviour" / "preferences.json").read_text())
+        assert (kept["dtype"], kept["steps"]) == ("bfloat16", [0, 24])
+    with pytest.raises(InputError, match="holds preferences already"):  # not passed over in silence
+        em.preference_curve(run, overrides=["behaviour.steps=0, 12, 24"])
+    with pytest.raises(InputError, match="base model 'nowhere' is not known"):
+        em.preference_curve(run, overrides=["model=nowhere"], overwrite=True)
+
+
+def test_settings_of_checkpoints_without_a_config_are_those_given(tiny, tmp_path):
+    run = copy(tiny.run, tmp_path / "run")
+    for name in ("config.yaml", "manifest.json"):
+        (run / name).unlink()
+    curve = em.preference_curve(run, "tiny:medical", overrides=["dtype=bfloat16", "behaviour.steps=every 12"])
+    assert curve.steps.tolist() == [0, 12, 24]
+    assert json.loads((run / "behaviour" / "preferences.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("setting", ["behaviour.scales=2", "seed=3", "behaviour.step=1", "behaviour={}"])
+def test_a_setting_that_no_reading_depends_on_is_refused(tiny, tmp_path, setting):
+    said = refused("prefer", copy(tiny.run, tmp_path / "run"), "--set", setting)
+    assert f"the setting {setting.partition('=')[0]} plays no part when preferences are read" in said
+    assert "--scales" in said and not (tmp_path / "run" / "behaviour" / "preferences.json").exists()
 
 
 def test_other_pairs_need_to_be_told_to_replace_what_is_there(read):
