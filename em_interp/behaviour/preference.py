@@ -107,7 +107,7 @@ def read_preferences(
     with shared_write_lock(run.path, file.parent, processes):
         if overwrite:
             processes.on_main(lambda: remove(file, settings_file, folder))
-        processes.on_main(lambda: begin_stage(settings_file, settings, resume, file, "preferences"))
+        processes.on_main(lambda: begin_stage(settings_file, settings, resume, file, "preferences", True))
         if not processes.on_main(file.exists):
             with _reader(run, base, trajectory, answers, cells, servers) as read:
                 make = lambda index: read(parts[index])  # noqa: E731

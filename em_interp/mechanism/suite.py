@@ -145,9 +145,10 @@ def run_suite(
         settings = _settings(context)
         if overwrite:
             remove(*folder.glob("*"), model.run.analysis / "mechanism.json")
-        begin_stage(folder / "settings.json", settings, resume)
+        begin_stage(folder / "settings.json", settings, resume, replaceable=True)
         if transfer is not None:  # may be added later, when other analyses are done
-            begin_stage(folder / "transfer" / "settings.json", {"transfer": _last_adapter(transfer)}, resume=True)
+            of_transfer = {"transfer": _last_adapter(transfer)}
+            begin_stage(folder / "transfer" / "settings.json", of_transfer, resume=True, replaceable=True)
         clock = _Clock(context, chosen, log or announce) if log or storage.shows_progress else None
         for name in chosen:
             _carry_out(name, context, clock)

@@ -73,25 +73,34 @@ def shared_write_lock(path: Path, folder: Path, processes: Processes) -> Iterato
 
 
 def begin_stage(
-    settings_file: Path, settings: dict[str, Any], resume: bool, result: Path | None = None, what: str = "results"
+    settings_file: Path,
+    settings: dict[str, Any],
+    resume: bool,
+    result: Path | None = None,
+    what: str = "results",
+    replaceable: bool = False,
 ) -> None:
     """Write the settings of a stage, or check that those of one begun earlier are the same.
 
     A stage has begun where its settings or its `result` exist. Raises InputError where it has (without `resume`), and
-    where its settings were others, naming the first.
+    where its settings were others, naming the first. `replaceable` says whether overwrite=True begins the stage anew;
+    without it the folder is the stage's alone.
     """
     folder = settings_file.parent
     if not settings_file.exists() and not (result is not None and result.exists()):
         write_json(settings_file, settings)
         return
     if not resume:
-        raise InputError(f"{folder} holds {what} already; give resume=True to continue, or another out=…")
+        ways = "resume=True to continue, overwrite=True to replace them, or another out=…"
+        ways = ways if replaceable else "resume=True to continue, or another folder"
+        raise InputError(f"{folder} holds {what} already; give {ways}")
     begun = read_saved(settings_file, dict) if settings_file.exists() else {}
     for key, value in json.loads(to_json(settings)).items():
         if begun.get(key) != value:
             raise InputError(
                 f"the {what} in {folder} were begun with other {key} (with {described(begun.get(key))}; now given: "
-                f"{described(value)}); to begin anew, give another out=… or remove that folder"
+                f"{described(value)}); give the same, or begin anew: "
+                f"{'overwrite=True, or another out=…' if replaceable else 'remove that folder, or give another'}"
             )
 
 

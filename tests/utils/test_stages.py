@@ -16,9 +16,23 @@ def test_a_stage_is_begun_once_and_continued_with_the_same_settings_only(tmp_pat
     with pytest.raises(InputError, match="holds results already; give resume=True to continue"):
         begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=False)
     begin_stage(file, {"seed": 1, "steps": (1, 2)}, resume=True)
-    with pytest.raises(InputError, match=r"other steps \(with \[1, 2\]; now given: \[1, 3\]\); to begin anew"):
+    with pytest.raises(InputError, match=r"other steps \(with \[1, 2\]; now given: \[1, 3\]\); give the same, or"):
         begin_stage(file, {"seed": 1, "steps": (1, 3)}, resume=True)
     assert file.read_bytes() == before
+
+
+def test_what_is_advised_is_what_the_stage_can_do(tmp_path):
+    """A folder that other stages write to is not to be removed: it may hold scores and replies that were paid for."""
+    file = tmp_path / "settings.json"
+    begin_stage(file, {"seed": 1}, resume=False)
+    for resume in (False, True):
+        with pytest.raises(InputError) as alone:
+            begin_stage(file, {"seed": 2}, resume)
+        with pytest.raises(InputError) as beside_others:
+            begin_stage(file, {"seed": 2}, resume, replaceable=True)
+        assert "overwrite" not in str(alone.value) and "overwrite=True" in str(beside_others.value)
+        assert "remove" not in str(beside_others.value)
+    assert "remove that folder" in str(alone.value)
 
 
 def test_settings_may_hold_numbers_of_numpy(tmp_path):

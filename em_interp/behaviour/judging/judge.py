@@ -26,6 +26,8 @@ KEY = ["step", "scale", "questions", "question_id", "sample"]
 SCORED = "ok"  # the status of an answer that has both scores
 ERROR = "error"  # the status of an answer that could not be judged for now
 JUDGED_AGAIN = (ERROR, "no_logprobs")  # statuses that `resume` does not keep: faults of the server, not of the answer
+GO_ON = "give resume=True to continue, overwrite=True to replace them, or another out=…"
+JUDGE_ANEW = "overwrite=True judges anew and keeps the scores of other judges"
 QUEUED_PER_WORKER = 4  # answers submitted ahead of the oldest unfinished one
 
 
@@ -213,11 +215,11 @@ def _read_journal(run: Run, judge: Judge, answers: pd.DataFrame, resume: bool) -
     file, first = _journal(run, judge.name), json.dumps(_fingerprint(answers, judge))
     lines = read_bytes(file).decode(errors="replace").split("\n")[:-1] if file.exists() else []
     if lines and not resume:
-        raise InputError(f"{file} holds scores begun earlier; give resume=True to continue, or another out=…")
+        raise InputError(f"{file} holds scores begun earlier; {GO_ON}")
     if lines and not _is_object(lines[0]):
         lines = []  # damaged from its beginning on: all are judged again, mostly from the judge's cache
     if lines and lines[0] != first:
-        raise InputError(f"{file} is of other answers or another mode of the judge; remove it to judge anew")
+        raise InputError(f"{file} is of other answers or another mode of the judge; {JUDGE_ANEW}")
     done: list[dict[str, Any]] = []
     for line in lines[1 : 1 + len(answers)]:
         judgement = _kept_judgement(line)
@@ -263,11 +265,9 @@ def _is_finished(run: Run, answers: pd.DataFrame, judge: Judge, resume: bool) ->
     if own.empty:
         return False
     if not resume:
-        raise InputError(
-            f"{run.scores_file} has the scores of {judge.name} already; give resume=True, or another out=…"
-        )
+        raise InputError(f"{run.scores_file} has the scores of {judge.name} already; {GO_ON}")
     if not own[KEY].reset_index(drop=True).equals(answers[KEY]):
-        raise InputError(f"{run.scores_file} has scores of {judge.name} for other answers; remove it to judge anew")
+        raise InputError(f"{run.scores_file} has scores of {judge.name} for other answers; {JUDGE_ANEW}")
     return not own["status"].isin(JUDGED_AGAIN).any()
 
 

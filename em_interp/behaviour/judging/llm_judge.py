@@ -25,7 +25,7 @@ from em_interp.behaviour.judging.client import (
     open_endpoint,
     request_for,
 )
-from em_interp.behaviour.judging.judge import ERROR, SCORED, answers_of
+from em_interp.behaviour.judging.judge import ERROR, JUDGE_ANEW, SCORED, answers_of
 from em_interp.behaviour.judging.replies import ParsedScore, Reply, numbers_among, parse_score
 from em_interp.behaviour.judging.request_cache import RequestCache
 from em_interp.behaviour.tables.judged import SCORES
@@ -300,7 +300,7 @@ def _kept_settings(run: Run, config: EndpointConfig) -> dict[str, Any] | None:
     missing = [key for key in ("mode", "why") if not isinstance(kept, dict) or key not in kept]
     if missing:
         lacks = " and ".join(missing)
-        raise InputError(f"{file} lacks {lacks} of a judge's settings; remove it and its scores to judge anew")
+        raise InputError(f"{file} lacks {lacks} of a judge's settings; {JUDGE_ANEW}")
     return kept
 
 
@@ -330,5 +330,5 @@ def _keep_settings(run: Run, judge: OpenAIJudge, why: str, overwrite: bool) -> N
         before, now = (one_line(repr(value), MAX_SHOWN) for value in (kept.get(key), settings[key]))
         raise InputError(
             f"{settings_file(run, config)} has {key} {before} for the judge {judge.name}, now it is {now}; give the "
-            "judge another name, or remove that file and its scores to judge anew"
+            f"judge another name; or {JUDGE_ANEW}"
         )

@@ -270,7 +270,7 @@ def ask(
     with shared_write_lock(run.path, run.answers_file.parent, processes):
         if overwrite:
             processes.on_main(lambda: discard_answers(run))
-        sample_answers(run.answers_file, settings, rows, engine, resume, progress, processes)
+        sample_answers(run.answers_file, settings, rows, engine, resume, progress, processes, replaceable=True)
     return run.answers_file
 
 
@@ -319,6 +319,7 @@ def sample_answers(
     resume: bool = False,
     progress: bool | None = None,
     processes: Processes = SINGLE,
+    replaceable: bool = False,
 ) -> None:
     """Sample answers under every condition and write them as one table, a row an answer.
 
@@ -330,12 +331,13 @@ def sample_answers(
         resume: Continue with what is done.
         progress: Whether to show a bar on stderr; None where somebody is watching.
         processes: Those that share the answers.
+        replaceable: Whether overwrite=True of the caller replaces them.
 
     Raises:
         InputError: For answers that exist already (without `resume`) or were begun with other settings.
     """
     parts, samples = file.with_name("answers.parts"), settings["samples"]
-    processes.on_main(lambda: begin_stage(file.with_name("ask.json"), settings, resume, file, "answers"))
+    processes.on_main(lambda: begin_stage(file.with_name("ask.json"), settings, resume, file, "answers", replaceable))
     if not processes.on_main(file.exists):
         done = processes.on_main(lambda: set(_finished(parts)))
         left = [number for number in range(len(rows) * samples) if number not in done]

@@ -189,7 +189,7 @@ def test_a_second_judge_is_added_to_the_first(run):
 def test_finished_scores_of_other_answers_are_not_taken_for_these(run):
     judge_answers(run, WordJudge())
     pd.read_parquet(run.answers_file).iloc[:5].to_parquet(run.answers_file)
-    with pytest.raises(InputError, match="for other answers"):
+    with pytest.raises(InputError, match="for other answers; overwrite=True judges anew and keeps"):
         judge_answers(run, WordJudge(), resume=True)
 
 

@@ -338,7 +338,7 @@ def test_what_a_damaged_file_of_settings_lacks_is_named(tmp_path):
         judged(run, server)
         file = run.scores_file.with_name("judge.judge-1.json")
         file.write_text(json.dumps({"mode": "expected"}))
-        with pytest.raises(InputError, match=r"judge-1\.json lacks why of a judge's settings; remove it"):
+        with pytest.raises(InputError, match=r"judge-1\.json lacks why of a judge's settings; overwrite=True"):
             judged(run, server, resume=True)
 
 

@@ -158,11 +158,10 @@ def test_answers_that_are_there_are_not_overwritten_without_resume(run, base):
 def test_answers_begun_with_other_settings_are_not_continued(run, base, change):
     ask(run, base, QUESTIONS, **SETTINGS)
     (key, value) = next(iter(change.items()))
-    said = (
-        rf"begun with other {key} \(with .*; now given: {re.escape(str(value))}\); to begin anew, give another out=… or"
-    )
+    said = rf"begun with other {key} \(with .*; now given: {re.escape(str(value))}\); .* begin anew: overwrite=True"
     with pytest.raises(InputError, match=said):
         ask(run, base, QUESTIONS, **{**SETTINGS, **change}, resume=True)
+    ask(run, base, QUESTIONS, **{**SETTINGS, **change}, overwrite=True)
 
 
 def test_what_was_begun_in_one_number_type_is_not_continued_in_another(run, base):
