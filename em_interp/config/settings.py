@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, mode
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError, nearest, one_line
 from em_interp.utils.checks import described
 from em_interp.utils.files import read_text
 
@@ -179,8 +179,7 @@ def parse_yaml(text: str, where: str) -> Any:
             raise InputError(f"{where} has more than {MAX_NODES} values once its aliases are written out")
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{where} is not valid YAML: {reason}") from None
+        raise InputError(f"{where} is not valid YAML: {one_line(str(error))}") from None
 
 
 def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -75,7 +75,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     revision = revision or "main"
     with in_one_line(name, revision, fetching=True):
         api = hub_api()
-        commit = _with_retries(lambda: api.resolve_revision(name, revision=revision)).resolved
+        commit = _with_retries(lambda: api.resolve_revision(name, revision=revision).resolved)
         if not is_commit(commit):
             raise InputError(f"{endpoint()} does not answer like the Hub: {name} at {revision} is commit {commit!r}")
         return _download(api, name, commit)
@@ -111,10 +111,10 @@ def _listing(api: Any, name: str, commit: str) -> list[Any]:
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
-        return get_cached_repo_tree(name, revision=commit)
+        entries = get_cached_repo_tree(name, revision=commit)
     except CachedRepoTreeNotFoundError:
         entries = _with_retries(lambda: list(api.list_repo_tree(name, recursive=True, revision=commit)))
-        return [entry for entry in entries if hasattr(entry, "size")]
+    return [entry for entry in entries if isinstance(getattr(entry, "size", None), int)]
 
 
 def _path_files(name: str, files: list[Any]) -> list[Any]:
@@ -221,8 +221,19 @@ def _with_retries(call: Callable[[], T], size: int = 0) -> T:
     return interruptibly(call, end - time.monotonic())
 
 
+class TooSlow(Exception):
+    """An answer of the Hub has not come as a whole in its time."""
+
+
+class OddAnswer(Exception):
+    """An answer that the Hub's client cannot read, such as a log-in page; its cause is the client's own error."""
+
+
 def interruptibly(call: Callable[[], T], seconds: float) -> T:
-    """What the call returns, made in a thread that neither Ctrl-C nor the end of `seconds` waits for."""
+    """What a call of the Hub's client returns, made in a thread that neither Ctrl-C nor the end of `seconds` waits for.
+
+    Raises TooSlow, OddAnswer, and what the client raises where the Hub refuses or cannot be reached.
+    """
     future: Future[T] = Future()
 
     def work() -> None:
@@ -234,11 +245,16 @@ def interruptibly(call: Callable[[], T], seconds: float) -> T:
     threading.Thread(target=work, name="em_interp-hub", daemon=True).start()
     wait([future], max(seconds, 0.0))
     if not future.done():
-        raise InputError(
+        raise TooSlow(
             f"the Hub at {endpoint()} sends too slowly: an answer has not come as a whole in the time that "
-            f"{MIN_RATE // 1000} kB a second take; what came is kept: the same call continues where it stopped"
+            f"{MIN_RATE // 1000} kB a second take"
         )
-    return future.result()
+    try:
+        return future.result()
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        if isinstance(error, OSError):
+            raise
+        raise OddAnswer(str(error)) from error
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -286,12 +302,15 @@ def _explained(error: Exception, repo: str, revision: str, fetching: bool) -> st
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
     place, otherwise = endpoint(), f", or clone {endpoint()}/{repo} elsewhere and give the folder" if fetching else ""
+    again = "what came is kept, and the same call continues" if fetching else "the same call starts the upload again"
+    if isinstance(error, TooSlow):
+        return f"{error}; {again}"
     for cause in _causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
             before = f" and {repo} has not been fetched before" if fetching else ""
             return f"HF_HUB_OFFLINE is set{before}; unset it{otherwise}"
         if isinstance(cause, HfHubHTTPError):
-            return _refusal(cause.response, repo, revision)
+            return _refusal(cause.response, repo, revision, again)
         if isinstance(cause, (HTTPError, UnicodeError)):  # no connection, or an endpoint that is no address
             what = f"{repo} is no folder here, and the Hub" if fetching else "the Hub"
             reason = _text(cause) or type(cause).__name__
@@ -305,8 +324,8 @@ def _explained(error: Exception, repo: str, revision: str, fetching: bool) -> st
         return f"{repo}: {short[3]} arrived with {short[2]} bytes instead of {short[1]}; does a proxy change it?"
     if isinstance(error, (OSError, RuntimeError)):
         return f"{place}/{repo}: {_text(error)}"
-    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError, AssertionError)):
-        return f"{place} does not answer like the Hub (a log-in page?): {_text(error)}"
+    if isinstance(error, OddAnswer):
+        return f"{place} does not answer like the Hub (a log-in page?): {_text(error.__cause__)}"
     return None
 
 
@@ -317,7 +336,7 @@ def _text(error: object) -> str:
     return one_line(redact(str(error), get_token()))
 
 
-def _refusal(response: Any, repo: str, revision: str) -> str:
+def _refusal(response: Any, repo: str, revision: str, again: str) -> str:
     """The meaning of a refusal by the Hub, and what to do about it. An anonymous 429 can look like a 401."""
     status, code, place = response.status_code, response.headers.get("X-Error-Code", ""), endpoint()
     message = _text(response.headers.get("X-Error-Message", ""))
@@ -327,7 +346,7 @@ def _refusal(response: Any, repo: str, revision: str) -> str:
         return f"{repo} has no revision {revision!r}; expected a branch, a tag or a commit of {place}/{repo}"
     if status in BUSY:
         hint = "" if token() else "; a token in HF_TOKEN is allowed more"
-        return f"the Hub at {place} is busy ({status}){hint}; try later: the same call continues where it stopped"
+        return f"the Hub at {place} is busy ({status}){hint}; try later: {again}"
     if status == 401 and "credentials" in message:
         return f"the Hub at {place} does not know the token in HF_TOKEN (or the stored one): give a valid one"
     if status in (401, 404):

@@ -78,7 +78,7 @@ def publish(
         api = hub_api()
         parent, published = _parent_commit(api, repo, files, resume, overwrite)
         if parent is None:
-            api.create_repo(repo, private=private or None)
+            interruptibly(lambda: api.create_repo(repo, private=private or None), time_limit(0))
         message = f"The run {run.path.resolve().name}, {len(_saved(run))} checkpoints"
         every: dict[str, Path | bytes] = {CARD: card.encode(), **files}
         new = {path: file for path, file in every.items() if overwrite or path not in published}
@@ -128,13 +128,17 @@ def _parent_commit(
     """The commit to publish on top of, and its files; None and none where the repository is not there yet."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    try:
+    def ask() -> tuple[str, list[str]]:
         info = api.model_info(repo)
+        return info.sha, sorted({file.rfilename for file in info.siblings} - {".gitattributes"})
+
+    try:
+        commit, published = interruptibly(ask, time_limit(0))
     except RepositoryNotFoundError as error:
         if error.response.status_code == 404:
             return None, []
         raise
-    page, published = f"{endpoint()}/{repo}", sorted({file.rfilename for file in info.siblings} - {".gitattributes"})
+    page = f"{endpoint()}/{repo}"
     if published and not (resume or overwrite):
         some = ", ".join(published[:3]) + (", …" if len(published) > 3 else "")
         raise InputError(
@@ -146,10 +150,12 @@ def _parent_commit(
         raise InputError(f"{page} holds {lacking[0]}, which this run has not: it is another run; name a new one")
     tells = CONFIG if CONFIG in published or not resume else MANIFEST  # of a run of any Trainer there is no config
     if tells in published:
-        told = Path(api.hf_hub_download(repo, tells, revision=info.sha)).read_bytes()
+        told = interruptibly(
+            lambda: Path(api.hf_hub_download(repo, tells, revision=commit)), time_limit(0)
+        ).read_bytes()
         if tells not in files or told != files[tells].read_bytes():
             raise InputError(f"{page} holds a run with another {tells}; give the name of a new repository")
-    return str(info.sha), published
+    return commit, published
 
 
 _TINY = "tiny-"  # how the names of the built-in bases begin

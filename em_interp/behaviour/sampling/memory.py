@@ -94,7 +94,10 @@ class RowMemory:
     adapter: int = 0
 
     def generating(self, prompt: int, new: int) -> int:
-        """Bytes of a row that reads a prompt and generates `new` tokens: the larger of the two, and keys and values."""
+        """Bytes of a row that reads a prompt and generates `new` tokens.
+
+        Keys and values, logits and activations of the prompt are added up: a little more than is held at any one time.
+        """
         vocabulary = self._config.vocab_size * (self._bytes + 8)  # logits, and probabilities in float32
         return self.adapter + kv_cache_size(self.model).of(prompt + new) + vocabulary + self._activations(prompt)
 
