@@ -204,7 +204,7 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> CommandResult:
-    """Train an adapter and save its path.
+    """Train as a config says and save the path.
 
     The run is written to checkpoints/NAME-OF-CONFIG by default.
     On several GPUs: torchrun --nproc-per-node 4 -m em_interp train CONFIG

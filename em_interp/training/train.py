@@ -1,9 +1,8 @@
-"""Train an adapter as a config says, into a run directory whose every saved step can be read."""
+"""Train what a config says, into a run directory whose every saved step can be read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,9 @@ from em_interp.run import Run, claim_run, create_run
 from em_interp.training.distributed import check_process_count
 from em_interp.training.train_log import is_finished
 from em_interp.utils.checks import checked
-from em_interp.utils.files import remove
+from em_interp.utils.files import remove, resumable
 from em_interp.utils.lock import write_lock
-from em_interp.utils.processes import Processes, init_processes, is_lost_process
+from em_interp.utils.processes import Processes, init_processes, lost_process_as_error
 from em_interp.utils.progress import is_watched
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def train(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Run:
-    """Train an adapter as `config` says and return its run directory.
+    """Train as `config` says (an adapter, a steering vector or all weights) and return the run directory.
 
     The loss is on the assistant's tokens only, averaged over all of a step's tokens. Each row of the log has the loss
     before the step, the gradient norms (of all, of A, of B) before clipping, the learning rate of the step and the sum
@@ -59,22 +58,21 @@ def train(
     Raises:
         InputError: before anything is written, for a config, dataset or site that cannot be used; and for a folder
             that holds another run or cannot be written.
-        Interrupted: after Ctrl-C, with how far training came and how to resume it.
+        Interrupted: after Ctrl-C, with how far training came and how to resume it; KeyboardInterrupt before anything
+            is written.
     """
-    with _Guard() as guard, ExitStack() as stack:
-        settings = load_config(config)
-        guard.replacing = overwrite
-        run = guard.run = Run(Path(out) if out is not None else default_out(config, settings))
-        processes = init_processes()
-        processes.on_all(lambda: check_process_count(settings, processes.count))
-        with _writing_to(run):
-            processes.on_main(lambda: stack.enter_context(write_lock(run.path)))
-            processes.on_main(lambda: claim_run(run.path, settings, resume, overwrite))
+    settings = load_config(config)
+    run = Run(Path(out) if out is not None else default_out(config, settings))
+    processes = init_processes()
+    processes.on_all(lambda: check_process_count(settings, processes.count))
+    with lost_process_as_error(run.path), ExitStack() as stack:
+        processes.on_main(lambda: stack.enter_context(write_lock(run.path)))
+        processes.on_main(lambda: claim_run(run.path, settings, resume, overwrite))
         if overwrite or not processes.on_main(lambda: run.config_file.exists() and is_finished(run)):
             from em_interp.organisms.bases import quiet
 
             with quiet():
-                _train(run, settings, resume, overwrite, progress, processes, guard)
+                _train(run, settings, resume, overwrite, progress, processes)
         processes.on_main(lambda: remove(run.resume_state))
     return run
 
@@ -89,66 +87,25 @@ def default_out(config: str | Path | dict[str, Any] | RunConfig, settings: RunCo
     return Path("checkpoints") / f"{Path(settings.model).name}-{Path(dataset).stem}"
 
 
-class _Guard:
-    """Ctrl-C, and the end of another process, as an error that says what is saved and how to resume."""
-
-    def __init__(self) -> None:
-        self.run: Run | None = None
-        self.last: int | None = None  # the run's last step, once it is known
-        self.replacing = False  # whether an earlier run, which is to be replaced, is still there
-
-    def __enter__(self) -> _Guard:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self.run is None or self.replacing:
-            return
-        saved = self.run.steps()
-        if isinstance(error, KeyboardInterrupt):
-            progress = f" with step {saved[-1]} of {self.last or '?'} saved" if saved else " before the first step"
-            raise Interrupted(self.run.path, progress) from None
-        if isinstance(error, RuntimeError) and is_lost_process(error):
-            kept = (
-                f"step {saved[-1]} is saved, resume=True continues in {self.run.path}"
-                if saved
-                else "nothing was written"
-            )
-            raise InputError(f"another process of this training has ended, so all do; {kept}") from error
-
-
-@contextmanager
-def _writing_to(run: Run) -> Iterator[None]:
-    """A full or read-only folder as an InputError."""
-    try:
-        yield
-    except OSError as error:
-        kept = "; what was written is kept, resume=True continues" if run.config_file.exists() else ""
-        raise InputError(f"{run.path} cannot be written: {error.strerror or error}{kept}") from error
-
-
 def _train(
-    run: Run,
-    config: RunConfig,
-    resume: bool,
-    overwrite: bool,
-    progress: bool | None,
-    processes: Processes,
-    guard: _Guard,
+    run: Run, config: RunConfig, resume: bool, overwrite: bool, progress: bool | None, processes: Processes
 ) -> None:
     from em_interp.training.distributed import shard
     from em_interp.training.manifest import write_or_check_manifest
     from em_interp.training.trainer import run_plan
 
     plan, examples, trainable, manifest = processes.on_all(lambda: _prepare(config))
-    guard.last = plan.steps
     if config.training.shard:
         shard(trainable.model, trainable.weights)
     manifest |= {"processes": processes.count, "device": trainable.model.device.type}
-    with _writing_to(run):
+    with resumable(run.path):
         processes.on_main(lambda: create_run(run.path, config, resume, overwrite))
-        guard.replacing = False
         processes.on_main(lambda: write_or_check_manifest(run, manifest))
-        run_plan(run, config, plan, examples, trainable, is_watched() if progress is None else progress, processes)
+        try:
+            run_plan(run, config, plan, examples, trainable, is_watched() if progress is None else progress, processes)
+        except KeyboardInterrupt:
+            saved = f" with step {run.steps()[-1]} of {plan.steps} saved" if run.steps() else ""
+            raise Interrupted(run.path, saved) from None
 
 
 def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, Any]]:
