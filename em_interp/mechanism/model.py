@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from em_interp.behaviour.sampling.ask import Base, check_base
 from em_interp.behaviour.sampling.chat import Messages, Tokens, tokenize_chats, tokenize_prompts, tokenize_texts
 from em_interp.behaviour.sampling.decode import RowModel
-from em_interp.behaviour.sampling.generate import RowAdapters, Sampler
+from em_interp.behaviour.sampling.generate import RowAdapters, Sampler, decode_answers
 from em_interp.errors import InputError
 from em_interp.mechanism.engines.adapter_check import AdapterCheck
 from em_interp.mechanism.engines.base import Engine
@@ -228,7 +228,7 @@ class ModelAtStep:
             of_rows = [intervention.for_prompts(rows, tokens.ids.shape[1]) for intervention in interventions]
             return self.generating(tokens, [each for each in of_rows if each.has_positions])
 
-        return sampler.all(prompts, samples, open_rows)
+        return [decode_answers(base.tokenizer, tokens) for tokens in sampler.all(prompts, samples, open_rows)]
 
     def generating(self, prompts: Tokens, interventions: Sequence[Intervention]) -> AbstractContextManager[RowModel]:
         """The model for a batch of answers to these prompts, under the learned steering vectors and interventions."""

@@ -179,7 +179,7 @@ class LocalEngine:
 
     def sample(self, rows: Sequence[Row], samples: int, numbers: Sequence[int], keep: Keep) -> None:
         """Sample group by group; each batch is kept when it is done."""
-        from em_interp.behaviour.sampling.generate import Answer
+        from em_interp.behaviour.sampling.generate import Answer, decode_answers
 
         def open_rows(chosen: list[int], prompts: Tokens) -> AbstractContextManager[RowModel]:
             return self.open_batch([rows[index] for index in chosen], prompts)
@@ -188,7 +188,8 @@ class LocalEngine:
         names = [row.name for row in rows]
         for _, of_group in groupby(numbers, lambda number: rows[number // samples].group):
             answers = [Answer(*divmod(number, samples)) for number in of_group]
-            for batch, texts in self.sampler.sample(prompts, answers, names, open_rows):
+            for batch, tokens in self.sampler.sample(prompts, answers, names, open_rows):
+                texts = decode_answers(self.sampler.tokenizer, tokens)
                 keep({row * samples + sample: text for (row, sample), text in zip(batch, texts, strict=True)})
 
 
@@ -282,7 +283,7 @@ def _engine(
     servers: VLLMConfig | None,
 ) -> SamplingEngine:
     """The checkpoints in this process, or on the servers where there are some."""
-    from em_interp.behaviour.sampling.generate import Sampler, row_model
+    from em_interp.behaviour.sampling.generate import Sampler, adapted
     from em_interp.behaviour.vllm.engine import VLLMEngine
 
     models = CheckpointModels(run, base, trajectory)
@@ -291,7 +292,7 @@ def _engine(
         return VLLMEngine(servers, base, trajectory, sampler, run.answers_file.with_name("answers.adapters"))
 
     def open_batch(rows: list[Row], _: Tokens) -> AbstractContextManager[RowModel]:
-        return row_model(*models.of([row.columns["step"] for row in rows], [row.columns["scale"] for row in rows]))
+        return adapted(*models.of([row.columns["step"] for row in rows], [row.columns["scale"] for row in rows]))
 
     return LocalEngine(sampler, open_batch)
 

@@ -92,36 +92,49 @@ def full_module_name(model: Any, site: str) -> str:
     )
 
 
+class AdaptedModel:
+    """A model of which row i of every batch passes through adapter i."""
+
+    def __init__(self, model: Any, adapters: RowAdapters) -> None:
+        self.model, self.adapters = model, adapters
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's output."""
+        return self.model(**inputs)
+
+    def select(self, rows: Int[torch.Tensor, " some"]) -> None:
+        """Continue with these rows of the batch alone."""
+        self.adapters = self.adapters.rows(rows)
+
+    def hook(self, site: str) -> Any:
+        """A hook that adds each row's adapter: (x·Aᵀ)·Bᵀ to a linear module's output, B·A to a layer's everywhere."""
+
+        def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            A, B = self.adapters.A[site], self.adapters.B[site]
+            if not _is_linear(module):
+                return output + (B @ A).transpose(1, 2).to(output.dtype)
+            inside = inputs[0].to(A.dtype) @ A.transpose(1, 2)
+            return output + (inside @ B.transpose(1, 2)).to(output.dtype)
+
+        return add
+
+
 @contextmanager
-def adapted(model: Any, adapters: RowAdapters) -> Iterator[list[RowAdapters]]:
+def adapted(model: Any, adapters: RowAdapters) -> Iterator[AdaptedModel]:
     """A block in which row i of every batch passes through adapter i.
 
-    Yields a list with the adapters as its only item; replace it when the batch changes. Raises InputError for a site
-    that is not in the model, or of other dimensions.
+    Raises InputError for a site that is not in the model, or of other dimensions.
     """
-    current = [adapters]
+    of_rows = AdaptedModel(model, adapters)
     modules = {site: find_module(model, site) for site in adapters.A}
     for site, module in modules.items():
         _check_shape(site, module, adapters, model.config.get_text_config().hidden_size)
-    handles = [module.register_forward_hook(_hook(site, current)) for site, module in modules.items()]
+    handles = [module.register_forward_hook(of_rows.hook(site)) for site, module in modules.items()]
     try:
-        yield current
+        yield of_rows
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _hook(site: str, current: list[RowAdapters]) -> Any:
-    """A hook that adds each row's adapter: (x·Aᵀ)·Bᵀ to a linear module's output, B·A to a layer's at every token."""
-
-    def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        A, B = current[0].A[site], current[0].B[site]
-        if not _is_linear(module):
-            return output + (B @ A).transpose(1, 2).to(output.dtype)
-        inside = inputs[0].to(A.dtype) @ A.transpose(1, 2)
-        return output + (inside @ B.transpose(1, 2)).to(output.dtype)
-
-    return add
 
 
 def _is_linear(module: Any) -> bool:
@@ -173,30 +186,8 @@ def generate(
         return []
     sampler = Sampler(model, tokenizer, temperature, max_new_tokens, seed, batch, adapters.row_bytes)
     tokenized = tokenize_prompts(tokenizer, prompts, model.device)
-    return sampler.all(tokenized, samples, lambda rows, _: row_model(model, adapters.rows(rows)))
-
-
-@contextmanager
-def row_model(model: Any, adapters: RowAdapters) -> Iterator[AdaptedModel]:
-    """The model of a batch whose row i passes through adapter i."""
-    with adapted(model, adapters) as current:
-        yield AdaptedModel(model, current)
-
-
-@dataclass(frozen=True)
-class AdaptedModel:
-    """A model in a block of `adapted`."""
-
-    model: Any
-    current: list[RowAdapters]
-
-    def __call__(self, **inputs: Any) -> Any:
-        """The model's output."""
-        return self.model(**inputs)
-
-    def select(self, rows: Int[torch.Tensor, " some"]) -> None:
-        """Continue with these rows of the batch alone."""
-        self.current[0] = self.current[0].rows(rows)
+    answers = sampler.all(tokenized, samples, lambda rows, _: adapted(model, adapters.rows(rows)))
+    return [decode_answers(tokenizer, of_prompt) for of_prompt in answers]
 
 
 class Answer(NamedTuple):
@@ -244,22 +235,15 @@ class Sampler:
         self.cost, self.batches = RowMemory(model, row_bytes), Batches(model.device, max_rows)
         self.ends = eos_token_ids(model, tokenizer)
 
-    def all(self, prompts: Tokens, samples: int, open_rows: OpenRows) -> list[list[str]]:
-        """`samples` answers to each prompt; `open_rows` gives the model for the batch of some rows."""
+    def all(self, prompts: Tokens, samples: int, open_rows: OpenRows) -> list[list[list[int]]]:
+        """The tokens of `samples` answers to each prompt; `open_rows` gives the model for the batch of some rows."""
         answers = [Answer(row, sample) for row in range(len(prompts)) for sample in range(samples)]
-        texts: dict[Answer, str] = {}
+        tokens: dict[Answer, list[int]] = {}
         for batch, of_batch in self.sample(prompts, answers, list(map(str, range(len(prompts)))), open_rows):
-            texts |= zip(batch, of_batch, strict=True)
-        return [[texts[Answer(row, sample)] for sample in range(samples)] for row in range(len(prompts))]
+            tokens |= zip(batch, of_batch, strict=True)
+        return [[tokens[Answer(row, sample)] for sample in range(samples)] for row in range(len(prompts))]
 
     def sample(
-        self, prompts: Tokens, answers: Sequence[Answer], names: Sequence[str], open_rows: OpenRows
-    ) -> Iterator[tuple[Sequence[Answer], list[str]]]:
-        """Batch by batch, some of the answers and their texts; see `sample_tokens`."""
-        for batch, tokens in self.sample_tokens(prompts, answers, names, open_rows):
-            yield batch, decode_answers(self.tokenizer, tokens)
-
-    def sample_tokens(
         self, prompts: Tokens, answers: Sequence[Answer], names: Sequence[str], open_rows: OpenRows
     ) -> Iterator[tuple[Sequence[Answer], list[list[int]]]]:
         """Batch by batch, some of the answers and their tokens.

@@ -76,19 +76,13 @@ def greedy_answers(
     base: Base, trajectory: AdapterTrajectory, prompts: Tokens, keys: Sequence[AdapterKey], max_new_tokens: int
 ) -> list[list[int]]:
     """Our own greedy answer to each prompt, through its adapter."""
-    from em_interp.behaviour.sampling.generate import Answer, RowAdapters, Sampler, row_model
+    from em_interp.behaviour.sampling.generate import RowAdapters, Sampler, adapted
 
     steps, scales = zip(*keys, strict=True)
     adapters = RowAdapters.of(trajectory, steps, scales, base.model.device)
     sampler = Sampler(base.model, base.tokenizer, 0.0, max_new_tokens, 0, row_bytes=adapters.row_bytes)
-    answers = [Answer(row, 0) for row in range(len(prompts))]
-    found: dict[int, list[int]] = {}
-    batches = sampler.sample_tokens(
-        prompts, answers, [""] * len(prompts), lambda rows, _: row_model(base.model, adapters.rows(rows))
-    )
-    for batch, tokens in batches:
-        found |= {answer.row: ids for answer, ids in zip(batch, tokens, strict=True)}
-    return [found[row] for row in range(len(prompts))]
+    answers = sampler.all(prompts, 1, lambda rows, _: adapted(base.model, adapters.rows(rows)))
+    return [tokens for (tokens,) in answers]
 
 
 def check_same(comparison: Comparison, url: str) -> None:

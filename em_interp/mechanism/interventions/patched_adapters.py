@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.sampling.ask import adapter_digest, base_settings
-from em_interp.behaviour.sampling.generate import RowAdapters, row_model
+from em_interp.behaviour.sampling.generate import RowAdapters, adapted
 from em_interp.errors import InputError
 from em_interp.mechanism.interventions.experiments import Experiment
 from em_interp.mechanism.model import TrajectoryModel, open_model
@@ -75,7 +75,7 @@ class PatchingExperiment(Experiment):
     ) -> AbstractContextManager[RowModel]:
         """The model with an adapter for each row of the batch, as in `em_interp.ask`."""
         adapters = row_adapters(conditions[0][0], [patched for _, patched in conditions], self.model.device)
-        return row_model(self.model.base.model, adapters)
+        return adapted(self.model.base.model, adapters)
 
 
 def row_adapters(path: AdapterTrajectory, patched: Sequence[PatchedAdapter], device: Any) -> RowAdapters:

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from em_interp.behaviour.sampling.chat import TokenizedChat, padded
 from em_interp.behaviour.sampling.decode import decode
-from em_interp.behaviour.sampling.generate import RowAdapters, row_model
+from em_interp.behaviour.sampling.generate import RowAdapters, adapted
 from em_interp.behaviour.sampling.likelihood import TokenizedAnswer, logits_of, token_log_probabilities
 
 from ..local_server import JsonHandler, serving_state
@@ -125,7 +125,7 @@ class VLLM:
     def generate(self, body):
         prompt = padded(self.tokenizer, [TokenizedChat(body["prompt"], [False] * len(body["prompt"]))], "cpu")
         ends, stream = body["stop_token_ids"], f"vllm {body['seed']}"
-        with row_model(self.model, self.adapter(body["model"])) as rows, torch.inference_mode():
+        with adapted(self.model, self.adapter(body["model"])) as rows, torch.inference_mode():
             cache = DynamicCache(config=self.model.config)
             limits = (body["max_tokens"], body["temperature"])
             (tokens,) = decode(rows, prompt, [0], cache, ends, *limits, [stream])
