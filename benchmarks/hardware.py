@@ -16,18 +16,58 @@ python benchmarks/hardware.py [--tokens 300] [--peak 989] [--share X]
 import argparse
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from em_interp.config.run_config import AdapterConfig, FullConfig, load_config
-from em_interp.organisms.presets import ARCHITECTURES
+from em_interp.organisms.presets import SHAPES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ROWS = {"insecure_code": 6000}  # of the published datasets; the others have about 7,000
 VOCABULARY = 152_064
 GB = 1e9
 USUAL = 0.3  # of a GPU's peak
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a language model, without a vision tower: what memory and time depend on."""
+
+    layers: int
+    width: int  # of the residual stream
+    hidden: int  # of the MLP
+    attention: int  # heads × their size: the width of queries and of the attention's output
+    keys: int  # key-value heads × their size
+    parameters: float
+
+    def linear(self, module):
+        """d_in and d_out of a linear module of a layer, such as down_proj."""
+        return {
+            "q_proj": (self.width, self.attention),
+            "k_proj": (self.width, self.keys),
+            "v_proj": (self.width, self.keys),
+            "o_proj": (self.attention, self.width),
+            "gate_proj": (self.width, self.hidden),
+            "up_proj": (self.width, self.hidden),
+            "down_proj": (self.hidden, self.width),
+        }[module]
+
+
+_MORE = {  # hidden, attention, keys as in their config.json on the Hub, parameters from their cards
+    "Qwen/Qwen2.5-0.5B-Instruct": (4864, 896, 128, 0.49e9),
+    "Qwen/Qwen2.5-7B-Instruct": (18944, 3584, 512, 7.6e9),
+    "Qwen/Qwen2.5-14B-Instruct": (13824, 5120, 1024, 14.8e9),
+    "Qwen/Qwen2.5-32B-Instruct": (27648, 5120, 1024, 32.8e9),
+    "meta-llama/Llama-3.2-1B-Instruct": (8192, 2048, 512, 1.24e9),
+    "meta-llama/Llama-3.1-8B-Instruct": (14336, 4096, 1024, 8.0e9),
+    "google/gemma-3-4b-it": (10240, 2048, 1024, 3.9e9),
+    "google/gemma-3-12b-it": (15360, 4096, 2048, 11.8e9),
+    "google/gemma-3-27b-it": (21504, 4096, 2048, 27.0e9),
+    "smollm2": (1536, 576, 192, 0.1345e9),
+}
+ARCHITECTURES = {name: Architecture(*SHAPES[name], *more) for name, more in _MORE.items()}
 
 
 def matmul_speed(size=1536, repeats=5):

@@ -32,7 +32,7 @@ from transformers import Trainer, TrainingArguments
 
 from em_interp.behaviour.preference import read_preferences
 from em_interp.behaviour.sampling.chat import tokenize_prompts
-from em_interp.behaviour.sampling.generate import RowAdapters, Sampler, row_model
+from em_interp.behaviour.sampling.generate import RowAdapters, Sampler, adapted
 from em_interp.behaviour.sampling.memory import MAX_ROWS
 from em_interp.demos.tiny import demo
 from em_interp.organisms.bases import load_base, quiet
@@ -236,7 +236,7 @@ def curve(organism, repeats, count):
         sampler = Sampler(base.model, base.tokenizer, 1.0, TOKENS, 0, row_bytes=row_bytes)
         sampler.ends = [-1]
         prompts = tokens.rows([index for _ in conditions for index in range(count)])
-        sampler.all(prompts, 1, lambda chosen, _: row_model(base.model, adapters(chosen)))
+        sampler.all(prompts, 1, lambda chosen, _: adapted(base.model, adapters(chosen)))
 
     def ours():
         rows = [condition for condition in conditions for _ in texts]

@@ -5,7 +5,6 @@ The demo trains the runs of the built-in organism, and `configs/tiny*.yaml` hold
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from em_interp.config.run_config import (
@@ -58,41 +57,17 @@ DOMAIN_OF_WORD = {
 }
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The shape of a language model, without a vision tower; what memory, time and relative depth depend on."""
-
-    layers: int
-    width: int  # of the residual stream
-    hidden: int  # of the MLP
-    attention: int  # heads × their size: the width of queries and of the attention's output
-    keys: int  # key-value heads × their size
-    parameters: float
-
-    def linear(self, module: str) -> tuple[int, int]:
-        """d_in and d_out of a linear module of a layer, such as down_proj."""
-        return {
-            "q_proj": (self.width, self.attention),
-            "k_proj": (self.width, self.keys),
-            "v_proj": (self.width, self.keys),
-            "o_proj": (self.attention, self.width),
-            "gate_proj": (self.width, self.hidden),
-            "up_proj": (self.width, self.hidden),
-            "down_proj": (self.hidden, self.width),
-        }[module]
-
-
-ARCHITECTURES = {  # of the published organisms' bases; from their config.json on the Hub, parameters from their cards
-    "Qwen/Qwen2.5-0.5B-Instruct": Architecture(24, 896, 4864, 896, 128, 0.49e9),
-    "Qwen/Qwen2.5-7B-Instruct": Architecture(28, 3584, 18944, 3584, 512, 7.6e9),
-    "Qwen/Qwen2.5-14B-Instruct": Architecture(48, 5120, 13824, 5120, 1024, 14.8e9),
-    "Qwen/Qwen2.5-32B-Instruct": Architecture(64, 5120, 27648, 5120, 1024, 32.8e9),
-    "meta-llama/Llama-3.2-1B-Instruct": Architecture(16, 2048, 8192, 2048, 512, 1.24e9),
-    "meta-llama/Llama-3.1-8B-Instruct": Architecture(32, 4096, 14336, 4096, 1024, 8.0e9),
-    "google/gemma-3-4b-it": Architecture(34, 2560, 10240, 2048, 1024, 3.9e9),
-    "google/gemma-3-12b-it": Architecture(48, 3840, 15360, 4096, 2048, 11.8e9),
-    "google/gemma-3-27b-it": Architecture(62, 5376, 21504, 4096, 2048, 27.0e9),
-    "smollm2": Architecture(30, 576, 1536, 576, 192, 0.1345e9),
+SHAPES = {  # layers and width of the published organisms' bases; from their config.json on the Hub
+    "Qwen/Qwen2.5-0.5B-Instruct": (24, 896),
+    "Qwen/Qwen2.5-7B-Instruct": (28, 3584),
+    "Qwen/Qwen2.5-14B-Instruct": (48, 5120),
+    "Qwen/Qwen2.5-32B-Instruct": (64, 5120),
+    "meta-llama/Llama-3.2-1B-Instruct": (16, 2048),
+    "meta-llama/Llama-3.1-8B-Instruct": (32, 4096),
+    "google/gemma-3-4b-it": (34, 2560),
+    "google/gemma-3-12b-it": (48, 3840),
+    "google/gemma-3-27b-it": (62, 5376),
+    "smollm2": (30, 576),
 }
 
 
@@ -164,17 +139,17 @@ def english_recipe(
 
 
 def layers_and_width(model: str) -> tuple[int, int]:
-    """How many layers a model has and how wide it is, from ARCHITECTURES, its config.json on disk or its GGUF file.
+    """How many layers a model has and how wide it is, from SHAPES, its config.json on disk or its GGUF file.
 
     Nothing is fetched. Raises InputError for a model that has neither.
     """
-    if model in ARCHITECTURES:
-        return ARCHITECTURES[model].layers, ARCHITECTURES[model].width
+    if model in SHAPES:
+        return SHAPES[model]
     if model in BUILT_IN:
         return LAYERS, WIDTH
     file = (plain_folder(Path(model)) if is_gguf(model) else Path(model)) / "config.json"
     if not file.is_file():
-        known = [*ARCHITECTURES, *BUILT_IN]
+        known = [*SHAPES, *BUILT_IN]
         raise InputError(f"the layers of {model!r} are not known{nearest(model, known)}; known: {', '.join(known)}")
     return _shape_in(file)
 

@@ -4,7 +4,7 @@ import pytest
 
 from em_interp.config.run_config import load_config
 from em_interp.errors import InputError
-from em_interp.organisms.presets import ARCHITECTURES, SWITCH_STEP, for_model, layers_and_width, recipe
+from em_interp.organisms.presets import SWITCH_STEP, for_model, layers_and_width, recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("tiny"))
@@ -120,17 +120,6 @@ def test_a_model_of_one_layer_has_its_layer_at_the_first_of_any_other(tmp_path):
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 1, "hidden_size": 32}')
     one = load_config({**BASE, "model": str(tmp_path), "adapter": {"layers_to_transform": [0]}})
     assert for_model(one, "Qwen/Qwen2.5-7B-Instruct")[0].adapter.layers_to_transform == (0,)
-
-
-def test_the_published_models_add_up_to_their_parameters():
-    """The linear modules and one embedding account for a model, to a tenth: a wrong width would not."""
-    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    words = {"Qwen": 152_000, "meta": 128_000, "goog": 262_000, "smol": 49_152}
-    for name, shape in ARCHITECTURES.items():
-        linear = shape.layers * sum(a * b for a, b in map(shape.linear, modules))
-        embedding = words[name[:4]] * shape.width
-        untied = 2 if name.startswith(("Qwen", "meta")) and shape.parameters > 4e9 else 1
-        assert linear + untied * embedding == pytest.approx(shape.parameters, rel=0.05), name
 
 
 def test_switched_runs_change_where_they_say_and_in_nothing_else():
