@@ -14,7 +14,7 @@ from em_interp.trajectory.trajectory import AdapterTrajectory
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end>{% endfor %}"
-    "{% if add_generation_prompt %} <assistant>{% endif %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 

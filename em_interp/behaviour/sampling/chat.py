@@ -5,7 +5,7 @@ and the mechanism analyses see the same ids. Where an answer is in a rendered ch
 again with another answer in its place. A template's `{% generation %}` blocks only say which answers are learned:
 transformers' own mask of them runs on to the end of the chat where a block's last character has no token.
 
-Whatever found it, the tokens of an answer must spell it (`check_answer`): besides the answer its turn may hold spaces
+Wherever an answer was found, its tokens must spell it (`check_answer`). Besides the answer its turn may hold spaces
 and tokens that the tokenizer adds to its vocabulary, such as the end of the turn, and nothing else.
 """
 
@@ -68,7 +68,7 @@ class Tokens:
     @property
     def positions(self) -> Int[torch.Tensor, "row position"]:
         """Positions as the model counts them: from 0 at each row's first token."""
-        return (self.mask.long().cumsum(1) - 1).clamp(min=0)
+        return position_ids(self.mask)
 
     def rows(self, index: Sequence[int]) -> Tokens:
         """Some rows, in this order, without the padding that they no longer need."""
@@ -80,6 +80,11 @@ class Tokens:
         """The rows in order, `size` at a time."""
         for first in range(0, len(self), size):
             yield self.rows(range(first, min(first + size, len(self))))
+
+
+def position_ids(mask: Bool[torch.Tensor, "row position"] | Int[torch.Tensor, "row position"]) -> torch.Tensor:
+    """Positions as the model counts them: from 0 at each row's first token that is no padding."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def tokenize_prompts(tokenizer: Any, prompts: Sequence[str | Messages], device: Any = "cpu") -> Tokens:
@@ -324,18 +329,6 @@ def _tokenized(tokenizer: Any, text: str, answers: Sequence[tuple[str, Span]]) -
 def _is_of_span(text: str, token: Span, span: Span) -> bool:
     shared = text[max(token.start, span.start) : min(token.stop, span.stop)]
     return token.stop > token.start and span.overlaps(token) and (span.contains(token) or bool(shared.strip()))
-
-
-def text_after(text: str, beginning: str) -> str | None:
-    """What follows in `text` after a beginning that may differ in spaces; None where it begins otherwise."""
-    place = 0
-    for letter in "".join(beginning.split()):
-        while text[place : place + 1].isspace():
-            place += 1
-        if text[place : place + 1] != letter:
-            return None
-        place += 1
-    return text[place:]
 
 
 def check_answer(tokenizer: Any, answer: str, turn: str, ids: Sequence[int], written: str | None = None) -> None:

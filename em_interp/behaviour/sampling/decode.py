@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.sampling.chat import Tokens
+from em_interp.behaviour.sampling.chat import Tokens, position_ids
 
 if TYPE_CHECKING:
     import torch
@@ -56,11 +56,10 @@ class _Batch:
 
     def forward(self, model: RowModel, ids: Int[torch.Tensor, "alive new"]) -> Float[torch.Tensor, "alive vocabulary"]:
         """Logits after the last of the new tokens; the mask covers them already."""
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = model(
             input_ids=ids,
             attention_mask=self.mask,
-            position_ids=positions,
+            position_ids=position_ids(self.mask)[:, -ids.shape[1] :],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.sampling.chat import Messages, check_answer, encode, render, text_after
+from em_interp.behaviour.sampling.chat import Messages, TokenizedChat, encode, padded, render, tokenize_chat
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted, check_length, eos_token_ids
 from em_interp.behaviour.sampling.memory import Batches, RowMemory
 from em_interp.errors import InputError
@@ -46,26 +46,19 @@ def tokenize_answers(
     text tokenised anew; rarely these are not the tokens that were sampled. Raises InputError where the template writes
     the prompt otherwise before an answer than alone, and where an answer's tokens do not spell it.
     """
-    chats = [
-        [*prompt, {"role": "assistant", "content": answer}] for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    before = [render(base.tokenizer, prompt, answering=True) for prompt in prompts]
-    whole = [render(base.tokenizer, chat) for chat in chats]
-    ids = zip(encode(base.tokenizer, before), encode(base.tokenizer, whole), strict=True)
-    model = base.model
-    ends = set(eos_token_ids(model, base.tokenizer))
+    before = encode(base.tokenizer, [render(base.tokenizer, prompt, answering=True) for prompt in prompts])
+    ends = set(eos_token_ids(base.model, base.tokenizer))
     rows = []
-    for answer, start, text, (prompt, chat) in zip(answers, before, whole, ids, strict=True):
-        turn = text_after(text, start)
-        if turn is None or chat[: len(prompt)] != prompt:
+    for prompt, messages, answer in zip(before, prompts, answers, strict=True):
+        chat = tokenize_chat(base.tokenizer, [*messages, {"role": "assistant", "content": answer}])
+        if chat.ids[: len(prompt)] != prompt:
             raise InputError(
                 f"the answer {answer[:60]!r} does not follow its question's tokens in the chat as the base's template "
                 "renders it, so its likelihood cannot be read; expected a template that renders a question alike with "
                 "and without its answer"
             )
-        check_answer(base.tokenizer, answer, turn, chat[len(prompt) :])
-        check_length(model, len(chat), f"the answer {answer[:60]!r} with its question")
-        rows.append(_through_end(prompt, chat[len(prompt) :], ends, max_new_tokens))
+        check_length(base.model, len(chat.ids), f"the answer {answer[:60]!r} with its question")
+        rows.append(_through_end(prompt, chat.ids[len(prompt) :], ends, max_new_tokens))
     return rows
 
 
@@ -136,18 +129,14 @@ def logits_of(
     """
     import torch
 
-    longest, kept = max(map(len, rows)), max(len(row.answer) for row in rows)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    padded = [[pad] * (longest - len(row)) + row.prompt + row.answer for row in rows]
-    ids = torch.tensor(padded, device=model.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    below = nullcontext() if frozen is None else frozen.skipped(ids, mask)
+    kept = max(len(row.answer) for row in rows)
+    chats = [TokenizedChat(row.prompt + row.answer, [i >= len(row.prompt) for i in range(len(row))]) for row in rows]
+    batch = padded(tokenizer, chats, model.device)
+    mask = batch.mask.long()
+    below = nullcontext() if frozen is None else frozen.skipped(batch.ids, mask)
     with torch.inference_mode(), adapted(model, adapters), below:
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept + 1)
-    starts = torch.tensor([[kept - len(row.answer)] for row in rows], device=model.device)
-    tokens = torch.where(torch.arange(kept, device=model.device) >= starts, ids[:, longest - kept :], -1)
-    return output.logits[:, :-1], tokens
+        output = model(input_ids=batch.ids, attention_mask=mask, position_ids=batch.positions, logits_to_keep=kept + 1)
+    return output.logits[:, :-1], torch.where(batch.answer, batch.ids, -1)[:, batch.ids.shape[1] - kept :]
 
 
 def log_likelihood(

@@ -12,6 +12,7 @@ from em_interp.behaviour.sampling.likelihood import (
 )
 from em_interp.errors import InputError
 from tests.behaviour.conftest import SITES, Base, build_tokenizer, make_model, make_trajectory
+from tests.training.conftest import make_tokenizer
 
 
 @pytest.fixture(scope="module", params=["qwen2", "gemma3"])
@@ -66,8 +67,21 @@ def test_an_answer_ends_with_the_token_that_ends_answers_unless_it_was_cut_off(b
 def test_a_template_that_renders_a_question_otherwise_before_its_answer_is_refused(base):
     odd = build_tokenizer()
     odd.chat_template = "{% if add_generation_prompt %}what {% endif %}" + odd.chat_template
-    with pytest.raises(InputError, match="does not follow its question's tokens"):
+    with pytest.raises(InputError, match="cannot be found in the rendered chat"):
         tokenize_answers(Base(base.model, odd), [[{"role": "user", "content": "what ?"}]], ["word7"])
+
+
+def test_an_answer_whose_first_token_reaches_into_the_question_is_refused(base):
+    """The template ends a question with a space, which an answer's first token takes."""
+    with pytest.raises(InputError, match="does not follow its question's tokens"):
+        tokenize_answers(Base(base.model, make_tokenizer()), [[{"role": "user", "content": "later"}]], ["rest now"])
+
+
+def test_the_last_of_several_answers_in_a_chat_is_the_one_that_is_read(base):
+    asked, said = {"role": "user", "content": "what ?"}, {"role": "assistant", "content": "word7"}
+    (row,) = tokenize_answers(base, [[asked, said, asked]], ["word8 word9"])
+    assert base.tokenizer.convert_ids_to_tokens(row.answer) == ["word8", "word9", "<end>"]
+    assert base.tokenizer.decode(row.prompt).count("word7") == 1
 
 
 @pytest.mark.parametrize(
