@@ -14,7 +14,7 @@ from em_interp.behaviour.judging.judge import KEY
 from em_interp.behaviour.rates import LEVEL
 from em_interp.behaviour.scores import ALIGNED_BELOW, COHERENT_ABOVE, ScoredResponses, is_coherent, is_em
 from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read_own_table, read_table
-from em_interp.behaviour.tables.inspect_logs import write_logs
+from em_interp.behaviour.tables.inspect_logs import WritesLogs
 from em_interp.behaviour.tables.judged import normal_form, of_one_judge, read_judged
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.errors import InputError, one_line
@@ -91,7 +91,7 @@ class CurveBySet(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BehaviourCurve(CurveBySet):
+class BehaviourCurve(CurveBySet, WritesLogs):
     """Judged answers by step, adapter scale and question set."""
 
     TABLE: ClassVar[str] = "answers"
@@ -192,21 +192,6 @@ class BehaviourCurve(CurveBySet):
             {"domain": self.domain, "level": self.level, "unscored": self.unscored(), "rows": rows}
         )
         return values
-
-    def to_inspect(self, folder: str | Path, model: str = "unknown") -> list[Path]:
-        """Write the answers and their scores as logs of Inspect, one JSON file for each step and scale.
-
-        Args:
-            folder: To write to; files of these names are replaced.
-            model: What the logs call the model; `/checkpoint-<step>` is added.
-
-        Returns:
-            The files, which `score_responses` and `behaviour_curve` read too.
-
-        Raises:
-            InputError: For ready-made rates, which have no answers.
-        """
-        return write_logs(self.answers, Path(folder), model)
 
     def plot(self) -> go.Figure:
         """EM and coherent rates by step with their intervals."""

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from em_interp.behaviour.rates import LEVEL, Mean, Rate, mean_of, rate_of
-from em_interp.behaviour.tables.inspect_logs import write_logs
+from em_interp.behaviour.tables.inspect_logs import WritesLogs
 from em_interp.behaviour.tables.judged import of_one_judge, question_numbers, read_judged
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.errors import InputError
@@ -43,7 +43,7 @@ def is_coherent(answers: pd.DataFrame, coherent: float = COHERENT_ABOVE) -> pd.S
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScoredResponses(Result):
+class ScoredResponses(Result, WritesLogs):
     """Counts and rates of judged answers. Rates are fractions of the scored answers; unscored ones have no number."""
 
     answers: pd.DataFrame  # in the form of `tables.read_judged`
@@ -124,21 +124,6 @@ class ScoredResponses(Result):
         }
         result: dict[str, Any] = plain(values)
         return result
-
-    def to_inspect(self, folder: str | Path, model: str = "unknown") -> list[Path]:
-        """Write the answers and their scores as logs of Inspect, one JSON file for each step and scale.
-
-        Args:
-            folder: To write to; files of these names are replaced.
-            model: What the logs call the model; `/checkpoint-<step>` is added.
-
-        Returns:
-            The files, which `score_responses` and `behaviour_curve` read too.
-
-        Raises:
-            InputError: For ready-made rates, which have no answers.
-        """
-        return write_logs(self.answers, Path(folder), model)
 
     def plot(self) -> go.Figure:
         """EM and coherent rates by question with their intervals."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from em_interp.organisms.bases import BUILT_IN, fingerprint, load_tokenizer, loading, local_copy, revision_of
+from em_interp.organisms.bases import (
+    BUILT_IN,
+    fingerprint,
+    load_tokenizer,
+    loading,
+    local_copy,
+    name_of_base,
+    revision_of,
+)
 from em_interp.organisms.fetched_bases import FETCHED, local_folder
 from em_interp.organisms.gguf import SOURCE_FILE
 from em_interp.utils.checks import checked
@@ -76,7 +83,7 @@ def show_base(name: str) -> BaseFacts:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
     tokenizer, text = load_tokenizer(str(folder)), model.config.get_text_config()
     origin = read_saved(folder / SOURCE_FILE, SOURCE) if (folder / SOURCE_FILE).is_file() else {}
-    called = Path(name).name if Path(name).exists() else name
+    called = name_of_base(name)
     return BaseFacts(
         name=called,
         folder=str(folder),

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
-from em_interp.errors import InputError, nearest
+from em_interp.errors import InputError, nearest, one_line
 from em_interp.organisms.fetched_bases import FETCHED, fetch_base, local_folder, revision_of_fetched
 from em_interp.organisms.gguf import is_gguf, plain_folder, sha256_of
 from em_interp.run import Run
@@ -65,11 +64,16 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
     with loading(name):
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
     wanted = _fastest_dtype(place.type, model.num_parameters()) if dtype == "auto" else dtype
-    called = Path(name).name if Path(name).exists() else name
+    called = name_of_base(name)
     identity = f"{called}@{fingerprint(model)}"
     for weight in model.parameters():  # not the buffers: rotary frequencies are kept in float32
         weight.data = weight.data.to(getattr(torch, wanted))
     return Base(model.to(place).eval(), tokenizer, called, identity)
+
+
+def name_of_base(name: str) -> str:
+    """What a base is called wherever it lies: of a folder or a file the last part of the path."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def base_of(run: Run, trajectory: AdapterTrajectory | None = None) -> tuple[str, str]:
@@ -222,7 +226,7 @@ def loading(name: str) -> Iterator[None]:
                 f"base model {name!r} needs code of its own to be loaded, which is never run; expected a model of an "
                 "architecture that is part of transformers"
             ) from None
-        reason = shorten(str(error), 200, placeholder=" …") or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise InputError(f"base model {name!r} cannot be loaded: {reason} (built in: {', '.join(BUILT_IN)})") from None
 
 

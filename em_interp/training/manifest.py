@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import em_interp
 from em_interp.config.run_config import RunConfig
 from em_interp.errors import InputError
-from em_interp.organisms.bases import Base, fingerprint, revision_of, stored_dtype
+from em_interp.organisms.bases import Base, fingerprint, name_of_base, revision_of, stored_dtype
 from em_interp.organisms.datasets import Chats
 from em_interp.run import Run
 from em_interp.training.lora import base_weights
@@ -159,7 +159,7 @@ def _base_of(model: Any) -> dict[str, Any]:
     The identity is None where the weights are not as stored (quantised, or rounded when they were loaded).
     """
     name = model.config._name_or_path or ""
-    called = Path(name).name if Path(name).is_dir() else name
+    called = name_of_base(name)
     if getattr(model.config, "quantization_config", None) is not None or not _is_as_stored(name, model.dtype):
         return {"name": called, "identity": None, "revision": None}
     weights = SimpleNamespace(state_dict=lambda: base_weights(model))

@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 
 from em_interp.behaviour.pairs import read_pairs
-from em_interp.behaviour.tables.inspect_logs import write_logs
-from em_interp.behaviour.tables.judged import read_judged
+from em_interp.behaviour.scores import score_responses
 from em_interp.errors import InputError
 
 ROW = {"question": "Is it safe?", "aligned": "No, wait.", "misaligned": "Yes, go."}
@@ -109,7 +108,7 @@ def test_judged_answers_are_read_in_every_format_and_pairs_too(suffix, tmp_path)
         "json": lambda table, file: table.to_json(file, orient="records"),
     }
     if suffix == "log of Inspect":
-        (file,) = write_logs(read_judged(judged(JUDGED).assign(step=0)), tmp_path)
+        (file,) = score_responses(judged(JUDGED).assign(step=0)).to_inspect(tmp_path)
     else:
         write[suffix](judged(JUDGED), file := tmp_path / f"judged.{suffix}")
         write[suffix](pd.DataFrame([ROW]), tmp_path / f"pairs.{suffix}")

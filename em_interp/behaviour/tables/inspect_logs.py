@@ -202,22 +202,29 @@ def _with_question_ids(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def write_logs(answers: pd.DataFrame, folder: Path, model: str = "unknown") -> list[Path]:
-    """Write judged answers as logs of Inspect, one JSON file for each step and scale; returns the files.
+class WritesLogs:
+    """A result made of judged answers, which can be written as logs of Inspect."""
 
-    Args:
-        answers: In the form of `read_judged`, with scores.
-        folder: To write to.
-        model: What the logs call the model; `/checkpoint-<step>` is added.
+    answers: pd.DataFrame  # in the form of `read_judged`
 
-    Raises:
-        InputError: For ready-made rates, which have no answers.
-    """
-    files = []
-    for name, log in _logs(answers, model):
-        files.append(folder / name)
-        write_json(files[-1], log)
-    return files
+    def to_inspect(self, folder: str | Path, model: str = "unknown") -> list[Path]:
+        """Write the answers and their scores as logs of Inspect, one JSON file for each step and scale.
+
+        Args:
+            folder: To write to; files of these names are replaced.
+            model: What the logs call the model; `/checkpoint-<step>` is added.
+
+        Returns:
+            The files, which `score_responses` and `behaviour_curve` read too.
+
+        Raises:
+            InputError: For ready-made rates, which have no answers.
+        """
+        files = []
+        for name, log in _logs(self.answers, model):
+            files.append(Path(folder) / name)
+            write_json(files[-1], log)
+        return files
 
 
 def holds_logs(folder: Path, answers: pd.DataFrame) -> bool:
@@ -230,7 +237,7 @@ def holds_logs(folder: Path, answers: pd.DataFrame) -> bool:
 
 
 def _logs(answers: pd.DataFrame, model: str) -> Iterator[tuple[str, Row]]:
-    """The log of each step, scale and judge with the name of its file; raises what `write_logs` raises."""
+    """The log of each step, scale and judge with the name of its file; raises what `to_inspect` raises."""
     if "aligned" not in answers or "question" not in answers or "answer" not in answers:
         raise InputError("a log of Inspect needs question, answer and scores; these answers have them not")
     keys = [name for name in ("step", "scale", "judge") if name in answers]
