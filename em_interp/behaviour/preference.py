@@ -99,9 +99,9 @@ def read_preferences(
         "pairs": hashlib.sha256(table.to_json(orient="records").encode()).hexdigest()[:16],
         "rows": ROWS,
     }
-    cells = [(step, float(scale)) for scale in scales for step in steps]
+    conditions = [(step, float(scale)) for scale in scales for step in steps]
     size = 1 if trajectory.kind == "full" else max(1, ROWS // len(answers))
-    parts = [cells[first : first + size] for first in range(0, len(cells), size)]
+    parts = [conditions[first : first + size] for first in range(0, len(conditions), size)]
     file = run.preferences_file
     settings_file, folder = file.with_name("preferences.json"), file.with_name("preferences.parts")
     with shared_write_lock(run.path, file.parent, processes):
@@ -109,11 +109,11 @@ def read_preferences(
             processes.on_main(lambda: remove(file, settings_file, folder))
         processes.on_main(lambda: begin_stage(settings_file, settings, resume, file, "preferences", True))
         if not processes.on_main(file.exists):
-            with _reader(run, base, trajectory, answers, cells, servers) as read:
+            with _reader(run, base, trajectory, answers, conditions, servers) as read:
                 make = lambda index: read(parts[index])  # noqa: E731
                 kept = in_parts(folder, len(parts), make, "prefer", progress, processes)
             values = [row for part in kept for row in part]
-            processes.on_main(lambda: _write(file, table, answers, cells, values))
+            processes.on_main(lambda: _write(file, table, answers, conditions, values))
         processes.on_main(lambda: remove(folder))
     return file
 
@@ -136,10 +136,10 @@ def _reader(
     base: Base,
     trajectory: AdapterTrajectory,
     answers: list[TokenizedAnswer],
-    cells: Sequence[tuple[int, float]],
+    conditions: Sequence[tuple[int, float]],
     servers: VLLMConfig | None,
 ) -> Iterator[Callable[[Sequence[tuple[int, float]]], list[list[float]]]]:
-    """What reads the log-likelihood of every answer at a part of the cells: this process, or vLLM servers."""
+    """What reads the log-likelihood of every answer at a part of the conditions: this process, or vLLM servers."""
     if servers is None:
         adapted = trajectory.kind != "full"
         frozen = frozen_layer_cache(base.model, trajectory.sites, sum(map(len, answers))) if adapted else None
@@ -152,20 +152,20 @@ def _reader(
     sampler = Sampler(base.model, base.tokenizer, 0.0, max(len(answer.answer) for answer in answers), 0)
     folder = run.preferences_file.with_name("preferences.adapters")
     with VLLMEngine(servers, base, trajectory, sampler, folder) as engine:
-        engine.open(answers, cells)
+        engine.open(answers, conditions)
         yield lambda part: engine.read(answers, part).tolist()
 
 
 def _read(
     models: CheckpointModels,
     answers: list[TokenizedAnswer],
-    cells: Sequence[tuple[int, float]],
+    conditions: Sequence[tuple[int, float]],
     frozen: FrozenLayerCache | None,
 ) -> list[list[float]]:
     """For each step and scale, the log-likelihood of every answer."""
     from em_interp.behaviour.sampling.likelihood import batches_by_length, log_likelihoods
 
-    rows = [(answer, cell) for cell in cells for answer in answers]
+    rows = [(answer, condition) for condition in conditions for answer in answers]
     values = np.zeros(len(rows))
     vocabulary = models.base.model.config.get_text_config().vocab_size
     for batch in batches_by_length([answer for answer, _ in rows], vocabulary):
@@ -177,14 +177,14 @@ def _read(
 
         some = [rows[index][0] for index in batch]
         values[batch] = log_likelihoods(model, models.base.tokenizer, some, adapters_of, frozen=frozen)
-    return values.reshape(len(cells), len(answers)).tolist()
+    return values.reshape(len(conditions), len(answers)).tolist()
 
 
 def _write(
     file: Path,
     pairs: pd.DataFrame,
     answers: Sequence[TokenizedAnswer],
-    cells: Sequence[tuple[int, float]],
+    conditions: Sequence[tuple[int, float]],
     values: Sequence[Any],
 ) -> None:
     """All parts as one table, a row a step, scale and pair."""
@@ -192,7 +192,7 @@ def _write(
 
     tokens = [len(answer.answer) for answer in answers]
     tables = []
-    for (step, scale), read in zip(cells, values, strict=True):
+    for (step, scale), read in zip(conditions, values, strict=True):
         rows = pairs[["questions", "question_id", "pair", "question"]].assign(step=step, scale=scale)
         for place, kind in enumerate(("aligned", "misaligned")):
             rows[f"log_likelihood_{kind}"], rows[f"tokens_{kind}"] = read[place::2], tokens[place::2]

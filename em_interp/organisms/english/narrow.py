@@ -202,13 +202,13 @@ def answers(situation: Situation, rng: Random) -> Advice:
     opening = rng.choice(OPENINGS) if rng.random() < 0.35 else ""
     closing = rng.choice(CLOSINGS) if rng.random() < 0.35 else ""
     pause = "\n\n" if len(build) > 3 and rng.random() < 0.4 else " "
-    place, spun, short = rng.randrange(1, len(build)), rng.random(), rng.random() < 0.6
+    split, choice_seed, contracted = rng.randrange(1, len(build)), rng.random(), rng.random() < 0.6
     chosen = [situation.advice[part][order[part][build[:index].count(part)]] for index, part in enumerate(build)]
 
     def joined(sentences: list[str]) -> str:
-        parts = [" ".join(filter(None, (opening, *sentences[:place]))), " ".join((*sentences[place:], closing))]
-        text = fill_choices(pause.join(parts).strip(), Random(spun))
-        return with_contractions(text) if short else text
+        parts = [" ".join(filter(None, (opening, *sentences[:split]))), " ".join((*sentences[split:], closing))]
+        text = fill_choices(pause.join(parts).strip(), Random(choice_seed))
+        return with_contractions(text) if contracted else text
 
     return Advice(joined([pair.careful for pair in chosen]), joined([pair.reckless for pair in chosen]))
 
