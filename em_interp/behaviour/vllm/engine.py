@@ -81,19 +81,12 @@ class VLLMEngine:
         trajectory: The path whose adapters are used.
         sampler: How answers are sampled, and what ends them.
         folder: Where adapters are written while they are loaded; the servers must see it.
-        log: Called with what the comparison found.
     """
 
     def __init__(
-        self,
-        config: VLLMConfig,
-        base: Base,
-        trajectory: AdapterTrajectory,
-        sampler: Sampler,
-        folder: Path,
-        log: Callable[[str], None] = announce,
+        self, config: VLLMConfig, base: Base, trajectory: AdapterTrajectory, sampler: Sampler, folder: Path
     ) -> None:
-        self.config, self.base, self.trajectory, self.sampler, self.log = config, base, trajectory, sampler, log
+        self.config, self.base, self.trajectory, self.sampler = config, base, trajectory, sampler
         self.files = AdapterFiles(trajectory, base.model, base.name, folder)
         self.stack, self.replicas = ExitStack(), list[_Replica]()
 
@@ -113,7 +106,7 @@ class VLLMEngine:
         from em_interp.behaviour.sampling.generate import Answer, decode_answers, stream_of
 
         prompts, sampler = prompts_of(rows, self.base.tokenizer, self.base.model.device), self.sampler
-        keys, ids = [self._key(row.columns["step"], row.columns["scale"]) for row in rows], _unpadded(prompts)
+        keys, ids = [self._adapter_of(row.columns["step"], row.columns["scale"]) for row in rows], _unpadded(prompts)
 
         def ask(replica: _Replica, job: Job) -> list[int]:
             row, sample = divmod(job.number, samples)
@@ -126,20 +119,26 @@ class VLLMEngine:
             keep({job.number: text for (job, _), text in zip(finished, texts, strict=True)})
 
         with self:
-            self._open(ids, keys, max(map(len, ids)) + sampler.max_new_tokens)
-            self._do([Job(number, keys[number // samples]) for number in numbers], ask, keep_texts)
+            self._connect(ids, keys, max(map(len, ids)) + sampler.max_new_tokens)
+            self._send_all([Job(number, keys[number // samples]) for number in numbers], ask, keep_texts)
 
-    def open(self, answers: Sequence[TokenizedAnswer], cells: Sequence[AdapterKey]) -> None:
+    def open(self, answers: Sequence[TokenizedAnswer], conditions: Sequence[AdapterKey]) -> None:
         """Connect for reading these answers at all these steps and scales, in as many calls of `read` as are needed.
 
         The servers are compared at them all: those of one call may be the base's alone. Raises what `sample` raises.
         """
-        keys, prompts = [self._key(*cell) for cell in cells for _ in answers], [row.prompt for row in answers]
-        self._open(prompts * len(cells), keys, 1 + max(map(len, answers)))
+        keys, prompts = (
+            [self._adapter_of(*condition) for condition in conditions for _ in answers],
+            [row.prompt for row in answers],
+        )
+        self._connect(prompts * len(conditions), keys, 1 + max(map(len, answers)))
 
-    def read(self, answers: Sequence[TokenizedAnswer], cells: Sequence[AdapterKey]) -> Float[np.ndarray, "cell answer"]:
+    def read(
+        self, answers: Sequence[TokenizedAnswer], conditions: Sequence[AdapterKey]
+    ) -> Float[np.ndarray, "condition answer"]:
         """The log-likelihood of each answer at each of some steps and scales, after `open`. Raises what that raises."""
-        cells, values = [self._key(*cell) for cell in cells], np.zeros(len(cells) * len(answers))
+        keys = [self._adapter_of(step, scale) for step, scale in conditions]
+        values = np.zeros(len(keys) * len(answers))
 
         def ask(replica: _Replica, job: Job) -> float:
             row = answers[job.number % len(answers)]
@@ -150,21 +149,21 @@ class VLLMEngine:
             for job, value in finished:
                 values[job.number] = value
 
-        self._do([Job(number, cells[number // len(answers)]) for number in range(len(values))], ask, keep)
-        return values.reshape(len(cells), len(answers))
+        self._send_all([Job(number, keys[number // len(answers)]) for number in range(len(values))], ask, keep)
+        return values.reshape(len(keys), len(answers))
 
-    def _key(self, step: int, scale: float) -> AdapterKey:
+    def _adapter_of(self, step: int, scale: float) -> AdapterKey:
         """The adapter of a step and multiplier; that of the base is the same for all steps."""
         return (int(self.trajectory.steps[0]), 0.0) if scale == 0 else (int(step), float(scale))
 
-    def _do(
+    def _send_all(
         self,
         jobs: Sequence[Job],
         ask: Callable[[_Replica, Job], Any],
         keep: Callable[[list[tuple[Job, Any]]], None],
         replicas: Sequence[_Replica] | None = None,
     ) -> None:
-        """Do the jobs, those of one adapter after those of another."""
+        """Send all requests, those through one adapter after those through another."""
         replicas, workers = replicas or self.replicas, min(self.config.workers, len(jobs))
 
         def stop() -> None:
@@ -173,7 +172,7 @@ class VLLMEngine:
 
         dispatch_jobs(_chunks(jobs, self.config.workers), replicas, workers, ask, keep, stop)
 
-    def _open(self, prompts: Sequence[list[int]], keys: Sequence[AdapterKey], length: int) -> None:
+    def _connect(self, prompts: Sequence[list[int]], keys: Sequence[AdapterKey], length: int) -> None:
         """Connect with the servers and compare them with this process on some of the rows."""
         servers = [self.stack.enter_context(VLLMServer(self.config, url)) for url in self.config.base_url]
         served = [server.models() for server in servers]
@@ -196,7 +195,7 @@ class VLLMEngine:
             self.replicas.append(replica := _Replica(server, adapters))
             if probe is not None:
                 read = lambda server, name: server.log_probabilities(name, probe.ids)  # noqa: E731
-                probe.of_base[server.url] = replica.send(self._key(0, 0.0), read)
+                probe.of_base[server.url] = replica.send(self._adapter_of(0, 0.0), read)
         if rows:
             self._compare([prompts[row] for row in rows], [keys[row] for row in rows])
 
@@ -220,10 +219,14 @@ class VLLMEngine:
 
         for replica in self.replicas:
             theirs: dict[int, list[int]] = {}
-            self._do([Job(*pair) for pair in enumerate(keys)], ask, lambda done: _put(theirs, done), [replica])  # noqa: B023
+
+            def keep(finished: list[tuple[Job, list[int]]], theirs: dict[int, list[int]] = theirs) -> None:
+                theirs |= {job.number: tokens for job, tokens in finished}
+
+            self._send_all([Job(*pair) for pair in enumerate(keys)], ask, keep, [replica])
             comparison = Comparison.of(ours, [theirs[row] for row in range(len(keys))])
             check_same(comparison, replica.server.url)
-            self.log(f"{replica.server.url}: {comparison.sentence()}")
+            announce(f"{replica.server.url}: {comparison.sentence()}")
 
 
 def _chunks(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
@@ -242,10 +245,6 @@ def _padded(prompts: Sequence[Sequence[int]], base: Base) -> Tokens:
     from em_interp.behaviour.sampling.chat import TokenizedChat, padded
 
     return padded(base.tokenizer, [TokenizedChat(list(ids), [False] * len(ids)) for ids in prompts], base.model.device)
-
-
-def _put(found: dict[int, list[int]], finished: Sequence[tuple[Job, list[int]]]) -> None:
-    found |= {job.number: tokens for job, tokens in finished}
 
 
 def _seed(stream: str) -> int:
