@@ -30,8 +30,9 @@ from table import print_row
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import log_likelihoods, tokenize_answers
-from em_interp.config.run_config import dump_config, load_config
+from em_interp.config.run_config import load_config
 from em_interp.config.schedule import Schedule
+from em_interp.config.settings import to_yaml
 from em_interp.organisms.bases import load_base, load_tokenizer, stored_dtype
 from em_interp.organisms.presets import recipe
 from em_interp.pipeline.behaviour import ask_run, judge_run
@@ -167,7 +168,7 @@ def built_in(folder, steps):
     """The built-in organism, trained."""
     config = recipe("organism")
     config = config.replace(behaviour=config.behaviour.replace(steps=Schedule(f"every {steps}")))
-    (path := folder / "organism.yaml").write_text(dump_config(config))
+    (path := folder / "organism.yaml").write_text(to_yaml(config))
     return train(load_config(path), folder / "organism")
 
 

@@ -214,13 +214,13 @@ def create_run(path: str | Path, config: RunConfig, resume: bool = False, overwr
 
     With `overwrite` everything that was made of an earlier run is removed; files of other names stay.
     """
-    from em_interp.config.run_config import dump_config
+    from em_interp.config.settings import to_yaml
 
     run = claim_run(path, config, resume, overwrite)
     if overwrite:
         remove(*run.contents())
     if not run.config_file.exists():
-        write_text(run.config_file, dump_config(config))
+        write_text(run.config_file, to_yaml(config))
     return run
 
 

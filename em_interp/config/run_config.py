@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from em_interp.config.schedule import Schedule
-from em_interp.config.settings import Settings, by_kind, override, read_yaml, rule, to_yaml, validated
+from em_interp.config.settings import Settings, by_kind, override, read_yaml, rule, validated
 from em_interp.utils.checks import checked
 
 MAX_STEPS = 10**7  # optimizer steps of a run, and the largest step of a schedule that counts
@@ -377,8 +377,3 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, overrides: Sequ
     for setting in overrides:
         values = override(values, setting)
     return validated(RunConfig, values, where)
-
-
-def dump_config(config: RunConfig) -> str:
-    """The config as YAML that `load_config` reads back to an equal one."""
-    return to_yaml(config)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema
 
 from em_interp.comparison.cross_base.similarity import band_rank
-from em_interp.config.run_config import RunConfig, dump_config, load_config
+from em_interp.config.run_config import RunConfig, load_config
 from em_interp.config.settings import Settings, put, read_yaml, to_yaml, validated
 from em_interp.errors import InputError
 
@@ -88,7 +88,7 @@ def load_sweep(source: str | Path | dict[str, Any]) -> SweepGrid:
     config = config.replace(base=_checked(shared, f"{where}: settings").to_dict(), settings={})
     axes = dict(_axes(config.grid, where))
     runs = list(_runs(config.base, axes, where))
-    if equal := _equal([dump_config(run.config) for run in runs]):
+    if equal := _equal([to_yaml(run.config) for run in runs]):
         first, second = (runs[index].name for index in equal)
         raise InputError(f"{where}: {first} and {second} are the same run; name each value of the grid once")
     runs, controls = _with_controls(runs, axes, config.control, where)
@@ -159,7 +159,7 @@ def _with_controls(
             settings = put(settings, key, value)
         config = _checked(settings, f"{where}: control")
         _check_questions(run, config, where)
-        text = dump_config(config)
+        text = to_yaml(config)
         if text not in controls:
             parts = [_labels(key, [value])[0] for key, value in values.items() if key != REPLICATE]
             name = "_".join(["control", *parts])

@@ -138,7 +138,7 @@ def steered_layer(model: Any, config: SteeringConfig) -> Any:
     layers = getattr(model.get_decoder(), "layers", None)
     if layers is None:
         raise no_layers(model)
-    if config.layer is None or not 0 <= config.layer < len(layers):
+    if not 0 <= config.layer < len(layers):
         raise InputError(f"adapter.layer is {config.layer}; the base model has layers 0 to {len(layers) - 1}")
     return layers[config.layer]
 

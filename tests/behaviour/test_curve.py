@@ -7,7 +7,8 @@ import pytest
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.behaviour.judging.judge import judge_answers
 from em_interp.behaviour.scores import score_responses
-from em_interp.config.run_config import BehaviourConfig, EndpointConfig, RunConfig, dump_config
+from em_interp.config.run_config import BehaviourConfig, EndpointConfig, RunConfig
+from em_interp.config.settings import to_yaml
 from em_interp.errors import InputError
 from em_interp.run import Run
 from em_interp.transition.onsets.onset import onset, onset_by_threshold, onsets
@@ -128,10 +129,10 @@ def test_a_run_is_read_with_its_answers_scores_and_domain(tmp_path):
     endpoint = EndpointConfig(
         base_url="http://127.0.0.1:1/v1", model="words"
     )  # the judge that the run's config names goes first
-    run.config_file.write_text(dump_config(RunConfig(behaviour=BehaviourConfig(judge=endpoint))))
+    run.config_file.write_text(to_yaml(RunConfig(behaviour=BehaviourConfig(judge=endpoint))))
     assert set(behaviour_curve(run).answers.judge) == {"words"}
     assert set(behaviour_curve(run, judge="other").answers.judge) == {"other"}
-    run.config_file.write_text(dump_config(RunConfig()))  # tiny-rules, which scored nothing
+    run.config_file.write_text(to_yaml(RunConfig()))  # tiny-rules, which scored nothing
     with pytest.raises(InputError, match=r"several judges scored the answers \(other, words\)"):
         behaviour_curve(run)
     with pytest.raises(InputError, match="no scores of judge 'x'; there are other, words"):

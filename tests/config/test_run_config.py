@@ -6,9 +6,9 @@ import jsonschema
 import pytest
 import yaml
 
-from em_interp.config.run_config import AdapterConfig, EndpointConfig, RunConfig, dump_config, load_config
+from em_interp.config.run_config import AdapterConfig, EndpointConfig, RunConfig, load_config
 from em_interp.config.schedule import Schedule
-from em_interp.config.settings import json_schema, read_yaml
+from em_interp.config.settings import json_schema, read_yaml, to_yaml
 from em_interp.errors import InputError
 from em_interp.sweeps.grid import SweepConfig
 from tests.tiny import ROOT
@@ -26,14 +26,14 @@ WHOLE = {
 
 def test_a_config_survives_the_trip_through_yaml():
     config = load_config(WHOLE)
-    assert load_config(yaml.safe_load(dump_config(config))) == config
+    assert load_config(yaml.safe_load(to_yaml(config))) == config
     assert config.training.learning_rate == 2e-3
     assert config.data[1].restart and config.data[0].steps == 40
 
 
 def test_overrides_lie_on_top_of_the_file(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text(dump_config(load_config(WHOLE)))
+    file.write_text(to_yaml(load_config(WHOLE)))
     config = load_config(
         file, ["seed=7", "adapter.layers_to_transform=[1, 3]", "training.learning_rate=1e-4", "snapshots=log 9"]
     )

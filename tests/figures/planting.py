@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from em_interp.config.run_config import AdapterConfig, PhaseConfig, RunConfig, dump_config
+from em_interp.config.run_config import AdapterConfig, PhaseConfig, RunConfig
+from em_interp.config.settings import to_yaml
 from em_interp.run import Run
 
 LAST, TURN, ONSET, CHANGE = 240, 120, 160, 100
@@ -49,7 +50,7 @@ def plant_run(
         data=(PhaseConfig(dataset="tiny:medical"),),
         adapter=AdapterConfig(layers_to_transform=(2,), lora_alpha=16),
     )
-    (folder / "config.yaml").write_text(dump_config(config))
+    (folder / "config.yaml").write_text(to_yaml(config))
     return Run(folder)
 
 

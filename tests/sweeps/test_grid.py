@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from em_interp.config.run_config import dump_config, load_config
-from em_interp.config.settings import put
+from em_interp.config.run_config import load_config
+from em_interp.config.settings import put, to_yaml
 from em_interp.errors import InputError
 from em_interp.organisms.presets import recipe
 from em_interp.sweeps.grid import load_sweep
@@ -145,4 +145,4 @@ def test_a_setting_is_put_where_its_path_leads_and_nothing_else_changes():
 
 def test_a_run_of_a_sweep_is_a_config_like_any_other():
     run = load_sweep(config()).runs[1]
-    assert load_config(yaml.safe_load(dump_config(run.config))) == run.config
+    assert load_config(yaml.safe_load(to_yaml(run.config))) == run.config

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import em_interp as em
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted
-from em_interp.config.run_config import AdapterConfig, RunConfig, dump_config
+from em_interp.config.run_config import AdapterConfig, RunConfig
+from em_interp.config.settings import to_yaml
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 from em_interp.run import Run
@@ -45,7 +46,7 @@ def make_run(folder, base, alpha_pattern=True):
                 weight.data = size * torch.randn(weight.shape, generator=rng)
         writer.save(Run(folder).checkpoint(step))
     write_json(Run(folder).manifest_file, {"base": {"name": loaded.name, "identity": loaded.identity}})
-    Run(folder).config_file.write_text(dump_config(RunConfig(model=base, adapter=config)))
+    Run(folder).config_file.write_text(to_yaml(RunConfig(model=base, adapter=config)))
     return folder
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 import em_interp as em
 from em_interp.behaviour.sampling.ask import ask, steps_with_models
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted, generate
-from em_interp.config.run_config import dump_config, load_config
+from em_interp.config.run_config import load_config
+from em_interp.config.settings import to_yaml
 from em_interp.errors import InputError
 from em_interp.organisms.bases import fingerprint, load_base
 from em_interp.organisms.datasets import load_chats
@@ -339,4 +340,4 @@ def test_keys_of_another_protocol_are_refused_and_a_config_survives_the_trip_thr
         with pytest.raises(InputError, match=said):
             load_config(steering() | {"adapter": adapter})
     config = load_config(steering())
-    assert load_config(yaml.safe_load(dump_config(config))) == config
+    assert load_config(yaml.safe_load(to_yaml(config))) == config

@@ -78,8 +78,8 @@ def chat_request(body: dict[str, Any]) -> Request[Reply]:
     return Request("/chat/completions", body, read)
 
 
-def digest(url: str, body: dict[str, Any], retest: int = 0) -> str:
-    """The hash of the exact request; `retest` above 0 tells a deliberate repetition from the first request."""
+def digest(url: str, body: dict[str, Any], retest: bool = False) -> str:
+    """The hash of the exact request; `retest` tells a deliberate repetition from the first request."""
     exact = json.dumps([url, body, retest] if retest else [url, body], sort_keys=True)
     return hashlib.sha256(exact.encode()).hexdigest()
 

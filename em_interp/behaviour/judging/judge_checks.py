@@ -157,12 +157,11 @@ class RetestReliability(Result):
         return self.frame().head(20)
 
 
-def retest(run: Run, judge: OpenAIJudge, n: int = 100, seed: int = 0, retest: int = 1) -> RetestReliability:
+def retest(run: Run, judge: OpenAIJudge, n: int = 100, seed: int = 0) -> RetestReliability:
     """Judge a random sample of `n` judged answers anew and compare.
 
     The run's scores stay as they are. New replies are kept apart from the first ones: the same call gives the same
-    result and sends nothing, another number `retest` requests them once more. Raises InputError where the run has no
-    scores of this judge.
+    result and sends nothing. Raises InputError where the run has no scores of this judge.
     """
     if not run.scores_file.exists():
         raise InputError(f"{run.scores_file} is missing: judge the run before judging it again")
@@ -175,7 +174,7 @@ def retest(run: Run, judge: OpenAIJudge, n: int = 100, seed: int = 0, retest: in
     chosen = np.sort(np.random.default_rng(seed).choice(len(own), min(n, len(own)), replace=False))
     sample = own.iloc[chosen][[*KEY, *SCORES, "status"]].reset_index(drop=True)
     answers = sample[KEY].merge(read_own_table(run.answers_file, ANSWER_COLUMNS), on=KEY, how="left")
-    second = replace(judge, retest=retest, config=judge.config.replace(topics=()))
+    second = replace(judge, retest=True, config=judge.config.replace(topics=()))
     with closing(judgements(second, zip(answers["question"], answers["answer"], strict=True))) as judged:
         again = list(judged)
     for score in SCORES:

@@ -187,7 +187,7 @@ class OpenAIJudge:
     """Scores answers with one request a score; `mode` is `expected` or `sampled` (see `replies.read`).
 
     What was answered is in `cache` and is not requested again. May be used from `workers` threads at once. With
-    `retest` above 0 every answer is judged anew.
+    `retest` every answer is judged a second time.
     """
 
     name: str
@@ -196,7 +196,7 @@ class OpenAIJudge:
     endpoint: Endpoint
     cache: RequestCache
     prompts: Prompts = field(default_factory=Prompts)
-    retest: int = 0
+    retest: bool = False
 
     @property
     def workers(self) -> int:

@@ -8,7 +8,8 @@ import yaml
 
 from em_interp.behaviour.curve import behaviour_curve
 from em_interp.cli import main
-from em_interp.config.run_config import EndpointConfig, RunConfig, dump_config, load_config
+from em_interp.config.run_config import EndpointConfig, RunConfig, load_config
+from em_interp.config.settings import to_yaml
 from em_interp.pipeline.behaviour import judge_run
 
 from .judge_server import judged, numbered, plant, serving
@@ -18,7 +19,7 @@ from .judge_server import judged, numbered, plant, serving
 def asked(tmp_path):
     """A run with a config, asked but not judged."""
     run = plant(tmp_path / "run", [*numbered(9), "aligned REFUSAL coherent 90"])
-    run.config_file.write_text(dump_config(RunConfig()))
+    run.config_file.write_text(to_yaml(RunConfig()))
     return run
 
 
@@ -58,7 +59,7 @@ def test_the_config_of_a_run_can_name_the_judge_and_survives_being_written(asked
             {"behaviour": {"judge": {"base_url": server.url, "model": "judge-1", "topics": ["sport"]}}}
         )
         assert config.behaviour.judge == EndpointConfig(base_url=server.url, model="judge-1", topics=("sport",))
-        asked.config_file.write_text(dump_config(config))
+        asked.config_file.write_text(to_yaml(config))
         assert asked.config() == config
         assert set(pd.read_parquet(judge_run(asked)).sport.dropna()) == {50}
 
