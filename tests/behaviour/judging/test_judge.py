@@ -189,8 +189,11 @@ def test_a_second_judge_is_added_to_the_first(run):
 def test_finished_scores_of_other_answers_are_not_taken_for_these(run):
     judge_answers(run, WordJudge())
     pd.read_parquet(run.answers_file).iloc[:5].to_parquet(run.answers_file)
-    with pytest.raises(InputError, match="for other answers; overwrite=True judges anew and keeps"):
+    judge_answers(run, WordJudge(name="other"))
+    with pytest.raises(InputError, match="for other answers; overwrite=True judges anew and keeps the scores of other"):
         judge_answers(run, WordJudge(), resume=True)
+    scores = pd.read_parquet(judge_answers(run, WordJudge(), overwrite=True))
+    assert scores.judge.value_counts().to_dict() == {"words": 5, "other": 5}
 
 
 def test_a_run_without_answers_is_told_to_ask_first(tmp_path):
