@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -114,18 +114,25 @@ def parse(words: Sequence[str]) -> Call | int:
 
     Raises InputError, in one line, for what is no command or option.
     """
-    for group in GROUPS:
-        import_module(f"em_interp.cli.{group}")
+    program = _program()
     if list(words) in [[], *([group.name] for group in app.registered_groups)]:
         words = [*words, "--help"]
     try:
-        called = typer.main.get_command(app).main(list(words), "em-interp", standalone_mode=False)
+        called = program.main(list(words), "em-interp", standalone_mode=False)
     except typer.TyperException as error:
         raise InputError(f"{_one_line(error)} (see {_help_of(error)} --help)") from None
     if isinstance(called, Call):
         _refuse_empty(called.arguments)
         return called
     return called if isinstance(called, int) else 0
+
+
+@cache
+def _program() -> Any:
+    """All commands as typer parses them."""
+    for group in GROUPS:
+        import_module(f"em_interp.cli.{group}")
+    return typer.main.get_command(app)
 
 
 def _refuse_empty(arguments: dict[str, Any]) -> None:
