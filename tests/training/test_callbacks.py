@@ -15,6 +15,7 @@ from em_interp.errors import InputError
 from em_interp.mechanism import open_model
 from em_interp.organisms.bases import base_of, load_base
 from em_interp.pipeline import prefer
+from em_interp.pipeline.serving import config_of
 from em_interp.run import Run
 from em_interp.training.checkpoints import AdapterWriter
 from em_interp.training.export import export_merged
@@ -114,7 +115,7 @@ def test_a_base_in_a_folder_is_found_again_by_its_whole_path(finished, bases, tm
     assert run.manifest()["base"]["name"] == "qwen2" and base_of(run) == (bases["qwen2"], "auto")
     assert open_model(run.path).base.identity == open_model(run.checkpoints).base.identity == wanted
     assert export_merged(run.path, 12, tmp_path / "merged")["base"] == wanted
-    assert prefer._base(run, None).identity == wanted
+    assert prefer._base_of(run, config_of(run)) == base_of(run)
 
 
 def test_gradient_norms_are_those_before_clipping(tmp_path):
