@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+gc.set_threshold(100_000)  # imports and tests make objects that stay, and looking for garbage took a quarter of theirs
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -48,8 +49,8 @@ assert all((TESTS / place).exists() for place in SLOW + BROWSER + LONGEST)
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: tests wait for processes, servers and browsers."""
-    return (os.cpu_count() or 1) + 1
+    """Two processes more than there are cores: tests wait for processes, servers and browsers."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads the markers
