@@ -49,8 +49,8 @@ assert all((TESTS / place).exists() for place in SLOW + BROWSER + LONGEST)
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes more than there are cores: tests wait for processes, servers and browsers."""
-    return (os.cpu_count() or 1) + 2
+    """One process more than there are cores: tests wait for processes, servers and browsers."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads the markers
