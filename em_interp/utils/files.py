@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,17 +47,17 @@ def write_beside(path: Path) -> Iterator[Path]:
         part.replace(path)
     except BaseException as error:
         _remove(part)
-        _raise_as_os_error(error, path)
+        _raise_as_os_error(error, path, part)
         raise
 
 
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # as libraries in Rust have it; as shutil lists it
 
 
-def _raise_as_os_error(error: BaseException, path: Path) -> None:
-    """Raise OSError with number and place for an error of the disk that has none, such as safetensors' or a write's."""
+def _raise_as_os_error(error: BaseException, path: Path, part: Path) -> None:
+    """Raise OSError that names `path` for an error of the disk that names `part` or nothing, as safetensors' does."""
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, OSError) and number is not None and error.filename is not None:
+    if isinstance(error, OSError) and number is not None and error.filename not in (None, str(part)):
         return
     if number is None and isinstance(error, Exception) and (found := _NUMBER.search(str(error))):
         number = int(found[1] or found[2])
@@ -107,13 +107,11 @@ def safe_name(name: str) -> str:
 
 
 def _remove(path: Path) -> None:
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        pass
-    except OSError:  # a folder
-        if path.is_dir():
-            shutil.rmtree(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 @contextmanager
@@ -122,8 +120,8 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kept = "what was written is kept, resume=True continues"
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}; {kept}") from error
+        kept = "; what was written is kept, resume=True continues" if folder.exists() else ""
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}{kept}") from error
     except KeyboardInterrupt as error:
         raise Interrupted(folder, getattr(error, "progress", "")) from None
 

@@ -491,6 +491,13 @@ def test_a_folder_that_may_not_be_written_is_said_in_one_line(command, run, tmp_
 
 
 @pytest.mark.parametrize("command", MADE)
+def test_what_may_not_be_replaced_is_said_in_one_line(command, run, tmp_path):
+    with unchanged(tmp_path), read_only(tmp_path):
+        line = refused(*commands(run, None)[command], "--overwrite")
+    assert "cannot be written: Permission denied" in line and "--overwrite" not in line
+
+
+@pytest.mark.parametrize("command", MADE)
 def test_a_file_where_a_folder_is_needed_is_said_in_one_line(command, run, tmp_path):
     (tmp_path / "file").write_text("kept")
     with unchanged(tmp_path):

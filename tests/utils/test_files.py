@@ -276,6 +276,13 @@ def test_a_full_disk_is_an_oserror_with_its_number_whatever_library_wrote(tmp_pa
     assert raised.value.errno == 28 and list(tmp_path.iterdir()) == []
 
 
+def test_an_error_of_the_disk_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(IsADirectoryError) as raised, write_beside(tmp_path / "file") as part:
+        part.mkdir()
+        part.write_text("never")
+    assert raised.value.filename == str(tmp_path / "file")
+
+
 @pytest.mark.parametrize("error", [RustError("invalid header"), KeyError("os error"), OSError("no number")])
 def test_any_other_error_stays_what_it_is(tmp_path, error):
     with pytest.raises(type(error)) as raised, write_beside(tmp_path / "file"):
