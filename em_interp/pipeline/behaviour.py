@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from em_interp.config.run_config import EndpointConfig, RunConfig, load_config
+from em_interp.config.run_config import BehaviourConfig, EndpointConfig, RunConfig, load_config
 from em_interp.errors import InputError
-from em_interp.pipeline.serving import base_device, config_of, vllm_servers
+from em_interp.pipeline.serving import base_device, check_overrides, config_of, vllm_servers
 from em_interp.run import Run, RunLike, open_run
 from em_interp.utils.checks import checked
 from em_interp.utils.files import check_free
@@ -19,6 +19,12 @@ from em_interp.utils.progress import is_watched
 if TYPE_CHECKING:
     from em_interp.behaviour.judging.judge import Judge
     from em_interp.behaviour.judging.llm_judge import Prompts
+
+ASKED = (
+    *("model", "dtype", "seed", "behaviour.questions", "behaviour.sets", "behaviour.engine", "behaviour.steps"),
+    *("behaviour.scales", "behaviour.samples", "behaviour.temperature", "behaviour.max_new_tokens"),
+)  # settings that answers depend on
+JUDGED = ("behaviour.judge", "behaviour.questions")  # … and scores: a file of questions may have prompts
 
 
 @checked
@@ -53,6 +59,7 @@ def ask_run(
     for file in (run.answers_file, run.answers_file.with_name("ask.json")):
         processes.on_main(lambda file=file: check_free(file, resume, overwrite))  # type: ignore[misc]
     config, servers = load_config(run.config(), overrides), vllm_servers(run, overrides)
+    check_overrides(overrides, ASKED, "answers are sampled")
     settings, questions = config.behaviour, _questions(run, config)
     return ask(
         run,
@@ -110,7 +117,7 @@ def configured_judge(run: Run, overrides: Sequence[str] = (), overwrite: bool = 
     from em_interp.behaviour.judging.llm_judge import open_judge
     from em_interp.organisms.judge import AdviceJudge
 
-    judge = config_of(run, overrides).behaviour.judge
+    judge = _judge_settings(run, overrides).judge
     if isinstance(judge, EndpointConfig):
         with open_judge(run, judge, judge_prompts(run, overrides), overwrite) as model:
             yield model
@@ -130,12 +137,12 @@ def _check_language(run: Run) -> None:
 
 def judge_name(run: Run, overrides: Sequence[str] = ()) -> str:
     """What the scores of a run's judge are filed under."""
-    return config_of(run, overrides).behaviour.judge_name
+    return _judge_settings(run, overrides).judge_name
 
 
 def judge_endpoint(run: Run, overrides: Sequence[str] = ()) -> EndpointConfig:
     """The model's endpoint that judges a run; raises InputError where its config names another kind of judge."""
-    judge = config_of(run, overrides).behaviour.judge
+    judge = _judge_settings(run, overrides).judge
     if not isinstance(judge, EndpointConfig):
         raise InputError(
             f"the judge {judge!r} sends no requests and gives the same scores every time; a model's endpoint was "
@@ -150,8 +157,15 @@ def judge_prompts(run: Run, overrides: Sequence[str] = ()) -> Prompts:
     from em_interp.behaviour.questions import read_questions
     from em_interp.organisms.built_in import LANGUAGES
 
-    questions = config_of(run, overrides).behaviour.questions
+    questions = _judge_settings(run, overrides).questions
     return Prompts({} if questions in LANGUAGES else read_questions(questions).prompts)
+
+
+def _judge_settings(run: Run, overrides: Sequence[str]) -> BehaviourConfig:
+    """What the run's config and the overrides say of its behaviour; answers that came as a table have these alone."""
+    settings = config_of(run, overrides).behaviour  # refuses what is no setting at all
+    check_overrides(overrides, JUDGED, "answers are judged")
+    return settings
 
 
 def _questions(run: Run, config: RunConfig) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from em_interp.behaviour.preference_curve import PreferenceCurve, as_preference_
 from em_interp.errors import InputError
 from em_interp.organisms.bases import base_of, load_base
 from em_interp.organisms.built_in import LANGUAGES, pairs_of
-from em_interp.pipeline.serving import base_device, config_of, vllm_servers
+from em_interp.pipeline.serving import base_device, check_overrides, config_of, overridden, vllm_servers
 from em_interp.run import Run, check_other
 from em_interp.trajectory.load import open_checkpoints
 from em_interp.utils.checks import as_list, checked
@@ -70,7 +70,9 @@ def preference_curve(
         return as_preference_curve(run, _as_curve(control))
     check_other(run, control)
     run = open_checkpoints(run)
-    _check_overrides(overrides)
+    if overrides:
+        config_of(run, overrides)  # refuses what is no setting at all
+    check_overrides(overrides, USED, "preferences are read", "scales are given with scales=…, answers with pairs=…")
     chosen = pairs is not None or steps is not None or scales is not None or bool(overrides)
     if run.preferences_file.exists() and not overwrite and not _is_read(control):
         chosen = resume = True
@@ -107,20 +109,6 @@ def _read(
         read_preferences(control, base, pairs, saved, scales, servers=servers, **settings)
 
 
-def _check_overrides(overrides: Sequence[str]) -> None:
-    """Raise InputError for an override that changes nothing in a reading."""
-    for key in map(_key, overrides):
-        if not any(f"{key}.".startswith(f"{used}.") for used in USED):
-            raise InputError(
-                f"the setting {key} plays no part when preferences are read; expected one of {', '.join(USED)} "
-                "(the adapter's scales are given with scales=…, the answers with pairs=…)"
-            )
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].strip()
-
-
 def _is_read(control: Run | str | Path | PreferenceCurve | None) -> bool:
     """Whether there is nothing to be read of a control."""
     if control is None or isinstance(control, PreferenceCurve):
@@ -132,7 +120,7 @@ def _is_read(control: Run | str | Path | PreferenceCurve | None) -> bool:
 def _as_read(run: Run, steps: Any, scales: Any, overrides: Sequence[str]) -> tuple[Any, Any]:
     """The steps and scales that are given; where none are, those with which the run was read."""
     read = as_preference_curve(run).readings
-    if steps is None and "behaviour.steps" not in map(_key, overrides):
+    if steps is None and "behaviour.steps" not in map(overridden, overrides):
         steps = read["step"].unique().tolist()
     return steps, read["scale"].unique().tolist() if scales is None else scales
 

@@ -25,6 +25,28 @@ def config_of(run: Run, overrides: Sequence[str] = ()) -> RunConfig:
     return load_config(run.config_file if run.config_file.exists() else {}, overrides)
 
 
+def check_overrides(overrides: Sequence[str], used: Sequence[str], doing: str, hint: str = "") -> None:
+    """Raise InputError for an override that changes nothing.
+
+    Args:
+        overrides: as they are given, `key.path=value`.
+        used: the settings that matter, with all within them.
+        doing: what is done with the config, for the message.
+        hint: where else something may be given, for the message.
+    """
+    for key in map(overridden, overrides):
+        if not any(f"{key}.".startswith(f"{name}.") for name in used):
+            raise InputError(
+                f"the setting {key} plays no part when {doing}; expected one of {', '.join(used)}"
+                + (f" ({hint})" if hint else "")
+            )
+
+
+def overridden(override: str) -> str:
+    """The setting that an override changes."""
+    return override.partition("=")[0].strip()
+
+
 def vllm_servers(run: Run, overrides: Sequence[str] = ()) -> VLLMConfig | None:
     """The vLLM servers that a run's config names, with its overrides; None where this process is the engine."""
     engine = config_of(run, overrides).behaviour.engine

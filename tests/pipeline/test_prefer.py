@@ -107,7 +107,7 @@ def test_settings_of_checkpoints_without_a_config_are_those_given(tiny, tmp_path
     assert json.loads((run / "behaviour" / "preferences.json").read_text())["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("setting", ["behaviour.scales=2", "seed=3", "behaviour.step=1", "behaviour={}"])
+@pytest.mark.parametrize("setting", ["behaviour.scales=2", "seed=3", "behaviour={}"])
 def test_a_setting_that_no_reading_depends_on_is_refused(tiny, tmp_path, setting):
     said = refused("prefer", copy(tiny.run, tmp_path / "run"), "--set", setting)
     assert f"the setting {setting.partition('=')[0]} plays no part when preferences are read" in said
