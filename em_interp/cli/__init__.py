@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, BAD_INPUT = 0, 1, 2  # exit codes; 128 + its number after a signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-FEWER_COLLECTIONS = 10_000  # Python's own 700 adds a tenth to the import of torch and transformers, whose objects stay
+GC_THRESHOLD = 10_000  # Python's own 700 adds a tenth to the import of torch and transformers, whose objects stay
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0; 1 where runs of a sweep failed; 2 for what the user can mend; 130 after Ctrl-C and 143 after SIGTERM.
     """
     _replace_what_cannot_be_shown()
-    gc.set_threshold(FEWER_COLLECTIONS)
+    gc.set_threshold(GC_THRESHOLD)
     with _Interruptible(sys.argv[1:] if argv is None else argv, leaving=argv is None) as command:
         command.code = _carry_out(command)
     if argv is None and (command.code > 128 or int(os.environ.get("WORLD_SIZE", 1)) > 1):

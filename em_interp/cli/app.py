@@ -114,11 +114,11 @@ def parse(words: Sequence[str]) -> Call | int:
 
     Raises InputError, in one line, for what is no command or option.
     """
-    program = _program()
+    commands = _commands()
     if list(words) in [[], *([group.name] for group in app.registered_groups)]:
         words = [*words, "--help"]
     try:
-        called = program.main(list(words), "em-interp", standalone_mode=False)
+        called = commands.main(list(words), "em-interp", standalone_mode=False)
     except typer.TyperException as error:
         raise InputError(f"{_one_line(error)} (see {_help_of(error)} --help)") from None
     if isinstance(called, Call):
@@ -128,7 +128,7 @@ def parse(words: Sequence[str]) -> Call | int:
 
 
 @cache
-def _program() -> Any:
+def _commands() -> Any:
     """All commands as typer parses them."""
     for group in GROUPS:
         import_module(f"em_interp.cli.{group}")

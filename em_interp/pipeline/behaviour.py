@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from em_interp.behaviour.judging.judge import Judge
     from em_interp.behaviour.judging.llm_judge import Prompts
 
+# the settings of a run's config that its answers depend on, and those that its scores do
 ASKED = (
     *("model", "dtype", "seed", "behaviour.questions", "behaviour.sets", "behaviour.engine", "behaviour.steps"),
     *("behaviour.scales", "behaviour.samples", "behaviour.temperature", "behaviour.max_new_tokens"),
-)  # settings that answers depend on
-JUDGED = ("behaviour.judge", "behaviour.questions")  # … and scores: a file of questions may have prompts
+)
+JUDGED = ("behaviour.judge", "behaviour.questions")  # a file of questions may have the judge's prompts
 
 
 @checked
