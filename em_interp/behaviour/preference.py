@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.behaviour.pairs import read_pairs
-from em_interp.behaviour.sampling.ask import (
+from em_interp.behaviour.sampling.ask import check_processes
+from em_interp.behaviour.sampling.checkpoint_models import (
     Base,
     CheckpointModels,
     check_base,
     check_models,
-    check_processes,
     model_settings,
 )
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache, frozen_layer_cache

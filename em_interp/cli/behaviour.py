@@ -244,7 +244,7 @@ def prefer(
 
 def _saved_steps(run: Run, schedule: str | None) -> list[int] | None:
     """The saved steps that are nearest to those of a schedule, where one is given."""
-    from em_interp.behaviour.sampling.ask import steps_with_models
+    from em_interp.behaviour.sampling.checkpoint_models import steps_with_models
     from em_interp.config.schedule import Schedule
 
     return None if schedule is None else Schedule(schedule).nearest(steps_with_models(run))

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_interp.behaviour.rates import LEVEL, cluster_bootstrap
-from em_interp.behaviour.sampling.ask import adapter_digest, base_settings, check_questions, to_messages
+from em_interp.behaviour.sampling.ask import check_questions, to_messages
+from em_interp.behaviour.sampling.checkpoint_models import adapter_digest, base_settings
 from em_interp.behaviour.sampling.generate import RowAdapters, generate
 from em_interp.behaviour.sampling.likelihood import batches_by_length, logits_of, tokenize_answers
 from em_interp.behaviour.sampling.memory import Batches, RowMemory

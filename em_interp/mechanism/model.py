@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from em_interp.behaviour.sampling.ask import Base, check_base
 from em_interp.behaviour.sampling.chat import Messages, Tokens, tokenize_chats, tokenize_prompts, tokenize_texts
+from em_interp.behaviour.sampling.checkpoint_models import Base, check_base
 from em_interp.behaviour.sampling.decode import RowModel
 from em_interp.behaviour.sampling.generate import RowAdapters, Sampler, decode_answers
 from em_interp.errors import InputError

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from em_interp.behaviour.judging.judge import Judge
-from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_settings
+from em_interp.behaviour.sampling.ask import ASKED
+from em_interp.behaviour.sampling.checkpoint_models import adapter_digest, base_settings
 from em_interp.errors import InputError
 from em_interp.mechanism.analyses import ANALYSES, Workload
 from em_interp.mechanism.answers import AnswerSet, answer_means, latest_answers, steps_to_read, tokenized_answers

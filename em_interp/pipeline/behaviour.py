@@ -52,7 +52,8 @@ def ask_run(
     Raises:
         InputError: answers are there already, or the config's questions or base cannot be used.
     """
-    from em_interp.behaviour.sampling.ask import ask, steps_with_models
+    from em_interp.behaviour.sampling.ask import ask
+    from em_interp.behaviour.sampling.checkpoint_models import steps_with_models
     from em_interp.organisms.bases import load_base
 
     run = open_run(run)

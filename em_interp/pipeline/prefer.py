@@ -146,7 +146,7 @@ def _pairs(run: Run, pairs: Any) -> Any:
 
 def _steps_of_control(control: Run, run: Run, steps: Sequence[int]) -> list[int]:
     """The steps that the control has too, the first of them included, from which changes count."""
-    from em_interp.behaviour.sampling.ask import steps_with_models
+    from em_interp.behaviour.sampling.checkpoint_models import steps_with_models
 
     shared = sorted(set(steps) & set(steps_with_models(control)))
     if not shared:
@@ -163,7 +163,7 @@ def _default_steps(run: Run, config: RunConfig) -> list[int]:
     """Those that the config names, or evenly spaced ones."""
     import numpy as np
 
-    from em_interp.behaviour.sampling.ask import steps_with_models
+    from em_interp.behaviour.sampling.checkpoint_models import steps_with_models
     from em_interp.trajectory.geometry import evenly_spaced
 
     steps = steps_with_models(run)

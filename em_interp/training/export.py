@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_interp.behaviour.curve import behaviour_curve
-from em_interp.behaviour.sampling.ask import adapter_digest
+from em_interp.behaviour.sampling.checkpoint_models import adapter_digest
 from em_interp.behaviour.tables.inspect_logs import FILE_START, holds_logs
 from em_interp.behaviour.tables.judged import read_judged
 from em_interp.errors import InputError, listed

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import em_interp as em
-from em_interp.behaviour.sampling.ask import check_base
+from em_interp.behaviour.sampling.checkpoint_models import check_base
 from em_interp.errors import InputError
 from em_interp.organisms.bases import load_base
 from em_interp.organisms.datasets import load_chats

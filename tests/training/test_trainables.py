@@ -7,7 +7,8 @@ import yaml
 from safetensors.torch import load_file
 
 import em_interp as em
-from em_interp.behaviour.sampling.ask import ask, steps_with_models
+from em_interp.behaviour.sampling.ask import ask
+from em_interp.behaviour.sampling.checkpoint_models import steps_with_models
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted, generate
 from em_interp.config.run_config import load_config
 from em_interp.config.settings import to_yaml

@@ -84,7 +84,7 @@ def measure(
     log: Callable[[str], None] | None = None,
     out: "str | Path" = ".",
     names: "Mapping[float, str] | None" = None,
-    judge: "Judge | None" = None,
+    judge: "Judge | None" = None,  # noqa: F821  # as of a class under TYPE_CHECKING
 ) -> int:
     return k
 

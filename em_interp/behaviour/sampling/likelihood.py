@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from em_interp.behaviour.sampling.ask import Base
+    from em_interp.behaviour.sampling.checkpoint_models import Base
     from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache
 
 MAX_BATCH_TOKENS = 16384

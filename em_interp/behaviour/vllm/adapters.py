@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from em_interp.behaviour.sampling.ask import adapter_digest
+from em_interp.behaviour.sampling.checkpoint_models import adapter_digest
 from em_interp.behaviour.sampling.generate import full_module_name
 from em_interp.behaviour.vllm.server import VLLMServer
 from em_interp.errors import InputError

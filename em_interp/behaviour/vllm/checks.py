@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from em_interp.behaviour.sampling.ask import Base
+from em_interp.behaviour.sampling.checkpoint_models import Base
 from em_interp.behaviour.vllm.adapters import AdapterKey
 from em_interp.behaviour.vllm.server import VLLMServer
 from em_interp.errors import InputError

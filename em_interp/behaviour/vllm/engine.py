@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.behaviour.judging.client import EndpointStopped, RequestFailed
-from em_interp.behaviour.sampling.ask import Base, Keep, Row, prompts_of
+from em_interp.behaviour.sampling.ask import Keep, Row, prompts_of
+from em_interp.behaviour.sampling.checkpoint_models import Base
 from em_interp.behaviour.vllm.adapters import AdapterFiles, AdapterKey, LoadedAdapters
 from em_interp.behaviour.vllm.checks import (
     MAX_COMPARED_TOKENS,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.sampling.ask import Base
+from em_interp.behaviour.sampling.checkpoint_models import Base
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache, frozen_layer_cache
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.comparison.cross_base.alignment_map import max_components, principal_scores

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from em_interp.behaviour.sampling.ask import Base
+from em_interp.behaviour.sampling.checkpoint_models import Base
 from em_interp.comparison.cross_base.activation_diff import (
     MeasuredRun,
     RunOnBase,

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 
 from em_interp.behaviour.judging.judge import KEY, answers_of
 from em_interp.behaviour.rates import LEVEL
-from em_interp.behaviour.sampling.ask import ASKED, adapter_digest, base_settings, to_messages
+from em_interp.behaviour.sampling.ask import ASKED, to_messages
+from em_interp.behaviour.sampling.checkpoint_models import adapter_digest, base_settings
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import (
     TokenizedAnswer,

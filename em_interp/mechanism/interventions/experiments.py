@@ -20,17 +20,8 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.behaviour.judging.judge import KEY, Judge, judge_answers
-from em_interp.behaviour.sampling.ask import (
-    ASKED,
-    QUESTION_KEYS,
-    Base,
-    LocalEngine,
-    Row,
-    adapter_digest,
-    base_settings,
-    check_questions,
-    sample_answers,
-)
+from em_interp.behaviour.sampling.ask import ASKED, QUESTION_KEYS, LocalEngine, Row, check_questions, sample_answers
+from em_interp.behaviour.sampling.checkpoint_models import Base, adapter_digest, base_settings
 from em_interp.behaviour.sampling.generate import Sampler
 from em_interp.behaviour.scores import ScoredResponses
 from em_interp.behaviour.tables.files import ANSWER_COLUMNS, read_own_table, read_table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_interp.behaviour.sampling.ask import adapter_digest, base_settings
+from em_interp.behaviour.sampling.checkpoint_models import adapter_digest, base_settings
 from em_interp.behaviour.sampling.generate import RowAdapters, adapted
 from em_interp.errors import InputError
 from em_interp.mechanism.interventions.experiments import Experiment
