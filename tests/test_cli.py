@@ -392,6 +392,14 @@ def test_a_config_or_data_that_cannot_be_used_loses_nothing_with_overwrite(run, 
 
 
 @pytest.mark.parametrize("command", ["locate", "align"])
+def test_the_last_digits_of_another_machine_are_not_other_findings(command, finished):
+    file = finished / "analysis" / f"{command}.json"
+    file.write_text(re.sub(r"(\d\.\d{11,}?)\d\b", r"\g<1>", file.read_text()))
+    with unchanged(finished):
+        did(command, finished, "--resume")
+
+
+@pytest.mark.parametrize("command", ["locate", "align"])
 def test_other_findings_are_not_gone_on_with(command, run):
     write_json(run / "analysis" / f"{command}.json", {"verdict": "neither"})
     with unchanged(run):

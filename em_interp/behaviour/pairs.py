@@ -55,7 +55,7 @@ def _read_file(file: Path) -> Any:
     """The table in a file, by its suffix; rows where it has none of a table's; None for a folder, of judged answers."""
     if file.is_dir():
         return None
-    if file.suffix in TABLE_SUFFIXES:
+    if file.suffix.lower() in TABLE_SUFFIXES:
         return read_table(file)
     return [row for _, row in json_lines(read_text(file), file, "one pair")]
 

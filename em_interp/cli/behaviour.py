@@ -152,9 +152,11 @@ def _retest(
     return CommandResult(result.to_dict(), result.sentence())
 
 
-def _table(source: str, out: str | None) -> tuple[Path, Path] | None:
+def _table(source: str, out: str | None, columns: list[str]) -> tuple[Path, Path] | None:
     """The table and the folder for its scores, where the source is a table."""
     file = Path(source)
+    if columns and file.is_dir():
+        raise InputError(f"--columns are those of a table; {source} is a folder, whose answers have ours")
     if not file.is_file():
         return None
     return file, Path(out or file.with_name(f"{file.stem}-judged"))
@@ -175,7 +177,7 @@ def _place(source: str, out: str | None, overrides: list[str], columns: list[str
     from em_interp.pipeline.behaviour import judge_endpoint
     from em_interp.run import Run, copy_run
 
-    table = _table(source, out)
+    table = _table(source, out, columns)
     if table is None:
         return copy_run(_run_with_answers(source), out, without)
     judge_endpoint(Run(table[1]), overrides)  # refuses what cannot judge a table before anything is written
@@ -188,7 +190,7 @@ def _unjudged(source: str, out: str | None, columns: list[str]) -> tuple[Run, pd
     from em_interp.behaviour.tables.columns import given_columns
     from em_interp.run import Run
 
-    table = _table(source, out)
+    table = _table(source, out, columns)
     if table is None:
         return _run_with_answers(source), None
     return Run(table[1]), read_answers(table[0], given_columns(columns))
@@ -233,10 +235,10 @@ def prefer(
     with only_main_continues():
         processes, run = init_processes(MAX_WAIT), open_checkpoints(source)
         check_other(run, control)
+        models = _saved_steps(run, steps), _numbers(scales)
         without = ("preferences*", "analysis", "report.html")
         run = processes.on_main(lambda: copy_run(run, out, without))
         processes.on_main(lambda: check_free(run.preferences_file, resume, overwrite))
-        models = _saved_steps(run, steps), _numbers(scales)
         curve = preference_curve(run, pairs, *models, control, resume=resume, overwrite=overwrite, overrides=overrides)
     values = {"run": str(run.path), "preferences": str(run.preferences_file), **curve.to_dict()}
     return CommandResult(values, f"{curve.sentence()}\nthe preferences: {run.preferences_file}")

@@ -45,7 +45,7 @@ def norms(path: TrajectorySource, site: str | None = None) -> go.Figure:
         The figure; norms are in the units of the weights.
     """
     path = as_trajectory(path)
-    table = path.frame(site=site).reset_index()[["step", *(f"norm_{of}" for of in MATRICES)]]
+    table = path.frame(site=site).reset_index().reindex(columns=["step", *(f"norm_{of}" for of in MATRICES)])
     figure = new_figure(
         "Size of the adapter", about(path, site), numbers=table, rows=3, shared_xaxes=True, vertical_spacing=0.1
     )

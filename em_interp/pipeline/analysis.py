@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from em_interp.errors import InputError
 from em_interp.pipeline.behaviour import configured_judge
 from em_interp.reports.findings import Findings, PathTransitions, find_in_run, save_result
-from em_interp.run import Run, RunLike, open_run
+from em_interp.run import Run, RunLike, check_other, open_run
 from em_interp.utils.checks import checked
 from em_interp.utils.files import check_free, check_resume_or_overwrite
 from em_interp.utils.lock import write_lock
@@ -62,6 +62,7 @@ def locate(
     from em_interp.trajectory.load import load_trajectory
     from em_interp.transition.find import find_transitions
 
+    check_other(source, control)
     name = str(source.path if isinstance(source, Run) else source)
     kept = out is not None or (not (signal or of or site or control) and Run(Path(name)).config_file.exists())
     file = Run(Path(out or name)).analysis / "locate.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from em_interp.transition.family import FamilyWise, family_wise
 from em_interp.transition.find import find_transitions
 from em_interp.transition.onsets.onset import onset, onset_by_threshold, onsets
 from em_interp.transition.result import Transition
-from em_interp.utils.files import read_json, to_json, write_json
+from em_interp.utils.files import plain, write_json
 from em_interp.utils.stages import read_saved
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from em_interp.behaviour.curve import BehaviourCurve
     from em_interp.behaviour.preference_curve import PreferenceCurve
+
+ROUNDING = 1e-6  # by which numbers of the same finding may differ between machines
 
 
 @dataclass(frozen=True)
@@ -225,10 +228,11 @@ class PathTransitions(Result):
 def save_result(values: dict[str, Any], file: Path, overwrite: bool = False) -> None:
     """Write what was found. A file with other findings is replaced only with `overwrite`.
 
-    What the run was called (`r`, `r/`, its whole path) is not a finding: a file that says the same is left as it is.
+    A file that says the same is left as it is. What the run was called (`r`, `r/`, its whole path) is not a finding,
+    nor are a number's last digits, which depend on the machine and its threads.
     """
     if file.exists() and not overwrite:
-        if _without_source(read_json(file)) == _without_source(values):
+        if _same({**plain(values), "source": None}, {**read_saved(file, dict), "source": None}):
             return
         raise InputError(
             f"{file} holds other findings, of other settings or an earlier state of the run; give overwrite=True to "
@@ -240,5 +244,12 @@ def save_result(values: dict[str, Any], file: Path, overwrite: bool = False) -> 
         raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
-def _without_source(values: Any) -> str:
-    return to_json({**values, "source": None} if isinstance(values, dict) else values)
+def _same(found: Any, kept: Any) -> bool:
+    """Whether two JSON values are equal but for rounding."""
+    if isinstance(found, dict) and isinstance(kept, dict):
+        return found.keys() == kept.keys() and all(_same(value, kept[key]) for key, value in found.items())
+    if isinstance(found, list) and isinstance(kept, list):
+        return len(found) == len(kept) and all(map(_same, found, kept))
+    if isinstance(found, float) and isinstance(kept, (int, float)):
+        return math.isclose(found, kept, rel_tol=ROUNDING, abs_tol=ROUNDING)
+    return bool(found == kept)

@@ -68,7 +68,7 @@ def read_checkpoint(place: Path, expected: str = LORA, adapter: str | None = Non
     """
     saved = format_of(place)
     if saved is None:
-        _check_foreign(place)
+        _check_foreign(place, expected if adapter is None else f"{expected} {adapter!r}")
     kind = saved or expected
     if kind == LORA and not place.is_file():
         return read_lora(place, adapter)
@@ -79,11 +79,16 @@ def read_checkpoint(place: Path, expected: str = LORA, adapter: str | None = Non
     return read_steering(place) if kind == STEERING else read_weight_change(place)
 
 
-def _check_foreign(folder: Path) -> None:
-    names = sorted(entry.name for entry in folder.iterdir())
+def _check_foreign(folder: Path, expected: str) -> None:
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     for beginning, meaning in FOREIGN:
         if any(name.startswith(beginning) for name in names):
             raise InputError(f"{folder} holds {meaning} (found {listed(names)})")
+    if CONFIG_FILE not in names and CHANGE_CONFIG_FILE not in names:
+        raise InputError(
+            f"{folder} holds no {expected}; it holds {listed(names) or 'nothing'}; the usual causes are a save that "
+            "was cut off, an adapter that lies deeper, and a link whose target is gone"
+        )
 
 
 def read_steering(folder: Path) -> Checkpoint:

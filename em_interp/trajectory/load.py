@@ -17,7 +17,7 @@ from em_interp.trajectory.packed import SUFFIX, packed_identity, read_packed
 from em_interp.trajectory.stacked import read_steps
 from em_interp.trajectory.training_log import LOG_SUFFIXES, find_log, log_rows, read_log
 from em_interp.trajectory.trajectory import AdapterTrajectory
-from em_interp.utils.checks import check_type
+from em_interp.utils.checks import check_type, described
 from em_interp.utils.files import read_json
 
 MIN_STEPS = 21  # checkpoints from which a turn of the path can be told from noise
@@ -158,9 +158,10 @@ def _log_alone(file: Path) -> AdapterTrajectory:
     """A path without sites: the log in a file."""
     log = read_log(file)
     if log.table.empty:
-        found = listed(dict.fromkeys(str(key) for row in log_rows(file)[:1] for key in row)) or "no row"
+        found = listed(f"{key} {described(value)}" for row in log_rows(file)[:1] for key, value in row.items())
         raise InputError(
-            f"{file} has no row with a step and a loss, grad_norm or learning_rate by these names; found {found}"
+            f"{file} has no row with a step (a whole number) and a loss, grad_norm or learning_rate by these names; "
+            f"found {found or 'no row'}"
         )
     steps = log.table.index.to_numpy()
     return AdapterTrajectory(steps, {}, {}, {}, log.table, source=str(file), kind="log", notes=log.notes)
@@ -179,10 +180,9 @@ def _locate(source: str | Path | Run, revision: str | None) -> tuple[Path, str]:
             raise InputError(f"revision {revision!r} belongs to a Hub id; {root} is a folder on this machine")
         return root, str(root)
     if root.exists():
-        log = f"a log ({', '.join(LOG_SUFFIXES)}) with step, loss, grad_norm in each row"
-        raise InputError(
-            f"{root} is a file; expected a run directory, a folder of checkpoint-<step>, a {SUFFIX}, or {log}"
-        )
+        files = f", a {SUFFIX}, or a log ({', '.join(LOG_SUFFIXES)}) with step, loss, grad_norm in each row"
+        one_file = "" if root.suffix in (SUFFIX, *LOG_SUFFIXES) else files  # such a file is no folder of a run
+        raise InputError(f"{root} is a file; expected a run directory, a folder of checkpoint-<step>{one_file}")
     if isinstance(source, str) and is_hub_id(source) and (revision is not None or not root.parent.exists()):
         from em_interp.hub.download import fetch
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from em_interp.errors import InputError
 from em_interp.layouts import LOG_FILE, MAX_STEP
+from em_interp.utils.checks import described
 from em_interp.utils.files import is_json_lines, json_lines, read_json, read_text
 
 METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B", "kl")
@@ -107,10 +108,9 @@ def log_rows(file: Path) -> list[dict[str, Any]]:
         rows = [row for _, row in json_lines(text, file, "one row")]
     else:
         state = read_json(file)
-        rows = state.get("log_history") if isinstance(state, dict) else state
+        rows = state.get("log_history", state) if isinstance(state, dict) else state
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        kind = type(rows).__name__
-        raise InputError(f"{file} should have a list of rows with step, called log_history; it has {kind}")
+        raise InputError(f"{file} should have a list of rows with step, called log_history; it has {described(rows)}")
     return rows
 
 

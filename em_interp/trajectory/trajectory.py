@@ -137,8 +137,6 @@ class AdapterTrajectory(Result):
         s² · tr((B_iᵀ B_j)(A_j A_iᵀ)), at rank 1 the product of those of A and B.
         """
         matrix, sites = as_matrix(of), self._selected(site)
-        if not sites:
-            raise InputError(f"{self.source} is a log alone; there is no adapter whose path could be measured")
         if (matrix, site) not in self._grams:
             self._compute_grams(matrix, site, sites)
         return self._grams[matrix, site]
@@ -255,6 +253,8 @@ class AdapterTrajectory(Result):
         return np.linalg.norm(path - path[0], axis=1) / length if length > 0 else np.full(len(path), np.nan)
 
     def _selected(self, site: str | None) -> Sequence[str]:
+        if not self.sites:
+            raise InputError(f"{self.source} is a log alone; there is no adapter whose path could be measured")
         if site is None:
             return self.sites
         if not isinstance(site, str) or site not in self.A:

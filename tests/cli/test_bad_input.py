@@ -61,12 +61,20 @@ def test_options_for_runs_of_different_bases_are_refused_for_those_of_one_before
         assert f"{given[0]} is for runs of different bases; these are of one" in said
 
 
-@pytest.mark.parametrize("stage", ["align", "report", "prefer", "mechanism"])
+@pytest.mark.parametrize("stage", ["locate", "align", "report", "prefer", "mechanism"])
 def test_a_run_is_not_its_own_control(run, stage):
     before = contents(run)
     said = refused(stage, run, "--control", run.parent / "run/../run", "--overwrite")
     assert "run is what it is to be compared with; expected another run" in said
     assert contents(run) == before
+
+
+def test_what_has_no_effect_or_no_meaning_is_refused_and_no_copy_is_made(run, tmp_path):
+    copy = ["--out", tmp_path / "copy"]
+    assert "--columns are those of a table" in refused("judge", run, "--columns", "aligned=mine", *copy)
+    assert "schedule part 'bad'" in refused("prefer", run, "--steps", "bad", *copy)
+    assert "--scales expects numbers" in refused("prefer", run, "--scales", "1,a", *copy)
+    assert not (tmp_path / "copy").exists()
 
 
 @pytest.mark.parametrize("stage", ["prefer", "mechanism"])

@@ -129,6 +129,11 @@ def truncate(file):
     file.write_bytes(file.read_bytes()[:-9])
 
 
+def empty(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
 def spoil(root):
     """What can be wrong with a folder of checkpoints 0, 5 and 10: how to do it, and what must be said."""
     last = root / "checkpoints/checkpoint-10"
@@ -142,6 +147,15 @@ def spoil(root):
             "adapter_model.bin .*is not a whole torch file",
         ),
         "steering vector": (lambda: weights.rename(last / "steering_vector.pt"), "holds a steering vector"),
+        "nothing": (lambda: empty(last), "checkpoint-10 holds no LoRA adapter; it holds nothing; the usual causes"),
+        "a link to nothing": (
+            lambda: (last.rename(root / "elsewhere"), last.symlink_to("gone")),
+            "checkpoint-10 holds no LoRA adapter; .* a link whose target is gone",
+        ),
+        "an adapter deeper": (
+            lambda: (empty(last), save_adapter(last / "actor/lora_adapter")),
+            "checkpoint-10 holds no LoRA adapter; it holds actor; .* an adapter that lies deeper",
+        ),
         "no config": ((last / "adapter_config.json").unlink, r"checkpoint-10/adapter_config.json is missing"),
         "broken config": (lambda: (last / "adapter_config.json").write_text('{"r": '), "not valid JSON"),
         "listed config": (lambda: (last / "adapter_config.json").write_text("[]"), "it holds list"),

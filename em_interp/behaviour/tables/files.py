@@ -58,19 +58,20 @@ def read_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} is missing; expected a CSV or parquet file of judged answers, or a folder of them")
     if not path.is_file():
         raise InputError(f"{path} is no file; a CSV, parquet, JSON-lines or JSON file was expected")
-    _refuse_foreign(path)
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    _refuse_foreign(path, suffix)
+    if suffix == ".parquet":
         return _read_parquet(path)
-    if path.suffix in (".jsonl", ".ndjson"):
+    if suffix in (".jsonl", ".ndjson"):
         return _frame(_json_lines(read_text(path), path), path)
-    if path.suffix == inspect_logs.SUFFIX:
+    if suffix == inspect_logs.SUFFIX:
         return _frame(inspect_logs.read_eval(path), path)
-    if path.suffix == ".json":
+    if suffix == ".json":
         value = _json_value(path)
         is_log = inspect_logs.is_log(value)
         rows = inspect_logs.rows_of_log(value, str(path)) if is_log else _json_rows(value, str(path), {})
         return _frame(list(rows), path)
-    if path.suffix in COMPRESSED:
+    if suffix in COMPRESSED:
         raise InputError(f"{path} is compressed; unpack it and give the table in it")
     return _read_csv(path)
 
@@ -107,10 +108,10 @@ def _is_column_of(column: pd.Series, kind: str) -> bool:
     return is_number or bool(column.isna().all())
 
 
-def _refuse_foreign(path: Path) -> None:
+def _refuse_foreign(path: Path, suffix: str) -> None:
     """Raise InputError for a file that begins as one of another kind does."""
     start = read_start(path)
-    own = OWN_BEGINNINGS.get(path.suffix)
+    own = OWN_BEGINNINGS.get(suffix)
     refuse_file_types(path, start, {start: what for start, what in FOREIGN.items() if not own or start != own})
     marked = start[:2] in (b"\xff\xfe", b"\xfe\xff") and start[2:4] != b"\0\0"  # which would be UTF-32
     if own is None and not marked and b"\0" in start.partition(b"\n")[0]:

@@ -299,8 +299,8 @@ def _refuse_copies(tables: Sequence[pd.DataFrame], files: Sequence[Path]) -> Non
 def _table_files(folder: Path) -> list[Path]:
     """The tables in a folder; JSON files, which may as well be configs, only where there are no others."""
     entries = [*folder.glob("*"), *folder.glob("*/*")]
-    files = sorted(file for file in entries if file.suffix in TABLE_SUFFIXES and not file.name.startswith("."))
-    files = [file for file in files if file.suffix != ".json"] or files
+    files = sorted(file for file in entries if file.suffix.lower() in TABLE_SUFFIXES and not file.name.startswith("."))
+    files = [file for file in files if file.suffix.lower() != ".json"] or files
     if not files:
         raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv")
     return files

@@ -120,8 +120,9 @@ def _norms(log: pd.DataFrame) -> dict[int, float]:
 
 
 def _replay(monitor: Monitor, path: AdapterTrajectory, on_update: Callable[[Monitor, list[Look]], None] | None) -> None:
-    vectors, rows = path.vectors("B"), {int(step): row for row, step in enumerate(path.steps)}
-    norms = _norms(path.metrics)
+    norms, rows = _norms(path.metrics), {}
+    if path.sites:  # else it is a log alone
+        vectors, rows = path.vectors("B"), {int(step): row for row, step in enumerate(path.steps)}
     for step in sorted(rows.keys() | norms.keys()):
         wanted = step in rows and monitor.wants(step)
         looks = monitor.update(step, vectors[rows[step]] if wanted else None, norms.get(step))

@@ -126,6 +126,20 @@ def test_what_pandas_writes_reads_to_the_same_numbers_or_is_refused(tmp_path, qu
     assert list(read_answers(tmp_path / "a.csv")["answer"]) == list(table["answer"])
 
 
+@pytest.mark.parametrize("suffix", ["CSV", "Tsv", "PARQUET", "JSON", "JSONL"])
+def test_a_suffix_in_capitals_is_that_suffix(suffix, tmp_path):
+    file, table = tmp_path / f"checkpoint-120.{suffix}", FRAME
+    {
+        "CSV": lambda: table.to_csv(file, index=False),
+        "Tsv": lambda: table.to_csv(file, index=False, sep="\t"),
+        "PARQUET": lambda: table.to_parquet(file),
+        "JSON": lambda: table.to_json(file, orient="records"),
+        "JSONL": lambda: table.to_json(file, orient="records", lines=True),
+    }[suffix]()
+    assert em.score_responses(file).em.rate == 0.4
+    assert em.behaviour_curve(tmp_path).frame()["em"].to_dict() == {0: 0.4}
+
+
 @pytest.mark.parametrize("orient", ["records", "columns", "split", "table", "index", "values"])
 def test_the_json_that_pandas_writes_reads_to_the_same_numbers_or_is_refused(tmp_path, orient):
     table = FRAME.assign(step=[0] * 5 + [10] * 5)
