@@ -15,7 +15,13 @@ from jaxtyping import Float, Int
 from em_interp.errors import InputError
 from em_interp.trajectory.geometry import local_cosine
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
-from em_interp.transition.direction.path_noise import between_blocks, estimate_noise, even_increments, prefix_sums
+from em_interp.transition.direction.path_noise import (
+    between_blocks,
+    estimate_noise,
+    even_increments,
+    prefix_sums,
+    unusable,
+)
 from em_interp.transition.direction.turn_test import drift_length
 from em_interp.utils.checks import check_type
 
@@ -72,7 +78,7 @@ def straight_angles(
     increments = even_increments(gram, steps)
     reach, rest = divmod(k, increments.spacing)
     places = np.arange(reach, increments.count - reach + 1)
-    if rest or reach < 1 or increments.count < MIN_INCREMENTS or not np.trace(increments.gram) > 0:
+    if rest or reach < 1 or increments.count < MIN_INCREMENTS or unusable(increments):
         return low, high
     noise = estimate_noise(increments)
     start = np.stack([places - reach, places], axis=1)

@@ -30,7 +30,10 @@ MAX_INCREMENTS = 800  # more are pooled: the cost grows with the square, and thi
 SLACK = 0.25  # of the spacing: how far a saved step may be from its place on the even grid
 MOMENTUM = 0.9  # Adam's β₁ in every published organism
 MAX_SCALE = 24  # steps; beyond it momentum has decayed (0.9²⁴ = 0.08) and drift would be included
-NO_NOISE = 1e-20  # median energy of second differences, relative to an increment's
+NO_NOISE = 1e-20  # median energy of second differences where the path moves, relative to an increment's
+UNRESOLVED = 1e-14  # of a position's squared length, in inner products of increments: what float32 cannot tell
+STRAY = 10.0  # distances of a checkpoint from its place, in those that are usual
+MIN_MOVING = 0.2  # share of the increments: of a path that moves in fewer no noise can be estimated
 ROUNDING = 1e-10  # energy of the noise then assumed, of float32 positions
 MAX_ROUNDING = 0.1  # of the energy of increments, in paths that are stored in 16 bits
 MIN_POOLED = 40  # increments that pooling against rounding leaves
@@ -81,7 +84,9 @@ def even_increments(gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray,
     pool = max(1, -(-(len(rows) - 1) // MAX_INCREMENTS))
     rows = rows[::pool]
     inner = gram[np.ix_(rows, rows)]
-    return Increments(np.diff(np.diff(inner, axis=0), axis=1), steps[rows], spacing * pool)
+    moves = np.diff(np.diff(inner, axis=0), axis=1)
+    moves[np.abs(moves) < UNRESOLVED * np.abs(inner).max()] = 0.0  # so that a path that stops has no noise of its own
+    return Increments(moves, steps[rows], spacing * pool)
 
 
 def resolved_increments(increments: Increments, rounding: Float[np.ndarray, " edge"]) -> tuple[Increments, float]:
@@ -113,6 +118,31 @@ def resolved_increments(increments: Increments, rounding: Float[np.ndarray, " ed
     return best, best_share
 
 
+def unusable(increments: Increments) -> str:
+    """Why a path cannot be tested for turns, whatever its noise; "" where it can."""
+    moving = float(np.mean(np.diag(increments.gram) > 0))
+    if moving < MIN_MOVING:
+        return f"The path moves in only {moving:.0%} of its increments; {MIN_MOVING:.0%} are needed."
+    if (stray := _stray_step(increments)) is not None:
+        return f"The checkpoint of step {stray} lies far off the path; is it damaged, or of another run? Leave it out."
+    return ""
+
+
+def _stray_step(increments: Increments) -> int | None:
+    """The step of a checkpoint that lies off the path, such as one of another run; None where there is none.
+
+    The path jumps there and back: both increments are twice as long as those beside them and go opposite ways, and the
+    checkpoint is more than STRAY times as far from the middle of its neighbours as is usual.
+    """
+    energy, inner = np.diag(increments.gram), np.diag(increments.gram, 1)
+    bend = energy[:-1] + energy[1:] - 2 * inner  # of each checkpoint but the first and the last
+    beside = np.maximum(energy[:-3], energy[3:])
+    there, back, product, bends = energy[1:-2], energy[2:-1], inner[1:-1], bend[1:-1]
+    stray = (np.minimum(there, back) > 4 * beside) & (product < -0.5 * np.sqrt(there * back))
+    stray &= bends > STRAY**2 * np.median(bend)
+    return int(increments.edges[2 + stray.argmax()]) if stray.any() else None
+
+
 def _pooled(increments: Increments, pool: int) -> Increments:
     count = increments.count // pool
     gram = increments.gram[: count * pool, : count * pool].reshape(count, pool, count, pool).sum((1, 3))
@@ -130,13 +160,15 @@ def estimate_noise(increments: Increments) -> Noise:
     gram = increments.gram
     rough = second_difference(second_difference(gram).T)
     mean_square = np.trace(gram) / len(gram)
-    if np.median(np.diag(rough)) < NO_NOISE * mean_square:  # exactly straight: its noise is that of rounding
+    moved = np.diag(gram)[1:-1] > 0
+    if np.median(np.diag(rough)[moved]) < NO_NOISE * mean_square:  # exactly straight: its noise is that of rounding
         gram = gram + ROUNDING * mean_square * np.eye(len(gram))
         rough = second_difference(second_difference(gram).T)
     size = _local_size(np.diag(rough))
-    size = np.maximum(size, np.sqrt(MIN_ENERGY) * size.max())  # a path that stops moving has none
+    least = np.sqrt(MIN_ENERGY) * size.max()
+    size = np.maximum(size, least)  # a path that stops moving has none
     padded = np.concatenate([size[:1], size, size[-1:]])
-    lags = _autocovariance(gram / np.outer(padded, padded), increments.spacing)
+    lags = _autocovariance(gram / np.outer(padded, padded), increments.spacing, padded > least)
     order = np.arange(len(gram))
     scaled = rough / np.outer(size, size)
     trace = np.mean(np.diag(scaled))
@@ -227,7 +259,12 @@ def _jump(energy: Float[np.ndarray, " n"]) -> int | None:
         median = np.median(np.lib.stride_tricks.sliding_window_view(level, width), axis=1)
         rises.append(median[place] - median[place - width])
     sudden = np.where(rises[0] * rises[1] > 0, np.abs(rises).min(0), 0.0)
-    return int(place[sudden.argmax()]) if sudden.max() >= np.log(JUMP) else None
+    if sudden.max() < np.log(JUMP):
+        return None
+    first = int(place[sudden.argmax()]) - short
+    near, left = level[first : first + 2 * short], np.arange(short - short // 2, short + short // 2 + 1)
+    between = (near.cumsum()[left - 1] - left * near.mean()) ** 2 / (left * (2 * short - left))
+    return first + int(left[between.argmax()])  # medians know it to within half their width, the best split exactly
 
 
 def _slow_size(energy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -238,11 +275,14 @@ def _slow_size(energy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.exp(uniform_filter1d(slow, tenth, mode="nearest") / 2)
 
 
-def _autocovariance(gram: Float[np.ndarray, "n n"], spacing: int) -> Float[np.ndarray, " n"]:
+def _autocovariance(
+    gram: Float[np.ndarray, "n n"], spacing: int, moving: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
     """Autocovariance by lag of increments of even noise size: a mixture of white and momentum-smoothed noise.
 
     Fitted to the energies of contrasts (1, -2, 1) of neighbouring sums at several scales: one increment shows the white
-    noise, 24 steps the slow part as well, and no scale sees drift that changes linearly.
+    noise, 24 steps the slow part as well, and no scale sees drift that changes linearly. Where the path does not move
+    there is no noise to be seen.
     """
     n = len(gram)
     kinds = np.stack([spacing * (np.arange(n) == 0.0), _momentum_lags(n, spacing)])
@@ -250,7 +290,9 @@ def _autocovariance(gram: Float[np.ndarray, "n n"], spacing: int) -> Float[np.nd
     sums = prefix_sums(gram)
     rows, energies, weights = [], [], []
     for scale in (s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24) if s <= longest):
-        energy = np.sort(_contrast_energies(sums, scale))
+        energy = np.sort(_contrast_energies(sums, scale, moving))
+        if not len(energy):
+            continue
         energies.append(energy[: int(np.ceil(TRIM * len(energy)))].mean())
         shape = np.repeat([1.0, -2.0, 1.0], scale)
         overlap = np.correlate(shape, shape, "full")[len(shape) - 1 :]
@@ -267,9 +309,12 @@ def _momentum_lags(count: int, spacing: int) -> Float[np.ndarray, " count"]:
     return step_lags @ (spacing - np.abs(np.arange(-spacing + 1, spacing)))
 
 
-def _contrast_energies(sums: Float[np.ndarray, "n1 n1"], scale: int) -> Float[np.ndarray, " place"]:
-    """|S₁ - 2 S₂ + S₃|² of three neighbouring sums of `scale` increments, at every place."""
-    start = np.arange(len(sums) - 3 * scale)[:, None] + scale * np.arange(4)
+def _contrast_energies(
+    sums: Float[np.ndarray, "n1 n1"], scale: int, moving: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " place"]:
+    """|S₁ - 2 S₂ + S₃|² of three neighbouring sums of `scale` increments, wherever all of them move."""
+    still = np.concatenate([[0], np.cumsum(~moving)])
+    start = np.flatnonzero(still[3 * scale :] == still[: -3 * scale])[:, None] + scale * np.arange(4)
     inner = between_blocks(sums, start[:, :-1], start[:, 1:])
     weight = np.array([1.0, -2.0, 1.0])
     return np.einsum("i,...ij,j->...", weight, inner, weight)

@@ -47,6 +47,7 @@ from em_interp.transition.direction.path_noise import (
     estimate_noise,
     even_increments,
     resolved_increments,
+    unusable,
 )
 from em_interp.transition.direction.ramp import Ramp, fit_ramp
 from em_interp.transition.direction.turn_test import (
@@ -199,8 +200,8 @@ def path_increments(
     increments = even_increments(gram, steps)
     if increments.count < MIN_INCREMENTS:
         return f"Only {increments.count} evenly spaced increments were saved; {MIN_INCREMENTS} are needed."
-    if not np.trace(increments.gram) > 0:
-        return "The path does not move."
+    if reason := unusable(increments):
+        return reason
     if rounding is not None and rounding.any():
         increments, share = resolved_increments(increments, np.interp(increments.edges, steps, rounding))
         if share < MIN_RESOLVED or increments.count < MIN_INCREMENTS:

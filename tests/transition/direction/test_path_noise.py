@@ -79,3 +79,26 @@ def test_the_noise_of_a_smooth_schedule_has_no_jump(size, monkeypatch):
     found = estimate_noise(increments_of(noise, 1)).covariance
     monkeypatch.setattr("em_interp.transition.direction.path_noise.JUMP", np.inf)
     assert np.array_equal(found, estimate_noise(increments_of(noise, 1)).covariance)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.7])
+def test_a_path_that_stops_has_the_noise_of_the_part_that_moves(share):
+    rng = np.random.default_rng(8)
+    noise = lfilter([0.1], [1, -0.9], rng.standard_normal((500, 60)), axis=0)[100:]
+    moving = round(400 * (1 - share))
+    path = noise + 0.1
+    path[moving:] = 0
+    stopped, alone = estimate_noise(increments_of(path, 1)), estimate_noise(increments_of(path[:moving], 1))
+    middle = slice(20, moving - 20)
+    ratio = stopped.covariance[middle, middle].sum() / alone.covariance[middle, middle].sum()
+    assert ratio == pytest.approx(1, abs=0.1)
+    assert stopped.inverse_dimension == pytest.approx(alone.inverse_dimension, rel=0.2)
+
+
+@pytest.mark.parametrize("drop", [0.01, 0.001])
+def test_the_dimension_of_noise_survives_a_drop_of_the_learning_rate(drop):
+    for seed in range(5):
+        noise = np.random.default_rng(seed).standard_normal((300, 60))
+        whole = estimate_noise(increments_of(noise, 1)).inverse_dimension
+        noise[150 + 7 * seed :] *= drop
+        assert estimate_noise(increments_of(noise, 1)).inverse_dimension == pytest.approx(whole, rel=0.25)

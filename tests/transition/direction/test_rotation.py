@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 from em_interp.transition.direction.local_cosine import largest_local_cosine
 from em_interp.transition.direction.rotation import locate_rotations, significant_rotation, strongest
@@ -241,3 +242,29 @@ def test_a_path_that_stops_moving_after_its_turn_has_its_turn(noise):
     vectors = np.concatenate([np.zeros((1, 64)), np.cumsum(drift, axis=0)])
     found = strongest(locate_rotations(vectors @ vectors.T, np.arange(401)))
     assert found.found and found.interval[0] <= 150 <= found.interval[1]
+
+
+def stopping(seed, last=400, moving=160, d=64):
+    """A straight path with momentum-smoothed noise, which stops."""
+    noise = lfilter([0.1], [1, -0.9], np.random.default_rng(seed).standard_normal((last + 100, d)), axis=0)[100:]
+    increments = np.where(np.arange(last)[:, None] < moving, noise + 1.5 * np.eye(d)[0], 0.0)
+    return np.concatenate([np.zeros((1, d)), np.cumsum(increments, axis=0)])
+
+
+def test_a_straight_path_that_stops_has_no_turn():
+    for seed in range(12):
+        vectors = stopping(seed)
+        assert not locate_rotations(vectors @ vectors.T, np.arange(401))[0].found
+    hardly = stopping(0, moving=30)
+    reason = locate_rotations(hardly @ hardly.T, np.arange(401))[0].reason
+    assert reason == "The path moves in only 8% of its increments; 20% are needed."
+
+
+def test_a_checkpoint_of_another_run_is_named_and_makes_no_turn():
+    for seed in range(10):
+        path = planted_path("straight", seed)
+        vectors, row = path.vectors.astype(float), len(path.steps) // 3
+        vectors[row] = np.random.default_rng(seed).permutation(vectors[row])
+        found = locate_rotations(vectors @ vectors.T, path.steps)[0]
+        assert (found.verdict, found.p_value) == ("inconclusive", None)
+        assert f"step {path.steps[row]} lies far off the path" in found.reason
