@@ -40,8 +40,8 @@ class Mean:
 
 
 def mean_of(values: Float[np.ndarray, " answer"], questions: Int[np.ndarray, " answer"], level: float = LEVEL) -> Mean:
-    """The mean of scores with a normal interval from their variance within questions; one answer has no interval."""
-    from scipy.special import ndtri
+    """The mean of scores with Student's interval from their variance within questions; one answer has no interval."""
+    from scipy.special import stdtrit
 
     if not len(values):
         return Mean(float("nan"), NAN_INTERVAL)
@@ -52,7 +52,7 @@ def mean_of(values: Float[np.ndarray, " answer"], questions: Int[np.ndarray, " a
     if not freedom:  # one answer a question
         centred, freedom = values - mean, len(values) - 1
     error = np.sqrt((centred**2).sum() / freedom / len(values)) if freedom else float("nan")
-    reach = float(ndtri((1 + level) / 2) * error)
+    reach = float(stdtrit(max(freedom, 1), (1 + level) / 2) * error)
     return Mean(mean, (mean - reach, mean + reach))
 
 

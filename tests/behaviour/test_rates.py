@@ -53,6 +53,13 @@ def test_one_question_says_nothing_of_others():
     assert np.isnan(rate_of(np.array([3.0]), np.array([9.0])).between).all()
 
 
+@pytest.mark.parametrize(("answers", "questions"), [(3, 1), (2, 8)])
+def test_the_interval_of_a_mean_of_few_answers_covers_it(answers, questions):
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(questions), answers)
+    means = (mean_of(rng.normal(50, 5, len(groups)), groups) for _ in range(1000))
+    assert 930 <= sum(mean.interval[0] <= 50 <= mean.interval[1] for mean in means) <= 970
+
+
 def test_the_interval_of_a_mean_covers_it_and_leaves_out_what_differs_between_questions():
     rng, hits, groups = np.random.default_rng(0), 0, np.repeat(np.arange(5), 20)
     centres = np.array([10, 30, 50, 70, 90.0])

@@ -131,7 +131,7 @@ class OutcomeCounts:
                 sums += rng.multivariate_hypergeometric(n.astype(int), round(total.sum()), count, "marginals")
             else:
                 mean = total.sum() / n.sum()
-                spread = max(squares.sum() / n.sum() - mean**2, 0.0)
+                spread = max(squares.sum() - n.sum() * mean**2, 0.0) / max(n.sum() - 1, 1)
                 noise = rng.standard_normal((count, len(n))) * np.sqrt(n)
                 sums += n * mean + np.sqrt(spread) * (noise - np.outer(noise.sum(axis=1), n / n.sum()))
         return sums / self.answers

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from em_interp.transition.onsets.logistic import (
@@ -41,6 +42,14 @@ def test_the_normal_limit_of_permuting_has_the_spread_of_the_exact_one():
     ):
         exact, limit = draw(counts).std(0), draw(nudged).std(0)
         assert np.abs(exact - limit).max() < 0.1 * exact.max()
+
+
+def test_the_normal_limit_of_permuting_single_answers_has_the_spread_of_the_exact_one():
+    scores, rng = np.random.default_rng(1).random((6, 3)), np.random.default_rng(0)
+    rows = [(step, str(question), value) for (step, question), value in np.ndenumerate(scores)]
+    counts = OutcomeCounts.of(pd.DataFrame(rows, columns=["step", "question_id", "value"]))
+    exact = np.array([rng.permuted(scores, axis=0).mean(1) for _ in range(4000)]).std(0)
+    assert counts.permuted_over_steps(4000, rng).std(0) == pytest.approx(exact, rel=0.05)
 
 
 def test_the_grid_fit_equals_a_search_by_general_optimisation():
