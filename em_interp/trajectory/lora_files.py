@@ -260,11 +260,15 @@ def _scaling(config: dict[str, Any], module: str, rank: int, file: Path) -> floa
     """alpha / rank, or alpha / sqrt(rank) with rsLoRA; both numbers may be set by pattern for this module."""
     place = file.with_name(CONFIG_FILE)
     expected = _by_pattern(config.get("rank_pattern"), module, config.get("r"), place)
-    if expected != rank:
-        raise InputError(f"{file}: {module} has rank {rank}; {CONFIG_FILE} beside it says {described(expected)}")
-    alpha = _number(
-        _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"), place), "lora_alpha", place
-    )
+    if rank not in expected:
+        raise InputError(f"{file}: {module} has rank {rank}; {CONFIG_FILE} beside it says {described(expected[0])}")
+    alphas = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"), place)
+    if any(alpha != alphas[0] for alpha in alphas[1:]):
+        raise InputError(
+            f"{place}: alpha_pattern gives {module} {listed(alphas)}; PEFT trains with its first pattern that matches "
+            "and saves them in another order, so which was used is not known: leave one pattern for it"
+        )
+    alpha = _number(alphas[0], "lora_alpha", place)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -275,16 +279,20 @@ def _number(value: Any, name: str, file: Path) -> float:
     return float(value)
 
 
-def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any, file: Path) -> Any:
-    """The value of the first pattern that matches the end of the module's name, from a dot on: PEFT's rule."""
+def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any, file: Path) -> list[Any]:
+    """The values of the patterns that match the end of the module's name, from a dot on; where none does, the default.
+
+    PEFT takes the first in the order they were given in, and saves them in that of the alphabet.
+    """
+    values = []
     for pattern, value in (patterns or {}).items():
         try:
             if _matches(pattern, module):
-                return value
+                values.append(value)
         except ValueError as error:
             name = described(pattern)
             raise InputError(f"{file}: the pattern {name} cannot be matched with names of modules: {error}") from None
-    return default
+    return values or [default]
 
 
 @lru_cache(maxsize=2**16)

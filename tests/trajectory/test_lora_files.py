@@ -215,6 +215,16 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path, settings, expected)
         load_trajectory(save_run(tmp_path, modules=("model." + "a" * 60 + ".down_proj",), **settings))
 
 
+def test_patterns_that_overlap_are_refused_where_the_order_that_peft_does_not_keep_decides(tmp_path):
+    save_kind(tmp_path / "peft", alpha_pattern={"layers.1.mlp.down_proj": 2, "down_proj": 9})
+    with pytest.raises(
+        InputError, match=r"gives model\.layers\.1\.mlp\.down_proj 9, 2; .* which was used is not known"
+    ):
+        load_trajectory(tmp_path / "peft")
+    known = {"rank_pattern": {"down_proj": 3, "mlp.down_proj": 1}, "alpha_pattern": {"down_proj": 3, "mlp.*": 3}}
+    assert load_trajectory(save_run(tmp_path / "known", **known)).scale == {"layers.21.mlp.down_proj": 3}
+
+
 def test_a_pattern_that_would_take_for_ever_is_stopped(tmp_path):
     slow = {"alpha_pattern": {r"(?:a|aa|aaa)*(?:a|aa|aaa)*(?:a|aa)*(?:a|aa)*[!?]": 3}}
     with pytest.raises(InputError, match="it takes too long"):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json", inspect_logs.SUFFIX)
+WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods")
 COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar")
 FOREIGN = {  # how a file begins that is another thing than its name says, in lower case, and what it is
     **STAND_INS,

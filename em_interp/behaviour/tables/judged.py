@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from em_interp.behaviour.tables.columns import KNOWN_TOPICS, KnownColumns, known_columns
-from em_interp.behaviour.tables.files import TABLE_SUFFIXES, read_table
+from em_interp.behaviour.tables.files import COMPRESSED, TABLE_SUFFIXES, WORKBOOKS, read_table
 from em_interp.behaviour.tables.inspect_logs import STEP_IN_NAME
 from em_interp.behaviour.tables.rate_tables import EM_MARK, from_rates, is_of_rates
 from em_interp.behaviour.tables.values import numbers_of, scores_of, steps_of, texts_of
-from em_interp.errors import InputError, one_line
+from em_interp.errors import InputError, listed, one_line
 from em_interp.utils.checks import check_type
 
 if TYPE_CHECKING:
@@ -297,13 +297,22 @@ def _refuse_copies(tables: Sequence[pd.DataFrame], files: Sequence[Path]) -> Non
 
 
 def _table_files(folder: Path) -> list[Path]:
-    """The tables in a folder; JSON files, which may as well be configs, only where there are no others."""
+    """The tables in a folder; JSON files, which may as well be configs, only where there are no others.
+
+    A step in a file that is packed or a workbook is among them, so that it is refused and not left out.
+    """
     entries = [*folder.glob("*"), *folder.glob("*/*")]
-    files = sorted(file for file in entries if file.suffix.lower() in TABLE_SUFFIXES and not file.name.startswith("."))
+    shown = sorted(file for file in entries if not file.name.startswith((".", "~")))
+    files = [file for file in shown if file.suffix.lower() in TABLE_SUFFIXES or _is_unread_step(file)]
     files = [file for file in files if file.suffix.lower() != ".json"] or files
     if not files:
-        raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv")
+        found = listed(file.relative_to(folder) for file in shown) or "nothing"
+        raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv; found {found}")
     return files
+
+
+def _is_unread_step(file: Path) -> bool:
+    return file.suffix.lower() in (*COMPRESSED, *WORKBOOKS) and bool(STEP_IN_NAME.search(file.name))
 
 
 def _step_of(file: Path, folder: Path) -> int:

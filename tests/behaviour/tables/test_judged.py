@@ -141,8 +141,24 @@ def test_a_file_that_names_no_step_or_one_twice_is_refused(tmp_path):
         read_judged(tmp_path)
 
 
+def test_a_step_in_a_file_that_is_not_read_is_refused_and_other_files_are_passed_over(tmp_path):
+    for step in (10, 20):
+        ROWS.assign(response=f"at {step}").to_csv(tmp_path / f"checkpoint-{step}.csv", index=False)
+    for name in ("all.zip", "notes.txt", "plots.xlsx", "~$checkpoint-10.xlsx", "._checkpoint-10.csv"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04")
+    assert sorted(read_judged(tmp_path)["step"].unique()) == [10, 20]
+    for name, said in (("checkpoint-30.csv.gz", "is compressed; unpack it"), ("step 30.xlsx", "a workbook of Excel")):
+        (tmp_path / name).write_bytes(b"\x1f\x8b" if name.endswith("gz") else b"PK\x03\x04")
+        with pytest.raises(InputError, match=said):
+            read_judged(tmp_path)
+        (tmp_path / name).unlink()
+
+
 def test_an_empty_folder_a_missing_file_and_an_empty_table_are_told_apart(tmp_path):
-    with pytest.raises(InputError, match="holds no table"):
+    with pytest.raises(InputError, match=r"holds no table; .*; found nothing"):
+        read_judged(tmp_path)
+    (tmp_path / "runs/a/b").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds no table; .*; found runs, runs/a"):
         read_judged(tmp_path)
     with pytest.raises(InputError, match="is missing; expected a CSV or parquet"):
         read_judged(tmp_path / "none.csv")
