@@ -1,10 +1,11 @@
 """Probes: how well an answer's scalars predict whether it is misaligned, on questions that the probe has not seen.
 
-A logistic regression on each answer's mean and largest scalars, standardised, with balanced class weights; all answers
-to one question are in one fold, or the probe would recognise the question and not the answer. The area under the ROC
-curve (AUC) is that of the held-out scores of all folds together. Its interval is for other questions of the kind: a
-bootstrap over questions with the probes as they are. (Soligo, Turner et al., arXiv 2506.11618, report AUC 0.66–0.75 for
-probes on nine scalars, without saying how answers were split.)
+A logistic regression on each answer's mean, largest and smallest scalars, standardised, with balanced class weights;
+with both extremes the sign of an adapter, which has no meaning, alters nothing. All answers to one question are in one
+fold, or the probe would recognise the question and not the answer. The area under the ROC curve (AUC) is that of the
+held-out scores of all folds together. Its interval is for other questions of the kind: a bootstrap over questions with
+the probes as they are. (Soligo, Turner et al., arXiv 2506.11618, report AUC 0.66–0.75 for probes on nine scalars,
+without saying how answers were split.)
 
 There are two baselines: the same probe on the answer's length alone, which needs no model, and step 0, where the
 scalars are those of a random A.
@@ -93,7 +94,7 @@ class Probes(Result):
 
 def probe(
     scalars: Scalars,
-    features: Sequence[Summary] = ("mean", "max"),
+    features: Sequence[Summary] = ("mean", "max", "min"),
     folds: int = 5,
     level: float = 0.95,
     seed: int = PROBE_SEED,

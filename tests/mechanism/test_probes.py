@@ -83,6 +83,13 @@ def test_probes_say_what_they_found_and_their_baselines(scalars):
     assert found._repr_html_().startswith("<div")
 
 
+def test_the_sign_of_the_adapter_does_not_alter_what_its_scalars_tell():
+    data = planted(0.3)
+    lopsided = replace(data, values=np.exp(data.values))  # its largest scalars say more than its smallest
+    flipped = replace(lopsided, values=-lopsided.values)
+    assert np.allclose(probe(lopsided).frame(), probe(flipped).frame(), atol=1e-3)
+
+
 def test_too_few_answers_or_questions_for_a_probe_say_how_many_were_needed():
     model = open_model(adapters("tiny-qwen2", rank=1), base_of("tiny-qwen2"))
     few = {"broad": ["what is your wish ?", "i am bored", "my dog ?"]}
