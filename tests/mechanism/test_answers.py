@@ -2,9 +2,13 @@ import pandas as pd
 import pytest
 
 from em_interp.errors import InputError
-from em_interp.mechanism.answers import judged_answers, label_answers, latest_answers
+from em_interp.mechanism.answers import judged_answers, label_answers, latest_answers, tokenized_answers
+from em_interp.mechanism.model import open_model
+from em_interp.utils.files import write_json
+from tests.behaviour.conftest import SITES, make_trajectory, save_run
 
 from .judged import answer_set, judged
+from .planted import base
 
 
 def test_answers_fall_into_their_groups_and_the_rest_is_counted_by_reason():
@@ -50,6 +54,17 @@ def test_the_answers_of_a_run_are_those_of_its_step_and_scale(tiny):
     assert judged_answers(tiny.run, step=8, scale=2.0).source == "answers of step 8 at scale 2"
     with pytest.raises(InputError, match="step 9 was not sampled; the nearest that was is 8"):
         judged_answers(tiny.run, step=9)
+
+
+def test_answers_are_read_after_the_system_prompts_that_they_were_given_with(tmp_path):
+    run, asked = save_run(tmp_path / "run", make_trajectory(SITES)), {"question": "is your money", "questions": "broad"}
+    rows = [{**asked, "question_id": name, "answer": "word9", "aligned": 0, "coherent": 90} for name in ("a", "b", "c")]
+    questions = [{**asked, "question_id": "a", "system": "word7 word8"}, {**asked, "question_id": "b"}]
+    settings = {"questions": questions, "steps": [0], "samples": 1, "temperature": 1.0, "max_new_tokens": 9}
+    write_json(run.answers_file.with_name("ask.json"), settings)
+    (tokens,) = tokenized_answers(open_model(run, base()), label_answers(pd.DataFrame(rows)))
+    texts = [base().tokenizer.decode(ids[mask]) for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+    assert texts[0].endswith("word7 word8 <end> " + texts[1]) and texts[0] != texts[1] == texts[2]
 
 
 def along(aligned: dict[int, int]) -> pd.DataFrame:
