@@ -53,6 +53,11 @@ class Run:
     path: Path
 
     @property
+    def name(self) -> str:
+        """The name of its folder, also where that is the one that one is in."""
+        return self.path.resolve().name
+
+    @property
     def config_file(self) -> Path:
         """The resolved config, from which the run can be repeated."""
         return self.path / "config.yaml"

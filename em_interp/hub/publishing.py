@@ -79,7 +79,7 @@ def publish(
         parent, published = _parent_commit(api, repo, files, resume, overwrite)
         if parent is None:
             interruptibly(lambda: api.create_repo(repo, private=private or None), time_limit(0))
-        message = f"The run {run.path.resolve().name}, {len(_saved(run))} checkpoints"
+        message = f"The run {run.name}, {len(_saved(run))} checkpoints"
         every: dict[str, Path | bytes] = {CARD: card.encode(), **files}
         new = {path: file for path, file in every.items() if overwrite or path not in published}
         if parent and not new:

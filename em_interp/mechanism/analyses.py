@@ -157,7 +157,7 @@ def transfer(context: SuiteContext) -> Finding:
     cosines = {name: direction.cosine(given[name]).tolist() for name, direction in context.directions()}
     ablated = _ablation_finding({name: context.ablation(given[name], "transfer", "ablation", name) for name in given})
     added = _steering_finding({name: context.steering(given[name], "transfer", "steering", name) for name in given})
-    name = context.transfer.path.name
+    name = context.transfer.name
     values = {"source": name, "cosine": cosines, "ablation": ablated.values, "steering": added.values}
     figures = {f"transfer_{title}": figure for title, figure in (ablated.figures | added.figures).items()}
     ranges = "; ".join(f"{name} {min(of):.2f} to {max(of):.2f}" for name, of in cosines.items())

@@ -281,11 +281,11 @@ def _report(context: SuiteContext, size: str) -> MechanismReport:
             if name not in analyses and file.exists():
                 analyses[name] = AnalysisResult.read(file)
     return MechanismReport(
-        run=context.run.path.name,
+        run=context.run.name,
         base=context.model.base.identity,
         engine=context.model.engine.name,
         size=size,
-        control=None if context.control is None else context.control.path.name,
+        control=None if context.control is None else context.control.name,
         answers=context.answers.to_dict(),
         analyses=analyses,
         folder=folder,

@@ -291,8 +291,9 @@ def _place(
     refused: to replace a folder is to lose everything in it.
     """
     origin = Path(source) if Path(source).exists() else Path(Path(source).name)  # of the Hub: the current folder
+    beside = origin / ".." if origin.name in ("", "..") else origin.parent
     name = origin.resolve().name.removesuffix(SUFFIX)
-    place = Path(out) if out is not None else origin.parent / f"{name}{ending}"
+    place = Path(out) if out is not None else beside / f"{name}{ending}"
     check_free(place, resume, overwrite)
     if place.exists() and not (place.is_dir() and not any(place.iterdir())) and not is_export(place):
         raise InputError(

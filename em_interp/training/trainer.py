@@ -342,7 +342,7 @@ def _arguments(run: Run, config: RunConfig, processes: Processes) -> TrainingArg
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(run.path),
-        run_name=run.path.name,
+        run_name=run.name,
         seed=config.seed,
         per_device_train_batch_size=config.training.batch_size,
         gradient_accumulation_steps=config.training.gradient_accumulation_steps // processes.count,

@@ -236,6 +236,14 @@ def test_of_a_trainers_checkpoint_only_the_adapter_is_exported_for_peft(runs, tm
         assert export_peft(run.path, 5, folder, **again)["step"] == 5
 
 
+@pytest.mark.parametrize("inside, source, place", [("", ".", ".."), ("checkpoints", "..", "../..")])
+def test_what_is_exported_from_within_a_run_is_written_beside_it(inside, source, place, runs, tmp_path, monkeypatch):
+    run = shutil.copytree(runs["qwen2"], tmp_path / "mine")
+    monkeypatch.chdir(run / inside)
+    assert Path(export_packed(source)["file"]) == Path(place) / "mine-packed.safetensors"
+    assert Run(Path(source)).name == "mine" and (tmp_path / "mine-packed.safetensors").is_file()
+
+
 def test_an_adapter_that_was_pickled_is_exported_for_peft(runs, tmp_path):
     run = Run(shutil.copytree(runs["qwen2"], tmp_path / "run"))
     for step in run.steps():
