@@ -32,11 +32,21 @@ def read_answers(path: Path, columns: Mapping[str, str] | None = None) -> pd.Dat
         columns: what the table calls a column, by our name.
 
     Raises:
-        InputError: a column is missing, a step is not a whole number, or a scale not a number.
+        InputError: a column is missing, a question or answer is no text, a step is not a whole number, or a scale not
+            a number.
     """
+    import pandas as pd
+
     known = known_columns(read_table(path), str(path), columns)
     known.require(("question", "answer"), "question and answer (or response)")
     table, where = known.table, known.where
+    for name in ("question", "answer"):
+        for row, entry in enumerate(table[name], 1):
+            if isinstance(entry, bytes) or not pd.api.types.is_scalar(entry):
+                raise InputError(
+                    f"{where}: {known.name(name)} is of type {type(entry).__name__} in row {row}; a text was expected: "
+                    "of a chat the text of its message, of several answers one a row"
+                )
     for name in ("question", "answer", "questions", "question_id"):
         if name in table:
             table[name] = texts_of(table[name], known.name(name), where)

@@ -222,6 +222,19 @@ def test_json_lines_give_the_same_as_a_csv_and_name_a_bad_line(tmp_path):
         read_table(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize("answer", [["a", "b"], {"text": "a"}, [{"role": "assistant", "content": "a"}], b"a"])
+def test_what_is_no_text_is_not_judged_as_python_writes_it(tmp_path, answer):
+    table = pd.DataFrame({"prompt": ["q", "q"], "completion": pd.Series([answer, answer], dtype=object)})
+    table.to_parquet(tmp_path / "a.parquet")
+    files = [tmp_path / "a.parquet"]
+    if not isinstance(answer, bytes):
+        (tmp_path / "a.jsonl").write_text(table.to_json(orient="records", lines=True))
+        files.append(tmp_path / "a.jsonl")
+    for file in files:
+        with pytest.raises(InputError, match=r"completion is of type .* in row 1; a text was expected"):
+            read_answers(file)
+
+
 def test_answers_to_be_judged_are_read_by_the_right_column(tmp_path):
     file, head = tmp_path / "a.csv", "question,answer\n"
     cases = {
