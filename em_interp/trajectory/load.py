@@ -33,8 +33,8 @@ def load_trajectory(
 
     Steps are ordered by number. An adapter at the root of a folder is not part of the path (in the public organisms it
     is not always the last checkpoint). The log is the run's `trainer_state.json` or that of the last checkpoint that
-    has one, whichever reaches further. A learned steering vector and full fine-tuning are paths too;
-    `checkpoint_formats` says what stands in A and B then. No pickle is executed.
+    has one, whichever reaches further; the checkpoint's where the two differ. A learned steering vector and full
+    fine-tuning are paths too; `checkpoint_formats` says what stands in A and B then. No pickle is executed.
 
     Args:
         source: A run, a run directory, a folder of checkpoints in it or in its `checkpoints/` (`docs/layouts.md` lists

@@ -26,6 +26,7 @@ METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "cumulative_lr", "
 NEVER_NEGATIVE = ("grad_norm", "learning_rate", "cumulative_lr", "grad_norm_A", "grad_norm_B")
 LOG_SUFFIXES = (".json", ".jsonl", ".ndjson")  # of a log that is given alone
 MAX_TWICE = 2  # steps that may have two values of one metric: those at which a run was resumed
+SAME = 1e-6  # two values are the same up to this share
 MAX_FIRST_GAP = 3  # logged intervals before the first row; beyond them the learning rates there are not known
 
 
@@ -46,6 +47,8 @@ class Log:
 def find_log(root: Path, checkpoints: Iterable[Path], last: int) -> Log:
     """The log of a run: of the root's and the last checkpoint's that has one, the one that reaches further.
 
+    Where they differ in a step, the root's is of another run, as an earlier one in the same folder leaves it.
+
     Args:
         root: The run, or the folder with its checkpoints.
         checkpoints: The folders of the steps, the last one first.
@@ -64,10 +67,22 @@ def find_log(root: Path, checkpoints: Iterable[Path], last: int) -> Log:
     if not logs:
         return Log(notes=tuple(notes))
     best = max(logs, key=lambda log: log.last)  # the root's, where they reach equally far
+    if len(logs) > 1 and (n_steps := _count_differing(*logs)):
+        best = logs[1]
+        notes.append(
+            f"{logs[0].file} is of another run and was not used: it differs from {best.file} at {n_steps} steps"
+        )
     notes += best.notes
     if best.last < last:
         notes.append(f"{best.file} ends at step {best.last}, before the last checkpoint ({last})")
     return Log(best.table, tuple(notes), best.file)
+
+
+def _count_differing(log: Log, other: Log) -> int:
+    """The number of steps at which both have a value that is not the same."""
+    steps, names = log.table.index.intersection(other.table.index), log.table.columns.intersection(other.table.columns)
+    one, two = (each.table.loc[steps, names].to_numpy() for each in (log, other))
+    return int((np.abs(one - two) > SAME * np.abs(two)).any(axis=1).sum())
 
 
 def read_log(file: Path) -> Log:

@@ -109,10 +109,10 @@ def test_the_log_is_the_runs_own_or_the_last_checkpoints(tmp_path):
         tmp_path / "checkpoints/checkpoint-3", [{"step": s, "loss": float(s), "grad_norm": 0.5} for s in (1, 2, 3)]
     )
     assert load_trajectory(tmp_path).metrics["loss"].tolist() == [1, 2, 3]
-    save_log(tmp_path, [{"step": 1, "loss": 7.0}, {"step": 1, "eval_loss": 6.0}, {"step": 3, "train_runtime": 1.0}])
+    save_log(tmp_path, [{"step": 1, "loss": 1.0}, {"step": 1, "eval_loss": 6.0}, {"step": 3, "train_runtime": 1.0}])
     metrics = load_trajectory(tmp_path).metrics
     assert list(metrics.columns) == ["loss", "eval_loss"]
-    assert metrics.loc[1].tolist() == [7.0, 6.0]
+    assert metrics.loc[1].tolist() == [1.0, 6.0]
 
 
 def test_the_learning_rate_is_summed_over_the_steps_between_logged_ones(tmp_path):

@@ -146,8 +146,19 @@ def test_the_log_is_the_one_that_reaches_further(tmp_path):
     log_file(tmp_path / "checkpoints/checkpoint-400", rows())
     path = load_trajectory(tmp_path)
     assert len(path.metrics) == 400 and len(path.notes) == 1
-    save_log(tmp_path, [{**row, "loss": 7.0} for row in rows()])
-    assert (load_trajectory(tmp_path).metrics["loss"] == 7).all()
+    save_log(tmp_path, [{**row, "kl": 7.0} for row in rows()])
+    assert (load_trajectory(tmp_path).metrics["kl"] == 7).all()
+
+
+@pytest.mark.parametrize("steps", [300, 400, 450])
+def test_a_log_that_an_earlier_run_left_in_the_folder_is_told_and_not_used(steps, tmp_path):
+    save_run(tmp_path, steps=(0, 200, 400))
+    log_file(tmp_path / "checkpoints/checkpoint-400", rows())
+    log_file(tmp_path, [{**row, "loss": 7.0} for row in rows(steps)])
+    path = load_trajectory(tmp_path)
+    assert len(path.metrics) == 400 and (path.metrics["loss"] < 7).all()
+    assert path.notes[-1].endswith(f"checkpoint-400/trainer_state.json at {min(steps, 400)} steps")
+    assert f"{tmp_path / 'trainer_state.json'} is of another run and was not used" in path.notes[-1]
 
 
 def test_learning_rates_before_the_log_begins_are_not_made_up(tmp_path):
