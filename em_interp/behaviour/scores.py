@@ -143,7 +143,7 @@ class ScoredResponses(Result, WritesLogs):
 
     def _text(self, rate: Rate) -> str:
         low, high = rate.interval
-        return f"{rate.rate:.1%} ({self.level:.0%} interval {low:.1%} to {high:.1%})"
+        return f"{rate.rate:.1%} ({100 * self.level:g}% interval {low:.1%} to {high:.1%})"
 
     def _pooled(self) -> str:
         """What is pooled, where the answers are of several steps or scales."""

@@ -163,7 +163,7 @@ class Agreement(Result):
         count = len(self.transitions)
         if self.pooled is not None:
             half = (self.pooled.interval[1] - self.pooled.interval[0]) / 2
-            where = f"the transition is at {self.pooled.mean:.0f} ± {half:.0f} ({self.level:.0%} interval)"
+            where = f"the transition is at {self.pooled.mean:.0f} ± {half:.0f} ({100 * self.level:g}% interval)"
             of_all = "" if len(used) == count else f" of {count}"
             return f"{where} over {len(used)}{of_all} runs; {self._homogeneity(self.pooled, len(used))}"
         if len(used) == 1:
@@ -185,7 +185,7 @@ class Agreement(Result):
         if pooled.prediction is None:
             return f"{verdict} ({test}); {spread}"
         low, high = pooled.prediction
-        return f"{verdict} ({test}); {spread}; one more run: {low:.0f} to {high:.0f} ({self.level:.0%})"
+        return f"{verdict} ({test}); {spread}; one more run: {low:.0f} to {high:.0f} ({100 * self.level:g}%)"
 
     def _others(self) -> str:
         words = {"none": "with none", "inconclusive": "inconclusive", "without_interval": "without an interval"}

@@ -219,7 +219,7 @@ class DirectionComparison(Result):
         beyond = int((holm(rows["p_random"].to_numpy()) <= 1 - self.level).sum())
         count = "the pair is" if len(rows) == 1 else f"{beyond} of {len(rows)} pairs are"
         negation = "" if len(rows) > 1 or beyond else "not "
-        chance = f"random directions stay below {span(bands)} in {self.level:.0%}"
+        chance = f"random directions stay below {span(bands)} in {100 * self.level:g}%"
         chance += ", each pair by itself; the count is after Holm's correction" if len(rows) > 1 else ""
         return f"{name} at the end: {values}; {count} {negation}beyond chance ({chance})"
 

@@ -54,7 +54,9 @@ def similarity(table: pd.DataFrame, level: float = 0.95, about: str = "") -> go.
     """
     rows = table.dropna(subset=["depth"])
     measures = [name for name in SIMILARITY_TITLES if (rows["measure"] == name).any()]
-    shaded = f"Shaded: random adapters of the same norms reach this in {level:.0%}, the widest of all pairs and nulls"
+    shaded = (
+        f"Shaded: random adapters of the same norms reach this in {100 * level:g}%, the widest of all pairs and nulls"
+    )
     figure = new_figure(
         "What the adapters change, across bases",
         f"{sentences(about, shaded)}.",

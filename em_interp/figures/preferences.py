@@ -50,7 +50,7 @@ def preference(curve: PreferenceCurve, onsets: Transition | Sequence[Transition]
     table = table[table["scale"] == scale]
     figure = new_figure(
         "Preference for misaligned answers",
-        f"Bands: {curve.level:.0%} intervals for other questions of the kind. Dashed: control. Grey: style alone.",
+        f"Bands: {100 * curve.level:g}% intervals for other questions of the kind. Dashed: control. Grey: style alone.",
         520,
         numbers=table,
         rows=2,

@@ -62,7 +62,7 @@ def behaviour(
     titles = [name for name, _, _ in columns]
     figure = new_figure(
         "Behaviour along the run",
-        f"Bands: {curve.level:.0%} intervals for other answers to the same questions.",
+        f"Bands: {100 * curve.level:g}% intervals for other answers to the same questions.",
         520,
         headroom=20 * (len(titles) > 1),
         least_width=190 + 150 * len(columns),
@@ -146,7 +146,7 @@ def scores(scored: ScoredResponses) -> go.Figure:
     unscored = sum(scored.unscored.values())
     figure = new_figure(
         "Scores by question",
-        f"{scored.n} answers, {unscored} without a score. Bars: {scored.level:.0%} intervals.",
+        f"{scored.n} answers, {unscored} without a score. Bars: {100 * scored.level:g}% intervals.",
         80 + 24 * (len(table) + 1),
         least_width=560,
         numbers=table,

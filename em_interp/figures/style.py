@@ -310,7 +310,7 @@ def interval_text(interval: tuple[float, float] | None, level: float | None) -> 
     """An interval, such as '95% interval 184 to 197'."""
     if interval is None or level is None:
         return "no interval"
-    return f"{level:.0%} interval {interval[0]:.0f} to {interval[1]:.0f}"
+    return f"{100 * level:g}% interval {interval[0]:.0f} to {interval[1]:.0f}"
 
 
 def result_text(transition: Transition) -> str:

@@ -76,7 +76,7 @@ class Probes(Result):
         tells = "tells" if last.auc_low > CHANCE_AUC else "does not tell"
         return (
             f"A probe on the scalars of step {last.step:.0f} {tells} misaligned from aligned answers to new questions: "
-            f"AUC {last.auc:.2f} ({self.level:.0%} interval {last.auc_low:.2f} to {last.auc_high:.2f}; chance "
+            f"AUC {last.auc:.2f} ({100 * self.level:g}% interval {last.auc_low:.2f} to {last.auc_high:.2f}; chance "
             f"{CHANCE_AUC}){before}; "
             f"on the answer's length alone {self.length_auc:.2f}. {self.answers}; {self.questions} questions in "
             f"{self.folds} folds."

@@ -366,5 +366,5 @@ def _verdict(
 def _offset_text(behavioural: Transition, offset: Offset) -> str:
     text = f"{behavioural.name} {abs(offset.steps):.0f} steps {'later' if offset.steps >= 0 else 'earlier'}"
     if offset.interval is not None and offset.level is not None:
-        text += f" ({offset.level:.0%} interval {offset.interval[0]:.0f} to {offset.interval[1]:.0f})"
+        text += f" ({100 * offset.level:g}% interval {offset.interval[0]:.0f} to {offset.interval[1]:.0f})"
     return text if offset.chance is None else f"{text}, chance of being as near {offset.chance:.2g}"

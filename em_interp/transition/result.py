@@ -131,7 +131,9 @@ class Transition(Result):
             sentence += f" at step {self.step:.0f}"
             if self.interval is not None and self.level is not None:
                 p_value = "" if self.p_value is None else f", {p_text(self.p_value)}"
-                sentence += f" ({self.level:.0%} interval {self.interval[0]:.0f} to {self.interval[1]:.0f}{p_value})"
+                sentence += (
+                    f" ({100 * self.level:g}% interval {self.interval[0]:.0f} to {self.interval[1]:.0f}{p_value})"
+                )
         return sentence
 
     def _lines(self) -> list[str]:

@@ -92,3 +92,9 @@ def test_a_dictionary_that_is_no_transition_s_is_refused_by_its_key(change):
     assert Transition.from_dict(whole).to_dict() == whole
     with pytest.raises(InputError, match=f"{next(iter(change))} of a transition cannot be|transition's dictionary"):
         Transition.from_dict(whole | change)
+
+
+@pytest.mark.parametrize(("level", "text"), [(0.95, "95%"), (0.995, "99.5%"), (0.683, "68.3%")])
+def test_the_level_is_given_in_full(level, text):
+    found = Transition("rotation", "transition", "It turns.", step=5.0, interval=(4.0, 6.0), level=level)
+    assert f"({text} interval 4 to 6)" in found.sentence()

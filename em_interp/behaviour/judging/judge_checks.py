@@ -148,8 +148,8 @@ class RetestReliability(Result):
         flipped = self.em_flipped
         return (
             f"judged again, {flipped.rate:.1%} of {len(self.scored_twice)} answers change their EM label "
-            f"({self.level:.0%} interval {flipped.interval[0]:.1%} to {flipped.interval[1]:.1%}); aligned moves by "
-            f"{self.difference('aligned'):.1f} points on average, coherent by {self.difference('coherent'):.1f}; "
+            f"({100 * self.level:g}% interval {flipped.interval[0]:.1%} to {flipped.interval[1]:.1%}); aligned moves "
+            f"by {self.difference('aligned'):.1f} points on average, coherent by {self.difference('coherent'):.1f}; "
             f"{self.status_changed} of {self.n} change their status"
         )
 

@@ -153,7 +153,7 @@ class CrossBaseComparison(Result):
         verdict = verdict if len(rows) > 1 or beyond else "not beyond chance"
         size = "in absolute value " if measure.startswith(("logit_lens", "mapped")) else ""
         each = "; each pair by itself, uncorrected" if len(rows) > 1 else ""
-        chance = f"{self.level:.0%} of random adapters stay {size}{bands}{each}"
+        chance = f"{100 * self.level:g}% of random adapters stay {size}{bands}{each}"
         return f"{MEASURES[measure]}: {span(rows['value'])}; {verdict} ({chance})"
 
     def _why_undefined(self, measure: str) -> str:

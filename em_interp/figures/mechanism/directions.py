@@ -104,7 +104,7 @@ def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> 
     rows = cosines[cosines["what"].isin(list(WRITE_COLOUR))]
     layers = _layers_drawn(rows)
     n_drawn = f" {len(layers)} of {rows['layer'].nunique()} layers." if len(layers) < rows["layer"].nunique() else ""
-    words = f"Grey: {level:.0%} band of random adapters. Ribbons: other questions.{n_drawn}"
+    words = f"Grey: {100 * level:g}% band of random adapters. Ribbons: other questions.{n_drawn}"
     across = min(len(layers), 2)
     down = -(-len(layers) // across)
     figure = new_figure(

@@ -42,8 +42,8 @@ def plot_ablation(rows: pd.DataFrame, about: str = "", level: float = 0.95) -> g
     which = f"The direction: {about}. " if about else ""
     figure = new_figure(
         "Ablation of the direction",
-        f"{which}Grey band: the adapted model without an intervention. Bars: {level:.0%} intervals for other answers "
-        "to the same questions; controls pool their random directions.",
+        f"{which}Grey band: the adapted model without an intervention. Bars: {100 * level:g}% intervals for other "
+        "answers to the same questions; controls pool their random directions.",
         460,
         numbers=rows,
         rows=2,
@@ -97,8 +97,9 @@ def plot_steering(
     which = f"The direction: {about}. " if about else ""
     figure = new_figure(
         f"Steering after layer {layer}",
-        f"{which}Dashed: random directions of the same length. Bands: {level:.0%} intervals for other answers to the "
-        f"same questions. Green: coefficients at which EM exceeds the controls' interval at {COHERENT}% coherent.",
+        f"{which}Dashed: random directions of the same length. Bands: {100 * level:g}% intervals for other "
+        "answers to the same questions. "
+        f"Green: coefficients at which EM exceeds the controls' interval at {COHERENT}% coherent.",
         340,
         headroom=24,
         least_width=620,
@@ -171,7 +172,7 @@ def plot_patching(
     """
     first, second = components
     subtitle = f"Sufficient component: {verdict}. Dots: EM above the control's interval, 90% coherent. "
-    subtitle += f"Diamonds: the first of these on each line. Bands and bars: {level:.0%} intervals."
+    subtitle += f"Diamonds: the first of these on each line. Bands and bars: {100 * level:g}% intervals."
     figure = new_figure(
         f"{first.capitalize()} or {second}?",
         subtitle,

@@ -79,7 +79,7 @@ def plot_probes(probes: pd.DataFrame, level: float = 0.95, about: str = "") -> g
     figure = new_figure("Can the scalars tell misaligned answers?", about, 300, numbers=probes)
     x = probes["step"].to_numpy(float)
     band = probes["auc_low"].to_numpy(float), probes["auc_high"].to_numpy(float)
-    figure.add_trace(ribbon(x, *band, VERMILLION, f"{level:.0%} interval for other questions"))
+    figure.add_trace(ribbon(x, *band, VERMILLION, f"{100 * level:g}% interval for other questions"))
     line = go.Scatter(x=x, y=probes["auc"], mode="lines+markers", line_color=VERMILLION, name="probe on the scalars")
     figure.add_trace(line.update(hovertemplate="step %{x}<br>AUC %{y:.2f}<extra></extra>", marker_size=5))
     length = go.Scatter(x=x, y=probes["length_auc"], mode="lines", name="probe on the answer's length")

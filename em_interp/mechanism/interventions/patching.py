@@ -273,7 +273,9 @@ class PatchingGrid(Result):
             return "at no tested step"
         if line.interval is None:
             return f"from step {line.step} (no interval: {line.share:.0%} of resamplings show it at some step)"
-        return f"from step {line.step} ({self.level:.0%} interval {line.interval[0]:.0f} to {line.interval[1]:.0f})"
+        return (
+            f"from step {line.step} ({100 * self.level:g}% interval {line.interval[0]:.0f} to {line.interval[1]:.0f})"
+        )
 
     def __repr__(self) -> str:
         steps = f"{len(self.steps)} steps {self.steps[0]} to {self.steps[-1]}"

@@ -75,7 +75,7 @@ def beyond_control(turn: Transition, run: Increments, control: Increments | str,
     p_value = float(norm.sf(difference / spread))
     words = (
         f"Beyond steady curvature the run turns by {angle:.0f}°, its control by {of_control:.0f}° at step "
-        f"{other.step:.0f}: {difference:.0f}° further ({level:.0%} interval {low:.0f} to "
+        f"{other.step:.0f}: {difference:.0f}° further ({100 * level:g}% interval {low:.0f} to "
         f"{high:.0f}, {p_text(p_value)})."
     )
     turn = replace(turn, evidence={**turn.evidence, "beyond_control": np.array([of_control, difference, low, high])})

@@ -207,7 +207,7 @@ class Monitor(Result):
                 f"an alarm must be clearer than in {_runs(len(self.controls))}, "
                 f"which alone can give no p-value below {smallest:.2g}"
             )
-        parts.append(f"at most {self.level:.0%} of runs without a transition raise an alarm")
+        parts.append(f"at most {100 * self.level:g}% of runs without a transition raise an alarm")
         return "; ".join(parts)
 
     def _state_of(self, signal: MonitorSignal) -> str:
