@@ -200,9 +200,9 @@ def verdict_of(test: RiseTest, metric: str) -> tuple[Verdict, str]:
     assert test.p_rise is not None
     if test.control is not None and test.p_control is None:
         return "inconclusive", f"the control was sampled at fewer than {MIN_STEPS} of the same steps"
-    if rise is None and test.underpowered:
-        return "inconclusive", f"too few answers: a rise by {100 * DETECTABLE_RISE:.0f} points could be missed"
     moves = "fall" if metric in FALLING else "rise"
+    if rise is None and test.underpowered:
+        return "inconclusive", f"too few answers: a {moves} by {100 * DETECTABLE_RISE:.0f} points could be missed"
     if test.p_rise > ONSET_ALPHA:
         return "none", f"the {name} does not {moves} beyond its value at step {steps[0]:g} (p = {test.p_rise:.2g})"
     if rise is None:
@@ -272,8 +272,8 @@ def _p_against(counts: OutcomeCounts, control: OutcomeCounts, rng: np.random.Gen
 def _underpowered(counts: OutcomeCounts) -> bool:
     """Whether a rise by DETECTABLE_RISE in mid-run would be missed more often than one time in five."""
     n = counts.answers.sum()
-    rate = (counts.total.sum() + 1) / (n + 2)
-    return 3.2 * np.sqrt(rate * (1 - rate) * 4 / n) > DETECTABLE_RISE
+    mean, square = ((sums.sum() + 1) / (n + 2) for sums in (counts.total, counts.squares))
+    return 3.2 * np.sqrt((square - mean**2) * 4 / n) > DETECTABLE_RISE
 
 
 def _in_direction(rates: np.ndarray, metric: str) -> np.ndarray:

@@ -218,3 +218,9 @@ def test_bad_input_is_named():
         OutcomeCounts.of(pd.DataFrame({"step": [0, 1], "question_id": ["a", "a"], "value": [0, 100]}))
     with pytest.raises(InputError, match="columns step, question_id, value"):
         OutcomeCounts.of(pd.DataFrame({"step": [0]}))
+
+
+def test_few_scores_that_hardly_vary_show_that_they_do_not_fall():
+    level, varied = (onset(answers(flat(r), questions=2, n=1), metric="aligned_mean") for r in (0.0, 0.3))
+    assert level.verdict == "none"
+    assert varied.reason == "too few answers: a fall by 20 points could be missed"
