@@ -77,7 +77,7 @@ def attribution(context: SuiteContext) -> Finding:
     """What the adapter writes and causes, compared with the mean difference."""
     result = context.attribution
     bands = ", ".join(f"±{band:.2f} for {site}" for site, band in result.bands.writes.items())
-    effects = result.bands.effects
+    effects = result.bands.effects[np.isfinite(result.bands.effects)]  # none before the first site
     control = (
         f"Band of random adapters of the same size: {bands or 'no site writes'}; downstream ±{effects.min():.2f} to "
         f"±{effects.max():.2f}."

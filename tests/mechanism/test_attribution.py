@@ -1,6 +1,7 @@
 """Writes and effects against slow obvious ways, planted truths and invariances."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from em_interp.behaviour.sampling import memory
 from em_interp.errors import InputError
-from em_interp.mechanism import open_model
+from em_interp.mechanism import analyses, open_model
 from em_interp.mechanism.answers import answer_means, tokenized_answers
 from em_interp.mechanism.attribution import DirectionAttribution, NullBands, attribute_direction, read_step
 from em_interp.mechanism.directions import Direction, cosine, mean_difference
@@ -152,6 +153,8 @@ def test_results_show_and_write_themselves(path):
     values = path.to_dict()
     assert values["reference"]["answers"]["misaligned"] == 24 and len(values["rows"]) == len(path.frame())
     assert "the write of layers.1.mlp.down_proj has cosine" in path.sentence()
+    control = analyses.attribution(SimpleNamespace(attribution=path)).control  # no band before the first site
+    assert "downstream ±0." in control and "nan" not in control
     for shown in (path, path.reference):
         assert shown._repr_html_().startswith("<div")
     # the figures: plot_writes, plot_direction_steps, plot_mean_difference
