@@ -3,7 +3,8 @@
 A write w reaches the logits on a direct path as W_U·(γ ⊙ w)/rms, through the final norm's gains and the unembedding;
 rms is that of the final residual stream, averaged over the answers' tokens, so that the effect is in logits (the logit
 lens, nostalgebraist 2020, of a write alone, with the norm held fixed). Effects are centred over the vocabulary, which
-leaves every probability as it is. What later layers make of the write is not included.
+leaves every probability as it is. What later layers make of the write is not included. Logits that a model scales or
+soft-caps (Cohere, Gemma 2) are those before that.
 
 *Settled* is the first step from which on the k most promoted tokens keep Jaccard 0.8 or more with the last step's; the
 suppressed ones likewise. The null is the Jaccard of the last step's tokens with those of random directions, which is

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from em_interp.behaviour.sampling import memory
 from em_interp.errors import InputError
@@ -18,6 +19,7 @@ from em_interp.mechanism.random_adapters import cosine_quantile
 from em_interp.mechanism.scalars import read_scalars
 from em_interp.organisms.bases import BUILT_IN
 from em_interp.trajectory.trajectory import AdapterTrajectory
+from tests.behaviour.conftest import SHAPE, Base, build_tokenizer, make_trajectory
 
 from .conftest import STEPS, adapters, base_of
 from .judged import answer_set
@@ -49,6 +51,25 @@ def test_the_write_is_b_or_after_gemma_s_norm_what_the_mlp_adds_more(name, engin
     assert np.allclose(read.writes[SITE], more["resid_post.1"], atol=1e-4)  # its first effect
     along = abs(cosine(read.writes[SITE], model.trajectory.B[SITE][-1, :, 0].astype(float)))
     assert along > 1 - 1e-6 if name != "tiny-gemma3" else along < 0.99
+
+
+@pytest.mark.parametrize("family", ["mistral", "olmo2", "gemma2", "granite", "glm4"])
+def test_a_write_is_what_the_stream_gains_and_refused_where_a_layer_adds_it_in_a_way_of_its_own(family):
+    more = {"vocab_size": 120, "pad_token_id": 0, "head_dim": 8, "residual_multiplier": 0.5}
+    config = AutoConfig.for_model(family, **SHAPE, **more)
+    base = Base(AutoModelForCausalLM.from_config(config).eval(), build_tokenizer())
+    path = make_trajectory({SITE: (config.intermediate_size, config.hidden_size)}, rank=2, scale=0.1)
+    model, answers = open_model(path, base), answer_set()
+    batches = tokenized_answers(model, answers)
+    with model.disable_adapter() as unadapted:
+        if family in ("granite", "glm4"):
+            with pytest.raises(InputError, match="scales or norms its output in its own way; expected layers"):
+                read_step(unadapted, batches, answers)
+            return
+        before = read_step(unadapted, batches, answers).stream[1]
+    with model.at(10) as adapted:
+        read = read_step(adapted, batches, answers)
+    assert np.allclose(read.writes[SITE], read.stream[1] - before, atol=1e-4) and read.writes[SITE].any()
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen2", "tiny-llama"])

@@ -160,10 +160,18 @@ class HookPoints:
         return HookPoint(getattr(layer, "post_feedforward_layernorm", layer.mlp), "output")  # Gemma's norm comes first
 
     def residual_write(self, site: str) -> ResidualWrite | None:
-        """How a site's output is added to the residual stream; None where it is not (`q_proj`, `up_proj`)."""
+        """How a site's output is added to the residual stream; None where it is not (`q_proj`, `up_proj`).
+
+        Raises InputError for the layers of Granite and GLM-4, which scale it, or have norms of other names.
+        """
         if not writes_residual(site):
             return None
         layer = layer_of(site)
         block, norm = self.decoder.layers[layer], RESIDUAL_WRITERS[site.rpartition(".")[2]]
+        if hasattr(block, "residual_multiplier") or hasattr(block, "post_mlp_layernorm"):
+            raise InputError(
+                f"what {site} writes is not known: {type(block).__name__} scales or norms its output in its own way; "
+                "expected layers like those of Qwen, Llama, Mistral, OLMo or Gemma"
+            )
         normed = hasattr(block, "post_feedforward_layernorm")
         return ResidualWrite(layer, getattr(block, norm).forward if normed else None)
