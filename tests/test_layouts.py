@@ -1,6 +1,7 @@
 """Every name that libraries give to checkpoints: the step is read from it, or the folder is refused in one line."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -138,6 +139,26 @@ def test_a_folder_with_steps_of_two_runs_lists_the_groups(tmp_path):
         (folder / "trainer_state.json").write_text(json.dumps(state, indent=2))
     with pytest.raises(InputError, match=r"differ in max_steps: step 1 \(max_steps 100\), step 2 \(max_steps 200\)"):
         load_trajectory(tmp_path / "longer")
+
+
+def test_what_an_earlier_run_left_in_the_folder_is_told_by_the_logs_in_the_checkpoints(tmp_path):
+    from transformers.trainer_callback import TrainerState
+
+    def save(step, first_loss, begin=1):
+        save_named(tmp_path, "checkpoint-{}", (step,))
+        rows = [{"epoch": 0.1, "loss": first_loss - s / 9, "step": s} for s in range(begin, step + 1)]
+        TrainerState(log_history=rows, max_steps=9).save_to_json(tmp_path / f"checkpoint-{step}/trainer_state.json")
+
+    for step in range(1, 6):
+        save(step, 2.5 if step < 4 else 2.75)
+    with pytest.raises(InputError, match=r"differ in loss logged at step 1: 3 steps 1 to 3 .*, 2 steps 4 to 5 \("):
+        load_trajectory(tmp_path)
+    for step in (4, 5):
+        save(step, 2.5, begin=4)  # as some trainers log after resuming
+    save(3, math.nan)
+    save(2, math.nan)
+    save(1, math.nan)
+    assert load_trajectory(tmp_path).steps.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_few_checkpoints_are_told_with_how_densely_to_save(tmp_path):

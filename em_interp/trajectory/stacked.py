@@ -7,6 +7,7 @@ differs is read and checked as the first was.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -14,6 +15,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,8 @@ MAX_BUFFERS = 1024  # of one call of readv
 BLOCK = 2**20  # numbers checked at once
 MAX_SHARE = 0.5  # of this machine's memory that a path may take
 _MAX_STEPS_LOGGED = re.compile(rb'"max_steps": (\d+)')
-_TAIL = 4096  # bytes at the end of a trainer_state.json, after the rows, that hold max_steps
+_FIRST_ROW = re.compile(rb'"log_history": \[\s*(\{[^{}]*\})')
+_ENDS = 4096  # bytes at either end of a trainer_state.json: one has the first row, the other, after the rows, max_steps
 
 Stack = dict[str, Float32[np.ndarray, "step ..."]]  # by site
 
@@ -82,7 +85,7 @@ def read_steps(root: Path, saved: dict[int, SavedStep], adapter: str | None = No
         facts.append(_facts(checkpoint))
         if facts[-1] == facts[0]:
             stacked.put(row, checkpoint)
-    logged = [_max_steps(os.path.join(root, step.path, LOG_FILE)) for step in saved.values()]
+    logged = [_logged(os.path.join(root, step.path, LOG_FILE)) for step in saved.values()]
     _check_one_run(root, list(saved), facts, logged)
     files = [os.path.join(folder, first.file.name) for folder in folders]
     _check_finite(stacked, files)
@@ -223,20 +226,29 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Hashable]:
     }
 
 
-def _max_steps(file: str) -> int | None:
-    """`max_steps` in a checkpoint's trainer_state.json, from its end: the rows before it are many."""
+def _logged(file: str) -> dict[str, Any]:
+    """What all logs of one run share, from the ends of a checkpoint's trainer_state.json: the rows between are many."""
     if not os.path.isfile(file):
-        return None
+        return {}
     with open(file, "rb") as content:
-        content.seek(max(0, os.fstat(content.fileno()).st_size - _TAIL))
-        match = _MAX_STEPS_LOGGED.search(content.read())
-    return int(match[1][:20]) if match else None
+        begin = content.read(_ENDS)
+        content.seek(max(0, os.fstat(content.fileno()).st_size - _ENDS))
+        most, first = _MAX_STEPS_LOGGED.search(content.read()), _FIRST_ROW.search(begin)
+    found: dict[str, Any] = {} if most is None else {"max_steps": int(most[1][:20])}
+    with suppress(ValueError, RecursionError):
+        row = json.loads(first[1]) if first else {}
+        found |= {f"loss logged at step {row['step']}": str(row["loss"])} if {"step", "loss"} <= row.keys() else {}
+    return found
 
 
-def _check_one_run(root: Path, steps: list[int], facts: list[dict[str, Hashable]], logged: list[int | None]) -> None:
+def _check_one_run(
+    root: Path, steps: list[int], facts: list[dict[str, Hashable]], logged: list[dict[str, Any]]
+) -> None:
     """Raise InputError where the steps differ in what a run has one of, listing the groups of steps that agree."""
-    known_max = next((most for most in logged if most is not None), None)  # a step without a log says nothing
-    facts = [{**known, "max_steps": most or known_max} for known, most in zip(facts, logged, strict=True)]
+    first = {
+        name: value for log in reversed(logged) for name, value in log.items()
+    }  # what a step's log has not is equal
+    facts = [{**known, **first, **log} for known, log in zip(facts, logged, strict=True)]
     groups: dict[tuple[Hashable, ...], list[int]] = {}
     for step, known in zip(steps, facts, strict=True):
         groups.setdefault(tuple(known.values()), []).append(step)

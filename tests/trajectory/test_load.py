@@ -104,11 +104,11 @@ def test_half_precision_files_are_read_as_float32(tmp_path):
 def test_the_log_is_the_runs_own_or_the_last_checkpoints(tmp_path):
     save_run(tmp_path, steps=(1, 2, 3))
     assert load_trajectory(tmp_path).metrics.empty
-    save_log(tmp_path / "checkpoints/checkpoint-1", [{"step": 1, "loss": 9.0}])
+    save_log(tmp_path / "checkpoints/checkpoint-1", [{"step": 1, "loss": 1.0, "grad_norm": 9.0}])
     save_log(
         tmp_path / "checkpoints/checkpoint-3", [{"step": s, "loss": float(s), "grad_norm": 0.5} for s in (1, 2, 3)]
     )
-    assert load_trajectory(tmp_path).metrics["loss"].tolist() == [1, 2, 3]
+    assert load_trajectory(tmp_path).metrics["grad_norm"].tolist() == [0.5, 0.5, 0.5]
     save_log(tmp_path, [{"step": 1, "loss": 1.0}, {"step": 1, "eval_loss": 6.0}, {"step": 3, "train_runtime": 1.0}])
     metrics = load_trajectory(tmp_path).metrics
     assert list(metrics.columns) == ["loss", "eval_loss"]
