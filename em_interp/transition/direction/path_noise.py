@@ -26,12 +26,13 @@ from scipy.ndimage import median_filter, uniform_filter1d
 from scipy.optimize import nnls
 from scipy.special import chdtri
 
+from em_interp.trajectory.geometry import MIN_SQUARED_MOVE
+
 MAX_INCREMENTS = 800  # more are pooled: the cost grows with the square, and this resolves 1/800 of a run
 SLACK = 0.25  # of the spacing: how far a saved step may be from its place on the even grid
 MOMENTUM = 0.9  # Adam's β₁ in every published organism
 MAX_SCALE = 24  # steps; beyond it momentum has decayed (0.9²⁴ = 0.08) and drift would be included
 NO_NOISE = 1e-20  # median energy of second differences where the path moves, relative to an increment's
-UNRESOLVED = 1e-14  # of a position's squared length, in inner products of increments: what float32 cannot tell
 STRAY = 10.0  # distances of a checkpoint from its place, in those that are usual
 MIN_MOVING = 0.2  # share of the increments: of a path that moves in fewer no noise can be estimated
 ROUNDING = 1e-10  # energy of the noise then assumed, of float32 positions
@@ -85,7 +86,9 @@ def even_increments(gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray,
     rows = rows[::pool]
     inner = gram[np.ix_(rows, rows)]
     moves = np.diff(np.diff(inner, axis=0), axis=1)
-    moves[np.abs(moves) < UNRESOLVED * np.abs(inner).max()] = 0.0  # so that a path that stops has no noise of its own
+    moves[np.abs(moves) < MIN_SQUARED_MOVE * np.abs(inner).max()] = (
+        0.0  # so that a path that stops has no noise of its own
+    )
     return Increments(moves, steps[rows], spacing * pool)
 
 
