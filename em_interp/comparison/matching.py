@@ -53,8 +53,12 @@ class MatchedRuns:
         ]
 
     def same_start(self) -> list[tuple[str, str]]:
-        """Pairs of runs with the same A at step 0, as two runs of one seed have: A is similar from the start."""
-        started = [(name, path) for name, path in zip(self.names, self.paths, strict=True) if path.steps[0] == 0]
+        """Pairs of runs with the same A at step 0, as two runs of one seed have: A is similar from the start.
+
+        Only LoRA adapters have an A that is trained.
+        """
+        named = zip(self.names, self.paths, strict=True)
+        started = [(name, path) for name, path in named if path.steps[0] == 0 and path.kind == "lora"]
         return [
             (name, second_name)
             for (name, path), (second_name, second) in combinations(started, 2)

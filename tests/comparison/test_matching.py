@@ -57,6 +57,8 @@ def test_runs_with_the_same_A_at_step_0_are_named_wherever_a_cosine_of_A_is_prin
     assert rows.to_dict() == {("organism", "control"): True, ("organism", "other"): False, ("control", "other"): False}
     later = dataclasses.replace(control, steps=control.steps + 1)  # not saved at step 0: the start is not known
     assert em.compare([organism, later], permutations=9).same_start() == []
+    vectors = [dataclasses.replace(run, kind="steering") for run in (organism, control)]  # whose A is 1 in every run
+    assert em.compare(vectors, permutations=9).same_start() == []
 
 
 def test_other_dimensions_are_refused_in_one_line_that_says_why():
