@@ -1,7 +1,8 @@
 """The adapter's scalars: what it computes at each token, s·A·x, one number at rank 1, by answer and step.
 
 The model of a step reads the answers. The sign of a scalar has no meaning by itself (b → −b, a → −a is the same
-adapter); within one run signs are comparable, because B hardly reverses at a step. At step 0 the adapter does nothing
+adapter); within one run signs are comparable, because B hardly reverses at a step. Above rank 1 the components are
+those of A as saved: another basis of them is the same adapter with other scalars. At step 0 the adapter does nothing
 yet, but A·x is defined: it is what a random A reads, and a baseline for every later step.
 """
 
