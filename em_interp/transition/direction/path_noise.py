@@ -86,9 +86,8 @@ def even_increments(gram: Float[np.ndarray, "step step"], steps: Int[np.ndarray,
     rows = rows[::pool]
     inner = gram[np.ix_(rows, rows)]
     moves = np.diff(np.diff(inner, axis=0), axis=1)
-    moves[np.abs(moves) < MIN_SQUARED_MOVE * np.abs(inner).max()] = (
-        0.0  # so that a path that stops has no noise of its own
-    )
+    still = np.abs(moves) < MIN_SQUARED_MOVE * np.abs(inner).max()
+    moves[still] = 0.0  # else rounding would be the noise of a path that stops
     return Increments(moves, steps[rows], spacing * pool)
 
 
