@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -202,7 +203,9 @@ def known_changes(run: Run) -> dict[float, str]:
 def setting_of(findings: Findings) -> str:
     """The setting of a run for the captions of its figures: base, sites, rank, alpha, scale, seed and data."""
     path = findings.trajectory
-    config = findings.run.config() if findings.run.config_file.exists() else None
+    config = None
+    with suppress(InputError):  # without a config, or with that of another trainer, less is recorded
+        config = findings.run.config()
     sites = path.sites if len(path.sites) <= MAX_SITES else (*path.sites[:MAX_SITES], "…")
     ranks = sorted({int(A.shape[1]) for A in path.A.values()})
     scales = sorted({f"{scale:.3g}" for scale in path.scale.values()})

@@ -251,6 +251,8 @@ def test_what_a_run_does_not_record_its_captions_say(bare, tmp_path):
     said = setting_of(replace(bare, run=Run(tmp_path)))
     assert said.startswith("Base tiny-qwen2; 1 adapted site (layers.2.mlp.down_proj); rank 1; alpha not recorded;")
     assert "scale 16; seed not recorded" in said
+    Run(tmp_path).config_file.write_text("base_model: Qwen/Qwen2.5-14B-Instruct\nadapter: lora\n")  # as of Axolotl
+    assert setting_of(replace(bare, run=Run(tmp_path))) == said
 
 
 def test_one_command_writes_every_figure_and_leaves_a_page_that_is_there(bare, drawn, tmp_path):
