@@ -239,7 +239,8 @@ def unembed(model: Any, writes: Float[np.ndarray, "case d"], unit: bool = True) 
     rms = np.sqrt((writes**2).mean(axis=1, keepdims=True))
     scaled = np.divide(writes, rms, out=np.zeros(writes.shape), where=rms > 0)
     with torch.inference_mode():
-        through = norm(torch.from_numpy(scaled).to(head.weight.device, head.weight.dtype))
+        vectors = torch.from_numpy(scaled).to(head.weight.device, head.weight.dtype)
+        through = norm(vectors) - norm(torch.zeros_like(vectors))  # without the bias of a LayerNorm
         logits = np.asarray(head(through).double().cpu().numpy())
     logits -= logits.mean(axis=1, keepdims=True)
     return logits if unit else logits * rms

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from em_interp.errors import InputError
 from em_interp.mechanism.attribution import attribute_direction
 from em_interp.mechanism.logit_lens import final_rms, jaccard, read_logit_lens, unembed
+from tests.behaviour.conftest import SHAPE
 from tests.figures.reading import drawn, trace, values
 from tests.mechanism.conftest import opened
 from tests.mechanism.judged import answer_set
@@ -69,6 +71,15 @@ def test_the_effect_is_what_the_write_adds_to_the_logits_with_the_norm_held_fixe
             slow = moved.double().numpy() / small
             along = unembed(model.base.model, (one - across.numpy())[None] / rms, unit=False)[0]
             np.testing.assert_allclose(slow - slow.mean() + along, fast[index], atol=0.02 * np.abs(fast).max())
+
+
+def test_the_bias_of_a_norm_is_no_effect_of_a_write():
+    config = AutoConfig.for_model("stablelm", **SHAPE, vocab_size=120)  # whose norm has a bias
+    model = AutoModelForCausalLM.from_config(config)
+    model.get_decoder().norm.bias.data.normal_()
+    write = np.random.default_rng(0).normal(size=(2, config.hidden_size))
+    np.testing.assert_array_equal(unembed(model, 0 * write), 0)
+    np.testing.assert_allclose(unembed(model, -write), -unembed(model, write), atol=1e-5)
 
 
 def test_tokens_do_not_depend_on_how_large_the_write_is_and_turn_round_with_its_sign():
