@@ -88,7 +88,7 @@ def full_module_name(model: Any, site: str) -> str:
     ends = [name[-len(site) :] for name in modules]
     raise InputError(
         f"adapter site {site!r} is not in the model ({type(model).__name__}){nearest(site, ends)}; "
-        "the usual cause is an adapter of another base model"
+        "the usual causes are an adapter of another base model, and a site outside the decoder, such as lm_head"
     )
 
 
