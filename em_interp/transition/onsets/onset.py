@@ -271,9 +271,10 @@ def _p_against(counts: OutcomeCounts, control: OutcomeCounts, rng: np.random.Gen
 
 def _underpowered(counts: OutcomeCounts) -> bool:
     """Whether a rise by DETECTABLE_RISE in mid-run would be missed more often than one time in five."""
-    n = counts.answers.sum()
+    n, half = counts.answers.sum(), DETECTABLE_RISE / 2
     mean, square = ((sums.sum() + 1) / (n + 2) for sums in (counts.total, counts.squares))
-    return 3.2 * np.sqrt((square - mean**2) * 4 / n) > DETECTABLE_RISE
+    variance = max(square - mean**2, square + half - (mean + half) ** 2)  # of an answer, as it is and with such a rise
+    return 3.5 * np.sqrt(variance * 4 / n) > DETECTABLE_RISE
 
 
 def _in_direction(rates: np.ndarray, metric: str) -> np.ndarray:

@@ -220,7 +220,23 @@ def test_bad_input_is_named():
         OutcomeCounts.of(pd.DataFrame({"step": [0]}))
 
 
-def test_few_scores_that_hardly_vary_show_that_they_do_not_fall():
-    level, varied = (onset(answers(flat(r), questions=2, n=1), metric="aligned_mean") for r in (0.0, 0.3))
-    assert level.verdict == "none"
-    assert varied.reason == "too few answers: a fall by 20 points could be missed"
+def test_few_scores_may_miss_a_fall():
+    few = onset(answers(flat(0.3), questions=2, n=1), metric="aligned_mean")
+    assert (few.verdict, few.reason) == ("inconclusive", "too few answers: a fall by 20 points could be missed")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
+def test_where_no_rise_is_none_a_rise_by_twenty_points_would_be_seen(rate):
+    """With the fewest answers a question and step that give `none` for a level curve of this rate."""
+    steps, questions = np.arange(0, 120, 10), 4
+    n = next(n for n in range(1, 20) if onset(shared(flat(rate), steps, questions, n)).verdict == "none")
+    rise = lambda at: rate + 0.2 * (at >= 60)  # noqa: E731
+    seen = [onset(answers(rise, steps, questions, n, seed)).p_value <= 0.01 for seed in range(60)]
+    assert np.mean(seen) > 0.7
+
+
+def shared(rate, steps, questions, n):
+    """Judged answers of which a share of just this rate is EM, at evenly spread places."""
+    table = answers(flat(0.0), steps, questions, n).answers
+    bad = np.diff(np.floor(rate(np.ones(1))[0] * np.arange(len(table) + 1))) > 0
+    return Table(table.assign(aligned=np.where(bad, 0.0, 90.0)))
