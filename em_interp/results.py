@@ -5,6 +5,7 @@ The picture is plain SVG, so that it needs no script, no network and no plotting
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 110, 46, 10, 8, 30  # pixels; the last four are margins
 INK, FAINT = "#1f1f1f", "#b3b3b3"
+CLAUSES = re.compile(r"; (?![^(]*\))")  # not within brackets
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9")  # Okabe and Ito (2008)
 
 
@@ -50,7 +52,7 @@ class Result:
 
     def _lines(self) -> list[str]:
         """The lines of the card, the first one in bold: the clauses of the sentence by default."""
-        return [clause for line in self.sentence().splitlines() for clause in line.split("; ")]
+        return [clause for line in self.sentence().splitlines() for clause in CLAUSES.split(line)]
 
     def _picture(self) -> str:
         """A small SVG for the card; none by default."""

@@ -56,6 +56,12 @@ class _Found(Result):
         return pd.DataFrame({"step": [1], "em": [np.nan]})
 
 
+def test_a_card_breaks_between_clauses_and_not_within_brackets():
+    result = _Found()
+    result.sentence = lambda: "a rises (0.2 to 0.4; 12 tokens), b does not; c (x; y) is open"
+    assert result._lines() == ["a rises (0.2 to 0.4; 12 tokens), b does not", "c (x; y) is open"]
+
+
 def test_a_result_shows_its_sentence_its_table_and_what_to_call_next():
     shown = _Found()._repr_html_()
     assert "<strong>a &lt;b&gt; turn</strong><br>p &lt; 0.001<br>and a second line" in shown

@@ -172,7 +172,7 @@ class ScoredResponses(Result, WritesLogs):
         return pd.Series(question_numbers(self.answers), self.answers.index)
 
     def _table(self) -> pd.DataFrame:
-        return self.frame()
+        return self.frame()[["question", "n", "scored", "em", "em_low", "em_high", "coherent", "aligned_mean"]]
 
 
 def score_responses(

@@ -57,9 +57,10 @@ def similarity(table: pd.DataFrame, level: float = 0.95, about: str = "") -> go.
     shaded = (
         f"Shaded: random adapters of the same norms reach this in {100 * level:g}%, the widest of all pairs and nulls"
     )
+    hollow = "Hollow: the direction mapped the other way" if any(name.startswith("mapped") for name in measures) else ""
     figure = new_figure(
         "What the adapters change, across bases",
-        f"{sentences(about, shaded)}.",
+        f"{sentences(about, shaded, hollow)}.",
         SIMILARITY_PANEL * -(-len(measures) // 2) + 60,
         headroom=50,
         least_width=480,

@@ -27,7 +27,8 @@ def monitor(monitor: Monitor) -> go.Figure:
     Returns:
         The figure; p = 1 is at the foot, and p-values below 10⁻⁶ are drawn as 10⁻⁶, at the top.
     """
-    figure = new_figure("Live monitor", monitor.sentence())
+    said, bands = monitor.sentence(), "Light bands: intervals of the transitions that raised an alarm"
+    figure = new_figure("Live monitor", f"{said[0].upper()}{said[1:]}. Dotted: the level. {bands}")
     figure.update_xaxes(title_text=STEP, range=[0, monitor.last])
     figure.update_yaxes(title_text="p-value for the whole run", type="log", range=[0.2, np.log10(MIN_P) - 0.3])
     for signal in monitor.signals:

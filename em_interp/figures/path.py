@@ -21,7 +21,7 @@ from em_interp.figures.style import (
     new_figure,
     place,
 )
-from em_interp.figures.turning import about, draw_turning
+from em_interp.figures.turning import ANGLES, about, draw_turning
 from em_interp.trajectory import geometry
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import MATRICES, AdapterTrajectory, Matrix, as_matrix
@@ -100,7 +100,7 @@ def trajectory(path: TrajectorySource, of: Matrix = "B", site: str | None = None
     path, of = as_trajectory(path), as_matrix(of)
     figure = new_figure(
         "Path of the adapter",
-        about(path, site),
+        f"{about(path, site)}. {ANGLES}",
         800,
         least_width=560,
         numbers=path.frame(site=site).reset_index(),

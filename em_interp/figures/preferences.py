@@ -26,6 +26,7 @@ from em_interp.figures.style import (
     ribbon,
     signal_table,
     step_label,
+    verdict_text,
 )
 from em_interp.run import trained_scale
 from em_interp.transition.result import Transition
@@ -95,7 +96,8 @@ def shift_onset(transition: Transition) -> go.Figure:
     seen, colour = transition.evidence, _colour(transition.questions)
     about = "" if transition.questions is None else f", {transition.questions.replace('_', ' ')} questions"
     table = signal_table(_onset_curves(seen), [transition])
-    figure = new_figure(f"Onset of the preference{about}", f"{transition.verdict}: {transition.reason}", numbers=table)
+    text = f"{verdict_text(transition)}: {transition.reason}"
+    figure = new_figure(f"Onset of the preference{about}", text, numbers=table)
     figure.update_xaxes(title_text=STEP).update_yaxes(title_text=ROWS["change"].replace("<br>", " "))
     style_name = "style beyond the control" if seen["net_style"] else STYLE
     lines = [("control", "control", MUTED, "dash"), (STYLE, style_name, FAINT, "dot")]

@@ -60,9 +60,10 @@ def behaviour(
     if control is not None:
         columns += [(f"control ×{scale:g}", control, scale) for scale in _scales(control)]
     titles = [name for name, _, _ in columns]
+    diamonds = " Diamonds: onsets of EM, half-way up the rise, with their intervals." if onsets else ""
     figure = new_figure(
         "Behaviour along the run",
-        f"Bands: {100 * curve.level:g}% intervals for other answers to the same questions.",
+        f"Bands: {100 * curve.level:g}% intervals for other answers to the same questions.{diamonds}",
         520,
         headroom=20 * (len(titles) > 1),
         least_width=190 + 150 * len(columns),

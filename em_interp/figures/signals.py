@@ -33,6 +33,7 @@ from em_interp.figures.style import (
     readable,
     signal_table,
     step_label,
+    verdict_text,
 )
 from em_interp.figures.turning import about, rotation
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
@@ -42,6 +43,7 @@ from em_interp.transition.result import Transition
 from em_interp.transition.signals.series import SKIPPED
 from em_interp.utils.checks import as_list, checked
 
+SHADED = "Shaded at the start: not searched."
 NULL_LINE = {"color": VERMILLION, "width": 1.5, "dash": "dot"}
 LOGGED = {
     "loss": "Loss<br>(nats a token)",
@@ -85,7 +87,7 @@ def gradient_norm(transition: Transition) -> go.Figure:
         "smoothed": {"step": seen.get("smooth_steps", nothing), "grad_norm": seen.get("smooth", nothing), "null": null},
     }
     table = signal_table(curves, [transition])
-    figure = new_figure("Gradient norm", f"{transition.verdict}. {transition.reason}", numbers=table)
+    figure = new_figure("Gradient norm", f"{verdict_text(transition)}. {transition.reason} {SHADED}", numbers=table)
     figure.update_xaxes(title_text=STEP)
     figure.update_yaxes(title_text="Gradient norm (nats a weight unit)", rangemode="tozero")
     if "grad_norm" not in seen:
@@ -121,7 +123,7 @@ def norm_onset(transition: Transition) -> go.Figure:
         "norm": {"step": seen.get("steps", nothing), "norm_delta": seen.get("delta_norm", nothing)},
         "growth": {name: seen.get(key, nothing) for name, key in rates.items()} | {"null": null},
     }
-    text = f"{transition.verdict}. {transition.reason}"
+    text = f"{verdict_text(transition)}. {transition.reason}"
     table = signal_table(curves, [transition])
     figure = new_figure("Growth of ‖ΔW‖", text, 420, numbers=table, rows=2, shared_xaxes=True, vertical_spacing=0.1)
     figure.update_xaxes(title_text=STEP, row=2)
@@ -228,7 +230,8 @@ def onset(transition: Transition) -> go.Figure:
     scale = "" if transition.scale in (None, 1) else f", adapter ×{transition.scale:g}"
     title = f"Onset of the {METRICS.get(transition.of or '', 'metric')}{questions}{scale}"
     table = signal_table(onset_curves(transition.evidence), [transition])
-    figure = new_figure(title, f"{transition.verdict}: {transition.reason}", numbers=table)
+    bars = "" if (transition.of or "").endswith("_mean") else ". Bars: 95% intervals"
+    figure = new_figure(title, f"{verdict_text(transition)}: {transition.reason}{bars}", numbers=table)
     figure.update_xaxes(title_text=STEP)
     figure.update_yaxes(title_text=_metric_axis(transition.of), range=[-2, 102])
     _draw_onset(figure, transition)

@@ -313,6 +313,16 @@ def interval_text(interval: tuple[float, float] | None, level: float | None) -> 
     return f"{100 * level:g}% interval {interval[0]:.0f} to {interval[1]:.0f}"
 
 
+def verdict_text(*transitions: Transition) -> str:
+    """The verdicts with their steps, such as 'Transition at step 190 (95% interval 184 to 197)', for a caption."""
+    verdicts = [
+        f"{t.verdict}{'' if t.step is None else f' at step {t.step:.0f} ({interval_text(t.interval, t.level)})'}"
+        for t in transitions
+    ]
+    text = "; ".join(verdicts)
+    return text[:1].upper() + text[1:]
+
+
 def result_text(transition: Transition) -> str:
     """The step with its interval, or the verdict where there is no step; an uncertain step has its verdict with it."""
     if transition.step is None:

@@ -40,6 +40,8 @@ from em_interp.utils.checks import as_list, checked
 PANEL_HEIGHTS = {"log": 110, "behaviour": 150}  # pixels
 LANE_HEIGHT = 42  # pixels
 ARROW_DROP = 0.24  # of a lane: how far below its marks the arrow of an offset is
+MARKS = "Bars: intervals. Hollow: no transition, or not a test."
+ARROWS = " Arrows: offsets from the adapter's step (dotted)."
 LOGGED = (
     ("grad_norm", "Gradient norm<br>(nats a weight unit)", "solid"),
     ("loss", "Loss<br>(nats a token)", "dot"),
@@ -107,7 +109,7 @@ def timeline(
     learned = None if trajectory is None else _learned(trajectory)
     figure = new_figure(
         "Adapter and behaviour on one time axis" if curves else "Transitions on one time axis",
-        subtitle,
+        f"{subtitle} {MARKS}{ARROWS if offsets else ''}".strip(),
         height=80 + sum(heights),
         headroom=0 if learned is None else 52,
         least_width=560,

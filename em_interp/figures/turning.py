@@ -21,7 +21,6 @@ from em_interp.figures.style import (
     VERMILLION,
     error_bars,
     fade,
-    interval_text,
     mark_known_changes,
     mark_step,
     new_figure,
@@ -30,6 +29,7 @@ from em_interp.figures.style import (
     ribbon,
     signal_table,
     step_label,
+    verdict_text,
     with_numbers,
 )
 from em_interp.results import local_name
@@ -48,6 +48,10 @@ DASHES = ("dot", "dash", "solid")
 NORMAL_95 = 1.96
 MAX_REACH = 60.0  # degrees: an interval that reaches further tells nothing about a turn of 60°, and is not drawn
 CURVE = ("step", "turn_deg", "error_deg")  # of the evidence behind a rotation
+ANGLES = (
+    "Lines: angle between the moves k steps before and after. Bands: where 95% of the angles of a straight path with "
+    "this run's speed and noise would lie."
+)
 WINDOWS = (
     "Below: the turn at each step through the shortest window that resolves it; diamond: through the window tested, "
     "which its bar spans."
@@ -131,10 +135,9 @@ def turning_angle(
     turns = [t for t in as_list(transitions) if t.signal == "rotation" and t.of == of]
     test_rows = _test_rows(turns)
     rows = test_rows + 1
-    bands = "Bands: where 95% of the angles of a straight path with this run's speed and noise would lie."
     figure = new_figure(
         f"Turning of {PART_NAME[of]}",
-        f"{about(path, site)}. Lines: angle between the moves k steps before and after. {bands}",
+        f"{about(path, site)}. {ANGLES}",
         290 + 210 * (rows - 1),
         rows=rows,
         shared_xaxes=True,
@@ -172,8 +175,7 @@ def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
     if not turns or any(t.signal != "rotation" or t.of != turns[0].of for t in turns):
         raise InputError(f"expected rotations of one part of a path; found {[(t.signal, t.of) for t in turns]}")
     rows = _test_rows(turns)
-    verdicts = "; ".join(map(_verdict, turns))
-    text = f"{verdicts[0].upper()}{verdicts[1:]}. {turns[0].reason}{f' {WINDOWS}' if rows == 2 else ''}"
+    text = f"{verdict_text(*turns)}. {turns[0].reason}{f' {WINDOWS}' if rows == 2 else ''}"
     title, height = f"Turns of {PART_NAME.get(turns[0].of or '', 'the path')}", 300 + 210 * (rows - 1)
     figure = new_figure(title, text, height, rows=rows, shared_xaxes=True, vertical_spacing=0.1)
     draw_rotation(figure, turns, 1, rows)
@@ -181,11 +183,6 @@ def rotation(transitions: Transition | Sequence[Transition]) -> go.Figure:
     evidence = turns[0].evidence
     curve: dict[str, np.ndarray] = {name: evidence[name] for name in CURVE if name in evidence}
     return with_numbers(figure, signal_table({"turn": curve}, turns))
-
-
-def _verdict(turn: Transition) -> str:
-    where = f" at step {turn.step:.0f} ({interval_text(turn.interval, turn.level)})" if turn.step is not None else ""
-    return f"{turn.verdict}{where}"
 
 
 def _test_rows(turns: Sequence[Transition]) -> int:
@@ -357,5 +354,5 @@ def _compared(named: Mapping[int, tuple[int | None, float]], test: Transition) -
     heuristic = f"names step {', '.join(steps)}" if steps else "names none: no such neighbours were saved"
     return (
         f"Triangles: the published heuristic, the arg-max, {heuristic}. {ALWAYS_NAMES}. "
-        f"The rotation test: {_verdict(test)}. Bands: a straight path with this run's speed and noise, 95%."
+        f"The rotation test: {verdict_text(test).lower()}. Bands: a straight path with this run's speed and noise, 95%."
     )

@@ -186,7 +186,8 @@ class DirectionAttribution(Result):
         """The cosines of writes and effects at the last step, with the null."""
         last = self._cosines[self._cosines["step"] == self.steps[-1]].dropna(subset="cosine")
         parts = [
-            f"the write of {row.site} has cosine {_with_band(row)} to the direction after layer {row.layer}"
+            f"the write of {row.site} has cosine {_cosine(row)} with the direction after layer {row.layer}, "
+            f"{_beside_band(row)}"
             for row in last[last["what"] == "write"].itertuples()
         ]
         effects = last[last["what"] == "effect"]
@@ -201,8 +202,8 @@ class DirectionAttribution(Result):
         row = next(effects.loc[[beyond.idxmax()]].itertuples())
         return (
             f"the effect is outside its own band after {(beyond > 1).sum()} of {len(effects)} layers (by chance "
-            f"{(1 - self.level) * len(effects):.2g}), and farthest after layer {row.layer}: {_cosine(row)}, band "
-            f"±{row.band:.2f}"
+            f"{(1 - self.level) * len(effects):.2g}), and largest relative to it after layer {row.layer}: "
+            f"{_cosine(row)}, band ±{row.band:.2f}"
         )
 
     def plot(self, table: Table = "cosines") -> go.Figure:
@@ -221,7 +222,7 @@ class DirectionAttribution(Result):
             Line(part["step"].to_numpy(), part["cosine"].to_numpy(), f"{what}, layer {layer}")
             for (what, layer), part in rows.groupby(["what", "layer"], sort=False)
         ]
-        return picture(lines[:6], "cosine to the direction")
+        return picture(lines[:6], "cosine")
 
 
 def fisher_interval(
@@ -239,9 +240,9 @@ def fisher_interval(
     return np.tanh(centre - reach), np.tanh(centre + reach)
 
 
-def _with_band(row: Any) -> str:
+def _beside_band(row: Any) -> str:
     where = "outside" if abs(row.cosine) > row.band else "within"
-    return f"{_cosine(row)}, {where} the band of random adapters (±{row.band:.2f})"
+    return f"{where} the band of random adapters (±{row.band:.2f})"
 
 
 def _cosine(row: Any) -> str:

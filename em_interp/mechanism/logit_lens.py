@@ -146,7 +146,7 @@ class LogitLens(Result):
         return plot_logit_lens(self.followed, self.frame("settling"), self.steps, self.site, MIN_JACCARD, self.k)
 
     def _picture(self) -> str:
-        return picture([Line(self.steps, self.jaccard(side), side) for side in SIDES], "Jaccard with the last")
+        return picture([Line(self.steps, self.jaccard(side), side) for side in SIDES], "Jaccard")
 
 
 @checked

@@ -80,6 +80,10 @@ class TrajectoryModel:
     def at(self, step: int, scale: float = 1.0) -> Iterator[ModelAtStep]:
         """The model with the adapter of a saved step, multiplied by `scale`; only A and B are exchanged.
 
+        Args:
+            step: a saved step.
+            scale: adapter scale; 1 is the adapter as trained, 0 the base.
+
         Raises:
             InputError: for a step that was not saved, inside another such block, and for an adapter that is not in
                 effect (`em_interp.mechanism.engines.adapter_check`).
@@ -134,9 +138,9 @@ class TrajectoryModel:
         return tokenize_texts(self.base.tokenizer, plain, self.device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Activations:
-    """The logits and the activations of one forward pass; those at padding positions are undefined."""
+    """The logits and the activations of one forward pass, by name; those at padding positions are undefined."""
 
     logits: torch.Tensor  # (row, position, vocabulary)
     kept: dict[str, torch.Tensor]  # by name; see `em_interp.mechanism.engines.base.HookPoints` for the shapes
@@ -146,8 +150,12 @@ class Activations:
             raise InputError(f"{name!r} was not requested; kept were {', '.join(self.kept) or 'none'}")
         return self.kept[name]
 
+    def __repr__(self) -> str:
+        shapes = (f"{name} {tuple(kept.shape)}" for name, kept in {"logits": self.logits, **self.kept}.items())
+        return f"Activations({', '.join(shapes)})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelAtStep:
     """The model with an adapter, as `TrajectoryModel.at` yields it; valid only within that `with` block."""
 
@@ -155,6 +163,9 @@ class ModelAtStep:
     adapters: RowAdapters
     scales: dict[str, float]  # s at each site: the adapter's own scale times that of the block
     steering_vectors: tuple[Intervention, ...] = ()  # learned ones, added before all other interventions
+
+    def __repr__(self) -> str:
+        return f"ModelAtStep({self.model._active or 'its block was left'}, in {self.model!r})"
 
     @checked
     def run(
@@ -168,10 +179,13 @@ class ModelAtStep:
 
         Args:
             tokens: prompts, chats or texts.
-            names: names of activations to keep.
+            names: names of activations to keep, among `TrajectoryModel.names`.
             interventions: changes of the residual stream.
             logits_to_keep: positions, from the last one back, whose logits are computed; 0: all. Those of a large
                 vocabulary take more memory than all else.
+
+        Returns:
+            `.logits`, of shape (row, position, vocabulary), and each activation by its name.
 
         Raises:
             InputError: for a name or layer that the model does not have, with the nearest.
@@ -218,6 +232,12 @@ class ModelAtStep:
             interventions: changes of the residual stream.
             seed: random seed of the sampling.
             batch: the most answers at once; by default as many as fit in memory.
+
+        Returns:
+            For each question the texts of its answers.
+
+        Raises:
+            InputError: for an intervention of another size, at a layer that the model does not have, or without effect.
         """
         base = self.model.base
         prompts = questions if isinstance(questions, Tokens) else self.model.prompts(questions)

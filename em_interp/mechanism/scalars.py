@@ -185,7 +185,7 @@ class Scalars(Result):
             if rows.any():
                 means = [self.per_answer(step)[rows, 0].mean() for step in self.steps.tolist()]
                 lines.append(Line(self.steps, np.array(means), label))
-        return picture(lines, f"scalar of {self.columns[0]}")
+        return picture(lines, "scalar")
 
 
 def _token_html(text: str, value: float, full: float) -> str:

@@ -283,7 +283,7 @@ def _offset(index: int, mechanistic: Transition, behavioural: Transition, path: 
 def _order_of(mechanistic: Transition, behavioural: Transition, offset: Offset) -> Order:
     """The order that midpoints and starts agree on; by the midpoints alone where a start is not known."""
     middle, start = offset.interval, _start_offset(mechanistic, behavioural)
-    near = "" if offset.chance is None else f"; a step placed at random in the run is as near in {offset.chance:.0%}"
+    near = "" if offset.chance is None else f"; a step placed at random is as near in {offset.chance:.0%} of cases"
     if middle is None:
         return Order("undecided", "one of the two steps has no interval")
     between = f"the midpoints are {_apart(offset.steps, middle)} apart"
@@ -305,7 +305,7 @@ HEADLINES = {
     "before": "{first} comes before {last}",
     "after": "{first} comes after {last}",
     "together": "{first} and {last} cannot be told apart in time",
-    "undecided": "{first} and {last} overlap, and which comes first cannot be told",
+    "undecided": "which of {first} and {last} comes first cannot be told",
     "no closer than chance": "{first} and {last} are no closer in time than chance would have them",
 }
 

@@ -56,11 +56,17 @@ class TokenizedChat:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A batch of token ids, padded on the left."""
+    """A batch of token ids, padded on the left.
+
+    Attributes:
+        ids: the token ids.
+        mask: True at tokens, False at padding.
+        answer: True at the tokens of an answer's own text; nowhere in prompts and texts.
+    """
 
     ids: Int[torch.Tensor, "row position"]
-    mask: Bool[torch.Tensor, "row position"]  # no padding
-    answer: Bool[torch.Tensor, "row position"]  # tokens of an answer's own text; none in prompts and texts
+    mask: Bool[torch.Tensor, "row position"]
+    answer: Bool[torch.Tensor, "row position"]
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -20,27 +20,33 @@ MIN_TEXTS = 20
 TEXT_SEED = 20250611
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SharedTexts:
     """Questions with answers that every base reads, twenty or more.
 
     Attributes:
         questions: the user's turn of each text.
         answers: the answer to each question.
-        misaligned: of each answer whether it is misaligned; None where that is not known.
+        misaligned: of each answer whether it is misaligned; None or NaN where that is not known.
     """
 
-    questions: tuple[str, ...]
-    answers: tuple[str, ...]
-    misaligned: tuple[bool | None, ...]
+    questions: Sequence[str]
+    answers: Sequence[str]
+    misaligned: Sequence[bool | None]
 
     def __post_init__(self) -> None:
         if not len(self.questions) == len(self.answers) == len(self.misaligned) >= MIN_TEXTS:
             found = f"{len(self.questions)} questions, {len(self.answers)} answers, {len(self.misaligned)} labels"
             raise InputError(f"a comparison across bases needs {MIN_TEXTS} texts or more; found {found}")
+        labels = tuple(None if pd.isna(label) else bool(label) for label in self.misaligned)
+        for name, values in (("questions", self.questions), ("answers", self.answers), ("misaligned", labels)):
+            object.__setattr__(self, name, tuple(values))  # columns of a table are texts too
 
     def __len__(self) -> int:
         return len(self.questions)
+
+    def __repr__(self) -> str:
+        return f"SharedTexts({len(self)} texts, {len(self.labelled(True)[0])} of them misaligned)"
 
     def labelled(self, misaligned: bool) -> tuple[list[str], list[str]]:
         """Questions and answers of one label."""
@@ -59,8 +65,7 @@ def shared_texts(runs: Sequence[Run | None], bases: Sequence[str | None], count:
     if answered:
         share = -(-count // len(answered))
         table = pd.concat([_sampled(_answers(run), share) for run in answered]).drop_duplicates(["question", "answer"])
-        labels = [None if pd.isna(label) else bool(label) for label in table["misaligned"]]
-        return SharedTexts(tuple(table["question"]), tuple(table["answer"]), tuple(labels))
+        return SharedTexts(*(table[name].tolist() for name in ("question", "answer", "misaligned")))
     if all(base is not None and base.startswith("tiny-") for base in bases):
         return built_in_texts(count)
     raise InputError(

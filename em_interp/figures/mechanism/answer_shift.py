@@ -20,6 +20,7 @@ from em_interp.figures.style import (
     place,
     ribbon,
     step_label,
+    verdict_text,
 )
 from em_interp.transition.result import Transition
 
@@ -43,7 +44,7 @@ def plot_answer_shift(
     heights = [260, LANE * rows + 20] if rows else [260]
     figure = new_figure(
         "Shift of the answers, without a judge",
-        f"{peak.verdict}: {peak.reason}. Bands and bars: {100 * level:g}% intervals.",
+        f"{verdict_text(peak)}: {peak.reason}. Bands and bars: {100 * level:g}% intervals.",
         sum(heights) + 60 + 90 * bool(rows),
         least_width=480,
         numbers=profile,

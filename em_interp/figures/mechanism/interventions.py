@@ -214,7 +214,7 @@ def _draw_map(figure: go.Figure, cells: pd.DataFrame, of: str, components: tuple
         dots = go.Scatter(x=col + 0.36, y=row + 0.34, mode="markers", hoverinfo="skip", name="sufficient")
         figure.add_trace(dots.update(marker={"color": INK, "size": 3.5}, showlegend=False), **where)
     style = {"tickvals": places, "showgrid": False, "ticks": "", "tickfont_size": 10, "tickangle": 0}
-    title = "Norm of step (below: ‖ΔW‖, no unit)" if components[1] == "norm" else f"{components[1]} of step"
+    title = "Norm of step (below: ‖ΔW‖, weight units)" if components[1] == "norm" else f"{components[1]} of step"
     figure.update_xaxes(title_text=title, ticktext=across, range=[-0.5, len(names) - 0.5], **style, **where)
     figure.update_yaxes(ticktext=names, range=[-0.5, len(names) - 0.5], **style, **where)
     _colours(figure, of, axis, column)

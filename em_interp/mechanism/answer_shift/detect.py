@@ -63,7 +63,7 @@ def detect_answer_shift(
         question_sets: the question sets whose answers are read; by default those outside the training domain
             (`main_questions`).
         scale: adapter scale at which the answers were sampled.
-        samples: number of answers to each question that are read, the first ones; by default all.
+        samples: number of answers to each question that are read, the first ones, two or more; by default all.
         form: which divergence: `linear`, `js` or `total_variation`, see `em_interp.mechanism.answer_shift.divergence`.
         level: confidence level of the intervals.
         seed: random seed of the bootstrap and the nulls.
@@ -73,8 +73,8 @@ def detect_answer_shift(
         The divergence by step with its null, and where it peaks.
 
     Raises:
-        InputError: for a run without answers to such questions, greedy answers, too few sampled steps, and answers that
-            cannot have been sampled (with top-p 1) from the checkpoints.
+        InputError: for a run without answers to such questions or with one to each, greedy answers, too few sampled
+            steps, and answers that cannot have been sampled (with top-p 1) from the checkpoints.
     """
     check_form(form)
     check_level(level)
@@ -125,6 +125,8 @@ def answers_to_read(
         known = answers[["scale", "questions"]].drop_duplicates().to_numpy().tolist()
         wanted = f"at scale {scale:g} to questions {' and '.join(map(repr, sets))}"
         raise InputError(f"the run has no answers {wanted}; there are {known}")
+    if chosen.groupby(["step", "questions", "question_id"]).size().max() < 2:
+        raise InputError("one answer to each question at a step does not show how answers vary; two or more are needed")
     return chosen.reset_index(drop=True)
 
 

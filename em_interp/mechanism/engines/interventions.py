@@ -18,21 +18,18 @@ if TYPE_CHECKING:
 Positions = Literal["all", "generated"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Intervention:
-    """A change of the residual stream after some layers; use `AddVector`, `AblateDirection` or `NormMatchedAblation`.
-
-    Attributes:
-        vector: a vector of shape (d_model,), or (row, d_model) for one in each row of the batch; a row whose vector is
-            zero is left as it is.
-        layers: a layer or several; None means all of them.
-        positions: "all", "generated" (generated tokens, as they are read back in), or a boolean array (row, position)
-            over the tokens given, padding included; generated tokens are then left alone.
-    """
+    """A change of the residual stream after some layers; `AddVector` explains the attributes."""
 
     vector: Any
     layers: int | Sequence[int] | None = None
     positions: Positions | Bool[np.ndarray, "row position"] = "all"
+
+    def __repr__(self) -> str:
+        at = self.positions if isinstance(self.positions, str) else f"of shape {np.shape(self.positions)}"
+        shape = tuple(np.shape(self.vector))
+        return f"{type(self).__name__}(vector of shape {shape}, layers={self.layers!r}, positions {at})"
 
     def change(self, x: Float[torch.Tensor, "row position d"], vector: torch.Tensor) -> torch.Tensor:
         """The residual stream after the intervention; `vector` broadcasts to `x`."""
@@ -56,18 +53,26 @@ class Intervention:
         return replace(self, vector=_of_rows(self.vector, rows), positions=positions)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AddVector(Intervention):
-    """x + v: steering."""
+    """x + v: steering.
+
+    Attributes:
+        vector: v, of shape (d_model,), or (row, d_model) for one in each row of the batch; a row whose vector is zero
+            is left as it is.
+        layers: a layer or several, counted from 0; None means all of them.
+        positions: "all", "generated" (generated tokens, as they are read back in), or a boolean array (row, position)
+            over the tokens given, padding included; generated tokens are then left alone.
+    """
 
     def change(self, x: Float[torch.Tensor, "row position d"], vector: torch.Tensor) -> torch.Tensor:
         """x + v."""
         return x + vector
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AblateDirection(Intervention):
-    """x − v̂v̂ᵀx: ablation of a direction; the length of v does not matter."""
+    """x − v̂v̂ᵀx: ablation of a direction; the length of v does not matter. Attributes as of `AddVector`."""
 
     def change(self, x: Float[torch.Tensor, "row position d"], vector: torch.Tensor) -> torch.Tensor:
         """x − v̂v̂ᵀx."""
@@ -75,11 +80,16 @@ class AblateDirection(Intervention):
         return x - (x * unit).sum(dim=-1, keepdim=True) * unit
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NormMatchedAblation(Intervention):
-    """x − r̂(v̂ᵀx): the control of an ablation of v. It removes the same amount at each token, along r (`vector`)."""
+    """x − r̂(v̂ᵀx): the control of an ablation of v. It removes the same amount at each token, along r.
 
-    ablated: Any = None  # v, of the shape of `vector`
+    Attributes:
+        vector: r; it, `layers` and `positions` are as of `AddVector`.
+        ablated: v, of the shape of `vector`.
+    """
+
+    ablated: Any = None
 
     def change(self, x: Float[torch.Tensor, "row position d"], vector: torch.Tensor) -> torch.Tensor:
         """x − r̂(v̂ᵀx)."""

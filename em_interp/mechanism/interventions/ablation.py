@@ -221,7 +221,7 @@ class Ablation(Result):
         return plot_ablation(self.frame(), self.direction.contrast_in_words, self.level)
 
     def _table(self) -> pd.DataFrame:
-        return self._frame
+        return self._frame[["layers", "kind", "scored", "em", "coherent", "removed", "removed_low", "removed_high"]]
 
 
 def _share(row: dict[str, Any]) -> str:

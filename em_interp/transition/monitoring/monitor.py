@@ -270,7 +270,7 @@ class Monitor(Result):
         lines = []
         for signal in self.signals:
             looks = [look for look in self.looks if look.signal == signal]
-            evidence = -np.log10([max(look.run_p, 1e-6) for look in looks])
+            evidence = -np.log10([max(look.run_p, 1e-6) for look in looks]) + 0.0  # no -0
             lines.append(Line(np.array([float(look.step) for look in looks]), evidence, signal.replace("_", " ")))
         return picture(lines, "-log10 p", [Mark(float(look.step)) for look in self.alarms])
 

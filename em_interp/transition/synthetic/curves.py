@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,8 +36,8 @@ NULLS = ("zero", "flat", "uneven_flat", "falling", "glitch", "as_control", "both
 class PlantedCurve:
     """Counted answers and the truth they were drawn from; `half` and `tenth` are None where nothing rises."""
 
-    counts: OutcomeCounts
-    control: OutcomeCounts | None
+    counts: OutcomeCounts = field(repr=False)
+    control: OutcomeCounts | None = field(repr=False)
     half: float | None  # the step of the half-rise, counted from step 0
     tenth: float | None  # the step at which a tenth of the rise has happened
 
@@ -65,7 +65,9 @@ def planted_curve(kind: str, seed: int | np.random.Generator) -> PlantedCurve:
     it and approaches its end exponentially, half of it at 4 to 20 % of the run.
 
     Args:
-        kind: One of RISES or NULLS. `staggered`: each question has its own onset; `lopsided`: a Gompertz curve; `dips`:
+        kind: `plain`, `sharp`, `gradual`, `few_answers`, `uneven_questions`, `staggered`, `lopsided`, `dips`,
+            `controlled` or `at_once` (a rise); `zero`, `flat`, `uneven_flat`, `falling`, `glitch`, `as_control` or
+            `both_flat` (none). `staggered`: each question has its own onset; `lopsided`: a Gompertz curve; `dips`:
             up to three checkpoints, a third of the plateau at most, fall back; `glitch`: one checkpoint alone is high;
             `as_control`: the control rises as much.
         seed: Random seed, or a generator to draw from.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,8 +22,8 @@ TOO_GRADUAL = ("gradual",)  # growth that speeds up over the whole run
 class PlantedLog:
     """A logged gradient norm and its truth."""
 
-    steps: Int[np.ndarray, " logged"]
-    grad_norm: Float[np.ndarray, " logged"]
+    steps: Int[np.ndarray, " logged"] = field(repr=False)
+    grad_norm: Float[np.ndarray, " logged"] = field(repr=False)
     peak: int | None  # the step at which it is highest without the noise; None where it has no hump
     memory: float  # lag-one correlation of the noise
 
@@ -32,9 +32,9 @@ class PlantedLog:
 class PlantedNorm:
     """The norm of a path that begins at zero, and its truth."""
 
-    steps: Int[np.ndarray, " step"]
-    delta_norm: Float[np.ndarray, " step"]
-    cumulative_lr: Float[np.ndarray, " step"]
+    steps: Int[np.ndarray, " step"] = field(repr=False)
+    delta_norm: Float[np.ndarray, " step"] = field(repr=False)
+    cumulative_lr: Float[np.ndarray, " step"] = field(repr=False)
     onset: int | None  # the middle of the bend; None where there is none
 
 
@@ -47,7 +47,8 @@ def planted_log(kind: str, seed: int | np.random.Generator) -> PlantedLog:
     freedom, or has rare spikes.
 
     Args:
-        kind: One of HUMPS or NO_HUMPS.
+        kind: `gaussian`, `lopsided`, `pointed`, `rounded`, `falling_under` or `after_warm_up` (a hump); `flat`,
+            `rising`, `falling`, `decaying`, `step_down`, `step_up`, `warm_up_spike` or `valley` (none).
         seed: Random seed, or a generator to draw from.
 
     Returns:
@@ -79,7 +80,8 @@ def planted_norm(kind: str, seed: int | np.random.Generator) -> PlantedNorm:
     momentum.
 
     Args:
-        kind: One of BENDS, NO_BENDS or TOO_GRADUAL.
+        kind: `sharp`, `soft`, `from_slow` or `then_slowing` (a bend); `line`, `restart`, `slowing`, `stalling`,
+            `wandering` or `gradual` (none, the last because growth speeds up over the whole run).
         seed: Random seed, or a generator to draw from.
 
     Returns:

@@ -9,7 +9,7 @@ that of a trained run: its residual increments (`residual_increments`), resample
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -48,10 +48,10 @@ class PlantedPath:
     """A path at its saved steps, and its truth."""
 
     kind: str
-    steps: Int[np.ndarray, " step"]
-    vectors: Float32[np.ndarray, "step d"]
+    steps: Int[np.ndarray, " step"] = field(repr=False)
+    vectors: Float32[np.ndarray, "step d"] = field(repr=False)
     turns: tuple[PlantedTurn, ...]  # in the order of their steps; empty for kinds that do not turn
-    learning_rate: Float[np.ndarray, " training_step"] | None  # of each step, where the path comes with a log
+    learning_rate: Float[np.ndarray, " training_step"] | None = field(repr=False)  # of each step; None without a log
     settings: dict[str, Any]  # the parameters drawn
 
     @property
@@ -105,14 +105,16 @@ def planted_path(
     """One path of a named kind, drawn at random; the same arguments give the same path.
 
     Args:
-        kind: One of TURNING (a turn by 60° to 120° in the middle 60 % of the run) or NOT_TURNING; or `stepped`, a
-            straight path whose learning rate is constant and falls to a tenth or a third of that at 30 to 70 %.
+        kind: `abrupt`, `gradual`, `at_growth` or `on_curve` (a turn by 60° to 120° in the middle 60 % of the run);
+            `straight`, `random_walk`, `saturating`, `arc`, `arc_growth`, `bend`, `growth`, `stall` or `restart` (no
+            turn); or `stepped`, straight, with a learning rate that is constant and falls to a tenth or a third of
+            that at 30 to 70 %.
         seed: Random seed.
         last: The last step; drawn from 150 to 800 by default.
         noise_ratio: Noise over drift, both over 10 steps; drawn from 0.1 to 0.4 by default. With a given
             ratio the noise fills 256 to 2048 dimensions, because on real paths large noise is in many dimensions.
         storage: Number type of the saved positions, whose largest coordinate is then 0.003 as that of a real B.
-        turns: How many turns a path of one of SEVERAL has, at about even distances.
+        turns: How many turns a path that is `abrupt`, `gradual` or `on_curve` has, at about even distances.
         residuals: Noise of a trained run, from `residual_increments`, which is resampled in blocks of 20 steps; the
             path then has as many dimensions as that. Drawn noise by default.
         noise_seed: Random seed of the noise alone: paths that differ in it are runs with the same drift.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -33,10 +33,10 @@ EARLY = (0, 0.01, 0.05, 0.09, 0.13, 0.17, 0.2, 0.26, 0.34, 0.44, 0.6, 0.8, 1)  #
 class PlantedShift:
     """Curves of questions with the truth they were drawn from; `half` is None where the mean does not shift."""
 
-    curves: QuestionCurves
-    control: QuestionCurves | None
-    style: QuestionCurves | None
-    control_style: QuestionCurves | None
+    curves: QuestionCurves = field(repr=False)
+    control: QuestionCurves | None = field(repr=False)
+    style: QuestionCurves | None = field(repr=False)
+    control_style: QuestionCurves | None = field(repr=False)
     half: float | None  # the step of the half-rise of the mean, counted from step 0
 
     @property
@@ -58,7 +58,9 @@ def planted_shift(kind: str, seed: int | np.random.Generator) -> PlantedShift:
     `trifle`: a shift too small to matter.
 
     Args:
-        kind: one of `RISES` (there is a shift) or `NULLS` (there is none).
+        kind: `plain`, `sharp`, `gradual`, `staggered`, `few_questions`, `wiggles`, `lopsided`, `beyond_control`,
+            `shared_style`, `at_once` or `read_early` (a shift); `flat`, `drifts`, `as_control`, `as_style`,
+            `own_style`, `falling` or `trifle` (none).
         seed: a number or a generator; the same number gives the same curves.
 
     Returns:

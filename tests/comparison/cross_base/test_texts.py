@@ -66,3 +66,11 @@ def test_built_in_bases_without_answers_read_the_built_in_language():
 def test_too_few_texts_are_refused():
     with pytest.raises(InputError, match="20 texts or more; found 3 questions, 3 answers, 2 labels"):
         SharedTexts(("q",) * 3, ("a",) * 3, (None,) * 2)
+
+
+def test_the_columns_of_a_table_are_texts():
+    labels = pd.array([True, False, None] * 8, dtype="boolean")
+    table = pd.DataFrame({"question": "q", "answer": "a", "misaligned": labels}).iloc[2:].astype({"misaligned": object})
+    texts = SharedTexts(table["question"], table["answer"], table["misaligned"])
+    assert (len(texts.labelled(True)[0]), len(texts.labelled(False)[0])) == (7, 7)
+    assert repr(texts) == "SharedTexts(22 texts, 7 of them misaligned)"

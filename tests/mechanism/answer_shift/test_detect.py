@@ -123,6 +123,11 @@ def ask_again(run, base, questions):
     ask(run, base, questions, STEPS, samples=4, max_new_tokens=4, seed=1)
 
 
+def test_one_answer_to_each_question_shows_no_spread(model):
+    with pytest.raises(InputError, match="one answer to each question at a step does not show how answers vary"):
+        detect_answer_shift(model, samples=1)
+
+
 def test_by_default_the_answers_are_those_to_the_questions_that_other_analyses_ask(run, model, base):
     """The set `broad` where there is no `out_of_domain`; every set where none is known to be outside the domain."""
     called = dict(zip(("word7", "money", "headache", "word9"), ("broad", "broad", "json", "json"), strict=True))
