@@ -119,7 +119,7 @@ def test_what_the_readme_says_of_its_picture_is_what_the_demo_finds(kitchen):
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     spans = [f"{low:.0f} to {high:.0f}" for low, high in (turn.interval, offset.interval)]
     assert f"turns at step {turn.step:.0f} (95 % interval {spans[0]})" in readme
-    assert f"half-way up {offset.steps:.0f} steps later ({spans[1]}; {as_near})" in readme
+    assert f"is done {offset.steps:.0f} steps later ({spans[1]}; {as_near})" in readme
     assert f"names step {em.largest_local_cosine(path.gram('B'), path.steps, k=10)[0]}." in readme
     assert f"turns by {turn.angle_deg:.0f}° at step {turn.step:.0f}" in readme  # in words for the picture
     assert f"onset at step {onset.step:.0f}, {offset.steps:.0f} steps later" in readme

@@ -106,7 +106,7 @@ def test_effects_are_counted_over_the_layers_beside_the_number_that_chance_gives
     outside = int((abs(cosine(effects, reference)) > bands.effects).sum())
     assert outside > 0
     words = found.sentence()
-    assert f"the effect is outside its own band after {outside} of 40 layers (by chance 2), and farthest" in words
+    assert f"the effect is outside its own band after {outside} of 40 layers (by chance 2), and largest" in words
     assert ("largest relative to it after layer 7: " in words) is (share > 0)
 
 

@@ -20,6 +20,7 @@ from em_interp.behaviour.tables.inspect_logs import STEP_IN_NAME
 from em_interp.behaviour.tables.rate_tables import EM_MARK, from_rates, is_of_rates
 from em_interp.behaviour.tables.values import numbers_of, scores_of, steps_of, texts_of
 from em_interp.errors import InputError, listed, one_line
+from em_interp.layouts import STEP_FILES
 from em_interp.utils.checks import check_type
 
 if TYPE_CHECKING:
@@ -305,7 +306,8 @@ def _table_files(folder: Path) -> list[Path]:
     shown = sorted(file for file in entries if not file.name.startswith((".", "~")))
     files = [file for file in shown if file.suffix.lower() in TABLE_SUFFIXES or _is_unread_step(file)]
     files = [file for file in files if file.suffix.lower() != ".json"] or files
-    if not files:
+    of_checkpoints = all(file.suffix.lower() == ".json" for file in files) and any(f.name in STEP_FILES for f in entries)
+    if not files or of_checkpoints:
         found = listed(file.relative_to(folder) for file in shown) or "nothing"
         raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv; found {found}")
     return files
