@@ -235,8 +235,9 @@ def _check_single(curve: AnyCurve, control: AnyCurve | None) -> None:
     """Raise InputError for a curve or a control of several scales or question sets."""
     for given, name in ((curve, "curve"), (control, "curve of the control")):
         if given is not None and len(parts := given.split()) != 1:
-            kinds = f"{len(parts)}, of scale and questions {[(part.scale, part.questions) for part in parts]}"
-            raise InputError(f"one {name} was expected; found {kinds}: select one")
+            kinds = [(part.scale, part.questions) for part in parts]
+            found = f"{len(parts)}, of scale and questions {kinds}"
+            raise InputError(f"one {name} was expected; found {found}: select one, such as .select{kinds[0]}")
 
 
 def _transition(
