@@ -83,6 +83,8 @@ def detect_answer_shift(
     answers = answers_to_read(model.run, question_sets, scale, samples)
     steps = np.unique(answers["step"])
     windows = Windows.of(steps, half_width)
+    if answers.groupby(["step", "questions", "question_id"]).size().max() < 2:
+        raise InputError("one answer to each question at a step does not show how answers vary; two or more are needed")
     settings = {
         **base_settings(model.base),
         "adapters": adapter_digest(model.trajectory, steps.tolist()),
@@ -125,8 +127,6 @@ def answers_to_read(
         known = answers[["scale", "questions"]].drop_duplicates().to_numpy().tolist()
         wanted = f"at scale {scale:g} to questions {' and '.join(map(repr, sets))}"
         raise InputError(f"the run has no answers {wanted}; there are {known}")
-    if chosen.groupby(["step", "questions", "question_id"]).size().max() < 2:
-        raise InputError("one answer to each question at a step does not show how answers vary; two or more are needed")
     return chosen.reset_index(drop=True)
 
 
