@@ -125,7 +125,7 @@ def ask_again(run, base, questions):
 
 def test_one_answer_to_each_question_shows_no_spread(model):
     with pytest.raises(InputError, match="one answer to each question at a step does not show how answers vary"):
-        detect_answer_shift(model, samples=1)
+        detect_small(model, samples=1)
 
 
 def test_by_default_the_answers_are_those_to_the_questions_that_other_analyses_ask(run, model, base):
