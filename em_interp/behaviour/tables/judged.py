@@ -306,8 +306,8 @@ def _table_files(folder: Path) -> list[Path]:
     shown = sorted(file for file in entries if not file.name.startswith((".", "~")))
     files = [file for file in shown if file.suffix.lower() in TABLE_SUFFIXES or _is_unread_step(file)]
     files = [file for file in files if file.suffix.lower() != ".json"] or files
-    of_checkpoints = all(file.suffix.lower() == ".json" for file in files) and any(f.name in STEP_FILES for f in entries)
-    if not files or of_checkpoints:
+    only_json = all(file.suffix.lower() == ".json" for file in files)
+    if not files or (only_json and any(entry.name in STEP_FILES for entry in entries)):
         found = listed(file.relative_to(folder) for file in shown) or "nothing"
         raise InputError(f"{folder} holds no table; expected files such as checkpoint-120.csv; found {found}")
     return files

@@ -163,7 +163,7 @@ def test_an_empty_folder_a_missing_file_and_an_empty_table_are_told_apart(tmp_pa
     (tmp_path / "run" / "checkpoint-10").mkdir(parents=True)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (tmp_path / "run" / "checkpoint-10" / name).write_text("{}")
-    with pytest.raises(InputError, match="holds no table; .* found checkpoint-10, "):
+    with pytest.raises(InputError, match=r"holds no table; .* found checkpoint-10, "):
         read_judged(tmp_path / "run")
     with pytest.raises(InputError, match="is missing; expected a CSV or parquet"):
         read_judged(tmp_path / "none.csv")
