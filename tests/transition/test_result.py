@@ -43,7 +43,7 @@ def test_a_gradient_norm_without_a_hump_has_none_above_what_it_says_noise_exceed
         if "noise alone" in found.reason:
             highest, noise = percent(r"highest rises (\d+)%", found.reason), percent(r"above (\d+)% in", found.reason)
             assert highest <= noise and found.p_value > series.SERIES_ALPHA
-            from_on = percent(r"would be detected from (\d+)%", found.reason)
+            from_on = percent(r"one above (\d+)% would be significant", found.reason)
             assert (from_on > gradient_norm.MAX_DETECTABLE) == (found.verdict == "inconclusive")
             assert from_on <= noise + 0.02  # a broad hump is smoothed more
 

@@ -39,7 +39,7 @@ from em_interp.transition.signals.series import (
 MIN_VALUES = 40  # needed for a verdict
 MAX_MISSING = 0.2  # share of the log
 MIN_HEIGHT = 0.10  # of a hump above the higher of the valleys beside it, relative
-MAX_DETECTABLE = 1.0  # where only a hump higher than this (a doubling) would be detected, there is no verdict
+MAX_DETECTABLE = 1.0  # where only a hump higher than this (a doubling) would be significant, there is no verdict
 N_POSTERIOR_DRAWS = 500
 N_SCREEN_DRAWS = 99
 SCREEN_P = 0.06  # a hump with p = 0.01 misses it in 1 of 2,000 looks
@@ -150,7 +150,7 @@ def _no_hump(scanned: ScanResult) -> tuple[Verdict, str]:
         return "none", f"Not noise (p = {scanned.p_value:.2g}), but {highest}; a hump is {MIN_HEIGHT:.0%} or more."
     noise = f"noise alone makes one above {limit:.0%} in {SERIES_ALPHA:.0%} of runs"
     seen = f"{highest} (p = {scanned.p_value:.2g}), and {noise}"
-    broad = f"a broad hump, over a fifth of the run, would be detected from {detectable:.0%} on"
+    broad = f"averaged over a fifth of the run, only one above {detectable:.0%} would be significant"
     if detectable > MAX_DETECTABLE:
         return "inconclusive", f"Too noisy to tell: {seen}; even {broad}, and a narrow one must be higher."
     return "none", f"No hump beyond noise: {seen}; {broad}, a narrow one must be higher."

@@ -36,7 +36,7 @@ from em_interp.transition.signals.series import (
 )
 
 MIN_GAIN = 0.25  # by which the growth rate must rise, relative
-MAX_DETECTABLE = 1.0  # where only a rise larger than the mean rate would be detected, there is no verdict
+MAX_DETECTABLE = 1.0  # where only a rise larger than the mean rate would be significant, there is no verdict
 MAX_WIDTH = 0.30  # of the run; a bend wider than this is gradual
 MOMENTUM_STEPS = 9.5  # that Adam's first moment (0.9) remembers, and so the noise of a path
 MIN_INCREMENTS = 30  # needed for a verdict
@@ -104,10 +104,13 @@ def norm_onset(
 def _without_bend(scanned: ScanResult, rate: float) -> tuple[Verdict, str]:
     detectable = scanned.detectable / rate if rate > 0 else 0.0
     nowhere = f"The growth of the norm of ΔW nowhere speeds up by more than noise would (p = {scanned.p_value:.2g})"
-    broad = f"a rise by {detectable:.0%} of its mean over a fifth of the run"
+    broad = f"averaged over a fifth of the run, a rise by {detectable:.0%} of its mean"
     if detectable > MAX_DETECTABLE:
-        return "inconclusive", f"{nowhere}, but it is too noisy to tell: {broad} is the least that would be detected."
-    return "none", f"{nowhere}; {broad} would be detected."
+        return (
+            "inconclusive",
+            f"{nowhere}, but too noisy to tell: {broad} is the least that would be significant.",
+        )
+    return "none", f"{nowhere}; {broad} would be significant."
 
 
 def _with_bend(without: Transition, middle: Float[np.ndarray, " draw"], gain: float, level: float) -> Transition:
