@@ -106,10 +106,8 @@ def _without_bend(scanned: ScanResult, rate: float) -> tuple[Verdict, str]:
     nowhere = f"The growth of the norm of ΔW nowhere speeds up by more than noise would (p = {scanned.p_value:.2g})"
     broad = f"averaged over a fifth of the run, a rise by {detectable:.0%} of its mean"
     if detectable > MAX_DETECTABLE:
-        return (
-            "inconclusive",
-            f"{nowhere}, but too noisy to tell: {broad} is the least that would be significant.",
-        )
+        too_noisy = f"but too noisy to tell: {broad} is the least that would be significant"
+        return "inconclusive", f"{nowhere}, {too_noisy}."
     return "none", f"{nowhere}; {broad} would be significant."
 
 
