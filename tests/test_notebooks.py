@@ -42,12 +42,13 @@ def desk(tmp_path_factory, demo):
 
 @pytest.fixture(scope="session")
 def short_desk(tmp_path_factory):
-    """A folder as a clone has it, whose config has a quarter of the steps."""
+    """A folder as a clone has it, whose config has a quarter of the steps and a third of the answers."""
     folder = clone(tmp_path_factory.mktemp("short"))
     config = folder / "configs" / "tiny.yaml"
     whole = config.read_text(encoding="utf-8")
-    assert whole.count("steps: 400\n") == 1
-    config.write_text(whole.replace("steps: 400\n", "steps: 100\n"), encoding="utf-8")
+    assert whole.count("steps: 400\n") == whole.count("samples: 6 ") == 1
+    short = whole.replace("steps: 400\n", "steps: 100\n").replace("samples: 6 ", "samples: 2 ")
+    config.write_text(short, encoding="utf-8")
     return folder
 
 
