@@ -474,6 +474,9 @@ def test_public_layouts_are_located_and_reported(root, tiny, tmp_path):
         assert {t["signal"] for t in values["transitions"]} == {"rotation", "gradient_norm", "norm_onset", "lock_in"}
         assert not any("no log" in t["reason"] for t in values["transitions"])
         assert "give one of them" in refused("locate", source, "--resume", "--overwrite")  # though nothing is kept
+        for word in ("--resume", "--overwrite"):
+            said = f"{word} is for a result that is kept, and this one is not: leave it out, or give --out"
+            assert said in refused("locate", source, word) and said in refused("compare", source, source, word)
         did("report", source, "--out", tmp_path / "page")
     assert not (source / "analysis").exists()
     assert (tmp_path / "page" / "report.html").exists()

@@ -39,11 +39,10 @@ def compare(
     from em_interp.comparison.matching import OtherBases, match
     from em_interp.comparison.page import Comparison, write_comparison
     from em_interp.errors import InputError
-    from em_interp.utils.files import check_free
+    from em_interp.utils.files import check_free_or_unkept
 
-    if out is not None:
-        for name in ("comparison.json", "cross_base.json"):
-            check_free(Path(out) / name, resume, overwrite)
+    for name in ("comparison.json", "cross_base.json"):
+        check_free_or_unkept(None if out is None else Path(out) / name, resume, overwrite)
     try:
         if draws is not None or steering_transfer:
             match(sources, same_base)

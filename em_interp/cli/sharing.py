@@ -27,7 +27,9 @@ def report(
         str | None,
         typer.Option(metavar="FORMATS", help="Also write every figure, as pdf, svg, png, html or several (pdf,png)."),
     ] = None,
-    paper_columns: Annotated[int, typer.Option(help="The figures' width: 1 column (85 mm) or 2 (178 mm).")] = 2,
+    paper_columns: Annotated[
+        int | None, typer.Option(help="The figures' width: 1 column (85 mm) or 2 (178 mm, the default).")
+    ] = None,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -47,7 +49,10 @@ def report(
     place = Run(Path(out or source))
     if out is None and answers and not place.path.is_dir():
         raise InputError(f"{source} is no folder on this machine, so nothing can be written there; give --out")
-    formats = None if figures is None else check(figures.split(","), paper_columns)
+    width = 2 if paper_columns is None else paper_columns
+    formats = None if figures is None else check(figures.split(","), width)
+    if formats is None and paper_columns is not None:
+        raise InputError("--paper-columns is the width of figures; give --figures as well, such as --figures pdf")
     check_free(place.report_file, resume or (formats is not None and not overwrite), overwrite)
     write = overwrite or not place.report_file.exists()
     control_found = control_in(control)
@@ -58,7 +63,7 @@ def report(
     if write and findings is not None:
         write_page(findings, control=control_found, out=place.report_file, overwrite=overwrite)
     if formats and findings is not None:
-        files = export_run(findings, formats, paper_columns, out=place.figures, resume=resume, overwrite=overwrite)
+        files = export_run(findings, formats, width, out=place.figures, resume=resume, overwrite=overwrite)
         values |= {"figures": [str(file) for file in files]}
         lines.append(f"{len({file.stem for file in files})} figures, each with caption and numbers: {place.figures}")
     return CommandResult(values, "\n".join(lines))

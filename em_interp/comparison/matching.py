@@ -115,9 +115,7 @@ def _open(source: TrajectorySource) -> tuple[AdapterTrajectory, Run | None]:
 
 def names_of(paths: Sequence[AdapterTrajectory]) -> tuple[str, ...]:
     """The name of each run: the shortest unique suffix of its path, else the path with a number."""
-    parts = [
-        Path(path.source).parts or (path.source,) if path.source else (f"run {n}",) for n, path in enumerate(paths, 1)
-    ]
+    parts = [_parts(path.source) if path.source else (f"run {n}",) for n, path in enumerate(paths, 1)]
     depth = [1] * len(parts)
     while True:
         names = ["/".join(part[-d:]) for part, d in zip(parts, depth, strict=True)]
@@ -132,6 +130,11 @@ def names_of(paths: Sequence[AdapterTrajectory]) -> tuple[str, ...]:
         seen[name] += 1
         names[k] = name if seen[name] == 1 else f"{name} #{seen[name]}"
     return tuple(names)
+
+
+def _parts(source: str) -> tuple[str, ...]:
+    path = Path(source)
+    return (path.resolve() if path.name in ("", "..") else path).parts
 
 
 def _check_dimensions(name: str, path: AdapterTrajectory, second_name: str, second: AdapterTrajectory) -> None:

@@ -11,7 +11,7 @@ from em_interp.pipeline.behaviour import configured_judge
 from em_interp.reports.findings import Findings, PathTransitions, find_in_run, save_result
 from em_interp.run import Run, RunLike, check_other, open_run
 from em_interp.utils.checks import checked
-from em_interp.utils.files import check_free, check_resume_or_overwrite
+from em_interp.utils.files import check_free, check_free_or_unkept
 from em_interp.utils.lock import write_lock
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def locate(
     name = str(source.path if isinstance(source, Run) else source)
     kept = out is not None or (not (signal or of or site or control) and Run(Path(name)).config_file.exists())
     file = Run(Path(out or name)).analysis / "locate.json"
-    check_resume_or_overwrite(resume, overwrite)
-    if kept:
-        check_free(file, resume, overwrite)
+    check_free_or_unkept(file if kept else None, resume, overwrite)
     path = load_trajectory(source, revision, adapter)
     found = find_transitions(path, signal, of, site, control)  # type: ignore[arg-type]  # it checks them
     result = PathTransitions(name, path, found)

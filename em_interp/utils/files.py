@@ -138,6 +138,16 @@ def check_free(path: Path, resume: bool, overwrite: bool, content: str = "") -> 
         raise InputError(f"{reason}; give resume=True to go on with it, overwrite=True to replace it, or another out=…")
 
 
+def check_free_or_unkept(path: Path | None, resume: bool, overwrite: bool) -> None:
+    """`check_free` of where a result is kept; where it is not, `resume` and `overwrite` would do nothing."""
+    check_resume_or_overwrite(resume, overwrite)
+    if path is not None:
+        check_free(path, resume, overwrite)
+    elif resume or overwrite:
+        given = "resume" if resume else "overwrite"
+        raise InputError(f"{given}=True is for a result that is kept, and this one is not: leave it out, or give out=…")
+
+
 def check_names_free(folder: Path, names: Iterable[str], resume: bool, overwrite: bool) -> None:
     """`check_free` of a folder that is taken where it holds one of the names."""
     for name in names:

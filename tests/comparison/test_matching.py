@@ -33,6 +33,14 @@ def test_a_run_is_called_by_the_shortest_end_of_its_path_that_no_other_has(given
     assert names_of([dataclasses.replace(adapter(k), source=name) for k, name in enumerate(given)]) == names
 
 
+def test_the_run_that_one_is_in_is_called_by_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert names_of([dataclasses.replace(adapter(k), source=name) for k, name in enumerate((".", "other"))]) == (
+        tmp_path.name,
+        "other",
+    )
+
+
 def test_a_mapping_names_the_runs():
     found = em.compare({"medical advice": adapter(1), "control": adapter(2)}, permutations=9)
     assert found.names == ("medical advice", "control")

@@ -265,6 +265,7 @@ def test_one_command_writes_every_figure_and_leaves_a_page_that_is_there(bare, d
     assert stems == set(drawn["bare"])
     assert ".html is there already; give --resume" in refused("report", run.path, "--figures", "html")
     assert "'pfd' is none; did you mean 'pdf'?" in refused("report", run.path, "--figures", "pfd")
+    assert "give --figures as well" in refused("report", run.path, "--paper-columns", 1, "--overwrite")
 
 
 def test_a_figure_whose_name_leads_elsewhere_is_written_in_the_folder(tmp_path):
