@@ -34,6 +34,7 @@ MOMENTUM = 0.9  # Adam's β₁ in every published organism
 MAX_SCALE = 24  # steps; beyond it momentum has decayed (0.9²⁴ = 0.08) and drift would be included
 NO_NOISE = 1e-20  # median energy of second differences where the path moves, relative to an increment's
 STRAY = 10.0  # distances of a checkpoint from its place, in those that are usual
+AROUND = 21  # checkpoints, from which that is taken: noise may grow along a run
 MIN_MOVING = 0.2  # share of the increments: of a path that moves in fewer no noise can be estimated
 ROUNDING = 1e-10  # energy of the noise then assumed, of float32 positions
 MAX_ROUNDING = 0.1  # of the energy of increments, in paths that are stored in 16 bits
@@ -134,14 +135,14 @@ def _stray_step(increments: Increments) -> int | None:
     """The step of a checkpoint that lies off the path, such as one of another run; None where there is none.
 
     The path jumps there and back: both increments are twice as long as those beside them and go opposite ways, and the
-    checkpoint is more than STRAY times as far from the middle of its neighbours as is usual.
+    checkpoint is more than STRAY times as far from the middle of its neighbours as is usual around it.
     """
     energy, inner = np.diag(increments.gram), np.diag(increments.gram, 1)
     bend = energy[:-1] + energy[1:] - 2 * inner  # of each checkpoint but the first and the last
     beside = np.maximum(energy[:-3], energy[3:])
     there, back, product, bends = energy[1:-2], energy[2:-1], inner[1:-1], bend[1:-1]
-    stray = (np.minimum(there, back) > 4 * beside) & (product < -0.5 * np.sqrt(there * back))
-    stray &= bends > STRAY**2 * np.median(bend)
+    stray = (np.minimum(there, back) > 4 * beside) & (product < 0) & (4 * product**2 > there * back)
+    stray &= bends > STRAY**2 * median_filter(bend, AROUND, mode="nearest")[1:-1]
     return int(increments.edges[2 + stray.argmax()]) if stray.any() else None
 
 

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from em_interp.transition.direction.path_noise import between_blocks, estimate_noise, even_increments, prefix_sums
+from em_interp.transition.direction.path_noise import (
+    between_blocks,
+    estimate_noise,
+    even_increments,
+    prefix_sums,
+    unusable,
+)
 from tests.transition.moves import increments_of
 
 
@@ -102,3 +108,11 @@ def test_the_dimension_of_noise_survives_a_drop_of_the_learning_rate(drop):
         whole = estimate_noise(increments_of(noise, 1)).inverse_dimension
         noise[150 + 7 * seed :] *= drop
         assert estimate_noise(increments_of(noise, 1)).inverse_dimension == pytest.approx(whole, rel=0.25)
+
+
+def test_noise_that_grows_along_a_run_puts_no_checkpoint_off_the_path():
+    size = np.exp(np.linspace(-4, 1, 200))
+    for seed in range(40):
+        moves = np.stack([np.ones(200), size * np.random.default_rng(seed).standard_normal(200)], axis=1)
+        vectors = np.concatenate([np.zeros((1, 2)), np.cumsum(moves, axis=0)])
+        assert unusable(even_increments(vectors @ vectors.T, np.arange(201))) == ""
