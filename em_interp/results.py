@@ -81,6 +81,18 @@ def interval_columns(name: str, interval: tuple[float, float] | None) -> dict[st
     return {f"{name}_low": low, f"{name}_high": high}
 
 
+def percent(level: float) -> str:
+    """A level, such as '95%' or '99.5%'."""
+    return f"{100 * level:g}%"
+
+
+def interval_text(interval: tuple[float, float] | None, level: float | None) -> str:
+    """An interval of steps or degrees, such as '95% interval 184 to 197'."""
+    if interval is None or level is None:
+        return "no interval"
+    return f"{percent(level)} interval {interval[0]:.0f} to {interval[1]:.0f}"
+
+
 def local_name(name: str) -> str:
     """A name without the folders of this machine: `/home/me/qwen` is 'qwen', `org/qwen` stays."""
     for path in (PurePosixPath(name), PureWindowsPath(name)):

@@ -16,7 +16,7 @@ from em_interp.behaviour.rates import LEVEL, rate_of
 from em_interp.behaviour.tables.files import read_table
 from em_interp.behaviour.tables.values import numbers_of, steps_of
 from em_interp.errors import InputError
-from em_interp.results import Line, interval_columns, picture
+from em_interp.results import Line, interval_columns, percent, picture
 from em_interp.run import Run, trained_scale
 from em_interp.utils.files import plain
 
@@ -146,7 +146,7 @@ class PreferenceCurve(CurveBySet):
     def _clause(self, row: pd.Series) -> str:
         """One set in words, such as 'broad −0.398 → −0.296, change +0.102 (95% interval …, 24 questions)'."""
         first, name = row["preference"] - row["change"], str(row["questions"]).replace("_", " ")
-        interval = f"{100 * self.level:g}% interval {row['change_low']:+.3f} to {row['change_high']:+.3f}"
+        interval = f"{percent(self.level)} interval {row['change_low']:+.3f} to {row['change_high']:+.3f}"
         clause = f"{name} {first:+.3f} → {row['preference']:+.3f}, change {row['change']:+.3f} ({interval}"
         clause += f", {row['questions_n']:.0f} questions)"
         if "control_change" in row:

@@ -16,7 +16,7 @@ from em_interp.behaviour.tables.inspect_logs import WritesLogs
 from em_interp.behaviour.tables.judged import of_one_judge, question_numbers, read_judged
 from em_interp.behaviour.tables.rate_tables import COHERENT_MARK, EM_MARK
 from em_interp.errors import InputError
-from em_interp.results import Result, interval_columns
+from em_interp.results import Result, interval_columns, percent
 from em_interp.run import Run
 from em_interp.utils.checks import check_level
 from em_interp.utils.files import plain
@@ -143,7 +143,7 @@ class ScoredResponses(Result, WritesLogs):
 
     def _text(self, rate: Rate) -> str:
         low, high = rate.interval
-        return f"{rate.rate:.1%} ({100 * self.level:g}% interval {low:.1%} to {high:.1%})"
+        return f"{rate.rate:.1%} ({percent(self.level)} interval {low:.1%} to {high:.1%})"
 
     def _pooled(self) -> str:
         """What is pooled, where the answers are of several steps or scales."""

@@ -31,7 +31,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import f, norm, t
 
 from em_interp.errors import InputError
-from em_interp.results import Result, interval_columns
+from em_interp.results import Result, interval_columns, percent
 from em_interp.transition.result import Transition, p_text
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Agreement(Result):
         count = len(self.transitions)
         if self.pooled is not None:
             half = (self.pooled.interval[1] - self.pooled.interval[0]) / 2
-            where = f"the transition is at {self.pooled.mean:.0f} ± {half:.0f} ({100 * self.level:g}% interval)"
+            where = f"the transition is at {self.pooled.mean:.0f} ± {half:.0f} ({percent(self.level)} interval)"
             of_all = "" if len(used) == count else f" of {count}"
             return f"{where} over {len(used)}{of_all} runs; {self._homogeneity(self.pooled, len(used))}"
         if len(used) == 1:
@@ -185,7 +185,7 @@ class Agreement(Result):
         if pooled.prediction is None:
             return f"{verdict} ({test}); {spread}"
         low, high = pooled.prediction
-        return f"{verdict} ({test}); {spread}; one more run: {low:.0f} to {high:.0f} ({100 * self.level:g}%)"
+        return f"{verdict} ({test}); {spread}; one more run: {low:.0f} to {high:.0f} ({percent(self.level)})"
 
     def _others(self) -> str:
         words = {"none": "with none", "inconclusive": "inconclusive", "without_interval": "without an interval"}

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from em_interp.comparison.matching import MatchedRuns
 from em_interp.comparison.pooled import Agreement
 from em_interp.errors import InputError
-from em_interp.results import Result, local_name
+from em_interp.results import Result, local_name, percent
 from em_interp.transition.family import holm
 from em_interp.transition.signals.lock_in import first_sustained
 from em_interp.utils.checks import check_known
@@ -219,7 +219,7 @@ class DirectionComparison(Result):
         beyond = int((holm(rows["p_random"].to_numpy()) <= 1 - self.level).sum())
         count = "the pair is" if len(rows) == 1 else f"{beyond} of {len(rows)} pairs are"
         negation = "" if len(rows) > 1 or beyond else "not "
-        chance = f"random directions stay below {span(bands)} in {100 * self.level:g}%"
+        chance = f"random directions stay below {span(bands)} in {percent(self.level)}"
         chance += ", each pair by itself; the count is after Holm's correction" if len(rows) > 1 else ""
         return f"{name} at the end: {values}; {count} {negation}beyond chance ({chance})"
 

@@ -36,7 +36,7 @@ from em_interp.figures.style import (
     sentences,
     signal_table,
 )
-from em_interp.results import interval_columns
+from em_interp.results import interval_columns, interval_text, percent
 from em_interp.transition.result import Transition
 
 MEASURE_NAME = {"B": "|cos B|", "A": "|cos A|", "delta": "cos ΔW", "composition": "composition score"}
@@ -69,7 +69,7 @@ def direction_matrix(pairs: pd.DataFrame, level: float = 0.95, about: str = "") 
     tallest = NAME_HEIGHT * max(map(len, names))
     height = down * panel + (down - 1) * (MATRIX_GAP + tallest)
     of_norms = "of random directions of the same norms (its edge is in the titles)"
-    grey = f"Grey numbers: within the {100 * level:g}% band {of_norms}"
+    grey = f"Grey numbers: within the {percent(level)} band {of_norms}"
     figure = new_figure(
         "Final directions of the runs",
         f"{sentences(about, grey)}.",
@@ -104,7 +104,7 @@ def _with_band(rows: pd.DataFrame, measure: str, level: float) -> str:
         return f"{MEASURE_NAME[measure]} (no band)"
     edges = dict.fromkeys(number(edge, ".2g") for edge in (bands.min(), bands.max()))
     sign = "±" if measure == "delta" else ""
-    return f"{MEASURE_NAME[measure]} (random {100 * level:g}%: {sign}{' to '.join(edges)})"
+    return f"{MEASURE_NAME[measure]} (random {percent(level)}: {sign}{' to '.join(edges)})"
 
 
 def _draw_matrix(figure: go.Figure, rows: pd.DataFrame, names: list[str], where: dict[str, int]) -> None:
@@ -142,7 +142,7 @@ def direction_onset(onsets: pd.DataFrame, level: float = 0.95, about: str = "") 
     finals = list(dict.fromkeys(onsets["final_of"]))
     style = run_style(finals)
     shaded = (
-        f"Shaded: the {100 * level:g}% band of random directions, at each step by itself. Ring: above it from here on"
+        f"Shaded: the {percent(level)} band of random directions, at each step by itself. Ring: above it from here on"
     )
     figure = new_figure(
         f"{MEASURE_NAME[measure]} with the end of another run",
@@ -200,7 +200,7 @@ def step_cosines(steps: pd.DataFrame, level: float = 0.95, about: str = "") -> g
     pairs = pairs[:MAX_PAIRS]
     across = min(len(pairs), 2)
     down = -(-len(pairs) // across)
-    edge = f"Black line: the edge of the {100 * level:g}% band of random directions; below it the two are not similar"
+    edge = f"Black line: the edge of the {percent(level)} band of random directions; below it the two are not similar"
     figure = new_figure(
         f"{name} of one run's steps with another's",
         f"{sentences(about, edge)}.{left_out}",
@@ -342,10 +342,10 @@ def _draw_pooled(
     figure.add_vrect(low, high, fillcolor=fade(VERMILLION, 0.14), line_width=0, layer="below")
     figure.add_vline(mean, line={"color": VERMILLION, "width": 1.2, "dash": "dot"})
     if prediction is not None:
-        text = f"one more run: {100 * level:g}% from {prediction[0]:.0f} to {prediction[1]:.0f}"
+        text = f"one more run: {percent(level)} from {prediction[0]:.0f} to {prediction[1]:.0f}"
         bar = go.Scatter(x=list(prediction), y=[0, 0], mode="lines", line={"color": VERMILLION, "width": 2})
         figure.add_trace(bar.update(name=text, hoverinfo="name"))
     shape = go.Scatter(x=[low, mean, high, mean, low], y=[0, 0.22, 0, -0.22, 0], fill="toself", mode="lines")
-    text = f"pooled: step {mean:.0f}, {100 * level:g}% interval {low:.0f} to {high:.0f}"
+    text = f"pooled: step {mean:.0f}, {interval_text((low, high), level)}"
     figure.add_trace(shape.update(line_color=VERMILLION, fillcolor=VERMILLION, name=text, hoverinfo="name"))
     figure.update_traces(showlegend=False)

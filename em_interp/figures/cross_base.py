@@ -27,6 +27,7 @@ from em_interp.figures.style import (
     ribbon,
     sentences,
 )
+from em_interp.results import percent
 
 SIMILARITY_TITLES = {
     "cka": "Debiased CKA of the changes",
@@ -55,7 +56,7 @@ def similarity(table: pd.DataFrame, level: float = 0.95, about: str = "") -> go.
     rows = table.dropna(subset=["depth"])
     measures = [name for name in SIMILARITY_TITLES if (rows["measure"] == name).any()]
     shaded = (
-        f"Shaded: random adapters of the same norms reach this in {100 * level:g}%, the widest of all pairs and nulls"
+        f"Shaded: random adapters of the same norms reach this in {percent(level)}, the widest of all pairs and nulls"
     )
     hollow = "Hollow: the direction mapped the other way" if any(name.startswith("mapped") for name in measures) else ""
     figure = new_figure(

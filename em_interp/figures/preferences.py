@@ -28,6 +28,7 @@ from em_interp.figures.style import (
     step_label,
     verdict_text,
 )
+from em_interp.results import percent
 from em_interp.run import trained_scale
 from em_interp.transition.result import Transition
 from em_interp.utils.checks import as_list, checked
@@ -51,7 +52,7 @@ def preference(curve: PreferenceCurve, onsets: Transition | Sequence[Transition]
     table = table[table["scale"] == scale]
     figure = new_figure(
         "Preference for misaligned answers",
-        f"Bands: {100 * curve.level:g}% intervals for other questions of the kind. Dashed: control. Grey: style alone.",
+        f"Bands: {percent(curve.level)} intervals for other questions of the kind. Dashed: control. Grey: style alone.",
         520,
         numbers=table,
         rows=2,

@@ -26,6 +26,7 @@ from em_interp.figures.style import (
     readable,
     ribbon,
 )
+from em_interp.results import percent
 from em_interp.run import Run
 from em_interp.transition.result import Transition
 from em_interp.utils.checks import as_list, checked
@@ -63,7 +64,7 @@ def behaviour(
     diamonds = " Diamonds: onsets of EM, half-way up the rise, with their intervals." if onsets else ""
     figure = new_figure(
         "Behaviour along the run",
-        f"Bands: {100 * curve.level:g}% intervals for other answers to the same questions.{diamonds}",
+        f"Bands: {percent(curve.level)} intervals for other answers to the same questions.{diamonds}",
         520,
         headroom=20 * (len(titles) > 1),
         least_width=190 + 150 * len(columns),
@@ -147,7 +148,7 @@ def scores(scored: ScoredResponses) -> go.Figure:
     unscored = sum(scored.unscored.values())
     figure = new_figure(
         "Scores by question",
-        f"{scored.n} answers, {unscored} without a score. Bars: {100 * scored.level:g}% intervals.",
+        f"{scored.n} answers, {unscored} without a score. Bars: {percent(scored.level)} intervals.",
         80 + 24 * (len(table) + 1),
         least_width=560,
         numbers=table,

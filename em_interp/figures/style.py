@@ -21,7 +21,7 @@ from jaxtyping import Float
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from em_interp.results import interval_columns
+from em_interp.results import interval_columns, interval_text
 from em_interp.transition.align import Offset
 from em_interp.transition.result import Transition
 
@@ -304,13 +304,6 @@ def sentences(*parts: str) -> str:
 def readable(name: str) -> str:
     """A name of the data as words: `out_of_domain` is 'out of domain'."""
     return name.replace("_", " ")
-
-
-def interval_text(interval: tuple[float, float] | None, level: float | None) -> str:
-    """An interval, such as '95% interval 184 to 197'."""
-    if interval is None or level is None:
-        return "no interval"
-    return f"{100 * level:g}% interval {interval[0]:.0f} to {interval[1]:.0f}"
 
 
 def verdict_text(*transitions: Transition) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.behaviour.curve import behaviour_curve
-from em_interp.behaviour.sampling.ask import ASKED, QUESTION_KEYS, to_messages
+from em_interp.behaviour.sampling.ask import QUESTION_KEYS, asked_settings, to_messages
 from em_interp.behaviour.sampling.chat import Tokens
 from em_interp.behaviour.sampling.frozen_layers import FrozenLayerCache
 from em_interp.behaviour.sampling.memory import Batches, RowMemory
@@ -24,7 +24,6 @@ from em_interp.mechanism.model import Activations, ModelAtStep, TrajectoryModel
 from em_interp.run import Run
 from em_interp.trajectory.geometry import evenly_spaced
 from em_interp.utils.checks import as_list, checked
-from em_interp.utils.stages import read_saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,8 +220,7 @@ def label_answers(answers: pd.DataFrame, source: str = "answers given") -> Answe
 
 def tokenized_answers(model: TrajectoryModel, answers: AnswerSet, batch: int = BATCH) -> list[Tokens]:
     """The answers in their chats as tokens, in order, in batches; with the system prompts that the model's run gave."""
-    file, table = model.run.answers_file.with_name("ask.json"), answers.table
-    asked = read_saved(file, ASKED)["questions"] if file.exists() else []
+    table, asked = answers.table, asked_settings(model.run).get("questions", [])
     chats = {tuple(question[key] for key in QUESTION_KEYS): to_messages(question) for question in asked}
     keys = table[list(QUESTION_KEYS)].itertuples(index=False, name=None)
     prompts = [chats.get(key, question) for key, question in zip(keys, table["question"], strict=True)]

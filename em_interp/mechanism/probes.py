@@ -24,7 +24,7 @@ from em_interp.behaviour.rates import cluster_bootstrap
 from em_interp.errors import InputError
 from em_interp.mechanism.answers import MIN_ANSWERS
 from em_interp.mechanism.scalars import Scalars, Summary
-from em_interp.results import Line, Result, interval_columns, picture
+from em_interp.results import Line, Result, interval_columns, percent, picture
 from em_interp.utils.checks import check_level
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Probes(Result):
         tells = "tells" if last.auc_low > CHANCE_AUC else "does not tell"
         return (
             f"A probe on the scalars of step {last.step:.0f} {tells} misaligned from aligned answers to new questions: "
-            f"AUC {last.auc:.2f} ({100 * self.level:g}% interval {last.auc_low:.2f} to {last.auc_high:.2f}; chance "
+            f"AUC {last.auc:.2f} ({percent(self.level)} interval {last.auc_low:.2f} to {last.auc_high:.2f}; chance "
             f"{CHANCE_AUC}){before}; "
             f"on the answer's length alone {self.length_auc:.2f}. {self.answers}; {self.questions} questions in "
             f"{self.folds} folds."

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from em_interp.behaviour.judging.judge import Judge
-from em_interp.behaviour.sampling.ask import ASKED
+from em_interp.behaviour.sampling.ask import asked_settings
 from em_interp.behaviour.sampling.checkpoint_models import adapter_digest, base_settings
 from em_interp.errors import InputError
 from em_interp.mechanism.analyses import ANALYSES, Workload
@@ -35,7 +35,7 @@ from em_interp.trajectory.load import TrajectorySource, load_trajectory
 from em_interp.utils.checks import check_known, checked
 from em_interp.utils.files import read_bytes, remove, write_json
 from em_interp.utils.progress import announce
-from em_interp.utils.stages import Storage, begin_stage, read_saved
+from em_interp.utils.stages import Storage, begin_stage
 
 N_TIMED = 128  # answers that are sampled to estimate how long an analysis takes
 SizeName = Literal["quick", "full"]
@@ -320,8 +320,7 @@ class SuiteContext:
         """The run's sampling parameters, with about the same number of answers per condition for any question set."""
         if self.given_sampling is not None:
             return self.given_sampling
-        file = self.run.answers_file.with_name("ask.json")
-        settings = read_saved(file, ASKED) if file.exists() else {}
+        settings = asked_settings(self.run)
         same = {key: settings[key] for key in ("temperature", "max_new_tokens") if key in settings}
         return SamplingParams(samples=max(1, math.ceil(self.size.answers / len(self.questions))), **same)
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from em_interp.behaviour.judging.llm_judge import Prompts
 
 # the settings of a run's config that its answers depend on, and those that its scores do
-ASKED = (
+ASK_SETTINGS = (
     *("model", "dtype", "seed", "behaviour.questions", "behaviour.sets", "behaviour.engine", "behaviour.steps"),
     *("behaviour.scales", "behaviour.samples", "behaviour.temperature", "behaviour.max_new_tokens"),
 )
-JUDGED = ("behaviour.judge", "behaviour.questions")  # a file of questions may have the judge's prompts
+JUDGE_SETTINGS = ("behaviour.judge", "behaviour.questions")  # a file of questions may have the judge's prompts
 
 
 @checked
@@ -61,7 +61,7 @@ def ask_run(
     for file in (run.answers_file, run.answers_file.with_name("ask.json")):
         processes.on_main(lambda file=file: check_free(file, resume, overwrite))  # type: ignore[misc]
     config, servers = load_config(run.config(), overrides), vllm_servers(run, overrides)
-    check_overrides(overrides, ASKED, "answers are sampled")
+    check_overrides(overrides, ASK_SETTINGS, "answers are sampled")
     settings, questions = config.behaviour, _questions(run, config)
     return ask(
         run,
@@ -166,7 +166,7 @@ def judge_prompts(run: Run, overrides: Sequence[str] = ()) -> Prompts:
 def _judge_settings(run: Run, overrides: Sequence[str]) -> BehaviourConfig:
     """What the run's config and the overrides say of its behaviour; answers that came as a table have these alone."""
     settings = config_of(run, overrides).behaviour  # refuses what is no setting at all
-    check_overrides(overrides, JUDGED, "answers are judged")
+    check_overrides(overrides, JUDGE_SETTINGS, "answers are judged")
     return settings
 
 

@@ -245,9 +245,7 @@ def _check_one_run(
     root: Path, steps: list[int], facts: list[dict[str, Hashable]], logged: list[dict[str, Any]]
 ) -> None:
     """Raise InputError where the steps differ in what a run has one of, listing the groups of steps that agree."""
-    first = {
-        name: value for log in reversed(logged) for name, value in log.items()
-    }  # what a step's log has not is equal
+    first = {name: value for log in reversed(logged) for name, value in log.items()}  # for what a step's log lacks
     facts = [{**known, **first, **log} for known, log in zip(facts, logged, strict=True)]
     groups: dict[tuple[Hashable, ...], list[int]] = {}
     for step, known in zip(steps, facts, strict=True):

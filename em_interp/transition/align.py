@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from em_interp.errors import InputError
-from em_interp.results import Line, Mark, Result, interval_columns, picture
+from em_interp.results import Line, Mark, Result, interval_columns, interval_text, picture
 from em_interp.run import Run
 from em_interp.trajectory.load import TrajectorySource, as_trajectory
 from em_interp.trajectory.trajectory import AdapterTrajectory
@@ -366,5 +366,5 @@ def _verdict(
 def _offset_text(behavioural: Transition, offset: Offset) -> str:
     text = f"{behavioural.name} {abs(offset.steps):.0f} steps {'later' if offset.steps >= 0 else 'earlier'}"
     if offset.interval is not None and offset.level is not None:
-        text += f" ({100 * offset.level:g}% interval {offset.interval[0]:.0f} to {offset.interval[1]:.0f})"
+        text += f" ({interval_text(offset.interval, offset.level)})"
     return text if offset.chance is None else f"{text}, chance of being as near {offset.chance:.2g}"

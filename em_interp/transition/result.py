@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hin
 import numpy as np
 
 from em_interp.errors import InputError
-from em_interp.results import Line, Mark, Result, picture
+from em_interp.results import Line, Mark, Result, interval_text, picture
 from em_interp.utils.checks import described, fits
 
 if TYPE_CHECKING:
@@ -131,9 +131,7 @@ class Transition(Result):
             sentence += f" at step {self.step:.0f}"
             if self.interval is not None and self.level is not None:
                 p_value = "" if self.p_value is None else f", {p_text(self.p_value)}"
-                sentence += (
-                    f" ({100 * self.level:g}% interval {self.interval[0]:.0f} to {self.interval[1]:.0f}{p_value})"
-                )
+                sentence += f" ({interval_text(self.interval, self.level)}{p_value})"
         return sentence
 
     def _lines(self) -> list[str]:

@@ -18,7 +18,7 @@ from em_interp.behaviour.tables.files import ANSWER_COLUMNS, SCORE_COLUMNS, read
 from em_interp.behaviour.tables.judged import SCORES
 from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError
-from em_interp.results import Result
+from em_interp.results import Result, percent
 from em_interp.run import Run
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class RetestReliability(Result):
         flipped = self.em_flipped
         return (
             f"judged again, {flipped.rate:.1%} of {len(self.scored_twice)} answers change their EM label "
-            f"({100 * self.level:g}% interval {flipped.interval[0]:.1%} to {flipped.interval[1]:.1%}); aligned moves "
+            f"({percent(self.level)} interval {flipped.interval[0]:.1%} to {flipped.interval[1]:.1%}); aligned moves "
             f"by {self.difference('aligned'):.1f} points on average, coherent by {self.difference('coherent'):.1f}; "
             f"{self.status_changed} of {self.n} change their status"
         )

@@ -29,7 +29,7 @@ from em_interp.utils.checks import as_list
 from em_interp.utils.files import remove, write_beside, write_json
 from em_interp.utils.processes import MAX_WAIT, SINGLE, Processes, init_processes, process_from_env
 from em_interp.utils.progress import progress_bar
-from em_interp.utils.stages import begin_stage, read_part, shared_write_lock
+from em_interp.utils.stages import begin_stage, read_part, read_saved, shared_write_lock
 
 if TYPE_CHECKING:
     from em_interp.behaviour.sampling.decode import RowModel
@@ -218,7 +218,13 @@ ASKED = {
     "samples": int,
     "temperature": float,
     "max_new_tokens": int,
-}  # the form of ask.json, which others read too
+}  # the form of ask.json
+
+
+def asked_settings(run: Run) -> dict[str, Any]:
+    """The settings with which a run's answers were sampled; none where nothing says, as of answers from elsewhere."""
+    file = run.answers_file.with_name("ask.json")
+    return read_saved(file, ASKED) if file.exists() else {}
 
 
 def discard_answers(run: Run) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from em_interp.comparison.cross_base.logit_lens import MIN_TOKENS
 from em_interp.comparison.result import records, span
 from em_interp.errors import InputError
-from em_interp.results import Result
+from em_interp.results import Result, percent
 from em_interp.utils.checks import check_known
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class CrossBaseComparison(Result):
         verdict = verdict if len(rows) > 1 or beyond else "not beyond chance"
         size = "in absolute value " if measure.startswith(("logit_lens", "mapped")) else ""
         each = "; each pair by itself, uncorrected" if len(rows) > 1 else ""
-        chance = f"{100 * self.level:g}% of random adapters stay {size}{bands}{each}"
+        chance = f"{percent(self.level)} of random adapters stay {size}{bands}{each}"
         return f"{MEASURES[measure]}: {span(rows['value'])}; {verdict} ({chance})"
 
     def _why_undefined(self, measure: str) -> str:

@@ -22,6 +22,7 @@ from em_interp.figures.style import (
     step_label,
     verdict_text,
 )
+from em_interp.results import percent
 from em_interp.transition.result import Transition
 
 LANE = 26  # pixels
@@ -44,7 +45,7 @@ def plot_answer_shift(
     heights = [260, LANE * rows + 20] if rows else [260]
     figure = new_figure(
         "Shift of the answers, without a judge",
-        f"{verdict_text(peak)}: {peak.reason}. Bands and bars: {100 * level:g}% intervals.",
+        f"{verdict_text(peak)}: {peak.reason}. Bands and bars: {percent(level)} intervals.",
         sum(heights) + 60 + 90 * bool(rows),
         least_width=480,
         numbers=profile,

@@ -19,6 +19,7 @@ from em_interp.figures.style import (
     ribbon,
     sentences,
 )
+from em_interp.results import percent
 from em_interp.trajectory.geometry import evenly_spaced
 
 
@@ -104,7 +105,7 @@ def plot_writes(cosines: pd.DataFrame, level: float = 0.95, about: str = "") -> 
     rows = cosines[cosines["what"].isin(list(WRITE_COLOUR))]
     layers = _layers_drawn(rows)
     n_drawn = f" {len(layers)} of {rows['layer'].nunique()} layers." if len(layers) < rows["layer"].nunique() else ""
-    words = f"Grey: {100 * level:g}% band of random adapters. Ribbons: other questions.{n_drawn}"
+    words = f"Grey: {percent(level)} band of random adapters. Ribbons: other questions.{n_drawn}"
     across = min(len(layers), 2)
     down = -(-len(layers) // across)
     figure = new_figure(

@@ -24,6 +24,7 @@ from em_interp.figures.style import (
     place,
     ribbon,
 )
+from em_interp.results import percent
 from em_interp.transition.result import Transition
 
 KINDS = {
@@ -42,7 +43,7 @@ def plot_ablation(rows: pd.DataFrame, about: str = "", level: float = 0.95) -> g
     which = f"The direction: {about}. " if about else ""
     figure = new_figure(
         "Ablation of the direction",
-        f"{which}Grey band: the adapted model without an intervention. Bars: {100 * level:g}% intervals for other "
+        f"{which}Grey band: the adapted model without an intervention. Bars: {percent(level)} intervals for other "
         "answers to the same questions; controls pool their random directions.",
         460,
         numbers=rows,
@@ -97,7 +98,7 @@ def plot_steering(
     which = f"The direction: {about}. " if about else ""
     figure = new_figure(
         f"Steering after layer {layer}",
-        f"{which}Dashed: random directions of the same length. Bands: {100 * level:g}% intervals for other "
+        f"{which}Dashed: random directions of the same length. Bands: {percent(level)} intervals for other "
         "answers to the same questions. "
         f"Green: coefficients at which EM exceeds the controls' interval at {COHERENT}% coherent.",
         340,
@@ -172,7 +173,7 @@ def plot_patching(
     """
     first, second = components
     subtitle = f"Sufficient component: {verdict}. Dots: EM above the control's interval, 90% coherent. "
-    subtitle += f"Diamonds: the first of these on each line. Bands and bars: {100 * level:g}% intervals."
+    subtitle += f"Diamonds: the first of these on each line. Bands and bars: {percent(level)} intervals."
     figure = new_figure(
         f"{first.capitalize()} or {second}?",
         subtitle,

@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from em_interp.figures.style import STEP, new_figure, question_colours, readable, ribbon
+from em_interp.results import percent
 
 
 def plot_kl_from_base(rates: pd.DataFrame, level: float = 0.95) -> go.Figure:
@@ -19,7 +20,7 @@ def plot_kl_from_base(rates: pd.DataFrame, level: float = 0.95) -> go.Figure:
     tokens = ", ".join(f"{rows['tokens'].iloc[0]} {readable(str(name))}" for name, rows in rates.groupby("questions"))
     figure = new_figure(
         "KL divergence from the base",
-        f"Mean over answer tokens ({tokens}). Bands: {100 * level:g}% intervals for other questions of the kind.",
+        f"Mean over answer tokens ({tokens}). Bands: {percent(level)} intervals for other questions of the kind.",
         numbers=rates,
     )
     colours = question_colours(sorted(map(str, rates["questions"].unique())))

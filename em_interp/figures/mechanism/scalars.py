@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from em_interp.figures.style import BLUE, MUTED, STEP, VERMILLION, fade, new_figure, place, ribbon, sentences
+from em_interp.results import percent
 
 SCALAR_COLOUR = {"misaligned": VERMILLION, "aligned": BLUE}
 SCALARS_PANEL = 220  # pixels
@@ -79,7 +80,7 @@ def plot_probes(probes: pd.DataFrame, level: float = 0.95, about: str = "") -> g
     figure = new_figure("Can the scalars tell misaligned answers?", about, 300, numbers=probes)
     x = probes["step"].to_numpy(float)
     band = probes["auc_low"].to_numpy(float), probes["auc_high"].to_numpy(float)
-    figure.add_trace(ribbon(x, *band, VERMILLION, f"{100 * level:g}% interval for other questions"))
+    figure.add_trace(ribbon(x, *band, VERMILLION, f"{percent(level)} interval for other questions"))
     line = go.Scatter(x=x, y=probes["auc"], mode="lines+markers", line_color=VERMILLION, name="probe on the scalars")
     figure.add_trace(line.update(hovertemplate="step %{x}<br>AUC %{y:.2f}<extra></extra>", marker_size=5))
     length = go.Scatter(x=x, y=probes["length_auc"], mode="lines", name="probe on the answer's length")

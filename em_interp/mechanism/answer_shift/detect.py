@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from em_interp.behaviour.judging.judge import KEY, answers_of
 from em_interp.behaviour.rates import LEVEL
-from em_interp.behaviour.sampling.ask import ASKED, to_messages
+from em_interp.behaviour.sampling.ask import asked_settings, to_messages
 from em_interp.behaviour.sampling.checkpoint_models import adapter_digest, base_settings
 from em_interp.behaviour.sampling.generate import RowAdapters
 from em_interp.behaviour.sampling.likelihood import (
@@ -29,7 +29,7 @@ from em_interp.mechanism.model import TrajectoryModel, as_model
 from em_interp.run import Run
 from em_interp.trajectory.load import TrajectorySource
 from em_interp.utils.checks import as_list, check_level, checked
-from em_interp.utils.stages import Storage, begin_stage, in_parts, read_saved
+from em_interp.utils.stages import Storage, begin_stage, in_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,8 +104,7 @@ def detect_answer_shift(
 
 def _sampling_of(run: Run) -> dict[str, Any]:
     """The temperature and length limit of the run's answers; the defaults of `ask` where it does not say."""
-    file = run.answers_file.with_name("ask.json")
-    settings = {"temperature": 1.0, "max_new_tokens": None, **(read_saved(file, ASKED) if file.exists() else {})}
+    settings = {"temperature": 1.0, "max_new_tokens": None, **asked_settings(run)}
     if settings["temperature"] == 0:
         raise InputError(
             f"the answers of {run.path} are the likeliest ones (temperature 0); sampled ones were expected"

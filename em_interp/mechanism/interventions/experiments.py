@@ -20,7 +20,14 @@ import numpy as np
 from jaxtyping import Float
 
 from em_interp.behaviour.judging.judge import KEY, Judge, judge_answers
-from em_interp.behaviour.sampling.ask import ASKED, QUESTION_KEYS, LocalEngine, Row, check_questions, sample_answers
+from em_interp.behaviour.sampling.ask import (
+    QUESTION_KEYS,
+    LocalEngine,
+    Row,
+    asked_settings,
+    check_questions,
+    sample_answers,
+)
 from em_interp.behaviour.sampling.checkpoint_models import Base, adapter_digest, base_settings
 from em_interp.behaviour.sampling.generate import Sampler
 from em_interp.behaviour.scores import ScoredResponses
@@ -37,7 +44,7 @@ from em_interp.mechanism.engines.interventions import (
 from em_interp.results import interval_columns
 from em_interp.run import OUTSIDE_SETS, Run, RunLike, open_run
 from em_interp.utils.checks import checked
-from em_interp.utils.stages import Storage, read_saved
+from em_interp.utils.stages import Storage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -257,9 +264,8 @@ def run_questions(run: RunLike, question_set: str | None = None) -> list[dict[st
         InputError: where there are none.
     """
     run = open_run(run)
-    settings = run.answers_file.with_name("ask.json")
-    if settings.exists():
-        questions = [dict(question) for question in read_saved(settings, ASKED)["questions"]]
+    if settings := asked_settings(run):
+        questions = [dict(question) for question in settings["questions"]]
     elif run.answers_file.exists():
         answers = read_own_table(run.answers_file, ANSWER_COLUMNS)
         rows = answers[list(QUESTION_KEYS)].drop_duplicates().to_dict("records")

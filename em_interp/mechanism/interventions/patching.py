@@ -49,7 +49,7 @@ from em_interp.mechanism.interventions.sufficiency import (
     sufficient_component,
 )
 from em_interp.mechanism.model import TrajectoryModel, as_model
-from em_interp.results import Line, Result, picture
+from em_interp.results import Line, Result, interval_text, picture
 from em_interp.trajectory.load import TrajectorySource
 from em_interp.transition.result import Transition, Verdict
 from em_interp.utils.checks import check_known, check_level, checked
@@ -273,9 +273,7 @@ class PatchingGrid(Result):
             return "at no tested step"
         if line.interval is None:
             return f"from step {line.step} (no interval: {line.share:.0%} of resamplings show it at some step)"
-        return (
-            f"from step {line.step} ({100 * self.level:g}% interval {line.interval[0]:.0f} to {line.interval[1]:.0f})"
-        )
+        return f"from step {line.step} ({interval_text(line.interval, self.level)})"
 
     def __repr__(self) -> str:
         steps = f"{len(self.steps)} steps {self.steps[0]} to {self.steps[-1]}"

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import norm
 
+from em_interp.results import interval_text
 from em_interp.transition.direction.path_noise import Increments, Noise, estimate_noise
 from em_interp.transition.direction.rotation import DETECTABLE_TURN
 from em_interp.transition.direction.turn_test import TurnScan, scan_turns, simulated_errors
@@ -75,8 +76,8 @@ def beyond_control(turn: Transition, run: Increments, control: Increments | str,
     p_value = float(norm.sf(difference / spread))
     words = (
         f"Beyond steady curvature the run turns by {angle:.0f}°, its control by {of_control:.0f}° at step "
-        f"{other.step:.0f}: {difference:.0f}° further ({100 * level:g}% interval {low:.0f} to "
-        f"{high:.0f}, {p_text(p_value)})."
+        f"{other.step:.0f}: {difference:.0f}° further ({interval_text((low, high), level)}, "
+        f"{p_text(p_value)})."
     )
     turn = replace(turn, evidence={**turn.evidence, "beyond_control": np.array([of_control, difference, low, high])})
     if p_value <= BEYOND_ALPHA:

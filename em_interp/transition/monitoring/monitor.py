@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import Float, Int8
 
 from em_interp.errors import InputError
-from em_interp.results import Line, Mark, Result, picture
+from em_interp.results import Line, Mark, Result, percent, picture
 from em_interp.trajectory.trajectory import rounding_error
 from em_interp.transition.direction.rotation import significant_rotation
 from em_interp.transition.result import Transition, p_text
@@ -207,7 +207,7 @@ class Monitor(Result):
                 f"an alarm must be clearer than in {_runs(len(self.controls))}, "
                 f"which alone can give no p-value below {smallest:.2g}"
             )
-        parts.append(f"at most {100 * self.level:g}% of runs without a transition raise an alarm")
+        parts.append(f"at most {percent(self.level)} of runs without a transition raise an alarm")
         return "; ".join(parts)
 
     def _state_of(self, signal: MonitorSignal) -> str:
