@@ -4,6 +4,7 @@ A process that has imported everything once forks for each case: the child has i
 folder and output, calls the command line's main, and can be killed as any process can.
 """
 
+import faulthandler
 import functools
 import gc
 import importlib
@@ -11,6 +12,7 @@ import io
 import os
 import pkgutil
 import re
+import resource
 import shutil
 import sqlite3
 import sys
@@ -18,6 +20,7 @@ import traceback
 import warnings
 from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
+from threading import RLock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # for what the tests have: files as others write them, and a server
@@ -62,6 +65,7 @@ def forked(work, folder):
     code = 98
     try:
         os.setsid()
+        own_progress_locks()
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -69,6 +73,8 @@ def forked(work, folder):
             io.TextIOWrapper(io.FileIO(number, "w"), "utf-8", "backslashreplace", write_through=True)
             for number in (1, 2)
         )
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        faulthandler.enable(2)  # SIGABRT makes a process that hangs say where
         code = work()
     except BaseException:
         traceback.print_exc()
@@ -76,6 +82,16 @@ def forked(work, folder):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def own_progress_locks():
+    """Locks of this process for progress bars; tqdm's are shared with all that fork, and a kill leaves them held."""
+    from tqdm import tqdm
+
+    kinds = [tqdm]
+    for kind in kinds:
+        kind.set_lock(RLock())
+        kinds += kind.__subclasses__()
 
 
 def called(words):

@@ -206,16 +206,22 @@ def start(words, box, port, change=None, seconds=None, delay=0.0):
 
 
 def finish(pid, place):
-    """The exit code of a process, negative where a signal ended it, and what it said on stderr."""
+    """The exit code of a process and what it said on stderr."""
+    code, said = ended(pid), (place / "err").read_text(errors="replace")
+    shutil.rmtree(place)
+    return code, said
+
+
+def ended(pid):
+    """The exit code of a process, negative where a signal ended it: SIGABRT one that hangs, which says where."""
     end, pause = time.monotonic() + MAX_WALL, 0.002
     while not (done := os.waitpid(pid, os.WNOHANG))[0]:
         if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGABRT)
+            end = float("inf")
         time.sleep(pause)
         pause = min(1.3 * pause, 0.05)
-    said = (place / "err").read_text(errors="replace")
-    shutil.rmtree(place)
-    return os.waitstatus_to_exitcode(done[1]), said
+    return os.waitstatus_to_exitcode(done[1])
 
 
 # Kills and races
@@ -252,8 +258,7 @@ class Bench:
         if stage not in self.whole:
             box = self.box(stage, "undisturbed")
             pid, said = start(STAGES[stage].words.split(), box, self.port)
-            _, status = os.waitpid(pid, 0)
-            code, err = os.waitstatus_to_exitcode(status), (said / "err").read_text(errors="replace")
+            code, err = ended(pid), (said / "err").read_text(errors="replace")
             assert code == 0, (stage, code, err)
             self.measured[stage] = json.loads((said / "measured").read_text())
             self.whole[stage] = contents(box)

@@ -2,16 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+from tqdm.auto import tqdm
 
 from tests.tiny import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 import kills
-from isolated import import_all
+from isolated import forked, import_all
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,35 @@ def test_every_stage_gives_the_same_bytes_under_another_hash_seed(bench, tmp_pat
     command = [sys.executable, "benchmarks/kills.py", "digests", "--stages", ",".join(SEEDED), "--folder", tmp_path]
     found = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, cwd=ROOT, check=True, capture_output=True)
     assert json.loads(found.stdout) == kills.digests(bench, SEEDED)
+
+
+def test_a_process_killed_inside_a_progress_bar_does_not_hold_up_the_next(tmp_path, monkeypatch):
+    def killed():
+        with tqdm.get_lock():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def next_one():
+        return len(list(tqdm([1, 2])))
+
+    tqdm.get_lock()
+    monkeypatch.setattr(kills, "MAX_WALL", 60.0)
+    for work, code in ((killed, -signal.SIGKILL), (next_one, 2)):
+        (place := tmp_path / work.__name__).mkdir()
+        assert kills.finish(forked(work, place), place)[0] == code
+
+
+def test_a_process_that_hangs_is_ended_and_says_where(tmp_path, monkeypatch):
+    def hang():
+        os.write(begun[1], b"!")
+        threading.Event().wait()
+
+    begun = os.pipe()
+    (place := tmp_path / "said").mkdir()
+    pid = forked(hang, place)
+    os.read(begun[0], 1)
+    monkeypatch.setattr(kills, "MAX_WALL", 0.0)
+    code, said = kills.finish(pid, place)
+    assert code == -signal.SIGABRT and "threading.py" in said
 
 
 def test_the_harness_sees_what_a_kill_damages(bench, monkeypatch):

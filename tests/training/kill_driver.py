@@ -11,10 +11,12 @@ import random
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from em_interp.errors import InputError
 from em_interp.training.train import train
@@ -129,6 +131,7 @@ def endings(way: Callable[[dict, Path], str], values: dict, out: Path) -> list[s
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is shared between processes, and a kill leaves it held
     random.seed(0)
     settings, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     train(settings, folder / "whole")
