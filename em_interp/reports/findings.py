@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,6 @@ class Findings:
     curve: BehaviourCurve | None
     control: BehaviourCurve | None
     onsets: list[Transition]  # of each scale and question set, against the control where there is one
-    thresholds: pd.DataFrame | None  # the onset outside the training domain over the thresholds of aligned and coherent
     aligned: Transition | None  # the onset of their mean aligned score, in which there is no threshold
     alignment: Alignment | None
     judged: JudgedTables | None = None  # where they are not the run's own
@@ -68,6 +68,15 @@ class Findings:
     def rotation(self) -> Transition:
         """The rotation of B: the mechanistic transition that behaviour is compared with."""
         return strongest_rotation(self.transitions)
+
+    @cached_property
+    def thresholds(self) -> pd.DataFrame | None:
+        """The onset outside the training domain over the thresholds of aligned and coherent; None of ready-made rates.
+
+        Computed when it is asked for: it takes as long as all other onsets together.
+        """
+        main, of_control = (None if curve is None else curve.outside() for curve in (self.curve, self.control))
+        return None if main is None or self.aligned is None else onset_by_threshold(main, of_control)
 
     @property
     def family(self) -> FamilyWise:
@@ -111,19 +120,18 @@ def find_in_run(
     shifts = [] if preference is None else _preference_onsets(preference)
     if answers is None and not run.scores_file.exists():
         alignment = align(strongest_rotation(transitions), shifts, path) if shifts else None
-        return Findings(run, path, transitions, None, None, [], None, None, alignment, None, preference, shifts)
+        return Findings(run, path, transitions, None, None, [], None, alignment, None, preference, shifts)
     curve = behaviour_curve(run) if answers is None else behaviour_curve(answers, columns=columns)
     _check_steps(path, curve, answers or run.path)
     control_curve = _control_curve(control, columns)
     rises = onsets(curve, control_curve)
     main, of_control = curve.outside(), None if control_curve is None else control_curve.outside()
     has_scores = main is not None and main.has_scores and (of_control is None or of_control.has_scores)
-    thresholds = onset_by_threshold(main, of_control) if main is not None and has_scores else None
     aligned = onset(main, of_control, "aligned_mean") if main is not None and has_scores else None
     alignment = align(strongest_rotation(transitions), [*rises, *shifts], path)
     where = None if control_run is None else str(control_run.path)
     judged = None if answers is None else JudgedTables(str(answers), columns or {}, where)
-    of_answers = (curve, control_curve, rises, thresholds, aligned, alignment, judged)
+    of_answers = (curve, control_curve, rises, aligned, alignment, judged)
     return Findings(run, path, transitions, *of_answers, preference, shifts)
 
 

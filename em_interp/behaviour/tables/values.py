@@ -61,7 +61,10 @@ def scores_of(column: pd.Series, name: str, where: str) -> tuple[pd.Series[float
     import pandas as pd
 
     entries = _entries(column)
-    cells = [_cell(_score, entry, name, where, row) for row, entry in enumerate(entries, 1)]
+    cells = [
+        entry if type(entry) is float else _cell(_score, entry, name, where, row)
+        for row, entry in enumerate(entries, 1)
+    ]
     if any(isinstance(cell, bool) for cell in cells):
         raise InputError(f"{where}: {name} holds True or False; scores run from 0 to 100")
     numbers = pd.Series([math.nan if isinstance(cell, str) else cell for cell in cells], column.index, float)

@@ -147,14 +147,15 @@ def onset_by_threshold(
     if isinstance(curve, ShiftCurve):
         raise InputError("thresholds are of judged answers; expected a behaviour curve, found one of a preference")
     _check_single(curve, control)
-    rows = []
+    rows, rises = [], {}
     for below in as_list(aligned):
         for above in as_list(coherent):
-            thresholds = {"aligned": below, "coherent": above}
-            control_counts = None if control is None else OutcomeCounts.of(control.outcomes("em", **thresholds))
-            counts = OutcomeCounts.of(curve.outcomes("em", **thresholds))
-            rise = _transition(counts, control_counts, "em", level, 0, curve)
-            rows.append({"aligned_below": below, "coherent_above": above, **rise.to_dict()})
+            outcomes = [each.outcomes("em", below, above) for each in (curve, control) if each is not None]
+            counts = [OutcomeCounts.of(each) for each in outcomes]
+            same = tuple(each.total.tobytes() for each in counts)  # other thresholds may count the same answers
+            if same not in rises:
+                rises[same] = _transition(counts[0], counts[1] if control else None, "em", level, 0, curve).to_dict()
+            rows.append({"aligned_below": below, "coherent_above": above, **rises[same]})
     return pd.DataFrame(rows)
 
 
