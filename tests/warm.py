@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["em_interp.training.trainer", "em_interp.training.lora", "datasets"])
+CONTEXT.set_forkserver_preload(["em_interp.training.trainer", "em_interp.training.lora", "datasets", "openai"])
 
 
 class Started:

@@ -22,6 +22,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import cache
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -415,7 +416,8 @@ def _openai_client(base_url: str, key: str | None) -> Any:
     try:
         if urlsplit(base_url).port == 0:  # reading the port checks it
             raise ValueError("port 0")
-        transport = BoundedTransport(proxy=_proxy_for(base_url), limits=httpx2.Limits())  # as many as there are workers
+        limits = httpx2.Limits()  # as many connections as there are workers
+        transport = BoundedTransport(verify=_certificates(), proxy=_proxy_for(base_url), limits=limits)
         return openai.AsyncOpenAI(
             api_key=key or "none",
             base_url=base_url,
@@ -426,6 +428,14 @@ def _openai_client(base_url: str, key: str | None) -> Any:
         )
     except (ValueError, ImportError, httpx2.InvalidURL):
         raise InputError(f"{base_url} is no address, or the environment's proxy for it cannot be used") from None
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """The authorities that are trusted, read once."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 _HEADERS = {"Accept-Encoding": "identity"}
