@@ -208,8 +208,7 @@ class BehaviourCurve(CurveBySet, WritesLogs):
 
     def last(self) -> pd.DataFrame:
         """The rows of `frame()` at the last step."""
-        rates = self.frame()
-        return rates[rates["step"] == rates["step"].max()]
+        return replace(self, answers=self.answers[self.answers["step"] == self.steps[-1]]).frame()
 
     def _picture(self) -> str:
         """The EM rates at the scale nearest to 1."""
