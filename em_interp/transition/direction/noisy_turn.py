@@ -132,13 +132,10 @@ def _angle(window: _Window) -> tuple[float, float]:
 
 def _blocks(increments: Increments, place: int, size: int) -> _Blocks:
     left, right = place // size, (increments.count - place) // size
-    first, last = place - left * size, place + right * size
-    count = left + right
-    sums = increments.gram[first:last, first:last].reshape(count, size, count, size).sum((1, 3))
+    edges = np.arange(place - left * size, place + right * size + 1, size)
+    sums = np.diff(np.diff(increments.sums[np.ix_(edges, edges)], axis=0), axis=1)
     length = np.sqrt(np.maximum(np.diag(sums), np.finfo(float).tiny))
-    return _Blocks(
-        sums / np.outer(length, length), length, increments.edges[first : last + 1 : size].astype(float), left
-    )
+    return _Blocks(sums / np.outer(length, length), length, increments.edges[edges].astype(float), left)
 
 
 def _scan(increments: Increments, candidate: np.ndarray, size: int) -> tuple[list[_Window], float]:

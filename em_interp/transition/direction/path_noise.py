@@ -19,6 +19,7 @@ Estimates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -59,6 +60,11 @@ class Increments:
     def count(self) -> int:
         """Number of increments."""
         return len(self.gram)
+
+    @cached_property
+    def sums(self) -> Float[np.ndarray, "edge edge"]:
+        """The `prefix_sums` of the inner products."""
+        return prefix_sums(self.gram)
 
 
 @dataclass(frozen=True, eq=False)

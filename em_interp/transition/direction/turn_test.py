@@ -20,6 +20,7 @@ the estimated covariance in time and in space. A first-order error ranks the win
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,6 @@ def simulated_turns(scan: TurnScan, row: int, noise: Noise) -> Float[np.ndarray,
     The four half blocks are vectors in the span of their drifts, where the noise along them was measured, and in as
     many further dimensions as the noise's effective dimension asks for.
     """
-    rng = np.random.default_rng(0)
     inner, in_time = positive(scan.inner[row]), _root(scan.noise[row])
     values, vectors = np.linalg.eigh(inner)
     kept = values > 1e-6 * values.max()
@@ -142,10 +142,25 @@ def simulated_turns(scan: TurnScan, row: int, noise: Noise) -> Float[np.ndarray,
     outside = 1 - np.trace(within)
     spare = max(noise.inverse_dimension - np.sum(within**2), 1e-4)
     dimensions = int(np.clip(round(outside**2 / spare), 1, 400))
-    in_span = drift + in_time @ rng.standard_normal((N_SIMULATED, 4, drift.shape[1])) @ _root(within).T
-    off_span = in_time @ rng.standard_normal((N_SIMULATED, 4, dimensions)) * np.sqrt(max(outside, 0) / dimensions)
-    draws = np.concatenate([in_span, off_span], -1)
-    return turn_of(draws @ np.swapaxes(draws, -1, -2) - scan.noise[row], scan.levers[row])
+    normal, products = _normal_draws(drift.shape[1], dimensions)
+    in_span = drift + in_time @ normal @ _root(within).T
+    off_span = in_time @ products @ in_time.T * (max(outside, 0) / dimensions)
+    draws = in_span @ np.swapaxes(in_span, -1, -2) + off_span
+    return turn_of(draws - scan.noise[row], scan.levers[row])
+
+
+@lru_cache(maxsize=256)
+def _normal_draws(within: int, beyond: int) -> tuple[Float[np.ndarray, "draw 4 within"], Float[np.ndarray, "draw 4 4"]]:
+    """Normal vectors in the first dimensions, and the inner products of their parts in those beyond.
+
+    Always the same, and cached, so read-only.
+    """
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((N_SIMULATED, 4, within))
+    parts = rng.standard_normal((N_SIMULATED, 4, beyond))
+    products = parts @ np.swapaxes(parts, -1, -2)
+    normal.flags.writeable = products.flags.writeable = False
+    return normal, products
 
 
 def simulated_errors(scan: TurnScan, row: int, noise: Noise) -> tuple[float, float, float]:

@@ -26,6 +26,7 @@ from em_interp.transition.signals.series import (
     BinnedSeries,
     ScanResult,
     SeriesNoise,
+    at_every_place,
     bin_series,
     fit_noise,
     fit_shapes,
@@ -188,15 +189,16 @@ def _hump_grid(
     """Tops at every bin with left and right widths from a fifth to three times that of a hump of this width."""
     sides = width / 2.355 * 2.0 ** np.arange(-2.4, 1.7, 0.5)
     humps = np.stack(np.meshgrid(place[1:-1], sides, sides, indexing="ij"), axis=-1).reshape(-1, 3)
-    return humps, _hump(place, *humps.T[:, :, None])
+    left, right = (side[..., None] for side in np.ix_(sides, sides))
+    return humps, at_every_place(_hump(np.arange(1.0 - len(place), len(place)), 0.0, left, right))
 
 
 def _hump(
     place: Float[np.ndarray, " bin"],
-    top: Float[np.ndarray, "shape 1"],
-    left: Float[np.ndarray, "shape 1"],
-    right: Float[np.ndarray, "shape 1"],
-) -> Float[np.ndarray, "shape bin"]:
+    top: Float[np.ndarray, "*shape 1"] | float,
+    left: Float[np.ndarray, "*shape 1"],
+    right: Float[np.ndarray, "*shape 1"],
+) -> Float[np.ndarray, "*shape bin"]:
     """A Gaussian hump of unit height with a separate standard deviation on each side."""
     away = place - top
     return np.exp(-0.5 * (away / np.where(away < 0, left, right)) ** 2)

@@ -27,6 +27,7 @@ from em_interp.transition.signals.series import (
     SKIPPED,
     ScanResult,
     SeriesNoise,
+    at_every_place,
     fit_noise,
     fit_shapes,
     momentum_spectra,
@@ -145,9 +146,9 @@ def _bend_draws(
     baseline = np.ones((len(place), 1))
     sizes = np.array(_RAMPS) * len(rate), np.array(_DECAYS) / len(rate)
     grid = np.stack(np.meshgrid(place[1:-1], *sizes, indexing="ij"), axis=-1).reshape(-1, 3)
-    middle, width, decay = grid.T[:, :, None]
-    ramps = np.clip((place - middle) / np.maximum(width, 1) + 0.5, 0, 1)
-    shapes = ramps * np.exp(-decay * np.maximum(place - middle, 0))
+    away, (width, decay) = np.arange(1.0 - len(place), len(place)), np.ix_(*sizes)
+    ramps = np.clip(away / np.maximum(width, 1)[..., None] + 0.5, 0, 1)
+    shapes = at_every_place(ramps * np.exp(-decay[..., None] * np.maximum(away, 0)))
     fit = fit_shapes(rate[first : last + 1], noise.covariance(len(place)), baseline, shapes)
     drawn = fit.draws(N_POSTERIOR_DRAWS, rng)
     places = grid[drawn, 0] + rng.uniform(-0.5, 0.5, size=N_POSTERIOR_DRAWS)  # the grid's middles are a bin apart

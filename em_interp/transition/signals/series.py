@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -90,22 +89,26 @@ def rise(smooth: Float[np.ndarray, "bin ..."]) -> Float[np.ndarray, "bin ..."]:
     return smooth - np.minimum.accumulate(smooth, axis=0)
 
 
-def prominence(smooth: Float[np.ndarray, " bin"]) -> Float[np.ndarray, " bin"]:
+def prominence(smooth: Float[np.ndarray, "bin ..."]) -> Float[np.ndarray, "bin ..."]:
     """Height of each value above the higher of the lowest value before it and the lowest after it."""
     return np.minimum(rise(smooth), rise(smooth[::-1])[::-1])
 
 
-def monotone_trend(values: Float[np.ndarray, " bin"]) -> Float[np.ndarray, " bin"]:
-    """The closest series (isotonic regression) that falls, rises, falls and rises; turns from the smoothed one."""
-    smooth = gaussian_kernel(len(values), TREND_BANDWIDTH) @ values
-    top = int(np.argmax(prominence(smooth)))
-    turns = [0, int(np.argmin(smooth[: top + 1])), top, top + int(np.argmin(smooth[top:])), len(values)]
-    pieces = [
-        isotonic_regression(values[first:last], increasing=bool(piece % 2)).x
-        for piece, (first, last) in enumerate(pairwise(turns))
-        if last > first
-    ]
-    return np.concatenate(pieces)
+def monotone_trend(values: Float[np.ndarray, "bin ..."]) -> Float[np.ndarray, "bin ..."]:
+    """The closest series (isotonic regression) that falls, rises, falls and rises; turns from the smoothed one.
+
+    All series along the first axis are one regression: falling pieces are turned over, and each piece is lifted above
+    those before it.
+    """
+    smooth, place = gaussian_kernel(len(values), TREND_BANDWIDTH) @ values, np.indices(values.shape)[0]
+    top = prominence(smooth).argmax(axis=0)
+    turns = [np.where(side, smooth, np.inf).argmin(axis=0) for side in (place <= top, place >= top)]
+    piece = sum((place >= turn).astype(int) for turn in (turns[0], top, turns[1]))
+    sign, series = 2 * (piece % 2) - 1, np.arange(top.size).reshape(top.shape)
+    lift = 3 * np.ptp(values) * (piece + 4 * series)
+    lifted = sign * (values - values.min()) + lift
+    fitted = isotonic_regression(lifted.T.ravel()).x.reshape(values.T.shape).T
+    return sign * (fitted - lift) + values.min()
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,9 @@ def fit_noise(values: Float[np.ndarray, " bin"], spectra: Float[np.ndarray, "mod
     first = _whittle(values - trend, spectra, least)
     white = np.random.default_rng(0).normal(size=(N_TREND_DRAWS, len(values)))
     drawn = idct(np.sqrt(first.mean) * white, norm="ortho", axis=1)
-    residual = np.array([noise + trend - monotone_trend(noise + trend) for noise in drawn])
-    passed = np.mean(dct(residual, norm="ortho", axis=1) ** 2, axis=0) / np.mean(white**2, axis=0) / first.mean
+    noisy = drawn.T + trend[:, None]
+    residual = dct(noisy - monotone_trend(noisy), norm="ortho", axis=0)
+    passed = np.mean(residual**2, axis=1) / np.mean(white**2, axis=0) / first.mean
     passed = np.exp(uniform_filter1d(np.log(np.clip(passed, 1e-3, None)), 9, mode="nearest"))
     return _whittle(values - trend, spectra, least, np.minimum(passed, 1.0))
 
@@ -217,6 +221,16 @@ def scan_test(
     )
 
 
+def at_every_place(profiles: Float[np.ndarray, "*size offset"]) -> Float[np.ndarray, "shape bin"]:
+    """Shapes of n bins: each profile, over -(n - 1) to n - 1 bins from its middle, moved to each bin but the outermost.
+
+    The place varies slowest.
+    """
+    count = (profiles.shape[-1] + 1) // 2
+    moved = np.lib.stride_tricks.sliding_window_view(profiles, count, axis=-1)[..., count - 2 : 0 : -1, :]
+    return np.moveaxis(moved, -2, 0).reshape(-1, count)
+
+
 class ShapeFit(NamedTuple):
     """Posterior of `values = coefficients @ baseline + amplitude * shape + noise`, shape by shape."""
 
@@ -243,7 +257,7 @@ def fit_shapes(
     white, terms, columns = (solve_triangular(root, a, lower=True) for a in (values, baseline, shapes.T))
     basis, triangle = np.linalg.qr(terms)
     inside = basis.T @ columns
-    whole = (columns**2).sum(axis=0)
+    whole = np.einsum("bs,bs->s", columns, columns)
     size = np.maximum(whole - (inside**2).sum(axis=0), 1e-9 * whole)
     residual = white - basis @ (basis.T @ white)
     amplitude = (columns.T @ residual) / size

@@ -47,7 +47,7 @@ def test_noise_without_a_trend_rises_as_rarely_as_its_p_value_says(spectra, memo
     ps = []
     for seed in range(100):
         values = autoregressive(150, memory, seed)
-        ps.append(scan_test(values, fit_noise(values, spectra), rise, np.random.default_rng(0)).p_value)
+        ps.append(scan_test(values, fit_noise(values, spectra), rise, np.random.default_rng(0), n_draws=199).p_value)
     assert np.mean(np.array(ps) <= 0.1) <= 0.16  # 0.1 and two standard errors
     assert np.mean(np.array(ps) <= 0.01) <= 0.03
 
