@@ -31,6 +31,10 @@ class Started:
         self._process.start()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
         return self._process.exitcode
 

@@ -29,14 +29,16 @@ from em_interp.training.tokenize import Example
 from em_interp.training.train import train
 from em_interp.training.trainer import MicroBatches
 from em_interp.utils.processes import Processes, init_processes, process_from_env
-from tests.tiny import copy, refused, strict
+from tests.tiny import ROOT, copy, refused, strict
+from tests.warm import Started
 
 from .test_train import adapter, contents, log
 
 STEPS = 60
 DRIVER = Path(__file__).with_name("torchrun_driver.py")
 PROGRAM = ["-m", "em_interp"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+FORKED = Path(__file__).with_name("forked_torchrun.py")
+TWO = ["--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -63,25 +65,35 @@ def alone(config) -> Run:
 def broken(config) -> tuple[Run, int, str]:
     """A run of two processes of which the second is killed; torchrun's exit code, and stderr."""
     run = Run(config.parent / "broken")
-    code, err = stopped(config, run, lambda launcher: worker_of(launcher, "1").kill())
+    code, err = stopped(config, run, lambda launcher: workers_of(launcher)[1].kill())
     return run, code, err
 
 
-def stopped(config: Path, run: Run, stop: Callable[[subprocess.Popen], None]) -> tuple[int, str]:
+def stopped(config: Path, run: Run, stop: Callable[[Started], None]) -> tuple[int, str]:
     """Train in two processes, call `stop` with the launcher once three steps are saved; exit code and stderr."""
-    command = [*TORCHRUN, *PROGRAM, "train", config, "--out", run.path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launcher:
-        while launcher.poll() is None and not run.checkpoint(3).exists():
-            time.sleep(0.002)
-        stop(launcher)
-        out, err = launcher.communicate(timeout=120)  # until every process has closed it
+    launcher = Started(str(FORKED), *TWO, *PROGRAM, "train", config, "--out", run.path, cwd=ROOT)
+    while launcher.poll() is None and not run.checkpoint(3).exists():
+        time.sleep(0.002)
+    workers, deadline = workers_of(launcher), time.monotonic() + 120
+    stop(launcher)
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    out, err = launcher.communicate(timeout=120)
     assert out == ""
     return launcher.returncode, err
 
 
-def worker_of(launcher: subprocess.Popen, rank: str) -> psutil.Process:
-    children = psutil.Process(launcher.pid).children()
-    return next(child for child in children if child.environ().get("RANK") == rank)
+def workers_of(launcher: Started) -> list[psutil.Process]:
+    """Its processes, by rank."""
+    return sorted(psutil.Process(launcher.pid).children(), key=lambda worker: worker.pid)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def ours(err: str) -> list[str]:
@@ -150,7 +162,8 @@ def together(broken, config, sharded) -> tuple[Run, Run, str]:
     """What two processes of torchrun leave: the broken run finished, a run of a sharded base, and what they printed."""
     finished, other = Run(copy(broken[0].path, config.parent / "together")), Run(config.parent / "sharded")
     words = ["train", config, "--out", finished.path, "--resume", "--json"]
-    done = subprocess.run([*TORCHRUN, DRIVER, sharded, other.path, *words], capture_output=True, text=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *TWO]
+    done = subprocess.run([*torchrun, DRIVER, sharded, other.path, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return finished, other, done.stdout
 

@@ -1,11 +1,8 @@
 """Asking through vLLM: the tables are those of this process, nothing is lost or asked twice, and faults are named."""
 
 import json
-import os
-import subprocess
-import sys
+import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +16,8 @@ from em_interp.config.run_config import VLLMConfig
 from em_interp.errors import InputError
 from em_interp.utils.processes import Processes
 from tests.interrupting import interrupt_call
+from tests.tiny import ROOT, interrupted
+from tests.warm import Started
 
 from ..conftest import SITES, make_model, make_trajectory, save_run
 from ..sampling.test_ask import PAIRS, QUESTIONS
@@ -115,13 +114,8 @@ def test_after_a_kill_no_answer_is_lost_or_asked_twice(run, base, vllm, tmp_path
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     vllm.hold_after = 20
-    words = [sys.executable, str(driver), str(run.path), vllm.url]
-    root = Path(__file__).parents[3]
-    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(root)}, cwd=root) as process:
-        while _kept(run) < 20:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.kill()
+    killed = Started(str(driver), run.path, vllm.url, cwd=ROOT)
+    interrupted(killed, lambda: _kept(run) >= 20, signal.SIGKILL)
     assert not run.answers_file.exists() and len(vllm.sampled()) == 20 and vllm.adapters  # left behind
     vllm.released.set()
     while vllm.at_once:  # what the killed process had asked reaches nobody, and is not counted as answered
