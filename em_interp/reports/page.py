@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from em_interp.utils.files import check_free, read_text, write_text
 from em_interp.utils.lock import write_lock
 
 if TYPE_CHECKING:
+    import jinja2
     import pandas as pd
     import plotly.graph_objects as go
 
@@ -42,11 +44,20 @@ FILTERS = ("result_text", "offset_text", "readable", "p_value_text", "number")
 
 def render(template: str, **contents: Any) -> str:
     """The page of `templates/<template>.html.j2`, with the code that draws its figures. A name missing is an error."""
-    import jinja2
     from plotly.offline import get_plotlyjs
 
-    from em_interp.figures import style
     from em_interp.figures.export_files import CONTENT_POLICY
+
+    page = _templates().get_template(f"{template}.html.j2")
+    return page.render(contents, plotly_js=get_plotlyjs(), content_policy=CONTENT_POLICY.format(beside=""))
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    """The templates of this package, each read once."""
+    import jinja2
+
+    from em_interp.figures import style
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("em_interp.reports"),
@@ -56,8 +67,7 @@ def render(template: str, **contents: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(style, name) for name in FILTERS} | {"local_name": local_name}
-    page = environment.get_template(f"{template}.html.j2")
-    return page.render(contents, plotly_js=get_plotlyjs(), content_policy=CONTENT_POLICY.format(beside=""))
+    return environment
 
 
 def embedded(figure: go.Figure) -> dict[str, Any]:
