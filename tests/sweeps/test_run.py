@@ -119,7 +119,7 @@ def same_as_one_process(out: Path, whole: Path) -> None:
 def test_two_workers_stopped_by_ctrl_c_and_one_that_resumes_make_what_one_process_makes(done, tmp_path):
     out, words = tmp_path / "sweep", ["sweep", written(tmp_path, QWEN2), "--jobs", 2, "--out", tmp_path / "sweep"]
     sign = out / "runs" / RUNS[1] / "checkpoints" / "checkpoint-8"
-    said = interrupted(begin(*words, warm=False), sign.exists)
+    said = interrupted(begin(*words), sign.exists)
     assert (said.code, said.out) == (130, ""), said
     resuming = shlex.join(["sweep", *map(str, words[1:]), "--resume"])
     assert said.err.splitlines()[-1].startswith("em-interp: interrupted")
