@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 MIN_RISE = 0.02  # a smaller rise is none: judging the same answers again flips 1 % of the labels
 DETECTABLE_RISE = 0.2  # where even a rise this large would probably be missed, no rise is inconclusive
+NEEDED = 3.7  # standard errors of a rise found four times in five; 3.2 if its step were known, the rest was measured
 METRICS = {
     "em": "EM rate",
     "coherent": "coherent rate",
@@ -276,7 +277,7 @@ def _underpowered(counts: OutcomeCounts) -> bool:
     n, half = counts.answers.sum(), DETECTABLE_RISE / 2
     mean, square = ((sums.sum() + 1) / (n + 2) for sums in (counts.total, counts.squares))
     variance = max(square - mean**2, square + half - (mean + half) ** 2)  # of an answer, as it is and with such a rise
-    return 3.5 * np.sqrt(variance * 4 / n) > DETECTABLE_RISE
+    return NEEDED * np.sqrt(variance * 4 / n) > DETECTABLE_RISE
 
 
 def _in_direction(rates: np.ndarray, metric: str) -> np.ndarray:
