@@ -298,14 +298,16 @@ def _refuse_copies(tables: Sequence[pd.DataFrame], files: Sequence[Path]) -> Non
 
 
 def _table_files(folder: Path) -> list[Path]:
-    """The tables in a folder; JSON files, which may as well be configs, only where there are no others.
+    """The tables in a folder; JSON files, which may as well be configs, where there are no others or of other steps.
 
     A step in a file that is packed or a workbook is among them, so that it is refused and not left out.
     """
     entries = [*folder.glob("*"), *folder.glob("*/*")]
     shown = sorted(file for file in entries if not file.name.startswith((".", "~")))
     files = [file for file in shown if file.suffix.lower() in TABLE_SUFFIXES or _is_unread_step(file)]
-    files = [file for file in files if file.suffix.lower() != ".json"] or files
+    tables = [file for file in files if file.suffix.lower() != ".json"]
+    steps = {step for file in tables for step in STEP_IN_NAME.findall(str(file.relative_to(folder)))}
+    files = [file for file in files if file in tables or set(STEP_IN_NAME.findall(file.name)) - steps] or files
     only_json = all(file.suffix.lower() == ".json" for file in files)
     if not files or (only_json and any(entry.name in STEP_FILES for entry in entries)):
         found = listed(file.relative_to(folder) for file in shown) or "nothing"

@@ -154,6 +154,15 @@ def test_a_step_in_a_file_that_is_not_read_is_refused_and_other_files_are_passed
         (tmp_path / name).unlink()
 
 
+def test_a_step_in_json_beside_steps_in_csv_is_read_and_notes_on_a_step_are_not(tmp_path):
+    for step in (10, 20):
+        ROWS.to_csv(tmp_path / f"checkpoint-{step}.csv", index=False)
+        (tmp_path / f"checkpoint-{step}.json").write_text('{"notes": "of this step"}')
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "checkpoint-30.json").write_text(ROWS.to_json(orient="records"))
+    assert set(read_judged(tmp_path)["step"]) == {10, 20, 30}
+
+
 def test_an_empty_folder_a_missing_file_and_an_empty_table_are_told_apart(tmp_path):
     with pytest.raises(InputError, match=r"holds no table; .*; found nothing"):
         read_judged(tmp_path)
