@@ -97,20 +97,20 @@ def new_figure(
     """
     lines = wrap(subtitle, 100)
     top = TITLE + LINE * len(lines)
-    figure = make_subplots(**subplots)
-    figure.update_layout(
-        template=template(),
-        title={
+    layout = {  # given at once: an update takes twice as long
+        "template": template(),
+        "title": {
             "text": f"<b>{escape(title)}</b>",
             "font": {"size": 15},
             "pad": {"l": 12, "t": 14},
             "subtitle": {"text": "<br>".join(map(escape, lines)), "font": {"size": 12, "color": MUTED}},
         },
-        height=height + top + LEGEND + headroom,
-        margin_t=top + LEGEND + headroom,
-        legend_y=1 - top / (height + top + LEGEND + headroom),
-        meta={"title": title, "subtitle": subtitle, "top": top, "least_width": least_width},
-    )
+        "height": height + top + LEGEND + headroom,
+        "margin": {"t": top + LEGEND + headroom},
+        "legend": {"y": 1 - top / (height + top + LEGEND + headroom)},
+        "meta": {"title": title, "subtitle": subtitle, "top": top, "least_width": least_width},
+    }
+    figure = make_subplots(figure=go.Figure(layout=layout), **subplots)
     figure.update_annotations(font={"size": 13, "color": INK})
     return figure if numbers is None else with_numbers(figure, numbers)
 

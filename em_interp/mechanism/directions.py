@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -81,7 +82,7 @@ class Direction(Result):
             raise InputError(f"there is no layer {layer}; the direction is known for 0 to {len(self.vectors) - 1}")
         return self.vectors[layer]
 
-    @property
+    @cached_property
     def reliability(self) -> Float[np.ndarray, " layer"]:
         """Cosine between the directions of two random halves of the questions, averaged over 50 halvings.
 

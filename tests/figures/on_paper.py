@@ -41,12 +41,14 @@ def faults_of(file):
         wrong = [] if min(abs(width / POINTS_PER_MM - mm) for mm in COLUMN_MM.values()) < 0.5 else [("", "the width")]
         words = [(text, quad) for text, quad in _words(page) if text.strip()]
         picture = page.render(scale=SCALE).to_numpy()
+        low, high = (np.array([end(quad, axis=0) for _, quad in words]).reshape(-1, 2) for end in (np.min, np.max))
         for index, (text, quad) in enumerate(words):
             if min(quad.min(), width - quad[:, 0].max(), height - quad[:, 1].max()) < TOUCH:
                 wrong.append((text, "the edge of the page"))  # letters beyond it are not in the file at all
             elif _cut(picture, quad, height):
                 wrong.append((text, "cut"))
-            for before, (other, another) in enumerate(words[:index]):
+            for before in np.flatnonzero(((low[:index] < high[index]) & (high[:index] > low[index])).all(axis=1)):
+                other, another = words[before]
                 if _overlap(quad, another, KERN if before == index - 1 else 2 * TOUCH):
                     wrong.append((text, other))
         return len(words), wrong

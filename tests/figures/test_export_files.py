@@ -19,11 +19,12 @@ import em_interp as em
 from em_interp.errors import InputError
 from em_interp.figures import export_files as files
 from em_interp.figures.style import without_title
+from em_interp.reports.findings import find_in_run
 from em_interp.reports.run_figures import export_run, run_figures, setting_of
 from em_interp.run import Run
 from em_interp.utils.files import write_csv
 from tests.figures.on_paper import faults, faults_of
-from tests.figures.planting import LAST
+from tests.figures.planting import LAST, plant_run
 from tests.test_page_in_browser import FLAGS, browser
 from tests.tiny import json_of, refused
 
@@ -181,7 +182,8 @@ def test_a_run_without_log_and_answers_has_the_figures_of_its_path(drawn):
     assert {"norms", "path_B", "turning_dW", "rotation_A", "timeline"} <= set(drawn["bare"])
 
 
-def test_figures_that_are_there_are_not_replaced_unasked(bare, tmp_path):
+def test_figures_that_are_there_are_not_replaced_unasked(tmp_path_factory, tmp_path):
+    bare = find_in_run(plant_run(tmp_path_factory.mktemp("few") / "bare", log=False, asked=False, every=12))
     made = export_run(bare, ("html",), out=tmp_path)
     assert {file.suffix for file in made} == {".html", ".csv", ".txt"}
     norms = tmp_path / "norms.html"
@@ -199,10 +201,11 @@ def test_figures_that_are_there_are_not_replaced_unasked(bare, tmp_path):
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
 
-def test_judged_tables_alone_are_a_control_too(organism, control, tmp_path):
+def test_judged_tables_alone_are_a_control_too(control, tmp_path):
     control.curve.answers.to_csv(tmp_path / "judged.csv", index=False)
-    for name, given in (("tables", tmp_path / "judged.csv"), ("run", control.run)):
-        export_run(organism.run, ("html",), control=given, out=tmp_path / name)
+    few = plant_run(tmp_path / "few", log=False, scales=(1.0,), every=12)
+    for name, given in (("tables", tmp_path / "judged.csv"), ("run", control)):
+        export_run(few, ("html",), control=given, out=tmp_path / name)
     drawn = [(tmp_path / name / "behaviour.csv").read_text() for name in ("tables", "run")]
     assert drawn[0] == drawn[1] and "control" in drawn[0]
 
@@ -230,14 +233,12 @@ def test_without_a_browser_the_message_says_what_to_install(monkeypatch, bare):
     assert files.check(("html",)) == ("html",)
 
 
-def test_without_kaleido_the_message_says_what_to_install():
-    code = (
-        "import sys; sys.modules['kaleido'] = None\n"
-        "from em_interp.figures.export_files import check\n"
-        "try: check(['png'])\nexcept ValueError as error: print(error)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "a figure as PNG needs kaleido, which is not installed: pip install 'em-interp[export]'" in said
+def test_without_kaleido_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaleido", None)  # so that it cannot be imported
+    with pytest.raises(InputError) as refused:
+        files.check(["png"])
+    said = "a figure as PNG needs kaleido, which is not installed: pip install 'em-interp[export]'"
+    assert said in str(refused.value)
 
 
 def test_a_figure_too_wide_for_one_column_is_refused_where_one_was_asked_for(organism, tmp_path):

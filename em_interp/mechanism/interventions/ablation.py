@@ -92,7 +92,7 @@ class Ablation(Result):
         chosen = self.answers[(self.answers["kind"] == kind) & (self.answers["layers"] == layers)]
         return ScoredResponses(chosen, self.level)
 
-    @property
+    @cached_property
     def baseline(self) -> Rate:
         """EM of the adapted model without an intervention."""
         return self.rates(NONE).em

@@ -8,6 +8,7 @@ direction, and the diagonal is the adapter as trained.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -60,19 +61,19 @@ class AnswerCounts:
         Each question's rate is shrunk to the cell's by two answers' weight, and the cell's to a half by one, so that
         an observed rate of 0 is not certain.
         """
-        em, coherent = (rng.binomial(self.n, _shrunk(hits, self.n)) for hits in (self.em, self.coherent))
-        return AnswerCounts(self.n, em, coherent)
+        return AnswerCounts(self.n, *(rng.binomial(self.n, rate) for rate in self._shrunk))
+
+    @cached_property
+    def _shrunk(self) -> list[Float[np.ndarray, "*cell question"]]:
+        total = self.n.sum(axis=-1, keepdims=True) + 1
+        pooled = ((hits, (hits.sum(axis=-1, keepdims=True) + 0.5) / total) for hits in (self.em, self.coherent))
+        return [(hits + 2 * rate) / (self.n + 2) for hits, rate in pooled]
 
     @property
     def rate(self) -> Float[np.ndarray, "*cell"]:
         """EM rate over the scored answers; NaN where there is none."""
         n = self.n.sum(axis=-1)
         return np.divide(self.em.sum(axis=-1), n, out=np.full(n.shape, np.nan), where=n > 0)
-
-
-def _shrunk(hits: np.ndarray, n: np.ndarray) -> np.ndarray:
-    pooled = (hits.sum(axis=-1, keepdims=True) + 0.5) / (n.sum(axis=-1, keepdims=True) + 1)
-    return (hits + 2 * pooled) / (n + 2)
 
 
 def rate_intervals(

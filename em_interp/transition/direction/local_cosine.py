@@ -101,13 +101,13 @@ def _simulated_angles(
     dimensions = max(1 / inverse_dimension, 2.0)
     values, vectors = np.linalg.eigh(noise / dimensions)
     root = vectors * np.sqrt(np.maximum(values, 0))[:, None, :]
-    normal = rng.standard_normal((N_DRAWS, len(drift), 3))
-    along = drift + np.einsum("pij,dpj->dpi", root, normal[..., :2])
-    triangle = np.zeros((N_DRAWS, len(drift), 2, 2))
-    triangle[..., 0, 0] = np.sqrt(rng.chisquare(dimensions - 1, (N_DRAWS, len(drift))))
-    triangle[..., 1, 1] = np.sqrt(rng.chisquare(max(dimensions - 2, 1e-3), (N_DRAWS, len(drift))))
-    triangle[..., 1, 0] = normal[..., 2]
-    across = root @ triangle
-    inner = along[..., :, None] * along[..., None, :] + across @ np.swapaxes(across, -1, -2)
-    cosine = inner[..., 0, 1] / np.sqrt(np.maximum(inner[..., 0, 0] * inner[..., 1, 1], np.finfo(float).tiny))
+    first, second, low = np.moveaxis(rng.standard_normal((N_DRAWS, len(drift), 3)), -1, 0)
+    upper = np.sqrt(rng.chisquare(dimensions - 1, (N_DRAWS, len(drift))))
+    lower = np.sqrt(rng.chisquare(max(dimensions - 2, 1e-3), (N_DRAWS, len(drift))))
+    one, other = (  # each move in three coordinates: along the axis, and two across it
+        np.stack([drift[:, i] + a * first + b * second, a * upper + b * low, b * lower])
+        for i, (a, b) in enumerate(np.moveaxis(root, 0, -1))
+    )
+    size = np.einsum("cdp,cdp->dp", one, one) * np.einsum("cdp,cdp->dp", other, other)
+    cosine = np.einsum("cdp,cdp->dp", one, other) / np.sqrt(np.maximum(size, np.finfo(float).tiny))
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
