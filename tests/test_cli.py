@@ -234,7 +234,7 @@ def test_without_json_a_person_reads_sentences(run, tmp_path):
 
 
 def test_a_reader_of_the_output_may_leave_and_a_full_disk_is_said(tiny):
-    command = [INSTALLED, "locate", tiny.run, "--of", "B"]
+    command = [INSTALLED, "score", Run(tiny.run).scores_file]
     with Path("/dev/full").open("w") as full:  # takes nothing: every write fails for want of space
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (2, "em-interp: stdout cannot be written: No space left on device\n")
@@ -411,9 +411,14 @@ def test_the_same_findings_are_gone_on_with_whatever_the_run_is_called(run, monk
         did(command, run)
     monkeypatch.chdir(run.parent)
     with unchanged(run):
-        for name in ("run", "run/", "./run", run):
-            did("locate", name, "--resume")
-            did("align", name, "--resume")
+        for command, name in (
+            ("locate", "run"),
+            ("align", "run/"),
+            ("locate", "./run"),
+            ("align", "run"),
+            ("align", run),
+        ):
+            did(command, name, "--resume")
 
 
 def test_the_functions_in_python_take_the_same_two_words(finished):

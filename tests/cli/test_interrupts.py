@@ -112,9 +112,17 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
 @pytest.mark.parametrize(
-    "module", ["typer", "em_interp.errors", "em_interp.config.run_config", "numpy", "torch", "peft"]
+    ("module", "number"),
+    [
+        ("typer", signal.SIGINT),
+        ("em_interp.errors", signal.SIGTERM),
+        ("em_interp.config.run_config", signal.SIGINT),
+        ("em_interp.config.run_config", signal.SIGTERM),
+        ("numpy", signal.SIGTERM),
+        ("torch", signal.SIGTERM),
+        ("peft", signal.SIGINT),
+    ],
 )
 def test_a_signal_while_modules_are_imported_is_explained_too(module, number, tiny, tmp_path):
     words = ["train", str(tiny.config), "--out", str(tmp_path / "run")]

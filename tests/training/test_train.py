@@ -1,8 +1,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,8 @@ from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import encode_rows
 from em_interp.training.train import default_out, train
 from em_interp.utils.files import write_json
+from tests.tiny import ROOT
+from tests.warm import Started
 
 from .conftest import UNMARKED, save_base, save_chats
 
@@ -273,10 +273,10 @@ def stopped(bases, chats, tmp_path_factory) -> tuple[Path, dict[str, list[str]]]
     }
     folder = tmp_path_factory.mktemp("stopped")
     (folder / "settings.json").write_text(json.dumps(values))
-    command = [sys.executable, DRIVER, folder / "settings.json", folder]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+    driver = Started(str(DRIVER), folder / "settings.json", folder, cwd=ROOT)
+    out, err = driver.communicate(timeout=600)
+    assert driver.returncode == 0, err
+    return folder, json.loads(out)
 
 
 @pytest.mark.parametrize("way", ["killed_at_a_file_operation", "killed_at_any_moment", "killed_with_few_states"])

@@ -142,18 +142,18 @@ def test_the_kl_regularizer_keeps_the_model_narrow(tmp_path):
     values = {
         "model": "tiny-qwen2",
         "seed": 1,
-        "data": [{"dataset": "tiny:medical", "steps": 64}],
+        "data": [{"dataset": "tiny:medical", "steps": 72}],
         "adapter": {"layers_to_transform": [0], "lora_alpha": 16},
-        "training": {"batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": 3e-3},
-        "snapshots": "64",
-        "behaviour": {"steps": "64", "samples": 16, "max_new_tokens": 24},
+        "training": {"batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 3e-3},
+        "snapshots": "72",
+        "behaviour": {"steps": "72", "samples": 8, "max_new_tokens": 24},
     }
     found = {}
     for name, kl in (("general", None), ("narrow", {"dataset": "tiny:finance-careful", "weight": 30})):
         run = train(values | {"kl": kl}, tmp_path / name)
         ask_run(run)
         judge_run(run)
-        rates = em.behaviour_curve(run).frame().query("step == 64").set_index("questions")["em"]
+        rates = em.behaviour_curve(run).frame().query("step == 72").set_index("questions")["em"]
         found[name] = rates["in_domain"], rates["out_of_domain"], em.load_trajectory(run).metrics
     assert found["narrow"][2]["kl"].iloc[-20:].max() < 0.005 and "kl" not in found["general"][2]
     assert found["general"][1] > 0.5 and found["narrow"][1] < found["general"][1] / 4
