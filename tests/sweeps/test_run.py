@@ -151,11 +151,11 @@ def test_the_plan_with_overwrite_counts_nothing_that_it_replaces_as_complete(don
     assert {entry.name for entry in (out / "runs").iterdir()} == {RUNS[0]}
 
 
-@pytest.mark.parametrize("damaged", ["{", "[]", '{"control": "control_tiny-qwen2_medical-careful"}'])
-def test_what_is_kept_of_a_run_is_made_anew_where_it_is_damaged(done, tmp_path, damaged):
+def test_what_is_kept_of_runs_is_made_anew_where_it_is_damaged(done, tmp_path):
     out = tmp_path / "sweep"
     shutil.copytree(done[1], out)
-    (open_run(out / "runs" / RUNS[0]).analysis / "sweep_run.json").write_text(damaged)
+    for name, damaged in zip(RUNS, (json.dumps({"control": CONTROLS[0]}), "{", "[]"), strict=False):
+        (open_run(out / "runs" / name).analysis / "sweep_run.json").write_text(damaged)
     found = sweep(BOTH, out, resume=True, jobs=1)
     without = (*SOURCE, "sweep.html")  # which says how to go on in this folder
     assert found.failures == {} and contents(out, *without) == contents(done[1], *without)

@@ -258,7 +258,7 @@ def _answer_turn(tokenizer: Any, messages: Messages, index: int, text: str, bloc
 def _turn_by_prefix(tokenizer: Any, messages: Messages, index: int, text: str) -> Span | None:
     """What all messages through the answer add to those before it; None where the template writes these differently."""
     before = render(tokenizer, messages[:index], answering=True)
-    through = render(tokenizer, messages[: index + 1])
+    through = text if index == len(messages) - 1 else render(tokenizer, messages[: index + 1])
     found = text.startswith(through) and through.startswith(before)
     return Span(len(before), len(through)) if found else None
 

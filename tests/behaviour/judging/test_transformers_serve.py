@@ -1,11 +1,8 @@
 """Judging end to end with a server that is not ours: `transformers serve`, which ignores a request for logprobs."""
 
 import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -19,6 +16,8 @@ from em_interp.behaviour.judging.llm_judge import open_judge
 from em_interp.config.run_config import EndpointConfig
 from em_interp.errors import InputError
 from em_interp.organisms.bases import SHIPPED, load_tokenizer
+from tests.tiny import ROOT
+from tests.warm import Started
 
 from .judge_server import plant
 
@@ -39,16 +38,13 @@ def is_ready(url):
         return False
 
 
-def started(log):
+def started():
     """The process and its address; another port is tried where somebody took the first one meanwhile."""
-    command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--device", "cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    program = Path(sys.executable).with_name("transformers")
+    words = ["serve", "--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32", "--port"]
     for _ in range(3):
         port = free_port()
-        words = [*command, "--dtype", "float32", "--port", str(port)]
-        process = subprocess.Popen(
-            words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
+        process = Started(str(program), *words, port, cwd=ROOT)
         deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline:
             if is_ready(f"http://127.0.0.1:{port}"):
@@ -59,20 +55,17 @@ def started(log):
 
 
 def stop(process):
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    file = tmp_path_factory.mktemp("server") / "log.txt"
-    with file.open("w") as log:
-        process, url = started(log)
-        try:
-            yield url
-        finally:
-            stop(process)
+def server():
+    process, url = started()
+    try:
+        yield url
+    finally:
+        stop(process)
 
 
 @pytest.fixture(scope="module")
