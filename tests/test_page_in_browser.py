@@ -62,17 +62,17 @@ def browser():
 def opened(request, tmp_path_factory):
     """What the browser said of the page, and what a probe added to it saw."""
     chromium, folder = browser(), tmp_path_factory.mktemp("page")
-    control = plant_run(folder / "control", changes=False, scales=(1.0,))
+    control = plant_run(folder / "control", changes=False, scales=(1.0,), every=5)
     if request.param == "organism":
-        planted = plant_run(folder / "switched", switched=True, asked=False)
-        file = em.report(plant_run(folder / "organism", scales=(1.0,)), control=control, planted=planted)
+        planted = plant_run(folder / "switched", switched=True, asked=False, every=5)
+        file = em.report(plant_run(folder / "organism", scales=(1.0,), every=5), control=control, planted=planted)
     elif request.param == "control":
         file = em.report(control)
     elif request.param == "comparison":
-        other = plant_run(folder / "other", asked=False)
+        other = plant_run(folder / "other", asked=False, every=5)
         file = write_comparison(em.compare([control, other]), folder / "compared")
     else:
-        file = em.report(plant_run(folder / "bare", log=False, asked=False))
+        file = em.report(plant_run(folder / "bare", log=False, asked=False, every=5))
     probed = folder / "probed.html"
     probed.write_text(file.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
     command = [chromium, *FLAGS, f"--user-data-dir={folder / 'profile'}", probed.as_uri()]

@@ -62,7 +62,7 @@ def answer(run, seed):
 def compared():
     bases = small_base(), small_base("gemma3", 48, seed=3)
     paths = [dataclasses.replace(path_on(base), source=name) for base, name in zip(bases, ("one", NASTY), strict=True)]
-    return em.compare_across_bases(paths, built_in_texts(40), bases, draws=19, steering_transfer=True)
+    return em.compare_across_bases(paths, built_in_texts(24), bases, draws=19, steering_transfer=True)
 
 
 @pytest.mark.parametrize("call", CALLS, ids="-".join)

@@ -53,8 +53,9 @@ def test_a_run_turns_no_further_than_itself():
 def test_a_larger_turn_at_the_same_step_is_found():
     """A corner of 100° in the run, of 35° in the control."""
     run, control = corner(100), corner(35)
-    of_control, difference, low, high = against(run, control).evidence["beyond_control"]
-    assert against(run, control).found and of_control == pytest.approx(35, abs=5) and low < 65 < high
+    answer = against(run, control)
+    of_control, difference, low, high = answer.evidence["beyond_control"]
+    assert answer.found and of_control == pytest.approx(35, abs=5) and low < 65 < high
     assert difference == pytest.approx(65, abs=8)
     back = against(control, run)
     assert back.verdict == "none" and back.evidence["beyond_control"][1] < 0

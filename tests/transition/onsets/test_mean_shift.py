@@ -5,7 +5,7 @@ from em_interp.errors import InputError
 from em_interp.transition.onsets.mean_shift import QuestionCurves, _common_noise, locate_shift, verdict_of
 from em_interp.transition.synthetic.shifts import NULLS, RISES, planted_shift
 
-COUNT = 40  # of each kind; benchmarks/calibration.py has the full size
+COUNT = 25  # of each kind; benchmarks/calibration.py has the full size
 
 
 def drawn(kind, count=COUNT):
