@@ -46,7 +46,12 @@ class Ramp:
     width: float  # steps from 10 % to 90 % of the turn
     p_broad: float  # of the hypothesis that the turn is a bend over 35 % of the run or more
     bracketed: bool  # whether the interval ends within the steps where the middle was looked for
-    heading: Float[np.ndarray, "3 point"]  # steps, heading seen there and fitted ramp, in degrees from the first block
+    plane: _Plane
+
+    @property
+    def heading(self) -> Float[np.ndarray, "3 point"]:
+        """Steps, the heading seen there and the fitted ramp, in degrees from the first block's direction."""
+        return _heading(self.plane, np.array([self.step]), self.width / 0.8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +113,7 @@ def fit_ramp(
     p_broad = chi2.sf(ratio, 1) / 2 if ratio > 0 else 1.0
     interval, width = (float(inside[0]), float(inside[-1])), float(widths[plausible][column])
     bracketed = bool(middle[0] < interval[0] and interval[1] < middle[1])
-    heading = _heading(plane, fine[row : row + 1], width)
-    return Ramp(float(fine[row]), interval, level, 0.8 * width, float(p_broad), bracketed, heading)
+    return Ramp(float(fine[row]), interval, level, 0.8 * width, float(p_broad), bracketed, plane)
 
 
 def _in_plane(increments: Increments, noise: Noise, before: slice, after: slice, window: slice) -> _Plane:
