@@ -126,9 +126,9 @@ def test_help_and_the_import_are_quick():
 # --- one JSON object
 
 
-def test_train_ask_and_judge_print_where_things_are(tiny, tmp_path):
+def test_train_ask_and_judge_print_where_things_are_and_repeat_a_run_from_its_own_config(tiny, tmp_path):
     run = tmp_path / "run"
-    assert json_of("train", tiny.config, "--out", run) == {"run": str(run), "steps": list(range(25))}
+    assert json_of("train", tiny.run / "config.yaml", "--out", run) == {"run": str(run), "steps": list(range(25))}
     assert json_of("ask", run) == {"run": str(run), "answers": str(run / "behaviour" / "answers.parquet")}
     scores = str(run / "behaviour" / "scores.parquet")
     assert json_of("judge", run) == {"run": str(run), "scores": scores, "unscored": {}}
@@ -255,13 +255,6 @@ def test_settings_given_with_set_lie_on_top_of_the_file_and_are_kept(tiny, tmp_p
     assert run.config() == load_config(tiny.config, changes)
     assert run.steps() == [0, 2, 3]
     assert run.manifest()["phases"][0]["domain"] == "sport"
-
-
-def test_a_run_is_repeated_from_its_own_config(tiny, tmp_path):
-    did("train", tiny.run / "config.yaml", "--out", tmp_path / "again")
-    whole = contents(tiny.run)
-    again = contents(tmp_path / "again")
-    assert again == {name: whole[name] for name in again} and len(again) == 25 * 2 + 3
 
 
 def test_a_run_that_is_told_no_place_is_named_after_its_config(tiny, tmp_path, monkeypatch):

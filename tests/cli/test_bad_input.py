@@ -18,7 +18,7 @@ import em_interp as em
 from em_interp.errors import InputError
 from em_interp.run import Run
 from em_interp.utils.files import write_json
-from tests.tiny import CAREFUL, contents, copy, did, em_interp, full_disk, refused, unchanged
+from tests.tiny import contents, copy, did, em_interp, full_disk, refused, unchanged
 
 ROW = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
 WRITING = ("ask", "judge", "locate", "align", "report")
@@ -262,7 +262,8 @@ def test_a_truncated_manifest_or_log_is_named(run):
 
 
 def test_checkpoints_of_two_runs_are_not_one_path(run, tiny, tmp_path):
-    did("train", tiny.config, "--out", tmp_path / "other", "--set", "model=tiny-llama", "--set", "snapshots=every 12")
+    short = ["--set", "data=[{dataset: 'tiny:medical', steps: 12}]", "--set", "snapshots=every 12"]
+    did("train", tiny.config, "--out", tmp_path / "other", "--set", "model=tiny-llama", *short)
     shutil.rmtree(run / "checkpoints" / "checkpoint-12")
     shutil.move(tmp_path / "other" / "checkpoints" / "checkpoint-12", run / "checkpoints")
     for command in ("locate", "ask"):
@@ -322,10 +323,9 @@ def test_a_run_that_is_asked_before_it_is_trained_to_its_end_is_told(run):
 
 
 def test_a_control_that_was_asked_at_other_scales_is_refused(tiny, tmp_path):
-    control = tmp_path / "control"
-    did("train", tiny.config, "--out", control, "--set", CAREFUL, "--set", "behaviour.scales=[1]")
-    did("ask", control)
-    did("judge", control)
+    control = copy(tiny.control, tmp_path / "control")
+    for file in (control / "behaviour").glob("*.parquet"):
+        pd.read_parquet(file).query("scale == 1").to_parquet(file, index=False)
     for command in ("align", "report"):
         line = refused(command, tiny.run, "--control", control, "--out", tmp_path / "out")
         assert "the control has no curve for scale and questions (2.0, 'broad'); it has [(1.0, 'broad')," in line
