@@ -147,7 +147,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
         )
     header, cells = _fields(text, delimiter, path)
     _refuse_other_readings(text, delimiter, path, [header, *cells])
-    cells = [[cell.replace(placeholder, "\r") for cell in row] for row in cells]
+    if placeholder in text:
+        cells = [[cell.replace(placeholder, "\r") for cell in row] for row in cells]
     return pd.DataFrame(cells, columns=range(len(header)), dtype=object).set_axis(
         [name.strip() for name in header], axis=1
     )

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,7 @@ def _score(entry: Any) -> float | str | bool:
     raise _NoMeaning(f"of type {type(entry).__name__}")
 
 
+@lru_cache(maxsize=1000)  # a table has the same few scores many times
 def _score_in(text: str) -> float | str | bool:
     plain = text.strip()
     word = plain.lower()
