@@ -227,9 +227,9 @@ def _print(pictures: list[Picture]) -> None:
 def _order(picture: Picture, file: Path) -> dict[str, object]:
     """What kaleido is to draw."""
     bare, kind = without_title(picture.figure), picture.path.suffix.removeprefix(".")
-    size = {"width": layout_width(picture.columns), "height": bare.layout.height}
+    size = {"width": layout_width(picture.columns), "height": bare["layout"]["height"]}
     options = {"format": kind, **size, "scale": (PNG_SCALE if kind == "png" else 1) / LAYOUT}
-    return {"fig": bare.to_dict(), "path": file, "opts": options}
+    return {"fig": bare, "path": file, "opts": options}
 
 
 def _write_words(figure: go.Figure, folder: Path, name: str) -> list[Path]:

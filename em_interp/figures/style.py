@@ -149,11 +149,16 @@ def onset_curves(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def without_title(figure: go.Figure) -> go.Figure:
-    """A copy without title, subtitle and `layout.meta`, for a page or a paper that has the words beside it."""
-    top = figure.layout.meta["top"]
-    bare = go.Figure(figure).update_layout(title=None, meta=None)
-    return bare.update_layout(height=bare.layout.height - top, margin_t=bare.layout.margin.t - top, legend_y=1)
+def without_title(figure: go.Figure) -> dict[str, Any]:
+    """Its data and layout without title, subtitle and `meta`, for a page or a paper that has the words beside it."""
+    bare = figure.to_dict()
+    layout = bare["layout"]
+    top = layout.pop("meta")["top"]
+    layout.pop("title", None)
+    layout["height"] -= top
+    layout["margin"]["t"] -= top
+    layout.setdefault("legend", {})["y"] = 1
+    return bare
 
 
 def place(row: int | None, col: int | None) -> dict[str, int]:

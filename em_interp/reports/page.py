@@ -72,10 +72,12 @@ def _templates() -> jinja2.Environment:
 
 def embedded(figure: go.Figure) -> dict[str, Any]:
     """A figure for a template: title and subtitle in words, the rest as JSON that cannot end a script element."""
+    from plotly.io import to_json
+
     from em_interp.figures.style import without_title
 
     meta, bare = figure.layout.meta, without_title(figure)
-    json = bare.to_json().replace("<", "\\u003c")  # plotly leaves "<" in where orjson is installed
+    json = to_json(bare, validate=False).replace("<", "\\u003c")  # plotly leaves "<" in where orjson is installed
     return {**{key: meta[key] for key in ("title", "subtitle", "least_width")}, "json": json}
 
 

@@ -142,7 +142,7 @@ def test_words_that_are_cut_lie_on_others_or_reach_beyond_the_page_are_found(org
     assert any(text.startswith("other") and what.startswith("some") for _, _, text, what in wrong)
     assert "the edge of the page" in {what for *_, what in wrong}
     cut, norms = tmp_path / "cut.pdf", without_title(em.figures.norms(organism.trajectory))
-    size = {"width": files.layout_width(2), "height": norms.layout.height, "scale": 1 / files.LAYOUT}
+    size = {"width": files.layout_width(2), "height": norms["layout"]["height"], "scale": 1 / files.LAYOUT}
     pio.write_image(norms, cut, **size)  # as kaleido prints by itself: with margins, which cut the foot
     assert {what for _, what in faults_of(cut)[1]} == {"cut"}
 

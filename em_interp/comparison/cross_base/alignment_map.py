@@ -29,6 +29,7 @@ other kinds of text, no linear relation) and not the direction's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -68,8 +69,8 @@ def principal_scores(points: Float[np.ndarray, "text d"], limit: int) -> Float[n
 def held_out_cosine(X: Float[np.ndarray, "text k"], Y: Float[np.ndarray, "text l"]) -> float:
     """The cosine of mapped and true vectors over all held-out texts, from principal scores."""
     inner, squares = 0.0, np.zeros(2)
-    for rows in _held_out_rows(len(X)):
-        rest, means = _without(X, Y, rows)
+    for rows, others in _folds(len(X)):
+        rest, means = _centred(X, Y, others)
         left, right = X[rows] - means[0], Y[rows] - means[1]
         inner += float(((left @ _rotation(*rest)) * right).sum())
         squares += (left**2).sum(), (right**2).sum()
@@ -87,19 +88,20 @@ def _rotation(first: Float[np.ndarray, "text d"], second: Float[np.ndarray, "tex
     return np.asarray((left * kept) @ right)
 
 
-def _held_out_rows(texts: int) -> list[Int[np.ndarray, " row"]]:
-    """Row indices of each fold, from a fixed permutation, so that neighbouring texts are spread over folds."""
-    return np.array_split(np.random.default_rng(FOLD_SEED).permutation(texts), N_FOLDS)
+@cache
+def _folds(texts: int) -> list[tuple[Int[np.ndarray, " row"], Int[np.ndarray, " other"]]]:
+    """The held-out rows of each fold and the others; a fixed permutation spreads neighbouring texts over folds."""
+    folds = np.array_split(np.random.default_rng(FOLD_SEED).permutation(texts), N_FOLDS)
+    return [(rows, np.setdiff1d(np.arange(texts), rows)) for rows in folds]
 
 
-def _without(
+def _centred(
     X: np.ndarray, Y: np.ndarray, rows: Int[np.ndarray, " row"]
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Both sides without the held-out rows, centred, and the means that were taken off."""
-    rest = np.ones(len(X), bool)
-    rest[rows] = False
-    means = X[rest].mean(axis=0), Y[rest].mean(axis=0)
-    return (X[rest] - means[0], Y[rest] - means[1]), means
+    """Some rows of both sides, centred, and the means that were taken off."""
+    left, right = X[rows], Y[rows]
+    means = left.mean(axis=0), right.mean(axis=0)
+    return (left - means[0], right - means[1]), means
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +148,8 @@ def fit_map(
         raise InputError("all texts are one point in one of the models, so no map can be fitted")
     penalties = PENALTIES if kind == "ridge" else np.zeros(1)
     errors = np.zeros(len(penalties))
-    for rows in _held_out_rows(len(X)):
-        rest, means = _without(X, Y, rows)
+    for rows, others in _folds(len(X)):
+        rest, means = _centred(X, Y, others)
         fitted = _Factors.of(*rest)
         for number, penalty in enumerate(penalties):
             left, right = fitted.of_map(kind, penalty)
