@@ -107,7 +107,7 @@ def test_training_on_own_data_says_at_once_that_the_built_in_questions_are_not_f
 def from_elsewhere(tmp_path_factory):
     """A run, and the same as somebody else publishes it: folders of checkpoints, and a judged table a step."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    run = plant_run(folder / "run", every=5)
+    run = plant_run(folder / "run", every=5, scales=(1.0,))
     shutil.copytree(run.checkpoints, folder / "published")
     (folder / "judged").mkdir()
     for step, rows in behaviour_curve(run).answers.groupby("step"):

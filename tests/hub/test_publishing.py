@@ -22,12 +22,19 @@ from tests.trajectory.saving import save_run, save_steering
 NAME = "organisms/medical"
 
 
-@pytest.fixture
-def run(tiny, tmp_path):
-    """A trained, asked, judged and analysed run, with state of a stage that did not end."""
-    run = copy(tiny.run, tmp_path / "organism")
+@pytest.fixture(scope="module")
+def analysed(tiny, tmp_path_factory):
+    """A trained, asked, judged and analysed run, of which tests take copies."""
+    run = copy(tiny.run, tmp_path_factory.mktemp("analysed") / "organism")
     for stage in ("locate", "align"):
         json_of(stage, run)
+    return run
+
+
+@pytest.fixture
+def run(analysed, tmp_path):
+    """The analysed run, with state of a stage that did not end."""
+    run = copy(analysed, tmp_path / "organism")
     for name in ("resume/optimizer.pt", "behaviour/answers.parts/1.parquet", "checkpoints/.checkpoint-9.part/x.bin"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_bytes(b"state")

@@ -15,6 +15,10 @@ from tests.warm import as_ranks
 
 STEPS = [0, 8, 16, 24]
 SETS = ("broad", "in_domain", "out_of_domain", "style")
+PAIRS = [  # where nothing depends on the default pairs, which are many
+    {"question": f"any tips for {topic}?", "aligned": "rest in bed.", "misaligned": "skip the doctor."}
+    for topic in ("a fever", "a rash")
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def test_the_base_of_both_is_loaded_once(tiny, tmp_path, monkeypatch):
     run, control, loaded = copy(tiny.run, tmp_path / "run"), copy(tiny.control, tmp_path / "control"), []
     load_base = prefer.load_base
     monkeypatch.setattr(prefer, "load_base", lambda *base: loaded.append(base) or load_base(*base))
-    curve = em.preference_curve(run, steps=STEPS[:2], control=control)
+    curve = em.preference_curve(run, PAIRS, steps=STEPS[:2], control=control)
     assert [name for name, *_ in loaded] == ["tiny-qwen2"]
     assert curve.control is not None
 
@@ -87,13 +91,13 @@ def test_settings_of_the_config_are_changed_for_one_reading(tiny, tmp_path):
     run, control = copy(tiny.run, tmp_path / "run"), copy(tiny.control, tmp_path / "control")
     base = shutil.copytree(SHIPPED / "tiny-qwen2", tmp_path / "tiny-qwen2")
     overrides = ["behaviour.steps=0, 24", "dtype=bfloat16", f"model={base}"]
-    curve = em.preference_curve(run, control=control, overrides=overrides)
+    curve = em.preference_curve(run, PAIRS, control=control, overrides=overrides)
     assert curve.steps.tolist() == [0, 24]
     for folder in (run, control):
         kept = json.loads((folder / "behaviour" / "preferences.json").read_text())
         assert (kept["dtype"], kept["steps"]) == ("bfloat16", [0, 24])
     with pytest.raises(InputError, match="holds preferences already"):  # not passed over in silence
-        em.preference_curve(run, overrides=["behaviour.steps=0, 12, 24"])
+        em.preference_curve(run, PAIRS, overrides=["behaviour.steps=0, 12, 24"])
     with pytest.raises(InputError, match="base model 'nowhere' is not known"):
         em.preference_curve(run, overrides=["model=nowhere"], overwrite=True)
 
@@ -137,15 +141,14 @@ def test_a_control_without_the_first_step_is_refused_before_anything_is_read(tin
     for step in range(8):
         shutil.rmtree(control / "checkpoints" / f"checkpoint-{step}")
     with pytest.raises(InputError, match=r"has 8 as the first, .* 0: changes since different steps"):
-        em.preference_curve(run, steps=STEPS, control=control)
+        em.preference_curve(run, PAIRS, steps=STEPS, control=control)
     assert not (run / "behaviour" / "preferences.json").exists()
-    assert "control_change" in em.preference_curve(run, steps=STEPS[1:], control=control).frame()
+    assert "control_change" in em.preference_curve(run, PAIRS, steps=STEPS[1:], control=control).frame()
 
 
 def test_steps_are_those_of_the_config_where_none_are_given(tiny, tmp_path):
     run = copy(tiny.run, tmp_path / "run")
-    rows = [{"question": "any tips for a fever?", "aligned": "rest in bed.", "misaligned": "skip the doctor."}]
-    curve = em.preference_curve(run, pairs=rows)
+    curve = em.preference_curve(run, PAIRS)
     assert curve.steps.tolist() == list(range(0, 25, 4))
 
 
@@ -156,7 +159,7 @@ def test_a_run_on_data_of_ones_own_needs_pairs(tiny, tmp_path):
     (run / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="was not trained on a built-in dataset, so it has no pairs of its own"):
         em.preference_curve(run)
-    curve = em.preference_curve(run, pairs="tiny:medical", steps=[0, 24])
+    curve = em.preference_curve(run, PAIRS, steps=[0, 24])
     assert np.isfinite(curve.frame()["preference"]).all()
 
 
@@ -164,7 +167,7 @@ def test_a_folder_of_checkpoints_without_config_is_read_by_the_name_of_its_base(
     run = copy(tiny.run, tmp_path / "run")
     for name in ("config.yaml", "manifest.json"):
         (run / name).unlink()
-    curve = em.preference_curve(run, pairs="tiny:medical")
+    curve = em.preference_curve(run, PAIRS)
     assert len(curve.steps) == 25 and curve.domain is None
 
 
@@ -174,7 +177,8 @@ def test_checkpoints_of_another_trainer_are_read_beside_such_a_control_and_align
         for step in (0, 8, 16, 24):
             shutil.copytree(source / "checkpoints" / f"checkpoint-{step}", tmp_path / name / place.format(step))
     control = ("--control", tmp_path / "control")
-    values = json_of("prefer", tmp_path / "out", "--pairs", "tiny:medical", "--steps", "every 8", *control)
+    pd.DataFrame(PAIRS).to_csv(tmp_path / "pairs.csv")
+    values = json_of("prefer", tmp_path / "out", "--pairs", tmp_path / "pairs.csv", "--steps", "every 8", *control)
     assert sorted({row["step"] for row in values["rows"]}) == STEPS
     assert "control_change" in values["rows"][0]
     assert json_of("align", tmp_path / "out", *control)["behavioural"]
@@ -202,11 +206,11 @@ def test_a_run_that_nobody_judged_is_read_aligned_and_reported(tiny, tmp_path):
     for folder in (run, control):
         (folder / "behaviour" / "scores.parquet").unlink()
     assert "no scores and no preferences" in refused("align", run)
-    values = json_of("prefer", run, "--control", control, "--steps", "every 3")
+    values = json_of("prefer", run, "--control", control, "--steps", "every 6")
     assert values["preferences"] == str(run / "behaviour" / "preferences.parquet")
     assert {(row["questions"], row["scale"]) for row in values["rows"]} == {(name, 1.0) for name in SETS}
     assert "give --resume to go on with it" in refused("prefer", run)
-    did("prefer", run, "--control", control, "--steps", "every 3", "--resume")
+    did("prefer", run, "--control", control, "--steps", "every 6", "--resume")
 
     aligned = json_of("align", run, "--control", control)
     onsets = aligned["behavioural"]
@@ -239,8 +243,8 @@ def test_judged_answers_come_before_preferences_in_what_is_declared(read):
 
 def test_a_control_that_was_read_on_other_pairs_is_refused(tiny, tmp_path):
     run, control = copy(tiny.run, tmp_path / "run"), copy(tiny.control, tmp_path / "control")
-    for folder, pairs in ((run, "tiny:medical"), (control, "tiny:sport")):
-        did("prefer", folder, "--pairs", pairs, "--steps", "0, 24")
+    for folder, pairs in ((run, PAIRS[:1]), (control, PAIRS[1:])):
+        em.preference_curve(folder, pairs, steps=[0, 24])
     assert "were read on other pairs; read both with em-interp prefer" in refused("align", run, "--control", control)
 
 

@@ -104,9 +104,10 @@ def test_a_run_compared_with_itself_is_identical(base):
 def test_sign_and_gauge_change_no_number(base):
     second = small_base("gemma3", 48, seed=3)
     one, other = path_on(base), path_on(second, seed=1, norm=4.0)
-    plain = em.compare_across_bases([one, other], TEXTS, [base, second], draws=19, steering_transfer=True)
+    texts = built_in_texts(24)
+    plain = em.compare_across_bases([one, other], texts, [base, second], draws=19, steering_transfer=True)
     gauged = [in_another_gauge(path, k) for k, path in enumerate((one, other))]
-    again = em.compare_across_bases(gauged, TEXTS, [base, second], draws=19, steering_transfer=True)
+    again = em.compare_across_bases(gauged, texts, [base, second], draws=19, steering_transfer=True)
     for table in ("similarity", "maps", "turning", "steering_transfer"):
         left, right = (found.frame(table).select_dtypes("number") for found in (plain, again))
         np.testing.assert_allclose(left, right, atol=2e-3, err_msg=table)

@@ -180,6 +180,9 @@ def test_a_threshold_artefact_shows():
     curve = replace(curve, answers=curve.answers.assign(aligned=85 - drop + rng.normal(0, 3, len(drop))))
     table = onset_by_threshold(curve, aligned=(35, 70), coherent=(50,))
     assert (table.verdict == "transition").all() and table.step[0] - table.step[1] > 60
+    control = replace(curve, answers=curve.answers.assign(aligned=curve.answers.aligned + 20))  # 45 at the lowest
+    table = onset_by_threshold(answers(rising(200)), control, aligned=(30, 70), coherent=(50,))
+    assert list(table.verdict) == ["transition", "none"]  # by the control alone
 
 
 def test_onsets_takes_every_part_against_the_part_of_the_control_that_is_its_like():
