@@ -73,7 +73,8 @@ def train(
 
             with quiet():
                 _train(run, settings, resume, overwrite, progress, processes)
-        processes.on_main(lambda: remove(run.resume_state))
+        with resumable(run.path):
+            processes.on_main(lambda: remove(run.resume_state))
     return run
 
 

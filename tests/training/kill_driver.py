@@ -40,7 +40,7 @@ def attempt(values: dict, out: Path, prepare: Callable[[], None]) -> str:
 
 
 def trained(values: dict, out: Path) -> str:
-    """What the training of this process ended with; Ctrl-C after its last step comes too late to count."""
+    """What the training of this process ended with; Ctrl-C between its end and here comes too late to count."""
     try:
         try:
             train(values, out, resume=True)
@@ -49,9 +49,7 @@ def trained(values: dict, out: Path) -> str:
     except InputError as error:
         return f"InputError: {error}"
     except KeyboardInterrupt as error:
-        if str(error):
-            return f"{type(error).__name__}: {error}"
-        train(values, out, resume=True)  # the state of the last step may not have been removed
+        return f"{type(error).__name__}: {error}" if str(error) else "finished"
     return "finished"
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from em_interp.training.plan import make_plan
 from em_interp.training.tokenize import encode_rows
 from em_interp.training.train import default_out, train
 from em_interp.utils.files import write_json
+from tests.interrupting import interrupt_call
 from tests.tiny import ROOT
 from tests.warm import Started
 
@@ -294,7 +296,7 @@ def test_ctrl_c_says_how_to_resume_loses_nothing_and_can_be_resumed(stopped):
     *interrupted, last = endings["stopped_by_ctrl_c"]
     assert interrupted and last == "finished"
     for said in interrupted:
-        assert said.startswith("Interrupted: interrupted with step ")
+        assert said.startswith("Interrupted: interrupted")
         assert said.endswith(f"resume=True continues in {folder / 'stopped_by_ctrl_c'}")
     assert contents(folder / "stopped_by_ctrl_c") == contents(folder / "whole")
 
@@ -344,6 +346,14 @@ def test_a_run_killed_after_its_last_step_and_before_its_log_says_so_is_resumed(
     train(values, run.path, resume=True)
     assert not run.resume_state.exists()
     assert contents(run.path) == {name: data for name, data in whole.items() if not name.startswith("resume")}
+
+
+def test_ctrl_c_as_the_last_state_is_removed_says_how_to_resume(settings, tmp_path, monkeypatch):
+    interrupt_call(monkeypatch, sys.modules["em_interp.training.train"], "remove", 1)
+    values = settings(data=[{"dataset": "tiny:medical", "steps": 2}])
+    with pytest.raises(KeyboardInterrupt, match="nothing is lost, resume=True continues in"):
+        train(values, tmp_path / "run")
+    assert not train(values, tmp_path / "run", resume=True).resume_state.exists()
 
 
 def test_an_interrupted_run_has_its_log_and_its_last_state(long_run, tmp_path):
