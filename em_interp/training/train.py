@@ -73,8 +73,8 @@ def train(
 
             with quiet():
                 _train(run, settings, resume, overwrite, progress, processes)
-        with resumable(run.path):
-            processes.on_main(lambda: remove(run.resume_state))
+        else:
+            processes.on_main(lambda: remove(run.resume_state))  # a kill may have come before
     return run
 
 
@@ -107,6 +107,7 @@ def _train(
         except KeyboardInterrupt:
             saved = f" with step {run.steps()[-1]} of {plan.steps} saved" if run.steps() else ""
             raise Interrupted(run.path, saved) from None
+        processes.on_main(lambda: remove(run.resume_state))
 
 
 def _prepare(config: RunConfig) -> tuple[Plan, Examples, Trainable, dict[str, Any]]:
