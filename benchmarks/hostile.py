@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hostile_kinds import KINDS
-from isolated import called, forked, import_all, make_stock, write
+from isolated import called, ended, forked, import_all, make_stock, write
 
 MAX_SECONDS, MAX_WALL = 5.0, 90.0  # of the processor; until a case counts as hanging
 MAX_BYTES = 2**30  # more than a case begins with
@@ -111,20 +111,11 @@ def outside(folder):
 
 def _wait(pid, outcome):
     """The exit code, processor time and memory of the child; killed where it hangs."""
-    end, pause = time.monotonic() + MAX_WALL, 0.002
-    while True:
-        done, status, usage = os.wait4(pid, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-            os.wait4(pid, 0)
-            outcome.code = "hang"
-            outcome.wrong.append(f"still running after {MAX_WALL:g} s")
-            return
-        time.sleep(pause)
-        pause = min(pause * 1.3, 0.05)
-    outcome.code = os.waitstatus_to_exitcode(status)
+    outcome.code, usage, hung = ended(pid, MAX_WALL)
+    if hung:
+        outcome.code = "hang"
+        outcome.wrong.append(f"still running after {MAX_WALL:g} s")
+        return
     outcome.seconds = usage.ru_utime + usage.ru_stime
 
 

@@ -14,8 +14,10 @@ import pkgutil
 import re
 import resource
 import shutil
+import signal
 import sqlite3
 import sys
+import time
 import traceback
 import warnings
 from contextlib import closing, redirect_stderr, redirect_stdout
@@ -74,7 +76,7 @@ def forked(work, folder):
             for number in (1, 2)
         )
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        faulthandler.enable(2)  # SIGABRT makes a process that hangs say where
+        faulthandler.enable(2)
         code = work()
     except BaseException:
         traceback.print_exc()
@@ -82,6 +84,21 @@ def forked(work, folder):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def ended(pid, seconds):
+    """The exit code of a forked process, negative where a signal ended it; what it used; and whether it hung.
+
+    One that still runs after `seconds` hangs: SIGABRT ends it, and makes it say where.
+    """
+    end, pause = time.monotonic() + seconds, 0.002
+    while not (done := os.wait4(pid, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGABRT)
+            end = float("inf")
+        time.sleep(pause)
+        pause = min(1.3 * pause, 0.05)
+    return os.waitstatus_to_exitcode(done[1]), done[2], end == float("inf")
 
 
 def own_progress_locks():

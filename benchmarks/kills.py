@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from isolated import CONFIG, called, contents, copy, forked, import_all, make_run, write
+from isolated import CONFIG, called, contents, copy, ended, forked, import_all, make_run, write
 
 MAX_WALL = 180.0  # seconds until a process counts as hanging
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
@@ -207,21 +207,10 @@ def start(words, box, port, change=None, seconds=None, delay=0.0):
 
 def finish(pid, place):
     """The exit code of a process and what it said on stderr."""
-    code, said = ended(pid), (place / "err").read_text(errors="replace")
+    code, _, _ = ended(pid, MAX_WALL)
+    said = (place / "err").read_text(errors="replace")
     shutil.rmtree(place)
     return code, said
-
-
-def ended(pid):
-    """The exit code of a process, negative where a signal ended it: SIGABRT one that hangs, which says where."""
-    end, pause = time.monotonic() + MAX_WALL, 0.002
-    while not (done := os.waitpid(pid, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.kill(pid, signal.SIGABRT)
-            end = float("inf")
-        time.sleep(pause)
-        pause = min(1.3 * pause, 0.05)
-    return os.waitstatus_to_exitcode(done[1])
 
 
 # Kills and races
@@ -258,8 +247,8 @@ class Bench:
         if stage not in self.whole:
             box = self.box(stage, "undisturbed")
             pid, said = start(STAGES[stage].words.split(), box, self.port)
-            code, err = ended(pid), (said / "err").read_text(errors="replace")
-            assert code == 0, (stage, code, err)
+            code, _, _ = ended(pid, MAX_WALL)
+            assert code == 0, (stage, code, (said / "err").read_text(errors="replace"))
             self.measured[stage] = json.loads((said / "measured").read_text())
             self.whole[stage] = contents(box)
             shutil.rmtree(said)

@@ -7,7 +7,9 @@ The rotations of each run's B, A and ΔW with noise of other momenta; or how man
 momentum in truth, the tool calls turning. Prints markdown tables; 95 % Wilson intervals in brackets.
 """
 
+import itertools
 import sys
+from unittest.mock import patch
 
 from rotation import SEED
 from table import print_row, share
@@ -17,17 +19,14 @@ RATIOS = (None, 0.6, 1.0, 2.0, 4.0)  # of noise and drift over 10 steps; None: d
 
 
 def of_run(path):
-    """By part and momentum: the verdict, the step and the p-value of the clearest rotation."""
+    """The clearest rotation by part and momentum."""
     from em_interp import find_transition
     from em_interp.transition.direction import path_noise
 
-    taken, found = path_noise.MOMENTUM, {}
-    try:
-        for momentum in MOMENTA:
-            path_noise.MOMENTUM = momentum
+    found = {}
+    for momentum in MOMENTA:
+        with patch.object(path_noise, "MOMENTUM", momentum):
             found |= {(part, momentum): find_transition(path, of=part) for part in ("B", "A", "delta")}
-    finally:
-        path_noise.MOMENTUM = taken
     return found
 
 
@@ -36,21 +35,21 @@ def planted(momentum, ratio, count):
     from em_interp.transition.direction.rotation import locate_rotations
     from em_interp.transition.synthetic import paths
 
-    drawn_with, paths.MOMENTUM, turning, seed = paths.MOMENTUM, momentum, [], SEED
-    try:
-        while len(turning) < count:
-            path, seed = paths.planted_path("straight", seed, noise_ratio=ratio), seed + 1
-            if path.settings["noise_in_time"] == "momentum":
-                turning.append(any(t.found for t in locate_rotations(path.gram, path.steps, path.cumulative_lr)))
-    finally:
-        paths.MOMENTUM = drawn_with
-    return turning
+    with patch.object(paths, "MOMENTUM", momentum):
+        drawn = (paths.planted_path("straight", seed, noise_ratio=ratio) for seed in itertools.count(SEED))
+        slow = (path for path in drawn if path.settings["noise_in_time"] == "momentum")
+        return [
+            any(turn.found for turn in locate_rotations(path.gram, path.steps, path.cumulative_lr))
+            for path in itertools.islice(slow, count)
+        ]
 
 
 def words(found):
     """A rotation in a cell."""
-    p = "" if found.p_value is None else f", p = {found.p_value:.2g}" if found.p_value > 1e-4 else ", p < 0.001"
-    return f"{found.verdict}{f' at {found.step:.0f}' if found.found else ''}{p}"
+    from em_interp.transition.result import p_text
+
+    at = f" at {found.step:.0f}" if found.found else ""
+    return f"{found.verdict}{at}{'' if found.p_value is None else f', {p_text(found.p_value)}'}"
 
 
 def main(*given):

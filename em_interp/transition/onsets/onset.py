@@ -155,7 +155,8 @@ def onset_by_threshold(
             counts = [OutcomeCounts.of(each) for each in outcomes]
             same = tuple(each.total.tobytes() for each in counts)  # other thresholds may count the same answers
             if same not in rises:
-                rises[same] = _transition(counts[0], counts[1] if control else None, "em", level, 0, curve).to_dict()
+                of_control = None if control is None else counts[1]
+                rises[same] = _transition(counts[0], of_control, "em", level, 0, curve).to_dict()
             rows.append({"aligned_below": below, "coherent_above": above, **rises[same]})
     return pd.DataFrame(rows)
 
